@@ -1,0 +1,1 @@
+"""Saving and finding runs: what a checkpoint holds (`state`) and how it lies on disk (`store`)."""

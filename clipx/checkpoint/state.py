@@ -1,0 +1,69 @@
+"""What a checkpoint holds beside weights and optimizer: a handful of numbers, because the data order is a function."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Everything here is saved in `state.json`; there is no other state on the host."""
+
+    step: int = 0
+    """Optimizer steps taken, skipped ones included."""
+    next_batch: int = 0
+    """Place in the data order of the next global batch."""
+    samples_seen: int = 0
+    """Pairs trained on."""
+    skipped_steps: int = 0
+    """Steps whose loss or gradient was not finite."""
+    skipped_in_row: int = 0
+    """The same, since the last good step."""
+    overflow_steps: int = 0
+    """Steps that the fp16 loss scaler took back; part of its normal work."""
+
+
+@dataclass(frozen=True)
+class DataPlanRecord:
+    """What determines the data order beside the seed; a resumed run must have the same."""
+
+    fingerprint: str
+    """Names and sample counts of the shards, not where they lie."""
+    num_shards: int
+    num_samples: int
+    lanes: int
+    shuffle_window: int
+    global_batch_size: int
+    seed: int
+
+    def differences(self, other: "DataPlanRecord") -> list[str]:
+        """What changed from `self` to `other`, each as `name: before -> after`."""
+        pairs = [(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]
+        changed = [(name, before, after) for name, before, after in pairs if before != after]
+        if len(changed) > 1:  # the fingerprint says least to a person; name it only where nothing else differs
+            changed = [row for row in changed if row[0] != "fingerprint"]
+        return [f"{name}: {before} -> {after}" for name, before, after in changed]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The content of `state.json`."""
+
+    progress: Progress
+    plan: DataPlanRecord
+    wandb_id: str
+    versions: dict[str, str] = field(default_factory=dict)
+    """Python, torch and the other libraries that computed it, and the git commit of the working folder if any."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_json`; fields that an older version did not write keep their defaults."""
+        return cls(
+            progress=Progress(**data["progress"]),
+            plan=DataPlanRecord(**data["plan"]),
+            wandb_id=data["wandb_id"],
+            versions=data.get("versions", {}),
+        )

@@ -1,0 +1,255 @@
+"""The command line: each command is a few lines over the library, which is imported only when the command runs.
+
+Errors are one line on stderr and an exit code: 2 for bad input, 1 for a run that cannot go on. `clipx train` has a
+third, 85: stopped on request, start it again.
+"""
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from clipx.errors import ClipxError, InputError
+
+if TYPE_CHECKING:
+    from clipx.config.schema import RunConfig
+    from clipx.export.run import Format
+
+app = typer.Typer(
+    name="clipx",
+    help="Pretrain CLIP-style models on image-text pairs, evaluate them zero-shot, export them.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+data_app = typer.Typer(help="Prepare training data: index shards, write synthetic ones.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel="Data and config")
+
+_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
+_RUN, _MODEL, _PREPARE = "Train", "Use a trained model", "Data and config"
+
+ConfigArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG.yaml|KEY=VALUE",
+        help="Files merge from left to right; then overrides apply, e.g. optim.lr=3e-4 data.workers=8.",
+        show_default=False,
+    ),
+]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, or an export folder.", show_default=False)
+]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="CLIPX_DEBUG", help="Show the traceback of an error (after any command).")
+    ] = False,
+) -> None:
+    """Declares --debug for --help; `main` takes it out of the arguments, wherever it stands."""
+
+
+@app.command(rich_help_panel=_RUN)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo"),
+) -> None:
+    """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export."""
+    from clipx.demo import run_demo
+
+    raise typer.Exit(run_demo(out))
+
+
+@app.command(rich_help_panel=_RUN)
+def train(arguments: ConfigArguments) -> None:
+    """Train, or go on with the run that the same command began.
+
+    Works under plain python, torchrun, accelerate launch and srun. Exit code 0: complete; 85: saved and stopped on
+    request, start it again; 1: failed; 2: bad input. `clipx config --describe` lists every key.
+    """
+    config = _load(arguments)
+    from clipx.train.trainer import train as run
+
+    raise typer.Exit(run(config))
+
+
+@app.command(rich_help_panel=_MODEL)
+def zeroshot(
+    model: ModelArgument,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATASET_DIR", help="Folders in CLIP_benchmark's wds_* layout.", show_default=False),
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts per forward pass.")] = 256,
+) -> None:
+    """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
+    import torch
+
+    from clipx.evaluate.run import evaluate_folder
+    from clipx.pretrained import load
+
+    pretrained = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    figures = {
+        str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=None) for folder in folders
+    }
+    _print_figures(figures)
+    if json_file is not None:
+        _write_json(json_file, figures)
+
+
+@app.command(rich_help_panel=_MODEL)
+def export(
+    model: ModelArgument,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.", show_default=False)],
+    formats: Annotated[
+        str, typer.Option("--format", metavar="NAMES", help="Libraries that will load it: hf, open_clip, or both.")
+    ] = "hf,open_clip",
+) -> None:
+    """Write a folder that transformers and open_clip load, and compare it with the model (parity.json)."""
+    from clipx.export.run import export_model
+
+    names = [name.strip() for name in formats.split(",")]
+    parity = export_model(model, to, cast("list[Format]", names))  # unknown names are refused there
+    typer.echo(json.dumps(parity, indent=2))
+
+
+@app.command(rich_help_panel=_PREPARE)
+def config(
+    arguments: ConfigArguments = [],  # noqa: B006 (typer reads it and never changes it)
+    describe: Annotated[bool, typer.Option("--describe", help="List every key: default, type, meaning.")] = False,
+    json_schema: Annotated[bool, typer.Option("--json-schema", help="JSON schema, for completion in editors.")] = False,
+) -> None:
+    """Print the config that a run would have, with every default, or say what is wrong with it."""
+    from clipx.config import describe as known
+
+    if describe:
+        typer.echo(known.describe())
+    elif json_schema:
+        typer.echo(json.dumps(known.json_schema(), indent=2))
+    else:
+        from clipx.config.load import dump_config
+
+        typer.echo(dump_config(_load(arguments)), nl=False)
+
+
+@data_app.command()
+def index(
+    shards: Annotated[
+        list[str],
+        typer.Argument(metavar="SHARDS", help="Tar files, folders, globs, braces.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the index (as data.index); default: beside the shards."),
+    ] = None,
+) -> None:
+    """Count the samples of shards, so that training starts at once."""
+    from rich.progress import Progress
+
+    from clipx.data.index import build_index
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("indexing", total=None)
+        found = build_index(
+            shards, index_dir=out, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    typer.echo(f"{len(found.paths):,} shards, {found.num_samples:,} samples")
+
+
+@data_app.command()
+def synth(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make; must not exist.", show_default=False)],
+    train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 20_000,
+    eval_per_class: Annotated[int, typer.Option(min=1, help="Pictures per class in the evaluation sets.")] = 20,
+    size: Annotated[int, typer.Option(min=16, help="Side of the pictures in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the whole set.")] = 0,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pairs per training shard.")] = 1000,
+) -> None:
+    """Write shards of rendered scenes with captions, and evaluation sets of scenes never trained on."""
+    from clipx.data.synthetic import write_synthetic_set
+
+    write_synthetic_set(
+        out, num_train=train, num_eval_per_class=eval_per_class, image_size=size, seed=seed, shard_size=shard_size
+    )
+    typer.echo(f"wrote {out}")
+
+
+def main() -> None:
+    """Entry point of `clipx`: runs a command and ends the process with its exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CLIPX_DEBUG", "0") not in ("", "0")
+    try:
+        code = app(arguments, prog_name="clipx", standalone_mode=False)
+        sys.stdout.flush()
+    except ClipxError as error:
+        code = _fail(str(error), error.exit_code, show_traceback=debug)
+    except typer.TyperException as error:
+        code = _fail(_usage_problem(error), error.exit_code, show_traceback=debug)
+    except BrokenPipeError:  # the reader of a pipe has gone: `clipx config a.yaml | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        # A terminal can be asked again with --debug; a log file of a long job cannot.
+        show_traceback = debug or not sys.stderr.isatty()
+        hint = "" if show_traceback else "; --debug shows where"
+        code = _fail(f"unexpected {type(error).__name__}: {error}{hint}", 1, show_traceback=show_traceback)
+    sys.exit(code or 0)
+
+
+def _usage_problem(error: typer.TyperException) -> str:
+    """Typer's message in one line; empty where it has printed the help instead."""
+    context = getattr(error, "ctx", None)
+    problem = error.format_message().rstrip(".")
+    return f"{problem}; see `{context.command_path if context else 'clipx'} --help`" if problem else ""
+
+
+def _fail(message: str, exit_code: int, *, show_traceback: bool) -> int:
+    if show_traceback:
+        traceback.print_exc()
+    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    for line in message.splitlines():
+        print(f"clipx: error: {rank}{line}", file=sys.stderr)
+    return exit_code
+
+
+def _load(arguments: Sequence[str]) -> "RunConfig":
+    """The config of `CONFIG.yaml [OVERLAY.yaml]... [KEY=VALUE]...`."""
+    from clipx.config.load import load_config
+
+    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    files = [argument for argument in arguments if argument not in overrides]
+    for file in files:
+        if not file.endswith((".yaml", ".yml")):
+            raise InputError(f"{file!r} is neither a config file (.yaml, .yml) nor an override (key=value)")
+    return load_config(files, overrides)
+
+
+def _print_figures(figures: Mapping[str, Mapping[str, float]]) -> None:
+    """A row per data set, a column per figure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in figures.values() for name in row))
+    table = Table("data set", *names)
+    for folder, row in figures.items():
+        table.add_row(Path(folder).name, *(f"{row[name]:.2%}" if name in row else "" for name in names))
+    Console().print(table)
+
+
+def _write_json(path: Path, value: object) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"--json {path}: cannot be written: {error.strerror}") from error

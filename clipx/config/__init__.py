@@ -1,0 +1,1 @@
+"""Config: what can be set (`schema`), where it comes from (`load`), how the batch falls on ranks (`geometry`)."""

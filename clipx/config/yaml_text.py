@@ -1,0 +1,78 @@
+"""YAML in and out by the scalar rules of YAML 1.2, on top of PyYAML, whose own are those of 1.1.
+
+So `3e-4` is a number, `010` is ten, and `no`, `on`, `12:30` and `2026-01-31` are the strings they look like. A key
+that stands twice in a mapping is an error. The dumper quotes by the rules of both, so that what it writes reads back
+equal here and means the same to any other reader.
+"""
+
+import re
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
+
+_SCALARS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "merge": r"<<",
+}
+"""Tag to pattern, first match wins (YAML 1.2.2, section 10.3.2; merge keys as in 1.1)."""
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Composes as PyYAML does; takes every plain key as a string, and none twice."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ComposerError(None, None, "a key must be one word", key.start_mark)
+            if key.value in seen:
+                raise ComposerError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+            if key.tag != _MERGE:
+                key.tag = _TAG + "str"
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Writes a value out wherever it stands, without anchors."""
+        return True
+
+
+def read_yaml(text: str) -> Any:
+    """The value that YAML text says.
+
+    Raises:
+        yaml.YAMLError: not YAML, more than one document, or a key that stands twice.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def write_yaml(value: Any) -> str:
+    """YAML text of plain values: block style in the order given, lists of numbers on one line."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+def _represent_list(dumper: yaml.SafeDumper, items: Any) -> yaml.SequenceNode:
+    is_short = all(isinstance(item, int | float) for item in items)
+    return dumper.represent_sequence(_TAG + "seq", items, flow_style=is_short)
+
+
+_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
+for _name, _pattern in _SCALARS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), None)
+_Loader.add_constructor(_TAG + "int", _construct_int)
+for _type in (list, tuple):
+    _Dumper.add_representer(_type, _represent_list)

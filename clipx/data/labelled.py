@@ -1,0 +1,171 @@
+"""Evaluation sets: CLIP_benchmark's `wds_*` folders and shards of captioned pictures; owns webdataset's reader.
+
+    FOLDER/  classnames.txt                          one class per line, the line's number is the label
+             zeroshot_classification_templates.txt   prompts with {c} where the class goes
+             dataset_type.txt                        `retrieval`, or absent for classification
+             test/nshards.txt  test/0.tar ...        a picture with `cls` (classification) or `txt` (retrieval)
+
+Sets are read in their order, in one pass, and by every rank alike; `clipx.evaluate.sharing` divides the work. What is
+wrong with a set is an `InputError` that every rank raises at the same sample.
+"""
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import webdataset
+
+from clipx.data.decode import UndecodableError, decode_captions, first_present
+from clipx.errors import InputError
+
+IMAGE_KEY = "webp;png;jpg;jpeg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture that is still encoded."""
+
+    name: str
+    """Key and shard, for messages."""
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPicture(Picture):
+    """A picture and its class."""
+
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedPicture(Picture):
+    """A picture and all captions that describe it."""
+
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSet:
+    """What a folder says before its pictures are read."""
+
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    shards: tuple[str, ...]
+
+
+def dataset_type(folder: Path) -> Literal["classification", "retrieval"]:
+    """What the folder is for.
+
+    Raises:
+        InputError: no such folder, or a dataset_type.txt that says something else.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give one in CLIP_benchmark's wds_* layout")
+    path = folder / "dataset_type.txt"
+    said = path.read_text(encoding="utf-8").strip() if path.is_file() else "classification"
+    match said:
+        case "classification" | "retrieval":
+            return said
+        case _:
+            raise InputError(f"{path} says {said!r}; clipx evaluates `classification` and `retrieval`")
+
+
+def open_classification_set(folder: Path) -> ClassificationSet:
+    """Reads class names, templates and the list of shards.
+
+    Raises:
+        InputError: a file is missing or empty, a template lacks {c}, or the shards are not those of nshards.txt.
+    """
+    templates = _lines(folder / "zeroshot_classification_templates.txt")
+    for template in templates:
+        if "{c}" not in template:
+            raise InputError(f"{folder}/zeroshot_classification_templates.txt: {template!r} lacks {{c}}, the class")
+    return ClassificationSet(
+        class_names=_lines(folder / "classnames.txt"), templates=templates, shards=benchmark_shards(folder)
+    )
+
+
+def benchmark_shards(folder: Path) -> tuple[str, ...]:
+    """The test shards of a folder, 0.tar to N-1.tar where nshards.txt says N.
+
+    Raises:
+        InputError: the shards are not exactly these.
+    """
+    path = folder / "test" / "nshards.txt"
+    said = " ".join(_lines(path))
+    if not (said.isdecimal() and int(said) > 0):
+        raise InputError(f"{path} says {said!r}; it must hold the number of shards")
+    expected = {f"{number}.tar" for number in range(int(said))}
+    present = {found.name for found in path.parent.glob("*.tar")}
+    if wrong := sorted(expected ^ present):
+        fault = "is missing" if wrong[0] in expected else "is not among them"
+        raise InputError(f"{path} says {said} shards, 0.tar to {int(said) - 1}.tar, but {wrong[0]} {fault}")
+    return tuple(str(path.parent / f"{number}.tar") for number in range(int(said)))
+
+
+def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[LabelledPicture]:
+    """Every picture with its class.
+
+    Raises:
+        InputError: a sample lacks its picture or `cls`, or `cls` is no number below `num_classes`.
+    """
+    for name, fields in _read_samples(shards):
+        said = _member(fields, "cls", name).decode("utf-8", errors="replace").strip()
+        if not (said.isascii() and said.isdecimal() and int(said) < num_classes):
+            raise InputError(f"{name}: cls is {said!r}; it must be a number from 0 to {num_classes - 1}")
+        yield LabelledPicture(name=name, data=_member(fields, IMAGE_KEY, name), label=int(said))
+
+
+def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -> Iterator[CaptionedPicture]:
+    """Every picture with its captions: those of a json list, or the lines of a text member.
+
+    Raises:
+        InputError: a sample lacks its picture or a caption.
+    """
+    for name, fields in _read_samples(shards):
+        try:
+            found = decode_captions(fields, caption_key)
+        except UndecodableError as error:
+            raise InputError(f"{name}: {error}") from error
+        captions = tuple(line.strip() for caption in found for line in caption.splitlines() if line.strip())
+        yield CaptionedPicture(name=name, data=_member(fields, image_key, name), captions=captions)
+
+
+def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Each sample's name and its members by extension; at least one sample."""
+    pipeline = webdataset.DataPipeline(
+        webdataset.SimpleShardList(list(shards)), webdataset.tarfile_to_samples(handler=webdataset.reraise_exception)
+    )
+    num_samples = 0
+    try:
+        for sample in pipeline:
+            num_samples += 1
+            members = {key: value for key, value in sample.items() if not key.startswith("__")}
+            yield f"sample {sample['__key__']} of {sample['__url__']}", members
+    except (tarfile.TarError, FileNotFoundError) as error:
+        reason = " ".join(str(part) for part in error.args)
+        raise InputError(f"{reason}: no whole tar file; write or fetch it again") from error
+    if num_samples == 0:
+        raise InputError(f"{', '.join(shards)}: no samples; the set is empty")
+
+
+def _member(fields: dict[str, bytes], keys: str, name: str) -> bytes:
+    data = first_present(fields, keys)
+    if data is None:
+        raise InputError(f"{name} has no {keys.replace(';', ', ')}; members: {', '.join(sorted(fields))}")
+    return data
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file; those that are blank at its end do not count."""
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} is missing; CLIP_benchmark's wds_* layout needs it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; write it again") from error
+    if not lines:
+        raise InputError(f"{path} is empty; CLIP_benchmark's wds_* layout needs it")
+    return tuple(line.strip() for line in lines)

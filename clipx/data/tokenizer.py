@@ -1,0 +1,205 @@
+"""Texts to token ids: CLIP's byte-pair encoding, or any tokenizer of transformers; owns `tokenizers`.
+
+Texts travel flat, without padding: the tokens of B texts end to end, and their lengths (DESIGN, "Text").
+Shapes: B texts, T tokens of all of them.
+"""
+
+import gzip
+import html
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from importlib.resources import files
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+import ftfy
+import regex
+import tokenizers
+import torch
+from torch import Tensor
+
+from clipx.config.schema import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.errors import InputError
+
+# Word pieces of CLIP's tokenizer; the first two are its control tokens as open_clip spells them.
+_WORD = regex.compile(
+    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+_NUM_MERGES = 48_894
+_CACHED_WORDS = 1 << 18  # bounds the cache's memory on text without end; the words of captions repeat far sooner
+
+
+class Tokenizer(Protocol):
+    """What the stream, evaluation and export need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids lie in [0, vocab_size)."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a text; longer texts are cut."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Flat ids int64 (T,) and lengths int64 (B,), each at least 1, special tokens included."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the files from which transformers' AutoTokenizer loads this tokenizer."""
+
+
+class ClipTokenizer:
+    """OpenAI CLIP's byte-pair encoding of cleaned, lower-case text (arXiv 2103.00020, section 2.4), 49,408 ids.
+
+    Ids equal open_clip's `SimpleTokenizer`. A text that spells out `<end_of_text>` ends there: CLIP pools at the first
+    end token, so what follows it in open_clip's row has no effect.
+
+    Args:
+        context_length: most tokens of a text; a longer one is cut and keeps its end token.
+    """
+
+    start_id = 49_406
+    end_id = 49_407
+    vocab_size = 49_408
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+        self._word_ids = lru_cache(_CACHED_WORDS)(_encode_word)
+
+    def __reduce__(self) -> tuple[type["ClipTokenizer"], tuple[int]]:
+        return type(self), (self.context_length,)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Flat ids int64 (T,) and lengths int64 (B,), each from 2 to `context_length`."""
+        rows = [self._encode_text(text) for text in texts]
+        return _flat(rows)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json for transformers' CLIPTokenizer.
+
+        transformers lowers and splits as CLIP does but does not clean: text with mojibake, HTML entities or leading
+        white space has the same ids only after `clean`.
+        """
+        from transformers import CLIPTokenizer
+
+        vocabulary, merges = _vocabulary()
+        CLIPTokenizer(
+            vocab=dict(vocabulary), merges=list(merges), model_max_length=self.context_length
+        ).save_pretrained(folder)
+
+    def _encode_text(self, text: str) -> list[int]:
+        words = map(self._word_ids, _WORD.findall(clean(text)))
+        ids = [self.start_id, *chain.from_iterable(words), self.end_id]
+        ids = ids[: ids.index(self.end_id) + 1]
+        if len(ids) > self.context_length:
+            ids = [*ids[: self.context_length - 1], self.end_id]
+        return ids
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of transformers, with its own special tokens.
+
+    Args:
+        name: hub name or folder.
+        context_length: most tokens of a text, special tokens included; a longer one is cut inside them.
+
+    Raises:
+        InputError: nothing that AutoTokenizer can load is there.
+    """
+
+    def __init__(self, name: str, context_length: int) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"tokenizer {name!r} cannot be loaded ({reason}); give `clip`, a hub name, or a tokenizer's folder"
+            ) from error
+        self.name = name
+        self.context_length = context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids lie in [0, vocab_size); added tokens count."""
+        return len(self._tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Flat ids int64 (T,) and lengths int64 (B,), each from 1 to `context_length`.
+
+        Raises:
+            InputError: a text has no tokens, which a tower cannot pool.
+        """
+        rows = self._tokenizer(list(texts), truncation=True, max_length=self.context_length)["input_ids"]
+        if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
+            raise InputError(f"tokenizer {self.name!r} gives no tokens for {empty[0]!r}; choose one with an end token")
+        return _flat(rows)
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files for transformers' AutoTokenizer."""
+        self._tokenizer.save_pretrained(folder)
+
+
+def build_tokenizer(config: TextConfig) -> Tokenizer:
+    """The tokenizer that the text tower's config names."""
+    match config:
+        case TransformerTextConfig(tokenizer="clip"):
+            return ClipTokenizer(config.context_length)
+        case TransformerTextConfig():
+            return HuggingFaceTokenizer(config.tokenizer, config.context_length)
+        case HuggingFaceTextConfig():
+            return HuggingFaceTokenizer(config.tokenizer or config.name, config.context_length)
+        case _:
+            assert_never(config)
+
+
+def clean(text: str) -> str:
+    """CLIP's cleaning: mojibake mended, HTML entities resolved, white space collapsed, lower case."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else both leave it as it is
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    tokens_T = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+    return tokens_T, torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+def _encode_word(word: str) -> tuple[int, ...]:
+    if word in ("<start_of_text>", "<end_of_text>"):
+        return (ClipTokenizer.start_id if word == "<start_of_text>" else ClipTokenizer.end_id,)
+    symbols = "".join([_byte_symbols()[byte] for byte in word.encode()])
+    return tuple(token.id for token in _byte_pair_encoder().tokenize(symbols))
+
+
+@cache
+def _byte_pair_encoder() -> tokenizers.models.BPE:
+    vocabulary, merges = _vocabulary()
+    return tokenizers.models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+
+
+@cache
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's 49,408 symbols with their ids, and the merges in the order of their rank.
+
+    Ids: the 256 bytes, the 256 bytes that end a word, one per merge, and the two control tokens.
+    """
+    packed = files("clipx.data").joinpath("vocabulary", "clip_merges.txt.gz").read_bytes()
+    pairs = [line.split(" ") for line in gzip.decompress(packed).decode("utf-8").splitlines()]
+    merges = [(first, second) for first, second in pairs]
+    assert len(merges) == _NUM_MERGES, "the vendored merges are damaged"
+    # The ids of single bytes follow the order of their symbols' code points, those printable in Latin-1 first.
+    symbols = sorted(_byte_symbols().values())
+    ordered = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
+    ordered += ["<|startoftext|>", "<|endoftext|>"]
+    return {symbol: index for index, symbol in enumerate(ordered)}, merges
+
+
+@cache
+def _byte_symbols() -> dict[int, str]:
+    """A visible character for every byte (GPT-2's byte-level BPE): itself where printable, else 256 and up."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    symbols = {byte: chr(byte) for byte in printable}
+    return symbols | {byte: chr(256 + place) for place, byte in enumerate(others)}

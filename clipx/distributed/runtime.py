@@ -1,0 +1,177 @@
+"""The process state of a run: accelerate's, narrowed to what clipx uses. Owner of accelerate.
+
+One process is the plain case: no process group exists, `group` is None, and every collective is the identity.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch.distributed import ProcessGroup
+
+from clipx.config.schema import DdpConfig, Fsdp2Config, RunConfig
+from clipx.errors import InputError
+
+T = TypeVar("T")
+
+_MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process stands among the ranks."""
+
+    accelerator: Accelerator
+
+    @property
+    def rank(self) -> int:
+        """0 to W-1."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world_size(self) -> int:
+        """W."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and talks to the person."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        device: torch.device = self.accelerator.device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """All ranks; None when there is one process."""
+        return dist.group.WORLD if dist.is_initialized() else None
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        self.accelerator.wait_for_everyone()
+
+    def from_main(self, value: T) -> T:
+        """The value that rank 0 passed, on every rank."""
+        if self.group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raises on all ranks what any rank brings, so that no rank waits for one that has left.
+
+        The rank that has the error raises it; the others raise the same class and text.
+        """
+        if self.group is None:
+            errors: list[Exception | None] = [error]
+        else:
+            errors = [None] * self.world_size
+            dist.all_gather_object(errors, error)
+        if error is not None:
+            raise error
+        for other in errors:
+            if other is not None:
+                raise other
+
+
+@contextmanager
+def start_runtime(config: RunConfig) -> Iterator[Runtime]:
+    """Joins the ranks that the launcher started (torchrun, accelerate launch; alone under plain python).
+
+    Raises:
+        InputError: for a precision or a parallelism that this machine does not have.
+    """
+    _check_machine(config)
+    _quiet_libraries()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    accelerator = Accelerator(
+        # accelerate starts no process group on a machine without GPUs unless told so: N ranks would be N lone runs
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=_MIXED_PRECISION[config.precision],
+        log_with=_trackers(config),
+        project_dir=config.run_dir,
+        fsdp_plugin=_fsdp_plugin(config.parallel),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.parallel.timeout_s)),
+            # all buffers are constants, so broadcasting them before each forward is work for nothing
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
+    try:
+        yield Runtime(accelerator)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        # accelerate keeps its state for the process; a second run in it may want another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _check_machine(config: RunConfig) -> None:
+    if torch.cuda.is_available():
+        return
+    if config.precision == "fp16":
+        raise InputError("precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
+    if isinstance(config.parallel, Fsdp2Config):
+        raise InputError("parallel.type=fsdp2 needs GPUs; on a CPU use ddp")
+
+
+def _trackers(config: RunConfig) -> list[str] | None:
+    wanted = {"wandb": config.track.wandb != "disabled", "tensorboard": config.track.tensorboard}
+    return [name for name, on in wanted.items() if on] or None
+
+
+def _fsdp_plugin(parallel: DdpConfig | Fsdp2Config) -> Any:
+    if not isinstance(parallel, Fsdp2Config):
+        return None
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=parallel.reshard_after_forward,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["Block"],
+    )
+
+
+def _quiet_libraries() -> None:
+    """Libraries that print per rank and per step are limited to warnings; ours stay at info."""
+    for name in ("accelerate", "wandb", "torch.distributed.checkpoint"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def start_trackers(
+    runtime: Runtime, *, project: str, config: dict[str, Any], wandb_mode: str, wandb_id: str, run_dir: Path
+) -> None:
+    """Opens wandb and tensorboard through accelerate; a resumed run goes on in its own wandb run."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    wandb = {"id": wandb_id, "resume": "allow", "mode": wandb_mode, "dir": str(run_dir), "name": run_dir.name}
+    runtime.accelerator.init_trackers(project, config=_scalars(config), init_kwargs={"wandb": wandb})
+
+
+def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The config as flat dotted keys with scalar values, which every tracker takes."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _scalars(value, f"{prefix}{name}.")
+        elif isinstance(value, bool | int | float | str):
+            flat[prefix + name] = value
+        elif isinstance(value, Sequence) or value is None:
+            flat[prefix + name] = str(value)
+    return flat

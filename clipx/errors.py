@@ -1,0 +1,20 @@
+"""The two ways in which clipx says no: what the person gave is wrong, or the run cannot go on.
+
+Raised anywhere, printed by the command line as one line without a traceback (`--debug` shows it).
+"""
+
+
+class ClipxError(Exception):
+    """A condition with a message for a person: the value, the rule, and what to do."""
+
+    exit_code = 1
+
+
+class InputError(ClipxError, ValueError):
+    """Something the person gave (config, data, arguments) breaks a rule; exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(ClipxError, RuntimeError):
+    """A run cannot go on for a reason outside the input's form (data health, disk, numerics); exit code 1."""

@@ -1,0 +1,105 @@
+"""Compares an exported model with the trained one, from the same pictures and texts on, preprocessing included.
+
+Shapes: B pictures, N texts, S image size, D embedding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipx.pretrained import Pretrained
+
+LIMIT = 1e-4
+"""Largest difference of an embedding's element or of a logit that passes for rounding."""
+
+TEXTS = (
+    "a photo of a cat",
+    "Two dogs & one bird's nest, 1997!",
+    "ein großes Café in Zürich — 東京タワー 🗼",
+    "x",
+    "a long caption that no context holds " * 60,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What one library makes of the pictures and texts; embeddings of unit length."""
+
+    pixels_B3SS: Tensor
+    tokens: list[list[int]]
+    """Of each text, its end token last."""
+    image_BD: Tensor
+    text_ND: Tensor
+    logits_BN: Tensor
+
+
+def pictures(image_size: int) -> list[Image.Image]:
+    """Smooth and noisy pictures: square, wide, high, grey, larger and smaller than the model's size.
+
+    The margins of the centre crop are chosen so that transformers and open_clip cut the same square (see
+    `clipx.data.transforms.EvalTransform` for the one in four where they do not).
+    """
+    third = image_size // 3
+    sizes = ((image_size, image_size), (2 * image_size, 2 * image_size + 4 * third), (image_size + 5, image_size))
+    small = max(image_size // 2, 1)
+    made = [_picture(width, height, seed) for seed, (width, height) in enumerate((*sizes, (small, small)))]
+    return [*made, made[1].transpose(Image.Transpose.ROTATE_90), made[0].convert("L").convert("RGB")]
+
+
+def our_outputs(pretrained: Pretrained, images: Sequence[Image.Image], texts: Sequence[str]) -> Outputs:
+    """The trained model's own."""
+    images_BHWC = torch.stack([pretrained.preprocess(image) for image in images])
+    tokens_T, lengths_B = pretrained.tokenize(texts)
+    image_BD, text_ND = pretrained.encode_image(images_BHWC), pretrained.encode_text(texts)
+    return Outputs(
+        pixels_B3SS=pretrained.model.image_tower.normalize(images_BHWC),
+        tokens=[row.tolist() for row in tokens_T.split(lengths_B.tolist())],
+        image_BD=image_BD,
+        text_ND=text_ND,
+        logits_BN=_logits(pretrained, image_BD, text_ND),
+    )
+
+
+def differences(ours: Outputs, theirs: Outputs) -> dict[str, float]:
+    """The largest absolute difference of each kind, and how many texts have other token ids."""
+    return {
+        "pixels": _largest(ours.pixels_B3SS, theirs.pixels_B3SS),
+        "texts_with_other_token_ids": sum(a != b for a, b in zip(ours.tokens, theirs.tokens, strict=True)),
+        "image_embeddings": _largest(ours.image_BD, theirs.image_BD),
+        "text_embeddings": _largest(ours.text_ND, theirs.text_ND),
+        "logits": _largest(ours.logits_BN, theirs.logits_BN),
+    }
+
+
+def faults(found: dict[str, float]) -> list[str]:
+    """What in `differences` is more than rounding; NaN is."""
+    return [
+        f"{name} by {value:.3g}"
+        for name, value in found.items()
+        if not value <= (0 if name == "texts_with_other_token_ids" else LIMIT)
+    ]
+
+
+def _logits(pretrained: Pretrained, image_BD: Tensor, text_ND: Tensor) -> Tensor:
+    logits_BN = pretrained.logit_scale * image_BD @ text_ND.T
+    bias = pretrained.model.logit_bias
+    return logits_BN if bias is None else logits_BN + bias.detach()
+
+
+def _largest(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape, f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
+    return (ours.double() - theirs.double()).abs().max().item()
+
+
+def _picture(width: int, height: int, seed: int) -> Image.Image:
+    """Two waves per channel, and noise on top: low and high frequencies, for the resampling to differ on."""
+    generator = np.random.default_rng(seed)
+    y_H1, x_1W = np.mgrid[0:height, 0:1][0] / height, np.mgrid[0:1, 0:width][1] / width
+    waves = [np.sin(2 * math.pi * ((k + 1) * x_1W + (seed + 1) * y_H1) + k) for k in range(3)]
+    noise_HW3 = generator.normal(scale=20, size=(height, width, 3))
+    return Image.fromarray((127 + 90 * np.stack(waves, axis=-1) + noise_HW3).clip(0, 255).astype(np.uint8))

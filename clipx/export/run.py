@@ -1,0 +1,124 @@
+"""Exports a trained model: one folder for every library, loaded by each and compared before it gets its name."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, assert_never, get_args
+
+from clipx import __version__
+from clipx.errors import InputError, RunError
+from clipx.export import huggingface, open_clip
+from clipx.export.parity import LIMIT, TEXTS, differences, faults, our_outputs, pictures
+from clipx.export.shape import ClipShape, read_shape
+from clipx.pretrained import EXPORT_CONFIG, Pretrained, find_model, load
+
+Format = Literal["hf", "open_clip"]
+PARITY = "parity.json"
+
+
+def export_model(model_path: Path, to: Path, formats: Sequence[Format] = ("hf", "open_clip")) -> dict[str, Any]:
+    """Writes the export folder `to`, replacing an earlier export there.
+
+    Everything is written beside `to`, loaded with each library and compared with the trained model on fixed pictures
+    and texts; then it is renamed. Until that moment `to` is as it was.
+
+    Args:
+        model_path: run folder, checkpoint, or export.
+        to: the new folder.
+        formats: `hf` for transformers, `open_clip`.
+
+    Returns:
+        What stands in parity.json: for each format the library and the largest differences (`checked: false` and the
+        reason where the library is not installed).
+
+    Raises:
+        InputError: an unknown format, a kind of model that cannot be exported, or a `to` that holds something else.
+        RunError: a library computes something else from the export than the trained model.
+    """
+    to = to.resolve()
+    _check_formats(formats)
+    _check_target(to)
+    files = find_model(model_path)
+    pretrained = load(model_path)
+    shape = read_shape(pretrained)
+    aside = to.with_name(f".{to.name}.exporting")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for name in formats:
+            _write(name, pretrained, shape, aside)
+        shutil.copyfile(files.config, aside / EXPORT_CONFIG)
+        parity = check(pretrained, aside, formats)
+        (aside / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
+        _replace(to, aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return parity
+
+
+def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> dict[str, Any]:
+    """Loads an export with each library and compares it with the model.
+
+    Raises:
+        RunError: a difference is above `LIMIT`.
+    """
+    images = pictures(pretrained.config.image.image_size)
+    ours = our_outputs(pretrained, images, TEXTS)
+    parity: dict[str, Any] = {"clipx": __version__, "limit": LIMIT, "pictures": len(images), "texts": len(TEXTS)}
+    for name in formats:
+        module = _module(name)
+        if module.library() is None:
+            parity[name] = {"checked": False, "reason": f"the library of format {name} is not installed"}
+            continue
+        found = differences(ours, module.outputs(folder, images, TEXTS))
+        if wrong := faults(found):
+            raise RunError(
+                f"{module.library()} computes something else from the export: {', '.join(wrong)} (limit {LIMIT}); "
+                f"nothing was exported, please report this with the run's config.yaml"
+            )
+        parity[name] = {
+            "checked": True,
+            "library": module.library(),
+            "largest_difference": found,
+            "notes": list(module.NOTES),
+        }
+    return parity
+
+
+def _module(name: Format) -> Any:
+    match name:
+        case "hf":
+            return huggingface
+        case "open_clip":
+            return open_clip
+        case _:
+            assert_never(name)
+
+
+def _write(name: Format, pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
+    _module(name).write(pretrained, shape, folder)
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    known = get_args(Format)
+    if not formats or set(formats) - set(known):
+        raise InputError(f"formats {', '.join(formats) or 'none'}: known are {' and '.join(known)}; give one or both")
+
+
+def _check_target(to: Path) -> None:
+    if to.exists() and not to.is_dir():
+        raise InputError(f"{to} is a file; name a folder for the export")
+    if to.is_dir() and any(to.iterdir()) and not all((to / name).is_file() for name in (EXPORT_CONFIG, PARITY)):
+        raise InputError(f"{to} is not empty and no earlier export; name another folder or empty it")
+
+
+def _replace(to: Path, aside: Path) -> None:
+    """Puts `aside` in the place of `to`; should the process die between the renames, the old export is `.NAME.old`."""
+    old = to.with_name(f".{to.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if to.exists():
+        os.rename(to, old)
+    os.rename(aside, to)
+    shutil.rmtree(old, ignore_errors=True)

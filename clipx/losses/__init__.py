@@ -1,0 +1,37 @@
+"""Contrastive losses: one paper, one file. A loss knows no model, no config and no global rank."""
+
+from typing import Protocol
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from clipx.types import Embeddings
+
+
+class ContrastiveLoss(Protocol):
+    """What every loss of this package is."""
+
+    def __call__(
+        self,
+        embeddings: Embeddings,
+        *,
+        group: ProcessGroup | None = None,
+        ids_B: Tensor | None = None,
+        positive_ids_B: Tensor | None = None,
+    ) -> Tensor:
+        """This rank's share of the loss over the global batch; the shares of all ranks sum to the loss.
+
+        DDP and FSDP average gradients over ranks, so the caller runs `backward(W * share)`, with the same factor on
+        every rank. Each parameter's gradient is then that of the loss over the global batch, the multiplier's
+        (`logit_scale`) included: nothing is summed over ranks beforehand.
+
+        Args:
+            embeddings: B pairs of this rank (the same B on every rank); pair i of rank r is pair r B + i of G = W B.
+            group: the ranks that share the global batch; none: this process has all of it.
+            ids_B: int64 (B,); pairs with equal ids are not each other's negatives.
+            positive_ids_B: int64 (B,); pairs with equal ids are each other's positives (which outweighs `ids_B`).
+
+        Returns:
+            0-d, in at least float32.
+        """
+        ...

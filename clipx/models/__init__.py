@@ -1,0 +1,1 @@
+"""Image and text towers, and CLIP, which joins them."""

@@ -1,0 +1,116 @@
+"""The two towers and the space they share: `Batch` in, `Embeddings` out.
+
+Shape suffixes: B pairs of this rank or micro-batch, H and W pixels, C channels, T real tokens, D embedding.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipx.config.schema import ModelConfig
+from clipx.errors import InputError
+from clipx.models.patch_drop import patch_keys
+from clipx.models.text_tower import build_text_tower
+from clipx.models.vision_tower import VisionTower, build_vision_tower
+from clipx.types import Batch, Embeddings
+
+
+class CLIP(nn.Module):
+    """CLIP (arXiv 2103.00020, figure 3): two towers, unit-length embeddings, a learned multiplier of similarities.
+
+    Args:
+        image_tower: (images_BHWC, patch_keys_B) to (B, D).
+        text_tower: (tokens_T, lengths_B, max_length=) to (B, D).
+        init_logit_scale: multiplier at the start.
+        max_logit_scale: where `clamp_logit_scale_` holds it.
+        init_logit_bias: start of the bias of the logits; none: there is no bias.
+    """
+
+    def __init__(
+        self,
+        image_tower: VisionTower,
+        *,
+        text_tower: nn.Module,
+        init_logit_scale: float,
+        max_logit_scale: float,
+        init_logit_bias: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        # Shape (1,) and not (): FSDP2 does not shard scalars.
+        self.log_logit_scale = nn.Parameter(torch.full((1,), math.log(init_logit_scale)))
+        self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.full((1,), float(init_logit_bias)))
+        self.max_log_logit_scale = math.log(max_logit_scale)
+
+    def encode_image(self, images_BHWC: Tensor, patch_keys_B: Tensor | None = None) -> Tensor:
+        """uint8 (B, H, W, 3) to unit-length (B, D)."""
+        return _unit_length(self.image_tower(images_BHWC, patch_keys_B))
+
+    def encode_text(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
+        """Flat int64 tokens (T,) with lengths (B,), each at most `max_length`, to unit-length (B, D)."""
+        return _unit_length(self.text_tower(tokens_T, lengths_B, max_length=max_length))
+
+    def forward(self, batch: Batch, *, seed: int) -> Embeddings:
+        """Embeds a batch or a part of one.
+
+        Args:
+            batch: B pairs.
+            seed: of the run; patch dropout draws from (seed, batch.index, batch.slot_B) and nothing else, so a repeated
+                forward pass leaves out the same patches.
+
+        Returns:
+            Embeddings in the towers' compute dtype (bf16 under autocast), normalised in at least float32; the
+            multiplier and the bias in their parameters' dtype.
+        """
+        return Embeddings(
+            image_BD=self.encode_image(batch.images_BHWC, patch_keys(seed, batch.index, batch.slot_B)),
+            text_BD=self.encode_text(batch.tokens_T, batch.lengths_B, max_length=batch.max_length),
+            logit_scale=self.log_logit_scale.exp(),
+            # A view, so that every field is the result of this forward pass and none is a parameter itself.
+            logit_bias=None if self.logit_bias is None else self.logit_bias.view(1),
+        )
+
+    @torch.no_grad()
+    def clamp_logit_scale_(self) -> None:
+        """Holds the multiplier at or below its maximum; call after every optimizer step.
+
+        The parameter is clamped, as in CLIP's training, and not its use in `forward`: a clamp there has no gradient
+        above the maximum, and a parameter that once stepped over it would never come back.
+        """
+        self.log_logit_scale.clamp_(max=self.max_log_logit_scale)
+
+
+def _unit_length(x_BD: Tensor) -> Tensor:
+    """Divides rows by their length in at least float32; the result has x's dtype."""
+    wide_BD = x_BD.to(torch.promote_types(x_BD.dtype, torch.float32))
+    return functional.normalize(wide_BD, dim=-1).to(x_BD.dtype)
+
+
+def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> CLIP:
+    """The model that the config describes, on the CPU, in float32.
+
+    Args:
+        config: both towers and what they share.
+        vocab_size: ids of the tokenizer.
+        seed: determines every initial weight; torch's global generators are left as they were.
+
+    Raises:
+        InputError: from the towers, or a multiplier that starts above its maximum.
+    """
+    if config.init_logit_scale > config.max_logit_scale:
+        raise InputError(
+            f"model.init_logit_scale={config.init_logit_scale} is above "
+            f"model.max_logit_scale={config.max_logit_scale}; lower the first"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device as well
+        return CLIP(
+            build_vision_tower(config.image, embed_dim=config.embed_dim),
+            text_tower=build_text_tower(config.text, vocab_size=vocab_size, embed_dim=config.embed_dim),
+            init_logit_scale=config.init_logit_scale,
+            max_logit_scale=config.max_logit_scale,
+            init_logit_bias=config.init_logit_bias,
+        )

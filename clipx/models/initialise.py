@@ -1,0 +1,29 @@
+"""CLIP's initialisation of Transformer blocks, for the text tower and for ViT trunks of CLIP's shape."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+
+def initialise_blocks(blocks: Iterable[Any]) -> None:
+    """Initialises a stack of pre-LN blocks (`attn.qkv`, `attn.proj`, `mlp.fc1`, `mlp.fc2`) as OpenAI's CLIP code does.
+
+    Normal, for C channels and N blocks, with standard deviation C^-0.5 for queries, keys and values, (2C)^-0.5 for the
+    first feed-forward layer, and (2 C N)^-0.5 for the two layers that write into the residual stream, whose variance
+    then does not grow with depth. Biases 0.
+    """
+    stack = list(blocks)
+    for block in stack:
+        width = block.attn.proj.out_features
+        residual_std = (2 * width * len(stack)) ** -0.5
+        deviations: tuple[tuple[nn.Linear, float], ...] = (
+            (block.attn.qkv, width**-0.5),
+            (block.attn.proj, residual_std),
+            (block.mlp.fc1, (2 * width) ** -0.5),
+            (block.mlp.fc2, residual_std),
+        )
+        for linear, std in deviations:
+            nn.init.normal_(linear.weight, std=std)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)

@@ -1,0 +1,171 @@
+"""Image tower: uint8 pixels in, one unnormalised embedding per image out. This file alone imports timm.
+
+Shape suffixes: B images, H and W pixels, C channels, F features of the trunk, D embedding.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from clipx.config.schema import TimmImageConfig
+from clipx.errors import InputError
+from clipx.models.initialise import initialise_blocks
+from clipx.models.patch_drop import PatchDrop
+
+
+class VisionTower(nn.Module):
+    """Normalises pixels on the device, runs the trunk, projects its pooled features without bias.
+
+    Args:
+        trunk: maps float (B, 3, H, W) to pooled features (B, F).
+        num_features: F.
+        embed_dim: D of the shared space.
+        mean: channel means in [0, 1].
+        std: channel standard deviations.
+    """
+
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(
+        self, trunk: nn.Module, *, num_features: int, embed_dim: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.projection = nn.Linear(num_features, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=num_features**-0.5)  # CLIP, OpenAI's model code
+        # Constants of the preprocessing, in units of the uint8 values; not part of the weights.
+        self.register_buffer("mean_C", 255 * torch.tensor(mean), persistent=False)
+        self.register_buffer("std_C", 255 * torch.tensor(std), persistent=False)
+
+    def normalize(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) to (B, 3, H, W), a channels-last view, in the buffers' dtype (float32)."""
+        return ((images_BHWC.to(self.mean_C.dtype) - self.mean_C) / self.std_C).permute(0, 3, 1, 2)
+
+    def forward(self, images_BHWC: Tensor, patch_keys_B: Tensor | None = None) -> Tensor:
+        """Embeds B images.
+
+        Args:
+            images_BHWC: uint8 (B, H, W, 3), RGB.
+            patch_keys_B: int64 (B,), what patch dropout draws from (`patch_drop.patch_keys`); needed in training only
+                where the tower was built with a rate.
+
+        Returns:
+            (B, D), not normalised.
+        """
+        drop = getattr(self.trunk, "patch_drop", None)
+        if not isinstance(drop, PatchDrop):
+            return self.projection(self.trunk(self.normalize(images_BHWC)))
+        drop.keys_B = patch_keys_B
+        try:
+            return self.projection(self.trunk(self.normalize(images_BHWC)))
+        finally:
+            drop.keys_B = None
+
+
+def build_vision_tower(config: TimmImageConfig, *, embed_dim: int) -> VisionTower:
+    """The image tower that the config describes, on the CPU, from torch's current generator.
+
+    A trunk of CLIP's shape (class token, norm before the blocks) that starts from scratch gets CLIP's initialisation;
+    every other keeps timm's.
+
+    Raises:
+        InputError: an unknown model name, options that the model does not take, a weight file that is missing or does
+            not fit, or patch dropout for a model that is no ViT.
+    """
+    trunk = _create_trunk(config)
+    if config.patch_drop > 0:
+        if not isinstance(trunk, VisionTransformer):
+            raise InputError(
+                f"model.image.patch_drop={config.patch_drop} needs a plain ViT, and {config.name} is a "
+                f"{type(trunk).__name__}; set it to 0 or choose a vit_* model"
+            )
+        trunk.patch_drop = PatchDrop(config.patch_drop, num_prefix_tokens=trunk.num_prefix_tokens)
+    if not config.pretrained and _has_clip_shape(trunk):
+        _initialise_as_clip(trunk)
+    num_features = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+    return VisionTower(trunk, num_features=num_features, embed_dim=embed_dim, mean=config.mean, std=config.std)
+
+
+def _has_clip_shape(trunk: nn.Module) -> bool:
+    return (
+        isinstance(trunk, VisionTransformer)
+        and trunk.cls_token is not None
+        and not isinstance(trunk.norm_pre, nn.Identity)
+        and all(isinstance(block, Block) for block in trunk.blocks)
+    )
+
+
+def _initialise_as_clip(trunk: Any) -> None:
+    """CLIP's initialisation of a ViT: embeddings with standard deviation C^-0.5, blocks as in the text tower.
+
+    timm draws everything with a deviation of 0.02 and the class token with 1e-6, whatever the width.
+    """
+    std = trunk.embed_dim**-0.5
+    for embedding in (trunk.cls_token, trunk.reg_token, trunk.pos_embed):
+        if embedding is not None:
+            nn.init.normal_(embedding, std=std)
+    initialise_blocks(trunk.blocks)
+
+
+def _create_trunk(config: TimmImageConfig) -> Any:
+    name = config.name.split(".")[0]
+    if ":" not in name and not timm.is_model(name):  # `hf-hub:` and `local-dir:` names are timm's to judge
+        nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"nearest: {', '.join(nearest)}" if nearest else "`timm.list_models()` lists them"
+        raise InputError(f"model.image.name={config.name} is no timm model; {hint}")
+    ours = {"img_size", "num_classes", "pretrained", "patch_drop_rate"} & config.options.keys()
+    if ours:
+        raise InputError(
+            f"model.image.options may not hold {', '.join(sorted(ours))}; "
+            f"model.image has image_size, pretrained and patch_drop for these"
+        )
+    if isinstance(config.pretrained, str) and not Path(config.pretrained).is_file():
+        raise InputError(f"model.image.pretrained={config.pretrained}: no such file; give a timm weight file")
+    try:
+        trunk = _create_with_size(config)
+        if isinstance(config.pretrained, str):
+            _load_weights(trunk, config.pretrained)
+    except InputError:
+        raise
+    except Exception as error:  # timm raises what it likes, and a weight file can be anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"model.image: timm cannot build {config.name} at {config.image_size} pixels with options={config.options} "
+            f"and pretrained={config.pretrained}: {reason}"
+        ) from error
+    return trunk
+
+
+def _create_with_size(config: TimmImageConfig) -> Any:
+    arguments: dict[str, Any] = {"num_classes": 0, "pretrained": config.pretrained is True, **config.options}
+    try:
+        return timm.create_model(config.name, img_size=config.image_size, **arguments)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(config.name, **arguments)  # convolutional models take any size
+
+
+def _load_weights(trunk: Any, file: str) -> None:
+    """Loads a timm weight file, adapted by timm to the trunk's size; a classifier in it is left out.
+
+    timm loads what fits and logs what does not; a trunk that keeps random weights must not pass for a trained one.
+    """
+    missing: list[str] = []
+    hook = trunk.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))
+    adapt = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
+    timm.models.load_pretrained(trunk, {**trunk.pretrained_cfg, "file": file}, num_classes=0, filter_fn=adapt)
+    hook.remove()
+    if missing:
+        raise InputError(
+            f"model.image.pretrained={file} lacks {len(missing)} weights of the model, {missing[0]} first; "
+            f"give a file of this architecture"
+        )

@@ -1,0 +1,158 @@
+"""A trained model with its tokenizer and preprocessing: what `clipx.load` returns, and what evaluation and export take.
+
+Shapes: B pictures or texts, S image size, T tokens, D embedding.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipx.checkpoint.store import load_weights, newest_checkpoint
+from clipx.config.load import load_config
+from clipx.config.schema import HuggingFaceTextConfig, ModelConfig
+from clipx.data.tokenizer import Tokenizer, build_tokenizer
+from clipx.data.transforms import EvalTransform
+from clipx.errors import InputError
+from clipx.models.clip import CLIP, build_model
+from clipx.models.key_maps import HUGGINGFACE, OPEN_CLIP
+
+EXPORT_CONFIG = "clipx_config.yaml"
+HUGGINGFACE_WEIGHTS = "model.safetensors"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+
+
+class Pretrained:
+    """Pictures and texts to embeddings; the model stays in its mode, its dtype and on its device.
+
+    Args:
+        model: may be in training; every call evaluates and puts it back.
+        config: from which it was built.
+        tokenizer: the one it was trained with; default: built from the config.
+    """
+
+    def __init__(self, model: CLIP, config: ModelConfig, *, tokenizer: Tokenizer | None = None) -> None:
+        self.model = model
+        self.config = config
+        self.tokenizer = tokenizer if tokenizer is not None else build_tokenizer(config.text)
+        self.transform = EvalTransform(config.image.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.model.log_logit_scale.device
+
+    @property
+    def logit_scale(self) -> float:
+        """The multiplier of the similarities."""
+        return self.model.log_logit_scale.detach().exp().item()
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Short side resized, centre cropped: uint8 (S, S, 3); the model itself normalises."""
+        return self.transform(image)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Flat token ids int64 (T,) and lengths int64 (B,)."""
+        return self.tokenizer.encode(texts)
+
+    @torch.no_grad()
+    def encode_image(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
+        """Unit-length embeddings (B, D) of a picture, several, or uint8 (B, S, S, 3) from `preprocess`."""
+        if isinstance(images, Image.Image):
+            images = [images]
+        if not isinstance(images, Tensor):
+            images = torch.stack([self.preprocess(image) for image in images])
+        with self._evaluating():
+            return self.model.encode_image(images.to(self.device))
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Unit-length embeddings (B, D) of a text or several."""
+        tokens_T, lengths_B = self.tokenize([texts] if isinstance(texts, str) else texts)
+        max_length = int(lengths_B.max())
+        with self._evaluating():
+            return self.model.encode_text(tokens_T.to(self.device), lengths_B.to(self.device), max_length=max_length)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the parts of a stored model lie."""
+
+    kind: Literal["checkpoint", "export"]
+    folder: Path
+    config: Path
+    """The resolved config of the run that trained it."""
+
+
+def find_model(path: Path) -> ModelFiles:
+    """What MODEL on the command line means: a run folder (its newest good checkpoint), a checkpoint, or an export.
+
+    Raises:
+        InputError: the path is none of these, or a run without a good checkpoint.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; give a run folder, a checkpoint, or an export folder")
+    if (path / EXPORT_CONFIG).is_file():
+        return ModelFiles("export", path, path / EXPORT_CONFIG)
+    if (path / "manifest.json").is_file():
+        return ModelFiles("checkpoint", path, path / "config.yaml")
+    if (path / "checkpoints").is_dir():
+        checkpoint = newest_checkpoint(path)
+        if checkpoint is None:
+            raise InputError(f"{path}: the run has no good checkpoint yet; train until its first save")
+        return ModelFiles("checkpoint", checkpoint, checkpoint / "config.yaml")
+    raise InputError(f"{path} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)")
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Pretrained:
+    """The model in a run folder, a checkpoint or an export folder, in float32.
+
+    Raises:
+        InputError: the path holds no model, or its weights do not fit its config.
+    """
+    files = find_model(Path(path))
+    config = load_config([files.config]).model
+    tokenizer = build_tokenizer(config.text)
+    model = build_model(_without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
+    match files.kind:
+        case "checkpoint":
+            load_weights(files.folder, model)
+        case "export":
+            _load_export(files.folder, model)
+    return Pretrained(model.to(device).eval(), config, tokenizer=tokenizer)
+
+
+def _without_download(config: ModelConfig) -> ModelConfig:
+    """The same architecture without the weights that it once started from: those that follow replace them."""
+    text = config.text
+    if isinstance(text, HuggingFaceTextConfig):
+        text = replace(text, pretrained=False)
+    return replace(config, image=replace(config.image, pretrained=False), text=text)
+
+
+def _load_export(folder: Path, model: CLIP) -> None:
+    names = [name for name in (HUGGINGFACE_WEIGHTS, OPEN_CLIP_WEIGHTS) if (folder / name).is_file()]
+    if not names:
+        raise InputError(f"{folder} has neither {HUGGINGFACE_WEIGHTS} nor {OPEN_CLIP_WEIGHTS}; export it again")
+    key_map = HUGGINGFACE if names[0] == HUGGINGFACE_WEIGHTS else OPEN_CLIP
+    try:
+        model.load_state_dict(key_map.to_ours(load_file(folder / names[0])))
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder / names[0]} does not fit {EXPORT_CONFIG} beside it ({reason})") from error

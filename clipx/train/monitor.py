@@ -1,0 +1,190 @@
+"""What a run shows: metrics.jsonl, trackers, the progress display, and the list of bad samples. Rank 0 writes."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clipx.checkpoint.state import Progress as RunProgress
+from clipx.checkpoint.store import write_atomically
+from clipx.distributed.runtime import Runtime
+from clipx.errors import RunError
+from clipx.train.step import StepOutcome
+from clipx.types import BadSample
+
+log = logging.getLogger(__name__)
+
+_LINE_EVERY_S = 5.0  # plain lines: often enough to see life, seldom enough for a log of days
+_BAD_COUNTED_FROM = 100  # distinct samples below which a share of bad ones says nothing
+
+
+class Quarantine:
+    """The bad samples a run has met, each once; the same on every rank."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        """Reads what an earlier start wrote; what it met after the resumed step counts when it is met again."""
+        self.path = path
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self._written = {(row["shard"], row["key"]) for row in rows}
+        self._met = {(row["shard"], row["key"]) for row in rows if row["step"] <= resumed_step}
+
+    def __len__(self) -> int:
+        return len(self._met)
+
+    def add(self, samples: Sequence[BadSample], *, step: int, write: bool) -> None:
+        """Takes records of all ranks; `write` (rank 0) appends the new ones to quarantine.jsonl."""
+        fresh = {(sample.shard, sample.key): sample for sample in samples}
+        if write:
+            rows = [{"step": step, **asdict(sample)} for name, sample in fresh.items() if name not in self._written]
+            _append(self.path, rows)
+        self._written |= fresh.keys()
+        self._met |= fresh.keys()
+
+    def check(self, *, samples_seen: int, num_samples: int, max_bad_fraction: float) -> None:
+        """Ends the run when too many of the distinct samples read so far were bad.
+
+        Raises:
+            RunError: with the count, the rule and where the list is.
+        """
+        distinct = min(samples_seen, num_samples)
+        if distinct >= _BAD_COUNTED_FROM and len(self) > max_bad_fraction * distinct:
+            raise RunError(
+                f"{len(self)} of {distinct} distinct samples are bad, more than "
+                f"data.max_bad_fraction={max_bad_fraction}; see {self.path}, mend the shards or raise the limit"
+            )
+
+
+class Monitor:
+    """Figures of a run, for files, trackers and the person; a context that opens and closes the display."""
+
+    def __init__(self, runtime: Runtime, run_dir: Path, *, num_steps: int, global_batch_size: int, every: int) -> None:
+        self._runtime = runtime
+        self._metrics = run_dir / "metrics.jsonl"
+        self._num_steps = num_steps
+        self._global_batch_size = global_batch_size
+        self._every = every
+        self._data_wait_s = 0.0
+        self._last_row: tuple[int, float] | None = None
+        self._last_line = float("-inf")
+        self._display: _Display | None = None
+
+    def __enter__(self) -> Self:
+        if self._runtime.is_main:
+            self._display = _Display(self._num_steps)
+        return self
+
+    def __exit__(self, *_: tuple[type[BaseException], BaseException, TracebackType]) -> None:
+        if self._display is not None:
+            self._display.close()
+
+    def rewind(self, step: int) -> None:
+        """Drops rows of steps that a resumed run will train again, so that each step has one row."""
+        self._last_row = (step, time.perf_counter())
+        if self._runtime.is_main and self._metrics.exists():
+            rows = self._metrics.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
+            if len(kept) < len(rows):
+                write_atomically(self._metrics, "".join(kept))
+
+    def waited(self, seconds: float) -> None:
+        """Adds to the time that training stood waiting for data."""
+        self._data_wait_s += seconds
+
+    def record(self, outcome: StepOutcome, progress: RunProgress, *, bad_samples: int) -> None:
+        """Takes one finished step; writes a row when one is due."""
+        if outcome.step % self._every and outcome.step != self._num_steps:
+            return
+        row = self._row(outcome, progress, bad_samples)
+        if not self._runtime.is_main:
+            return
+        _append(self._metrics, [row])
+        self.track({f"train/{name}": value for name, value in row.items() if name != "step"}, step=outcome.step)
+        assert self._display is not None, "record outside of the monitor's context"
+        now = time.perf_counter()
+        if self._display.live or now - self._last_line >= _LINE_EVERY_S or outcome.step == self._num_steps:
+            self._display.show(row)
+            self._last_line = now
+
+    def track(self, values: dict[str, Any], *, step: int) -> None:
+        """Sends values to the trackers."""
+        self._runtime.accelerator.log(values, step=step)
+
+    def _row(self, outcome: StepOutcome, progress: RunProgress, bad_samples: int) -> dict[str, Any]:
+        assert self._last_row is not None, "record before rewind"
+        step_before, time_before = self._last_row
+        pairs = (outcome.step - step_before) * self._global_batch_size
+        row = {
+            "step": outcome.step,
+            "samples_seen": outcome.step * self._global_batch_size,
+            "loss": outcome.loss,
+            "lr": outcome.lr,
+            "logit_scale": outcome.logit_scale,
+            "grad_norm": outcome.grad_norm,
+            "samples_per_s": pairs / max(outcome.launched_at - time_before, 1e-9),
+            "data_wait_s": self._data_wait_s,
+            "skipped_steps": progress.skipped_steps,
+            "overflow_steps": progress.overflow_steps,
+            "bad_samples": bad_samples,
+        }
+        if self._runtime.device.type == "cuda":
+            row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._last_row = (outcome.step, outcome.launched_at)
+        self._data_wait_s = 0.0
+        return row
+
+
+def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Adds lines to a file; a full disk costs the lines and a warning, not the run. Non-finite numbers become null."""
+    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
+    try:
+        with path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in finite)
+    except OSError as error:
+        log.error("cannot write %s (%s); the run goes on without these lines", path, error)
+
+
+class _Display:
+    """A progress bar on a terminal, plain lines elsewhere; both on standard error."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        console = Console(stderr=True)
+        self.live = console.is_terminal
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+        )
+        self._task = self._bar.add_task("", total=num_steps)
+        self._bar.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """One row, as a person wants to read it."""
+        text = (
+            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  scale {row['logit_scale']:.1f}  "
+            f"{row['samples_per_s']:.0f} pairs/s  data wait {row['data_wait_s']:.1f} s"
+        )
+        problems = {name: row[name] for name in ("skipped_steps", "bad_samples") if row[name]}
+        text += "".join(f"  {name.replace('_', ' ')} {count}" for name, count in problems.items())
+        if self.live:
+            self._bar.update(self._task, completed=row["step"], description=text)
+        else:
+            print(f"step {row['step']}/{self._num_steps}  {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the last state on the screen."""
+        self._bar.stop()

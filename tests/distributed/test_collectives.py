@@ -1,0 +1,57 @@
+"""The collectives, on several ranks and alone."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed.ranks import run_ranks
+from torch import Tensor
+
+from clipx.distributed import collectives
+
+
+def part(rank: int, dtype: torch.dtype) -> Tensor:
+    """(6, 2), different on every rank."""
+    return (torch.arange(12).view(6, 2) + 100 * rank).to(dtype)
+
+
+def everything(dtype: torch.dtype) -> dict[str, object]:
+    group, rank = dist.group.WORLD, dist.get_rank()
+    mine = part(rank, dtype)
+    strided = mine.repeat(1, 2)[:, ::2]  # not contiguous
+    return {
+        "place": (collectives.rank(group), collectives.world_size(group)),
+        "gathered": collectives.all_gather(strided, group),
+        "scattered": collectives.reduce_scatter_sum(mine, group),
+        "sum": collectives.all_reduce(mine.clone(), "sum", group),
+        "max": collectives.all_reduce(mine.clone(), "max", group),
+        "min": collectives.all_reduce(mine.clone(), "min", group),
+        "objects": collectives.gather_objects({"rank": rank}, group),
+        "alone": collectives.all_gather(mine, None),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_on_several_ranks(world_size: int, dtype: torch.dtype) -> None:
+    parts = [part(rank, dtype) for rank in range(world_size)]
+    total = torch.stack(parts).sum(0)
+    rows = 6 // world_size
+    for rank, result in enumerate(run_ranks(everything, world_size, dtype)):
+        assert result["place"] == (rank, world_size)
+        strided = [mine.repeat(1, 2)[:, ::2] for mine in parts]
+        assert torch.equal(result["gathered"], torch.cat(strided))
+        assert torch.equal(result["scattered"], total[rank * rows : (rank + 1) * rows])
+        assert torch.equal(result["sum"], total)
+        assert torch.equal(result["max"], parts[-1])
+        assert torch.equal(result["min"], parts[0])
+        assert result["objects"] == [{"rank": other} for other in range(world_size)]
+        assert torch.equal(result["alone"], parts[rank])
+
+
+def test_alone_there_is_nothing_to_do() -> None:
+    x = part(0, torch.float32)
+    assert (collectives.rank(None), collectives.world_size(None)) == (0, 1)
+    assert collectives.all_gather(x, None) is x
+    assert collectives.reduce_scatter_sum(x, None) is x
+    assert collectives.all_reduce(x, "max", None) is x
+    assert collectives.gather_objects("x", None) == ["x"]

@@ -1,0 +1,97 @@
+"""Evaluations are the same for every number of ranks, and every rank makes the same number of forward passes."""
+
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from distributed.ranks import run_ranks
+from shard_files import write_tar
+from tiny_clip import encoded, picture, tiny_pretrained, write_classification_set, write_retrieval_set
+
+from clipx.errors import InputError
+from clipx.evaluate import evaluate_folder
+from clipx.evaluate.sharing import share
+
+NAMES = [f"thing {i}" for i in range(5)]
+TEMPLATES = ["a photo of a {c}.", "{c}"]
+
+
+def figures_and_calls(folders, batch_size):
+    """On one rank: the figures of each folder, and how often each tower ran."""
+    pretrained = tiny_pretrained()
+    calls = {"encode_image": 0, "encode_text": 0}
+
+    def counted(name):
+        method = getattr(pretrained, name)
+
+        def call(inputs):
+            calls[name] += 1
+            return method(inputs)
+
+        setattr(pretrained, name, call)
+
+    counted("encode_image")
+    counted("encode_text")
+    group = dist.group.WORLD if dist.is_initialized() else None
+    figures = [evaluate_folder(pretrained, Path(folder), batch_size=batch_size, group=group) for folder in folders]
+    return figures, calls
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    labels = [i * i % 5 for i in range(17)]
+    classification = write_classification_set(root / "c", labels, class_names=NAMES, templates=TEMPLATES)
+    captions = [[f"picture {i}"] + (["twice", f"more {i}"] if i % 4 == 0 else []) for i in range(17)]
+    return [str(classification), str(write_retrieval_set(root / "r", captions))]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_figures_and_forward_passes_are_equal_on_all_ranks(folders, world_size):
+    alone, _ = figures_and_calls(folders, 4)
+    results = run_ranks(figures_and_calls, world_size, folders, 4)
+    for figures, calls in results:
+        assert figures == alone
+        assert calls == results[0][1]
+
+
+def test_more_ranks_than_pictures(folders, tmp_path):
+    folder = write_classification_set(tmp_path, [0, 1, 1], class_names=NAMES, templates=TEMPLATES)
+    alone, _ = figures_and_calls([str(folder)], 4)
+    results = run_ranks(figures_and_calls, 4, [str(folder)], 4)
+    assert [figures for figures, _ in results] == [alone] * 4
+
+
+def test_a_bad_picture_on_one_rank_ends_all_of_them(tmp_path):
+    folder = write_classification_set(tmp_path, [0, 1], class_names=NAMES)
+    members = [("x.png", encoded(picture(0))), ("x.cls", b"0"), ("y.png", b"none"), ("y.cls", b"0")]
+    write_tar(folder / "test" / "1.tar", members)
+    messages = run_ranks(_message, 2, str(folder))
+    assert messages[0] == messages[1]
+    assert "sample y of" in messages[0]
+
+
+def _message(folder):
+    try:
+        evaluate_folder(tiny_pretrained(), Path(folder), batch_size=1, group=dist.group.WORLD)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def _shares(num_items, batch_size):
+    return list(share(range(num_items), batch_size=batch_size, group=dist.group.WORLD))
+
+
+def test_every_item_goes_to_one_rank_in_order():
+    for num_items in (0, 1, 5, 6, 7, 13):
+        shares = run_ranks(_shares, 2, num_items, 3) if num_items in (7, 13) else [list(_alone(num_items))]
+        world_size = len(shares)
+        for rank, batches in enumerate(shares):
+            assert len(batches) == len(shares[0])
+            assert all(len(batch) <= 3 for batch in batches)
+            assert [item for batch in batches for item in batch] == list(range(rank, num_items, world_size))
+
+
+def _alone(num_items):
+    return share(range(num_items), batch_size=3, group=None)

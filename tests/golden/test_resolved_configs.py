@@ -1,0 +1,33 @@
+"""Resolved configs as text, so that a changed default shows in review; `--update-golden` writes them anew."""
+
+from pathlib import Path
+
+import pytest
+
+from clipx.config.describe import describe
+from clipx.config.load import dump_config, load_config
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent / "configs"
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def compare(path: Path, text: str, *, update: bool) -> None:
+    if update:
+        path.write_text(text)
+    assert path.is_file(), f"{path.name} is not there yet: run pytest tests/golden --update-golden"
+    assert text == path.read_text(), f"{path.name} changed: if that is meant, run pytest tests/golden --update-golden"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_resolves_as_recorded(path: Path, request: pytest.FixtureRequest) -> None:
+    compare(FOLDER / path.name, dump_config(load_config([path])), update=request.config.getoption("--update-golden"))
+
+
+def test_knobs_and_defaults_are_as_recorded(request: pytest.FixtureRequest) -> None:
+    update = request.config.getoption("--update-golden")
+    compare(FOLDER / "knobs.txt", describe() + "\n", update=update)
+
+
+def test_no_recorded_config_is_left_over() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == {path.name for path in CONFIGS} | {"knobs.txt"}

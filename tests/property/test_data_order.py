@@ -1,0 +1,100 @@
+"""The data order: equal to its definition, and the same for every number of ranks, workers and starting batches."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.data_order import global_batch, lane_stretch
+
+from clipx.data.plan import Plan
+
+COUNTS = {
+    "many shards": [7, 3, 11, 5, 0, 13, 2, 9, 8, 6, 10, 4, 1, 12],
+    "fewer shards than lanes": [50, 47],
+    "one shard": [97],
+    "hardly larger than the batch": [6, 7],
+}
+
+
+def divisors(number):
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+@st.composite
+def plans(draw):
+    counts = draw(st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda c: sum(c) >= 2))
+    size = draw(st.integers(2, min(24, sum(counts))))
+    lanes = draw(st.sampled_from([d for d in divisors(size) if d <= sum(counts)]))
+    return Plan(
+        np.array(counts, dtype=np.int64),
+        global_batch_size=size,
+        seed=draw(st.integers(0, 2**64 - 1)),
+        lanes=lanes,
+        window=draw(st.integers(1, 30)),
+    )
+
+
+def read_stretches(plan, epoch):
+    """Every sample id of an epoch, lane by lane, through `Plan.addresses`."""
+    places = range(epoch * plan.stretch, (epoch + 1) * plan.stretch)
+    first, last = places.start // plan.slots_per_lane, places[-1] // plan.slots_per_lane
+    read = [address for t in range(first, last + 1) for address in plan.addresses(t)]
+    return [address.sample_id for address in read if address.epoch == epoch]
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans(), st.integers(0, 40))
+def test_plan_equals_the_definition(plan, batch_index):
+    expected = global_batch(
+        plan.counts.tolist(),
+        seed=plan.seed,
+        lanes=plan.lanes,
+        window=plan.window,
+        global_batch_size=plan.global_batch_size,
+        batch_index=batch_index,
+    )
+    assert plan.addresses(batch_index).sample_id_B.tolist() == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans(), st.integers(0, 3))
+def test_an_epoch_reads_every_sample_once_but_fewer_than_lanes(plan, epoch):
+    read = read_stretches(plan, epoch)
+    assert len(read) == len(set(read))
+    assert plan.num_samples - len(read) == plan.num_samples % plan.lanes < plan.lanes
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans(), st.data())
+def test_any_split_of_the_slots_reads_the_same_batch(plan, data):
+    batch_index = data.draw(st.integers(0, 20))
+    whole = plan.addresses(batch_index)
+    cuts = sorted(data.draw(st.lists(st.integers(0, plan.global_batch_size), max_size=5)))
+    ends = [0, *cuts, plan.global_batch_size]
+    fresh = Plan(
+        plan.counts, global_batch_size=plan.global_batch_size, seed=plan.seed, lanes=plan.lanes, window=plan.window
+    )
+    parts = [fresh.addresses(batch_index, slice(*part)) for part in itertools.pairwise(ends)]
+    for column in ("epoch_B", "shard_B", "index_B", "sample_id_B"):
+        np.testing.assert_array_equal(np.concatenate([vars(part)[column] for part in parts]), vars(whole)[column])
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_left_out_samples_differ_between_epochs(counts):
+    plan = Plan(np.array(counts, dtype=np.int64), global_batch_size=12, seed=1, lanes=12)
+    everything = set(range(plan.num_samples))
+    left_out = [frozenset(everything - set(read_stretches(plan, epoch))) for epoch in range(6)]
+    assert {len(ids) for ids in left_out} == {plan.num_samples % 12} != {0}
+    assert len(set(left_out)) > 3
+
+
+def test_shuffle_reorders_within_windows_only():
+    counts, options = [400], {"seed": 2, "lanes": 4}
+    plain = [lane_stretch(counts, **options, window=1, epoch=0, lane=lane) for lane in range(4)]
+    mixed = [lane_stretch(counts, **options, window=10, epoch=0, lane=lane) for lane in range(4)]
+    assert plain != mixed
+    for lane, other in zip(plain, mixed, strict=True):
+        for start in range(0, 100, 10):
+            assert sorted(lane[start : start + 10]) == sorted(other[start : start + 10])

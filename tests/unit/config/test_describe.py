@@ -1,0 +1,59 @@
+"""The description of the knobs: complete, and usable as it stands."""
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from clipx.config import schema
+from clipx.config.describe import describe, json_schema, sections
+
+CONFIG_CLASSES = [item for item in vars(schema).values() if isinstance(item, type) and is_dataclass(item)]
+
+
+def test_every_dataclass_of_the_schema_is_a_section() -> None:
+    assert {section.keys for section in sections()} == {
+        tuple(item.name for item in fields(config_class)) for config_class in CONFIG_CLASSES
+    }
+
+
+def test_every_knob_is_documented() -> None:
+    undocumented = [
+        ".".join((*section.path, knob.name))
+        for section in sections()
+        for knob in section.knobs
+        if not knob.doc and knob.name != "type"
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run_dir=    (required; string)",
+        "data.lanes=auto    (auto or integer >= 1)",
+        "data.train=    (required; list of string, at least 1)",
+        "model.image.options={}    (mapping)",
+        "optim.betas=[0.9, 0.98]    ([number >= 0 and <= 1, number >= 0 and <= 1])",
+        "optim.clip_grad_norm=1.0    (number > 0 or null)",
+        "precision=bf16    (fp32 or bf16 or fp16)",
+        "evaluate.NAME.data=    (required; string)",
+        "# loss, type: sigmoid: Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); wants model.init_logit_bias: -10 and",
+    ],
+)
+def test_line_of_the_description(line: str) -> None:
+    assert line in describe().splitlines()
+
+
+def test_default_variants_are_marked() -> None:
+    marked = {section.path: section.tag for section in sections() if section.is_default and section.tag}
+    assert marked[("loss",)] == "info_nce"
+    assert marked[("parallel",)] == "ddp"
+    assert marked[("model", "text")] == "transformer"
+    assert ("evaluate", "NAME") not in marked
+
+
+def test_json_schema_forbids_unknown_keys_and_carries_docstrings() -> None:
+    tree = json_schema()
+    assert tree["additionalProperties"] is False
+    assert tree["properties"]["run_dir"]["description"] == "Folder of everything that the run writes."
+    assert all(node["additionalProperties"] is False for node in tree["$defs"].values())

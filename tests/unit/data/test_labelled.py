@@ -1,0 +1,99 @@
+import pytest
+from shard_files import png, write_tar
+from tiny_clip import encoded, picture, write_classification_set, write_retrieval_set
+
+from clipx.data.labelled import benchmark_shards, dataset_type, open_classification_set, read_captioned, read_labelled
+from clipx.errors import InputError
+
+LABELS = [0, 1, 2, 1, 0]
+NAMES = ["red fox", "cat", "dog"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_classification_set(tmp_path, LABELS, class_names=NAMES, templates=["a {c}", "{c}!"])
+
+
+def test_a_classification_set_is_read_in_order(folder):
+    data = open_classification_set(folder)
+    assert (data.class_names, data.templates) == (tuple(NAMES), ("a {c}", "{c}!"))
+    pictures = list(read_labelled(data.shards, num_classes=3))
+    assert [item.label for item in pictures] == LABELS
+    assert [item.data for item in pictures] == [encoded(picture(i)) for i in range(5)]
+    assert "s0003" in pictures[3].name
+    assert "1.tar" in pictures[3].name
+    assert dataset_type(folder) == "classification"
+
+
+def test_shards_are_read_by_number_and_not_by_name(tmp_path):
+    for number in range(11):
+        write_tar(tmp_path / "test" / f"{number}.tar", [("a.png", png(0)), ("a.cls", str(number).encode())])
+    (tmp_path / "test" / "nshards.txt").write_text("11")
+    assert [item.label for item in read_labelled(benchmark_shards(tmp_path), num_classes=11)] == list(range(11))
+
+
+@pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"])
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff\xff"])
+def test_a_missing_empty_or_binary_file_is_named(folder, name, content):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=(folder / name).name):
+        open_classification_set(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("zeroshot_classification_templates.txt", "a {c}\na photo", r"'a photo' lacks \{c\}"),
+        ("test/nshards.txt", "3", "2.tar is missing"),
+        ("test/nshards.txt", "1", "1.tar is not among them"),
+        ("test/nshards.txt", "two", "'two'"),
+        ("test/nshards.txt", "0", "'0'"),
+        ("dataset_type.txt", "multilabel", "'multilabel'"),
+    ],
+)
+def test_a_file_that_says_something_wrong_is_named(folder, name, content, message):
+    (folder / name).write_text(content)
+    read = dataset_type if name == "dataset_type.txt" else open_classification_set
+    with pytest.raises(InputError, match=message) as raised:
+        read(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("label", [b"3", b"-1", b"cat", b"", b"1.0", "²".encode()])
+def test_a_class_out_of_range_names_the_sample(tmp_path, label):
+    shard = write_tar(tmp_path / "0.tar", [("one.png", png(0)), ("one.cls", label)])
+    with pytest.raises(InputError, match=r"sample one of .*0 to 2"):
+        list(read_labelled([str(shard)], num_classes=3))
+
+
+@pytest.mark.parametrize("members", [[("one.cls", b"1")], [("one.png", b"p")]])
+def test_a_missing_member_names_the_sample(tmp_path, members):
+    shard = write_tar(tmp_path / "0.tar", members)
+    with pytest.raises(InputError, match=r"sample one of .* has no"):
+        list(read_labelled([str(shard)], num_classes=3))
+
+
+def test_truncated_absent_and_empty_shards_are_bad_input(tmp_path):
+    whole = write_tar(tmp_path / "whole.tar", [("a.png", bytes(5000)), ("a.cls", b"1")])
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[:3000])
+    empty = write_tar(tmp_path / "empty.tar", [])
+    for shard, message in ((cut, "cut.tar"), (tmp_path / "none.tar", "none.tar"), (empty, "no samples")):
+        with pytest.raises(InputError, match=message) as raised:
+            list(read_labelled([str(shard)], num_classes=3))
+        assert "\n" not in str(raised.value)
+
+
+def test_every_line_and_every_item_of_a_list_is_a_caption(tmp_path):
+    folder = write_retrieval_set(tmp_path, [["one", "two"], ["three"]])
+    assert dataset_type(folder) == "retrieval"
+    shards = benchmark_shards(folder)
+    found = [item.captions for item in read_captioned(shards, image_key="jpg;png", caption_key="txt")]
+    assert found == [("one", "two"), ("three",)]
+    listed = write_tar(tmp_path / "l.tar", [("a.png", png(0)), ("a.json", b'{"captions": ["x", "", "y"]}')])
+    (item,) = read_captioned([str(listed)], image_key="png", caption_key="json:captions")
+    assert item.captions == ("x", "y")
+    with pytest.raises(InputError, match="sample a of"):
+        list(read_captioned([str(listed)], image_key="png", caption_key="txt"))

@@ -1,0 +1,313 @@
+"""The whole loader on small shards: the same batches for every number of ranks and workers, bad samples included."""
+
+import atexit
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from shard_files import png, write_shards
+
+from clipx.config.schema import AugmentConfig, DataConfig
+from clipx.data.index import build_index
+from clipx.data.plan import Plan
+from clipx.data.stream import PairReader, PairStream, open_stream
+from clipx.data.transforms import TrainTransform
+from clipx.errors import RunError
+from clipx.types import Batch
+
+SETS = {
+    "many shards": [7, 3, 11, 5, 0, 13, 2, 9, 8, 6, 10, 4, 1, 12],
+    "fewer shards than lanes": [50, 47],
+    "one shard": [97],
+    "hardly larger than the batch": [6, 7],
+}
+BAD = {
+    3: {"png": b"no picture", "txt": b"a"},
+    4: {"png": png(4)},
+    5: {"txt": b"a"},
+    11: {"png": png(11)[:-30], "txt": b"a"},
+    12: {"png": png(12), "txt": b" "},
+}
+SEED = 7
+AUGMENT = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5)
+
+
+class LetterTokenizer:
+    """One id per letter."""
+
+    vocab_size = 256
+    context_length = 64
+
+    def encode(self, texts):
+        tokens = [torch.tensor(list(text.encode())) for text in texts]
+        return torch.cat(tokens), torch.tensor([len(t) for t in tokens])
+
+
+class Shift:
+    """The picture's colours plus the seed, so that equal pictures with different seeds differ."""
+
+    def __call__(self, image, *, seed):
+        return torch.from_numpy(np.array(image) + np.uint8(seed % 251))
+
+
+def make_stream(index, plan, *, transform=None, caption_key="txt", **options):
+    pairs = PairReader(
+        index, transform=transform or Shift(), image_key="jpg;png", caption_key=caption_key, seed=plan.seed
+    )
+    return PairStream(plan, pairs, LetterTokenizer(), **options)
+
+
+def make_plan(index, **options):
+    return Plan(index.counts, **{"global_batch_size": 12, "seed": SEED, "window": 8, **options})
+
+
+def global_batches(index, plan, start, stop, *, world_size=1, **options):
+    """The ranks' batches joined."""
+    ranks = [
+        list(make_stream(index, plan, rank=rank, world_size=world_size, **options).batches(start, stop))
+        for rank in range(world_size)
+    ]
+    assert {len(batch) for batches in ranks for batch in batches} == {12 // world_size}
+    return [Batch.concatenate(parts) for parts in zip(*ranks, strict=True)]
+
+
+def places(bad):
+    return {(record.shard, record.key, record.sample_id) for record in bad}
+
+
+def assert_same(batches, expected):
+    assert [batch.index for batch in batches] == [batch.index for batch in expected]
+    for batch, other in zip(batches, expected, strict=True):
+        for name, value in other._tensors().items():
+            torch.testing.assert_close(getattr(batch, name), value, rtol=0, atol=0)
+        assert places(batch.bad) == places(other.bad)
+        assert batch.max_length == other.max_length
+
+
+def two_epochs(plan):
+    return -(-2 * plan.stretch // plan.slots_per_lane)
+
+
+@pytest.mark.parametrize("bad", [{}, BAD], ids=["good", "bad"])
+@pytest.mark.parametrize("counts", SETS.values(), ids=SETS)
+def test_batches_are_the_same_for_every_number_of_ranks(tmp_path, counts, bad):
+    write_shards(tmp_path, counts, replaced=bad)
+    index = build_index([str(tmp_path)])
+    plan = make_plan(index)
+    stop = two_epochs(plan)
+    expected = global_batches(index, plan, 0, stop)
+    if not bad:
+        assert [b.sample_id_B.tolist() for b in expected] == [
+            plan.addresses(t).sample_id_B.tolist() for t in range(stop)
+        ]
+        assert not any(b.bad for b in expected)
+    assert all(b.slot_B.tolist() == list(range(12)) for b in expected)
+    for world_size in (2, 3, 4, 6):
+        assert_same(global_batches(index, plan, 0, stop, world_size=world_size), expected)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers", "counts"),
+    [
+        (1, 1, "many shards"),
+        (1, 3, "many shards"),
+        (2, 3, "one shard"),
+        (3, 1, "fewer shards than lanes"),
+        (4, 3, "hardly larger than the batch"),
+        (6, 3, "many shards"),
+    ],
+)
+def test_batches_are_the_same_for_every_number_of_workers(tmp_path, world_size, workers, counts):
+    write_shards(tmp_path, SETS[counts], replaced=BAD)
+    index = build_index([str(tmp_path)])
+    plan = make_plan(index)
+    transform = TrainTransform(8, AUGMENT)
+    stop = two_epochs(plan)
+    expected = global_batches(index, plan, 0, stop, transform=transform)
+    got = global_batches(index, plan, 0, stop, transform=transform, world_size=world_size, workers=workers)
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_starting_at_a_batch_equals_skipping_to_it(tmp_path, workers):
+    write_shards(tmp_path, SETS["many shards"], replaced=BAD)
+    index = build_index([str(tmp_path)])
+    expected = global_batches(index, make_plan(index), 0, 14)
+    assert_same(global_batches(index, make_plan(index), 5, 14, workers=workers), expected[5:])
+
+
+def test_bad_samples_are_replaced_by_the_next_good_one_of_the_lane(tmp_path):
+    paths = write_shards(tmp_path, [20, 20], replaced=BAD)
+    index = build_index([str(tmp_path)])
+    plan = make_plan(index, lanes=4)
+    records = {}
+    for batch in make_stream(index, plan).batches(0, two_epochs(plan)):
+        passed = set()
+        for slot, address in enumerate(plan.addresses(batch.index)):
+            used, attempt = address, 0
+            while used.sample_id in BAD:
+                passed.add(used.sample_id)
+                attempt += 1
+                used = plan.replacement(batch.index, slot, attempt)
+            assert batch.sample_id_B[slot] == used.sample_id
+        assert {record.sample_id for record in batch.bad} == passed
+        assert len(batch.bad) == len(passed)
+        records |= {record.sample_id: record for record in batch.bad}
+    assert set(records) == set(BAD)
+    assert {record.shard for record in records.values()} == {paths[0]}
+    assert all(record.key == f"{number:06d}" for number, record in records.items())
+    assert records[5].reason == "no picture under 'jpg;png'"
+    assert "no caption under 'txt'" in records[4].reason
+
+
+def test_pictures_captions_and_randomness_belong_to_epoch_and_sample(tmp_path):
+    """The same sample looks different in the next epoch, wherever it stands; one of its captions is drawn."""
+    captions = [f"caption {i}" for i in range(5)]
+    record = ('{"captions": ["' + '", "'.join(captions) + '"]}').encode()
+    write_shards(tmp_path, [40], replaced={i: {"png": png(i), "json": record} for i in range(40)})
+    index = build_index([str(tmp_path)])
+    seen = {}
+    for options in ({"lanes": 2}, {"lanes": 4}):
+        plan = make_plan(index, **options)
+        for batch in make_stream(index, plan, caption_key="json:captions").batches(0, 6):
+            texts = batch.tokens_T.split(batch.lengths_B.tolist())
+            for slot, address in enumerate(plan.addresses(batch.index)):
+                text = bytes(texts[slot].tolist()).decode()
+                shift = int(batch.images_BHWC[slot, 0, 0, 0]) - address.sample_id
+                key = (address.epoch, address.sample_id)
+                assert seen.setdefault(key, (text, shift)) == (text, shift)
+                assert text in captions
+    assert {text for text, _ in seen.values()} == set(captions)
+    both = [sample for epoch, sample in seen if epoch == 0 and (1, sample) in seen]
+    assert sum(seen[0, sample] != seen[1, sample] for sample in both) > len(both) // 2
+
+
+def test_source_without_a_good_pair_is_an_error_that_names_what_was_looked_for(tmp_path):
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    for workers in (0, 2):
+        with pytest.raises(RunError) as caught:
+            next(make_stream(index, make_plan(index), caption_key="json:captions", workers=workers).batches())
+        message = str(caught.value)
+        assert "\n" not in message
+        for part in ("101 samples in a row", "'json:captions'", "members there: png, txt", "set data.image_key"):
+            assert part in message
+
+
+def test_workers_are_no_more_than_slots(tmp_path):
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    stream = make_stream(index, make_plan(index), rank=5, world_size=6, workers=9)
+    batches = stream.batches(0, 2)
+    assert [batch.slot_B.tolist() for batch in batches] == [[10, 11], [10, 11]]
+    assert stream._workers == 2
+
+
+def children():
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def test_closing_ends_the_workers_and_signals_do_not(tmp_path):
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    before = set(children())
+    state = torch.get_rng_state()
+    batches = make_stream(index, make_plan(index), workers=2).batches()
+    first = next(batches)
+    workers = set(children()) - before
+    assert len(workers) == 2
+    for pid in workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(pid, number)
+    later = [next(batches) for _ in range(6)]
+    assert [first.index, *(batch.index for batch in later)] == list(range(7))
+    assert workers <= set(children())
+    batches.close()
+    assert not workers & set(children())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dead_worker_is_one_line(tmp_path):
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    before = set(children())
+    batches = make_stream(index, make_plan(index), workers=2).batches()
+    next(batches)
+    os.kill(min(set(children()) - before), signal.SIGKILL)
+    with pytest.raises(
+        RunError, match=r"a loader process died: DataLoader worker .*; then run the same command again"
+    ) as caught:
+        for _ in batches:
+            pass
+    assert "\n" not in str(caught.value)
+    assert set(children()) == before
+
+
+class Broken:
+    """A transform with a bug."""
+
+    def __call__(self, image, *, seed):
+        raise RuntimeError("bug")
+
+
+def test_bug_in_a_worker_keeps_its_traceback(tmp_path):
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process") as caught:
+        next(make_stream(index, make_plan(index), transform=Broken(), workers=1).batches())
+    assert not isinstance(caught.value, RunError)
+
+
+def test_process_that_exits_with_an_open_stream_ends_its_workers(tmp_path):
+    """They ignore multiprocessing's SIGTERM at exit, so without a handler of ours the exit would wait for ever."""
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    pids, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            batches = make_stream(index, make_plan(index), workers=2).batches()
+            next(batches)
+            os.write(told, " ".join(map(str, children())).encode())
+            atexit._run_exitfuncs()  # an interpreter's last act; a fresh one would take seconds to import torch
+        finally:
+            os._exit(3)
+    workers = os.read(pids, 100).split()
+    for _ in range(300):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        for pid in (child, *map(int, workers)):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the process did not end within 30 s")
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert len(workers) == 2
+    assert not any(os.path.exists(f"/proc/{int(pid)}") for pid in workers)
+
+
+def test_pinned_batches_are_pinned_after_they_are_joined(tmp_path, monkeypatch):
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    pinned = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(len(batch)) or batch)
+    list(make_stream(index, make_plan(index), workers=2, pin_memory=True).batches(0, 2))
+    list(make_stream(index, make_plan(index), workers=2).batches(0, 2))
+    assert pinned == [12, 12]
+
+
+def test_open_stream_takes_the_config(tmp_path):
+    write_shards(tmp_path, SETS["many shards"])
+    index = build_index([str(tmp_path)])
+    plan = make_plan(index)
+    data = DataConfig(train=[str(tmp_path)], image_key="png", workers=1, prefetch_batches=1)
+    stream = open_stream(index, plan, data=data, transform=Shift(), tokenizer=LetterTokenizer(), rank=1, world_size=2)
+    expected = global_batches(index, plan, 3, 5)
+    assert_same(list(stream.batches(3, 5)), [batch.micro_batches(6)[1] for batch in expected])
+    assert (stream._workers, stream._prefetch_batches) == (1, 1)

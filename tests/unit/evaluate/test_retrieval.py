@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_files import write_tar
+from tiny_clip import encoded, picture, tiny_pretrained, write_retrieval_set
+
+from clipx.config.schema import RetrievalConfig
+from clipx.errors import InputError
+from clipx.evaluate import evaluate_folder, run_evaluation
+from clipx.evaluate.retrieval import DEPTHS, recall
+
+CAPTIONS = [[f"picture {i}"] + ([f"number {i}", "seen twice"] if i % 3 == 0 else []) for i in range(29)]
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return tiny_pretrained()
+
+
+def textbook(scores, right):
+    """Recall from the whole matrix of scores and a matrix that marks what is right; no ties."""
+    order = np.argsort(-scores, axis=1)
+    sorted_right = np.take_along_axis(right, order, axis=1)
+    return [float(sorted_right[:, :k].any(axis=1).mean()) for k in DEPTHS]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
+def test_recall_equals_the_whole_matrix_for_every_size_of_tile(num_queries, num_candidates, rows, columns, seed):
+    generator = np.random.default_rng(seed)
+    queries, candidates = generator.normal(size=(num_queries, 5)), generator.normal(size=(num_candidates, 5))
+    right = generator.random((num_queries, num_candidates)) < 0.1
+    right[np.arange(num_queries), generator.integers(num_candidates, size=num_queries)] = True
+    pairs = torch.from_numpy(generator.permutation(np.argwhere(right)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval_module(), "_QUERIES", rows)
+        patch.setattr(retrieval_module(), "_CANDIDATES", columns)
+        found = recall(torch.from_numpy(queries), torch.from_numpy(candidates), pairs, group=None)
+    assert found == pytest.approx(textbook(queries @ candidates.T, right), abs=1e-12)
+
+
+def retrieval_module():
+    import importlib
+
+    return importlib.import_module("clipx.evaluate.retrieval")
+
+
+def test_ties_and_nan_count_against_the_model():
+    pairs = torch.stack([torch.arange(12), torch.arange(12)], dim=1)
+    same, broken = torch.ones(12, 3), torch.full((12, 3), float("nan"))
+    assert recall(same, same, pairs, group=None) == [0, 0, 0]
+    assert recall(broken, broken, pairs, group=None) == [0, 0, 0]
+    assert recall(torch.eye(12), torch.eye(12), pairs, group=None) == [1, 1, 1]
+
+
+def test_scores_are_not_rounded_by_autocast():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(64, 1, generator=generator) * 1e-3 + torch.ones(64, 8), dim=1)
+    rows = torch.nn.functional.normalize(rows + 1e-3 * torch.randn(64, 8, generator=generator), dim=1)
+    pairs = torch.stack([torch.arange(64), torch.arange(64)], dim=1)
+    plain = recall(rows, rows, pairs, group=None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert recall(rows, rows, pairs, group=None) == plain
+
+
+@pytest.mark.parametrize("batch_size", [8, 64])
+def test_figures_equal_a_textbook_with_several_and_shared_captions(tmp_path, pretrained, batch_size):
+    folder = write_retrieval_set(tmp_path, CAPTIONS)
+    figures = run_evaluation(RetrievalConfig(data=str(folder), batch_size=batch_size), pretrained, None)
+    texts = list(dict.fromkeys(caption for captions in CAPTIONS for caption in captions))
+    images = pretrained.encode_image([picture(i) for i in range(len(CAPTIONS))]).double().numpy()
+    scores = images @ pretrained.encode_text(texts).double().numpy().T
+    right = np.array([[text in captions for text in texts] for captions in CAPTIONS])
+    expected = dict(zip([f"image_to_text_recall@{k}" for k in DEPTHS], textbook(scores, right), strict=True))
+    expected |= dict(zip([f"text_to_image_recall@{k}" for k in DEPTHS], textbook(scores.T, right.T), strict=True))
+    assert figures == pytest.approx(expected, abs=1e-12)
+    assert figures == evaluate_folder(pretrained, folder, batch_size=batch_size, group=None)
+    assert any(0 < value < 1 for value in figures.values())
+
+
+def test_shards_outside_the_layout_are_named_as_in_training(tmp_path, pretrained):
+    for shard in range(2):
+        members = [
+            (f"{shard}{i}.{extension}", data)
+            for i in range(3)
+            for extension, data in (
+                ("png", encoded(picture(3 * shard + i))),
+                ("json", f'{{"captions": ["a {shard}{i}", "b {shard}{i}"]}}'.encode()),
+            )
+        ]
+        write_tar(tmp_path / f"{shard:05d}.tar", members)
+    config = RetrievalConfig(data=f"{tmp_path}/{{00000..00001}}.tar", caption_key="json:captions")
+    whole = run_evaluation(config, pretrained, None)
+    assert whole == run_evaluation(RetrievalConfig(data=str(tmp_path), caption_key="json:captions"), pretrained, None)
+    assert whole["image_to_text_recall@10"] <= 1
+    assert whole["text_to_image_recall@10"] == 1  # six pictures
+    with pytest.raises(InputError):
+        run_evaluation(RetrievalConfig(data=str(tmp_path / "none*.tar")), pretrained, None)
+    with pytest.raises(InputError, match="no caption under 'txt'"):
+        run_evaluation(RetrievalConfig(data=str(tmp_path)), pretrained, None)
+
+
+def test_a_folder_that_does_not_exist_is_bad_input(tmp_path, pretrained):
+    with pytest.raises(InputError, match="no such folder"):
+        evaluate_folder(pretrained, tmp_path / "absent", batch_size=2, group=None)

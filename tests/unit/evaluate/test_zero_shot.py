@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_files import write_tar
+from tiny_clip import encoded, picture, tiny_pretrained, write_classification_set
+
+from clipx.config.schema import ZeroShotConfig
+from clipx.data.decode import decode_image
+from clipx.errors import InputError
+from clipx.evaluate import evaluate_folder, run_evaluation
+from clipx.evaluate.prompts import class_embeddings, fill
+from clipx.evaluate.zero_shot import place_of_label
+
+NAMES = [f"thing {i}" for i in range(9)]
+TEMPLATES = ["a photo of a {c}.", "{c}", "look, {c} and {c}!"]
+NUM_PICTURES = 31
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return tiny_pretrained()
+
+
+@pytest.fixture(scope="module")
+def ranking(pretrained):
+    """For each picture the classes from nearest to farthest; one picture, one prompt at a time, in numpy."""
+    classes = []
+    for name in NAMES:
+        prompts = [pretrained.encode_text(t.replace("{c}", name))[0].double().numpy() for t in TEMPLATES]
+        mean = np.mean(prompts, axis=0)
+        classes.append(mean / np.linalg.norm(mean))
+    images = [pretrained.encode_image(decode_image(encoded(picture(i))))[0] for i in range(NUM_PICTURES)]
+    return [np.argsort(-np.array(classes) @ image.double().numpy()).tolist() for image in images]
+
+
+@pytest.mark.parametrize("batch_size", [7, 256])
+def test_figures_equal_a_textbook(tmp_path, pretrained, ranking, batch_size):
+    places = [
+        i % 4 * 2 for i in range(NUM_PICTURES)
+    ]  # where the right class stands: half of them among five, no 8 at all
+    labels = [order[place] for order, place in zip(ranking, places, strict=True)]
+    assert len(set(labels)) < len(NAMES), "a class without pictures is part of the test"
+    recalls = [
+        np.mean([place == 0 for place, label in zip(places, labels, strict=True) if label == c]) for c in set(labels)
+    ]
+    folder = write_classification_set(tmp_path, labels, class_names=NAMES, templates=TEMPLATES)
+    figures = run_evaluation(ZeroShotConfig(data=str(folder), batch_size=batch_size), pretrained, None)
+    assert figures == pytest.approx(
+        {
+            "acc1": np.mean([place < 1 for place in places]),
+            "acc5": np.mean([place < 5 for place in places]),
+            "mean_per_class_recall": np.mean(recalls),
+        },
+        abs=1e-12,
+    )
+    assert figures == evaluate_folder(pretrained, folder, batch_size=batch_size, group=None)
+
+
+def test_the_nearest_classes_as_labels_give_full_marks(tmp_path, pretrained):
+    classes_CD = class_embeddings(pretrained, NAMES, templates=TEMPLATES, batch_size=8, group=None)
+    labels = (pretrained.encode_image([picture(i) for i in range(20)]) @ classes_CD.T).argmax(1).tolist()
+    folder = write_classification_set(tmp_path, labels, class_names=NAMES, templates=TEMPLATES)
+    figures = evaluate_folder(pretrained, folder, batch_size=8, group=None)
+    assert figures == {"acc1": 1.0, "acc5": 1.0, "mean_per_class_recall": 1.0}
+
+
+def test_class_embeddings_are_unit_means_of_their_prompts(pretrained):
+    classes_CD = class_embeddings(pretrained, NAMES, templates=TEMPLATES, batch_size=4, group=None)
+    one = pretrained.encode_text([fill(template, NAMES[3]) for template in TEMPLATES]).double().mean(0)
+    torch.testing.assert_close(classes_CD[3].double(), one / one.norm(), atol=1e-6, rtol=0)
+    assert (classes_CD.dtype, tuple(classes_CD.shape)) == (torch.float32, (9, 24))
+
+
+def test_fill_leaves_other_braces_alone():
+    assert fill("{c} {x} {} {c}", "a{c}") == "a{c} {x} {} a{c}"
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=6), st.data())
+def test_place_counts_classes_that_are_not_below(scores, data):
+    label = data.draw(st.integers(0, len(scores) - 1))
+    place = place_of_label(torch.tensor([scores], dtype=torch.float32), torch.tensor([label]))
+    assert int(place) == sum(score >= scores[label] for i, score in enumerate(scores) if i != label)
+
+
+def test_equal_and_nan_scores_are_no_hits():
+    flat, broken = torch.zeros(2, 6), torch.full((2, 6), float("nan"))
+    labels = torch.tensor([0, 5])
+    assert place_of_label(flat, labels).tolist() == [5, 5]
+    assert place_of_label(broken, labels).tolist() == [5, 5]
+
+
+def test_the_model_keeps_its_mode(tmp_path, pretrained):
+    folder = write_classification_set(tmp_path, [0, 1, 2], class_names=NAMES)
+    pretrained.model.train()
+    try:
+        evaluate_folder(pretrained, folder, batch_size=2, group=None)
+        assert all(module.training for module in pretrained.model.modules())
+    finally:
+        pretrained.model.eval()
+
+
+def test_a_picture_that_cannot_be_decoded_is_bad_input(tmp_path, pretrained):
+    folder = write_classification_set(tmp_path, [0, 1], class_names=NAMES)
+    members = [("x.png", encoded(picture(0))), ("x.cls", b"0"), ("y.png", b"none"), ("y.cls", b"0")]
+    write_tar(folder / "test" / "1.tar", members)
+    with pytest.raises(InputError, match=r"1 pictures .*sample y of"):
+        evaluate_folder(pretrained, folder, batch_size=2, group=None)

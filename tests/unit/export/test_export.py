@@ -1,0 +1,209 @@
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
+
+from clipx.errors import InputError, RunError
+from clipx.export import export_model
+from clipx.export import run as export_run
+from clipx.export.parity import Outputs, differences, faults, pictures
+from clipx.export.shape import read_shape
+from clipx.pretrained import EXPORT_CONFIG, OPEN_CLIP_WEIGHTS, load
+
+BOTH = ("hf", "open_clip")
+TEXTS = ["a photo of a cat", "an owl & a fox, at dusk"]
+QUICK = {"image": {"name": "vit_base_patch16_clip_quickgelu_224"}, "text": {"activation": "quick_gelu"}}
+ODD = {
+    "image": {"image_size": 33, "options": {"embed_dim": 30, "depth": 1, "num_heads": 3, "patch_size": 11}},
+    "text": {"width": 18, "heads": 3, "layers": 1, "context_length": 9, "mlp_ratio": 2.45},
+}
+
+
+def stored(folder, config=None):
+    """A model, and an export of it that nobody compared, from which `export_model` can start."""
+    pytest.importorskip("open_clip")
+    pretrained = tiny_pretrained(config)
+    folder.mkdir()
+    (folder / EXPORT_CONFIG).write_text(run_config_text(pretrained.config))
+    export_run.open_clip.write(pretrained, read_shape(pretrained), folder)
+    return pretrained
+
+
+@pytest.fixture
+def source(tmp_path):
+    stored(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("changes", [{}, QUICK, ODD], ids=["plain", "quick_gelu", "odd_sizes"])
+def test_both_libraries_compute_what_was_trained(tmp_path, changes):
+    pretrained = stored(tmp_path / "source", tiny_model_config(**changes))
+    to = tmp_path / "deep" / "export"
+    parity = export_model(tmp_path / "source", to, BOTH)
+    for name in BOTH:
+        assert parity[name]["checked"]
+        assert parity[name]["largest_difference"]["texts_with_other_token_ids"] == 0
+        assert all(value < 1e-5 for value in parity[name]["largest_difference"].values())
+    assert json.loads((to / "parity.json").read_text()) == parity
+    again = load(to)
+    assert again.config == pretrained.config
+    assert torch.equal(again.encode_text(TEXTS), pretrained.encode_text(TEXTS))
+    assert torch.equal(again.encode_image(picture(0)), pretrained.encode_image(picture(0)))
+    assert [path.name for path in to.parent.iterdir()] == ["export"]
+
+
+def test_the_folder_holds_the_files_of_both_libraries(tmp_path, source):
+    export_model(source, tmp_path / "export", BOTH)
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {
+        "clipx_config.yaml",
+        "config.json",
+        "model.safetensors",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "parity.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["text_config"]["eos_token_id"] == 49_407
+    assert {config[key]["projection_dim"] for key in ("text_config", "vision_config")} == {config["projection_dim"]}
+
+
+def test_transformers_auto_classes_load_it(tmp_path, source):
+    from transformers import AutoModel, AutoProcessor
+
+    export_model(source, tmp_path / "export", ["hf"])
+    ours = load(source)
+    model = AutoModel.from_pretrained(tmp_path / "export")
+    processor = AutoProcessor.from_pretrained(tmp_path / "export", backend="pil")
+    image = picture(0, (40, 30))
+    inputs = processor(images=image, return_tensors="pt")
+    with torch.no_grad():
+        features = model.get_image_features(**inputs).pooler_output
+    torch.testing.assert_close(features / features.norm(), ours.encode_image(image), atol=1e-5, rtol=0)
+    assert load(tmp_path / "export").encode_text(TEXTS).equal(ours.encode_text(TEXTS))
+
+
+def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, source):
+    to = tmp_path / "export"
+    to.mkdir()
+    export_model(source, to, ["open_clip"])
+    assert not (to / "model.safetensors").exists()
+    export_model(to, to, BOTH)
+    assert (to / "model.safetensors").exists()
+    other = tmp_path / "precious"
+    other.mkdir()
+    (other / "thesis.txt").write_text("do not lose")
+    with pytest.raises(InputError, match="not empty and no earlier export"):
+        export_model(source, other, BOTH)
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    with pytest.raises(InputError, match="is a file"):
+        export_model(source, other / "thesis.txt", BOTH)
+
+
+def test_a_difference_ends_the_export_and_leaves_the_earlier_one(tmp_path, source, monkeypatch):
+    to = tmp_path / "export"
+    export_model(source, to, ["open_clip"])
+    before = (to / "parity.json").read_bytes()
+    write = export_run.open_clip.write
+
+    def write_wrongly(pretrained, shape, folder):
+        write(pretrained, shape, folder)
+        weights = load_file(folder / OPEN_CLIP_WEIGHTS)
+        weights["visual.proj"] += 0.01
+        save_file(weights, folder / OPEN_CLIP_WEIGHTS)
+
+    monkeypatch.setattr(export_run.open_clip, "write", write_wrongly)
+    with pytest.raises(RunError, match=r"open_clip_torch .*image_embeddings by 0\.\d+.*limit 0\.0001") as raised:
+        export_model(source, to, ["open_clip"])
+    assert "\n" not in str(raised.value)
+    assert "text_embeddings" not in str(raised.value)
+    assert (to / "parity.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "source"]
+
+
+def test_without_open_clip_the_export_says_that_it_was_not_compared(tmp_path, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    monkeypatch.setattr(export_run.open_clip, "find_spec", lambda _name: None)
+    parity = export_model(source, tmp_path / "export", ["open_clip"])
+    assert parity["open_clip"]["checked"] is False
+    assert "not installed" in parity["open_clip"]["reason"]
+    assert (tmp_path / "export" / OPEN_CLIP_WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": {"name": "vit_tiny_patch16_224", "options": {}}}, "vit_tiny_patch16_224 cannot be exported"),
+        (
+            {"image": {"options": {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "init_values": 0.1}}},
+            "ls1",
+        ),
+        ({"text": {"activation": "quick_gelu"}}, "one activation"),
+    ],
+)
+def test_other_models_are_refused_before_anything_is_written(tmp_path, changes, message, monkeypatch):
+    pretrained = tiny_pretrained(tiny_model_config(**changes))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / EXPORT_CONFIG).write_text(run_config_text(pretrained.config))
+    monkeypatch.setattr(export_run, "load", lambda _path: pretrained)
+    with pytest.raises(InputError, match=message):
+        export_model(source, tmp_path / "export", ["open_clip"])
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_logit_bias_goes_to_open_clip_only(tmp_path):
+    from dataclasses import replace
+
+    pretrained = stored(tmp_path / "source", replace(tiny_model_config(), init_logit_bias=-10.0))
+    parity = export_model(tmp_path / "source", tmp_path / "export", ["open_clip"])
+    assert parity["open_clip"]["largest_difference"]["logits"] < 1e-5
+    bias = load(tmp_path / "export").model.logit_bias
+    assert torch.equal(bias, pretrained.model.logit_bias)
+    with pytest.raises(InputError, match="logit_bias"):
+        export_model(tmp_path / "source", tmp_path / "export", BOTH)
+
+
+@pytest.mark.parametrize("formats", [[], ["onnx"], ["hf", "nonsense"]])
+def test_an_unknown_format_is_bad_input(tmp_path, source, formats):
+    with pytest.raises(InputError, match="known are hf and open_clip"):
+        export_model(source, tmp_path / "export", formats)
+
+
+def test_weights_that_do_not_fit_the_config_are_bad_input(tmp_path, source):
+    config = run_config_text(tiny_model_config(text={"layers": 1}))
+    (source / EXPORT_CONFIG).write_text(config)
+    with pytest.raises(InputError, match="does not fit") as raised:
+        load(source)
+    assert "\n" not in str(raised.value)
+    (source / OPEN_CLIP_WEIGHTS).write_bytes(b"short")
+    with pytest.raises(InputError, match="does not fit"):
+        load(source)
+    (source / OPEN_CLIP_WEIGHTS).unlink()
+    with pytest.raises(InputError, match="export it again"):
+        load(source)
+
+
+def test_faults_name_what_is_more_than_rounding_and_nan():
+    def outputs(shift, tokens):
+        x = torch.zeros(2, 3) + shift
+        return Outputs(pixels_B3SS=x, tokens=tokens, image_BD=x, text_ND=x, logits_BN=x)
+
+    same = outputs(0.0, [[1, 2], [1]])
+    assert faults(differences(same, outputs(1e-5, [[1, 2], [1]]))) == []
+    assert faults(differences(same, outputs(1e-5, [[1, 2], [3]]))) == ["texts_with_other_token_ids by 1"]
+    assert len(faults(differences(same, outputs(float("nan"), [[1, 2], [1]])))) == 4
+    assert "logits by 0.01" in faults(differences(same, outputs(1e-2, [[1, 2], [1]])))
+
+
+@pytest.mark.parametrize("image_size", [8, 24, 30, 224, 225])
+def test_no_parity_picture_falls_between_the_two_rules_of_cropping(image_size):
+    for image in pictures(image_size):
+        short, long = sorted(image.size)
+        assert (int(image_size * long / short) - image_size) % 4 != 3

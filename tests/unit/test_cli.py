@@ -1,0 +1,229 @@
+"""The command line: what it accepts, how it fails, what it leaves to the library."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from clipx import cli
+from clipx.config.load import load_config
+from clipx.errors import InputError, RunError
+
+CONFIG = """
+run_dir: runs/x
+steps: 10
+global_batch_size: 8
+data: {train: [a.tar]}
+model: {image: {name: vit_base_patch32_clip_224}}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def clipx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs `clipx ARGUMENTS` in this process; gives exit code, stdout, stderr."""
+    for name in ("CLIPX_DEBUG", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        output = capsys.readouterr()
+        code = exit_info.value.code
+        assert isinstance(code, int)
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch):
+    """Puts a function in place of one of the library's, in a module made for the test."""
+
+    def replace(module_name: str, **functions: Any) -> None:
+        module = ModuleType(module_name)
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, module_name, module)
+
+    return replace
+
+
+class TestConfig:
+    def test_prints_what_the_run_would_have(self, clipx, config_file: Path, tmp_path: Path) -> None:
+        overlay = tmp_path / "overlay.yml"
+        overlay.write_text("seed: 3")
+        code, out, err = clipx("config", config_file, overlay, "optim.lr=1e-3")
+        assert (code, err) == (0, "")
+        resolved = tmp_path / "resolved.yaml"
+        resolved.write_text(out)
+        assert load_config([resolved]) == load_config([config_file, overlay], ["optim.lr=1e-3"])
+
+    def test_describe_and_json_schema_need_no_file(self, clipx) -> None:
+        code, out, _ = clipx("config", "--describe")
+        assert code == 0
+        assert "data.lanes=auto" in out
+        code, out, _ = clipx("config", "--json-schema")
+        assert code == 0
+        assert "global_batch_size" in json.loads(out)["required"]
+
+    def test_a_path_with_an_equals_sign_is_a_file(self, clipx, tmp_path: Path) -> None:
+        folder = tmp_path / "lr=3"
+        folder.mkdir()
+        (folder / "a.yaml").write_text(CONFIG)
+        assert clipx("config", folder / "a.yaml", "run_dir=b.yaml")[1].startswith("run_dir: b.yaml\n")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["config", "nope.yaml"], "nope.yaml: cannot read the config file: No such file or directory"),
+            (["config", "nope"], "'nope' is neither a config file (.yaml, .yml) nor an override (key=value)"),
+            (["config", "seed=1"], "no config file given: name at least one .yaml file"),
+            (["config", "--bar"], "No such option: --bar; see `clipx config --help`"),
+            (["trian"], "No such command 'trian'"),
+            (["train"], "Missing argument 'CONFIG.yaml|KEY=VALUE'; see `clipx train --help`"),
+            (["data", "synth", "--out", "a", "--size", "x"], "Invalid value for '--size'"),
+        ],
+    )
+    def test_bad_input_is_one_line_and_exit_code_2(self, clipx, arguments: list[str], message: str) -> None:
+        code, out, err = clipx(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"clipx: error: {message}")
+        assert err.count("\n") == 1
+
+    def test_every_problem_of_a_config_is_a_line(self, clipx, config_file: Path) -> None:
+        code, _, err = clipx("config", config_file, "data.worker=3", "lr=1")
+        assert code == 2
+        assert err.splitlines() == [
+            "clipx: error: data.worker=3: unknown key; the nearest known is data.workers",
+            "clipx: error: lr=1: unknown key; the nearest known is optim.lr",
+        ]
+
+    @pytest.mark.parametrize("place", ["front", "end", "environment"])
+    def test_debug_shows_the_traceback(self, clipx, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+        if place == "environment":
+            monkeypatch.setenv("CLIPX_DEBUG", "1")
+        arguments = ["config", "nope.yaml"]
+        code, _, err = clipx(*["--debug"] * (place == "front"), *arguments, *["--debug"] * (place == "end"))
+        assert code == 2
+        assert "Traceback" in err
+        assert "FileNotFoundError" in err
+        assert err.splitlines()[-1].startswith("clipx: error: nope.yaml")
+
+    @pytest.mark.parametrize(("error", "expected"), [(InputError("a"), 2), (RunError("a"), 1)])
+    def test_exit_code_of_the_library_s_errors(
+        self, clipx, library, config_file, error: Exception, expected: int
+    ) -> None:
+        def fail(config: object) -> int:
+            raise error
+
+        library("clipx.train.trainer", train=fail)
+        assert clipx("train", config_file) == (expected, "", "clipx: error: a\n")
+
+    def test_several_ranks_say_which_they_are(self, clipx, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RANK", "3")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        assert clipx("config", "a")[2].startswith("clipx: error: [rank 3] 'a' is neither")
+
+    @pytest.mark.parametrize("on_terminal", [True, False])
+    def test_unexpected_errors_are_short_on_a_terminal_and_whole_in_a_log(
+        self, clipx, library, config_file: Path, monkeypatch: pytest.MonkeyPatch, on_terminal: bool
+    ) -> None:
+        def fail(config: object) -> int:
+            raise KeyError("weights")
+
+        library("clipx.train.trainer", train=fail)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal)
+        code, _, err = clipx("train", config_file)
+        assert code == 1
+        assert ("Traceback" in err) is not on_terminal
+        hint = "; --debug shows where" if on_terminal else ""
+        assert err.splitlines()[-1] == f"clipx: error: unexpected KeyError: 'weights'{hint}"
+
+    def test_a_closed_pipe_and_ctrl_c_are_quiet(self, clipx, library, config_file: Path) -> None:
+        def interrupt(config: object) -> int:
+            raise KeyboardInterrupt
+
+        library("clipx.train.trainer", train=interrupt)
+        code, _, err = clipx("train", config_file)
+        assert (code, err) == (130, "")
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "clipx", "config", str(config_file)]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+class TestCommands:
+    def test_train_hands_over_the_config_and_the_exit_code(self, clipx, library, config_file: Path) -> None:
+        seen = []
+        library("clipx.train.trainer", train=lambda config: seen.append(config) or 85)
+        assert clipx("train", config_file, "seed=7") == (85, "", "")
+        assert seen == [load_config([config_file], ["seed=7"])]
+
+    def test_zeroshot_prints_a_table_and_writes_json(self, clipx, library, tmp_path: Path) -> None:
+        library("clipx.pretrained", load=lambda path, *, device: path)
+        figures = {"wds_a": {"acc1": 0.5, "acc5": 1.0}, "wds_b": {"image_retrieval_recall@1": 0.25}}
+        library(
+            "clipx.evaluate.run", evaluate_folder=lambda model, folder, *, batch_size, group: figures[Path(folder).name]
+        )
+        target = tmp_path / "new" / "figures.json"
+        code, out, err = clipx("zeroshot", "runs/x", "d/wds_a", "d/wds_b", "--json", target)
+        assert (code, err) == (0, "")
+        for word in ("wds_a", "wds_b", "acc1", "50.00%", "25.00%"):
+            assert word in out
+        assert json.loads(target.read_text()) == {f"d/{name}": row for name, row in figures.items()}
+
+    def test_export_splits_the_formats(self, clipx, library) -> None:
+        seen = []
+        library("clipx.export.run", export_model=lambda *arguments: seen.append(arguments) or {"hf": 1e-6})
+        code, out, _ = clipx("export", "runs/x", "--to", "out", "--format", "hf, open_clip")
+        assert code == 0
+        assert json.loads(out) == {"hf": 1e-6}
+        assert seen == [(Path("runs/x"), Path("out"), ["hf", "open_clip"])]
+
+    def test_demo_runs_in_the_folder_given(self, clipx, library) -> None:
+        seen = []
+        library("clipx.demo", run_demo=lambda out: seen.append(out) or 0)
+        assert clipx("demo", "--out", "runs/here")[0] == 0
+        assert seen == [Path("runs/here")]
+
+    def test_synth_then_index(self, clipx, tmp_path: Path) -> None:
+        out = tmp_path / "scenes"
+        code, _, err = clipx("data", "synth", "--out", out, "--train", 5, "--eval-per-class", 1, "--shard-size", 3)
+        assert (code, err) == (0, "")
+        code, text, _ = clipx("data", "index", out / "train", "--out", tmp_path / "index")
+        assert (code, text.strip()) == (0, "2 shards, 5 samples")
+        assert any((tmp_path / "index").iterdir())
+        assert clipx("data", "synth", "--out", out)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["", "demo", "train", "zeroshot", "export", "config", "data", "data index", "data synth"]
+)
+def test_help_of_every_command(clipx, command: str) -> None:
+    code, out, err = clipx(*command.split(), "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: clipx {command}".strip() in out
+
+
+def test_no_command_shows_the_help(clipx) -> None:
+    for command in ((), ("data",)):
+        code, out, err = clipx(*command)
+        assert code == 2
+        assert "Commands" in out or "Train" in out
+        assert err == ""

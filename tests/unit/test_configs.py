@@ -1,0 +1,68 @@
+"""The shipped configs: each loads, says what it costs, and describes a model that can be built."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from clipx.config.geometry import resolve_geometry
+from clipx.config.load import load_config
+from clipx.config.schema import TransformerTextConfig
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SHIPPED = {
+    "tiny",
+    "vit_b32_cc12m_8xh100",
+    "vit_b16_datacomp_large_16xh100",
+    "vit_l14_datacomp1b_64xh100",
+    "vit_tiny_photos_cpu",
+}
+
+
+def test_all_presets_are_shipped() -> None:
+    assert {path.stem for path in CONFIGS} >= SHIPPED
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_loads(path: Path) -> None:
+    config = load_config([path])
+    assert config.num_steps > config.optim.warmup_steps
+    assert config.run_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_header_says_command_hardware_time_and_score(path: Path) -> None:
+    header = re.match(r"(#.*\n)+", path.read_text())
+    assert header is not None
+    for word in ("Command:", "Hardware:", "Time:", "Score:"):
+        assert word in header.group()
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "xh100" in path.stem], ids=lambda path: path.stem)
+def test_batch_divides_over_the_gpus_in_the_name(path: Path) -> None:
+    config = load_config([path])
+    match = re.search(r"_(\d+)xh100$", path.stem)
+    assert match is not None
+    geometry = resolve_geometry(config.global_batch_size, config.micro_batch_size, int(match.group(1)))
+    assert geometry.num_micro_batches >= 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_image_tower_is_known_to_timm_and_fits_its_patches(path: Path) -> None:
+    import timm
+
+    image = load_config([path]).model.image
+    assert timm.is_model(image.name)
+    patch = image.options.get("patch_size") or int(re.search(r"patch(\d+)", image.name).group(1))  # type: ignore[union-attr]
+    assert image.image_size % patch == 0
+
+
+def test_towers_have_the_sizes_of_their_names() -> None:
+    sizes = {}
+    for path in CONFIGS:
+        config = load_config([path])
+        assert isinstance(config.model.text, TransformerTextConfig)
+        sizes[path.stem] = (config.model.embed_dim, config.model.text.width, config.model.text.heads)
+    assert sizes["vit_b32_cc12m_8xh100"] == (512, 512, 8)
+    assert sizes["vit_b16_datacomp_large_16xh100"] == (512, 512, 8)
+    assert sizes["vit_l14_datacomp1b_64xh100"] == (768, 768, 12)

@@ -1,0 +1,196 @@
+"""launch/: the files as a person runs them, with the training itself replaced."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "torchrun.sh"
+ACCELERATE = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
+
+FAKE_PYTHON = """#!/usr/bin/env bash
+# Python, but for torchrun: that one notes its arguments and its environment, and ends as the test wants.
+if [[ "$1 $2" == "-m torch.distributed.run" ]]; then
+  printf '%s\\n' "${@:3}" > "$NOTES/arguments"
+  env > "$NOTES/environment"
+  trap 'echo TERM > "$NOTES/signal"; eval "$ON_SIGNAL"' TERM
+  trap 'echo USR1 > "$NOTES/signal"; eval "$ON_SIGNAL"' USR1
+  touch "$NOTES/started"
+  eval "$TORCHRUN"
+  exit
+fi
+exec REAL "$@"
+"""
+
+
+class Launch:
+    """A folder with a config and a stand-in for Python."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_dir = folder / "the run"
+        python = folder / "python"
+        python.write_text(FAKE_PYTHON.replace("REAL", shlex.quote(sys.executable)))
+        python.chmod(0o755)
+        self.config = folder / "config.yaml"
+        self.config.write_text(
+            f"run_dir: {self.run_dir}\nsteps: 1\nglobal_batch_size: 2\n"
+            "data: {train: [a.tar]}\nmodel: {image: {name: vit_base_patch32_clip_224}}\n"
+        )
+
+    def say(self, status: str) -> str:
+        """A shell command that writes status.json as the trainer does."""
+        text = json.dumps({"status": status, "step": 1, "reason": "a test"})
+        return f"mkdir -p {shlex.quote(str(self.run_dir))}; echo {shlex.quote(text)} > '{self.run_dir}/status.json'; "
+
+    def start(
+        self, *arguments: str, torchrun: str = "exit 0", on_signal: str = "", **env: str
+    ) -> subprocess.Popen[str]:
+        names = ("PATH", "HOME", "LANG", "TMPDIR")
+        environment = {name: os.environ[name] for name in names if name in os.environ}
+        environment |= {"PYTHON": str(self.folder / "python"), "NOTES": str(self.folder), "TORCHRUN": torchrun}
+        environment |= {"ON_SIGNAL": on_signal, "NPROC_PER_NODE": "2", "PYTHONPATH": str(ROOT), **env}
+        command = [str(SCRIPT), str(self.config), *arguments]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *arguments: str, **options: str) -> tuple[int, str]:
+        process = self.start(*arguments, **options)
+        _, err = process.communicate(timeout=60)
+        return process.returncode, err
+
+    def torchrun_arguments(self) -> Any:
+        """What torchrun's own parser makes of the call, in the environment it was given."""
+        from torch.distributed.run import get_args_parser
+
+        pairs = (line.partition("=") for line in (self.folder / "environment").read_text().splitlines())
+        environment = {name: value for name, _, value in pairs if name.startswith("PET_")}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return get_args_parser().parse_args((self.folder / "arguments").read_text().splitlines())
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    return Launch(tmp_path)
+
+
+class TestTorchrun:
+    def test_one_node(self, launch: Launch) -> None:
+        assert launch.run("seed=3", "data.train=[a b.tar]") == (0, "")
+        arguments = launch.torchrun_arguments()
+        assert arguments.standalone
+        assert (arguments.nnodes, arguments.nproc_per_node, arguments.max_restarts) == ("1", "2", 0)
+        assert (arguments.module, arguments.training_script) == (True, "clipx")
+        assert arguments.training_script_args == ["train", str(launch.config), "seed=3", "data.train=[a b.tar]"]
+        assert set(arguments.signals_to_handle.split(",")) >= {"SIGTERM", "SIGINT", "SIGUSR1"}
+        assert arguments.shutdown_timeout == 300
+
+    def test_several_nodes(self, launch: Launch) -> None:
+        env = {"NNODES": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "1234", "SLURM_JOB_ID": "77", "SAVE_SECONDS": "60"}
+        assert launch.run(**env) == (0, "")
+        arguments = launch.torchrun_arguments()
+        assert not arguments.standalone
+        assert (arguments.nnodes, arguments.rdzv_backend, arguments.rdzv_id) == ("4", "c10d", "77")
+        assert arguments.rdzv_endpoint == "node0:1234"
+        assert arguments.shutdown_timeout == 60
+
+    def test_several_nodes_need_an_address(self, launch: Launch) -> None:
+        code, err = launch.run(NNODES="2")
+        assert code != 0
+        assert "MASTER_ADDR: is not set: with NNODES=2" in err
+        assert not (launch.folder / "started").exists()
+
+    def test_a_bad_config_is_one_line_and_starts_nothing(self, launch: Launch) -> None:
+        code, err = launch.run("data.worker=1")
+        assert code == 2
+        assert err == "clipx: error: data.worker=1: unknown key; the nearest known is data.workers\n"
+        assert not (launch.folder / "started").exists()
+
+    def test_without_arguments_it_says_how(self) -> None:
+        done = subprocess.run([SCRIPT], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("usage: launch/torchrun.sh CONFIG.yaml")
+
+    @pytest.mark.parametrize(
+        ("status", "torchrun_code", "expected"),
+        [("again", 1, 85), ("failed", 1, 1), ("complete", 0, 0), (None, 1, 1), (None, 7, 7)],
+    )
+    def test_exit_code_is_the_run_s_own_word(
+        self, launch: Launch, status: str | None, torchrun_code: int, expected: int
+    ) -> None:
+        said = launch.say(status) if status else ""
+        assert launch.run(torchrun=f"sleep 0.05; {said} exit {torchrun_code}")[0] == expected
+
+    def test_the_word_of_an_earlier_start_does_not_count(self, launch: Launch) -> None:
+        subprocess.run(launch.say("again"), shell=True, check=True)
+        past = time.time() - 10
+        os.utime(launch.run_dir / "status.json", (past, past))
+        assert launch.run(torchrun="exit 1")[0] == 1
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_signals_reach_torchrun_and_its_end_is_waited_for(self, launch: Launch, number: signal.Signals) -> None:
+        process = launch.start(
+            torchrun="while :; do sleep 0.05; done", on_signal=f"sleep 0.3; {launch.say('again')} exit 1"
+        )
+        deadline = time.monotonic() + 60
+        while not (launch.folder / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert (launch.folder / "signal").read_text().strip() == number.name.removeprefix("SIG")
+        assert (process.returncode, err) == (85, "")
+
+
+def load_strictly(path: Path) -> Any:
+    """Accelerate's own reading of the file, and every inner key held against the options of `accelerate launch`."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(path))
+    options = vars(launch_command_parser().parse_args(["script.py"]))
+    unknown = [
+        key for inner in vars(config).values() if isinstance(inner, Mapping) for key in inner if key not in options
+    ]
+    if unknown:
+        raise ValueError(f"{path.name} had unknown inner keys {unknown}")
+    return config
+
+
+class TestAccelerate:
+    def test_both_kinds_are_there(self) -> None:
+        assert [path.stem for path in ACCELERATE] == ["ddp", "fsdp2"]
+
+    @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+    def test_accelerate_reads_it(self, name: str, kind: str) -> None:
+        config = load_strictly(ROOT / "launch" / "accelerate" / f"{name}.yaml")
+        assert config.distributed_type.value == kind
+        assert config.mixed_precision == "no"  # the run's config says it
+        assert config.num_processes == 8
+
+    def test_fsdp_is_the_second(self) -> None:
+        config = load_strictly(ROOT / "launch" / "accelerate" / "fsdp2.yaml")
+        assert int(config.fsdp_config["fsdp_version"]) == 2
+
+    @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+    def test_a_misspelt_key_is_found(self, path: Path, tmp_path: Path) -> None:
+        keys = yaml.safe_load(path.read_text())
+        flat = [(key, None) for key in keys if key not in ("compute_environment", "distributed_type")]
+        inner = [(outer, key) for outer, value in keys.items() if isinstance(value, dict) for key in value]
+        for outer, key in flat + inner:
+            tree = yaml.safe_load(path.read_text())
+            node, name = (tree, outer) if key is None else (tree[outer], key)
+            node[name + "x"] = node.pop(name)
+            (tmp_path / "misspelt.yaml").write_text(yaml.safe_dump(tree))
+            with pytest.raises(ValueError, match="unknown"):
+                load_strictly(tmp_path / "misspelt.yaml")

@@ -1,0 +1,116 @@
+import shutil
+
+import pytest
+import torch
+from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
+
+import clipx
+from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
+from clipx.checkpoint.store import aside_folder, publish, save_tensors
+from clipx.config.schema import HuggingFaceTextConfig
+from clipx.data.tokenizer import ClipTokenizer
+from clipx.errors import InputError
+from clipx.pretrained import Pretrained, find_model, load
+
+TEXTS = ["a photo of a cat", "x"]
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return tiny_pretrained()
+
+
+@pytest.fixture(scope="module")
+def run_dir(pretrained, tmp_path_factory):
+    """A run with checkpoints of steps 1 and 2; step 2's is `pretrained`."""
+    run_dir = tmp_path_factory.mktemp("run")
+    plan = DataPlanRecord(
+        fingerprint="", num_shards=1, num_samples=9, lanes=1, shuffle_window=1, global_batch_size=2, seed=0
+    )
+    for step, source in ((1, tiny_pretrained(seed=1)), (2, pretrained)):
+        aside = aside_folder(run_dir, step)
+        aside.mkdir(parents=True)
+        save_tensors(aside, source.model, torch.optim.AdamW(source.model.parameters()))
+        state = RunState(progress=Progress(step=step), plan=plan, wandb_id="")
+        publish(aside, state, run_config_text(pretrained.config))
+    return run_dir
+
+
+def assert_same(one, other):
+    assert torch.equal(one.encode_text(TEXTS), other.encode_text(TEXTS))
+    assert torch.equal(one.encode_image(picture(0)), other.encode_image(picture(0)))
+
+
+def test_a_run_folder_is_its_newest_checkpoint(run_dir, pretrained):
+    loaded = clipx.load(run_dir)
+    assert_same(loaded, pretrained)
+    assert not loaded.model.training
+    assert loaded.config == pretrained.config
+
+
+def test_a_checkpoint_is_itself(run_dir):
+    assert_same(load(str(run_dir / "checkpoints" / "step-00000001")), tiny_pretrained(seed=1))
+
+
+def test_a_broken_checkpoint_is_passed_over(run_dir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    (copy / "checkpoints" / "step-00000002" / "config.yaml").write_text("broken")
+    assert_same(load(copy), tiny_pretrained(seed=1))
+    (copy / "checkpoints" / "step-00000001" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="no good checkpoint"):
+        load(copy)
+
+
+def test_what_holds_no_model_is_bad_input(tmp_path):
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(InputError, match=path.name):
+            find_model(path)
+
+
+def test_pictures_come_alone_as_a_list_or_preprocessed(pretrained):
+    images = [picture(i) for i in range(3)]
+    together = pretrained.encode_image(images)
+    torch.testing.assert_close(pretrained.encode_image(images[1]), together[1:2], atol=1e-6, rtol=0)
+    assert torch.equal(pretrained.encode_image(torch.stack([pretrained.preprocess(i) for i in images])), together)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+    assert pretrained.preprocess(images[0]).shape == (24, 24, 3)
+
+
+def test_texts_come_alone_or_as_a_list(pretrained):
+    together = pretrained.encode_text(TEXTS)
+    torch.testing.assert_close(pretrained.encode_text(TEXTS[1]), together[1:2], atol=1e-6, rtol=0)
+    tokens_T, lengths_B = pretrained.tokenize(TEXTS)
+    assert int(lengths_B.sum()) == len(tokens_T)
+    assert not together.requires_grad
+
+
+def test_a_model_in_training_is_evaluated_and_put_back():
+    config = tiny_model_config(image={"patch_drop": 0.5})
+    pretrained = tiny_pretrained(config)
+    expected = pretrained.encode_image(picture(0))
+    pretrained.model.train()
+    assert torch.equal(pretrained.encode_image(picture(0)), expected)
+    assert all(module.training for module in pretrained.model.modules())
+
+
+def test_logit_scale_is_the_multiplier(pretrained):
+    assert pretrained.logit_scale == pytest.approx(float(pretrained.model.log_logit_scale.detach().exp()))
+
+
+def test_the_tokenizer_may_be_given(pretrained):
+    own = ClipTokenizer(16)
+    assert Pretrained(pretrained.model, pretrained.config, tokenizer=own).tokenizer is own
+
+
+def test_loading_needs_none_of_the_weights_that_training_started_from():
+    from dataclasses import replace
+
+    from clipx.pretrained import _without_download
+
+    config = tiny_model_config(image={"pretrained": "gone.safetensors"})
+    config = replace(config, text=HuggingFaceTextConfig(name="any"))
+    stripped = _without_download(config)
+    assert stripped.image.pretrained is False
+    assert isinstance(stripped.text, HuggingFaceTextConfig)
+    assert stripped.text.pretrained is False

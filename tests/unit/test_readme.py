@@ -1,0 +1,107 @@
+"""The documents cannot rot: commands parse, files named are there, figures agree with the configs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from clipx.cli import app
+from clipx.config.load import load_config
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+README = DOCUMENTS[0].read_text()
+
+
+def code_lines(text: str) -> list[str]:
+    """Every line of a shell block, and every stretch of code inside a line."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    rest = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    inline = re.findall(r"`([^`]+)`", rest)
+    return [" ".join(line.split("#")[0].split()) for line in [*"".join(blocks).splitlines(), *inline]]
+
+
+def clipx_commands() -> list[str]:
+    return sorted(
+        {line for document in DOCUMENTS for line in code_lines(document.read_text()) if line.startswith("clipx ")}
+    )
+
+
+def parse(line: str) -> None:
+    """Parses a command as typer would, without running it; of a usage line, the marks of what is optional go first."""
+    words = re.sub(r" \.\.\.|\[(?=--|OVERLAY|key=)|(?<=FILE|alue)\]", "", line).split()[1:]
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands") and words:
+        name = words.pop(0)
+        assert name in command.commands, f"{line!r}: there is no command {name!r}"
+        command = command.commands[name]
+    if words:  # a bare `clipx data index` only names the command
+        command.make_context(line, words)
+
+
+@pytest.mark.parametrize("line", clipx_commands())
+def test_command_parses(line: str) -> None:
+    parse(line)
+
+
+def test_an_unknown_option_or_command_would_be_found() -> None:
+    with pytest.raises(typer.TyperException):
+        parse("clipx zeroshot MODEL DIR --jsno FILE")
+    with pytest.raises(AssertionError, match="no command"):
+        parse("clipx zerosoht MODEL DIR")
+
+
+def test_every_command_stands_in_the_table() -> None:
+    named = {tuple(line.split()[1:3]) for line in clipx_commands()}
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        for inner in getattr(command, "commands", {}):
+            assert (name, inner) in named
+        assert any(words[0] == name for words in named)
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in code_lines(README) if line.startswith("launch/torchrun.sh configs/")]
+)
+def test_launch_line_is_a_valid_config(line: str) -> None:
+    script, *arguments = shlex.split(line)
+    assert (ROOT / script).is_file()
+    load_config([ROOT / name for name in arguments if "=" not in name], [word for word in arguments if "=" in word])
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    used = {
+        line.split()[1]
+        for document in DOCUMENTS
+        for line in code_lines(document.read_text())
+        if line.startswith("make ")
+    }
+    assert used >= {"demo", "test"}
+    for target in used:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"there is no `make {target}`"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[:2], ids=lambda path: path.name)
+def test_files_named_are_there(document: Path) -> None:
+    text = document.read_text()
+    named = re.findall(r"\b(?:tests|configs|launch|benchmarks|clipx)/[\w./]*\w", text) + re.findall(
+        r"\]\(([\w.]+)\)", text
+    )
+    assert named
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()]
+    assert missing == []
+
+
+def test_table_of_configs_agrees_with_them() -> None:
+    rows = dict(re.findall(r"^\| `(configs/[\w.]+)` \|(.*)\|$", README, re.MULTILINE))
+    assert set(rows) == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    for name, row in rows.items():
+        config = load_config([ROOT / name])
+        pairs, batch = row.split("|")[1:3]
+        number, unit = pairs.split()
+        seen = float(number) * {"M": 1e6, "B": 1e9}[unit]
+        assert seen == pytest.approx(config.num_steps * config.global_batch_size, rel=0.1), name
+        assert int(batch.replace(",", "")) == config.global_batch_size, name
