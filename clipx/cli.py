@@ -191,14 +191,10 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CLIPX_DEBUG", "0") not in ("", "0")
     try:
         code = app(arguments, prog_name="clipx", standalone_mode=False)
-        sys.stdout.flush()
     except ClipxError as error:
         code = _fail(str(error), error.exit_code, show_traceback=debug)
     except typer.TyperException as error:
         code = _fail(_usage_problem(error), error.exit_code, show_traceback=debug)
-    except BrokenPipeError:  # the reader of a pipe has gone: `clipx config a.yaml | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except Exception as error:
         # A terminal can be asked again with --debug; a log file of a long job cannot.
         show_traceback = debug or not sys.stderr.isatty()
@@ -236,15 +232,16 @@ def _load(arguments: Sequence[str]) -> "RunConfig":
 
 
 def _print_figures(figures: Mapping[str, Mapping[str, float]]) -> None:
-    """A row per data set, a column per figure."""
+    """A table per kind of evaluation: a row per data set, a column per figure."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    names = list(dict.fromkeys(name for row in figures.values() for name in row))
-    table = Table("data set", *names)
-    for folder, row in figures.items():
-        table.add_row(Path(folder).name, *(f"{row[name]:.2%}" if name in row else "" for name in names))
-    Console().print(table)
+    for names in dict.fromkeys(tuple(row) for row in figures.values()):
+        table = Table(Column("data set", no_wrap=True), *(name.replace("_", " ") for name in names))
+        for folder, row in figures.items():
+            if tuple(row) == names:
+                table.add_row(Path(folder).name, *(f"{value:.2%}" for value in row.values()))
+        Console().print(table)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -52,8 +52,9 @@ trap 'rm -f "$started"' EXIT
 torchrun=$!
 
 # The shell passes signals on, then waits again; a terminal sends Ctrl-C to torchrun itself.
+asked_to_stop=0
 for signal in TERM HUP QUIT USR1; do
-  trap "interrupted=1; kill -s $signal $torchrun 2>/dev/null || true" "$signal"
+  trap "interrupted=1; asked_to_stop=1; kill -s $signal $torchrun 2>/dev/null || true" "$signal"
 done
 trap 'interrupted=1' INT
 interrupted=1
@@ -63,9 +64,13 @@ while [[ $interrupted -eq 1 ]]; do
   wait "$torchrun" || code=$?
 done
 
-# torchrun turns every failure into 1; the run's own word, if it is of this start, says whether to start it again.
-status=$run_dir/status.json
-if [[ $code -ne 0 && $status -nt $started ]] && grep -q '"status": "again"' "$status"; then
-  exit 85
+# torchrun turns every failure into 1. Whether to start the run again is its own word, if that is of this start; if it
+# has not got as far as a word when it was asked to stop, nothing was lost.
+if [[ $code -ne 0 ]]; then
+  if [[ $run_dir/status.json -nt $started ]]; then
+    grep -q '"status": "again"' "$run_dir/status.json" && code=85
+  elif [[ $asked_to_stop -eq 1 ]]; then
+    code=85
+  fi
 fi
 exit "$code"

@@ -152,7 +152,7 @@ def _config_keys(location: Sequence[str | int], tree: Tree, *, is_missing: bool)
     node: Any = tree
     for number, part in enumerate(location):
         is_the_missing = is_missing and number == len(location) - 1
-        if isinstance(node, dict) and node.get("type") != part and (part in node or is_the_missing):
+        if isinstance(node, dict) and (part in node or is_the_missing):
             yield str(part)
             node = node.get(part)
 

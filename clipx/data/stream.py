@@ -8,7 +8,7 @@ slots), so neither ranks nor workers nor the batch that a run starts at can chan
 import atexit
 import itertools
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -215,7 +215,7 @@ class PairStream:
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def batches(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
         """This rank's share of global batches `start`, `start` + 1, ... up to `stop`, or without end.
 
         A generator: its `close()` ends the loader processes.
@@ -233,7 +233,7 @@ class PairStream:
         finally:
             parts.close()
 
-    def _load_in_workers(self, keys: Iterable[tuple[int, int]]) -> Generator[Batch]:
+    def _load_in_workers(self, keys: Iterable[tuple[int, int]]) -> Generator[Batch, None, None]:
         """The parts for `keys`, in order; torch hands them to the workers in turn, so that each keeps its own lanes."""
         loader = DataLoader(
             _WorkerDataset(self._dataset),

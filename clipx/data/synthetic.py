@@ -184,9 +184,7 @@ def _draw_size(rng: np.random.Generator, radii: dict[str, tuple[float, float]]) 
     return size, rng.uniform(*radii[size])
 
 
-def _make_object(
-    rng: np.random.Generator, name: str, *, size: str, radius: float, x: float, y: float
-) -> SceneObject:
+def _make_object(rng: np.random.Generator, name: str, *, size: str, radius: float, x: float, y: float) -> SceneObject:
     colour, shape = name.split()
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     r, g, b = np.clip(np.array(COLOUR_RGB[colour]) + jitter, 0, 255).tolist()
@@ -229,9 +227,7 @@ def _mask(item: SceneObject, image_size: int) -> Image.Image:
     draw = ImageDraw.Draw(mask)
     cos, sin = item.radius * math.cos(item.tilt), item.radius * math.sin(item.tilt)
     for outline, fill in OUTLINES[item.shape]:
-        corners = [
-            ((item.x + u * cos - v * sin) * side, (item.y + u * sin + v * cos) * side) for u, v in outline
-        ]
+        corners = [((item.x + u * cos - v * sin) * side, (item.y + u * sin + v * cos) * side) for u, v in outline]
         draw.polygon(corners, fill=fill)
     return mask.reduce(SUPERSAMPLING)
 
@@ -306,9 +302,7 @@ def write_synthetic_set(
     partial.rename(out)
 
 
-def _write_labelled(
-    folder: Path, scenes: Iterable[Scene], *, class_names: tuple[str, ...], image_size: int
-) -> None:
+def _write_labelled(folder: Path, scenes: Iterable[Scene], *, class_names: tuple[str, ...], image_size: int) -> None:
     def members(scene: Scene) -> dict[str, bytes]:
         label = class_names.index(scene.objects[0].class_name)
         return {"jpg": _jpeg(scene, image_size), "cls": str(label).encode()}

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed import ProcessGroup
 
@@ -120,6 +120,17 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
             dist.destroy_process_group()
         # accelerate keeps its state for the process; a second run in it may want another precision
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
+    """This rank's device and all ranks, for commands that share work without training."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        yield state.device, dist.group.WORLD if dist.is_initialized() else None
+    finally:
+        state.destroy_process_group()
+        PartialState._reset_state()
 
 
 def _check_machine(config: RunConfig) -> None:

@@ -1,5 +1,5 @@
 """Zero-shot classification and retrieval, shared among all ranks."""
 
-from clipx.evaluate.run import evaluate_folder, run_evaluation
+from clipx.evaluate.run import check_evaluation, evaluate_folder, run_evaluation
 
-__all__ = ["evaluate_folder", "run_evaluation"]
+__all__ = ["check_evaluation", "evaluate_folder", "run_evaluation"]

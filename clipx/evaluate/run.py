@@ -8,7 +8,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.config.schema import EvaluateConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.index import expand_shards
-from clipx.data.labelled import benchmark_shards, dataset_type, read_captioned
+from clipx.data.labelled import benchmark_shards, dataset_type, open_classification_set, read_captioned
 from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
@@ -28,6 +28,21 @@ def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: Proces
                 _retrieval_shards(config.data), image_key=config.image_key, caption_key=config.caption_key
             )
             return retrieval(pretrained, pictures, batch_size=config.batch_size, group=group)
+        case _:
+            assert_never(config)
+
+
+def check_evaluation(config: EvaluateConfig) -> None:
+    """Looks whether the data of an evaluation is there and laid out as it should be, without reading pictures.
+
+    Raises:
+        InputError: as `run_evaluation` would, only before hours of training and not after.
+    """
+    match config:
+        case ZeroShotConfig():
+            open_classification_set(Path(config.data))
+        case RetrievalConfig():
+            _retrieval_shards(config.data)
         case _:
             assert_never(config)
 

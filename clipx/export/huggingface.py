@@ -19,7 +19,7 @@ from clipx.pretrained import HUGGINGFACE_WEIGHTS, Pretrained
 
 NOTES = (
     "load the processor with backend='pil': the default backend resizes with other roundings, up to 0.015 a pixel",
-    "where a resized picture is 4n + 3 pixels longer than the model's size, transformers cuts the centre one pixel aside",
+    "where a resized picture is 4n + 3 pixels longer than the model's size, the centre is cut one pixel aside",
     "texts with HTML entities or broken encoding have the same token ids after clipx.data.tokenizer.clean only",
 )
 """What parity.json tells whoever deploys with this library."""

@@ -280,9 +280,9 @@ def _load_encoder(config: HuggingFaceTextConfig) -> Any:
             model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32)
         else:
             model = AutoModel.from_config(shape, dtype=torch.float32)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         kind = "folder" if Path(config.name).exists() else "hub name (or folder that is not there)"
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model.text.name={config.name}: transformers cannot load this {kind}: {reason}") from error

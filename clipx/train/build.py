@@ -18,12 +18,13 @@ from clipx.config.load import dump_config
 from clipx.config.schema import DataConfig, InfoNCEConfig, LossConfig, RunConfig, SigmoidConfig
 from clipx.data.index import ShardIndex, build_index, load_index
 from clipx.data.plan import Plan
-from clipx.data.stream import PairReader, PairStream
-from clipx.data.tokenizer import Tokenizer, build_tokenizer
+from clipx.data.stream import PairStream, open_stream
+from clipx.data.tokenizer import build_tokenizer
 from clipx.data.transforms import TrainTransform
 from clipx.distributed.parallelize import parallelize
 from clipx.distributed.runtime import Runtime, start_trackers
 from clipx.errors import ClipxError, InputError
+from clipx.evaluate.run import check_evaluation
 from clipx.losses import ContrastiveLoss
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss
@@ -77,6 +78,8 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
     """
     geometry = resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)
     run_dir = Path(config.run_dir)
+    for evaluation in config.evaluate.values():
+        check_evaluation(evaluation)
     checkpoint = _prepare_folder(config, runtime)
     tokenizer = build_tokenizer(config.model.text)
     index = _load_index_together(config.data, runtime)
@@ -89,7 +92,16 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         allow_repeats=config.data.allow_repeats,
     )
     state = _initial_state(config, runtime, checkpoint, _record(plan, index))
-    stream = _build_stream(config, runtime, plan, index, tokenizer)
+    stream = open_stream(
+        index,
+        plan,
+        data=config.data,
+        transform=TrainTransform(config.model.image.image_size, config.data.augment),
+        tokenizer=tokenizer,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        pin_memory=runtime.device.type == "cuda",
+    )
 
     towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
     model, optimizer = parallelize(runtime, towers, build_optimizer(config.optim, towers))
@@ -188,28 +200,6 @@ def _record(plan: Plan, index: ShardIndex) -> DataPlanRecord:
         shuffle_window=plan.window,
         global_batch_size=plan.global_batch_size,
         seed=plan.seed,
-    )
-
-
-def _build_stream(
-    config: RunConfig, runtime: Runtime, plan: Plan, index: ShardIndex, tokenizer: Tokenizer
-) -> PairStream:
-    pairs = PairReader(
-        index,
-        transform=TrainTransform(config.model.image.image_size, config.data.augment),
-        image_key=config.data.image_key,
-        caption_key=config.data.caption_key,
-        seed=config.seed,
-    )
-    return PairStream(
-        plan,
-        pairs,
-        tokenizer,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        workers=config.data.workers,
-        prefetch_batches=config.data.prefetch_batches,
-        pin_memory=runtime.device.type == "cuda",
     )
 
 

@@ -24,7 +24,7 @@ from clipx.config.load import dump_config
 from clipx.config.schema import EvaluateConfig, RunConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import start_runtime
-from clipx.errors import ClipxError, RunError
+from clipx.errors import ClipxError, InputError, RunError
 from clipx.evaluate.run import run_evaluation
 from clipx.optim.optimizers import inner_optimizer
 from clipx.train.build import Run, build_run, open_trackers
@@ -65,8 +65,11 @@ def train(config: RunConfig) -> int:
         try:
             status = Loop(run, stop).fit()
         except Exception as error:
-            _write_failure(run, error)
-            raise
+            known = _known_failure(error)
+            _write_failure(run, known or error)
+            if known is None:
+                raise
+            raise known from error
         runtime.barrier()
         if runtime.is_main:
             _write_status(run.run_dir, status, run.progress.step, stop.reason or "all steps done")
@@ -223,7 +226,12 @@ class Loop:
         run, step = self.run, self.run.progress.step
         for name, path in self.missing_evaluations().items():
             self.settle()
-            scores = self._evaluate(run.config.evaluate[name])
+            try:
+                scores = self._evaluate(run.config.evaluate[name])
+            except InputError as error:  # the same on all ranks; an evaluation set is no reason to lose a run
+                if run.runtime.is_main:
+                    log.error("EVALUATION %s OF STEP %d FAILED (%s); the run goes on", name, step, error)
+                continue
             if run.runtime.is_main:
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, json.dumps({"step": step, "name": name, **scores}, indent=2))
@@ -251,6 +259,18 @@ class Loop:
             scores = run_evaluation(config, run.encoder, run.runtime.group)
         run.stepper.towers.train()
         return scores
+
+
+def _known_failure(error: Exception) -> RunError | None:
+    """A line for a person instead of a library's error, for failures that come from outside."""
+    reason = " ".join(str(error).split())[:200]
+    if (
+        isinstance(error, RuntimeError) and "DataLoader worker" in reason
+    ):  # may rise anywhere, by torch's SIGCHLD handler
+        return RunError(f"a loader process died ({reason}); often memory or /dev/shm is full: lower data.workers")
+    if isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in reason:
+        return RunError(f"lost contact with another process, whose own message says why ({reason}); start again")
+    return None
 
 
 def _write_status(run_dir: Path, status: Status, step: int, reason: str) -> None:

@@ -38,13 +38,13 @@ class Launch:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run_dir = folder / "the run"
+        self.run_dir = folder / "the: run"
         python = folder / "python"
         python.write_text(FAKE_PYTHON.replace("REAL", shlex.quote(sys.executable)))
         python.chmod(0o755)
         self.config = folder / "config.yaml"
         self.config.write_text(
-            f"run_dir: {self.run_dir}\nsteps: 1\nglobal_batch_size: 2\n"
+            f"run_dir: '{self.run_dir}'\nsteps: 1\nglobal_batch_size: 2\n"
             "data: {train: [a.tar]}\nmodel: {image: {name: vit_base_patch32_clip_224}}\n"
         )
 
@@ -65,6 +65,16 @@ class Launch:
 
     def run(self, *arguments: str, **options: str) -> tuple[int, str]:
         process = self.start(*arguments, **options)
+        _, err = process.communicate(timeout=60)
+        return process.returncode, err
+
+    def stop(self, number: signal.Signals, *, on_signal: str) -> tuple[int, str]:
+        """Starts a run that would go on for half a minute, and signals the script once torchrun is there."""
+        process = self.start(torchrun="for i in {1..600}; do sleep 0.05; done; exit 3", on_signal=on_signal)
+        deadline = time.monotonic() + 60
+        while not (self.folder / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
         return process.returncode, err
 
@@ -140,16 +150,14 @@ class TestTorchrun:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
     def test_signals_reach_torchrun_and_its_end_is_waited_for(self, launch: Launch, number: signal.Signals) -> None:
-        process = launch.start(
-            torchrun="while :; do sleep 0.05; done", on_signal=f"sleep 0.3; {launch.say('again')} exit 1"
-        )
-        deadline = time.monotonic() + 60
-        while not (launch.folder / "started").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        assert launch.stop(number, on_signal=f"sleep 0.3; {launch.say('again')} exit 1") == (85, "")
         assert (launch.folder / "signal").read_text().strip() == number.name.removeprefix("SIG")
-        assert (process.returncode, err) == (85, "")
+
+    def test_stopped_before_the_run_began_it_is_to_be_started_again(self, launch: Launch) -> None:
+        assert launch.stop(signal.SIGTERM, on_signal="exit 1") == (85, "")
+
+    def test_failed_while_it_was_stopped_it_has_failed(self, launch: Launch) -> None:
+        assert launch.stop(signal.SIGTERM, on_signal=f"sleep 0.05; {launch.say('failed')} exit 1") == (1, "")
 
 
 def load_strictly(path: Path) -> Any:

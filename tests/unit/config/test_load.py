@@ -143,6 +143,8 @@ class TestProblems:
             ("evaluate: {p: {type: zeroshot}}", "evaluate.p.data is missing: expected string"),
             ("evaluate: {p: {type: zeroshot, data: d, dat: 1}}",
              "evaluate.p.dat=1: unknown key; the nearest known is evaluate.p.data"),
+            ("loss: {type: info_nce, info_nce: 1}",
+             "loss.info_nce=1: unknown key; known here: type, tile_size"),
             ("optim: {lr: fast}", "optim.lr=fast: expected number >= 0"),
             ("optim: {betas: [0.9]}", "optim.betas=[0.9]: expected [number >= 0 and <= 1, number >= 0 and <= 1]"),
             ("data: {lanes: 0}", "data.lanes=0: expected auto or integer >= 1"),

@@ -61,6 +61,12 @@ def test_ustar_prefix(tmp_path):
     assert contents(write_tar(tmp_path / "a.tar", [(name, b"1")]), tmp_path)[0][0] == name.removesuffix(".txt")
 
 
+def set_size(raw, header, field):
+    raw[header + 124 : header + 136] = field
+    raw[header + 148 : header + 156] = b" " * 8
+    raw[header + 148 : header + 156] = b"%06o\0 " % sum(raw[header : header + 512])
+
+
 def test_pax_size_and_binary_size_fields(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         info = tarfile.TarInfo("0.txt")
@@ -68,11 +74,10 @@ def test_pax_size_and_binary_size_fields(tmp_path):
         tar.addfile(info, io.BytesIO(b"s" * 600))
         tar.addfile(tarfile.TarInfo("1.txt"))
     raw = bytearray((tmp_path / "a.tar").read_bytes())
-    at = raw.index(b"1.txt")
-    raw[at + 124 : at + 136] = b"\x80" + bytes(10) + b"\x07"  # size 7 in base 256
-    raw[at + 148 : at + 156] = b" " * 8
-    raw[at + 148 : at + 156] = b"%06o\0 " % sum(raw[at : at + 512])
-    raw[at + 512 : at + 519] = b"content"
+    set_size(raw, raw.rindex(b"0.txt"), bytes(12))  # the pax record's 600 counts
+    last = raw.index(b"1.txt")
+    set_size(raw, last, b"\x80" + bytes(10) + b"\x07")  # 7 in base 256
+    raw[last + 512 : last + 519] = b"content"
     (tmp_path / "a.tar").write_bytes(raw + bytes(1024))
     assert contents(tmp_path / "a.tar", tmp_path) == [("0", {"txt": b"s" * 600}), ("1", {"txt": b"content"})]
 

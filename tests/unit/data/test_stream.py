@@ -163,6 +163,16 @@ def test_bad_samples_are_replaced_by_the_next_good_one_of_the_lane(tmp_path):
     assert "no caption under 'txt'" in records[4].reason
 
 
+def test_bad_samples_are_read_once_however_often_they_are_met(tmp_path, monkeypatch):
+    write_shards(tmp_path, [30], replaced={i: {"txt": b"no picture"} for i in range(20)})
+    index = build_index([str(tmp_path)])
+    read, real = [], PairReader.read
+    monkeypatch.setattr(PairReader, "read", lambda self, address: read.append(address.sample_id) or real(self, address))
+    stream = make_stream(index, make_plan(index, lanes=2))
+    assert len(set().union(*(batch.bad for batch in stream.batches(0, 6)))) == 20
+    assert sorted(sample for sample in read if sample < 20) == list(range(20))
+
+
 def test_pictures_captions_and_randomness_belong_to_epoch_and_sample(tmp_path):
     """The same sample looks different in the next epoch, wherever it stands; one of its captions is drawn."""
     captions = [f"caption {i}" for i in range(5)]

@@ -37,9 +37,7 @@ def ranking(pretrained):
 
 @pytest.mark.parametrize("batch_size", [7, 256])
 def test_figures_equal_a_textbook(tmp_path, pretrained, ranking, batch_size):
-    places = [
-        i % 4 * 2 for i in range(NUM_PICTURES)
-    ]  # where the right class stands: half of them among five, no 8 at all
+    places = [i % 4 * 2 for i in range(NUM_PICTURES)]  # where the right class stands in the ranking
     labels = [order[place] for order, place in zip(ranking, places, strict=True)]
     assert len(set(labels)) < len(NAMES), "a class without pictures is part of the test"
     recalls = [
