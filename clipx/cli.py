@@ -94,15 +94,18 @@ def zeroshot(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts per forward pass.")] = 256,
 ) -> None:
     """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
-    import torch
-
+    from clipx.distributed.collectives import rank
+    from clipx.distributed.runtime import join_ranks
     from clipx.evaluate.run import evaluate_folder
     from clipx.pretrained import load
 
-    pretrained = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
-    figures = {
-        str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=None) for folder in folders
-    }
+    with join_ranks() as (device, group):
+        pretrained = load(model, device=device)
+        figures = {
+            str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=group) for folder in folders
+        }
+        if rank(group) > 0:
+            return
     _print_figures(figures)
     if json_file is not None:
         _write_json(json_file, figures)
@@ -237,7 +240,7 @@ def _print_figures(figures: Mapping[str, Mapping[str, float]]) -> None:
     from rich.table import Column, Table
 
     for names in dict.fromkeys(tuple(row) for row in figures.values()):
-        table = Table(Column("data set", no_wrap=True), *(name.replace("_", " ") for name in names))
+        table = Table(Column("data set", no_wrap=True), *(name.replace("_", " ").replace("@", " @") for name in names))
         for folder, row in figures.items():
             if tuple(row) == names:
                 table.add_row(Path(folder).name, *(f"{value:.2%}" for value in row.values()))

@@ -47,7 +47,7 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 def saved_tensors(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, of model and optimizer, by name."""
-    scratch.mkdir(exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     whole = scratch / f"{checkpoint.parent.parent.name}.pt"
     dcp_to_torch_save(checkpoint, whole)
     found: dict[str, Tensor] = {}

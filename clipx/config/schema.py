@@ -49,7 +49,7 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     train: Annotated[list[str], Field(min_length=1)]
-    """Shards: tar files, folders, globs, braces ({00000..01242}) and lists joined by `::`."""
+    """Shards, together one set: tar files, folders, globs, braces ({00000..01242}) and lists joined by `::`."""
     index: str | None = None
     """Folder of the shards' index; default: beside the shards, or the user's cache where that cannot be written."""
     image_key: str = "jpg;jpeg;png;webp"
@@ -256,7 +256,7 @@ class CheckpointConfig:
 
     every_steps: Interval = 1000
     """Save every N steps; 0: not by steps."""
-    every_minutes: NonNegative = 15
+    every_minutes: NonNegative = 15.0
     """Save when so many minutes have passed since the last save; 0: not by time."""
     keep_last: Count = 3
     """Newest checkpoints kept."""

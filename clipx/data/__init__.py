@@ -1,1 +1,1 @@
-"""The training stream: where samples lie (`index`), the order they are read in (`plan`), and how they become batches."""
+"""The training stream: where samples lie (`index`), their order (`plan`), and how they become batches (`stream`)."""

@@ -134,6 +134,12 @@ def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
 
 
 def _check_machine(config: RunConfig) -> None:
+    launched_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if launched_for_fsdp and not isinstance(config.parallel, Fsdp2Config):
+        raise InputError(
+            f"accelerate launch was told to use FSDP, the config says parallel.type={config.parallel.type}; "
+            "set parallel.type=fsdp2 or launch with launch/accelerate/ddp.yaml"
+        )
     if torch.cuda.is_available():
         return
     if config.precision == "fp16":

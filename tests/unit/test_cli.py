@@ -184,7 +184,7 @@ class TestCommands:
         target = tmp_path / "new" / "figures.json"
         code, out, err = clipx("zeroshot", "runs/x", "d/wds_a", "d/wds_b", "--json", target)
         assert (code, err) == (0, "")
-        for word in ("wds_a", "wds_b", "acc1", "50.00%", "25.00%", "recall@1"):
+        for word in ("wds_a", "wds_b", "acc1", "50.00%", "25.00%", "@1"):
             assert word in out
         assert json.loads(target.read_text()) == {f"d/{name}": row for name, row in figures.items()}
 

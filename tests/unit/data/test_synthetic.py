@@ -155,12 +155,7 @@ def test_objects_lie_inside_the_picture_and_apart(train_scenes):
 
 def test_size_word_is_decided_by_the_radius(train_scenes):
     for is_pair in (False, True):
-        items = [
-            item
-            for scene in train_scenes
-            if (scene.relation is not None) == is_pair
-            for item in scene.objects
-        ]
+        items = [item for scene in train_scenes if (scene.relation is not None) == is_pair for item in scene.objects]
         radii = [[item.radius for item in items if item.size == size] for size in SIZES]
         assert max(radii[0]) < min(radii[1])
         assert max(radii[1]) < min(radii[2])
@@ -189,9 +184,7 @@ def test_training_shards_hold_pictures_with_their_captions(written):
         assert members[f"{index:08}.txt"].decode() == scene.caption
         picture = Image.open(io.BytesIO(members[f"{index:08}.jpg"]))
         assert picture.size == (32, 32)
-        assert (
-            np.abs(np.asarray(picture, dtype=float) - np.asarray(render(scene, 32), dtype=float)).mean() < 4
-        )
+        assert np.abs(np.asarray(picture, dtype=float) - np.asarray(render(scene, 32), dtype=float)).mean() < 4
 
 
 @pytest.mark.parametrize(
@@ -214,9 +207,7 @@ def test_retrieval_captions_are_distinct(written):
     folder = written / "wds_scenes_retrieval"
     assert (folder / "dataset_type.txt").read_text().strip() == "retrieval"
     assert (folder / "test/nshards.txt").read_text().strip() == "1"
-    captions = [
-        data.decode() for name, data in _read_tar(folder / "test/0.tar").items() if name.endswith(".txt")
-    ]
+    captions = [data.decode() for name, data in _read_tar(folder / "test/0.tar").items() if name.endswith(".txt")]
     assert len(set(captions)) == len(captions) == synthetic.NUM_RETRIEVAL
     assert any(" a " in caption.split(" a ", 1)[-1] for caption in captions)
 
