@@ -44,13 +44,15 @@ class DataPlanRecord:
         return [f"{name}: {before} -> {after}" for name, before, after in changed]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunState:
     """The content of `state.json`."""
 
     progress: Progress
     plan: DataPlanRecord
     wandb_id: str
+    grad_scaler: dict[str, float] | None = None
+    """The fp16 loss scaler's; None in other precisions."""
     versions: dict[str, str] = field(default_factory=dict)
     """Python, torch and the other libraries that computed it, and the git commit of the working folder if any."""
 
@@ -65,5 +67,6 @@ class RunState:
             progress=Progress(**data["progress"]),
             plan=DataPlanRecord(**data["plan"]),
             wandb_id=data["wandb_id"],
+            grad_scaler=data.get("grad_scaler"),
             versions=data.get("versions", {}),
         )

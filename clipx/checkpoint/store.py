@@ -57,7 +57,8 @@ def checkpoint_step(folder: Path) -> int:
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, verified or not."""
-    return sorted(path for path in (run_dir / "checkpoints").glob(f"{_PREFIX}*") if path.is_dir())
+    folders = (run_dir / "checkpoints").glob(f"{_PREFIX}*")
+    return sorted(path for path in folders if path.name.removeprefix(_PREFIX).isdecimal() and path.is_dir())
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -71,10 +72,14 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file of the manifest present, of its size and SHA-256."""
+    """What is wrong with a checkpoint, or None: every file of the manifest present, of its size and SHA-256.
+
+    Raises:
+        OSError: the storage did not answer, which says nothing about the checkpoint.
+    """
     try:
         manifest: dict[str, dict[str, Any]] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         return f"manifest.json: {error}"
     for name, entry in manifest.items():
         path = folder / name
@@ -154,11 +159,17 @@ def apply_retention(run_dir: Path, *, keep_last: int, keep_every: int) -> None:
 
 
 def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """All ranks together: fills model and optimizer in place, whatever the number of ranks that saved."""
+    """All ranks together: fills model and optimizer in place, whatever the number of ranks that saved.
+
+    Weights and moments come from the checkpoint; betas, weight decay and the like stay as the config built them.
+    """
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     with _without_single_process_warning(), _named_mismatch(folder):
         load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=_OPTIONS)
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -224,7 +235,7 @@ def _named_mismatch(folder: Path) -> Iterator[None]:
 def _first_cause(error: CheckpointException) -> str:
     """One line of what went wrong on the first rank where it did."""
     _, (cause, _) = min(error.failures.items())
-    return str(cause).strip().splitlines()[0]
+    return (str(cause).strip() or repr(cause)).splitlines()[0]
 
 
 def _free_name(path: Path) -> Path:

@@ -71,21 +71,34 @@ class Runtime:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def raise_together(self, error: Exception | None) -> None:
-        """Raises on all ranks what any rank brings, so that no rank waits for one that has left.
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one rank raises within, all ranks raise at its end, so that none waits for one that has left.
 
-        The rank that has the error raises it; the others raise the same class and text.
+        The block must not communicate. The rank that has the error raises it; the others raise a copy.
         """
-        if self.group is None:
-            errors: list[Exception | None] = [error]
-        else:
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as problem:
+            error = problem
+        errors: list[Exception | None] = [error]
+        if self.group is not None:
             errors = [None] * self.world_size
             dist.all_gather_object(errors, error)
-        if error is not None:
-            raise error
-        for other in errors:
-            if other is not None:
-                raise other
+        for found in (error, *errors):
+            if found is not None:
+                raise found
+
+    def grad_scaler_state(self) -> dict[str, float] | None:
+        """State of the fp16 loss scaler, or None in other precisions."""
+        scaler = self.accelerator.scaler
+        return None if scaler is None else scaler.state_dict()
+
+    def load_grad_scaler(self, state: dict[str, float] | None) -> None:
+        """Goes on with a saved loss scaler, where this run has one."""
+        if self.accelerator.scaler is not None and state is not None:
+            self.accelerator.scaler.load_state_dict(state)
 
 
 @contextmanager

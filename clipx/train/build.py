@@ -5,30 +5,39 @@ import platform
 import subprocess
 import uuid
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import assert_never
 
 from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
-from clipx.checkpoint.store import checkpoint_name, load_state, load_tensors, newest_checkpoint, set_aside_newer
+from clipx.checkpoint.store import (
+    checkpoint_name,
+    checkpoint_step,
+    list_checkpoints,
+    load_state,
+    load_tensors,
+    newest_checkpoint,
+    set_aside_newer,
+)
 from clipx.config.geometry import resolve_geometry
-from clipx.config.load import dump_config
-from clipx.config.schema import DataConfig, InfoNCEConfig, LossConfig, RunConfig, SigmoidConfig
+from clipx.config.load import load_config
+from clipx.config.schema import DataConfig, InfoNCEConfig, LossConfig, ModelConfig, RunConfig, SigmoidConfig
 from clipx.data.index import ShardIndex, build_index, load_index
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_stream
 from clipx.data.tokenizer import build_tokenizer
 from clipx.data.transforms import TrainTransform
 from clipx.distributed.parallelize import parallelize
-from clipx.distributed.runtime import Runtime, start_trackers
-from clipx.errors import ClipxError, InputError
+from clipx.distributed.runtime import Runtime
+from clipx.errors import InputError, RunError
 from clipx.evaluate.run import check_evaluation
 from clipx.losses import ContrastiveLoss
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss
-from clipx.models.clip import build_model
+from clipx.models.clip import CLIP, build_model
 from clipx.optim.optimizers import build_optimizer, inner_optimizer
 from clipx.optim.schedules import learning_rate
 from clipx.pretrained import Pretrained
@@ -76,40 +85,59 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
     """
-    geometry = resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)
-    run_dir = Path(config.run_dir)
-    for evaluation in config.evaluate.values():
-        check_evaluation(evaluation)
+    resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)  # before anything is made
     checkpoint = _prepare_folder(config, runtime)
-    tokenizer = build_tokenizer(config.model.text)
-    index = _load_index_together(config.data, runtime)
-    plan = Plan(
-        index.counts,
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        lanes=config.data.lanes,
-        window=config.data.shuffle_window,
-        allow_repeats=config.data.allow_repeats,
+    index = _load_index(config.data, runtime)
+    with runtime.together():
+        for evaluation in config.evaluate.values():
+            check_evaluation(evaluation)
+        tokenizer = build_tokenizer(config.model.text)
+        plan = Plan(
+            index.counts,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+            lanes=config.data.lanes,
+            window=config.data.shuffle_window,
+            allow_repeats=config.data.allow_repeats,
+        )
+        saved = None if checkpoint is None else _compatible_state(config, checkpoint, _record(plan, index))
+        towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
+    state = RunState(
+        progress=Progress() if saved is None else saved.progress,
+        plan=_record(plan, index),
+        wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
+        versions=versions(),
     )
-    state = _initial_state(config, runtime, checkpoint, _record(plan, index))
-    stream = open_stream(
-        index,
-        plan,
-        data=config.data,
-        transform=TrainTransform(config.model.image.image_size, config.data.augment),
-        tokenizer=tokenizer,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        pin_memory=runtime.device.type == "cuda",
-    )
-
-    towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
-    model, optimizer = parallelize(runtime, towers, build_optimizer(config.optim, towers))
-    if checkpoint is not None:
-        load_tensors(checkpoint, model, inner_optimizer(optimizer))
+    stepper = _build_stepper(config, runtime, towers)
+    if checkpoint is not None and saved is not None:
+        load_tensors(checkpoint, stepper.model, inner_optimizer(stepper.optimizer))
+        runtime.load_grad_scaler(saved.grad_scaler)
         if runtime.is_main:
             log.info("resuming from %s", checkpoint)
+    return Run(
+        config=config,
+        runtime=runtime,
+        stream=open_stream(
+            index,
+            plan,
+            data=config.data,
+            transform=TrainTransform(config.model.image.image_size, config.data.augment),
+            tokenizer=tokenizer,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            pin_memory=runtime.device.type == "cuda",
+        ),
+        stepper=stepper,
+        encoder=Pretrained(towers, config.model, tokenizer=tokenizer),
+        state=state,
+        monitor=Monitor(runtime, config),
+        quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=state.progress.step),
+    )
 
+
+def _build_stepper(config: RunConfig, runtime: Runtime, towers: CLIP) -> Stepper:
+    geometry = resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)
+    model, optimizer = parallelize(runtime, towers, build_optimizer(config.optim, towers))
     schedule = partial(
         learning_rate,
         peak=config.optim.lr,
@@ -117,7 +145,7 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         num_steps=config.num_steps,
         minimum=config.optim.min_lr,
     )
-    stepper = Stepper(
+    return Stepper(
         runtime=runtime,
         model=model,
         towers=towers,
@@ -127,23 +155,6 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         micro_batch_size=geometry.micro_batch_size,
         clip_grad_norm=config.optim.clip_grad_norm,
         seed=config.seed,
-    )
-    monitor = Monitor(
-        runtime,
-        run_dir,
-        num_steps=config.num_steps,
-        global_batch_size=config.global_batch_size,
-        every=config.track.every_steps,
-    )
-    return Run(
-        config=config,
-        runtime=runtime,
-        stream=stream,
-        stepper=stepper,
-        encoder=Pretrained(towers, config.model, tokenizer=tokenizer),
-        state=state,
-        monitor=monitor,
-        quarantine=Quarantine(run_dir / "quarantine.jsonl", resumed_step=state.progress.step),
     )
 
 
@@ -161,34 +172,38 @@ def build_loss(config: LossConfig) -> ContrastiveLoss:
 def _prepare_folder(config: RunConfig, runtime: Runtime) -> Path | None:
     """Rank 0 makes the run folder and picks the checkpoint to resume from; every rank learns which."""
     run_dir = Path(config.run_dir)
-    error: Exception | None = None
     step: int | None = None
-    if runtime.is_main:
-        try:
-            (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-            newest = newest_checkpoint(run_dir)
-            step = None if newest is None else load_state(newest).progress.step
+    with runtime.together():
+        if runtime.is_main:
+            try:
+                (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+                newest = newest_checkpoint(run_dir)
+            except OSError as problem:
+                raise InputError(
+                    f"run_dir={run_dir} cannot be used ({problem}); mend the storage or choose another"
+                ) from problem
+            if newest is None and list_checkpoints(run_dir):
+                raise RunError(
+                    f"no checkpoint in {run_dir / 'checkpoints'} is whole; move them away to start from the beginning"
+                )
             set_aside_newer(run_dir, newest)
-            (run_dir / "config.yaml").write_text(dump_config(config))
-        except OSError as problem:
-            error = InputError(f"run_dir={run_dir} cannot be written ({problem}); choose a folder that can")
-    runtime.raise_together(error)
+            step = None if newest is None else checkpoint_step(newest)
     step = runtime.from_main(step)
     return None if step is None else run_dir / "checkpoints" / checkpoint_name(step)
 
 
-def _load_index_together(config: DataConfig, runtime: Runtime) -> ShardIndex:
+def _load_index(config: DataConfig, runtime: Runtime) -> ShardIndex:
     """Rank 0 makes what is missing of the index, the others read it then."""
     index_dir = None if config.index is None else Path(config.index)
-    error: Exception | None = None
     index: ShardIndex | None = None
-    if runtime.is_main:
-        try:
+    with runtime.together():
+        if runtime.is_main:
             index = build_index(config.train, index_dir=index_dir)
-        except (ClipxError, OSError) as problem:
-            error = problem
-    runtime.raise_together(error)
-    return index if index is not None else load_index(config.train, index_dir=index_dir)
+    with runtime.together():
+        if index is None:
+            index = load_index(config.train, index_dir=index_dir)
+    assert index is not None
+    return index
 
 
 def _record(plan: Plan, index: ShardIndex) -> DataPlanRecord:
@@ -203,32 +218,41 @@ def _record(plan: Plan, index: ShardIndex) -> DataPlanRecord:
     )
 
 
-def _initial_state(config: RunConfig, runtime: Runtime, checkpoint: Path | None, record: DataPlanRecord) -> RunState:
-    """The state to go on from; a resumed run must have the data plan that it began with."""
-    if checkpoint is None:
-        wandb_id = runtime.from_main(uuid.uuid4().hex[:12])
-        return RunState(progress=Progress(), plan=record, wandb_id=wandb_id, versions=versions())
+def _compatible_state(config: RunConfig, checkpoint: Path, record: DataPlanRecord) -> RunState:
+    """The state to resume from.
+
+    Raises:
+        InputError: model or data order are not those that the run began with, or it has gone further than its end.
+    """
     saved = load_state(checkpoint)
+    if saved.progress.step > config.num_steps:
+        raise InputError(
+            f"{config.run_dir} has done {saved.progress.step} steps, more than steps={config.num_steps}; "
+            "raise steps or choose a new run_dir"
+        )
+    before, now = (asdict(_shape(model)) for model in (load_config([checkpoint / "config.yaml"]).model, config.model))
+    if before != now:
+        changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
+        raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")
     changes = saved.plan.differences(record)
     if changes and not config.data.allow_change:
         raise InputError(
             f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "
             "restore it, choose a new run_dir, or go on with the new data by data.allow_change=true"
         )
-    if changes and runtime.is_main:
+    if changes:
         log.warning("going on with a changed data order: %s", "; ".join(changes))
-    return RunState(progress=saved.progress, plan=record, wandb_id=saved.wandb_id, versions=versions())
+    return saved
 
 
-def open_trackers(run: Run) -> None:
-    """Starts wandb and tensorboard; last, so that a run that cannot start leaves no trace there."""
-    start_trackers(
-        run.runtime,
-        project=run.config.track.project,
-        config=asdict(run.config),
-        wandb_mode=run.config.track.wandb,
-        wandb_id=run.state.wandb_id,
-        run_dir=run.run_dir,
+def _shape(model: ModelConfig) -> ModelConfig:
+    """The model without what may change in the middle of a run: starting points, the clamp, patch dropout."""
+    return replace(
+        model,
+        image=replace(model.image, patch_drop=0.0, pretrained=False),
+        init_logit_scale=1.0,
+        init_logit_bias=None if model.init_logit_bias is None else 0.0,
+        max_logit_scale=1.0,
     )
 
 
@@ -236,7 +260,9 @@ def versions() -> dict[str, str]:
     """What computed this: recorded in every checkpoint."""
     names = ("clipx", "torch", "torchvision", "timm", "transformers", "accelerate", "webdataset", "numpy")
     found = {"python": platform.python_version()} | {name: version(name) for name in names}
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found | ({"git_commit": commit.stdout.strip()} if commit.returncode == 0 else {})
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with suppress(OSError):  # no git on this machine
+        commit = subprocess.run(command, capture_output=True, text=True, check=False)
+        if commit.returncode == 0:
+            found["git_commit"] = commit.stdout.strip()
+    return found

@@ -5,7 +5,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clipx.checkpoint.state import Progress as RunProgress
 from clipx.checkpoint.store import write_atomically
-from clipx.distributed.runtime import Runtime
+from clipx.config.schema import RunConfig
+from clipx.distributed.runtime import Runtime, start_trackers
 from clipx.errors import RunError
 from clipx.train.step import StepOutcome
 from clipx.types import BadSample
@@ -34,7 +36,7 @@ class Quarantine:
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         """Reads what an earlier start wrote; what it met after the resumed step counts when it is met again."""
         self.path = path
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = _read_rows(path)
         self._written = {(row["shard"], row["key"]) for row in rows}
         self._met = {(row["shard"], row["key"]) for row in rows if row["step"] <= resumed_step}
 
@@ -67,16 +69,17 @@ class Quarantine:
 class Monitor:
     """Figures of a run, for files, trackers and the person; a context that opens and closes the display."""
 
-    def __init__(self, runtime: Runtime, run_dir: Path, *, num_steps: int, global_batch_size: int, every: int) -> None:
+    def __init__(self, runtime: Runtime, config: RunConfig) -> None:
         self._runtime = runtime
-        self._metrics = run_dir / "metrics.jsonl"
-        self._num_steps = num_steps
-        self._global_batch_size = global_batch_size
-        self._every = every
+        self._config = config
+        self._metrics = Path(config.run_dir) / "metrics.jsonl"
+        self._num_steps = config.num_steps
+        self._global_batch_size = config.global_batch_size
         self._data_wait_s = 0.0
         self._last_row: tuple[int, float] | None = None
         self._last_line = float("-inf")
         self._display: _Display | None = None
+        self._tracking = False
 
     def __enter__(self) -> Self:
         if self._runtime.is_main:
@@ -91,10 +94,8 @@ class Monitor:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
         self._last_row = (step, time.perf_counter())
         if self._runtime.is_main and self._metrics.exists():
-            rows = self._metrics.read_text().splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-            if len(kept) < len(rows):
-                write_atomically(self._metrics, "".join(kept))
+            kept = [row for row in _read_rows(self._metrics) if row["step"] <= step]
+            write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def waited(self, seconds: float) -> None:
         """Adds to the time that training stood waiting for data."""
@@ -102,7 +103,7 @@ class Monitor:
 
     def record(self, outcome: StepOutcome, progress: RunProgress, *, bad_samples: int) -> None:
         """Takes one finished step; writes a row when one is due."""
-        if outcome.step % self._every and outcome.step != self._num_steps:
+        if outcome.step % self._config.track.every_steps and outcome.step != self._num_steps:
             return
         row = self._row(outcome, progress, bad_samples)
         if not self._runtime.is_main:
@@ -116,8 +117,38 @@ class Monitor:
             self._last_line = now
 
     def track(self, values: dict[str, Any], *, step: int) -> None:
-        """Sends values to the trackers."""
-        self._runtime.accelerator.log(values, step=step)
+        """Sends values to the trackers, until one fails."""
+        if self._tracking:
+            with self._surviving("log to"):
+                self._runtime.accelerator.log(values, step=step)
+
+    def open_trackers(self, *, wandb_id: str) -> None:
+        """Starts wandb and tensorboard; last, so that a run that cannot start leaves no trace there."""
+        self._tracking = True
+        with self._surviving("start"):
+            start_trackers(
+                self._runtime,
+                project=self._config.track.project,
+                config=asdict(self._config),
+                wandb_mode=self._config.track.wandb,
+                wandb_id=wandb_id,
+                run_dir=Path(self._config.run_dir),
+            )
+
+    def close_trackers(self) -> None:
+        """Lets the trackers write what they hold."""
+        if self._tracking:
+            with self._surviving("close"):
+                self._runtime.accelerator.end_training()
+
+    @contextmanager
+    def _surviving(self, action: str) -> Iterator[None]:
+        """A tracker that fails (its service died, no network) costs its figures, never the run."""
+        try:
+            yield
+        except Exception as error:
+            self._tracking = False
+            log.error("cannot %s the trackers (%s: %s); the run goes on without", action, type(error).__name__, error)
 
     def _row(self, outcome: StepOutcome, progress: RunProgress, bad_samples: int) -> dict[str, Any]:
         assert self._last_row is not None, "record before rewind"
@@ -143,12 +174,23 @@ class Monitor:
         return row
 
 
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; what a crash or a full disk left torn is passed over."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Adds lines to a file; a full disk costs the lines and a warning, not the run. Non-finite numbers become null."""
     finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
     try:
-        with path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in finite)
+        with path.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            torn = file.read() not in (b"", b"\n")
+            file.write(b"\n" * torn + b"".join(json.dumps(row).encode() + b"\n" for row in finite))
     except OSError as error:
         log.error("cannot write %s (%s); the run goes on without these lines", path, error)
 

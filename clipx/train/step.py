@@ -64,9 +64,13 @@ class PendingStep:
     bad_here: tuple[BadSample, ...]
     launched_at: float
     stats: Tensor
+    """On the host; filled once `filled` has happened."""
+    filled: torch.cuda.Event | None
 
     def read(self) -> StepOutcome:
-        """Waits for the device to finish this step."""
+        """Waits for the device to finish this step, and for no later one."""
+        if self.filled is not None:
+            self.filled.synchronize()
         loss, grad_norm, logit_scale, good, stop, save, num_bad = self.stats.tolist()
         return StepOutcome(
             step=self.step,
@@ -103,7 +107,7 @@ class Stepper:
         """Trains on this rank's part of one global batch.
 
         Args:
-            batch: on the rank's device.
+            batch: on the host (pinned for CUDA); it is cut there, where lengths are known, and moved piece by piece.
             step: optimizer steps taken before this one.
             requests: what this rank wants all ranks to do after the step.
         """
@@ -120,8 +124,9 @@ class Stepper:
         self._update(good)
         logit_scale = self.towers.log_logit_scale.detach().exp().double().squeeze()
         stats = torch.stack([loss, grad_norm.double(), logit_scale, good.double(), stop, save, num_bad])
+        host_stats, filled = _copy_to_host(stats)
         now = time.perf_counter()
-        return PendingStep(step=step + 1, lr=lr, bad_here=batch.bad, launched_at=now, stats=stats)
+        return PendingStep(step=step + 1, lr=lr, bad_here=batch.bad, launched_at=now, stats=host_stats, filled=filled)
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -129,12 +134,13 @@ class Stepper:
         return self.runtime.group
 
     def _forward_backward(self, batch: Batch) -> Tensor:
-        pieces = batch.micro_batches(self.micro_batch_size)
-        loss = partial(self.loss, group=self.group, ids_B=batch.sample_id_B)
+        pieces = [piece.to(self.runtime.device) for piece in batch.micro_batches(self.micro_batch_size)]
+        ids_B = torch.cat([piece.sample_id_B for piece in pieces])
+        loss = partial(self.loss, group=self.group, ids_B=ids_B)
         if len(pieces) > 1:
             quietly = partial(no_sync, self.model)
             return cached_backward(pieces, forward=self._forward, loss=loss, backward=self._backward, no_sync=quietly)
-        share = loss(self._forward(batch, 0))
+        share = loss(self._forward(pieces[0], 0))
         self._backward(share)
         return share.detach()
 
@@ -164,3 +170,14 @@ class Stepper:
         inner.found_inf = (~good).float()
         self.optimizer.step()
         self.towers.clamp_logit_scale_()
+
+
+def _copy_to_host(stats: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Starts the copy and marks its end: reading it later waits for this step and not for what was queued since."""
+    if stats.device.type != "cuda":
+        return stats, None
+    host = torch.empty(stats.shape, dtype=stats.dtype, pin_memory=True)
+    host.copy_(stats, non_blocking=True)
+    filled = torch.cuda.Event()
+    filled.record()
+    return host, filled

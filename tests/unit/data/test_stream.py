@@ -109,17 +109,21 @@ def test_batches_are_the_same_for_every_number_of_ranks(tmp_path, counts, bad):
         assert_same(global_batches(index, plan, 0, stop, world_size=world_size), expected)
 
 
-@pytest.mark.parametrize(
-    ("world_size", "workers", "counts"),
-    [
-        (1, 1, "many shards"),
-        (1, 3, "many shards"),
-        (2, 3, "one shard"),
-        (3, 1, "fewer shards than lanes"),
-        (4, 3, "hardly larger than the batch"),
-        (6, 3, "many shards"),
-    ],
-)
+# every pair on one set, and one pair on each other set; the whole cross is long
+CROSS = [
+    pytest.param(
+        world_size,
+        workers,
+        counts,
+        marks=[] if counts == "many shards" or (world_size, workers) == (4, 3) else [pytest.mark.full],
+    )
+    for counts in SETS
+    for world_size in (1, 2, 3, 4, 6)
+    for workers in (1, 3)
+]
+
+
+@pytest.mark.parametrize(("world_size", "workers", "counts"), CROSS)
 def test_batches_are_the_same_for_every_number_of_workers(tmp_path, world_size, workers, counts):
     write_shards(tmp_path, SETS[counts], replaced=BAD)
     index = build_index([str(tmp_path)])

@@ -1,0 +1,76 @@
+"""When a run is saved, and what happens when the disk does not take it."""
+
+import logging
+import time
+
+from clipx.checkpoint.store import apply_retention, aside_folder, discard, publish, save_tensors
+from clipx.config.load import dump_config
+from clipx.optim.optimizers import inner_optimizer
+from clipx.train.build import Run
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves one run; all ranks call it at the same steps."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.saved_step = run.progress.step
+        """The step of the newest good checkpoint."""
+        self._saved_at = time.monotonic()
+
+    def is_late(self) -> bool:
+        """Whether so much time has passed since the last save that rank 0 should ask for one."""
+        every_s = 60 * self._run.config.checkpoint.every_minutes
+        return every_s > 0 and time.monotonic() - self._saved_at > every_s
+
+    def is_due(self) -> bool:
+        """By the count of steps, and after the last one."""
+        step, every = self._run.progress.step, self._run.config.checkpoint.every_steps
+        return step == self._run.config.num_steps or (every > 0 and step % every == 0)
+
+    def save(self, *, stopping: bool) -> None:
+        """Writes a checkpoint of the current step; where that fails, nothing old is harmed and `saved_step` stays.
+
+        While losses are not finite the weights may be the cause, so the last good checkpoint stays the newest, unless
+        the run is `stopping` or done, and none is removed.
+        """
+        run, progress = self._run, self._run.progress
+        last = progress.step == run.config.num_steps
+        if self.saved_step == progress.step or (progress.skipped_in_row and not stopping and not last):
+            return
+        self._saved_at = time.monotonic()
+        problem = run.runtime.from_main(self._write())
+        if problem is None:
+            self.saved_step = progress.step
+            if run.runtime.is_main and not progress.skipped_in_row:
+                self._remove_old()
+        elif run.runtime.is_main:
+            discard(aside_folder(run.run_dir, progress.step))
+            log.error(
+                "CHECKPOINT OF STEP %d FAILED (%s); the next is tried when it is due; the newest good one is step %d",
+                progress.step,
+                problem,
+                self.saved_step,
+            )
+
+    def _write(self) -> str | None:
+        """What went wrong, if anything; rank 0 knows of every rank."""
+        run = self._run
+        aside = aside_folder(run.run_dir, run.progress.step)
+        try:
+            save_tensors(aside, run.stepper.model, inner_optimizer(run.stepper.optimizer))
+            if run.runtime.is_main:
+                run.state.grad_scaler = run.runtime.grad_scaler_state()
+                publish(aside, run.state, dump_config(run.config))
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _remove_old(self) -> None:
+        policy = self._run.config.checkpoint
+        try:
+            apply_retention(self._run.run_dir, keep_last=policy.keep_last, keep_every=policy.keep_every)
+        except OSError as error:
+            log.warning("cannot remove an old checkpoint (%s); it stays until the next save", error)

@@ -1,0 +1,59 @@
+"""How a start of a run ends: the word in status.json, the exit code, and the reason for a person."""
+
+import json
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+
+import torch
+
+from clipx.checkpoint.store import write_atomically
+from clipx.errors import ClipxError, RunError
+
+
+class Status(Enum):
+    """The word in status.json and the exit code for schedulers.
+
+    torchrun and accelerate launch turn 85 into 1, so launch files read status.json.
+    """
+
+    COMPLETE = ("complete", 0)
+    AGAIN = ("again", 85)
+    FAILED = ("failed", 1)
+
+    @property
+    def word(self) -> str:
+        """As in status.json."""
+        return self.value[0]
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process."""
+        return self.value[1]
+
+
+class LostContactError(RunError):
+    """Another process went away in the middle of a collective: a consequence, never the cause."""
+
+
+def write_status(run_dir: Path, status: Status, *, step: int, reason: str) -> None:
+    """Replaces status.json."""
+    write_atomically(run_dir / "status.json", json.dumps({"status": status.word, "step": step, "reason": reason}))
+
+
+def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> None:
+    """Any rank may fail alone; its reason stands against those of ranks that fail because it went away."""
+    path = run_dir / "status.json"
+    if not path.exists() or (isinstance(error, ClipxError) and not isinstance(error, LostContactError)):
+        with suppress(OSError):  # a full disk may be the very reason; the error itself goes on to the person
+            write_status(run_dir, Status.FAILED, step=step, reason=f"rank {rank}: {error}")
+
+
+def explain(error: Exception) -> Exception:
+    """A line for a person in place of a library's error, for failures that come from outside; else the error itself."""
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, RuntimeError) and "DataLoader worker" in reason:  # torch's SIGCHLD handler raises it anywhere
+        return RunError(f"a loader process died ({reason}); often memory or /dev/shm is full: lower data.workers")
+    if isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in reason:
+        return LostContactError(f"lost contact with another process, whose own message says why ({reason})")
+    return error
