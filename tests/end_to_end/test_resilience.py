@@ -1,0 +1,153 @@
+"""What goes wrong beside training does not end it, and what cannot go on says the true reason."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed.ranks import run_ranks
+from tiny import losses, metrics, status, tiny_config
+
+from clipx.checkpoint.store import list_checkpoints, newest_checkpoint
+from clipx.config.schema import RunConfig, ZeroShotConfig
+from clipx.distributed.runtime import start_runtime
+from clipx.errors import InputError, RunError
+from clipx.train import trainer
+from clipx.train.build import build_run
+from clipx.train.trainer import train
+
+
+def evaluation(scenes: Path) -> str:
+    return f"evaluate.scenes={{type: zeroshot, data: {scenes / 'wds_scenes'}, every_steps: 2}}"
+
+
+def test_an_evaluation_that_fails_changes_nothing_in_training(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropped = ["model.image.patch_drop=0.5", "steps=6"]  # patch dropout is off in a model that was left evaluating
+    assert train(tiny_config(tmp_path / "plain", scenes / "train", *dropped)) == 0
+
+    def broken(*_: Any) -> dict[str, float]:
+        raise InputError("picture 3 cannot be decoded")
+
+    monkeypatch.setattr(trainer, "run_evaluation", broken)
+    with caplog.at_level(logging.ERROR):
+        assert train(tiny_config(tmp_path / "broken", scenes / "train", *dropped, evaluation(scenes))) == 0
+    assert "EVALUATION scenes OF STEP 2 FAILED (picture 3 cannot be decoded)" in caplog.text
+    assert losses(tmp_path / "broken") == losses(tmp_path / "plain")
+
+
+def test_evaluating_changes_nothing_in_training(tmp_path: Path, scenes: Path) -> None:
+    dropped = ["model.image.patch_drop=0.5", "steps=6"]
+    assert train(tiny_config(tmp_path / "plain", scenes / "train", *dropped)) == 0
+    assert train(tiny_config(tmp_path / "evaluated", scenes / "train", *dropped, evaluation(scenes))) == 0
+    assert losses(tmp_path / "evaluated") == losses(tmp_path / "plain")
+    assert len(list((tmp_path / "evaluated" / "eval").iterdir())) == 3
+
+
+def test_a_misspelt_evaluation_folder_is_found_before_training(tmp_path: Path, scenes: Path) -> None:
+    with pytest.raises(InputError, match="wds_scenez"):
+        train(tiny_config(tmp_path / "run", scenes / "train", evaluation(scenes / "wds_scenez")))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_tracker_that_dies_costs_its_figures_only(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from accelerate import Accelerator
+
+    def dead(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(Accelerator, "log", dead)
+    with caplog.at_level(logging.ERROR):
+        assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=5", "track.tensorboard=true")) == 0
+    assert caplog.text.count("cannot log to the trackers") == 1
+    assert len(metrics(tmp_path / "run")) == 5
+
+
+def test_trackers_hold_the_curve(tmp_path: Path, scenes: Path) -> None:
+    on = ["steps=4", "track.tensorboard=true", "track.wandb=offline"]
+    assert train(tiny_config(tmp_path / "run", scenes / "train", *on)) == 0
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_settings_of_the_optimizer_come_from_the_config(tmp_path: Path, scenes: Path) -> None:
+    assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
+    config = tiny_config(
+        tmp_path / "run", scenes / "train", "steps=6", "optim.betas=[0.8, 0.9]", "optim.weight_decay=0.5"
+    )
+    with start_runtime(config) as runtime:
+        run = build_run(config, runtime)
+        decayed, others = run.stepper.optimizer.param_groups
+        assert (decayed["betas"], decayed["weight_decay"], others["weight_decay"]) == ((0.8, 0.9), 0.5, 0.0)
+        moments = [state["exp_avg"] for state in run.stepper.optimizer.state.values()]
+        assert run.progress.step == 3
+        assert any(moment.any() for moment in moments)  # those are the checkpoint's
+
+
+def test_another_model_is_not_resumed(tmp_path: Path, scenes: Path) -> None:
+    assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
+    changed = ["steps=6", "model.text.activation=quick_gelu"]  # the same shapes: the weights would load
+    with pytest.raises(InputError, match=r"^model.text differ from those of .*step-00000003"):
+        train(tiny_config(tmp_path / "run", scenes / "train", *changed))
+    assert status(tmp_path / "run")["status"] == "failed"
+    unmasked = ["steps=6", "model.image.patch_drop=0.25"]  # a change that people make on purpose
+    assert train(tiny_config(tmp_path / "run", scenes / "train", *unmasked)) == 0
+
+
+def test_fewer_steps_than_were_done(tmp_path: Path, scenes: Path) -> None:
+    assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
+    with pytest.raises(InputError, match="has done 3 steps, more than steps=2"):
+        train(tiny_config(tmp_path / "run", scenes / "train", "steps=2"))
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_over(tmp_path: Path, scenes: Path) -> None:
+    assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
+    (list_checkpoints(tmp_path / "run")[0] / ".metadata").unlink()
+    before = metrics(tmp_path / "run")
+    with pytest.raises(RunError, match=r"no checkpoint in .* is whole"):
+        train(tiny_config(tmp_path / "run", scenes / "train", "steps=6"))
+    assert metrics(tmp_path / "run") == before
+
+
+def test_a_broken_newest_checkpoint_costs_the_steps_since_the_one_before(tmp_path: Path, scenes: Path) -> None:
+    whole, mended = tmp_path / "whole", tmp_path / "mended"
+    for folder in (whole, mended):
+        assert train(tiny_config(folder, scenes / "train", "steps=8", "checkpoint.every_steps=3")) == 0
+    newest = newest_checkpoint(mended)
+    assert newest is not None
+    data = newest / "__0_0.distcp"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 3] ^= 4
+    data.write_bytes(content)
+    assert train(tiny_config(mended, scenes / "train", "steps=8", "checkpoint.every_steps=3")) == 0
+    assert losses(mended) == losses(whole)
+    assert (mended / "checkpoints" / "broken-step-00000008").is_dir()
+
+
+def test_torn_lines_are_passed_over(tmp_path: Path, scenes: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert train(tiny_config(run_dir, scenes / "train", "steps=3")) == 0
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    (run_dir / "quarantine.jsonl").write_text('{"shard": "a.t')
+    assert train(tiny_config(run_dir, scenes / "train", "steps=6")) == 0
+    assert len(losses(run_dir)) == 6
+
+
+def _train_without_the_evaluation_set(config: RunConfig) -> int:
+    """Rank 1 sees another file system: its evaluation data is not there."""
+    if os.environ["RANK"] == "1":
+        config = replace(config, evaluate={"scenes": ZeroShotConfig(data="/nowhere")})
+    return train(config)
+
+
+def test_a_rank_that_cannot_start_stops_all_at_once(tmp_path: Path, scenes: Path) -> None:
+    config = tiny_config(tmp_path / "run", scenes / "train")
+    with pytest.raises(InputError, match="/nowhere"):
+        run_ranks(_train_without_the_evaluation_set, 2, config, timeout_s=60)
+    assert "/nowhere" in status(tmp_path / "run")["reason"]
