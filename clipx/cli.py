@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from clipx import __version__
 from clipx.errors import ClipxError, InputError
 
 if TYPE_CHECKING:
@@ -49,13 +50,22 @@ ModelArgument = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"clipx {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="CLIPX_DEBUG", help="Show the traceback of an error (after any command).")
     ] = False,
 ) -> None:
-    """Declares --debug for --help; `main` takes it out of the arguments, wherever it stands."""
+    """Declares what stands before a command; `main` takes --debug out of the arguments, wherever it stands."""
 
 
 @app.command(rich_help_panel=_RUN)
@@ -176,7 +186,7 @@ def synth(
     train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 20_000,
     eval_per_class: Annotated[int, typer.Option(min=1, help="Pictures per class in the evaluation sets.")] = 20,
     size: Annotated[int, typer.Option(min=16, help="Side of the pictures in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the whole set.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the whole set.")] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Pairs per training shard.")] = 1000,
 ) -> None:
     """Write shards of rendered scenes with captions, and evaluation sets of scenes never trained on."""
@@ -216,7 +226,7 @@ def _usage_problem(error: typer.TyperException) -> str:
 def _fail(message: str, exit_code: int, *, show_traceback: bool) -> int:
     if show_traceback:
         traceback.print_exc()
-    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    rank = f"[rank {os.environ.get('RANK', '?')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     for line in message.splitlines():
         print(f"clipx: error: {rank}{line}", file=sys.stderr)
     return exit_code

@@ -3,7 +3,7 @@
 Shapes: B pictures or texts, S image size, T tokens, D embedding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipx.checkpoint.store import load_weights, newest_checkpoint
+from clipx.checkpoint.store import list_checkpoints, load_weights, newest_checkpoint, verify
 from clipx.config.load import load_config
 from clipx.config.schema import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
@@ -55,27 +55,55 @@ class Pretrained:
         return self.model.log_logit_scale.detach().exp().item()
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Short side resized, centre cropped: uint8 (S, S, 3); the model itself normalises."""
+        """Short side resized, centre cropped: uint8 (S, S, 3); the model itself normalises.
+
+        Raises:
+            InputError: not a picture of Pillow's.
+        """
+        if not isinstance(image, Image.Image):
+            raise InputError(f"a picture must be a PIL.Image, not {type(image).__name__}; open files with Image.open")
         return self.transform(image)
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Flat token ids int64 (T,) and lengths int64 (B,)."""
-        return self.tokenizer.encode(texts)
+    def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Flat token ids int64 (T,) and lengths int64 (B,) of a text or several.
+
+        Raises:
+            InputError: no text, or something else.
+        """
+        listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [texts]
+        if wrong := [type(text).__name__ for text in listed if not isinstance(text, str)]:
+            raise InputError(f"a text must be a str, not {wrong[0]}; give one, or a list of them")
+        if not listed:
+            raise InputError("no text to tokenize; give at least one")
+        return self.tokenizer.encode(listed)
 
     @torch.no_grad()
     def encode_image(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
-        """Unit-length embeddings (B, D) of a picture, several, or uint8 (B, S, S, 3) from `preprocess`."""
-        if isinstance(images, Image.Image):
-            images = [images]
+        """Unit-length embeddings (B, D) of a picture, several, or uint8 (B, S, S, 3) from `preprocess`.
+
+        Raises:
+            InputError: no picture, something else, or a tensor of another dtype or shape.
+        """
         if not isinstance(images, Tensor):
-            images = torch.stack([self.preprocess(image) for image in images])
+            rows = [self.preprocess(image) for image in (images if isinstance(images, Iterable) else [images])]
+            images = torch.stack(rows) if rows else torch.empty(0)
+        size = self.config.image.image_size
+        if images.dtype != torch.uint8 or images.shape != (len(images), size, size, 3):
+            raise InputError(
+                f"pictures must be at least one PIL.Image or uint8 (B, {size}, {size}, 3) as `preprocess` makes them, "
+                f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
         with self._evaluating():
             return self.model.encode_image(images.to(self.device))
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Unit-length embeddings (B, D) of a text or several."""
-        tokens_T, lengths_B = self.tokenize([texts] if isinstance(texts, str) else texts)
+        """Unit-length embeddings (B, D) of a text or several.
+
+        Raises:
+            InputError: as `tokenize`.
+        """
+        tokens_T, lengths_B = self.tokenize(texts)
         max_length = int(lengths_B.max())
         with self._evaluating():
             return self.model.encode_text(tokens_T.to(self.device), lengths_B.to(self.device), max_length=max_length)
@@ -104,18 +132,23 @@ def find_model(path: Path) -> ModelFiles:
     """What MODEL on the command line means: a run folder (its newest good checkpoint), a checkpoint, or an export.
 
     Raises:
-        InputError: the path is none of these, or a run without a good checkpoint.
+        InputError: the path is none of these, a checkpoint that is broken, or a run without a good one.
     """
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; give a run folder, a checkpoint, or an export folder")
+        fault = "is a file" if path.exists() else "no such folder"
+        raise InputError(f"{path}: {fault}; give a run folder, a checkpoint, or an export folder")
     if (path / EXPORT_CONFIG).is_file():
         return ModelFiles("export", path, path / EXPORT_CONFIG)
     if (path / "manifest.json").is_file():
+        if problem := verify(path):
+            raise InputError(f"{path}: the checkpoint is broken ({problem}); give another, or the run folder")
         return ModelFiles("checkpoint", path, path / "config.yaml")
     if (path / "checkpoints").is_dir():
         checkpoint = newest_checkpoint(path)
         if checkpoint is None:
-            raise InputError(f"{path}: the run has no good checkpoint yet; train until its first save")
+            broken = len(list_checkpoints(path))
+            mend = f"all {broken} are broken, train it anew" if broken else "train until its first save"
+            raise InputError(f"{path}: the run has no good checkpoint; {mend}")
         return ModelFiles("checkpoint", checkpoint, checkpoint / "config.yaml")
     raise InputError(f"{path} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)")
 

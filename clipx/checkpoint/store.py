@@ -92,11 +92,11 @@ def verify(folder: Path) -> str | None:
     return None
 
 
-def set_aside_newer(run_dir: Path, newest: Path | None) -> None:
-    """Renames checkpoints newer than the good one (they are broken) out of the way; kept for a person to look at."""
+def set_aside(run_dir: Path, *, after_step: int, reason: str) -> None:
+    """Renames checkpoints after a step to `REASON-step-...`, out of the way; kept for a person to look at."""
     for folder in list_checkpoints(run_dir):
-        if newest is None or folder.name > newest.name:
-            folder.replace(_free_name(folder.with_name(f"broken-{folder.name}")))
+        if checkpoint_step(folder) > after_step:
+            folder.replace(_free_name(folder.with_name(f"{reason}-{folder.name}")))
 
 
 def save_tensors(aside: Path, model: nn.Module, optimizer: Optimizer) -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
-from clipx.config.schema import RunConfig
+from clipx.config.schema import NOT_BLANK, RunConfig
 
 ANY_NAME = "NAME"
 """Stands for a key that the person chooses, as in `evaluate.NAME.data`."""
@@ -129,6 +129,8 @@ def _rule(schema: dict[str, Any]) -> str:
     if kind == "array":
         fewest = f", at least {schema['minItems']}" if "minItems" in schema else ""
         return f"list of {_rule(schema['items'])}{fewest}"
+    if schema.get("pattern") == NOT_BLANK:
+        return f"{kind}, not blank"
     limits = [f"{sign} {schema[name]:g}" for name, sign in _LIMITS.items() if name in schema]
     return f"{_WORDS.get(kind, kind)} {' and '.join(limits)}".strip()
 

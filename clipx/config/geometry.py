@@ -1,4 +1,4 @@
-"""How the global batch falls on ranks and micro-batches (DESIGN: the person sets G, hardware never changes it)."""
+"""How the global batch falls on ranks and micro-batches: the person sets G, hardware never changes it."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,13 +1,13 @@
 """From YAML files and `key=value` overrides to one validated `RunConfig`, and back to text.
 
-Layers merge left to right: mappings deeply, anything else replaces what was there. What results is validated once.
+Layers merge left to right: sections deeply, anything else replaces what was there. What results is validated once.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ LONGEST_VALUE = 100
 def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> RunConfig:
     """The run that the files describe, merged from left to right and then changed by the overrides.
 
-    Where a mapping's `type` changes, the mapping is replaced, so that no field of the other variant stays. Overrides
-    form one layer: their order does not matter, save that the later of two for the same key wins.
+    Where a mapping's `type` changes, the mapping is replaced, so that no field of the other variant stays; free
+    mappings (model.image.options) are always replaced whole. Overrides form one layer: their order does not matter,
+    save that the later of two for the same key wins.
 
     Args:
         files: YAML files, at least one.
@@ -76,7 +77,18 @@ def _read_override(text: str) -> Tree:
         tree: Tree = {name: read_yaml(value)}
     except yaml.YAMLError as error:
         raise InputError(f"{text!r}: the value is not valid YAML ({_problem(error)}); put it in quotes") from error
+    for number in range(len(parents)):
+        if _is_one_value(tuple(parents[: number + 1])):
+            whole = ".".join(parents[: number + 1])
+            raise InputError(f"{text!r}: {whole} is one value; give it whole, as {whole}={{key: value}}")
     return _nested(parents, tree)
+
+
+@cache
+def _is_one_value(path: Keys) -> bool:
+    """Whether a mapping of free keys stands at `path`, e.g. a tower's options: those of two towers do not mix."""
+    knobs = (knob for section in sections() if section.holds(path[:-1]) for knob in section.knobs)
+    return any(knob.name == path[-1] and knob.rule == "mapping" for knob in knobs)
 
 
 def _nested(path: Sequence[str], tree: Tree) -> Tree:
@@ -94,14 +106,17 @@ def _problem(error: yaml.YAMLError) -> str:
     return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
 
 
-def _merge(below: Tree, above: Tree) -> Tree:
-    """A new tree: `above` wins, mappings merge unless their types differ."""
+def _merge(below: Tree, above: Tree, path: Keys = ()) -> Tree:
+    """A new tree: `above` wins, mappings merge unless their types differ or they are one value; `path` leads here."""
     if "type" in below and above.get("type", below["type"]) != below["type"]:
         return above
     merged = dict(below)
     for key, value in above.items():
-        old = below.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        old, place = below.get(key), (*path, key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _is_one_value(place):
+            merged[key] = _merge(old, value, place)
+        else:
+            merged[key] = value
     return merged
 
 

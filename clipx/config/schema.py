@@ -4,20 +4,36 @@ Validated by pydantic in `clipx.config.load`; imports no torch, so `clipx config
 by `type`. To add one: a dataclass here and in its union, its module, one `case` in the matching `build_*` function.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from clipx.errors import InputError
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+NOT_BLANK = r"\S"
 
-Count = Annotated[int, Field(ge=1)]
-Interval = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+
+def _no_bool(value: Any) -> Any:
+    """Refuses true and false, which pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+_NO_BOOL = BeforeValidator(_no_bool)  # after the limits, or they are missing in the JSON schema
+
+Count = Annotated[int, Field(ge=1), _NO_BOOL]
+Interval = Annotated[int, Field(ge=0), _NO_BOOL]
+ContextLength = Annotated[int, Field(ge=3), _NO_BOOL]
+Number = Annotated[float, _NO_BOOL]
+Fraction = Annotated[float, Field(ge=0, le=1), _NO_BOOL]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1), _NO_BOOL]
+Positive = Annotated[float, Field(gt=0), _NO_BOOL]
+NonNegative = Annotated[float, Field(ge=0), _NO_BOOL]
+Text = Annotated[str, Field(pattern=NOT_BLANK)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +68,9 @@ class DataConfig:
     """Shards, together one set: tar files, folders, globs, braces ({00000..01242}) and lists joined by `::`."""
     index: str | None = None
     """Folder of the shards' index; default: beside the shards, or the user's cache where that cannot be written."""
-    image_key: str = "jpg;jpeg;png;webp"
+    image_key: Text = "jpg;jpeg;png;webp"
     """Extensions that hold the picture, first present wins."""
-    caption_key: str = "txt"
+    caption_key: Text = "txt"
     """Extension that holds the caption (`;` between alternatives); `json:captions` takes that field of a json member.
     Of a list of captions one is drawn per epoch."""
     lanes: Literal["auto"] | Count = "auto"
@@ -86,13 +102,13 @@ class TimmImageConfig:
     """timm model; `vit_*_clip_*` are exportable to transformers and open_clip."""
     image_size: Count = 224
     """Pixels of the square input."""
-    patch_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patch_drop: FractionBelowOne = 0.0
     """Share of patches left out in training (FLIP, arXiv 2212.00794)."""
     pretrained: bool | str = False
     """Start from timm's weights (true) or from a local weight file."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm.create_model, e.g. {embed_dim: 192, depth: 6, num_heads: 3, patch_size: 8}."""
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    mean: tuple[Number, Number, Number] = (0.48145466, 0.4578275, 0.40821073)
     """Channel means of the normalisation, in [0, 1] (CLIP's)."""
     std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
     """Channel standard deviations of the normalisation (CLIP's)."""
@@ -111,7 +127,7 @@ class TransformerTextConfig:
     """Blocks."""
     heads: Count = 8
     """Attention heads; must divide width."""
-    context_length: Annotated[int, Field(ge=3)] = 77
+    context_length: ContextLength = 77
     """Most tokens of a text, with start and end; longer texts are cut and keep their end token."""
     mlp_ratio: Positive = 4.0
     """Hidden over outer channels of the feed-forward layers."""
@@ -136,7 +152,7 @@ class HuggingFaceTextConfig:
     type: Literal["huggingface"] = "huggingface"
     name: str
     """Hub name or folder, for transformers' AutoModel."""
-    context_length: Annotated[int, Field(ge=3)] = 77
+    context_length: ContextLength = 77
     """Most tokens of a text."""
     pool: Literal["cls", "mean", "last"] = "mean"
     """Which hidden state becomes the text's: the first, the mean of the real ones, or the last real one."""
@@ -166,7 +182,7 @@ class ModelConfig:
     """The multiplier of the similarities at the start (CLIP, arXiv 2103.00020, section 2.5)."""
     max_logit_scale: Positive = 100.0
     """Where the multiplier is clamped."""
-    init_logit_bias: float | None = None
+    init_logit_bias: Number | None = None
     """Start of the bias added to the logits (sigmoid loss: -10); none: no bias."""
 
 
@@ -204,7 +220,7 @@ class AdamWConfig:
     type: Literal["adamw"] = "adamw"
     lr: NonNegative = 5.0e-4
     """Peak learning rate."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.98)
     """Decay of the first and second moment."""
     eps: Positive = 1.0e-6
     """Added to the root of the second moment."""
@@ -292,9 +308,9 @@ class RetrievalConfig:
     """Evaluate every N steps; always at the end. 0: at the end only."""
     batch_size: Count = 256
     """Pairs per forward pass and rank."""
-    image_key: str = "jpg;jpeg;png;webp"
+    image_key: Text = "jpg;jpeg;png;webp"
     """Extensions that hold the picture."""
-    caption_key: str = "txt"
+    caption_key: Text = "txt"
     """As in data.caption_key; every caption of a list, or every line of a text member, counts as correct."""
 
 
@@ -323,15 +339,15 @@ class RunConfig:
 
     __pydantic_config__ = STRICT
 
-    run_dir: str
+    run_dir: Text
     """Folder of everything that the run writes."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), _NO_BOOL] = 0
     """With the config and the step it determines the run."""
     steps: Count | None = None
     """Optimizer steps; or `samples`, one of the two."""
     samples: Count | None = None
     """Pairs to see; rounded up to whole steps."""
-    global_batch_size: Annotated[int, Field(ge=2)]
+    global_batch_size: Annotated[int, Field(ge=2), _NO_BOOL]
     """Pairs per optimizer step over all ranks."""
     micro_batch_size: Literal["auto"] | Count = "auto"
     """Pairs per rank and forward pass; smaller than the rank's share: gradient cache, the same result in less memory.
@@ -355,7 +371,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
     evaluate: dict[str, EvaluateConfig] = field(default_factory=dict)
-    """Evaluations by name."""
+    """Evaluations by name; the name is a part of file names."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Trackers."""
 
@@ -369,6 +385,9 @@ class RunConfig:
             )
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError("loss.type=sigmoid needs a bias: set model.init_logit_bias (SigLIP: -10)")
+        for name in self.evaluate:
+            if not re.fullmatch(r"[\w-][\w.-]*", name):
+                raise InputError(f"evaluate: the name {name!r} must be of letters, digits and _ - . (not . first)")
 
     @property
     def num_steps(self) -> int:

@@ -53,19 +53,24 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str) -> list[str]:
     Raises:
         UndecodableError: no alternative is present, or the first that is holds no text.
     """
-    for alternative in caption_key.split(";"):
-        extension, _, name = alternative.strip().partition(":")
+    for extension, name in alternatives(caption_key):
         if extension not in fields:
             continue
         found = _json_field(fields[extension], extension, name) if name else _text(fields[extension], extension)
         if found is not None:
-            return _non_blank(found, alternative)
+            return _non_blank(found, f"{extension}:{name}" if name else extension)
     raise UndecodableError(f"no caption under {caption_key!r}; members: {', '.join(sorted(fields)) or 'none'}")
 
 
 def first_present(fields: Mapping[str, bytes], keys: str) -> bytes | None:
     """The bytes of the first of `keys` (extensions joined by `;`) that the sample has, or None."""
-    return next((fields[key] for key in map(str.strip, keys.split(";")) if key in fields), None)
+    return next((fields[extension] for extension, _ in alternatives(keys) if extension in fields), None)
+
+
+def alternatives(keys: str) -> list[tuple[str, str]]:
+    """(extension, field or "") of each alternative in `keys`; `.JPG` is `jpg`, as the members' extensions are lower."""
+    pairs = [alternative.strip().partition(":") for alternative in keys.split(";")]
+    return [(extension.removeprefix(".").lower(), name) for extension, _, name in pairs]
 
 
 def _available_formats() -> list[str]:

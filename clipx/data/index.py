@@ -30,6 +30,7 @@ CATALOGUE = "clipx-index.json"
 _VERSION = 1
 _THREADS = 16  # a scan waits for storage more than it computes
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +118,18 @@ def _expand(pattern: str, listing: _Listing) -> Iterator[str]:
     for path, shards in matches:
         if not shards:
             origin = "" if path == pattern else f" (from {pattern!r})"
-            raise InputError(
-                f"shards {path!r}{origin} match no tar file; give a tar file, a folder of *.tar, or a glob"
-            )
+            raise InputError(f"shards {path!r}{origin} match no tar file; {_mend(path)}")
         yield from shards
+
+
+def _mend(path: str) -> str:
+    """What to do about a pattern without shards, from what lies there."""
+    if os.path.isdir(path):
+        if packed := sorted(name for name in os.listdir(path) if name.endswith(_COMPRESSED)):
+            return f"{len(packed)} compressed files are there, {packed[0]} first: unpack them to plain *.tar"
+        if deeper := sorted(glob.glob(f"{glob.escape(path)}/*/*.tar")):
+            return f"subfolders are not searched: name {os.path.dirname(deeper[0])}"
+    return "give a tar file, a folder of *.tar, or a glob"
 
 
 def _expand_local(path: str, listing: _Listing) -> list[str]:
@@ -167,11 +176,12 @@ class _Catalogue:
     def _read(self) -> dict[str, _Entry]:
         try:
             content = json.loads(self._file.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return {}
-        if content.get("version") != _VERSION:
-            return {}
-        return {name: _Entry(count, FileState(*state)) for name, (count, *state) in content["shards"].items()}
+            if content["version"] != _VERSION:
+                return {}
+            rows = content["shards"].items()
+            return {name: _Entry(int(count), FileState(*map(int, state))) for name, (count, *state) in rows}
+        except (FileNotFoundError, NotADirectoryError, AttributeError, LookupError, TypeError, ValueError):
+            return {}  # absent, or not as `write` leaves it: the shards are indexed again
 
     def count(self, name: str) -> int | None:
         """Samples of a shard as last indexed."""

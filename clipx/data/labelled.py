@@ -6,18 +6,22 @@
              test/nshards.txt  test/0.tar ...        a picture with `cls` (classification) or `txt` (retrieval)
 
 Sets are read in their order, in one pass, and by every rank alike; `clipx.evaluate.sharing` divides the work. What is
-wrong with a set is an `InputError` that every rank raises at the same sample.
+wrong with a set is an `InputError` that every rank raises at the same sample. webdataset's reader takes a shard that is
+cut at a header for a whole one, so the shards' headers are looked through first.
 """
 
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import webdataset
 
 from clipx.data.decode import UndecodableError, decode_captions, first_present
+from clipx.data.files import open_ranges
+from clipx.data.sidecar import NotTarError, scan_tar
 from clipx.errors import InputError
 
 IMAGE_KEY = "webp;png;jpg;jpeg"
@@ -55,7 +59,10 @@ class ClassificationSet:
     shards: tuple[str, ...]
 
 
-def dataset_type(folder: Path) -> Literal["classification", "retrieval"]:
+DatasetType = Literal["classification", "retrieval"]
+
+
+def dataset_type(folder: Path) -> DatasetType:
     """What the folder is for.
 
     Raises:
@@ -64,7 +71,7 @@ def dataset_type(folder: Path) -> Literal["classification", "retrieval"]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one in CLIP_benchmark's wds_* layout")
     path = folder / "dataset_type.txt"
-    said = path.read_text(encoding="utf-8").strip() if path.is_file() else "classification"
+    said = " ".join(_lines(path)) if path.is_file() else "classification"
     match said:
         case "classification" | "retrieval":
             return said
@@ -72,12 +79,28 @@ def dataset_type(folder: Path) -> Literal["classification", "retrieval"]:
             raise InputError(f"{path} says {said!r}; clipx evaluates `classification` and `retrieval`")
 
 
+def require_type(folder: Path, wanted: DatasetType) -> None:
+    """Refuses a folder that is for something else.
+
+    Raises:
+        InputError: as `dataset_type`, or the folder is for the other kind of evaluation.
+    """
+    found = dataset_type(folder)
+    if found != wanted:
+        raise InputError(
+            f"{folder} is a {found} set by its dataset_type.txt (which may be absent for classification), "
+            f"not a {wanted} set; give the evaluation the other `type`, or mend that file"
+        )
+
+
 def open_classification_set(folder: Path) -> ClassificationSet:
     """Reads class names, templates and the list of shards.
 
     Raises:
-        InputError: a file is missing or empty, a template lacks {c}, or the shards are not those of nshards.txt.
+        InputError: no such folder or one for retrieval, a file is missing or empty, a template lacks {c}, or the shards
+            are not those of nshards.txt.
     """
+    require_type(folder, "classification")
     templates = _lines(folder / "zeroshot_classification_templates.txt")
     for template in templates:
         if "{c}" not in template:
@@ -109,7 +132,8 @@ def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[Labell
     """Every picture with its class.
 
     Raises:
-        InputError: a sample lacks its picture or `cls`, or `cls` is no number below `num_classes`.
+        InputError: a shard is not whole, a sample lacks its picture or `cls`, or `cls` is no number below
+            `num_classes`.
     """
     for name, fields in _read_samples(shards):
         said = _member(fields, "cls", name).decode("utf-8", errors="replace").strip()
@@ -122,7 +146,7 @@ def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -
     """Every picture with its captions: those of a json list, or the lines of a text member.
 
     Raises:
-        InputError: a sample lacks its picture or a caption.
+        InputError: a shard is not whole, or a sample lacks its picture or a caption.
     """
     for name, fields in _read_samples(shards):
         try:
@@ -135,6 +159,9 @@ def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -
 
 def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Each sample's name and its members by extension; at least one sample."""
+    for shard in shards:
+        if fault := _fault(shard):
+            raise InputError(f"shard {shard} {fault}; write or fetch it again")
     pipeline = webdataset.DataPipeline(
         webdataset.SimpleShardList(list(shards)), webdataset.tarfile_to_samples(handler=webdataset.reraise_exception)
     )
@@ -144,11 +171,27 @@ def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]
             num_samples += 1
             members = {key: value for key, value in sample.items() if not key.startswith("__")}
             yield f"sample {sample['__key__']} of {sample['__url__']}", members
-    except (tarfile.TarError, FileNotFoundError) as error:
+    except (tarfile.TarError, OSError) as error:
         reason = " ".join(str(part) for part in error.args)
         raise InputError(f"{reason}: no whole tar file; write or fetch it again") from error
     if num_samples == 0:
         raise InputError(f"{', '.join(shards)}: no samples; the set is empty")
+
+
+def _fault(shard: str) -> str | None:
+    """Why not every sample of a shard can be read, or None."""
+    try:
+        file = open_ranges(shard, sequential=True)
+        try:
+            scan = scan_tar(file)
+        finally:
+            file.close()
+    except NotTarError:
+        return "is no tar file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    twice = next((key for key, after in pairwise(scan.keys) if key == after), None)
+    return scan.damage if twice is None else f"has a member twice in sample {twice.decode(errors='replace')}"
 
 
 def _member(fields: dict[str, bytes], keys: str, name: str) -> bytes:

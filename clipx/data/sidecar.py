@@ -1,8 +1,8 @@
 """The sidecar of one shard: key, extension, offset and size of every member, so that a sample is one pread per member.
 
-`scan_tar` reads a tar's headers and seeks over its data (own parser: 3.6 times faster than `tarfile`, which builds
-an object per member); `write_sidecar` keeps the result in one flat file that `Sidecar` maps into memory, so that the
-loader processes of a machine share one copy of it.
+`scan_tar` reads a tar's headers and seeks over its data (an own parser: `tarfile` builds an object per member);
+`write_sidecar` keeps the result in one flat file that `Sidecar` maps into memory, so that the loader processes of a
+machine share one copy of it.
 
 Layout of the file, native little-endian: `_HEADER`, then int64 first_member (N+1), offset (M), size (M), key_end (N+1),
 uint32 extension (M), the keys, and the extensions' names joined by NUL; N samples, M members.

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from clipx import counter_random
 from clipx.config.schema import DataConfig
 from clipx.counter_random import Stream
-from clipx.data.decode import UndecodableError, decode_captions, decode_image, first_present
+from clipx.data.decode import UndecodableError, alternatives, decode_captions, decode_image, first_present
 from clipx.data.index import ShardIndex
 from clipx.data.plan import Address, Plan
 from clipx.data.shards import BadSampleError, ShardReader
@@ -59,8 +59,8 @@ class PairReader:
         self, index: ShardIndex, *, transform: ImageTransform, image_key: str, caption_key: str, seed: int
     ) -> None:
         self.image_key, self.caption_key = image_key, caption_key
-        keys = f"{image_key};{caption_key}".split(";")
-        self.shards = ShardReader(index, extensions={key.strip().partition(":")[0] for key in keys})
+        keys = alternatives(f"{image_key};{caption_key}")
+        self.shards = ShardReader(index, extensions={extension for extension, _ in keys})
         self._transform = transform
         self._seed = seed
 

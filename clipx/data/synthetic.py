@@ -282,12 +282,16 @@ def write_synthetic_set(
         shard_size: Pairs per training shard; the last one may hold fewer.
 
     Raises:
-        InputError: If `out` exists; remove it or choose another folder.
+        InputError: If `out` exists or cannot be made; choose another folder.
     """
-    if out.exists():
-        raise InputError(f"{out} exists; remove it or write the synthetic set to another folder")
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if out.exists():
+            raise InputError(f"{out} exists; remove it or write the synthetic set to another folder")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made: {error.strerror}; write the set to another folder") from error
     for shard, start in enumerate(range(0, num_train, shard_size)):
         keys = range(start, min(start + shard_size, num_train))
         scenes = (make_scene(seed, "train", key) for key in keys)

@@ -1,6 +1,6 @@
 """Texts to token ids: CLIP's byte-pair encoding, or any tokenizer of transformers; owns `tokenizers`.
 
-Texts travel flat, without padding: the tokens of B texts end to end, and their lengths (DESIGN, "Text").
+Texts travel flat, without padding: the tokens of B texts end to end, and their lengths.
 Shapes: B texts, T tokens of all of them.
 """
 

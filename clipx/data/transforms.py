@@ -1,6 +1,6 @@
 """Pictures to uint8 squares: the training augmentation and the evaluation preprocessing; owns torchvision.
 
-Both stop at uint8: normalisation happens on the device, in the image tower (DESIGN, "What crosses to the device").
+Both stop at uint8, a quarter of float32's bytes on the way to the device: the image tower normalises there.
 Shapes: S image size.
 """
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 def rank(group: ProcessGroup | None) -> int:
@@ -43,7 +43,7 @@ def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return part
 
 
-def all_reduce(x: Tensor, op: Literal["sum", "max", "min"], group: ProcessGroup | None) -> Tensor:
+def all_reduce(x: Tensor, op: Literal["sum", "max"], group: ProcessGroup | None) -> Tensor:
     """Combines x over the ranks, in place, and returns it."""
     if group is not None:
         dist.all_reduce(x, op=_OPERATIONS[op], group=group)

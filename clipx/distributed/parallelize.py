@@ -1,4 +1,4 @@
-"""Spreads a model over the ranks. The only place that wraps a model; the order is compile, then FSDP2 or DDP."""
+"""Spreads a model over the ranks: DDP or FSDP2, as the runtime was started. The only place that wraps a model."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext

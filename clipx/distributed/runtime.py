@@ -103,12 +103,13 @@ class Runtime:
 
 @contextmanager
 def start_runtime(config: RunConfig) -> Iterator[Runtime]:
-    """Joins the ranks that the launcher started (torchrun, accelerate launch; alone under plain python).
+    """Joins the ranks that the launcher started (torchrun, accelerate launch, srun; alone under plain python).
 
     Raises:
         InputError: for a precision or a parallelism that this machine does not have.
     """
     _check_machine(config)
+    _adopt_slurm_ranks()
     _quiet_libraries()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -138,12 +139,35 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
 @contextmanager
 def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
     """This rank's device and all ranks, for commands that share work without training."""
+    _adopt_slurm_ranks()
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
         yield state.device, dist.group.WORLD if dist.is_initialized() else None
     finally:
         state.destroy_process_group()
         PartialState._reset_state()
+
+
+def _adopt_slurm_ranks() -> None:
+    """Under `srun` without torchrun, says in torch's variables what Slurm says in its own.
+
+    accelerate reads those of torchrun and MPI only; N tasks of srun would be N lone runs in one folder. The first task
+    runs on the first node of the step, from which `srun` is started in a batch script: it is the rendezvous, unless
+    MASTER_ADDR and MASTER_PORT say otherwise.
+    """
+    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in os.environ:
+        return
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    alone = os.environ.get("SLURM_NNODES", "1") == "1"
+    adopted = {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+        "MASTER_ADDR": "127.0.0.1" if alone else os.environ["SLURM_LAUNCH_NODE_IPADDR"],
+        "MASTER_PORT": str(20_000 + job % 20_000),
+    }
+    for name, value in adopted.items():
+        os.environ.setdefault(name, value)
 
 
 def _check_machine(config: RunConfig) -> None:

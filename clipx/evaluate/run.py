@@ -1,6 +1,6 @@
 """From an evaluation's config, or a folder, to its figures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -8,7 +8,15 @@ from torch.distributed import ProcessGroup
 
 from clipx.config.schema import EvaluateConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.index import expand_shards
-from clipx.data.labelled import benchmark_shards, dataset_type, open_classification_set, read_captioned
+from clipx.data.labelled import (
+    CaptionedPicture,
+    benchmark_shards,
+    dataset_type,
+    open_classification_set,
+    read_captioned,
+    read_labelled,
+    require_type,
+)
 from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
@@ -24,25 +32,25 @@ def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: Proces
         case ZeroShotConfig():
             return zero_shot(pretrained, Path(config.data), batch_size=config.batch_size, group=group)
         case RetrievalConfig():
-            pictures = read_captioned(
-                _retrieval_shards(config.data), image_key=config.image_key, caption_key=config.caption_key
-            )
-            return retrieval(pretrained, pictures, batch_size=config.batch_size, group=group)
+            return retrieval(pretrained, _captioned(config), batch_size=config.batch_size, group=group)
         case _:
             assert_never(config)
 
 
 def check_evaluation(config: EvaluateConfig) -> None:
-    """Looks whether the data of an evaluation is there and laid out as it should be, without reading pictures.
+    """Looks before hours of training at what an evaluation after them will read: layout, shards, the first sample.
+
+    The other samples' members and the pictures themselves are not looked at.
 
     Raises:
-        InputError: as `run_evaluation` would, only before hours of training and not after.
+        InputError: `run_evaluation` would raise it too.
     """
     match config:
         case ZeroShotConfig():
-            open_classification_set(Path(config.data))
+            data = open_classification_set(Path(config.data))
+            next(read_labelled(data.shards, num_classes=len(data.class_names)))
         case RetrievalConfig():
-            _retrieval_shards(config.data)
+            next(_captioned(config))
         case _:
             assert_never(config)
 
@@ -64,7 +72,15 @@ def evaluate_folder(
             assert_never(unknown)
 
 
+def _captioned(config: RetrievalConfig) -> Iterator[CaptionedPicture]:
+    shards = _retrieval_shards(config.data)
+    return read_captioned(shards, image_key=config.image_key, caption_key=config.caption_key)
+
+
 def _retrieval_shards(data: str) -> Sequence[str]:
     """A folder with a test set is CLIP_benchmark's; everything else names shards, as in `data.train`."""
     folder = Path(data)
-    return benchmark_shards(folder) if (folder / "test").is_dir() else expand_shards([data])
+    if not (folder / "test").is_dir():
+        return expand_shards([data])
+    require_type(folder, "retrieval")
+    return benchmark_shards(folder)

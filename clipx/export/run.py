@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, assert_never, get_args
 
@@ -16,6 +17,7 @@ from clipx.pretrained import EXPORT_CONFIG, Pretrained, find_model, load
 
 Format = Literal["hf", "open_clip"]
 PARITY = "parity.json"
+_REPORT = "nothing was exported, please report this with the run's config.yaml"
 
 
 def export_model(model_path: Path, to: Path, formats: Sequence[Format] = ("hf", "open_clip")) -> dict[str, Any]:
@@ -31,30 +33,28 @@ def export_model(model_path: Path, to: Path, formats: Sequence[Format] = ("hf", 
 
     Returns:
         What stands in parity.json: for each format the library and the largest differences (`checked: false` and the
-        reason where the library is not installed).
+        reason where the library is not installed), and under `files` the names of all files of the export.
 
     Raises:
-        InputError: an unknown format, a kind of model that cannot be exported, or a `to` that holds something else.
-        RunError: a library computes something else from the export than the trained model.
+        InputError: an unknown format, a kind of model that cannot be exported, or a `to` that holds something else or
+            cannot be written.
+        RunError: a library fails on the export or computes something else from it than the trained model.
     """
     to = to.resolve()
     _check_formats(formats)
-    _check_target(to)
+    with _named_failure(to):
+        _check_target(to)
     files = find_model(model_path)
     pretrained = load(model_path)
     shape = read_shape(pretrained)
-    aside = to.with_name(f".{to.name}.exporting")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with _named_failure(to), _folder_aside(to) as aside:
         for name in formats:
             _write(name, pretrained, shape, aside)
         shutil.copyfile(files.config, aside / EXPORT_CONFIG)
         parity = check(pretrained, aside, formats)
+        parity["files"] = sorted([PARITY, *(path.name for path in aside.iterdir())])
         (aside / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
         _replace(to, aside)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return parity
 
 
@@ -62,7 +62,7 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
     """Loads an export with each library and compares it with the model.
 
     Raises:
-        RunError: a difference is above `LIMIT`.
+        RunError: a library fails on the export, or a difference is above `LIMIT`.
     """
     images = pictures(pretrained.config.image.image_size)
     ours = our_outputs(pretrained, images, TEXTS)
@@ -72,12 +72,14 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
         if module.library() is None:
             parity[name] = {"checked": False, "reason": f"the library of format {name} is not installed"}
             continue
-        found = differences(ours, module.outputs(folder, images, TEXTS))
+        try:
+            found = differences(ours, module.outputs(folder, images, TEXTS))
+        except Exception as error:  # a library raises what it likes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise RunError(f"{module.library()} fails on the export ({reason}); {_REPORT}") from error
         if wrong := faults(found):
-            raise RunError(
-                f"{module.library()} computes something else from the export: {', '.join(wrong)} (limit {LIMIT}); "
-                f"nothing was exported, please report this with the run's config.yaml"
-            )
+            named = ", ".join(wrong)
+            raise RunError(f"{module.library()} computes something else: {named} (limit {LIMIT}); {_REPORT}")
         parity[name] = {
             "checked": True,
             "library": module.library(),
@@ -108,10 +110,36 @@ def _check_formats(formats: Sequence[str]) -> None:
 
 
 def _check_target(to: Path) -> None:
-    if to.exists() and not to.is_dir():
+    if not to.exists():
+        return
+    if not to.is_dir():
         raise InputError(f"{to} is a file; name a folder for the export")
-    if to.is_dir() and any(to.iterdir()) and not all((to / name).is_file() for name in (EXPORT_CONFIG, PARITY)):
-        raise InputError(f"{to} is not empty and no earlier export; name another folder or empty it")
+    try:
+        exported = set(json.loads((to / PARITY).read_bytes())["files"])
+    except (FileNotFoundError, LookupError, TypeError, ValueError):
+        exported = set()
+    if foreign := sorted({path.name for path in to.iterdir()} - exported):
+        raise InputError(f"{to} holds {foreign[0]}, which no export wrote; move that away or name another folder")
+
+
+@contextmanager
+def _named_failure(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{to} cannot be written: {error.strerror or error}; check path, rights and space") from error
+
+
+@contextmanager
+def _folder_aside(to: Path) -> Iterator[Path]:
+    """A new folder beside `to`, gone afterwards unless it was renamed."""
+    aside = to.with_name(f".{to.name}.exporting")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _replace(to: Path, aside: Path) -> None:

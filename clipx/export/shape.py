@@ -1,6 +1,5 @@
 """The sizes of a trained model, read from its live modules, in the terms that transformers and open_clip share."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from clipx.errors import InputError
 from clipx.models.text_tower import TextTower
 from clipx.pretrained import Pretrained
 
-EXPORTABLE = "exportable are timm's vit_*_clip_* image towers with `type: transformer` texts and `tokenizer: clip`"
+EXPORTABLE = "exportable are ViTs of CLIP's shape (vit_*_clip_*) with `type: transformer` texts and `tokenizer: clip`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,15 @@ def read_shape(pretrained: Pretrained) -> ClipShape:
         InputError: the model is of another kind; the message says what is exportable.
     """
     config, model = pretrained.config, pretrained.model
-    if not re.match(r"vit_.*_clip_", config.image.name):
-        raise InputError(f"model.image.name={config.image.name} cannot be exported; {EXPORTABLE}")
+    trunk = cast(Any, model.image_tower.trunk)
+    if lacking := _lacking(trunk):
+        raise InputError(
+            f"model.image.name={config.image.name} with options={config.image.options} cannot be exported, it has no "
+            f"{lacking}; {EXPORTABLE}"
+        )
     if not isinstance(config.text, TransformerTextConfig) or not isinstance(pretrained.tokenizer, ClipTokenizer):
         named = f"model.text.type={config.text.type} with tokenizer={config.text.tokenizer}"
         raise InputError(f"{named} cannot be exported; {EXPORTABLE}")
-    trunk = cast(Any, model.image_tower.trunk)
     text_tower = cast(TextTower, model.text_tower)
     return ClipShape(
         embed_dim=model.image_tower.projection.out_features,
@@ -70,6 +72,28 @@ def read_shape(pretrained: Pretrained) -> ClipShape:
         context_length=text_tower.context_length,
         vocab_size=text_tower.token_embedding.num_embeddings,
     )
+
+
+def _lacking(trunk: Any) -> str | None:
+    """What both libraries' ViT has and timm's `trunk` has not, or None.
+
+    What only the trunk has (layer scale, norms of queries and keys) are weights, and `KeyMap` names each that has no
+    place.
+    """
+    if type(trunk).__name__ != "VisionTransformer":
+        return "plain ViT"
+    num_patches, attention = trunk.patch_embed.num_patches, trunk.blocks[0].attn
+    has = {
+        "class token as its only token besides the patches": trunk.cls_token is not None and trunk.reg_token is None,
+        "position for every patch and the class token": trunk.pos_embed is not None
+        and trunk.pos_embed.shape[1] == num_patches + 1,
+        "LayerNorm before the blocks": isinstance(trunk.norm_pre, nn.LayerNorm),
+        "LayerNorm after the blocks": isinstance(trunk.norm, nn.LayerNorm),
+        "pooling at the class token": trunk.global_pool == "token",
+        "plain blocks": all(type(block).__name__ == "Block" for block in trunk.blocks),
+        "biases in attention": attention.qkv.bias is not None and attention.proj.bias is not None,
+    }
+    return next((name for name, present in has.items() if not present), None)
 
 
 def _tower(blocks: nn.Module, *, heads: int, quick_gelu: bool) -> TowerShape:

@@ -20,7 +20,7 @@ from clipx.checkpoint.store import (
     load_state,
     load_tensors,
     newest_checkpoint,
-    set_aside_newer,
+    set_aside,
 )
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
@@ -186,8 +186,9 @@ def _prepare_folder(config: RunConfig, runtime: Runtime) -> Path | None:
                 raise RunError(
                     f"no checkpoint in {run_dir / 'checkpoints'} is whole; move them away to start from the beginning"
                 )
-            set_aside_newer(run_dir, newest)
-            step = None if newest is None else checkpoint_step(newest)
+            if newest is not None:
+                step = checkpoint_step(newest)
+                set_aside(run_dir, after_step=step, reason="broken")
     step = runtime.from_main(step)
     return None if step is None else run_dir / "checkpoints" / checkpoint_name(step)
 

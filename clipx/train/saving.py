@@ -3,7 +3,16 @@
 import logging
 import time
 
-from clipx.checkpoint.store import apply_retention, aside_folder, discard, publish, save_tensors
+from clipx.checkpoint.store import (
+    apply_retention,
+    aside_folder,
+    checkpoint_step,
+    discard,
+    list_checkpoints,
+    publish,
+    save_tensors,
+    set_aside,
+)
 from clipx.config.load import dump_config
 from clipx.optim.optimizers import inner_optimizer
 from clipx.train.build import Run
@@ -54,6 +63,19 @@ class Saver:
                 problem,
                 self.saved_step,
             )
+
+    def drop_suspects(self, *, after_step: int) -> None:
+        """Sets aside the checkpoints of weights that made losses non-finite, so that the next start uses older ones.
+
+        Where none is older, they stay: they are all there is.
+        """
+        steps = [checkpoint_step(folder) for folder in list_checkpoints(self._run.run_dir)]
+        older = [step for step in steps if step <= after_step]
+        if not older:
+            return
+        self.saved_step = max(older)
+        if self._run.runtime.is_main:
+            set_aside(self._run.run_dir, after_step=after_step, reason="diverged")
 
     def _write(self) -> str | None:
         """What went wrong, if anything; rank 0 knows of every rank."""

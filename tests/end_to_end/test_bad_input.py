@@ -151,7 +151,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path, scen
     assert good is not None
     before = saved_tensors(good, tmp_path / "before")
     config = tiny_config(
-        run_dir, scenes / "train", "steps=40", "optim.lr=1e38", "checkpoint.every_steps=2", "max_skipped_steps=4"
+        run_dir, scenes / "train", "steps=40", "optim.lr=1e38", "checkpoint.every_steps=1", "max_skipped_steps=4"
     )
     message = fail(lambda: train(config), RunError)
     assert "4 steps in a row" in message
@@ -160,6 +160,10 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path, scen
     assert all(before[name].equal(after[name]) for name in before)
     assert metrics(run_dir)[-1]["loss"] is None  # not a number is no JSON
     assert metrics(run_dir)[-1]["skipped_steps"] == 4
+    # step 7 was saved before its weights showed what they are; the next start must not begin there
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} >= {good.name, "diverged-step-00000007"}
+    assert train(tiny_config(run_dir, scenes / "train", "steps=12")) == 0
+    assert metrics(run_dir)[-1]["skipped_steps"] == 0
 
 
 @pytest.fixture

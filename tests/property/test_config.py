@@ -44,8 +44,11 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
         "- a",
     ]
 )
+TEXTS = WORDS.filter(str.strip)
+NAMES = st.from_regex(r"[\w-][\w.-]*", fullmatch=True)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 FRACTIONS = st.floats(0, 1)
+DECAYS = st.floats(0, 1, exclude_max=True)
 COUNTS = st.integers(1, 10**12)
 SCALARS = st.none() | st.booleans() | st.integers() | FLOATS | WORDS
 TREES = st.recursive(
@@ -54,7 +57,7 @@ TREES = st.recursive(
 OPTIMS = st.builds(
     AdamWConfig,
     lr=st.floats(0, 10),
-    betas=st.tuples(FRACTIONS, FRACTIONS),
+    betas=st.tuples(DECAYS, DECAYS),
     eps=st.floats(1e-30, 1),
     warmup_steps=st.integers(0, 10**9),
     clip_grad_norm=st.none() | st.floats(1e-9, 1e9),
@@ -66,11 +69,11 @@ MODELS = st.builds(
     text=st.builds(TransformerTextConfig, heads=st.sampled_from([1, 2, 4]), mlp_ratio=st.floats(0.1, 8)),
     init_logit_bias=FLOATS,
 )
-EVALUATIONS = st.builds(ZeroShotConfig, data=WORDS) | st.builds(RetrievalConfig, data=WORDS, image_key=WORDS)
+EVALUATIONS = st.builds(ZeroShotConfig, data=WORDS) | st.builds(RetrievalConfig, data=WORDS, image_key=TEXTS)
 CONFIGS = st.builds(
     RunConfig,
-    run_dir=WORDS,
-    seed=st.integers(),
+    run_dir=TEXTS,
+    seed=st.integers(-(2**63), 2**63 - 1),
     steps=COUNTS,
     global_batch_size=st.integers(2, 10**9),
     micro_batch_size=st.just("auto") | COUNTS,
@@ -79,7 +82,7 @@ CONFIGS = st.builds(
     loss=st.builds(SigmoidConfig, tile_size=COUNTS),
     optim=OPTIMS,
     parallel=st.builds(Fsdp2Config, reshard_after_forward=st.booleans()),
-    evaluate=st.dictionaries(WORDS, EVALUATIONS, max_size=3),
+    evaluate=st.dictionaries(NAMES, EVALUATIONS, max_size=3),
 )
 
 

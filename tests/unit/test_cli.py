@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,6 +97,7 @@ class TestErrors:
             (["trian"], "No such command 'trian'"),
             (["train"], "Missing argument 'CONFIG.yaml|KEY=VALUE'; see `clipx train --help`"),
             (["data", "synth", "--out", "a", "--size", "x"], "Invalid value for '--size'"),
+            (["data", "synth", "--out", "a", "--seed", "-1"], "Invalid value for '--seed'"),
         ],
     )
     def test_bad_input_is_one_line_and_exit_code_2(self, clipx, arguments: list[str], message: str) -> None:
@@ -137,6 +139,13 @@ class TestErrors:
         monkeypatch.setenv("RANK", "3")
         monkeypatch.setenv("WORLD_SIZE", "4")
         assert clipx("config", "a")[2].startswith("clipx: error: [rank 3] 'a' is neither")
+
+    @pytest.mark.parametrize("world_size", ["2", "two"])
+    def test_a_half_set_launcher_environment_hides_no_error(
+        self, clipx, monkeypatch: pytest.MonkeyPatch, world_size: str
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        assert clipx("config", "a")[2].startswith("clipx: error: [rank ?] 'a' is neither")
 
     @pytest.mark.parametrize("on_terminal", [True, False])
     def test_unexpected_errors_are_short_on_a_terminal_and_whole_in_a_log(
@@ -219,6 +228,10 @@ def test_help_of_every_command(clipx, command: str) -> None:
     code, out, err = clipx(*command.split(), "--help")
     assert (code, err) == (0, "")
     assert f"Usage: clipx {command}".strip() in out
+
+
+def test_version(clipx) -> None:
+    assert clipx("--version") == (0, f"clipx {version('clipx')}\n", "")
 
 
 def test_no_command_shows_the_help(clipx) -> None:

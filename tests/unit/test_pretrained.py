@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,7 +59,22 @@ def test_a_broken_checkpoint_is_passed_over(run_dir, tmp_path):
     (copy / "checkpoints" / "step-00000002" / "config.yaml").write_text("broken")
     assert_same(load(copy), tiny_pretrained(seed=1))
     (copy / "checkpoints" / "step-00000001" / "manifest.json").unlink()
-    with pytest.raises(InputError, match="no good checkpoint"):
+    with pytest.raises(InputError, match="no good checkpoint; all 2 are broken"):
+        load(copy)
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="no good checkpoint; train until"):
+        load(copy)
+
+
+def test_a_checkpoint_that_is_named_itself_must_be_whole(run_dir, tmp_path):
+    copy = tmp_path / "step-00000002"
+    shutil.copytree(run_dir / "checkpoints" / copy.name, copy)
+    (weights,) = copy.glob("*.distcp")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"step-00000002: the checkpoint is broken \(.*differs from its checksum"):
         load(copy)
 
 
@@ -66,6 +82,9 @@ def test_what_holds_no_model_is_bad_input(tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(InputError, match=path.name):
             find_model(path)
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(InputError, match="model.pt: is a file"):
+        find_model(tmp_path / "model.pt")
 
 
 def test_pictures_come_alone_as_a_list_or_preprocessed(pretrained):
@@ -83,6 +102,40 @@ def test_texts_come_alone_or_as_a_list(pretrained):
     tokens_T, lengths_B = pretrained.tokenize(TEXTS)
     assert int(lengths_B.sum()) == len(tokens_T)
     assert not together.requires_grad
+
+
+def test_a_text_alone_is_one_text(pretrained):
+    tokens_T, lengths_B = pretrained.tokenize("hello")
+    assert lengths_B.tolist() == [3] == [len(tokens_T)]
+
+
+@pytest.mark.parametrize("texts", [[], 5, [b"x"], b"x", ["x", None], None])
+def test_what_is_no_text_is_bad_input(pretrained, texts):
+    for call in (pretrained.tokenize, pretrained.encode_text):
+        with pytest.raises(InputError, match="text"):
+            call(texts)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [],
+        "cat.jpg",
+        Path("cat.jpg"),
+        [Path("cat.jpg")],
+        None,
+        torch.zeros(1, 24, 24, 3),
+        torch.zeros(24, 24, 3, dtype=torch.uint8),
+        torch.zeros(1, 3, 24, 24, dtype=torch.uint8),
+        torch.zeros(1, 23, 24, 3, dtype=torch.uint8),
+        torch.zeros((), dtype=torch.uint8),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_is_bad_input(pretrained, images):
+    with pytest.raises(InputError, match="picture") as raised:
+        pretrained.encode_image(images)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_model_in_training_is_evaluated_and_put_back():

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,23 @@ def test_launch_line_is_a_valid_config(line: str) -> None:
     script, *arguments = shlex.split(line)
     assert (ROOT / script).is_file()
     load_config([ROOT / name for name in arguments if "=" not in name], [word for word in arguments if "=" in word])
+
+
+def test_the_environment_is_entered_before_it_is_used() -> None:
+    lines = [line.strip() for line in "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()]
+    first_use = next(number for number, line in enumerate(lines) if line.startswith(("clipx ", "launch/")))
+    assert ". .venv/bin/activate" in lines[:first_use]
+    # img2dataset wants an older webdataset than clipx
+    assert not any("pip install img2dataset" in line for line in lines)
+
+
+def test_packages_state_what_the_code_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shipped = project["tool"]["setuptools"]["package-data"]["clipx"]
+    assert "py.typed" in shipped
+    assert all((ROOT / "clipx" / name).is_file() for name in shipped)
+    # the first version with clip/image_processing_pil_clip.py, which the export imports
+    assert "transformers>=5.4" in project["project"]["dependencies"]
 
 
 def test_make_targets_exist() -> None:

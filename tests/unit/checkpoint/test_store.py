@@ -18,7 +18,7 @@ from clipx.checkpoint.store import (
     newest_checkpoint,
     publish,
     save_tensors,
-    set_aside_newer,
+    set_aside,
     verify,
 )
 from clipx.config.schema import AdamWConfig
@@ -79,7 +79,7 @@ def test_a_broken_newest_is_named_and_passed_over(
     with caplog.at_level(logging.WARNING):
         assert newest_checkpoint(tmp_path) == good
     assert str(broken) in caplog.text
-    set_aside_newer(tmp_path, good)
+    set_aside(tmp_path, after_step=1, reason="broken")
     assert list_checkpoints(tmp_path) == [good]
     assert (tmp_path / "checkpoints" / f"broken-{broken.name}").is_dir()
 

@@ -63,6 +63,12 @@ class TestMerge:
         assert load("seed: 1", "seed: 2").seed == 2
         assert load("seed: 1", overrides=("seed=3", "seed=4")).seed == 4
 
+    def test_free_options_are_one_value(self, load) -> None:
+        base = BASE.replace("vit_base_patch32_clip_224", "a, options: {depth: 1, patch_size: 8}")
+        assert load("model: {image: {options: {depth: 2}}}", base=base).model.image.options == {"depth": 2}
+        assert load(base=base, overrides=("model.image.options={}",)).model.image.options == {}
+        assert load("model: {image: {image_size: 32}}", base=base).model.image.options == {"depth": 1, "patch_size": 8}
+
     def test_changed_type_replaces_the_node(self, load) -> None:
         text = "model: {init_logit_bias: -10, text: {type: transformer, width: 64, heads: 2}}\n"
         config = load(
@@ -146,7 +152,22 @@ class TestProblems:
             ("loss: {type: info_nce, info_nce: 1}",
              "loss.info_nce=1: unknown key; known here: type, tile_size"),
             ("optim: {lr: fast}", "optim.lr=fast: expected number >= 0"),
-            ("optim: {betas: [0.9]}", "optim.betas=[0.9]: expected [number >= 0 and <= 1, number >= 0 and <= 1]"),
+            ("optim: {betas: [0.9]}", "optim.betas=[0.9]: expected [number >= 0 and < 1, number >= 0 and < 1]"),
+            ("optim: {betas: [1, 1]}", "optim.betas=[1, 1]: expected [number >= 0 and < 1, number >= 0 and < 1]"),
+            ("optim: {lr: .inf}", "optim.lr=Infinity: expected number >= 0"),
+            ("model: {init_logit_bias: .nan}", "model.init_logit_bias=NaN: expected number or null"),
+            ("model: {init_logit_bias: true}", "model.init_logit_bias=true: expected number or null"),
+            ("steps: true", "steps=true: expected integer >= 1 or null"),
+            ("optim: {lr: false}", "optim.lr=false: expected number >= 0"),
+            (f"seed: {2**63}", f"seed={2**63}: expected integer >= -9.22337e+18 and < 9.22337e+18"),
+            (f"seed: {-(2**63) - 1}", f"seed={-(2**63) - 1}: expected integer >= -9.22337e+18 and < 9.22337e+18"),
+            ("run_dir: ' '", "run_dir=: expected string, not blank"),
+            ("data: {image_key: ' '}", "data.image_key=: expected string, not blank"),
+            ("data: {caption_key: ''}", "data.caption_key=: expected string, not blank"),
+            ("evaluate: {a/b: {type: zeroshot, data: d}}",
+             "evaluate: the name 'a/b' must be of letters, digits and _ - . (not . first)"),
+            ("evaluate: {..: {type: zeroshot, data: d}}",
+             "evaluate: the name '..' must be of letters, digits and _ - . (not . first)"),
             ("data: {lanes: 0}", "data.lanes=0: expected auto or integer >= 1"),
             ("data: {train: a.tar}", "data.train=a.tar: expected list of string, at least 1"),
             ("data: null", "data=null: expected a mapping of `key: value`"),
@@ -174,7 +195,7 @@ class TestProblems:
         assert line == "loss.zzz=1: unknown key; known here: type, tile_size"
 
     def test_long_values_are_cut(self, problems) -> None:
-        (line,) = problems(f"seed: {'x' * 500}")
+        (line,) = problems(f"optim: {{lr: {'x' * 500}}}")
         assert len(line) < 150
 
     def test_absent_file(self, tmp_path: Path) -> None:
@@ -211,6 +232,12 @@ class TestProblems:
     @pytest.mark.parametrize("override", ["seed", "=3", ".seed=3", "data..workers=3", "data.=3"])
     def test_malformed_override(self, problems, override: str) -> None:
         assert problems(overrides=(override,)) == [f"{override!r}: an override is key=value, e.g. optim.lr=3e-4"]
+
+    def test_override_inside_free_options(self, problems) -> None:
+        override = "model.image.options.depth=6"
+        assert problems(overrides=(override,)) == [
+            f"{override!r}: model.image.options is one value; give it whole, as model.image.options={{key: value}}"
+        ]
 
     def test_override_that_is_no_yaml(self, problems) -> None:
         (line,) = problems(overrides=("data.train=[*.tar]",))

@@ -109,3 +109,9 @@ def test_absent_and_broken_captions_are_undecodable_and_say_why(fields, key, rea
 def test_first_present_follows_the_order_of_the_keys():
     assert first_present({"png": b"p", "jpg": b"j"}, "webp;jpg;png") == b"j"
     assert first_present({"png": b"p"}, "jpg;webp") is None
+
+
+def test_an_extension_may_be_spelt_with_a_dot_or_in_capitals():
+    assert first_present({"jpg": b"j"}, "png; .JPG") == b"j"
+    assert decode_captions({"txt": b"t"}, ".TXT") == ["t"]
+    assert decode_captions({"json": b'{"Text": "t"}'}, "JSON:Text") == ["t"]

@@ -77,6 +77,8 @@ def test_expand_remote():
         ("empty", "shards 'empty' match no tar file"),
         ("absent/x.tar", "shards 'absent/x.tar' match no tar file"),
         ("a/1.tar/x.tar", "match no tar file"),
+        ("packed", "2 compressed files are there, 0.tar.gz first: unpack"),
+        ("deep", "subfolders are not searched: name deep/train"),
         ("a::", "shards '' match no tar file"),
         ("a/1.tar::./a/1.tar", "named twice"),
         ("a/{1", "cannot be listed"),
@@ -87,6 +89,8 @@ def test_patterns_that_name_nothing_or_twice(tmp_path, monkeypatch, pattern, mes
     monkeypatch.chdir(tmp_path)
     touch(tmp_path / "a", "1.tar", "2.tar", "c.tgz")
     touch(tmp_path / "empty")
+    touch(tmp_path / "packed", "0.tar.gz", "1.tgz")
+    touch(tmp_path / "deep" / "train", "0.tar")
     with pytest.raises(InputError, match=message) as caught:
         expand_shards([pattern])
     assert "\n" not in str(caught.value)
@@ -140,6 +144,30 @@ def test_changed_shard_is_scanned_again_and_lost_catalogue_is_not(tmp_path, scan
     (tmp_path / "s" / "00002.tar.clipx-index").unlink()
     assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 2, 4]
     assert sorted(scanned) == paths
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        "{}",
+        '{"version": 1}',
+        '{"version": 1, "shards": []}',
+        '{"version": 1, "shards": {"00000.tar": 3}}',
+        '{"version": 1, "shards": {"00000.tar": []}}',
+        '{"version": 1, "shards": {"00000.tar": [3, 1]}}',
+        '{"version": 1, "shards": {"00000.tar": ["three", SIZE, TIME]}}',
+        '{"version": 1, "shards": {"00000.tar": [3, 1, 2, 3]}}',
+    ],
+)
+def test_a_catalogue_of_another_shape_is_made_again(tmp_path, content):
+    (path,) = write_shards(tmp_path / "s", [3])
+    build_index([str(tmp_path / "s")])
+    size, time = file_state(path)
+    (tmp_path / "s" / CATALOGUE).write_text(content.replace("SIZE", str(size)).replace("TIME", str(time)))
+    assert build_index([str(tmp_path / "s")]).counts.tolist() == [3]
+    assert load_index([str(tmp_path / "s")]).counts.tolist() == [3]
 
 
 def test_index_dir_and_cache_when_the_folder_cannot_be_written(tmp_path, monkeypatch, cache, scanned):

@@ -32,6 +32,12 @@ def test_shards_are_read_by_number_and_not_by_name(tmp_path):
     assert [item.label for item in read_labelled(benchmark_shards(tmp_path), num_classes=11)] == list(range(11))
 
 
+def test_a_binary_dataset_type_is_named(folder):
+    (folder / "dataset_type.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"dataset_type.txt is not UTF-8"):
+        dataset_type(folder)
+
+
 @pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"])
 @pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff\xff"])
 def test_a_missing_empty_or_binary_file_is_named(folder, name, content):
@@ -51,14 +57,21 @@ def test_a_missing_empty_or_binary_file_is_named(folder, name, content):
         ("test/nshards.txt", "two", "'two'"),
         ("test/nshards.txt", "0", "'0'"),
         ("dataset_type.txt", "multilabel", "'multilabel'"),
+        ("dataset_type.txt", "retrieval", "is a retrieval set"),
     ],
 )
 def test_a_file_that_says_something_wrong_is_named(folder, name, content, message):
     (folder / name).write_text(content)
-    read = dataset_type if name == "dataset_type.txt" else open_classification_set
     with pytest.raises(InputError, match=message) as raised:
-        read(folder)
+        open_classification_set(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_is_absent_or_for_retrieval_is_not_opened(tmp_path):
+    with pytest.raises(InputError, match="absent: no such folder"):
+        open_classification_set(tmp_path / "absent")
+    with pytest.raises(InputError, match="is a retrieval set"):
+        open_classification_set(write_retrieval_set(tmp_path, [["one"]]))
 
 
 @pytest.mark.parametrize("label", [b"3", b"-1", b"cat", b"", b"1.0", "²".encode()])
@@ -80,10 +93,41 @@ def test_truncated_absent_and_empty_shards_are_bad_input(tmp_path):
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole.read_bytes()[:3000])
     empty = write_tar(tmp_path / "empty.tar", [])
-    for shard, message in ((cut, "cut.tar"), (tmp_path / "none.tar", "none.tar"), (empty, "no samples")):
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "text.tar").write_bytes(b"no tar" * 200)
+    for shard, message in (
+        (cut, r"cut.tar ends inside a member"),
+        (tmp_path / "none.tar", "none.tar cannot be read"),
+        (tmp_path / "folder.tar", "folder.tar cannot be read"),
+        (tmp_path / "text.tar", "text.tar is no tar file"),
+        (empty, "no samples"),
+    ):
         with pytest.raises(InputError, match=message) as raised:
             list(read_labelled([str(shard)], num_classes=3))
         assert "\n" not in str(raised.value)
+
+
+def test_a_shard_that_is_cut_anywhere_gives_all_samples_or_none(tmp_path):
+    members = [(f"{i}.{extension}", b"1" * 700) for i in range(4) for extension in ("png", "txt")]
+    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
+    cut = tmp_path / "cut.tar"
+    num_whole = 0
+    for length in range(0, len(whole) + 1, 512):
+        cut.write_bytes(whole[:length])
+        try:
+            found = list(read_captioned([str(cut)], image_key="png", caption_key="txt"))
+        except InputError as error:
+            assert "cut.tar" in str(error)
+            continue
+        assert len(found) == 4
+        num_whole += 1
+    assert num_whole == (len(whole) - len(members) * 3 * 512) // 512  # those with the first block of the end mark
+
+
+def test_a_member_that_is_there_twice_names_shard_and_sample(tmp_path):
+    shard = write_tar(tmp_path / "0.tar", [("one.png", b"p"), ("one.cls", b"1"), ("one.cls", b"2")])
+    with pytest.raises(InputError, match=r"0.tar has a member twice in sample one"):
+        list(read_labelled([str(shard)], num_classes=3))
 
 
 def test_every_line_and_every_item_of_a_list_is_a_caption(tmp_path):

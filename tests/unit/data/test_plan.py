@@ -102,7 +102,7 @@ def test_order_depends_on_the_seed_the_epoch_and_nothing_else(monkeypatch):
 
 
 def test_half_a_billion_samples_plan_without_state_per_sample():
-    """A tenth of the scale of DESIGN's promise: 50,000 shards, counts alone."""
+    """50,000 shards, counts alone."""
     counts = np.full(50_000, 10_000, dtype=np.int64)
     tracemalloc.start()
     plan = Plan(counts, global_batch_size=4096, seed=0)

@@ -227,6 +227,13 @@ def test_existing_folder_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "set/precious.txt").read_text() == "keep"
 
 
+@pytest.mark.parametrize("place", ["file/set", "/proc/set"])
+def test_folder_that_cannot_be_made_is_bad_input(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"set cannot be made: .*another folder"):
+        _write(tmp_path / place)
+
+
 def test_interrupted_write_leaves_no_folder_and_can_be_repeated(tmp_path, monkeypatch, written):
     def fail(*_args, **_kwargs):
         raise OSError("disk full")

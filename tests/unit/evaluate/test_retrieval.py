@@ -8,7 +8,7 @@ from tiny_clip import encoded, picture, tiny_pretrained, write_retrieval_set
 
 from clipx.config.schema import RetrievalConfig
 from clipx.errors import InputError
-from clipx.evaluate import evaluate_folder, run_evaluation
+from clipx.evaluate import check_evaluation, evaluate_folder, run_evaluation
 from clipx.evaluate.retrieval import DEPTHS, recall
 
 CAPTIONS = [[f"picture {i}"] + ([f"number {i}", "seen twice"] if i % 3 == 0 else []) for i in range(29)]
@@ -100,6 +100,13 @@ def test_shards_outside_the_layout_are_named_as_in_training(tmp_path, pretrained
         run_evaluation(RetrievalConfig(data=str(tmp_path / "none*.tar")), pretrained, None)
     with pytest.raises(InputError, match="no caption under 'txt'"):
         run_evaluation(RetrievalConfig(data=str(tmp_path)), pretrained, None)
+
+
+def test_checking_reads_the_first_sample(tmp_path):
+    folder = write_retrieval_set(tmp_path, [["one"], ["two"]])
+    check_evaluation(RetrievalConfig(data=str(folder)))
+    with pytest.raises(InputError, match="no caption under 'caption'"):
+        check_evaluation(RetrievalConfig(data=str(folder), caption_key="caption"))
 
 
 def test_a_folder_that_does_not_exist_is_bad_input(tmp_path, pretrained):

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from shard_files import write_tar
 from tiny_clip import encoded, picture, tiny_pretrained, write_classification_set
 
-from clipx.config.schema import ZeroShotConfig
+from clipx.config.schema import RetrievalConfig, ZeroShotConfig
 from clipx.data.decode import decode_image
 from clipx.errors import InputError
-from clipx.evaluate import evaluate_folder, run_evaluation
+from clipx.evaluate import check_evaluation, evaluate_folder, run_evaluation
 from clipx.evaluate.prompts import class_embeddings, fill
 from clipx.evaluate.zero_shot import place_of_label
 
@@ -98,6 +98,25 @@ def test_the_model_keeps_its_mode(tmp_path, pretrained):
         assert all(module.training for module in pretrained.model.modules())
     finally:
         pretrained.model.eval()
+
+
+def test_checking_finds_what_evaluating_would_stumble_over(tmp_path):
+    folder = write_classification_set(tmp_path / "set", [0, 1], class_names=NAMES)
+    config = ZeroShotConfig(data=str(folder))
+    check_evaluation(config)
+    with pytest.raises(InputError, match="is a classification set"):
+        check_evaluation(RetrievalConfig(data=str(folder)))
+    with pytest.raises(InputError, match="absent: no such folder"):
+        check_evaluation(ZeroShotConfig(data=str(tmp_path / "absent")))
+    shard = folder / "test" / "1.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: 3 * 512])
+    with pytest.raises(InputError, match=r"1.tar ends"):
+        check_evaluation(config)
+    shard.write_bytes(whole)
+    write_tar(folder / "test" / "0.tar", [("x.gif", b""), ("x.cls", b"0")])
+    with pytest.raises(InputError, match=r"sample x of .*0.tar has no webp"):
+        check_evaluation(config)
 
 
 def test_a_picture_that_cannot_be_decoded_is_bad_input(tmp_path, pretrained):

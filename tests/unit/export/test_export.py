@@ -22,6 +22,11 @@ ODD = {
 }
 
 
+def trunk_options(**options):
+    """Changes of the tiny model to a trunk of another kind under the same name."""
+    return {"image": {"options": {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8} | options}}
+
+
 def stored(folder, config=None):
     """A model, and an export of it that nobody compared, from which `export_model` can start."""
     pytest.importorskip("open_clip")
@@ -99,11 +104,39 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, source
     other = tmp_path / "precious"
     other.mkdir()
     (other / "thesis.txt").write_text("do not lose")
-    with pytest.raises(InputError, match="not empty and no earlier export"):
+    with pytest.raises(InputError, match="precious holds thesis.txt, which no export wrote"):
         export_model(source, other, BOTH)
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
     with pytest.raises(InputError, match="is a file"):
         export_model(source, other / "thesis.txt", BOTH)
+
+
+def test_files_beside_an_earlier_export_are_not_lost(tmp_path, source):
+    to = tmp_path / "export"
+    for _ in range(2):
+        export_model(source, to, BOTH)
+    assert json.loads((to / "parity.json").read_text())["files"] == sorted(path.name for path in to.iterdir())
+    (to / "README.md").write_text("model card")
+    with pytest.raises(InputError, match=r"export holds README.md, which no export wrote; move that away"):
+        export_model(source, to, BOTH)
+    assert (to / "README.md").read_text() == "model card"
+
+
+@pytest.mark.parametrize("place", ["file/export", "/proc/export"])
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path, source, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"export cannot be written: .*; check path"):
+        export_model(source, tmp_path / place, BOTH)
+
+
+def test_a_library_that_fails_is_named_in_one_line(tmp_path, source, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("size mismatch:\n  a\n  b")
+
+    monkeypatch.setattr(export_run.open_clip, "outputs", fail)
+    with pytest.raises(RunError, match=r"open_clip_torch .* fails .*RuntimeError: size mismatch: a b.*nothing was"):
+        export_model(source, tmp_path / "export", ["open_clip"])
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_difference_ends_the_export_and_leaves_the_earlier_one(tmp_path, source, monkeypatch):
@@ -139,11 +172,21 @@ def test_without_open_clip_the_export_says_that_it_was_not_compared(tmp_path, so
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": {"name": "vit_tiny_patch16_224", "options": {}}}, "vit_tiny_patch16_224 cannot be exported"),
         (
-            {"image": {"options": {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "init_values": 0.1}}},
-            "ls1",
+            {"image": {"name": "vit_tiny_patch16_224", "options": {}, "image_size": 32}},
+            "vit_tiny_patch16_224 .*no LayerN",
         ),
+        ({"image": {"name": "resnet18", "options": {}, "image_size": 32}}, "resnet18 .*no plain ViT"),
+        (trunk_options(init_values=0.1), "ls1"),
+        (trunk_options(qk_norm=True), "q_norm"),
+        (trunk_options(reg_tokens=2), "no class token as its only token"),
+        (trunk_options(no_embed_class=True), "no position for every patch and the class token"),
+        (trunk_options(qkv_bias=False), "no biases in attention"),
+        (trunk_options(proj_bias=False), "no biases in attention"),
+        (trunk_options(global_pool="avg", fc_norm=False), "no pooling at the class token"),
+        (trunk_options(final_norm=False), "no LayerNorm after"),
+        (trunk_options(norm_layer="rmsnorm"), "no LayerNorm before"),
+        (trunk_options(act_layer="silu"), "activation SiLU"),
         ({"text": {"activation": "quick_gelu"}}, "one activation"),
     ],
 )
