@@ -88,7 +88,7 @@ class Pretrained:
             rows = [self.preprocess(image) for image in (images if isinstance(images, Iterable) else [images])]
             images = torch.stack(rows) if rows else torch.empty(0)
         size = self.config.image.image_size
-        if images.dtype != torch.uint8 or images.shape != (len(images), size, size, 3):
+        if images.dtype != torch.uint8 or images.shape[1:] != (size, size, 3) or images.numel() == 0:
             raise InputError(
                 f"pictures must be at least one PIL.Image or uint8 (B, {size}, {size}, 3) as `preprocess` makes them, "
                 f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"

@@ -83,7 +83,7 @@ def test_what_holds_no_model_is_bad_input(tmp_path):
         with pytest.raises(InputError, match=path.name):
             find_model(path)
     (tmp_path / "model.pt").touch()
-    with pytest.raises(InputError, match="model.pt: is a file"):
+    with pytest.raises(InputError, match=r"model.pt: is a file"):
         find_model(tmp_path / "model.pt")
 
 
@@ -128,9 +128,9 @@ def test_what_is_no_text_is_bad_input(pretrained, texts):
         torch.zeros(24, 24, 3, dtype=torch.uint8),
         torch.zeros(1, 3, 24, 24, dtype=torch.uint8),
         torch.zeros(1, 23, 24, 3, dtype=torch.uint8),
+        torch.zeros(0, 24, 24, 3, dtype=torch.uint8),
         torch.zeros((), dtype=torch.uint8),
     ],
-    ids=str,
 )
 def test_what_is_no_picture_is_bad_input(pretrained, images):
     with pytest.raises(InputError, match="picture") as raised:

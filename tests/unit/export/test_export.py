@@ -104,7 +104,7 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, source
     other = tmp_path / "precious"
     other.mkdir()
     (other / "thesis.txt").write_text("do not lose")
-    with pytest.raises(InputError, match="precious holds thesis.txt, which no export wrote"):
+    with pytest.raises(InputError, match=r"precious holds thesis.txt, which no export wrote"):
         export_model(source, other, BOTH)
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
     with pytest.raises(InputError, match="is a file"):
