@@ -30,6 +30,20 @@ _LINE_EVERY_S = 5.0  # plain lines: often enough to see life, seldom enough for 
 _BAD_COUNTED_FROM = 100  # distinct samples below which a share of bad ones says nothing
 
 
+class _StderrOfNow(logging.Handler):
+    """Writes to what sys.stderr is at that moment: while a progress bar stands, rich is there and keeps lines whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def start_logging(*, is_main: bool) -> None:
+    """Messages for the person from rank 0, errors from all; no effect where the program has set up logging itself."""
+    logging.basicConfig(
+        level=logging.INFO if is_main else logging.ERROR, format="%(message)s", handlers=[_StderrOfNow()]
+    )
+
+
 class Quarantine:
     """The bad samples a run has met, each once; the same on every rank."""
 
@@ -205,9 +219,9 @@ class _Display:
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
             TimeRemainingColumn(),
+            TextColumn("{task.description}"),
             console=console,
             disable=not self.live,
         )
@@ -218,7 +232,7 @@ class _Display:
         """One row, as a person wants to read it."""
         text = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  scale {row['logit_scale']:.1f}  "
-            f"{row['samples_per_s']:.0f} pairs/s  data wait {row['data_wait_s']:.1f} s"
+            f"{row['samples_per_s']:.0f} pairs/s  waited {row['data_wait_s']:.1f} s"
         )
         problems = {name: row[name] for name in ("skipped_steps", "bad_samples") if row[name]}
         text += "".join(f"  {name.replace('_', ' ')} {count}" for name, count in problems.items())

@@ -18,6 +18,7 @@ from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import run_evaluation
 from clipx.train.build import Run, build_run
+from clipx.train.monitor import start_logging
 from clipx.train.saving import Saver
 from clipx.train.signals import StopRequest, catch_stop_signals
 from clipx.train.status import Status, explain, write_failure, write_status
@@ -36,7 +37,7 @@ def train(config: RunConfig) -> int:
         ClipxError: the run cannot start or go on; status.json says `failed` and why.
     """
     with catch_stop_signals() as stop, start_runtime(config) as runtime:
-        logging.basicConfig(level=logging.INFO if runtime.is_main else logging.ERROR, format="%(message)s")
+        start_logging(is_main=runtime.is_main)
         run: Run | None = None
         try:
             run = build_run(config, runtime)
