@@ -21,7 +21,7 @@ from rich.table import Table
 from clipx.config.load import dump_config, load_config
 from clipx.config.schema import RunConfig
 from clipx.data.synthetic import write_synthetic_set
-from clipx.errors import RunError
+from clipx.errors import InputError, RunError
 
 _NUM_TRAIN = 24_000
 _PICTURES_PER_CLASS = 20
@@ -43,14 +43,18 @@ def run_demo(out: Path) -> int:
     """Runs the demo in `out`; returns 0 if every figure is as promised, else 1.
 
     Raises:
+        InputError: `out` cannot be written.
         RunError: a command ended in a way that it should not.
     """
     console = Console()
     began = time.monotonic()
     data, run_dir, config_file = out / "data", out / "run", out / "config.yaml"
-    out.mkdir(parents=True, exist_ok=True)
     config = _config(data=data.resolve(), run_dir=run_dir.resolve())
-    config_file.write_text(dump_config(config))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        config_file.write_text(dump_config(config))
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
 
     console.rule(f"1. {_NUM_TRAIN:,} pictures with captions, as webdataset shards")
     if not data.exists():
