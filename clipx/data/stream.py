@@ -252,8 +252,10 @@ class PairStream:
                 if isinstance(part, ClipxError):
                     raise part
                 yield part
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader worker"):  # torch has no type for a worker that died
+        except Exception as error:
+            # torch has no type for a worker that died, and one that dies while it hands over a batch breaks the
+            # connection in one of several ways; a worker whose dataset raised is still alive
+            if any(not worker.is_alive() for worker in parts._workers):  # type: ignore[attr-defined]
                 raise RunError(
                     f"a loader process died: {' '.join(str(error).split())}; if memory or /dev/shm ran out, lower "
                     "data.workers or data.prefetch_batches; then run the same command again"

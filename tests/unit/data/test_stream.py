@@ -252,9 +252,7 @@ def test_dead_worker_is_one_line(tmp_path):
     batches = make_stream(index, make_plan(index), workers=2).batches()
     next(batches)
     os.kill(min(set(children()) - before), signal.SIGKILL)
-    with pytest.raises(
-        RunError, match=r"a loader process died: DataLoader worker .*; then run the same command again"
-    ) as caught:
+    with pytest.raises(RunError, match=r"a loader process died: .*; then run the same command again") as caught:
         for _ in batches:
             pass
     assert "\n" not in str(caught.value)
