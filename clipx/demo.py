@@ -148,7 +148,7 @@ def _command(*arguments: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Threads that wait give their core away: on two shared cores, spinning ones made a step 3 times as long."""
+    """Threads that wait give their core away: two that spin beside a busy process were slower than one."""
     return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
 
 

@@ -34,4 +34,3 @@ class ContrastiveLoss(Protocol):
         Returns:
             0-d, in at least float32.
         """
-        ...

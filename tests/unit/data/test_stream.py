@@ -253,8 +253,7 @@ def test_dead_worker_is_one_line(tmp_path):
     next(batches)
     os.kill(min(set(children()) - before), signal.SIGKILL)
     with pytest.raises(RunError, match=r"a loader process died: .*; then run the same command again") as caught:
-        for _ in batches:
-            pass
+        list(batches)
     assert "\n" not in str(caught.value)
     assert set(children()) == before
 
