@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipx.checkpoint.store import list_checkpoints, load_weights, newest_checkpoint, verify
 from clipx.config.load import load_config
-from clipx.config.schema import HuggingFaceTextConfig, ModelConfig
+from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError

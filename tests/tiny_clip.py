@@ -12,7 +12,8 @@ from PIL import Image
 from shard_files import write_tar
 
 from clipx.config.load import dump_config
-from clipx.config.schema import DataConfig, ModelConfig, RunConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.schema import DataConfig, RunConfig
 from clipx.models.clip import build_model
 from clipx.pretrained import Pretrained
 

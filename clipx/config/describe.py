@@ -12,7 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
-from clipx.config.schema import NOT_BLANK, RunConfig
+from clipx.config.fields import NOT_BLANK
+from clipx.config.optim import Optim
+from clipx.config.schema import RunConfig
 
 ANY_NAME = "NAME"
 """Stands for a key that the person chooses, as in `evaluate.NAME.data`."""
@@ -63,13 +65,21 @@ def run_config_adapter() -> TypeAdapter[RunConfig]:
 @cache
 def json_schema() -> dict[str, Any]:
     """JSON schema of a run's YAML file, for completion and checks in editors."""
-    return run_config_adapter().json_schema()
+    schema = run_config_adapter().json_schema()
+    inherited = TypeAdapter(Optim).json_schema()["properties"]  # pydantic reads the docstrings of a class's own fields
+    for optimizer in Optim.__subclasses__():
+        for name, node in schema["$defs"][optimizer.__name__]["properties"].items():
+            node.update(inherited.get(name, {}))
+    return schema
 
 
 @cache
 def sections() -> tuple[Section, ...]:
-    """Every section of a run, outer ones before those inside them."""
-    return tuple(_walk(RunConfig, path=(), is_default=True))
+    """Every section of a run, outer ones before those inside them; what all variants of a union hold comes once."""
+    found: dict[tuple[tuple[str, ...], str | None], Section] = {}
+    for section in _walk(RunConfig, path=(), is_default=True):
+        found.setdefault((section.path, section.tag), section)
+    return tuple(found.values())
 
 
 def describe() -> str:

@@ -6,34 +6,25 @@ by `type`. To add one: a dataclass here and in its union, its module, one `case`
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
+from clipx.config.fields import (
+    NO_BOOL,
+    STRICT,
+    ContextLength,
+    Count,
+    Fraction,
+    FractionBelowOne,
+    Interval,
+    NonNegative,
+    Positive,
+    Text,
+)
+from clipx.config.model import InfoNCEConfig, LossConfig, ModelConfig
+from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
 from clipx.errors import InputError
-
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-NOT_BLANK = r"\S"
-
-
-def _no_bool(value: Any) -> Any:
-    """Refuses true and false, which pydantic takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("not a number")
-    return value
-
-
-_NO_BOOL = BeforeValidator(_no_bool)  # after the limits, or they are missing in the JSON schema
-
-Count = Annotated[int, Field(ge=1), _NO_BOOL]
-Interval = Annotated[int, Field(ge=0), _NO_BOOL]
-ContextLength = Annotated[int, Field(ge=3), _NO_BOOL]
-Number = Annotated[float, _NO_BOOL]
-Fraction = Annotated[float, Field(ge=0, le=1), _NO_BOOL]
-FractionBelowOne = Annotated[float, Field(ge=0, lt=1), _NO_BOOL]
-Positive = Annotated[float, Field(gt=0), _NO_BOOL]
-NonNegative = Annotated[float, Field(ge=0), _NO_BOOL]
-Text = Annotated[str, Field(pattern=NOT_BLANK)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,152 +83,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmImageConfig:
-    """Image tower from timm."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["timm"] = "timm"
-    name: str
-    """timm model; `vit_*_clip_*` are exportable to transformers and open_clip."""
-    image_size: Count = 224
-    """Pixels of the square input."""
-    patch_drop: FractionBelowOne = 0.0
-    """Share of patches left out in training (FLIP, arXiv 2212.00794)."""
-    pretrained: bool | str = False
-    """Start from timm's weights (true) or from a local weight file."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments for timm.create_model, e.g. {embed_dim: 192, depth: 6, num_heads: 3, patch_size: 8}."""
-    mean: tuple[Number, Number, Number] = (0.48145466, 0.4578275, 0.40821073)
-    """Channel means of the normalisation, in [0, 1] (CLIP's)."""
-    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
-    """Channel standard deviations of the normalisation (CLIP's)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerTextConfig:
-    """The CLIP-shaped text tower: causal, pre-LN, learned positions, pooled at the end token."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["transformer"] = "transformer"
-    width: Count = 512
-    """Channels."""
-    layers: Count = 12
-    """Blocks."""
-    heads: Count = 8
-    """Attention heads; must divide width."""
-    context_length: ContextLength = 77
-    """Most tokens of a text, with start and end; longer texts are cut and keep their end token."""
-    mlp_ratio: Positive = 4.0
-    """Hidden over outer channels of the feed-forward layers."""
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    """quick_gelu as in OpenAI's weights."""
-    tokenizer: str = "clip"
-    """`clip`, or a folder or hub name that transformers' AutoTokenizer loads."""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(
-                f"model.text.heads={self.heads} does not divide model.text.width={self.width}; choose a divisor"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HuggingFaceTextConfig:
-    """A pretrained text encoder from transformers."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["huggingface"] = "huggingface"
-    name: str
-    """Hub name or folder, for transformers' AutoModel."""
-    context_length: ContextLength = 77
-    """Most tokens of a text."""
-    pool: Literal["cls", "mean", "last"] = "mean"
-    """Which hidden state becomes the text's: the first, the mean of the real ones, or the last real one."""
-    pretrained: bool = True
-    """Load the weights; false takes the architecture only."""
-    tokenizer: str | None = None
-    """Folder or hub name of the tokenizer; default: `name`."""
-
-
-TextConfig = Annotated[TransformerTextConfig | HuggingFaceTextConfig, Field(discriminator="type")]
-ImageConfig = TimmImageConfig  # becomes a union tagged by `type` when a second kind of image tower exists
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Two towers and the space they share."""
-
-    __pydantic_config__ = STRICT
-
-    embed_dim: Count = 512
-    """Dimension of the shared space."""
-    image: ImageConfig
-    """Image tower."""
-    text: TextConfig = field(default_factory=TransformerTextConfig)
-    """Text tower."""
-    init_logit_scale: Positive = 1 / 0.07
-    """The multiplier of the similarities at the start (CLIP, arXiv 2103.00020, section 2.5)."""
-    max_logit_scale: Positive = 100.0
-    """Where the multiplier is clamped."""
-    init_logit_bias: Number | None = None
-    """Start of the bias added to the logits (sigmoid loss: -10); none: no bias."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoNCEConfig:
-    """Symmetric cross-entropy over the global batch (CLIP, arXiv 2103.00020, figure 3)."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["info_nce"] = "info_nce"
-    tile_size: Count = 4096
-    """Rows and columns of the largest block of similarities held at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SigmoidConfig:
-    """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); wants model.init_logit_bias: -10 and init_logit_scale: 10."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["sigmoid"] = "sigmoid"
-    tile_size: Count = 4096
-    """Rows and columns of the largest block of similarities held at once."""
-
-
-LossConfig = Annotated[InfoNCEConfig | SigmoidConfig, Field(discriminator="type")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
-    """AdamW (arXiv 1711.05101) with linear warm-up, then a cosine to `min_lr`."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["adamw"] = "adamw"
-    lr: NonNegative = 5.0e-4
-    """Peak learning rate."""
-    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.98)
-    """Decay of the first and second moment."""
-    eps: Positive = 1.0e-6
-    """Added to the root of the second moment."""
-    weight_decay: NonNegative = 0.2
-    """For matrices and embeddings; never for gains, biases and the temperature."""
-    warmup_steps: Interval = 2000
-    """Steps of linear warm-up from 0."""
-    min_lr: NonNegative = 0.0
-    """Learning rate at the end of the cosine."""
-    clip_grad_norm: Positive | None = 1.0
-    """Largest global norm of the gradient; none: not clipped, still measured."""
-
-
-OptimConfig = AdamWConfig  # becomes a union tagged by `type` when a second optimizer exists
-
-
-@dataclass(frozen=True, kw_only=True)
 class DdpConfig:
     """Every rank holds the whole model."""
 
@@ -259,6 +104,8 @@ class Fsdp2Config:
     """Seconds after which a collective that does not complete ends the run."""
     reshard_after_forward: bool = True
     """Free gathered parameters after the forward pass: less memory, one more gather."""
+    cpu_offload: bool = False
+    """Keep parameters, gradients and optimizer state in the hosts' memory, and update them there."""
 
 
 ParallelConfig = Annotated[DdpConfig | Fsdp2Config, Field(discriminator="type")]
@@ -318,6 +165,31 @@ EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A first part of the run with smaller inputs (FLIP, arXiv 2212.00794; CLIPA, arXiv 2305.07017)."""
+
+    __pydantic_config__ = STRICT
+
+    until_step: Count | None = None
+    """The stage ends after so many steps of the run; or `until_samples`, one of the two."""
+    until_samples: Count | None = None
+    """The stage ends after so many pairs of the run."""
+    image_size: Count | None = None
+    """Pixels of the square input, instead of model.image.image_size."""
+    patch_drop: FractionBelowOne | None = None
+    """Share of patches left out, instead of model.image.patch_drop."""
+    context_length: ContextLength | None = None
+    """Most tokens of a text, instead of model.text.context_length."""
+
+    def __post_init__(self) -> None:
+        if (self.until_step is None) == (self.until_samples is None):
+            raise InputError(
+                f"stages: until_step={self.until_step} and until_samples={self.until_samples}: "
+                "give exactly one of the two"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """Where figures go besides metrics.jsonl."""
 
@@ -331,6 +203,10 @@ class TrackConfig:
     """Project name at the tracker."""
     every_steps: Count = 10
     """Steps between two rows of metrics.jsonl and of the trackers."""
+    profile_step: Interval = 0
+    """Record a trace of torch's profiler from this step on, into the run folder; 0: none."""
+    profile_steps: Count = 3
+    """Steps that the trace covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,19 +217,23 @@ class RunConfig:
 
     run_dir: Text
     """Folder of everything that the run writes."""
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), _NO_BOOL] = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), NO_BOOL] = 0
     """With the config and the step it determines the run."""
     steps: Count | None = None
     """Optimizer steps; or `samples`, one of the two."""
     samples: Count | None = None
     """Pairs to see; rounded up to whole steps."""
-    global_batch_size: Annotated[int, Field(ge=2), _NO_BOOL]
+    global_batch_size: Annotated[int, Field(ge=2), NO_BOOL]
     """Pairs per optimizer step over all ranks."""
     micro_batch_size: Literal["auto"] | Count = "auto"
     """Pairs per rank and forward pass; smaller than the rank's share: gradient cache, the same result in less memory.
-    auto: the rank's whole share."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Arithmetic of the towers; parameters and softmax stay float32."""
+    auto: the largest that fits."""
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "bf16"
+    """Arithmetic of the towers; parameters and softmax stay float32. fp8: the blocks' linear layers, the rest bf16."""
+    activation_checkpointing: Fraction = 0.0
+    """Share of each tower's blocks that keep only their input and compute again in the backward pass."""
+    compile: bool = False
+    """Compile the towers' blocks with torch.compile; the first steps take minutes then."""
     deterministic: bool = False
     """Only deterministic kernels on CUDA; CPU runs always repeat bit for bit."""
     max_skipped_steps: Count = 10
@@ -364,8 +244,14 @@ class RunConfig:
     """Towers."""
     loss: LossConfig = field(default_factory=InfoNCEConfig)
     """Objective."""
+    start_from: Text | None = None
+    """A run folder, checkpoint or export folder whose weights this run begins with."""
     optim: OptimConfig = field(default_factory=AdamWConfig)
     """Optimizer and learning rate."""
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    """First parts of the run by name, in the order of their ends; after the last, inputs are as the model says."""
+    ema: EmaConfig | None = None
+    """Average of the weights; none: not kept."""
     parallel: ParallelConfig = field(default_factory=DdpConfig)
     """How ranks share the work."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -395,4 +281,8 @@ class RunConfig:
         if self.steps is not None:
             return self.steps
         assert self.samples is not None
-        return -(-self.samples // self.global_batch_size)
+        return self.in_steps(self.samples)
+
+    def in_steps(self, samples: int) -> int:
+        """Optimizer steps that see at least so many pairs."""
+        return -(-samples // self.global_batch_size)

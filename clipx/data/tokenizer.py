@@ -19,7 +19,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from clipx.config.schema import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
 from clipx.errors import InputError
 
 # Word pieces of CLIP's tokenizer; the first two are its control tokens as open_clip spells them.

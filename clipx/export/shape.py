@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from clipx.config.schema import TransformerTextConfig
+from clipx.config.model import TransformerTextConfig
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.models.text_tower import TextTower

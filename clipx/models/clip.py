@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipx.config.schema import ModelConfig
+from clipx.config.model import ModelConfig
 from clipx.errors import InputError
 from clipx.models.patch_drop import patch_keys
 from clipx.models.text_tower import build_text_tower
@@ -45,33 +45,41 @@ class CLIP(nn.Module):
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.full((1,), float(init_logit_bias)))
         self.max_log_logit_scale = math.log(max_logit_scale)
 
-    def encode_image(self, images_BHWC: Tensor, patch_keys_B: Tensor | None = None) -> Tensor:
-        """uint8 (B, H, W, 3) to unit-length (B, D)."""
+    def encode_image(
+        self, images_BHWC: Tensor, patch_keys_B: Tensor | None = None, *, patch_drop: float = 0.0
+    ) -> Tensor:
+        """uint8 (B, H, W, 3) to unit-length (B, D); `patch_drop` as for `VisionTower.forward`."""
         return _unit_length(self.image_tower(images_BHWC, patch_keys_B))
 
     def encode_text(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
         """Flat int64 tokens (T,) with lengths (B,), each at most `max_length`, to unit-length (B, D)."""
         return _unit_length(self.text_tower(tokens_T, lengths_B, max_length=max_length))
 
-    def forward(self, batch: Batch, *, seed: int) -> Embeddings:
+    def forward(self, batch: Batch, *, seed: int, patch_drop: float = 0.0) -> Embeddings:
         """Embeds a batch or a part of one.
 
         Args:
             batch: B pairs.
             seed: of the run; patch dropout draws from (seed, batch.index, batch.slot_B) and nothing else, so a repeated
                 forward pass leaves out the same patches.
+            patch_drop: share of each image's patches to leave out.
 
         Returns:
             Embeddings in the towers' compute dtype (bf16 under autocast), normalised in at least float32; the
             multiplier and the bias in their parameters' dtype.
         """
+        keys_B = patch_keys(seed, batch.index, batch.slot_B)
         return Embeddings(
-            image_BD=self.encode_image(batch.images_BHWC, patch_keys(seed, batch.index, batch.slot_B)),
+            image_BD=self.encode_image(batch.images_BHWC, keys_B, patch_drop=patch_drop),
             text_BD=self.encode_text(batch.tokens_T, batch.lengths_B, max_length=batch.max_length),
             logit_scale=self.log_logit_scale.exp(),
             # A view, so that every field is the result of this forward pass and none is a parameter itself.
             logit_bias=None if self.logit_bias is None else self.logit_bias.view(1),
         )
+
+    def block_lists(self) -> list[list[nn.Module]]:
+        """The repeated blocks of each tower: what is compiled, checkpointed and sharded one by one."""
+        return [_blocks(tower) for tower in (self.image_tower, self.text_tower)]
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
@@ -81,6 +89,13 @@ class CLIP(nn.Module):
         above the maximum, and a parameter that once stepped over it would never come back.
         """
         self.log_logit_scale.clamp_(max=self.max_log_logit_scale)
+
+
+def _blocks(tower: nn.Module) -> list[nn.Module]:
+    """The members of the tower's list with the most weights; none where it has no list."""
+    lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    largest = max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()), default=None)
+    return [] if largest is None else list(largest.children())
 
 
 def _unit_length(x_BD: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipx.config.schema import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
 from clipx.errors import InputError
 from clipx.models.initialise import initialise_blocks
 

@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from clipx.config.schema import TimmImageConfig
+from clipx.config.model import TimmImageConfig
 from clipx.errors import InputError
 from clipx.models.initialise import initialise_blocks
 from clipx.models.patch_drop import PatchDrop

@@ -3,7 +3,7 @@
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from clipx.config.schema import OptimConfig
+from clipx.config.optim import OptimConfig
 from clipx.optim.param_groups import decay_groups
 
 

@@ -24,7 +24,8 @@ from clipx.checkpoint.store import (
 )
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
-from clipx.config.schema import DataConfig, InfoNCEConfig, LossConfig, ModelConfig, RunConfig, SigmoidConfig
+from clipx.config.model import InfoNCEConfig, LossConfig, ModelConfig, SigmoidConfig
+from clipx.config.schema import DataConfig, RunConfig
 from clipx.data.index import ShardIndex, build_index, load_index
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_stream

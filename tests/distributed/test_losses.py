@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipx.config.schema import ModelConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
 from clipx.losses import ContrastiveLoss
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss

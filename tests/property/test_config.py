@@ -1,6 +1,6 @@
 """Config, for any values: what is dumped loads back equal, by files and by overrides."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipx.config.load import dump_config, load_config
-from clipx.config.schema import (
-    AdamWConfig,
-    DataConfig,
-    Fsdp2Config,
-    ModelConfig,
-    RetrievalConfig,
-    RunConfig,
-    SigmoidConfig,
-    TimmImageConfig,
-    TransformerTextConfig,
-    ZeroShotConfig,
-)
+from clipx.config.model import ModelConfig, SigmoidConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.optim import AdamWConfig
+from clipx.config.schema import DataConfig, Fsdp2Config, RetrievalConfig, RunConfig, ZeroShotConfig
 from clipx.config.yaml_text import read_yaml, write_yaml
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20) | st.sampled_from(
@@ -102,7 +93,7 @@ def test_dumped_config_loads_back_equal(path: Path, config: RunConfig) -> None:
 @given(config=CONFIGS, optim=OPTIMS)
 def test_override_of_a_section_equals_the_section(path: Path, config: RunConfig, optim: AdamWConfig) -> None:
     path.write_text(dump_config(config), encoding="utf-8")
-    overrides = [f"optim.{name}={write_yaml(value)}" for name, value in vars(optim).items()]
+    overrides = [f"optim.{name}={write_yaml(value)}" for name, value in asdict(optim).items()]
     assert load_config([path], overrides) == replace(config, optim=optim)
 
 

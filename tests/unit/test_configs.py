@@ -7,7 +7,7 @@ import pytest
 
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
-from clipx.config.schema import TransformerTextConfig
+from clipx.config.model import TransformerTextConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SHIPPED = {

@@ -8,7 +8,7 @@ from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrain
 import clipx
 from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
 from clipx.checkpoint.store import aside_folder, publish, save_tensors
-from clipx.config.schema import HuggingFaceTextConfig
+from clipx.config.model import HuggingFaceTextConfig
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained, find_model, load

@@ -21,7 +21,7 @@ from clipx.checkpoint.store import (
     set_aside,
     verify,
 )
-from clipx.config.schema import AdamWConfig
+from clipx.config.optim import AdamWConfig
 from clipx.errors import InputError
 from clipx.optim.optimizers import build_optimizer
 

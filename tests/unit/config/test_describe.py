@@ -4,10 +4,15 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from clipx.config import schema
+from clipx.config import model, optim, schema
 from clipx.config.describe import describe, json_schema, sections
 
-CONFIG_CLASSES = [item for name, item in vars(schema).items() if name.endswith("Config") and is_dataclass(item)]
+CONFIG_CLASSES = {
+    item
+    for module in (model, optim, schema)
+    for name, item in vars(module).items()
+    if name.endswith("Config") and is_dataclass(item)
+}
 
 
 def test_every_dataclass_of_the_schema_is_a_section() -> None:
@@ -35,7 +40,7 @@ def test_every_knob_is_documented() -> None:
         "model.image.options={}    (mapping)",
         "optim.betas=[0.9, 0.98]    ([number >= 0 and < 1, number >= 0 and < 1])",
         "optim.clip_grad_norm=1.0    (number > 0 or null)",
-        "precision=bf16    (fp32 or bf16 or fp16)",
+        "precision=bf16    (fp32 or bf16 or fp16 or fp8)",
         "evaluate.NAME.data=    (required; string)",
         "# loss, type: sigmoid: Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); wants model.init_logit_bias: -10 and",
     ],

@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clipx.config.schema import HuggingFaceTextConfig, TransformerTextConfig
+from clipx.config.model import HuggingFaceTextConfig, TransformerTextConfig
 from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer, build_tokenizer, clean
 from clipx.errors import InputError
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clipx.config.schema import ModelConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
 from clipx.types import Batch, Embeddings

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5Model
 
-from clipx.config.schema import HuggingFaceTextConfig, TransformerTextConfig
+from clipx.config.model import HuggingFaceTextConfig, TransformerTextConfig
 from clipx.errors import InputError
 from clipx.models.text_tower import HuggingFaceTextTower, TextTower, build_text_tower, unpack_tokens
 

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from clipx.config.schema import TimmImageConfig
+from clipx.config.model import TimmImageConfig
 from clipx.errors import InputError
 from clipx.models.vision_tower import VisionTower, build_vision_tower
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from clipx.config.schema import AdamWConfig
+from clipx.config.optim import AdamWConfig
 from clipx.optim.optimizers import build_optimizer, set_learning_rate
 from clipx.optim.param_groups import decay_groups
 

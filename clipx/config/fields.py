@@ -1,0 +1,29 @@
+"""Types of single values, with their limits, and what every part of the schema has in common."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+NOT_BLANK = r"\S"
+
+
+def _no_bool(value: Any) -> Any:
+    """Refuses true and false, which pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+NO_BOOL = BeforeValidator(_no_bool)  # after the limits, or they are missing in the JSON schema
+
+Count = Annotated[int, Field(ge=1), NO_BOOL]
+Interval = Annotated[int, Field(ge=0), NO_BOOL]
+ContextLength = Annotated[int, Field(ge=3), NO_BOOL]
+Number = Annotated[float, NO_BOOL]
+Fraction = Annotated[float, Field(ge=0, le=1), NO_BOOL]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1), NO_BOOL]
+PositiveFraction = Annotated[float, Field(gt=0, le=1), NO_BOOL]
+Positive = Annotated[float, Field(gt=0), NO_BOOL]
+NonNegative = Annotated[float, Field(ge=0), NO_BOOL]
+Text = Annotated[str, Field(pattern=NOT_BLANK)]

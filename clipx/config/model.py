@@ -1,0 +1,137 @@
+"""The towers, the space they share, and the loss: the part of the schema that says what is trained."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from clipx.config.fields import STRICT, ContextLength, Count, FractionBelowOne, Number, Positive
+from clipx.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmImageConfig:
+    """Image tower from timm."""
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["timm"] = "timm"
+    name: str
+    """timm model; `vit_*_clip_*` are exportable to transformers and open_clip."""
+    image_size: Count = 224
+    """Pixels of the square input."""
+    patch_drop: FractionBelowOne = 0.0
+    """Share of patches left out in training (FLIP, arXiv 2212.00794)."""
+    pretrained: bool | str = False
+    """Start from timm's weights (true) or from a local weight file."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments for timm.create_model, e.g. {embed_dim: 192, depth: 6, num_heads: 3, patch_size: 8}."""
+    mean: tuple[Number, Number, Number] = (0.48145466, 0.4578275, 0.40821073)
+    """Channel means of the normalisation, in [0, 1] (CLIP's)."""
+    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
+    """Channel standard deviations of the normalisation (CLIP's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerTextConfig:
+    """The CLIP-shaped text tower: causal, pre-LN, learned positions, pooled at the end token."""
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["transformer"] = "transformer"
+    width: Count = 512
+    """Channels."""
+    layers: Count = 12
+    """Blocks."""
+    heads: Count = 8
+    """Attention heads; must divide width."""
+    context_length: ContextLength = 77
+    """Most tokens of a text, with start and end; longer texts are cut and keep their end token."""
+    mlp_ratio: Positive = 4.0
+    """Hidden over outer channels of the feed-forward layers."""
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    """quick_gelu as in OpenAI's weights."""
+    tokenizer: str = "clip"
+    """`clip`, or a folder or hub name that transformers' AutoTokenizer loads."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(
+                f"model.text.heads={self.heads} does not divide model.text.width={self.width}; choose a divisor"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceTextConfig:
+    """A pretrained text encoder from transformers."""
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["huggingface"] = "huggingface"
+    name: str
+    """Hub name or folder, for transformers' AutoModel."""
+    context_length: ContextLength = 77
+    """Most tokens of a text."""
+    pool: Literal["cls", "mean", "last"] = "mean"
+    """Which hidden state becomes the text's: the first, the mean of the real ones, or the last real one."""
+    pretrained: bool = True
+    """Load the weights; false takes the architecture only."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: `name`."""
+
+
+TextConfig = Annotated[TransformerTextConfig | HuggingFaceTextConfig, Field(discriminator="type")]
+ImageConfig = TimmImageConfig  # becomes a union tagged by `type` when a second kind of image tower exists
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Two towers and the space they share."""
+
+    __pydantic_config__ = STRICT
+
+    embed_dim: Count = 512
+    """Dimension of the shared space."""
+    image: ImageConfig
+    """Image tower."""
+    text: TextConfig = field(default_factory=TransformerTextConfig)
+    """Text tower."""
+    init_logit_scale: Positive = 1 / 0.07
+    """The multiplier of the similarities at the start (CLIP, arXiv 2103.00020, section 2.5)."""
+    max_logit_scale: Positive = 100.0
+    """Where the multiplier is clamped."""
+    init_logit_bias: Number | None = None
+    """Start of the bias added to the logits (sigmoid loss: -10); none: no bias."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoNCEConfig:
+    """Symmetric cross-entropy over the global batch (CLIP, arXiv 2103.00020, figure 3)."""
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["info_nce"] = "info_nce"
+    implementation: Literal["auto", "tiled", "triton"] = "auto"
+    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
+    tile_size: Count = 4096
+    """tiled: rows and columns of the largest block of similarities held at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmoidConfig:
+    """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); wants model.init_logit_bias: -10 and init_logit_scale: 10."""
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["sigmoid"] = "sigmoid"
+    implementation: Literal["auto", "tiled", "triton"] = "auto"
+    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
+    tile_size: Count = 4096
+    """tiled: rows and columns of the largest block of similarities held at once."""
+
+
+LossConfig = Annotated[InfoNCEConfig | SigmoidConfig, Field(discriminator="type")]

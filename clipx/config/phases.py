@@ -1,0 +1,87 @@
+"""Phases of a run: stretches in which nothing but the step changes. Where one ends, the run is saved and built anew.
+
+So a stage with smaller inputs, and a tower that is locked for a while, need no code in the step, and what depends on
+them (the largest micro-batch, compiled blocks, which gradients are reduced) is found again for each phase.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clipx.config.schema import RunConfig, StageConfig
+from clipx.errors import InputError
+
+TowerName = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What holds from one step to another."""
+
+    until: int
+    """The step at which it ends; of the last one, the run's."""
+    image_size: int
+    patch_drop: float
+    context_length: int
+    locked: frozenset[TowerName]
+    """Towers whose weights, but for the projection, stay as they are."""
+
+
+def phase_at(config: RunConfig, step: int) -> Phase:
+    """The phase in which the update after `step` others is made; after the last one, the last phase.
+
+    Raises:
+        InputError: stages that end at the same step, or with inputs larger than the model's.
+    """
+    stages = _stages(config)
+    step = min(step, config.num_steps - 1)
+    ends = {*stages, *(_locked_steps(config, tower) for tower in ("image", "text")), config.num_steps}
+    until = min(end for end in ends if end > step)
+    stage = next((stage for end, stage in sorted(stages.items()) if end > step), None)
+    image, text = config.model.image, config.model.text
+    inputs = StageConfig(until_step=until) if stage is None else stage
+    return Phase(
+        until=min(until, config.num_steps),
+        image_size=image.image_size if inputs.image_size is None else inputs.image_size,
+        patch_drop=image.patch_drop if inputs.patch_drop is None else inputs.patch_drop,
+        context_length=text.context_length if inputs.context_length is None else inputs.context_length,
+        locked=frozenset(tower for tower in ("image", "text") if _locked_steps(config, tower) > step),
+    )
+
+
+def check_stages(config: RunConfig) -> None:
+    """Looks at the stages before the run begins.
+
+    Raises:
+        InputError: as `phase_at`.
+    """
+    _stages(config)
+
+
+def _stages(config: RunConfig) -> dict[int, StageConfig]:
+    """The stages by the step at which they end."""
+    found: dict[int, tuple[str, StageConfig]] = {}
+    for name, stage in config.stages.items():
+        _check_context(config, name, stage)
+        if stage.until_step is not None:
+            end = stage.until_step
+        else:
+            assert stage.until_samples is not None
+            end = config.in_steps(stage.until_samples)
+        if end in found:
+            raise InputError(f"stages {found[end][0]} and {name} both end at step {end}; give them different ends")
+        found[end] = (name, stage)
+    return {end: stage for end, (_, stage) in found.items()}
+
+
+def _check_context(config: RunConfig, name: str, stage: StageConfig) -> None:
+    longest = config.model.text.context_length
+    if stage.context_length is not None and stage.context_length > longest:
+        raise InputError(
+            f"stages.{name}.context_length={stage.context_length} is above model.text.context_length={longest}, "
+            "the positions that the tower has; lower the first or raise the second"
+        )
+
+
+def _locked_steps(config: RunConfig, tower: TowerName) -> int:
+    locked = config.optim.image.locked_steps if tower == "image" else config.optim.text.locked_steps
+    return config.num_steps if locked == "all" else locked
