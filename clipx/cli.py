@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -44,6 +44,10 @@ ConfigArguments = Annotated[
         help="Files merge from left to right; then overrides apply, e.g. optim.lr=3e-4 data.workers=8.",
         show_default=False,
     ),
+]
+WeightsOption = Annotated[
+    Literal["average", "trained"] | None,
+    typer.Option(help="Of a run that kept an average of its weights (ema): which to take; default: the average."),
 ]
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, or an export folder.", show_default=False)
@@ -102,6 +106,7 @@ def zeroshot(
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts per forward pass.")] = 256,
+    weights: WeightsOption = None,
 ) -> None:
     """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
     from clipx.distributed.collectives import rank
@@ -110,7 +115,7 @@ def zeroshot(
     from clipx.pretrained import load
 
     with join_ranks() as (device, group):
-        pretrained = load(model, device=device)
+        pretrained = load(model, device=device, weights=weights)
         figures = {
             str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=group) for folder in folders
         }
@@ -128,12 +133,13 @@ def export(
     formats: Annotated[
         str, typer.Option("--format", metavar="NAMES", help="Libraries that will load it: hf, open_clip, or both.")
     ] = "hf,open_clip",
+    weights: WeightsOption = None,
 ) -> None:
     """Write a folder that transformers and open_clip load, and compare it with the model (parity.json)."""
     from clipx.export.run import export_model
 
     names = [name.strip() for name in formats.split(",")]
-    parity = export_model(model, to, cast("list[Format]", names))  # unknown names are refused there
+    parity = export_model(model, to, cast("list[Format]", names), weights=weights)  # unknown names are refused there
     typer.echo(json.dumps(parity, indent=2))
 
 

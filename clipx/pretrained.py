@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipx.checkpoint.store import list_checkpoints, load_weights, newest_checkpoint, verify
+from clipx.checkpoint.store import holds_average, list_checkpoints, load_weights, newest_checkpoint, verify
 from clipx.config.load import load_config
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
@@ -23,10 +23,13 @@ from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
 from clipx.models.key_maps import HUGGINGFACE, OPEN_CLIP
+from clipx.models.vit import fit_positions
 
 EXPORT_CONFIG = "clipx_config.yaml"
 HUGGINGFACE_WEIGHTS = "model.safetensors"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_IMAGE_POSITIONS = "image_tower.trunk.pos_embed"
+_TEXT_POSITIONS = "text_tower.position_embedding.weight"
 
 
 class Pretrained:
@@ -153,11 +156,18 @@ def find_model(path: Path) -> ModelFiles:
     raise InputError(f"{path} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)")
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Pretrained:
+def load(
+    path: str | Path, *, device: str | torch.device = "cpu", weights: Literal["average", "trained"] | None = None
+) -> Pretrained:
     """The model in a run folder, a checkpoint or an export folder, in float32.
 
+    Args:
+        path: of the folder.
+        device: where the model is put.
+        weights: of a checkpoint, the trained ones or their average (`ema`); none: the average where one was kept.
+
     Raises:
-        InputError: the path holds no model, or its weights do not fit its config.
+        InputError: the path holds no model, its weights do not fit its config, or it has no average.
     """
     files = find_model(Path(path))
     config = load_config([files.config]).model
@@ -165,10 +175,43 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Pretrained:
     model = build_model(_without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
     match files.kind:
         case "checkpoint":
-            load_weights(files.folder, model)
+            load_weights(files.folder, model, average=_choose_average(files.folder, weights))
         case "export":
             _load_export(files.folder, model)
     return Pretrained(model.to(device).eval(), config, tokenizer=tokenizer)
+
+
+def _choose_average(checkpoint: Path, weights: Literal["average", "trained"] | None) -> bool:
+    kept = holds_average(checkpoint)
+    if weights == "average" and not kept:
+        raise InputError(f"{checkpoint} holds no average of the weights; take the trained ones, or train with `ema`")
+    return kept and weights != "trained"
+
+
+def start_from(path: Path, model: CLIP) -> None:
+    """Fills a bare model with the weights stored at `path`, as the beginning of another run.
+
+    The position embeddings may differ in size: that of images is resampled, that of texts cut. A bias of the logits
+    that is not stored keeps its own start.
+
+    Raises:
+        InputError: the path holds no model, or another architecture.
+    """
+    stored = load(path).model.state_dict()
+    wanted = model.state_dict()
+    stored = {"logit_bias": wanted["logit_bias"]} | stored if "logit_bias" in wanted else stored
+    fitted = {name: stored[name] for name in wanted.keys() & stored.keys()}
+    if _IMAGE_POSITIONS in fitted and model.image_tower.is_plain_vit:
+        fitted[_IMAGE_POSITIONS] = fit_positions(model.image_tower.trunk, fitted[_IMAGE_POSITIONS])
+    if _TEXT_POSITIONS in fitted:
+        fitted[_TEXT_POSITIONS] = fitted[_TEXT_POSITIONS][: len(wanted[_TEXT_POSITIONS])]
+    misfits = [name for name, tensor in wanted.items() if name not in fitted or fitted[name].shape != tensor.shape]
+    if misfits:
+        raise InputError(
+            f"start_from={path} is another architecture than `model`: {misfits[0]}"
+            f"{f' and {len(misfits) - 1} more' if len(misfits) > 1 else ''} differ; set `model` as it was trained"
+        )
+    model.load_state_dict(fitted)
 
 
 def _without_download(config: ModelConfig) -> ModelConfig:

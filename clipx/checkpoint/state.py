@@ -44,6 +44,16 @@ class DataPlanRecord:
         return [f"{name}: {before} -> {after}" for name, before, after in changed]
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """What `micro_batch_size: auto` found, and where that holds."""
+
+    size: int
+    world_size: int
+    until: int
+    """The end of the phase in which it was found."""
+
+
 @dataclass
 class RunState:
     """The content of `state.json`."""
@@ -51,6 +61,8 @@ class RunState:
     progress: Progress
     plan: DataPlanRecord
     wandb_id: str
+    micro_batch: MicroBatch | None = None
+    """None in checkpoints that were written before it was kept."""
     grad_scaler: dict[str, float] | None = None
     """The fp16 loss scaler's; None in other precisions."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -67,6 +79,7 @@ class RunState:
             progress=Progress(**data["progress"]),
             plan=DataPlanRecord(**data["plan"]),
             wandb_id=data["wandb_id"],
+            micro_batch=MicroBatch(**data["micro_batch"]) if data.get("micro_batch") else None,
             grad_scaler=data.get("grad_scaler"),
             versions=data.get("versions", {}),
         )

@@ -15,15 +15,15 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -99,8 +99,16 @@ def set_aside(run_dir: Path, *, after_step: int, reason: str) -> None:
             folder.replace(_free_name(folder.with_name(f"{reason}-{folder.name}")))
 
 
-def save_tensors(aside: Path, model: nn.Module, optimizer: Optimizer) -> None:
+def save_tensors(
+    aside: Path, model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Tensor] | None = None
+) -> None:
     """All ranks together: writes weights and optimizer state into `aside`, each rank its part, fsynced.
+
+    Args:
+        aside: an empty folder.
+        model: as it trains.
+        optimizer: the same.
+        average: of the weights by parameter name, where one is kept.
 
     Raises:
         OSError: on every rank, when any rank could not write.
@@ -109,7 +117,7 @@ def save_tensors(aside: Path, model: nn.Module, optimizer: Optimizer) -> None:
     writer = FileSystemWriter(aside, sync_files=True)
     with _without_single_process_warning():
         try:
-            save({"model": model_state, "optimizer": optimizer_state}, storage_writer=writer)
+            save(_tree(model_state, optimizer_state, average), storage_writer=writer)
         except CheckpointException as error:  # a BaseException, which no caller would think to catch
             raise OSError(_first_cause(error)) from error
 
@@ -158,26 +166,77 @@ def apply_retention(run_dir: Path, *, keep_last: int, keep_every: int) -> None:
             shutil.rmtree(folder)
 
 
-def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """All ranks together: fills model and optimizer in place, whatever the number of ranks that saved.
+def load_tensors(
+    folder: Path, model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Tensor] | None = None
+) -> None:
+    """All ranks together: fills model, optimizer and average in place, whatever the number of ranks that saved.
 
     Weights and moments come from the checkpoint; betas, weight decay and the like stay as the config built them.
+    Weights that had no update before the checkpoint, for they were locked, have no moments after it either.
     """
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    # only now: it takes a step without gradients, in which some optimizers (adan, lamb) put a count into their groups
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
+    saved = _saved_names(folder)
+    fresh = _without_moments(optimizer_state, saved)
+    known = {
+        name: value
+        for name, value in optimizer_state.items()
+        if f"optimizer.{name}" in saved and _owner(name) not in fresh
+    }
+    tree = _tree(model_state, known, average)
     with _without_single_process_warning(), _named_mismatch(folder):
-        load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
+        load(tree, checkpoint_id=folder)
+    optimizer_state |= tree["optimizer"]  # tensors were filled in place, numbers were replaced
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=_OPTIONS)
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update(kept)
+    for name, parameter in model.named_parameters():
+        if name.removeprefix("module.") in fresh:
+            optimizer.state.pop(parameter, None)
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Fills the weights of a bare model in this process; for inference and export."""
+def load_weights(folder: Path, model: nn.Module, *, average: bool = False) -> None:
+    """Fills the weights of a bare model in this process, with the trained ones or their average; for inference."""
     state = get_model_state_dict(model, options=_OPTIONS)
     with _without_single_process_warning(), _named_mismatch(folder):
-        load({"model": state}, checkpoint_id=folder, no_dist=True)
+        load({"average" if average else "model": state}, checkpoint_id=folder, no_dist=True)
     set_model_state_dict(model, state, options=_OPTIONS)
+
+
+def holds_average(folder: Path) -> bool:
+    """Whether a checkpoint has an average of the weights beside them."""
+    return any(name.startswith("average.") for name in _saved_names(folder))
+
+
+def _tree(
+    model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any], average: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    tree = {"model": dict(model_state), "optimizer": dict(optimizer_state)}
+    return tree if average is None else {**tree, "average": dict(average)}
+
+
+def _saved_names(folder: Path) -> frozenset[str]:
+    """Dotted names of all that a checkpoint holds."""
+    return frozenset(FileSystemReader(folder).read_metadata().state_dict_metadata)
+
+
+def _without_moments(optimizer_state: Mapping[str, Any], saved: frozenset[str]) -> frozenset[str]:
+    """Parameters of which the checkpoint lacks a part of the state: never trained, or by another optimizer."""
+    states = [name for name in optimizer_state if name.startswith("state.")]
+    lacking = frozenset(_owner(name) for name in states if f"optimizer.{name}" not in saved)
+    if lacking:
+        log.warning(
+            "%d of %d parameters have no optimizer state in the checkpoint and begin with none",
+            len(lacking),
+            len({_owner(name) for name in states}),
+        )
+    return lacking
+
+
+def _owner(name: str) -> str:
+    """The parameter in `state.PARAMETER.MOMENT`."""
+    return name.removeprefix("state.").rpartition(".")[0]
 
 
 def load_state(folder: Path) -> RunState:

@@ -4,13 +4,41 @@ Nothing here is differentiable: losses write their own backward pass over these.
 tensors of equal shape and dtype. NCCL and gloo both have every one of them for torch >= 2.11.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed import ProcessGroup
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_observer: Callable[[], AbstractContextManager[None]] = nullcontext
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+
+
+@contextmanager
+def observed(observer: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within, every collective of this module on tensors runs in a context of `observer`, which may time it."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+def _observable(collective: Callable[P, T]) -> Callable[P, T]:
+    @wraps(collective)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _observer():
+            return collective(*args, **kwargs)
+
+    return call
 
 
 def rank(group: ProcessGroup | None) -> int:
@@ -23,6 +51,12 @@ def world_size(group: ProcessGroup | None) -> int:
     return 1 if group is None else dist.get_world_size(group)
 
 
+def named_group(name: str) -> ProcessGroup | None:
+    """The group that has this `group_name`; none for the empty name. Registered ops take a name, no object."""
+    return _resolve_process_group(name) if name else None  # type: ignore[arg-type]
+
+
+@_observable
 def all_gather(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """All ranks' tensors along the first dimension, in the order of ranks: (B, ...) to (W B, ...); alone, x itself."""
     if group is None:
@@ -32,6 +66,7 @@ def all_gather(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return gathered
 
 
+@_observable
 def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """This rank's part of the sum over ranks: (W B, ...) to (B, ...), summed in x's dtype; alone, x itself."""
     if group is None:
@@ -43,11 +78,37 @@ def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return part
 
 
+@_observable
 def all_reduce(x: Tensor, op: Literal["sum", "max"], group: ProcessGroup | None) -> Tensor:
     """Combines x over the ranks, in place, and returns it."""
     if group is not None:
         dist.all_reduce(x, op=_OPERATIONS[op], group=group)
     return x
+
+
+def start_shift(x: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
+    """Starts to send x to the next rank (the last one's goes to rank 0); alone, x comes back itself.
+
+    Returns:
+        Waits for the previous rank's tensor and returns it. Leave x as it is until then.
+    """
+    size = world_size(group)
+    if group is None or size == 1:
+        return lambda: x
+    sent, received = x.contiguous(), x.new_empty(x.shape)
+    works = dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, sent, group=group, group_peer=(rank(group) + 1) % size),
+            dist.P2POp(dist.irecv, received, group=group, group_peer=(rank(group) - 1) % size),
+        ]
+    )
+
+    def wait() -> Tensor:
+        for work in works:
+            work.wait()
+        return received
+
+    return wait
 
 
 def gather_objects(value: Any, group: ProcessGroup | None) -> list[Any]:

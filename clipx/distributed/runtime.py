@@ -3,6 +3,7 @@
 One process is the plain case: no process group exists, `group` is None, and every collective is the identity.
 """
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,12 +20,14 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed import ProcessGroup
 
-from clipx.config.schema import DdpConfig, Fsdp2Config, RunConfig
+from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
 from clipx.errors import InputError
 
 T = TypeVar("T")
 
-_MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# fp8 is bf16 with other linear layers in the blocks (`clipx.distributed.blocks`)
+_MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "fp8": "bf16"}
+_FP8_CAPABILITY = (8, 9)  # Ada and Hopper have float8 matrix products, what came before has not
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Runtime:
     """Where this process stands among the ranks."""
 
     accelerator: Accelerator
+    parallel: ParallelConfig
+    """How they share the work."""
 
     @property
     def rank(self) -> int:
@@ -62,6 +67,10 @@ class Runtime:
     def barrier(self) -> None:
         """Waits for all ranks."""
         self.accelerator.wait_for_everyone()
+
+    def release(self) -> None:
+        """Lets go of what `parallelize` prepared, so that another model can be."""
+        self.accelerator.free_memory()
 
     def from_main(self, value: T) -> T:
         """The value that rank 0 passed, on every rank."""
@@ -120,15 +129,17 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         mixed_precision=_MIXED_PRECISION[config.precision],
         log_with=_trackers(config),
         project_dir=config.run_dir,
-        fsdp_plugin=_fsdp_plugin(config.parallel),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.parallel.timeout_s)),
+            InitProcessGroupKwargs(backend=_backend(config), timeout=timedelta(seconds=config.parallel.timeout_s)),
             # all buffers are constants, so broadcasting them before each forward is work for nothing
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
     try:
-        yield Runtime(accelerator)
+        if isinstance(config.parallel, Fsdp2Config) and not dist.is_initialized():
+            store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
+            dist.init_process_group(_backend(config), store=store, rank=0, world_size=1)  # shards want one, also alone
+        yield Runtime(accelerator, config.parallel)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -177,30 +188,37 @@ def _check_machine(config: RunConfig) -> None:
             f"accelerate launch was told to use FSDP, the config says parallel.type={config.parallel.type}; "
             "set parallel.type=fsdp2 or launch with launch/accelerate/ddp.yaml"
         )
-    if torch.cuda.is_available():
-        return
-    if config.precision == "fp16":
+    if launched_for_fsdp:  # or transformers would load pretrained weights on rank 0 alone
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    on_gpu = torch.cuda.is_available()
+    if config.precision == "fp16" and not on_gpu:
         raise InputError("precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
-    if isinstance(config.parallel, Fsdp2Config):
-        raise InputError("parallel.type=fsdp2 needs GPUs; on a CPU use ddp")
+    if config.precision == "fp8":
+        _check_fp8()
+    if isinstance(config.parallel, Fsdp2Config) and config.parallel.cpu_offload and not on_gpu:
+        raise InputError("parallel.cpu_offload=true moves weights off the GPU, and there is none; set it to false")
+
+
+def _check_fp8() -> None:
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    if capability is None or capability < _FP8_CAPABILITY:
+        found = "none" if capability is None else f"{torch.cuda.get_device_name()}, {capability[0]}.{capability[1]}"
+        raise InputError(
+            f"precision=fp8 needs a GPU of compute capability 8.9 or higher (H100, L40), and here is {found}; use bf16"
+        )
+    if importlib.util.find_spec("torchao") is None:
+        raise InputError("precision=fp8 needs torchao, which is not installed; `pip install torchao`, or use bf16")
+
+
+def _backend(config: RunConfig) -> str | None:
+    """What carries the collectives; None leaves it to accelerate and torch: NCCL with a GPU, else gloo."""
+    offloaded = isinstance(config.parallel, Fsdp2Config) and config.parallel.cpu_offload
+    return "cuda:nccl,cpu:gloo" if offloaded else None  # the norm of gradients on the host is summed there
 
 
 def _trackers(config: RunConfig) -> list[str] | None:
     wanted = {"wandb": config.track.wandb != "disabled", "tensorboard": config.track.tensorboard}
     return [name for name, on in wanted.items() if on] or None
-
-
-def _fsdp_plugin(parallel: DdpConfig | Fsdp2Config) -> Any:
-    if not isinstance(parallel, Fsdp2Config):
-        return None
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        reshard_after_forward=parallel.reshard_after_forward,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["Block"],
-    )
 
 
 def _quiet_libraries() -> None:

@@ -57,7 +57,7 @@ def our_outputs(pretrained: Pretrained, images: Sequence[Image.Image], texts: Se
     tokens_T, lengths_B = pretrained.tokenize(texts)
     image_BD, text_ND = pretrained.encode_image(images_BHWC), pretrained.encode_text(texts)
     return Outputs(
-        pixels_B3SS=pretrained.model.image_tower.normalize(images_BHWC),
+        pixels_B3SS=pretrained.model.image_tower.normalize(images_BHWC).permute(0, 3, 1, 2),
         tokens=[row.tolist() for row in tokens_T.split(lengths_B.tolist())],
         image_BD=image_BD,
         text_ND=text_ND,

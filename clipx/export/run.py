@@ -20,7 +20,13 @@ PARITY = "parity.json"
 _REPORT = "nothing was exported, please report this with the run's config.yaml"
 
 
-def export_model(model_path: Path, to: Path, formats: Sequence[Format] = ("hf", "open_clip")) -> dict[str, Any]:
+def export_model(
+    model_path: Path,
+    to: Path,
+    formats: Sequence[Format] = ("hf", "open_clip"),
+    *,
+    weights: Literal["average", "trained"] | None = None,
+) -> dict[str, Any]:
     """Writes the export folder `to`, replacing an earlier export there.
 
     Everything is written beside `to`, loaded with each library and compared with the trained model on fixed pictures
@@ -30,6 +36,7 @@ def export_model(model_path: Path, to: Path, formats: Sequence[Format] = ("hf", 
         model_path: run folder, checkpoint, or export.
         to: the new folder.
         formats: `hf` for transformers, `open_clip`.
+        weights: as for `clipx.load`.
 
     Returns:
         What stands in parity.json: for each format the library and the largest differences (`checked: false` and the
@@ -45,7 +52,7 @@ def export_model(model_path: Path, to: Path, formats: Sequence[Format] = ("hf", 
     with _named_failure(to):
         _check_target(to)
     files = find_model(model_path)
-    pretrained = load(model_path)
+    pretrained = load(model_path, weights=weights)
     shape = read_shape(pretrained)
     with _named_failure(to), _folder_aside(to) as aside:
         for name in formats:

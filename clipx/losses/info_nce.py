@@ -1,4 +1,4 @@
-"""InfoNCE over the global batch: exact, in tiles, from one gather of the texts.
+"""InfoNCE over the global batch: exact, in tiles, from one exchange of the texts.
 
 The symmetric cross-entropy of CLIP (arXiv 2103.00020, figure 3), with several positives as in supervised contrastive
 learning (arXiv 2004.11362, equation 2, the mean outside of the logarithm).
@@ -6,15 +6,19 @@ learning (arXiv 2004.11362, equation 2, the mean outside of the logarithm).
 Shape suffixes: B local pairs, G global pairs, R rows and N columns of a tile, D embedding.
 """
 
-from typing import Any
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.losses.tiles import Grid, input_gradients, make_grid, wide
+from clipx.losses.exchange import Exchange, all_gather, make_exchange
+from clipx.losses.implementation import use_kernels
+from clipx.losses.tiles import Grid, Tile, gain, input_gradients, make_grid, operand, similarities, wide
 from clipx.types import Embeddings
 
 
@@ -26,19 +30,34 @@ class InfoNCELoss:
         L = 1/G sum_i [ (r_i + c_i) / 2 - mean_{p in P(i)} S_ip ],
 
     where P(i) = {i}, or all pairs with i's positive id. Positives stay in the sums of r and c. Pairs of equal ids that
-    are no positives are left out of both sums.
+    are no positives are left out of both sums. The gradient with respect to S, recomputed tile by tile,
+
+        g_ij = 1/G ( [exp(S_ij - r_i) + exp(S_ij - c_j)] / 2 - [j in P(i)] / |P(i)| ),
+
+    gives dx = s g y, dy = s g^T x and ds = sum_i <x_i, dx_i> / s. 8 B G D floating-point operations in all.
 
     Numerics: similarities and softmax in at least float32 (float64 for float64), whatever autocast says, with streaming
-    maxima; gradients in that dtype, then cast to the embeddings' own. Memory: O(B D + G) and one slice of at most
-    `tile_size` text gradients, beyond the gathered texts; no matrix larger than `tile_size` squared. Communication per
-    rank: the texts once, gathered in their dtype; 2 all-reduces of G numbers; the text gradients once, reduce-scattered
-    in at least float32, slice by slice.
+    maxima; gradients summed in that dtype, then cast to the embeddings' own. On CUDA, bfloat16 and float16 enter matrix
+    products as they are, g rounded to their dtype once it is complete; elsewhere they are widened first. Deterministic.
+    Memory: O(B D + G) and a few tiles beyond the gathered texts. Communication per rank: `clipx.losses.exchange`, and
+    2 all-reduces of G numbers.
 
     Args:
-        tile_size: rows and columns of the largest block of similarities held at once.
+        implementation: what computes a tile, `clipx.losses.implementation`.
+        exchange: gather all texts, or pass them round in a ring where G x D does not fit.
+        tile_size: its square is the most similarities that torch holds at once; a kernel holds none, and writes g in
+            blocks of 4 times as many.
     """
 
-    def __init__(self, *, tile_size: int = 4096) -> None:
+    def __init__(
+        self,
+        *,
+        implementation: Literal["auto", "tiled", "triton"] = "auto",
+        exchange: Literal["gather", "ring"] = "gather",
+        tile_size: int = 2048,
+    ) -> None:
+        self.implementation = implementation
+        self.exchange = exchange
         self.tile_size = tile_size
 
     def __call__(
@@ -50,98 +69,199 @@ class InfoNCELoss:
         positive_ids_B: Tensor | None = None,
     ) -> Tensor:
         """This rank's share of the loss; see `clipx.losses.ContrastiveLoss`."""
-        grid = make_grid(embeddings, tile_size=self.tile_size, group=group, ids_B=ids_B, positive_ids_B=positive_ids_B)
-        share = _InfoNCE.apply(embeddings.image_BD, embeddings.text_BD, embeddings.logit_scale, grid, group)
+        share, _, _ = _info_nce(
+            embeddings.image_BD,
+            embeddings.text_BD,
+            embeddings.logit_scale,
+            None if self.exchange == "ring" or group is None else all_gather(embeddings.text_BD, group),
+            None if ids_B is None else all_gather(ids_B, group),
+            None if positive_ids_B is None else all_gather(positive_ids_B, group),
+            "" if group is None else group.group_name,
+            self.implementation,
+            self.tile_size,
+        )
         if embeddings.logit_bias is not None:
             # A bias of all logits cancels in a softmax. Its gradient is 0, which DDP wants to see.
             share = share + 0 * embeddings.logit_bias.sum()
         return share
 
 
-class _InfoNCE(torch.autograd.Function):
-    """(x, y, s) to the share, and the gradients of the global loss back, scaled by the incoming one."""
+# Registered operators, so that a compiled caller sees one node and goes on. They take plain values only, hence so many.
 
-    @staticmethod
-    def forward(
-        ctx: Any, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, grid: Grid, group: ProcessGroup | None
-    ) -> Tensor:
-        with torch.autocast(image_BD.device.type, enabled=False):
-            text_GD = collectives.all_gather(text_BD, group)
-            weight_G = _positive_weight(grid, wide(image_BD))
-            row_lse_B, column_lse_G, positive_B = _statistics(image_BD, text_GD, logit_scale, grid, weight_G)
-            _combine_over_ranks(column_lse_G, group)
-            halves_B = (row_lse_B + grid.own(column_lse_G)) / 2
-            share = (halves_B - positive_B).sum() / grid.global_batch_size
-        ctx.save_for_backward(image_BD, text_GD, logit_scale, row_lse_B, column_lse_G, weight_G)
-        ctx.grid, ctx.group = grid, group
-        return share
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, share_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        image_BD, text_GD, logit_scale, row_lse_B, column_lse_G, weight_G = ctx.saved_tensors
-        grid: Grid = ctx.grid
+@torch.library.custom_op("clipx::info_nce", mutates_args=())
+def _info_nce(  # noqa: PLR0913, PLR0917
+    image_BD: Tensor,
+    text_BD: Tensor,
+    logit_scale: Tensor,
+    text_GD: Tensor | None,
+    ids_G: Tensor | None,
+    positive_ids_G: Tensor | None,
+    group_name: str,
+    implementation: str,
+    tile_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The share; r (B,); c (G,)."""
+    group = collectives.named_group(group_name)
+    grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
+    if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
+        from clipx.losses.kernels import info_nce_statistics as tile_statistics
 
-        def tile_gradient(logits_RN: Tensor, rows: slice, columns: slice) -> Tensor:
-            """g_ij = [exp(S_ij - r_i) + exp(S_ij - c_j)] / 2G - [j in P(i)] / (G |P(i)|)."""
-            _leave_out(logits_RN, grid, rows, columns)
-            by_column_RN = (logits_RN - grid.columns(column_lse_G, columns)).exp_()
-            gradient_RN = logits_RN.sub_(row_lse_B[rows, None]).exp_().add_(by_column_RN).mul_(0.5)
-            positive_RN = grid.positives(rows, columns)
-            if positive_RN is None:
-                grid.pairs(gradient_RN, rows, columns).sub_(1)
-            else:
-                gradient_RN.sub_(positive_RN * grid.own(weight_G)[rows, None])
-            return gradient_RN.div_(grid.global_batch_size)
+        grid = grid.for_kernels(4)  # a kernel leaves 1/8 byte per similarity: what its rows and columns sum to
+    else:
+        tile_statistics = partial(_tile_statistics, weight_B=_positive_weight(grid, wide(image_BD)))
+    exchange = make_exchange(text_BD, text_GD, slice_size=grid.tile_size, group=group)
+    with torch.autocast(image_BD.device.type, enabled=False):
+        row_lse_B, column_lse_G, positive_B = _statistics(image_BD, logit_scale, exchange, grid, tile_statistics)
+        _combine_over_ranks(column_lse_G, group)
+        halves_B = (row_lse_B + grid.own(column_lse_G)) / 2
+        share = (halves_B - positive_B).sum() / grid.global_batch_size
+    return share, row_lse_B, column_lse_G
 
-        with torch.autocast(image_BD.device.type, enabled=False):
-            dx_BD, dy_BD, ds = input_gradients(
-                image_BD,
-                text_GD,
-                logit_scale.to(wide(image_BD)),
-                grid=grid,
-                group=ctx.group,
-                tile_gradient=tile_gradient,
-            )
-            gradients = [(gradient * share_gradient) for gradient in (dx_BD, dy_BD, ds)]
-        dtypes = (image_BD.dtype, text_GD.dtype, logit_scale.dtype)
-        return *(gradient.to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True)), None, None
+
+@_info_nce.register_fake
+def _(image_BD: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch_size = image_BD.shape[0]
+    global_batch_size = batch_size * collectives.world_size(collectives.named_group(others[-3]))
+    r_B, c_G = (image_BD.new_empty(size, dtype=wide(image_BD)) for size in (batch_size, global_batch_size))
+    return r_B.new_empty(()), r_B, c_G
+
+
+@torch.library.custom_op("clipx::info_nce_backward", mutates_args=())
+def _info_nce_backward(  # noqa: PLR0913, PLR0917
+    share_gradient: Tensor,
+    row_lse_B: Tensor,
+    column_lse_G: Tensor,
+    image_BD: Tensor,
+    text_BD: Tensor,
+    logit_scale: Tensor,
+    text_GD: Tensor | None,
+    ids_G: Tensor | None,
+    positive_ids_G: Tensor | None,
+    group_name: str,
+    implementation: str,
+    tile_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for image_BD, text_BD and logit_scale."""
+    group = collectives.named_group(group_name)
+    grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
+    scale = logit_scale.to(wide(image_BD))
+    if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
+        from clipx.losses.kernels import info_nce_gradient as tile_gradient
+
+        grid = grid.for_kernels(2)  # a kernel leaves g and nothing else
+    else:
+        tile_gradient = partial(_tile_gradient, weight_B=_positive_weight(grid, scale.dtype))
+
+    def gradient(x_RD: Tensor, y_ND: Tensor, tile: Tile) -> Tensor:
+        column_lse_N = grid.take(column_lse_G, tile.columns)
+        return tile_gradient(x_RD, y_ND, scale, tile, row_lse_R=row_lse_B[tile.rows], column_lse_N=column_lse_N)
+
+    with torch.autocast(image_BD.device.type, enabled=False):
+        dx_BD, dy_BD, ds = input_gradients(
+            image_BD,
+            scale,
+            # Slices are the same for torch and kernels: ranks agree on the collectives though kernels fail on one.
+            make_exchange(text_BD, text_GD, slice_size=2 * tile_size, group=group),
+            grid=grid,
+            unit=share_gradient / grid.global_batch_size,
+            dtype=image_BD.dtype,
+            tile_gradient=gradient,
+        )
+    return dx_BD, dy_BD, ds.to(logit_scale.dtype)
+
+
+@_info_nce_backward.register_fake
+def _(share_gradient: Tensor, row_lse_B: Tensor, column_lse_G: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dx_BD, dy_BD, ds = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
+    return dx_BD, dy_BD, ds
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], *inputs[:6])
+    ctx.settings = inputs[6:]
+
+
+def _differentiate(ctx: Any, share_gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    return *_info_nce_backward(share_gradient, *ctx.saved_tensors, *ctx.settings), *(None,) * 6
+
+
+_info_nce.register_autograd(_differentiate, setup_context=_save)
 
 
 def _statistics(
-    image_BD: Tensor, text_GD: Tensor, logit_scale: Tensor, grid: Grid, weight_G: Tensor | None
+    image_BD: Tensor,
+    logit_scale: Tensor,
+    exchange: Exchange,
+    grid: Grid,
+    tile_statistics: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One pass over the tiles.
 
     Returns:
         r (B,); log sum exp of every column over this rank's rows alone (G,); mean similarity to the positives (B,).
     """
-    dtype = wide(image_BD)
-    scale = logit_scale.to(dtype)
-    row_lse_B = image_BD.new_full((grid.batch_size,), -torch.inf, dtype=dtype)
-    column_lse_G = image_BD.new_empty((grid.global_batch_size,), dtype=dtype)
-    positive_B = torch.zeros_like(row_lse_B)
-    for columns in grid.column_slices():
-        y_ND = grid.columns(text_GD, columns).to(dtype)
-        column_lse_N = image_BD.new_full((len(y_ND),), -torch.inf, dtype=dtype)
-        for rows in grid.row_slices(len(y_ND)):
-            logits_RN = (image_BD[rows].to(dtype) * scale) @ y_ND.T
-            _leave_out(logits_RN, grid, rows, columns)
-            row_lse_B[rows] = torch.logaddexp(row_lse_B[rows], logits_RN.logsumexp(1))
-            column_lse_N = torch.logaddexp(column_lse_N, logits_RN.logsumexp(0))
-            positive_RN = grid.positives(rows, columns)
-            if positive_RN is None or weight_G is None:
-                positive_B[grid.pair_rows(rows, columns)] = grid.pairs(logits_RN, rows, columns)
-            else:
-                positive_B[rows] += logits_RN.masked_fill_(~positive_RN, 0).sum(1) * grid.own(weight_G)[rows]
-        grid.by_owner(column_lse_G)[:, columns] = column_lse_N.unflatten(0, (grid.world_size, -1))
+    scale = logit_scale.to(wide(image_BD))
+    row_lse_B = scale.new_full((grid.batch_size,), -torch.inf)
+    column_lse_G = scale.new_full((grid.global_batch_size,), -torch.inf)
+    positive_B = scale.new_zeros((grid.batch_size,))
+    for columns, text_ND in exchange.forward():
+        y_ND = operand(text_ND)
+        column_lse_N = scale.new_full((len(columns),), -torch.inf)
+        for rows in grid.row_slices(len(columns)):
+            tile = Tile(grid, rows, columns)
+            row_R, column_N, positive_R = tile_statistics(operand(image_BD[rows]), y_ND, scale, tile)
+            row_lse_B[rows] = torch.logaddexp(row_lse_B[rows], row_R)
+            column_lse_N = torch.logaddexp(column_lse_N, column_N)
+            positive_B[rows] += positive_R
+        by_owner = column_lse_N.unflatten(0, (-1, columns.num_places))
+        grid.by_owner(column_lse_G)[columns.owners, columns.places] = by_owner
     return row_lse_B, column_lse_G, positive_B
 
 
-def _leave_out(logits_RN: Tensor, grid: Grid, rows: slice, columns: slice) -> None:
-    left_out_RN = grid.left_out(rows, columns)
-    if left_out_RN is not None:
-        logits_RN.masked_fill_(left_out_RN, -torch.inf)
+def _tile_statistics(
+    x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor, tile: Tile, *, weight_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log sum exp of the tile's rows (R,) and columns (N,); the positives' part in the mean over each row's (R,)."""
+    logits_RN = similarities(x_RD, y_ND, logit_scale)
+    positive_RN = tile.positives()
+    if positive_RN is None or weight_B is None:
+        positive_R = logits_RN.new_zeros(len(x_RD))
+        positive_R[tile.pair_rows] = tile.pairs(logits_RN)
+    else:
+        positive_R = logits_RN.where(positive_RN, 0).sum(1) * weight_B[tile.rows]
+    tile.fill_left_out(logits_RN, -torch.inf)
+    return _lse(logits_RN.clone(), 1), _lse(logits_RN, 0), positive_R
+
+
+def _lse(logits_RN: Tensor, dim: int) -> Tensor:
+    """log sum exp along `dim`, using up its argument; -inf where all is left out."""
+    largest = logits_RN.amax(dim, keepdim=True).clamp_(min=torch.finfo(logits_RN.dtype).min)  # -inf - -inf is no number
+    return logits_RN.sub_(largest).exp_().sum(dim).log_().add_(largest.squeeze(dim))
+
+
+def _tile_gradient(
+    x_RD: Tensor,
+    y_ND: Tensor,
+    logit_scale: Tensor,
+    tile: Tile,
+    *,
+    row_lse_R: Tensor,
+    column_lse_N: Tensor,
+    weight_B: Tensor | None,
+) -> Tensor:
+    """gain(x) G g_ij (R, N)."""
+    logits_RN = tile.fill_left_out(similarities(x_RD, y_ND, logit_scale), -torch.inf)
+    factor = gain(x_RD)
+    halved = math.log(2 / factor)  # the factor 1/2 within the exponent spares a pass over the tile
+    by_column_RN = (logits_RN - (column_lse_N + halved)).exp_()
+    gradient_RN = logits_RN.sub_(row_lse_R[:, None] + halved).exp_().add_(by_column_RN)
+    positive_RN = tile.positives()
+    if positive_RN is None or weight_B is None:
+        tile.pairs(gradient_RN).sub_(factor)
+        return gradient_RN
+    return gradient_RN.sub_(positive_RN * (factor * weight_B[tile.rows, None]))
 
 
 def _combine_over_ranks(column_lse_G: Tensor, group: ProcessGroup | None) -> None:
@@ -155,10 +275,11 @@ def _combine_over_ranks(column_lse_G: Tensor, group: ProcessGroup | None) -> Non
 
 
 def _positive_weight(grid: Grid, dtype: torch.dtype) -> Tensor | None:
-    """1 / |P(i)| of every pair (G,); counted by sorting, so that the host never waits for the device."""
+    """1 / |P(i)| of this rank's pairs (B,); counted by sorting, so that the host never waits for the device."""
     if grid.positive_ids_G is None:
         return None
+    own_B = grid.own(grid.positive_ids_G)
     sorted_G = grid.positive_ids_G.sort().values
-    first_G = torch.searchsorted(sorted_G, grid.positive_ids_G)
-    last_G = torch.searchsorted(sorted_G, grid.positive_ids_G, right=True)
-    return (last_G - first_G).to(dtype).reciprocal()
+    first_B = torch.searchsorted(sorted_G, own_B)
+    last_B = torch.searchsorted(sorted_G, own_B, right=True)
+    return (last_B - first_B).to(dtype).reciprocal()

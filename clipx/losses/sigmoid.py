@@ -3,16 +3,16 @@
 Shape suffixes: B local pairs, G global pairs, R rows and N columns of a tile, D embedding.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
-from torch.nn import functional
 
 from clipx.distributed import collectives
-from clipx.losses.tiles import Grid, input_gradients, make_grid, wide
+from clipx.losses.exchange import all_gather, make_exchange
+from clipx.losses.implementation import use_kernels
+from clipx.losses.tiles import Tile, gain, input_gradients, make_grid, similarities, wide
 from clipx.types import Embeddings
 
 
@@ -21,14 +21,21 @@ class SigmoidLoss:
 
         L = -1/G sum_ij log sigmoid(z_ij (s x_i . y_j + b)),   z_ij = 1 for positives, -1 for negatives.
 
-    Pairs of equal ids that are no positives are left out of the sum. Numerics, memory and communication as
-    `InfoNCELoss`, without its all-reduces.
-
-    Args:
-        tile_size: rows and columns of the largest block of similarities held at once.
+    Pairs of equal ids that are no positives are left out of the sum. No similarity needs to know another, so loss and
+    gradients come from one pass (6 B G D floating-point operations), with g_ij = -z_ij sigmoid(-z_ij (S_ij + b)) / G.
+    Numerics, memory, communication and arguments as `InfoNCELoss`, without its all-reduces; the gradients wait in the
+    wide dtype for the one that comes back.
     """
 
-    def __init__(self, *, tile_size: int = 4096) -> None:
+    def __init__(
+        self,
+        *,
+        implementation: Literal["auto", "tiled", "triton"] = "auto",
+        exchange: Literal["gather", "ring"] = "gather",
+        tile_size: int = 2048,
+    ) -> None:
+        self.implementation = implementation
+        self.exchange = exchange
         self.tile_size = tile_size
 
     def __call__(
@@ -41,80 +48,104 @@ class SigmoidLoss:
     ) -> Tensor:
         """This rank's share; see `clipx.losses.ContrastiveLoss`. The embeddings must have a `logit_bias`."""
         assert embeddings.logit_bias is not None, "the sigmoid loss needs model.init_logit_bias"
-        grid = make_grid(embeddings, tile_size=self.tile_size, group=group, ids_B=ids_B, positive_ids_B=positive_ids_B)
-        scale, bias = embeddings.logit_scale, embeddings.logit_bias
-        return _Sigmoid.apply(embeddings.image_BD, embeddings.text_BD, scale, bias, grid, group)
+        share, *_ = _sigmoid(
+            embeddings.image_BD,
+            embeddings.text_BD,
+            embeddings.logit_scale,
+            embeddings.logit_bias,
+            None if self.exchange == "ring" or group is None else all_gather(embeddings.text_BD, group),
+            None if ids_B is None else all_gather(ids_B, group),
+            None if positive_ids_B is None else all_gather(positive_ids_B, group),
+            "" if group is None else group.group_name,
+            self.implementation,
+            self.tile_size,
+        )
+        return share
 
 
-class _Sigmoid(torch.autograd.Function):
-    """(x, y, s, b) to the share, and the gradients of the global loss back, scaled by the incoming one."""
+@torch.library.custom_op("clipx::sigmoid", mutates_args=())
+def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain values only)
+    image_BD: Tensor,
+    text_BD: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    text_GD: Tensor | None,
+    ids_G: Tensor | None,
+    positive_ids_G: Tensor | None,
+    group_name: str,
+    implementation: str,
+    tile_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The share, and its wide gradients for images, texts, scale and bias."""
+    group = collectives.named_group(group_name)
+    grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
+    if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
+        from clipx.losses.kernels import sigmoid_tile
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        image_BD: Tensor,
-        text_BD: Tensor,
-        logit_scale: Tensor,
-        logit_bias: Tensor,
-        grid: Grid,
-        group: ProcessGroup | None,
-    ) -> Tensor:
-        dtype = wide(image_BD)
-        scale, bias = logit_scale.to(dtype), logit_bias.to(dtype)
-        with torch.autocast(image_BD.device.type, enabled=False):
-            text_GD = collectives.all_gather(text_BD, group)
-            total = image_BD.new_zeros((), dtype=dtype)
-            for columns in grid.column_slices():
-                y_ND = grid.columns(text_GD, columns).to(dtype)
-                for rows in grid.row_slices(len(y_ND)):
-                    logits_RN = (image_BD[rows].to(dtype) * scale) @ y_ND.T + bias
-                    signed_RN = _sign_negatives(logits_RN, grid, rows, columns)
-                    total -= _leave_out(functional.logsigmoid(signed_RN), grid, rows, columns).sum()
-        ctx.save_for_backward(image_BD, text_GD, logit_scale, logit_bias)
-        ctx.grid, ctx.group = grid, group
-        return total / grid.global_batch_size
+        grid = grid.for_kernels(2)  # a kernel leaves g and nothing else
+    else:
+        sigmoid_tile = _sigmoid_tile
+    scale, bias = (tensor.to(wide(image_BD)) for tensor in (logit_scale, logit_bias))
+    total, db = scale.new_zeros(()), torch.zeros_like(bias)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, share_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        image_BD, text_GD, logit_scale, logit_bias = ctx.saved_tensors
-        grid: Grid = ctx.grid
-        dtype = wide(image_BD)
-        bias = logit_bias.to(dtype)
-        db = torch.zeros_like(bias)
+    def gradient(x_RD: Tensor, y_ND: Tensor, tile: Tile) -> Tensor:
+        loss, gradient_sum, gradient_RN = sigmoid_tile(x_RD, y_ND, scale, bias, tile)
+        total.add_(loss)
+        db.add_(gradient_sum)
+        return gradient_RN
 
-        def tile_gradient(logits_RN: Tensor, rows: slice, columns: slice) -> Tensor:
-            """g_ij = -z_ij sigmoid(-z_ij (S_ij + b)) / G, 0 where left out."""
-            signed_RN = _sign_negatives(logits_RN.add_(bias), grid, rows, columns)
-            falling_RN = signed_RN.neg_().sigmoid_().div_(-grid.global_batch_size)
-            gradient_RN = _leave_out(_sign_negatives(falling_RN, grid, rows, columns), grid, rows, columns)
-            db.add_(gradient_RN.sum())
-            return gradient_RN
-
-        with torch.autocast(image_BD.device.type, enabled=False):
-            dx_BD, dy_BD, ds = input_gradients(
-                image_BD,
-                text_GD,
-                logit_scale.to(dtype),
-                grid=grid,
-                group=ctx.group,
-                tile_gradient=tile_gradient,
-            )
-            gradients = [(gradient * share_gradient) for gradient in (dx_BD, dy_BD, ds, db)]
-        dtypes = (image_BD.dtype, text_GD.dtype, logit_scale.dtype, logit_bias.dtype)
-        return *(gradient.to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True)), None, None
+    with torch.autocast(image_BD.device.type, enabled=False):
+        dx_BD, dy_BD, ds = input_gradients(
+            image_BD,
+            scale,
+            make_exchange(text_BD, text_GD, slice_size=2 * tile_size, group=group),  # as InfoNCE's
+            grid=grid,
+            unit=1 / grid.global_batch_size,
+            dtype=scale.dtype,
+            tile_gradient=gradient,
+        )
+    return total / grid.global_batch_size, dx_BD, dy_BD, ds, db / grid.global_batch_size
 
 
-def _sign_negatives(tile_RN: Tensor, grid: Grid, rows: slice, columns: slice) -> Tensor:
-    """z_ij times the tile, in place."""
-    positive_RN = grid.positives(rows, columns)
-    tile_RN.neg_()
+@_sigmoid.register_fake
+def _(*inputs: Any) -> tuple[Tensor, ...]:
+    dtype = wide(inputs[0])
+    gradients = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in inputs[:4])
+    return inputs[0].new_empty((), dtype=dtype), *gradients
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # or zeros of the gradients' size were made
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+    ctx.dtypes = [tensor.dtype for tensor in inputs[:4]]
+
+
+def _differentiate(ctx: Any, share_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if share_gradient is None:
+        return (None,) * 10
+    gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    return *((gradient * share_gradient).to(dtype) for gradient, dtype in gradients), *(None,) * 6
+
+
+_sigmoid.register_autograd(_differentiate, setup_context=_save)
+
+
+def _sigmoid_tile(
+    x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor, logit_bias: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the tile's losses; sum of G g_ij; gain(x) G g_ij (R, N)."""
+    logits_RN = similarities(x_RD, y_ND, logit_scale).add_(logit_bias)
+    opposed_RN = tile.fill_left_out(_negate_positives(logits_RN, tile), -torch.inf)  # -z l; -inf costs nothing
+    loss = torch.logaddexp(opposed_RN, opposed_RN.new_zeros(())).sum()
+    gradient_RN = _negate_positives(opposed_RN.sigmoid_(), tile)
+    return loss, gradient_RN.sum(), gradient_RN.mul_(gain(x_RD)) if gain(x_RD) != 1 else gradient_RN
+
+
+def _negate_positives(x_RN: Tensor, tile: Tile) -> Tensor:
+    """-z_ij x_ij, in place where only true pairs are positives."""
+    positive_RN = tile.positives()
     if positive_RN is None:
-        grid.pairs(tile_RN, rows, columns).neg_()
-        return tile_RN
-    return torch.where(positive_RN, -tile_RN, tile_RN)
-
-
-def _leave_out(tile_RN: Tensor, grid: Grid, rows: slice, columns: slice) -> Tensor:
-    left_out_RN = grid.left_out(rows, columns)
-    return tile_RN if left_out_RN is None else tile_RN.masked_fill_(left_out_RN, 0)
+        tile.pairs(x_RN).neg_()
+        return x_RN
+    return torch.where(positive_RN, -x_RN, x_RN)

@@ -1,24 +1,26 @@
 """The G x G similarities of a global batch, cut into tiles, and the gradients that come back from them.
 
-A rank has the rows of its own B images and all G = W B columns. Columns are taken in slices: the same range of every
-owner's texts, so that a slice's text gradient can be reduce-scattered as soon as it is complete, and no G x D float32
-buffer ever stands. Inside a slice, rows are taken in turn.
+A rank has the rows of its own B images and all G = W B columns. Columns come in slices, as the exchange of texts brings
+them (`clipx.losses.exchange`); inside a slice, rows are taken in turn. What happens in a tile is the loss's affair.
 
 Shape suffixes: B local pairs, G global pairs, W ranks, R rows of a tile, N columns of a tile, D embedding.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.types import Embeddings
+from clipx.losses.exchange import Columns, Exchange
+
+NARROW = (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """How one rank's B x G similarities are cut, and which of them are positives or left out."""
 
@@ -27,26 +29,26 @@ class Grid:
     batch_size: int
     """B."""
     tile_size: int
-    """Rows and columns of the largest tile (with more ranks than this: one column of each, and fewer rows)."""
-    ids_G: Tensor | None
-    positive_ids_G: Tensor | None
+    """A tile has at most the square of it, and at most so many rows."""
+    ids_G: Tensor | None = None
+    positive_ids_G: Tensor | None = None
 
     @property
     def global_batch_size(self) -> int:
         """G."""
         return self.batch_size * self.world_size
 
-    def column_slices(self) -> Iterator[slice]:
-        """Ranges of every owner's B texts; taken of all W owners they are at most `tile_size` columns."""
-        return _slices(self.batch_size, max(1, self.tile_size // self.world_size))
+    def for_kernels(self, factor: int) -> Self:
+        """The same grid with tiles `factor` squared times as large, and ids as int32, half of the registers."""
+        ids_G = self.ids_G
+        if ids_G is not None:  # each id's place among the sorted ones; equal where ids are
+            ids_G = torch.searchsorted(ids_G.sort().values, ids_G, out_int32=True)
+        return replace(self, tile_size=factor * self.tile_size, ids_G=ids_G)
 
     def row_slices(self, num_columns: int) -> Iterator[slice]:
         """Ranges of this rank's B images."""
-        return _slices(self.batch_size, min(self.tile_size, max(1, self.tile_size**2 // num_columns)))
-
-    def columns(self, x_G: Tensor, columns: slice) -> Tensor:
-        """The slice of every owner's part of (G, ...): (N, ...), owner by owner."""
-        return self.by_owner(x_G)[:, columns].flatten(0, 1)
+        size = min(self.tile_size, max(1, self.tile_size**2 // num_columns))
+        return (slice(start, min(start + size, self.batch_size)) for start in range(0, self.batch_size, size))
 
     def by_owner(self, x_G: Tensor) -> Tensor:
         """(G, ...) as a view (W, B, ...)."""
@@ -56,56 +58,86 @@ class Grid:
         """This rank's part (B, ...) of (G, ...), a view."""
         return self.by_owner(x_G)[self.rank]
 
-    def pair_rows(self, rows: slice, columns: slice) -> slice:
-        """The local pairs whose image and text are both in the tile."""
-        first = max(rows.start, columns.start)
-        return slice(first, max(first, min(rows.stop, columns.stop)))
+    def take(self, x_G: Tensor, columns: Columns) -> Tensor:
+        """The columns' part (N, ...) of (G, ...)."""
+        return self.by_owner(x_G)[columns.owners, columns.places].flatten(0, 1)
 
-    def pairs(self, tile_RN: Tensor, rows: slice, columns: slice) -> Tensor:
-        """The tile's entries of `pair_rows`, image and text of one pair: a view that can be written to."""
-        both = self.pair_rows(rows, columns)
-        first_column = self.rank * (columns.stop - columns.start) - columns.start
-        return tile_RN[
-            both.start - rows.start : both.stop - rows.start, first_column + both.start : first_column + both.stop
-        ].diagonal()
 
-    def positives(self, rows: slice, columns: slice) -> Tensor | None:
+@dataclass(frozen=True)
+class Tile:
+    """Similarities of some of this rank's images with some texts."""
+
+    grid: Grid
+    rows: slice
+    columns: Columns
+
+    @property
+    def pair_column(self) -> int:
+        """Column of the text of the tile's row 0, where it is in the tile; row i's is i further."""
+        owner = self.grid.rank - self.columns.owners.start
+        return owner * self.columns.num_places - self.columns.places.start + self.rows.start
+
+    @property
+    def pair_rows(self) -> slice:
+        """Rows of the tile whose own text is in it too."""
+        if not self.columns.owners.start <= self.grid.rank < self.columns.owners.stop:
+            return slice(0, 0)
+        first = max(self.rows.start, self.columns.places.start) - self.rows.start
+        return slice(first, max(first, min(self.rows.stop, self.columns.places.stop) - self.rows.start))
+
+    def pairs(self, x_RN: Tensor) -> Tensor:
+        """The entries of image and text of one pair, in the order of `pair_rows`: a view that can be written to."""
+        rows = self.pair_rows
+        return x_RN[rows, self.pair_column + rows.start : self.pair_column + rows.stop].diagonal()
+
+    def positives(self) -> Tensor | None:
         """Bool (R, N), true where `positive_ids` agree; none: only true pairs are positives."""
-        return None if self.positive_ids_G is None else self._equal(self.positive_ids_G, rows, columns)
+        return None if self.grid.positive_ids_G is None else self._equal(self.grid.positive_ids_G)
 
-    def left_out(self, rows: slice, columns: slice) -> Tensor | None:
+    def left_out(self) -> Tensor | None:
         """Bool (R, N), true where `ids` agree and the two are not positives; none: nowhere."""
-        if self.ids_G is None:
+        if self.grid.ids_G is None:
             return None
-        equal_RN = self._equal(self.ids_G, rows, columns)
-        positive_RN = self.positives(rows, columns)
+        equal_RN = self._equal(self.grid.ids_G)
+        positive_RN = self.positives()
         if positive_RN is not None:
             equal_RN &= ~positive_RN
-        self.pairs(equal_RN, rows, columns).fill_(False)
+        self.pairs(equal_RN).fill_(False)
         return equal_RN
 
-    def _equal(self, ids_G: Tensor, rows: slice, columns: slice) -> Tensor:
-        return self.own(ids_G)[rows, None] == self.columns(ids_G, columns)
+    def fill_left_out(self, x_RN: Tensor, value: float) -> Tensor:
+        """Writes `value` where similarities are left out; returns x."""
+        left_out_RN = self.left_out()
+        return x_RN if left_out_RN is None else x_RN.masked_fill_(left_out_RN, value)
+
+    def ids(self) -> tuple[Tensor, Tensor] | None:
+        """`ids` of the rows (R,) and of the columns (N,)."""
+        ids_G = self.grid.ids_G
+        return None if ids_G is None else (self.grid.own(ids_G)[self.rows], self.grid.take(ids_G, self.columns))
+
+    def _equal(self, ids_G: Tensor) -> Tensor:
+        return self.grid.own(ids_G)[self.rows, None] == self.grid.take(ids_G, self.columns)
 
 
 def make_grid(
-    embeddings: Embeddings,
+    image_BD: Tensor,
+    text_BD: Tensor,
+    group: ProcessGroup | None,
     *,
     tile_size: int,
-    group: ProcessGroup | None,
-    ids_B: Tensor | None,
-    positive_ids_B: Tensor | None,
+    ids_G: Tensor | None,
+    positive_ids_G: Tensor | None,
 ) -> Grid:
-    """The grid of this rank's embeddings; gathers the ids (8 G bytes each)."""
-    image_BD, text_BD = embeddings.image_BD, embeddings.text_BD
+    """The grid of this rank within its group."""
     assert image_BD.shape == text_BD.shape, f"images {tuple(image_BD.shape)}, texts {tuple(text_BD.shape)}"
+    assert image_BD.dtype == text_BD.dtype, f"images {image_BD.dtype}, texts {text_BD.dtype}"
     return Grid(
         rank=collectives.rank(group),
         world_size=collectives.world_size(group),
-        batch_size=image_BD.shape[0],
+        batch_size=len(image_BD),
         tile_size=tile_size,
-        ids_G=None if ids_B is None else collectives.all_gather(ids_B, group),
-        positive_ids_G=None if positive_ids_B is None else collectives.all_gather(positive_ids_B, group),
+        ids_G=ids_G,
+        positive_ids_G=positive_ids_G,
     )
 
 
@@ -114,44 +146,67 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def operand(x: Tensor) -> Tensor:
+    """x as it enters matrix products: narrow on CUDA, whose products sum in float32 all the same; elsewhere wide."""
+    return x if x.is_cuda else x.to(wide(x))
+
+
+def gain(x: Tensor) -> float:
+    """What tile gradients are multiplied by before they become operands beside x: float16 ends at 6e-8."""
+    return 4096.0 if x.dtype == torch.float16 else 1.0
+
+
+def similarities(x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor) -> Tensor:
+    """S = s x y^T of two operands, in the wide dtype (R, N)."""
+    if x_RD.dtype in NARROW:
+        return torch.mm(x_RD, y_ND.T, out_dtype=torch.float32).mul_(logit_scale)
+    return (x_RD * logit_scale) @ y_ND.T
+
+
 def input_gradients(
     image_BD: Tensor,
-    text_GD: Tensor,
     logit_scale: Tensor,
+    exchange: Exchange,
     *,
     grid: Grid,
-    group: ProcessGroup | None,
-    tile_gradient: Callable[[Tensor, slice, slice], Tensor],
+    unit: Tensor | float,
+    dtype: torch.dtype,
+    tile_gradient: Callable[[Tensor, Tensor, Tile], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the global loss, given its gradient with respect to S = s x y^T one tile at a time.
+    """Gradients of the loss, given its gradient with respect to S = s x y^T one tile at a time.
 
     Args:
         image_BD: x, this rank's images.
-        text_GD: y, all texts.
         logit_scale: s, (1,) in the wide dtype.
+        exchange: brings the texts y, and text gradients to their owners.
         grid: how to cut.
-        group: the ranks; text gradients are summed over them in the wide dtype.
-        tile_gradient: (S_RN, rows, columns) to dL/dS (R, N); may overwrite S.
+        unit: what to multiply all gradients by.
+        dtype: of dx and dy; the sums that lead to them are wide.
+        tile_gradient: operands x (R, D), y (N, D) and their tile to gain(x) g, (R, N); made an operand if it is wide.
 
     Returns:
-        dx (B, D); dy (B, D) of this rank's own texts, from all ranks' images; ds (1,), from this rank's images alone:
-        the sum over i of <x_i, dx_i> / s. All in the wide dtype.
+        dx = unit s g y (B, D); dy = unit s g^T x (B, D) of this rank's own texts, from all ranks' images; ds (1,), the
+        sum over this rank's images of <x_i, dx_i> / s, from the wide dx.
     """
-    dtype = logit_scale.dtype
-    direction_BD = image_BD.new_zeros(image_BD.shape, dtype=dtype)  # dx / s, which also gives ds
-    text_gradient_BD = torch.empty_like(direction_BD)
-    for columns in grid.column_slices():
-        y_ND = grid.columns(text_GD, columns).to(dtype)
-        dy_ND = torch.zeros_like(y_ND)
-        for rows in grid.row_slices(len(y_ND)):
-            sx_RD = image_BD[rows].to(dtype) * logit_scale
-            gradient_RN = tile_gradient(sx_RD @ y_ND.T, rows, columns)
-            direction_BD[rows].addmm_(gradient_RN, y_ND)
-            dy_ND.addmm_(gradient_RN.T, sx_RD)
-        text_gradient_BD[columns] = collectives.reduce_scatter_sum(dy_ND, group)
-    scale_gradient = torch.linalg.vecdot(direction_BD, image_BD.to(dtype)).sum().reshape(1)
-    return direction_BD.mul_(logit_scale), text_gradient_BD, scale_gradient
+    unit = unit / gain(operand(image_BD))
+    direction_BD = torch.zeros_like(image_BD, dtype=logit_scale.dtype)  # g y, which also gives ds
+    for columns, text_ND, dy_ND in exchange.backward():
+        y_ND = operand(text_ND)
+        for rows in grid.row_slices(len(columns)):
+            x_RD = operand(image_BD[rows])
+            g_RN = tile_gradient(x_RD, y_ND, Tile(grid, rows, columns)).to(x_RD.dtype)
+            _add_product(direction_BD[rows], g_RN, y_ND)
+            _add_product(dy_ND, g_RN.T, x_RD)
+            del g_RN  # or it stood beside the next one
+    ds = torch.linalg.vecdot(direction_BD, image_BD.to(direction_BD)).sum().mul(unit).reshape(1)
+    dx_BD = direction_BD.mul_(logit_scale * unit).to(dtype)
+    del direction_BD
+    return dx_BD, exchange.text_gradient().mul_(logit_scale * unit).to(dtype), ds
 
 
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a b to the wide total, in place."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)

@@ -49,7 +49,7 @@ class CLIP(nn.Module):
         self, images_BHWC: Tensor, patch_keys_B: Tensor | None = None, *, patch_drop: float = 0.0
     ) -> Tensor:
         """uint8 (B, H, W, 3) to unit-length (B, D); `patch_drop` as for `VisionTower.forward`."""
-        return _unit_length(self.image_tower(images_BHWC, patch_keys_B))
+        return _unit_length(self.image_tower(images_BHWC, patch_keys_B, patch_drop=patch_drop))
 
     def encode_text(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
         """Flat int64 tokens (T,) with lengths (B,), each at most `max_length`, to unit-length (B, D)."""
@@ -68,7 +68,7 @@ class CLIP(nn.Module):
             Embeddings in the towers' compute dtype (bf16 under autocast), normalised in at least float32; the
             multiplier and the bias in their parameters' dtype.
         """
-        keys_B = patch_keys(seed, batch.index, batch.slot_B)
+        keys_B = patch_keys(seed, batch.index, batch.slot_B) if patch_drop > 0 else None
         return Embeddings(
             image_BD=self.encode_image(batch.images_BHWC, keys_B, patch_drop=patch_drop),
             text_BD=self.encode_text(batch.tokens_T, batch.lengths_B, max_length=batch.max_length),
@@ -80,6 +80,10 @@ class CLIP(nn.Module):
     def block_lists(self) -> list[list[nn.Module]]:
         """The repeated blocks of each tower: what is compiled, checkpointed and sharded one by one."""
         return [_blocks(tower) for tower in (self.image_tower, self.text_tower)]
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of both towers."""
+        return [block for blocks in self.block_lists() for block in blocks]
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:

@@ -4,11 +4,11 @@ Which patches stay is a function of one key per image, and the key a function of
 patches for every number of ranks and micro-batches, and again when the gradient cache repeats a forward pass. No
 generator state is read or written.
 
-Shape suffixes: B images, N tokens of an image (prefix and patches), P patches, K patches kept, C channels.
+Shape suffixes: B images, P patches, K patches kept.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipx import counter_random
 from clipx.counter_random import Stream
@@ -20,32 +20,22 @@ def patch_keys(seed: int, batch_index: int, slot_B: Tensor) -> Tensor:
     return counter_random.fold(torch.full_like(slot_B, int(first[0])), slot_B)
 
 
-class PatchDrop(nn.Module):
-    """Keeps `round(P * (1 - rate))` patches of every image, at least one, and all prefix tokens.
+def num_kept(num_patches: int, rate: float) -> int:
+    """How many of an image's patches stay: `round(P * (1 - rate))`, at least one."""
+    return max(1, round(num_patches * (1 - rate)))
 
-    Takes the place of timm's module of this name, which sits after the position embedding and is called with the tokens
-    alone; so the tower gives the keys beforehand, for one call.
+
+def kept_patches(keys_B: Tensor, *, num_patches: int, rate: float) -> Tensor:
+    """Which patches of each image stay.
 
     Args:
+        keys_B: int64 (B,), from `patch_keys`.
+        num_patches: P.
         rate: share of patches left out, in [0, 1).
-        num_prefix_tokens: tokens before the patches that always stay (class token, registers).
+
+    Returns:
+        int64 (B, K), K = `num_kept(P, rate)` different numbers from 0 to P - 1 per row, in no order.
     """
-
-    def __init__(self, rate: float, *, num_prefix_tokens: int) -> None:
-        super().__init__()
-        self.rate = rate
-        self.num_prefix_tokens = num_prefix_tokens
-        self.keys_B: Tensor | None = None
-
-    def forward(self, x_BNC: Tensor) -> Tensor:
-        """(B, N, C) in, (B, prefix + K, C) out; in evaluation, or without a rate, what came in."""
-        if not self.training or self.rate == 0:
-            return x_BNC
-        assert self.keys_B is not None, "patch dropout in training needs the images' keys (VisionTower.forward)"
-        prefix, patches_BPC = x_BNC.tensor_split([self.num_prefix_tokens], dim=1)
-        num_patches = patches_BPC.shape[1]
-        num_kept = max(1, round(num_patches * (1 - self.rate)))
-        place_P = torch.arange(num_patches, device=x_BNC.device)
-        order_BP = counter_random.fold(self.keys_B[:, None], place_P).argsort(dim=1)
-        kept_BKC = order_BP[:, :num_kept, None].expand(-1, -1, x_BNC.shape[2])
-        return torch.cat((prefix, patches_BPC.gather(1, kept_BKC)), dim=1)
+    place_P = torch.arange(num_patches, device=keys_B.device)
+    order_BP = counter_random.fold(keys_B[:, None], place_P).argsort(dim=1)
+    return order_BP[:, : num_kept(num_patches, rate)]

@@ -1,27 +1,23 @@
 """Text towers: flat token ids with lengths in, one unnormalised embedding per text out.
 
 `TextTower` is CLIP's text Transformer (arXiv 2103.00020, section 2.4): pre-LN, causal, learned positions, pooled at the
-end token. `HuggingFaceTextTower` wraps a text encoder from transformers, and this file alone imports that library for
-models. Both take the packed interface; inside they lay texts out as (B, L), which is exact: under a causal mask, or
-with an attention mask, what stands after a text's end cannot change its result.
+end token. It runs packed: its linear layers see real tokens only, and the last block little more than the end tokens.
 
-Shape suffixes: B texts, L positions, T real tokens of all texts, H heads, K channels of a head, C channels,
-D embedding.
+Shape suffixes: B texts, T tokens of all texts, R tokens that a block gives back, H heads, K channels of a head,
+C channels, D embedding.
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
-from clipx.errors import InputError
+from clipx.models.huggingface_text import build_huggingface_tower
 from clipx.models.initialise import initialise_blocks
-
-Pool = Literal["cls", "mean", "last"]
+from clipx.models.packing import Packing, attend, attend_once, group_by_length, pack, pad_to_bucket, take
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -30,24 +26,6 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "quick_gelu": quick_gelu}
-
-
-def unpack_tokens(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, fill: int = 0) -> Tensor:
-    """Lays flat texts out as rows, without the host waiting for the device.
-
-    Args:
-        tokens_T: int64 (T,), the texts one after the other.
-        lengths_B: int64 (B,), at least 1 each, T in all.
-        max_length: columns; at least the longest text.
-        fill: id at the positions after a text's end.
-
-    Returns:
-        int64 (B, max_length).
-    """
-    position_L = torch.arange(max_length, device=tokens_T.device)
-    start_B = lengths_B.cumsum(0) - lengths_B
-    source_BL = (start_B[:, None] + position_L).clamp_(max=tokens_T.shape[0] - 1)
-    return tokens_T[source_BL].masked_fill(position_L >= lengths_B[:, None], fill)
 
 
 class Attention(nn.Module):
@@ -59,11 +37,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        """Maps (B, L, C) to (B, L, C)."""
-        q_BHLK, k_BHLK, v_BHLK = self.qkv(x_BLC).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed_BHLK = functional.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, is_causal=True)
-        return self.proj(mixed_BHLK.transpose(1, 2).flatten(2))
+    def forward(self, x_TC: Tensor, packing: Packing, rows_R: Tensor | None = None) -> Tensor:
+        """Maps (T, C) to (T, C), or to (R, C) for the last tokens of the first R texts alone."""
+        q_THK, k_THK, v_THK = self.qkv(x_TC).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        if rows_R is None:
+            mixed_RHK = attend(q_THK, k_THK, v_THK, packing, causal=True)
+        else:
+            mixed_RHK = attend_once(take(q_THK, rows_R), k_THK, v_THK, packing)
+        return self.proj(mixed_RHK.flatten(1))
 
 
 class Mlp(nn.Module):
@@ -75,9 +56,9 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
         self.activation = activation
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        """Maps (B, L, C) to (B, L, C)."""
-        return self.fc2(self.activation(self.fc1(x_BLC)))
+    def forward(self, x_TC: Tensor) -> Tensor:
+        """Maps (T, C) to (T, C)."""
+        return self.fc2(self.activation(self.fc1(x_TC)))
 
 
 class Block(nn.Module):
@@ -90,10 +71,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-5)
         self.mlp = Mlp(width, hidden=hidden, activation=activation)
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        """Maps (B, L, C) to (B, L, C)."""
-        x_BLC = x_BLC + self.attn(self.norm1(x_BLC))
-        return x_BLC + self.mlp(self.norm2(x_BLC))
+    def forward(self, x_TC: Tensor, packing: Packing, last_R: Tensor | None = None) -> Tensor:
+        """Maps tokens to tokens.
+
+        Args:
+            x_TC: (T, C).
+            packing: of the T tokens.
+            last_R: int64 (R,), the last tokens of the first R texts, where nothing else is wanted.
+
+        Returns:
+            (T, C), or (R, C): exactly those rows of it, without the work for the others.
+        """
+        x_RC = x_TC if last_R is None else take(x_TC, last_R)
+        x_RC = x_RC + self.attn(self.norm1(x_TC), packing, last_R)
+        return x_RC + self.mlp(self.norm2(x_RC))
 
 
 class TextTower(nn.Module):
@@ -109,6 +100,9 @@ class TextTower(nn.Module):
         activation: "gelu" (exact) or "quick_gelu".
         embed_dim: D of the shared space.
     """
+
+    bucketed: bool = False
+    """Whether blocks see few different shapes, at the cost of some padding: for compiled blocks (`pad_to_bucket`)."""
 
     def __init__(
         self,
@@ -145,69 +139,27 @@ class TextTower(nn.Module):
 
         Args:
             tokens_T: int64 (T,), real tokens only, start and end tokens included.
-            lengths_B: int64 (B,), at least 1 each.
+            lengths_B: int64 (B,), at least 1 each, T in all.
             max_length: at least the longest text, at most `context_length`; known on the host.
 
         Returns:
             (B, D), not normalised.
         """
         assert max_length <= self.context_length, f"max_length={max_length} above {self.context_length}"
-        tokens_BL = unpack_tokens(tokens_T, lengths_B, max_length=max_length)
-        x_BLC = self.token_embedding(tokens_BL) + self.position_embedding.weight[:max_length]
-        for block in self.blocks:
-            x_BLC = block(x_BLC)
-        rows_B = torch.arange(lengths_B.shape[0], device=lengths_B.device)
-        # The norm acts on each token alone, so normalising the pooled tokens only gives the same result for less.
-        return self.projection(self.norm(x_BLC[rows_B, lengths_B - 1]))
-
-
-class HuggingFaceTextTower(nn.Module):
-    """A transformers encoder, padded to the batch's longest text, pooled, and projected without bias.
-
-    Args:
-        encoder: maps (input_ids, attention_mask) to an output with `last_hidden_state`.
-        hidden_size: its channels C.
-        pool: "cls" the first hidden state, "mean" the mean of the real ones, "last" the last real one.
-        pad_token_id: id that its padding bears (some encoders count positions by it).
-        embed_dim: D of the shared space.
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        *,
-        hidden_size: int,
-        pool: Pool,
-        pad_token_id: int,
-        embed_dim: int,
-        context_length: int,
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.pool: Pool = pool
-        self.pad_token_id = pad_token_id
-        self.context_length = context_length
-        self.projection = nn.Linear(hidden_size, embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=hidden_size**-0.5)
-
-    def forward(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
-        """As `TextTower.forward`."""
-        assert max_length <= self.context_length, f"max_length={max_length} above {self.context_length}"
-        tokens_BL = unpack_tokens(tokens_T, lengths_B, max_length=max_length, fill=self.pad_token_id)
-        real_BL = torch.arange(max_length, device=lengths_B.device) < lengths_B[:, None]
-        output = self.encoder(input_ids=tokens_BL, attention_mask=real_BL.long())
-        return self.projection(self._pooled(output.last_hidden_state, real_BL, lengths_B))
-
-    def _pooled(self, x_BLC: Tensor, real_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        match self.pool:
-            case "cls":
-                return x_BLC[:, 0]
-            case "mean":
-                return (x_BLC * real_BL[..., None]).sum(1) / lengths_B[:, None]
-            case "last":
-                return x_BLC[torch.arange(x_BLC.shape[0], device=x_BLC.device), lengths_B - 1]
-            case unknown:
-                assert_never(unknown)
+        num_texts, groups, rank_B = lengths_B.shape[0], list[int](), None
+        if self.bucketed:
+            tokens_T, lengths_B, max_length = pad_to_bucket(
+                tokens_T, lengths_B, max_length=max_length, most=self.context_length
+            )
+        elif tokens_T.device.type == "cpu" and not torch.compiler.is_compiling():
+            tokens_T, lengths_B, groups, rank_B = group_by_length(tokens_T, lengths_B)
+        packing = pack(lengths_B, num_tokens=tokens_T.shape[0], max_length=max_length, groups=groups)
+        x_TC = self.token_embedding(tokens_T) + self.position_embedding(packing.position_T)
+        *first, last = self.blocks
+        for block in first:
+            x_TC = block(x_TC, packing)
+        x_BD = self.projection(self.norm(last(x_TC, packing, packing.last_B[:num_texts])))
+        return x_BD if rank_B is None else take(x_BD, rank_B)
 
 
 def build_text_tower(config: TextConfig, *, vocab_size: int, embed_dim: int) -> nn.Module:
@@ -235,58 +187,6 @@ def build_text_tower(config: TextConfig, *, vocab_size: int, embed_dim: int) -> 
                 embed_dim=embed_dim,
             )
         case HuggingFaceTextConfig():
-            return _build_huggingface(config, vocab_size=vocab_size, embed_dim=embed_dim)
+            return build_huggingface_tower(config, vocab_size=vocab_size, embed_dim=embed_dim)
         case unknown:
             assert_never(unknown)
-
-
-def _build_huggingface(config: HuggingFaceTextConfig, *, vocab_size: int, embed_dim: int) -> HuggingFaceTextTower:
-    encoder = _load_encoder(config)
-    shape = encoder.config
-    embedding = encoder.get_input_embeddings()
-    if embedding.num_embeddings < vocab_size:
-        raise InputError(
-            f"model.text.name={config.name} embeds {embedding.num_embeddings} tokens, the tokenizer has {vocab_size}; "
-            f"set model.text.tokenizer to the model's own"
-        )
-    most = getattr(shape, "max_position_embeddings", None) or config.context_length
-    if config.context_length > most:
-        raise InputError(
-            f"model.text.context_length={config.context_length} is above the {most} positions of {config.name}; "
-            f"set at most {most}"
-        )
-    return HuggingFaceTextTower(
-        encoder,
-        hidden_size=shape.hidden_size,
-        pool=config.pool,
-        pad_token_id=shape.pad_token_id if shape.pad_token_id is not None else 0,
-        embed_dim=embed_dim,
-        context_length=config.context_length,
-    )
-
-
-def _load_encoder(config: HuggingFaceTextConfig) -> Any:
-    """transformers' encoder in float32, without dropout and without layers that the tower does not use."""
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        shape = AutoConfig.from_pretrained(config.name)
-        if hasattr(shape, "vision_config") or not hasattr(shape, "hidden_size"):
-            raise InputError(f"model.text.name={config.name}: a {shape.model_type} model is no text encoder; name one")
-        for name, value in shape.to_dict().items():
-            if "drop" in name and isinstance(value, float):
-                setattr(shape, name, 0.0)
-        if config.pretrained:
-            model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32)
-        else:
-            model = AutoModel.from_config(shape, dtype=torch.float32)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        kind = "folder" if Path(config.name).exists() else "hub name (or folder that is not there)"
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model.text.name={config.name}: transformers cannot load this {kind}: {reason}") from error
-    encoder = model.get_encoder() if shape.is_encoder_decoder else model
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # a parameter without gradient would stop DDP
-    return encoder

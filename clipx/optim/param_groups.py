@@ -1,20 +1,90 @@
-"""Which parameters decay."""
+"""Which parameters decay, and at which share of the learning rate each one learns."""
 
 from typing import Any
 
 from torch import nn
 
+from clipx.config.optim import OptimConfig
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices and embeddings decay; gains, biases, the class token and the temperature do not.
 
-    The line is drawn by shape, as CLIP did by name (arXiv 2103.00020, section 2.5: "all weights that are not gains or
-    biases"): a parameter with at most one dimension longer than 1 is a gain, a bias or a single token.
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """All parameters of `model`, grouped by their share of the learning rate and by whether they decay.
+
+    Matrices and embeddings decay; gains, biases, the class token and the temperature do not. The line is drawn by
+    shape, as CLIP did by name (arXiv 2103.00020, section 2.5: "all weights that are not gains or biases"): a parameter
+    with at most one dimension longer than 1 is a gain, a bias or a single token.
+
+    Parameters that do not train now belong to it too: they may later, and optimizers pass over those without gradient.
 
     Returns:
-        Groups for a torch optimizer, in the order of `model.named_parameters()`; only parameters that train.
+        Groups for a torch optimizer, each with `weight_decay` and `lr_scale`: higher shares first, and of one share
+        those that decay first; within a group the order of `model.named_parameters()`.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.squeeze().ndim >= 2]
-    others = [parameter for parameter in trained if parameter.squeeze().ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    scales = learning_rate_scales(model, config)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decays = sum(size > 1 for size in parameter.shape) >= 2
+        groups.setdefault((scales[name], decays), []).append(parameter)
+    return [
+        {"params": groups[scale, decays], "weight_decay": config.weight_decay if decays else 0.0, "lr_scale": scale}
+        for scale, decays in sorted(groups, reverse=True)
+    ]
+
+
+def learning_rate_scales(model: nn.Module, config: OptimConfig) -> dict[str, float]:
+    """Each parameter's learning rate in units of `optim.lr`: the tower's rate times its layer decay to the height.
+
+    With N blocks the projection and the last norm have the factor 1, block i (0 to N-1) has decay^(N-i), and the
+    embeddings have decay^(N+1), as BEiT (arXiv 2106.08254) fine-tunes. What belongs to no tower has 1.
+    """
+    scales = {name: 1.0 for name, _ in model.named_parameters()}
+    for prefix, learning in (("image_tower", config.image), ("text_tower", config.text)):
+        for name, height in heights(getattr(model, prefix, nn.Module())).items():
+            scales[f"{prefix}.{name}"] = learning.lr_scale * learning.layer_decay**height
+    return scales
+
+
+def heights(tower: nn.Module) -> dict[str, int]:
+    """How far below the output of a tower each parameter lies, counted in blocks.
+
+    Blocks are the members of stacks: sequences or lists of at least two modules of one class. A member that is made of
+    such stacks itself, a stage, stands for their members. Parameters are taken in the order in which the tower
+    registers them: those before the first block are embeddings, those after the last one belong to the output, and
+    those between two (the downsampling of a stage) go with the next one.
+
+    Returns:
+        By parameter name: 0 for the output, N - i for block i of N, N + 1 for embeddings; 0 for all where no blocks
+        repeat.
+    """
+    blocks = _blocks(tower)
+    top = len(blocks) + 1
+    found: dict[str, int] = {}
+    depth = 0
+    for name, _ in tower.named_parameters():
+        inside = [place for place, block in enumerate(blocks, 1) if name.startswith(block)]
+        if inside:
+            depth = inside[0]
+            found[name] = top - depth
+        else:
+            found[name] = top - (depth + 1 if depth else 0)
+    return found if blocks else dict.fromkeys(found, 0)
+
+
+def _blocks(module: nn.Module, path: str = "") -> list[str]:
+    """Name prefixes of the blocks in a module, in the order in which it registers them."""
+    is_stack = _is_stack(module)
+    found: list[str] = []
+    for name, child in module.named_children():
+        prefix = f"{path}{name}."
+        found += _blocks(child, prefix) or ([prefix] if is_stack else [])
+    return found
+
+
+def _is_stack(module: nn.Module) -> bool:
+    members = list(module.children())
+    return (
+        isinstance(module, nn.Sequential | nn.ModuleList)
+        and len(members) >= 2
+        and len({type(member) for member in members}) == 1
+        and any(True for _ in module.parameters())
+    )

@@ -1,19 +1,94 @@
 """The learning rate as a pure function of the step: nothing to save, nothing that accelerate could step W times."""
 
+import logging
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, assert_never
+
+from clipx.config.optim import OptimConfig
+from clipx.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int, minimum: float = 0.0) -> float:
-    """Linear warm-up from 0 to `peak`, then half a cosine down to `minimum` (arXiv 1608.03983, equation 5, one cycle).
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    num_steps: int,
+    minimum: float = 0.0,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    cooldown_steps: int = 0,
+) -> float:
+    """Linear warm-up from 0 to `peak`, then the schedule.
+
+    cosine: half a cosine down to `minimum` (arXiv 1608.03983, equation 5, one cycle).
+    constant: `peak`, then a straight line down to `minimum` over the last `cooldown_steps` (arXiv 2405.18392, section
+    3, with the linear form of the cooldown).
 
     Args:
         step: optimizer steps already taken; step 0 of a run with warm-up trains at peak / warmup_steps.
         peak: highest rate, reached after `warmup_steps`.
         warmup_steps: 0 for none.
         num_steps: length of the whole run.
-        minimum: rate that the cosine would reach at `num_steps`.
+        minimum: rate that the cosine or the cooldown would reach at `num_steps`.
+        schedule: what follows the warm-up.
+        cooldown_steps: constant only; with the warm-up at most `num_steps`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
+    match schedule:
+        case "cosine":
+            progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+            return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
+        case "constant":
+            share = min(1.0, (num_steps - step) / cooldown_steps) if cooldown_steps else 1.0
+            return minimum + (peak - minimum) * share
+        case unknown:
+            assert_never(unknown)
+
+
+def build_schedule(config: OptimConfig, *, num_steps: int, in_steps: Callable[[int], int]) -> Callable[[int], float]:
+    """Config to the learning rate of each step.
+
+    Args:
+        config: its rates, and its lengths in steps or in pairs.
+        num_steps: length of the whole run.
+        in_steps: optimizer steps that see so many pairs (`RunConfig.in_steps`).
+
+    Raises:
+        InputError: a cooldown that the schedule has not, that is given twice, or that overlaps the warm-up, or a
+            minimum above the peak.
+    """
+    warmup_steps = config.warmup_steps if config.warmup_samples is None else in_steps(config.warmup_samples)
+    cooldown_steps = config.cooldown_steps if config.cooldown_samples is None else in_steps(config.cooldown_samples)
+    if config.cooldown_steps and config.cooldown_samples is not None:
+        raise InputError(
+            f"optim.cooldown_steps={config.cooldown_steps} and optim.cooldown_samples={config.cooldown_samples}: "
+            "give one of the two"
+        )
+    if cooldown_steps and config.schedule != "constant":
+        raise InputError(
+            f"a cooldown of {cooldown_steps} steps needs optim.schedule=constant, not {config.schedule}; "
+            "set it or leave the cooldown out"
+        )
+    if cooldown_steps and warmup_steps + cooldown_steps > num_steps:
+        raise InputError(
+            f"a warm-up of {warmup_steps} and a cooldown of {cooldown_steps} steps overlap in a run of {num_steps}; "
+            "shorten one of them (optim.warmup_steps, optim.cooldown_steps)"
+        )
+    if config.min_lr > config.lr:
+        raise InputError(f"optim.min_lr={config.min_lr} is above optim.lr={config.lr}; lower the first")
+    if warmup_steps > num_steps:  # well defined, and what a trial run of a few steps looks like
+        log.warning("the warm-up of %d steps is longer than the run of %d", warmup_steps, num_steps)
+    return partial(
+        learning_rate,
+        peak=config.lr,
+        warmup_steps=warmup_steps,
+        num_steps=num_steps,
+        minimum=config.min_lr,
+        schedule=config.schedule,
+        cooldown_steps=cooldown_steps,
+    )

@@ -7,15 +7,14 @@ import uuid
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import assert_never
 
-from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
+from clipx.checkpoint.state import DataPlanRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import (
     checkpoint_name,
     checkpoint_step,
+    holds_average,
     list_checkpoints,
     load_state,
     load_tensors,
@@ -24,25 +23,23 @@ from clipx.checkpoint.store import (
 )
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
-from clipx.config.model import InfoNCEConfig, LossConfig, ModelConfig, SigmoidConfig
+from clipx.config.model import ModelConfig
+from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import DataConfig, RunConfig
 from clipx.data.index import ShardIndex, build_index, load_index
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_stream
 from clipx.data.tokenizer import build_tokenizer
 from clipx.data.transforms import TrainTransform
-from clipx.distributed.parallelize import parallelize
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import check_evaluation
-from clipx.losses import ContrastiveLoss
-from clipx.losses.info_nce import InfoNCELoss
-from clipx.losses.sigmoid import SigmoidLoss
-from clipx.models.clip import CLIP, build_model
-from clipx.optim.optimizers import build_optimizer, inner_optimizer
-from clipx.optim.schedules import learning_rate
-from clipx.pretrained import Pretrained
-from clipx.train.monitor import Monitor, Quarantine
+from clipx.models.clip import build_model
+from clipx.optim.optimizers import inner_optimizer
+from clipx.pretrained import Pretrained, start_from
+from clipx.train.build_stepper import build_stepper, check_step
+from clipx.train.monitor import Monitor
+from clipx.train.quarantine import Quarantine
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
@@ -55,6 +52,8 @@ class Run:
 
     config: RunConfig
     runtime: Runtime
+    phase: Phase
+    """What holds until its end; the run is built anew then."""
     stream: PairStream
     stepper: Stepper
     encoder: Pretrained
@@ -74,8 +73,8 @@ class Run:
         return self.state.progress
 
     def batches(self) -> Generator[Batch]:
-        """This rank's batches, from the next one to the run's last."""
-        remaining = self.config.num_steps - self.progress.step
+        """This rank's batches, from the next one to the last of the phase."""
+        remaining = self.phase.until - self.progress.step
         start = self.progress.next_batch
         return self.stream.batches(start, start + remaining)
 
@@ -90,6 +89,7 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
     checkpoint = _prepare_folder(config, runtime)
     index = _load_index(config.data, runtime)
     with runtime.together():
+        check_stages(config)
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
@@ -103,27 +103,39 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         )
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, _record(plan, index))
         towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
+        check_step(config, runtime, towers)
+        if saved is None and config.start_from is not None:
+            start_from(Path(config.start_from), towers)
+    progress = Progress() if saved is None else saved.progress
+    phase = phase_at(config, progress.step)
     state = RunState(
-        progress=Progress() if saved is None else saved.progress,
+        progress=progress,
         plan=_record(plan, index),
         wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
-    stepper = _build_stepper(config, runtime, towers)
+    found = None if saved is None or config.micro_batch_size != "auto" else saved.micro_batch
+    if found is not None and (found.world_size, found.until) != (runtime.world_size, phase.until):
+        found = None
+    stepper = build_stepper(
+        config, runtime, towers, phase=phase, micro_batch_size=None if found is None else found.size
+    )
+    state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
-        load_tensors(checkpoint, stepper.model, inner_optimizer(stepper.optimizer))
+        _load(checkpoint, stepper)
         runtime.load_grad_scaler(saved.grad_scaler)
         if runtime.is_main:
             log.info("resuming from %s", checkpoint)
     return Run(
         config=config,
         runtime=runtime,
+        phase=phase,
         stream=open_stream(
             index,
             plan,
             data=config.data,
-            transform=TrainTransform(config.model.image.image_size, config.data.augment),
-            tokenizer=tokenizer,
+            transform=TrainTransform(phase.image_size, config.data.augment),
+            tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
             rank=runtime.rank,
             world_size=runtime.world_size,
             pin_memory=runtime.device.type == "cuda",
@@ -136,38 +148,12 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
     )
 
 
-def _build_stepper(config: RunConfig, runtime: Runtime, towers: CLIP) -> Stepper:
-    geometry = resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)
-    model, optimizer = parallelize(runtime, towers, build_optimizer(config.optim, towers))
-    schedule = partial(
-        learning_rate,
-        peak=config.optim.lr,
-        warmup_steps=config.optim.warmup_steps,
-        num_steps=config.num_steps,
-        minimum=config.optim.min_lr,
-    )
-    return Stepper(
-        runtime=runtime,
-        model=model,
-        towers=towers,
-        optimizer=optimizer,
-        loss=build_loss(config.loss),
-        learning_rate=schedule,
-        micro_batch_size=geometry.micro_batch_size,
-        clip_grad_norm=config.optim.clip_grad_norm,
-        seed=config.seed,
-    )
-
-
-def build_loss(config: LossConfig) -> ContrastiveLoss:
-    """Config to loss."""
-    match config:
-        case InfoNCEConfig():
-            return InfoNCELoss(tile_size=config.tile_size)
-        case SigmoidConfig():
-            return SigmoidLoss(tile_size=config.tile_size)
-        case _:
-            assert_never(config)
+def _load(checkpoint: Path, stepper: Stepper) -> None:
+    """Weights, moments and their average; an average that the run has not kept so far begins with the weights."""
+    average = stepper.ema.state_dict() if stepper.ema is not None and holds_average(checkpoint) else None
+    load_tensors(checkpoint, stepper.model, inner_optimizer(stepper.optimizer), average=average)
+    if stepper.ema is not None and average is None:
+        stepper.ema.load_state_dict(dict(stepper.towers.named_parameters()))
 
 
 def _prepare_folder(config: RunConfig, runtime: Runtime) -> Path | None:

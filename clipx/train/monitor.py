@@ -1,13 +1,14 @@
-"""What a run shows: metrics.jsonl, trackers, the progress display, and the list of bad samples. Rank 0 writes."""
+"""What a run shows: metrics.jsonl, trackers and the progress display. Rank 0 writes."""
 
 import json
 import logging
-import math
+import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,15 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from clipx.checkpoint.state import Progress as RunProgress
 from clipx.checkpoint.store import write_atomically
 from clipx.config.schema import RunConfig
+from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime, start_trackers
-from clipx.errors import RunError
+from clipx.train.json_lines import append_rows, read_rows
 from clipx.train.step import StepOutcome
-from clipx.types import BadSample
 
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 5.0  # plain lines: often enough to see life, seldom enough for a log of days
-_BAD_COUNTED_FROM = 100  # distinct samples below which a share of bad ones says nothing
 
 
 class _StderrOfNow(logging.Handler):
@@ -44,42 +44,6 @@ def start_logging(*, is_main: bool) -> None:
     )
 
 
-class Quarantine:
-    """The bad samples a run has met, each once; the same on every rank."""
-
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
-        """Reads what an earlier start wrote; what it met after the resumed step counts when it is met again."""
-        self.path = path
-        rows = _read_rows(path)
-        self._written = {(row["shard"], row["key"]) for row in rows}
-        self._met = {(row["shard"], row["key"]) for row in rows if row["step"] <= resumed_step}
-
-    def __len__(self) -> int:
-        return len(self._met)
-
-    def add(self, samples: Sequence[BadSample], *, step: int, write: bool) -> None:
-        """Takes records of all ranks; `write` (rank 0) appends the new ones to quarantine.jsonl."""
-        fresh = {(sample.shard, sample.key): sample for sample in samples}
-        if write:
-            rows = [{"step": step, **asdict(sample)} for name, sample in fresh.items() if name not in self._written]
-            _append(self.path, rows)
-        self._written |= fresh.keys()
-        self._met |= fresh.keys()
-
-    def check(self, *, samples_seen: int, num_samples: int, max_bad_fraction: float) -> None:
-        """Ends the run when too many of the distinct samples read so far were bad.
-
-        Raises:
-            RunError: with the count, the rule and where the list is.
-        """
-        distinct = min(samples_seen, num_samples)
-        if distinct >= _BAD_COUNTED_FROM and len(self) > max_bad_fraction * distinct:
-            raise RunError(
-                f"{len(self)} of {distinct} distinct samples are bad, more than "
-                f"data.max_bad_fraction={max_bad_fraction}; see {self.path}, mend the shards or raise the limit"
-            )
-
-
 class Monitor:
     """Figures of a run, for files, trackers and the person; a context that opens and closes the display."""
 
@@ -88,9 +52,8 @@ class Monitor:
         self._config = config
         self._metrics = Path(config.run_dir) / "metrics.jsonl"
         self._num_steps = config.num_steps
-        self._global_batch_size = config.global_batch_size
-        self._data_wait_s = 0.0
-        self._last_row: tuple[int, float] | None = None
+        self._peak_flops = peak_flops(runtime.device)
+        self._since_row: _SinceRow | None = None
         self._last_line = float("-inf")
         self._display: _Display | None = None
         self._tracking = False
@@ -106,23 +69,26 @@ class Monitor:
 
     def rewind(self, step: int) -> None:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
-        self._last_row = (step, time.perf_counter())
+        self._since_row = _SinceRow(step=step, began=time.perf_counter())
         if self._runtime.is_main and self._metrics.exists():
-            kept = [row for row in _read_rows(self._metrics) if row["step"] <= step]
+            kept = [row for row in read_rows(self._metrics) if row["step"] <= step]
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def waited(self, seconds: float) -> None:
         """Adds to the time that training stood waiting for data."""
-        self._data_wait_s += seconds
+        assert self._since_row is not None, "waited before rewind"
+        self._since_row.data_wait_s += seconds
 
     def record(self, outcome: StepOutcome, progress: RunProgress, *, bad_samples: int) -> None:
         """Takes one finished step; writes a row when one is due."""
+        assert self._since_row is not None, "record before rewind"
+        self._since_row.add(outcome)
         if outcome.step % self._config.track.every_steps and outcome.step != self._num_steps:
             return
         row = self._row(outcome, progress, bad_samples)
         if not self._runtime.is_main:
             return
-        _append(self._metrics, [row])
+        append_rows(self._metrics, [row])
         self.track({f"train/{name}": value for name, value in row.items() if name != "step"}, step=outcome.step)
         assert self._display is not None, "record outside of the monitor's context"
         now = time.perf_counter()
@@ -137,8 +103,13 @@ class Monitor:
                 self._runtime.accelerator.log(values, step=step)
 
     def open_trackers(self, *, wandb_id: str) -> None:
-        """Starts wandb and tensorboard; last, so that a run that cannot start leaves no trace there."""
+        """Starts wandb and tensorboard, or goes on with those of the phase before.
+
+        Called last, so that a run that cannot start leaves no trace there.
+        """
         self._tracking = True
+        if self._runtime.accelerator.trackers:
+            return
         with self._surviving("start"):
             start_trackers(
                 self._runtime,
@@ -165,48 +136,56 @@ class Monitor:
             log.error("cannot %s the trackers (%s: %s); the run goes on without", action, type(error).__name__, error)
 
     def _row(self, outcome: StepOutcome, progress: RunProgress, bad_samples: int) -> dict[str, Any]:
-        assert self._last_row is not None, "record before rewind"
-        step_before, time_before = self._last_row
-        pairs = (outcome.step - step_before) * self._global_batch_size
+        """The figures at a step; what has a duration covers the time since the row before."""
+        assert self._since_row is not None
+        since, self._since_row = self._since_row, _SinceRow(step=outcome.step, began=outcome.launched_at)
+        pairs = (outcome.step - since.step) * self._config.global_batch_size
+        elapsed_s = max(outcome.launched_at - since.began, 1e-9)
         row = {
             "step": outcome.step,
-            "samples_seen": outcome.step * self._global_batch_size,
+            "samples_seen": outcome.step * self._config.global_batch_size,
             "loss": outcome.loss,
             "lr": outcome.lr,
             "logit_scale": outcome.logit_scale,
             "grad_norm": outcome.grad_norm,
-            "samples_per_s": pairs / max(outcome.launched_at - time_before, 1e-9),
-            "data_wait_s": self._data_wait_s,
+            "samples_per_s": pairs / elapsed_s,
+            "elapsed_s": elapsed_s,
+            "data_wait_s": since.data_wait_s,
+            **{f"{section}_s": seconds for section, seconds in since.seconds.items()},
+            "padding_removed": 1 - since.num_tokens / (pairs * self._config.model.text.context_length),
             "skipped_steps": progress.skipped_steps,
             "overflow_steps": progress.overflow_steps,
             "bad_samples": bad_samples,
+            "peak_memory_gib": _peak_memory_gib(self._runtime.device),
         }
-        if self._runtime.device.type == "cuda":
-            row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self._last_row = (outcome.step, outcome.launched_at)
-        self._data_wait_s = 0.0
+        if self._peak_flops is not None:
+            row["mfu"] = since.useful_flops / (elapsed_s * self._runtime.world_size * self._peak_flops)
         return row
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; what a crash or a full disk left torn is passed over."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+@dataclass
+class _SinceRow:
+    """What has come together since the last row of metrics.jsonl, on this rank, tokens and FLOPs on all."""
+
+    step: int
+    began: float
+    data_wait_s: float = 0.0
+    num_tokens: int = 0
+    useful_flops: float = 0.0
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: StepOutcome) -> None:
+        """Takes one step."""
+        self.num_tokens += outcome.num_tokens
+        self.useful_flops += outcome.useful_flops
+        self.seconds.update(outcome.seconds)
 
 
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Adds lines to a file; a full disk costs the lines and a warning, not the run. Non-finite numbers become null."""
-    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
-    try:
-        with path.open("a+b") as file:
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read() not in (b"", b"\n")
-            file.write(b"\n" * torn + b"".join(json.dumps(row).encode() + b"\n" for row in finite))
-    except OSError as error:
-        log.error("cannot write %s (%s); the run goes on without these lines", path, error)
+def _peak_memory_gib(device: torch.device) -> float:
+    """The most that this rank has needed so far: on the GPU, or in resident memory where it computes on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
 
 
 class _Display:
@@ -234,6 +213,8 @@ class _Display:
             f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  scale {row['logit_scale']:.1f}  "
             f"{row['samples_per_s']:.0f} pairs/s  waited {row['data_wait_s']:.1f} s"
         )
+        if "mfu" in row:
+            text += f"  MFU {100 * row['mfu']:.1f}%"
         problems = {name: row[name] for name in ("skipped_steps", "bad_samples") if row[name]}
         text += "".join(f"  {name.replace('_', ' ')} {count}" for name, count in problems.items())
         if self.live:

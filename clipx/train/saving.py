@@ -35,18 +35,18 @@ class Saver:
         return every_s > 0 and time.monotonic() - self._saved_at > every_s
 
     def is_due(self) -> bool:
-        """By the count of steps, and after the last one."""
+        """By the count of steps, and after the last one of a phase."""
         step, every = self._run.progress.step, self._run.config.checkpoint.every_steps
-        return step == self._run.config.num_steps or (every > 0 and step % every == 0)
+        return step == self._run.phase.until or (every > 0 and step % every == 0)
 
     def save(self, *, stopping: bool) -> None:
         """Writes a checkpoint of the current step; where that fails, nothing old is harmed and `saved_step` stays.
 
         While losses are not finite the weights may be the cause, so the last good checkpoint stays the newest, unless
-        the run is `stopping` or done, and none is removed.
+        the run is `stopping` or its phase done, and none is removed.
         """
         run, progress = self._run, self._run.progress
-        last = progress.step == run.config.num_steps
+        last = progress.step == run.phase.until
         if self.saved_step == progress.step or (progress.skipped_in_row and not stopping and not last):
             return
         self._saved_at = time.monotonic()
@@ -82,7 +82,9 @@ class Saver:
         run = self._run
         aside = aside_folder(run.run_dir, run.progress.step)
         try:
-            save_tensors(aside, run.stepper.model, inner_optimizer(run.stepper.optimizer))
+            stepper = run.stepper
+            average = None if stepper.ema is None else stepper.ema.state_dict()
+            save_tensors(aside, stepper.model, inner_optimizer(stepper.optimizer), average=average)
             if run.runtime.is_main:
                 run.state.grad_scaler = run.runtime.grad_scaler_state()
                 publish(aside, run.state, dump_config(run.config))

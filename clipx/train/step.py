@@ -5,10 +5,9 @@ tensor that the trainer reads one step later.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,14 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from clipx.counter_random import Stream, key
-from clipx.distributed.collectives import all_reduce
-from clipx.distributed.parallelize import no_sync
+from clipx.distributed.collectives import all_reduce, observed
+from clipx.distributed.parallelize import no_sync, whole
 from clipx.distributed.runtime import Runtime
 from clipx.losses import ContrastiveLoss
 from clipx.models.clip import CLIP
-from clipx.optim.optimizers import inner_optimizer, set_learning_rate
+from clipx.optim.ema import Ema
+from clipx.optim.optimizers import set_learning_rate, update
+from clipx.train.clock import Clock
 from clipx.train.grad_cache import cached_backward
 from clipx.types import BadSample, Batch, Embeddings
 
@@ -51,6 +52,12 @@ class StepOutcome:
     """Bad samples met by all ranks."""
     bad_here: tuple[BadSample, ...]
     """Those of this rank."""
+    num_tokens: int
+    """Real tokens of all texts."""
+    useful_flops: float
+    """What the model's arithmetic needs for all pairs (`clipx.models.flops`)."""
+    seconds: Mapping[str, float]
+    """Where this rank's time went: forward, loss, backward, optimizer; communication is a part of them."""
     launched_at: float
     """time.perf_counter() when the host had launched it."""
 
@@ -63,6 +70,7 @@ class PendingStep:
     lr: float
     bad_here: tuple[BadSample, ...]
     launched_at: float
+    clock: Clock
     stats: Tensor
     """On the host; filled once `filled` has happened."""
     filled: torch.cuda.Event | None
@@ -71,7 +79,7 @@ class PendingStep:
         """Waits for the device to finish this step, and for no later one."""
         if self.filled is not None:
             self.filled.synchronize()
-        loss, grad_norm, logit_scale, good, stop, save, num_bad = self.stats.tolist()
+        loss, grad_norm, logit_scale, good, stop, save, num_bad, num_tokens, useful_flops = self.stats.tolist()
         return StepOutcome(
             step=self.step,
             loss=loss,
@@ -83,6 +91,9 @@ class PendingStep:
             save=save > 0,
             num_bad=int(num_bad),
             bad_here=self.bad_here,
+            num_tokens=int(num_tokens),
+            useful_flops=useful_flops,
+            seconds=_sections(self.clock.seconds()),
             launched_at=self.launched_at,
         )
 
@@ -102,6 +113,12 @@ class Stepper:
     micro_batch_size: int
     clip_grad_norm: float | None
     seed: int
+    patch_drop: float
+    """Share of the patches that an image leaves out."""
+    useful_flops: Callable[[Batch], float]
+    """Of one step on a rank's batch."""
+    ema: Ema | None = None
+    """Average of the weights, brought up to date after each step."""
 
     def __call__(self, batch: Batch, *, step: int, requests: Requests) -> PendingStep:
         """Trains on this rank's part of one global batch.
@@ -111,43 +128,72 @@ class Stepper:
             step: optimizer steps taken before this one.
             requests: what this rank wants all ranks to do after the step.
         """
+        clock = Clock(self.runtime.device)
         lr = self.learning_rate(step)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
-        share = self._forward_backward(batch)
-        grad_norm = self._clip()
-        sums = torch.tensor([0.0, requests.stop, requests.save, len(batch.bad)], dtype=torch.float64)
-        sums = sums.to(share.device, non_blocking=True)
-        sums[0] = share.detach()
-        loss, stop, save, num_bad = all_reduce(sums, "sum", self.group).unbind()
-        good = torch.isfinite(loss) & torch.isfinite(grad_norm)
-        self._update(good)
-        logit_scale = self.towers.log_logit_scale.detach().exp().double().squeeze()
-        stats = torch.stack([loss, grad_norm.double(), logit_scale, good.double(), stop, save, num_bad])
+        with observed(partial(clock.measure, "communication")):
+            with clock.measure("towers and loss"):
+                share = self._forward_backward(batch, clock)
+            with clock.measure("optimizer"):
+                grad_norm = self._clip()
+            sums = self._sum_over_ranks(share, batch, requests)
+            good = torch.isfinite(sums[0]) & torch.isfinite(grad_norm)
+            with clock.measure("optimizer"):
+                self._update(good, step)
+        logit_scale = whole(self.towers.log_logit_scale.detach()).exp().double().squeeze()
+        loss, *others = sums.unbind()
+        stats = torch.stack([loss, grad_norm.double(), logit_scale, good.double(), *others])
         host_stats, filled = _copy_to_host(stats)
-        now = time.perf_counter()
-        return PendingStep(step=step + 1, lr=lr, bad_here=batch.bad, launched_at=now, stats=host_stats, filled=filled)
+        return PendingStep(
+            step=step + 1,
+            lr=lr,
+            bad_here=batch.bad,
+            launched_at=time.perf_counter(),
+            clock=clock,
+            stats=host_stats,
+            filled=filled,
+        )
 
     @property
     def group(self) -> ProcessGroup | None:
         """All ranks."""
         return self.runtime.group
 
-    def _forward_backward(self, batch: Batch) -> Tensor:
+    def _sum_over_ranks(self, share: Tensor, batch: Batch, requests: Requests) -> Tensor:
+        """Loss, stop, save, bad samples, tokens and useful FLOPs of all ranks: float64 (6,), on the device."""
+        flops = self.useful_flops(batch)
+        sums = torch.tensor(
+            [0.0, requests.stop, requests.save, len(batch.bad), batch.tokens_T.shape[0], flops], dtype=torch.float64
+        )
+        sums = sums.to(share.device, non_blocking=True)
+        sums[0] = share
+        return all_reduce(sums, "sum", self.group)
+
+    def _forward_backward(self, batch: Batch, clock: Clock) -> Tensor:
+        """This rank's share of the loss, detached; gradients are in the parameters."""
         pieces = [piece.to(self.runtime.device) for piece in batch.micro_batches(self.micro_batch_size)]
         ids_B = torch.cat([piece.sample_id_B for piece in pieces])
-        loss = partial(self.loss, group=self.group, ids_B=ids_B)
+
+        def forward(piece: Batch, number: int) -> Embeddings:
+            with clock.measure("forward"):
+                return self._forward(piece, number)
+
+        def loss(embeddings: Embeddings) -> Tensor:
+            with clock.measure("loss"):
+                return self.loss(embeddings, group=self.group, ids_B=ids_B)
+
         if len(pieces) > 1:
             quietly = partial(no_sync, self.model)
-            return cached_backward(pieces, forward=self._forward, loss=loss, backward=self._backward, no_sync=quietly)
-        share = loss(self._forward(pieces[0], 0))
+            return cached_backward(pieces, forward=forward, loss=loss, backward=self._backward, no_sync=quietly)
+        share = loss(forward(pieces[0], 0))
         self._backward(share)
         return share.detach()
 
     def _forward(self, piece: Batch, number: int) -> Embeddings:
         """Towers on one micro-batch; dropout is seeded here, so the gradient cache's second pass repeats the first."""
         torch.manual_seed(key(self.seed, Stream.DROPOUT, piece.index, number, self.runtime.rank))
-        embeddings: Embeddings = self.model(piece, seed=self.seed)
+        embeddings: Embeddings = self.model(piece, seed=self.seed, patch_drop=self.patch_drop)
         return embeddings
 
     def _backward(self, share: Tensor) -> None:
@@ -160,16 +206,19 @@ class Stepper:
         norm: Tensor = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         return norm
 
-    def _update(self, good: Tensor) -> None:
-        """The optimizer step, or none, decided on the device.
-
-        With fp16 the gradient scaler finds non-finite gradients by itself and passes `found_inf` to the same kernel.
-        """
-        inner: Any = inner_optimizer(self.optimizer)
-        inner.grad_scale = None
-        inner.found_inf = (~good).float()
-        self.optimizer.step()
+    def _update(self, good: Tensor, step: int) -> None:
+        """The optimizer step, or none."""
+        update(self.optimizer, good)
         self.towers.clamp_logit_scale_()
+        if self.ema is not None:
+            self.ema.update(good, step=step)
+
+
+def _sections(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The clock's readings as parts of a step: the backward pass is what the towers' time has left."""
+    backward = seconds["towers and loss"] - seconds["forward"] - seconds["loss"]
+    parts = {name: seconds[name] for name in ("forward", "loss", "optimizer")}
+    return {**parts, "backward": backward, "communication": seconds.get("communication", 0.0)}
 
 
 def _copy_to_host(stats: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

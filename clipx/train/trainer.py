@@ -19,6 +19,7 @@ from clipx.errors import InputError, RunError
 from clipx.evaluate.run import run_evaluation
 from clipx.train.build import Run, build_run
 from clipx.train.monitor import start_logging
+from clipx.train.profiling import Profiler
 from clipx.train.saving import Saver
 from clipx.train.signals import StopRequest, catch_stop_signals
 from clipx.train.status import Status, explain, write_failure, write_status
@@ -39,17 +40,29 @@ def train(config: RunConfig) -> int:
     with catch_stop_signals() as stop, start_runtime(config) as runtime:
         start_logging(is_main=runtime.is_main)
         run: Run | None = None
+        status: Status | None = None
         try:
-            run = build_run(config, runtime)
-            status = Loop(run, stop).fit()
+            while status is None:
+                run = build_run(config, runtime)
+                status = Loop(run, stop).fit()
+                if status is None:
+                    _end_phase(run)
         except Exception as error:
             explained = explain(error)
             step = 0 if run is None else run.progress.step
             if Path(config.run_dir).is_dir():
                 write_failure(Path(config.run_dir), explained, step=step, rank=runtime.rank)
             raise explained from error
+        assert run is not None
         _finish(run, status, reason=stop.reason)
     return status.exit_code
+
+
+def _end_phase(run: Run) -> None:
+    """Gives back what the phase held; the next one is built from its checkpoint."""
+    if run.runtime.is_main:
+        log.info("step %d: the next phase begins", run.progress.step)
+    run.runtime.release()
 
 
 def _finish(run: Run, status: Status, *, reason: str | None) -> None:
@@ -70,9 +83,18 @@ class Loop:
         self.stop = stop
         self.pending: PendingStep | None = None
         self.saver = Saver(run)
+        self.profiler = Profiler(
+            run.run_dir / "profile",
+            first_step=run.config.track.profile_step if run.runtime.is_main else 0,
+            num_steps=run.config.track.profile_steps,
+        )
 
-    def fit(self) -> Status:
-        """Trains to the last step or to a stop that all ranks agreed on."""
+    def fit(self) -> Status | None:
+        """Trains to the end of the phase, or to a stop that all ranks agreed on.
+
+        Returns:
+            How the run stands; None where another phase follows.
+        """
         run, progress = self.run, self.run.progress
         if progress.step == run.config.num_steps and not self.missing_evaluations():
             return Status.COMPLETE
@@ -80,16 +102,16 @@ class Loop:
             _open_folder(run)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         run.monitor.rewind(progress.step)
-        with run.monitor, closing(run.batches()) as batches:
+        with run.monitor, closing(run.batches()) as batches, closing(self.profiler):
             self.evaluate_if_due()  # what a kill between a save and its evaluation left undone
-            while progress.step < run.config.num_steps:
+            while progress.step < run.phase.until:
                 orders = self.advance(self.next_batch(batches))
                 if orders.stop or orders.save or self.saver.is_due():
                     self.save(stopping=orders.stop)
                 if orders.stop and progress.step < run.config.num_steps:
                     return Status.AGAIN
                 self.evaluate_if_due()
-        return Status.COMPLETE
+        return Status.COMPLETE if progress.step == run.config.num_steps else None
 
     def next_batch(self, batches: Generator[Batch]) -> Batch:
         """This rank's next batch, on the host."""
@@ -101,6 +123,7 @@ class Loop:
     def advance(self, batch: Batch) -> Requests:
         """Launches one step, then reads the one before; returns what all ranks were asked for in that one."""
         run, progress = self.run, self.run.progress
+        self.profiler.before_step(progress.step + 1)
         requests = Requests(stop=bool(self.stop), save=self.saver.is_late() and run.runtime.is_main)
         launched = run.stepper(batch, step=progress.step, requests=requests)
         progress.step += 1
@@ -167,10 +190,10 @@ class Loop:
         self.settle()
         self.saver.save(stopping=stopping)
         step = self.run.progress.step
-        if self.saver.saved_step != step and (stopping or step == self.run.config.num_steps):
+        if self.saver.saved_step != step and (stopping or step == self.run.phase.until):
             raise RunError(
-                f"the run ends at step {step}, and its checkpoint could not be written to {self.run.run_dir}; "
-                f"the newest good one is step {self.saver.saved_step}: free space and start again"
+                f"step {step} ends the run or its phase, and its checkpoint could not be written to "
+                f"{self.run.run_dir}; the newest good one is step {self.saver.saved_step}: free space and start again"
             )
 
     def evaluate_if_due(self) -> None:
@@ -179,8 +202,7 @@ class Loop:
         for name, path in self.missing_evaluations().items():
             self.settle()
             try:
-                with torch.no_grad(), run.runtime.accelerator.autocast():
-                    scores = run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
+                scores = self.evaluate(name)
             except InputError as error:  # the same on all ranks; an evaluation set is no reason to lose a run
                 if run.runtime.is_main:
                     log.error("EVALUATION %s OF STEP %d FAILED (%s); the run goes on", name, step, error)
@@ -189,6 +211,20 @@ class Loop:
                 _write_scores(path, {"step": step, "name": name, **scores})
                 run.monitor.track({f"eval/{name}/{metric}": value for metric, value in scores.items()}, step=step)
                 log.info("step %d  %s  %s", step, name, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+
+    def evaluate(self, name: str) -> dict[str, float]:
+        """The figures of the weights, and with `ema_` before their names those of their average, where one is kept."""
+        run = self.run
+
+        def score() -> dict[str, float]:
+            with torch.no_grad(), run.runtime.accelerator.autocast():
+                return run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
+
+        scores = score()
+        if run.stepper.ema is not None:
+            with run.stepper.ema.swapped():
+                scores |= {f"ema_{metric}": value for metric, value in score().items()}
+        return scores
 
     def missing_evaluations(self) -> dict[str, Path]:
         """The evaluations due at the current step whose result file does not exist, with that file."""

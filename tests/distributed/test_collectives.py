@@ -24,6 +24,8 @@ def everything(dtype: torch.dtype) -> dict[str, object]:
         "scattered": collectives.reduce_scatter_sum(mine, group),
         "sum": collectives.all_reduce(mine.clone(), "sum", group),
         "max": collectives.all_reduce(mine.clone(), "max", group),
+        "shifted": collectives.start_shift(strided, group)(),
+        "group": collectives.named_group(group.group_name) is group,
         "objects": collectives.gather_objects({"rank": rank}, group),
         "alone": collectives.all_gather(mine, None),
     }
@@ -39,6 +41,8 @@ def test_on_several_ranks(world_size: int, dtype: torch.dtype) -> None:
         assert result["place"] == (rank, world_size)
         strided = [mine.repeat(1, 2)[:, ::2] for mine in parts]
         assert torch.equal(result["gathered"], torch.cat(strided))
+        assert torch.equal(result["shifted"], strided[(rank - 1) % world_size])
+        assert result["group"]
         assert torch.equal(result["scattered"], total[rank * rows : (rank + 1) * rows])
         assert torch.equal(result["sum"], total)
         assert torch.equal(result["max"], parts[-1])
@@ -51,5 +55,7 @@ def test_alone_there_is_nothing_to_do() -> None:
     assert (collectives.rank(None), collectives.world_size(None)) == (0, 1)
     assert collectives.all_gather(x, None) is x
     assert collectives.reduce_scatter_sum(x, None) is x
+    assert collectives.start_shift(x, None)() is x
+    assert collectives.named_group("") is None
     assert collectives.all_reduce(x, "max", None) is x
     assert collectives.gather_objects("x", None) == ["x"]

@@ -1,5 +1,8 @@
 """The losses on 1, 2 and 4 processes against the textbook on the whole batch, through a real model under DDP."""
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -42,8 +45,9 @@ def _model() -> CLIP:
     return build_model(MODEL, vocab_size=20, seed=0).double()
 
 
-def _loss(name: str, tile_size: int = TILE_SIZE) -> ContrastiveLoss:
-    return InfoNCELoss(tile_size=tile_size) if name == "info_nce" else SigmoidLoss(tile_size=tile_size)
+def _loss(name: str, tile_size: int = TILE_SIZE, exchange: Literal["gather", "ring"] = "gather") -> ContrastiveLoss:
+    kind = InfoNCELoss if name == "info_nce" else SigmoidLoss
+    return kind(tile_size=tile_size, exchange=exchange)
 
 
 def _textbook(name: str, embeddings: Embeddings, ids_G: Tensor | None, positive_ids_G: Tensor | None) -> Tensor:
@@ -77,7 +81,7 @@ def _leaves(embeddings: Embeddings) -> list[Tensor]:
     return leaves
 
 
-def step_under_ddp(loss_name: str, ids: str) -> dict[str, object]:
+def step_under_ddp(loss_name: str, ids: str, exchange: Literal["gather", "ring"]) -> dict[str, object]:
     """One backward pass on this rank's part; the gradients of embeddings are those of W times the loss."""
     group, size, rank = dist.group.WORLD, dist.get_world_size(), dist.get_rank()
     model = DistributedDataParallel(_model())
@@ -86,7 +90,7 @@ def step_under_ddp(loss_name: str, ids: str) -> dict[str, object]:
     ids_G, positive_ids_G = IDS[ids]
     embeddings = model(part, seed=0)
     leaves = _leaves(embeddings)
-    share = _loss(loss_name)(
+    share = _loss(loss_name, exchange=exchange)(
         embeddings,
         group=group,
         ids_B=None if ids_G is None else ids_G[here],
@@ -102,9 +106,13 @@ def step_under_ddp(loss_name: str, ids: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("loss_name", ["info_nce", "sigmoid"])
-@pytest.mark.parametrize("ids", IDS)
-def test_every_gradient_under_ddp_is_the_textbooks(world_size: int, loss_name: str, ids: str) -> None:
-    results = run_ranks(step_under_ddp, world_size, loss_name, ids)
+@pytest.mark.parametrize(
+    ("ids", "exchange"), [(name, "gather") for name in IDS] + [("plain", "ring"), ("both", "ring")]
+)
+def test_every_gradient_under_ddp_is_the_textbooks(
+    world_size: int, loss_name: str, ids: str, exchange: Literal["gather", "ring"]
+) -> None:
+    results = run_ranks(step_under_ddp, world_size, loss_name, ids, exchange)
 
     model = _model()
     embeddings = model(_batch(), seed=0)
@@ -127,6 +135,76 @@ def test_every_gradient_under_ddp_is_the_textbooks(world_size: int, loss_name: s
     assert model.log_logit_scale.grad.abs() > 1e-6  # an unused temperature would compare equal
 
 
+WIDTHS = (48, 512, 640)
+BATCH = 7  # of a rank; odd
+CASES = [
+    (width, name, exchange) for width in WIDTHS for name in ("info_nce", "sigmoid") for exchange in ("gather", "ring")
+]
+
+
+def _float64_embeddings(size: int, width: int) -> Embeddings:
+    """Pairs like those of a model in training: texts near their images, a large multiplier."""
+    generator = torch.Generator().manual_seed(width)
+    image_GD, noise_GD = torch.randn(2, size, width, generator=generator, dtype=torch.float64)
+    scale, bias = (torch.full((1,), value, dtype=torch.float64, requires_grad=True) for value in (40.0, -10.0))
+    return Embeddings(
+        image_BD=torch.nn.functional.normalize(image_GD, dim=1).requires_grad_(),
+        text_BD=torch.nn.functional.normalize(image_GD + noise_GD, dim=1).requires_grad_(),
+        logit_scale=scale,
+        logit_bias=bias,
+    )
+
+
+def all_widths() -> list[list[Tensor]]:
+    """Of every case this rank's share and its gradients for images, texts, scale and bias."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    results = []
+    for width, name, exchange in CASES:
+        whole = _float64_embeddings(BATCH * world_size, width)
+        parts = [x.detach().chunk(world_size)[rank].requires_grad_() for x in (whole.image_BD, whole.text_BD)]
+        embeddings = replace(whole, image_BD=parts[0], text_BD=parts[1])
+        share = _loss(name, exchange=exchange)(embeddings, group=dist.group.WORLD)
+        results.append([share.detach(), *torch.autograd.grad(share, [*parts, whole.logit_scale, whole.logit_bias])])
+    return results
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_width_and_exchange_gives_the_textbooks_gradients(world_size: int) -> None:
+    for (width, name, exchange), ranks in zip(CASES, zip(*run_ranks(all_widths, world_size), strict=True), strict=True):
+        shares, images, texts, scales, biases = zip(*ranks, strict=True)
+        whole = _float64_embeddings(BATCH * world_size, width)
+        leaves = _leaves(whole)
+        expected = _textbook(name, whole, None, None)
+        expected.backward()
+        found = [sum(shares), torch.cat(images), torch.cat(texts), sum(scales), sum(biases)]
+        wanted = [expected.detach(), *(torch.zeros(1) if leaf.grad is None else leaf.grad for leaf in leaves)]
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other.double(), rtol=0, atol=1e-10, msg=f"{width} {name} {exchange}")
+
+
+def compiled_step() -> list[Tensor]:
+    """A compiled caller's gradients beside the plain one's."""
+    group = dist.group.WORLD
+    losses = [_loss(name, exchange=exchange) for _, name, exchange in CASES[:4]]
+    pairs = _random_embeddings(dist.get_rank(), 5, 6)
+
+    def step(image_BD: Tensor, text_BD: Tensor) -> Tensor:
+        embeddings = Embeddings(
+            image_BD=image_BD, text_BD=text_BD, logit_scale=pairs.logit_scale, logit_bias=pairs.logit_bias
+        )
+        return torch.stack([loss(embeddings, group=group, ids_B=torch.arange(5)) for loss in losses]).sum()
+
+    inputs = (pairs.image_BD, pairs.text_BD)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    return [gradient for call in (step, compiled) for gradient in torch.autograd.grad(call(*inputs), inputs)]
+
+
+def test_a_compiled_caller_goes_on_on_several_ranks() -> None:
+    for image, text, compiled_image, compiled_text in run_ranks(compiled_step, 2):
+        assert torch.equal(image, compiled_image)
+        assert torch.equal(text, compiled_text)
+
+
 class LargestTensor(TorchDispatchMode):
     """Records, by dtype, the number of elements of the largest tensor that any operation returns."""
 
@@ -143,13 +221,15 @@ class LargestTensor(TorchDispatchMode):
         return output
 
 
-def largest_tensors(loss_name: str, tile_size: int, with_ids: bool) -> dict[torch.dtype, int]:
+def largest_tensors(
+    loss_name: str, tile_size: int, with_ids: bool, exchange: Literal["gather", "ring"]
+) -> dict[torch.dtype, int]:
     """Element counts of the largest tensors that forward and backward make on this rank, by dtype."""
     b, d = 96, 5
     inputs = _random_embeddings(dist.get_rank(), b, d)
     ids_B = torch.arange(b) // 2 if with_ids else None
     with LargestTensor() as seen:
-        loss = _loss(loss_name, tile_size)
+        loss = _loss(loss_name, tile_size, exchange)
         share = loss(inputs, group=dist.group.WORLD, ids_B=ids_B, positive_ids_B=ids_B)
         share.backward()
     return seen.elements
@@ -167,11 +247,15 @@ def _random_embeddings(seed: int, b: int, d: int) -> Embeddings:
 
 @pytest.mark.parametrize("loss_name", ["info_nce", "sigmoid"])
 @pytest.mark.parametrize("with_ids", [False, True])
-def test_nothing_is_larger_than_a_tile_or_the_inputs(loss_name: str, with_ids: bool) -> None:
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_nothing_is_larger_than_a_tile_or_the_inputs(
+    loss_name: str, with_ids: bool, exchange: Literal["gather", "ring"]
+) -> None:
     world_size, b, d, tile_size = 4, 96, 5, 16
-    for elements in run_ranks(largest_tensors, world_size, loss_name, tile_size, with_ids):
-        largest_text_slice, whole_texts = tile_size * d, world_size * b * d
-        assert elements[torch.bfloat16] == whole_texts  # gathered in the towers' dtype, once
+    for elements in run_ranks(largest_tensors, world_size, loss_name, tile_size, with_ids, exchange):
+        largest_text_slice = 2 * tile_size * d
+        # Gathered in the towers' dtype, once, or never more than one rank's.
+        assert elements[torch.bfloat16] == (world_size * b * d if exchange == "gather" else b * d)
         assert elements[torch.float32] <= max(tile_size**2, b * d, world_size * b, largest_text_slice)
         assert elements.get(torch.bool, 0) <= tile_size**2
 

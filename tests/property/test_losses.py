@@ -1,5 +1,7 @@
 """The loss and its gradients do not depend on the tile size, the order of the pairs or the number of ranks."""
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -66,21 +68,29 @@ def test_unchanged_by_the_order_of_the_pairs(
     torch.testing.assert_close(permuted, straight, **CLOSE)
 
 
-def on_this_rank(loss_name: str, tile_size: int, pairs: tuple[Tensor, ...]) -> list[Tensor]:
+def on_this_rank(
+    loss_name: str, tile_size: int, exchange: Literal["gather", "ring"], pairs: tuple[Tensor, ...]
+) -> list[Tensor]:
     size = len(pairs[0]) // dist.get_world_size()
     here = slice(dist.get_rank() * size, (dist.get_rank() + 1) * size)
-    loss = LOSSES[loss_name](tile_size=tile_size)
+    loss = LOSSES[loss_name](tile_size=tile_size, exchange=exchange)
     return value_and_gradients(loss, tuple(part[here] for part in pairs), dist.group.WORLD)
 
 
 @either_loss
 @settings(deadline=None, max_examples=8)
-@given(seed=seeds, size=st.integers(1, 9), world_size=st.integers(2, 4), tile_size=st.integers(1, 20))
+@given(
+    seed=seeds,
+    size=st.integers(1, 9),
+    world_size=st.integers(2, 4),
+    tile_size=st.integers(1, 20),
+    exchange=st.sampled_from(["gather", "ring"]),
+)
 def test_unchanged_by_the_number_of_ranks(
-    loss_name: str, seed: int, size: int, world_size: int, tile_size: int
+    loss_name: str, seed: int, size: int, world_size: int, tile_size: int, exchange: Literal["gather", "ring"]
 ) -> None:
     pairs = draw_pairs(seed, size * world_size)
-    ranks = run_ranks(on_this_rank, world_size, loss_name, tile_size, pairs)
+    ranks = run_ranks(on_this_rank, world_size, loss_name, tile_size, exchange, pairs)
     shares, images, texts, scales, biases = zip(*ranks, strict=True)
     together = [sum(shares), torch.cat(images), torch.cat(texts), sum(scales), sum(biases)]
     alone = value_and_gradients(LOSSES[loss_name](), pairs)

@@ -11,7 +11,8 @@ from clipx.checkpoint.store import aside_folder, publish, save_tensors
 from clipx.config.model import HuggingFaceTextConfig
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
-from clipx.pretrained import Pretrained, find_model, load
+from clipx.models.clip import build_model
+from clipx.pretrained import Pretrained, find_model, load, start_from
 
 TEXTS = ["a photo of a cat", "x"]
 
@@ -167,3 +168,29 @@ def test_loading_needs_none_of_the_weights_that_training_started_from():
     assert stripped.image.pretrained is False
     assert isinstance(stripped.text, HuggingFaceTextConfig)
     assert stripped.text.pretrained is False
+
+
+def test_another_run_starts_from_stored_weights(run_dir, pretrained):
+    model = build_model(pretrained.config, vocab_size=pretrained.tokenizer.vocab_size, seed=3)
+    start_from(run_dir, model)
+    stored = pretrained.model.state_dict()
+    assert all(value.equal(stored[name]) for name, value in model.state_dict().items())
+
+
+def test_positions_are_fitted_to_another_image_size_and_a_shorter_context(run_dir, pretrained):
+    config = tiny_model_config(image={"image_size": 40}, text={"context_length": 9})
+    model = build_model(config, vocab_size=pretrained.tokenizer.vocab_size, seed=3)
+    start_from(run_dir, model)
+    ours, stored = model.state_dict(), pretrained.model.state_dict()
+    changed = {name for name, value in ours.items() if value.shape != stored[name].shape}
+    assert changed == {"image_tower.trunk.pos_embed", "text_tower.position_embedding.weight"}
+    assert ours["text_tower.position_embedding.weight"].equal(stored["text_tower.position_embedding.weight"][:9])
+    image, before = ours["image_tower.trunk.pos_embed"], stored["image_tower.trunk.pos_embed"]
+    assert image[:, 0].equal(before[:, 0])  # the class token's
+    torch.testing.assert_close(image[:, 1:].mean(1), before[:, 1:].mean(1), atol=0.05, rtol=0)
+
+
+def test_a_start_from_another_architecture_is_refused(run_dir, pretrained):
+    model = build_model(tiny_model_config(text={"layers": 4}), vocab_size=pretrained.tokenizer.vocab_size, seed=3)
+    with pytest.raises(InputError, match=r"another architecture than `model`: text_tower.blocks.3.*and 11 more differ"):
+        start_from(run_dir, model)

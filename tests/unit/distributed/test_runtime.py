@@ -1,9 +1,14 @@
 import os
+from contextlib import nullcontext
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch.distributed as dist
+from tiny import tiny_config
 
-from clipx.distributed.runtime import _adopt_slurm_ranks
+from clipx.distributed.runtime import _adopt_slurm_ranks, _check_fp8, _check_machine, start_runtime
+from clipx.errors import InputError
 
 TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SRUN = {
@@ -48,3 +53,57 @@ def test_a_lone_process_stays_alone(environment: dict[str, str]) -> None:
 def test_torchrun_inside_of_slurm_has_the_word() -> None:
     own = {"RANK": "0", "WORLD_SIZE": "2"}
     assert adopted(SRUN | own) == own
+
+
+GPU_RULES = {
+    "precision=fp16": "precision=fp16 needs a GPU",
+    "precision=fp8": "precision=fp8 needs a GPU of compute capability 8.9",
+    "parallel={type: fsdp2, cpu_offload: true}": "parallel.cpu_offload=true",
+}
+
+
+@pytest.mark.parametrize("override", GPU_RULES)
+def test_what_needs_a_gpu_says_so(override: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "none.tar", override)
+    with (
+        patch("torch.cuda.is_available", return_value=False),
+        pytest.raises(InputError, match=GPU_RULES[override]),
+        start_runtime(config),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "message"),
+    [
+        ((8, 0), True, "8.9 or higher .*, and here is A100, 8.0; use bf16"),
+        ((9, 0), False, "needs torchao, which is not installed"),
+        ((8, 9), True, None),
+    ],
+)
+def test_fp8_wants_the_gpu_and_torchao(capability: tuple[int, int], installed: bool, message: str | None) -> None:
+    with (
+        patch("torch.cuda.is_available", return_value=True),
+        patch("torch.cuda.get_device_capability", return_value=capability),
+        patch("torch.cuda.get_device_name", return_value="A100"),
+        patch("importlib.util.find_spec", return_value=object() if installed else None),
+        nullcontext() if message is None else pytest.raises(InputError, match=message),
+    ):
+        _check_fp8()
+
+
+def test_accelerate_launched_for_fsdp_wants_fsdp(tmp_path: Path) -> None:
+    with patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true"}):
+        with pytest.raises(InputError, match=r"parallel\.type=ddp; set parallel\.type=fsdp2"):
+            _check_machine(tiny_config(tmp_path, "none.tar"))
+        _check_machine(tiny_config(tmp_path, "none.tar", "parallel.type=fsdp2"))
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
+def test_fsdp2_alone_has_a_group_of_one(tmp_path: Path) -> None:
+    with start_runtime(tiny_config(tmp_path, "none.tar", "parallel.type=fsdp2")) as runtime:
+        assert runtime.group is not None
+        assert runtime.world_size == dist.get_world_size() == 1
+    assert not dist.is_initialized()
+    with start_runtime(tiny_config(tmp_path, "none.tar")) as runtime:
+        assert runtime.group is None

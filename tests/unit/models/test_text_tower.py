@@ -1,15 +1,17 @@
 """Text towers: exactness of the packed interface, agreement with transformers, initialisation, bad input."""
 
-from pathlib import Path
+import dataclasses
 
 import pytest
 import torch
+from reference.text_tower import padded
 from torch import Tensor
-from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5Model
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from clipx.config.model import HuggingFaceTextConfig, TransformerTextConfig
-from clipx.errors import InputError
-from clipx.models.text_tower import HuggingFaceTextTower, TextTower, build_text_tower, unpack_tokens
+from clipx.config.model import TransformerTextConfig
+from clipx.models.text_tower import TextTower, build_text_tower
 
 VOCABULARY = 30
 END = VOCABULARY - 1
@@ -17,20 +19,17 @@ CONFIG = TransformerTextConfig(width=32, layers=2, heads=4, context_length=12)
 LENGTHS_B = torch.tensor([3, 12, 1, 7])
 
 
-def tower(config: TransformerTextConfig | HuggingFaceTextConfig = CONFIG) -> torch.nn.Module:
+def tower(config: TransformerTextConfig = CONFIG) -> TextTower:
     torch.manual_seed(0)
-    return build_text_tower(config, vocab_size=VOCABULARY, embed_dim=8)
+    model = build_text_tower(config, vocab_size=VOCABULARY, embed_dim=8)
+    assert isinstance(model, TextTower)
+    return model
 
 
 def texts() -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     drawn = [torch.randint(0, END, (int(length),), generator=generator) for length in LENGTHS_B]
     return [torch.cat((text[:-1], torch.tensor([END]))) for text in drawn]
-
-
-def test_unpack_lays_texts_out_as_rows() -> None:
-    rows = unpack_tokens(torch.tensor([5, 6, 7, 8, 9, 4]), torch.tensor([2, 1, 3]), max_length=4, fill=-1)
-    assert rows.tolist() == [[5, 6, -1, -1], [7, -1, -1, -1], [8, 9, 4, -1]]
 
 
 def test_a_text_alone_is_the_same_as_in_company_and_under_any_bound() -> None:
@@ -41,6 +40,63 @@ def test_a_text_alone_is_the_same_as_in_company_and_under_any_bound() -> None:
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
     short = model(torch.cat(texts()[2:]), LENGTHS_B[2:], max_length=7)
     torch.testing.assert_close(together[2:], short, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("lengths", [[3, 24, 1, 17, 7], [1, 1, 1], [5, 5, 5, 5], [24, 24], [9], [1]])
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_is_the_padded_tower_in_value_and_every_gradient(
+    dtype: torch.dtype, tolerance: float, lengths: list[int], bucketed: bool
+) -> None:
+    model = tower(dataclasses.replace(CONFIG, context_length=24)).to(dtype)
+    for parameter in model.parameters():  # biases and gains too, which start at 0 and 1
+        torch.nn.init.normal_(parameter, std=0.2)
+    tokens_T = torch.randint(VOCABULARY, (sum(lengths),), generator=torch.Generator().manual_seed(3))
+    lengths_B = torch.tensor(lengths)
+    weight_BD = torch.randn(len(lengths), 8, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    expected = padded(model, tokens_T, lengths_B, length=24)
+    wanted = torch.autograd.grad((expected * weight_BD).sum(), list(model.parameters()))
+    model.bucketed = bucketed
+    found = model(tokens_T, lengths_B, max_length=max(lengths))
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(found, expected, **close)
+    gradients = torch.autograd.grad((found * weight_BD).sum(), list(model.parameters()))
+    for (name, _), ours, theirs in zip(model.named_parameters(), gradients, wanted, strict=True):
+        scale = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours / scale, theirs / scale, **close, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_only_real_tokens_go_through_the_linear_layers_and_only_end_tokens_through_the_last() -> None:
+    model = tower()
+    rows: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, inputs, output, name=name: rows.update({name: len(output)}))
+    model(torch.cat(texts()), LENGTHS_B, max_length=12)
+    assert rows == {
+        **{f"blocks.0.{name}": 23 for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")},
+        "blocks.1.attn.qkv": 23,  # keys and values of all
+        **{f"blocks.1.{name}": 4 for name in ("attn.proj", "mlp.fc1", "mlp.fc2")},
+        "projection": 4,
+    }
+
+
+@pytest.mark.parametrize(("dynamic", "most"), [(True, 2), (None, 4)])
+def test_compiled_blocks_are_compiled_a_bounded_number_of_times(dynamic: bool | None, most: int) -> None:
+    """One graph for all blocks but the last and one for that; both again if only a second shape shows what varies."""
+    torch.compiler.reset()
+    model, plain = tower(), tower()
+    model.bucketed = True
+    counter = CompileCounter()
+    for block in model.blocks:
+        block.compile(backend=counter, dynamic=dynamic, fullgraph=True)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(12):
+        lengths_B = torch.randint(3, 13, (20,), generator=generator)
+        tokens_T = torch.randint(VOCABULARY, (int(lengths_B.sum()),), generator=generator)
+        found = model(tokens_T, lengths_B, max_length=int(lengths_B.max()))
+        torch.testing.assert_close(found, plain(tokens_T, lengths_B, max_length=12), rtol=1e-5, atol=1e-5)
+    assert 2 <= counter.frame_count <= most
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -63,7 +119,7 @@ def test_agrees_with_transformers_clip(activation: str) -> None:
         )
     ).double()
     theirs.load_state_dict(transformers_names(model.state_dict()), strict=True)
-    rows = unpack_tokens(torch.cat(texts()), LENGTHS_B, max_length=12)
+    rows = torch.stack([functional.pad(text, (0, 12 - len(text))) for text in texts()])
     ours = model(torch.cat(texts()), LENGTHS_B, max_length=12)
     torch.testing.assert_close(ours, theirs.eval()(input_ids=rows).text_embeds, rtol=1e-10, atol=1e-10)
 
@@ -116,80 +172,8 @@ def test_a_bound_above_the_context_is_our_bug() -> None:
         tower()(torch.cat(texts()), LENGTHS_B, max_length=13)
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a tiny BERT that has dropout and a pooler."""
-    folder = tmp_path_factory.mktemp("bert")
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=12, **shape)).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("pool", ["cls", "mean", "last"])
-def test_huggingface_tower_pools_real_tokens_only(bert: str, pool: str) -> None:
-    model = tower(HuggingFaceTextConfig(name=bert, context_length=12, pool=pool)).train()
-    assert isinstance(model, HuggingFaceTextTower)
-    together = model(torch.cat(texts()), LENGTHS_B, max_length=12)
-    original = BertModel.from_pretrained(bert).eval()
-    for i, text in enumerate(texts()):
-        hidden = original(input_ids=text[None]).last_hidden_state[0]
-        pooled = {"cls": hidden[0], "mean": hidden.mean(0), "last": hidden[-1]}[pool]
-        # In training too: the towers have no dropout.
-        torch.testing.assert_close(together[i], model.projection(pooled), rtol=1e-4, atol=1e-5)
-
-
-def test_huggingface_tower_gives_every_parameter_a_gradient(bert: str) -> None:
-    model = tower(HuggingFaceTextConfig(name=bert, context_length=12)).train()
-    model(torch.cat(texts()), LENGTHS_B, max_length=12).sum().backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-def test_huggingface_tower_without_weights_draws_its_own(bert: str) -> None:
-    loaded, fresh = (
-        tower(HuggingFaceTextConfig(name=bert, context_length=12, pretrained=pretrained))
-        for pretrained in (True, False)
-    )
-    name = "encoder.embeddings.word_embeddings.weight"
-    assert torch.equal(loaded.state_dict()[name], BertModel.from_pretrained(bert).embeddings.word_embeddings.weight)
-    assert not torch.equal(loaded.state_dict()[name], fresh.state_dict()[name])
-
-
-def test_huggingface_tower_takes_the_encoder_of_an_encoder_decoder(tmp_path: Path) -> None:
-    T5Model(T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).save_pretrained(
-        tmp_path
-    )
-    model = tower(HuggingFaceTextConfig(name=str(tmp_path), context_length=12)).train()
-    model(torch.cat(texts()), LENGTHS_B, max_length=12).sum().backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "vocabulary", "message"),
-    [
-        ({"name": "no/such/folder"}, VOCABULARY, "model.text.name=no/such/folder.*not there"),
-        ({}, VOCABULARY + 1, "embeds 30 tokens, the tokenizer has 31"),
-        ({"context_length": 13}, VOCABULARY, "context_length=13 is above the 12 positions"),
-    ],
-)
-def test_bad_huggingface_models_are_input_errors(
-    bert: str, changes: dict[str, object], vocabulary: int, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    config = HuggingFaceTextConfig(**{"name": bert, "context_length": 12} | changes)
-    with pytest.raises(InputError, match=message) as caught:
-        build_text_tower(config, vocab_size=vocabulary, embed_dim=8)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_model_of_pictures_and_text_is_no_text_encoder(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(InputError, match="a clip model is no text encoder"):
-        tower(HuggingFaceTextConfig(name=str(tmp_path)))
-
-
 def test_text_tower_is_what_the_config_describes() -> None:
     model = tower(TransformerTextConfig(width=32, layers=3, heads=4, context_length=12, mlp_ratio=2.0))
-    assert isinstance(model, TextTower)
     assert len(model.blocks) == 3
     assert model.blocks[0].mlp.fc1.out_features == 64
     assert model.projection.bias is None

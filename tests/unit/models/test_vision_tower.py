@@ -9,7 +9,8 @@ import torch
 
 from clipx.config.model import TimmImageConfig
 from clipx.errors import InputError
-from clipx.models.vision_tower import VisionTower, build_vision_tower
+from clipx.models.patch_drop import patch_keys
+from clipx.models.vision_tower import VisionTower, build_vision_tower, check_image_size, check_patch_drop
 
 OPTIONS = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
@@ -30,16 +31,19 @@ def pictures(number: int = 3, size: int = 16) -> torch.Tensor:
 
 def test_pixels_are_normalised_in_float32() -> None:
     model = tower(mean=(0.5, 0.25, 0.1), std=(0.5, 0.2, 0.3))
-    pixels = model.normalize(pictures())
-    scaled = pictures().permute(0, 3, 1, 2).double() / 255
-    expected = (scaled - torch.tensor([0.5, 0.25, 0.1]).view(3, 1, 1)) / torch.tensor([0.5, 0.2, 0.3]).view(3, 1, 1)
+    before = pictures()
+    pixels = model.normalize(before)
+    expected = (pictures().double() / 255 - torch.tensor([0.5, 0.25, 0.1])) / torch.tensor([0.5, 0.2, 0.3])
+    assert torch.equal(before, pictures())
     assert pixels.dtype == torch.float32
     torch.testing.assert_close(pixels.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_clip_vit_pools_the_class_token_after_the_final_norm() -> None:
     model = tower().eval()
-    tokens_BNC = model.trunk.forward_features(model.normalize(pictures()))
+    theirs = timm.create_model("vit_base_patch32_clip_224", img_size=16, num_classes=0, **OPTIONS).eval()
+    theirs.load_state_dict(model.trunk.state_dict())
+    tokens_BNC = theirs.forward_features(model.normalize(pictures()).permute(0, 3, 1, 2))
     assert tokens_BNC.shape == (3, 1 + 4, 32)
     torch.testing.assert_close(model(pictures()), model.projection(tokens_BNC[:, 0]))
     assert model.trunk.norm.eps == model.trunk.norm_pre.eps == model.trunk.blocks[0].norm1.eps == 1e-5
@@ -105,6 +109,56 @@ def test_a_weight_file_of_another_size_has_its_positions_resampled(tmp_path: Pat
     torch.save(tower().trunk.state_dict(), file)
     larger = tower(image_size=32, pretrained=str(file))
     assert larger(pictures(2, size=32)).shape == (2, 8)
+
+
+def test_patch_dropout_is_asked_for_by_the_call_and_leaves_no_trace() -> None:
+    model = tower(image_size=32, patch_drop=0.5).train()
+    keys_B = patch_keys(0, 0, torch.arange(3))
+    whole = model(pictures(size=32))
+    part = model(pictures(size=32), keys_B, patch_drop=0.5)
+    assert not torch.allclose(part, whole)
+    assert torch.equal(model(pictures(size=32), keys_B), whole)
+    assert torch.equal(model.eval()(pictures(size=32), keys_B, patch_drop=0.5), part)
+
+
+def test_patch_dropout_without_keys_is_our_bug() -> None:
+    with pytest.raises(AssertionError, match="keys"):
+        tower()(pictures(), patch_drop=0.5)
+
+
+def test_patch_dropout_of_other_models() -> None:
+    model = tower(name="resnet10t", options={})
+    check_patch_drop(tower(), 0.5, name="stages.first.patch_drop")
+    check_patch_drop(model, 0.0, name="stages.first.patch_drop")
+    with pytest.raises(InputError, match=r"stages\.first\.patch_drop=0\.5 needs a plain ViT.* is a ResNet") as caught:
+        check_patch_drop(model, 0.5, name="stages.first.patch_drop")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "size", "message"),
+    [
+        ("vit_base_patch32_clip_224", 16, 24, None),
+        ("vit_base_patch32_clip_224", 20, 20, None),  # its own size, with pixels that no patch covers
+        ("vit_base_patch32_clip_224", 16, 20, "small=20 is no multiple of .* 8 x 8 pixels; nearest that are: 16, 24"),
+        ("vit_base_patch32_clip_224", 16, 4, "nearest that are: 8$"),
+        ("resnet10t", 32, 40, None),
+        ("swin_tiny_patch4_window7_224", 64, 64, None),
+        ("swin_tiny_patch4_window7_224", 64, 96, "small=96: the image tower, a SwinTransformer, does not take it"),
+    ],
+)
+def test_image_sizes_of_a_stage(name: str, full: int, size: int, message: str | None) -> None:
+    options = OPTIONS if name.startswith("vit") else {}
+    model = tower(name=name, image_size=full, options=options | ({"depths": (1, 1, 1, 1)} if "swin" in name else {}))
+    state = torch.get_rng_state()
+    if message is None:
+        check_image_size(model, size, name="small")
+    else:
+        with pytest.raises(InputError, match=message) as caught:
+            check_image_size(model, size, name="small")
+        assert "\n" not in str(caught.value)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert message is not None or model(pictures(2, size=size)).shape == (2, 8)
 
 
 @pytest.mark.parametrize(

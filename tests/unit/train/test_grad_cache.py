@@ -1,4 +1,6 @@
+import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -80,18 +82,76 @@ def test_gradients_are_those_of_the_whole_batch(batch: Batch, size: int) -> None
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12, msg=name)
 
 
-def test_synchronises_in_the_last_piece_only(batch: Batch) -> None:
-    open_contexts: list[str] = []
+def test_the_last_backward_pass_alone_synchronises(batch: Batch) -> None:
+    quiet, passes = [False], []
 
     class Recorded:
         def __enter__(self) -> None:
-            open_contexts.append("open")
+            quiet[0] = True
 
         def __exit__(self, *_: object) -> None:
-            open_contexts.append("close")
+            quiet[0] = False
 
     model = Toy().double()
-    backward = partial(Tensor.backward)
-    cached_backward(batch.micro_batches(5), forward=model, loss=textbook, backward=backward, no_sync=Recorded)
-    # once around the first pass over both pieces, once around the first piece of the second pass
-    assert open_contexts == ["open", "close"] * 2
+
+    def forward(piece: Batch, number: int) -> Embeddings:
+        passes.append((number, torch.is_grad_enabled(), quiet[0]))
+        embeddings = model(piece, number)
+        if embeddings.image_BD.requires_grad:
+            embeddings.image_BD.register_hook(lambda _: passes.append((number, "backward", quiet[0])))
+        return embeddings
+
+    cached_backward(
+        batch.micro_batches(4), forward=forward, loss=textbook, backward=partial(Tensor.backward), no_sync=Recorded
+    )
+    assert passes == [
+        (0, False, True),
+        (1, False, True),
+        (2, True, True),  # the last one keeps its graph over the loss
+        (2, "backward", True),
+        (0, True, True),
+        (0, "backward", True),
+        (1, True, False),
+        (1, "backward", False),
+    ]
+
+
+def test_one_graph_lives_at_a_time(batch: Batch) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+    model = Toy().double()
+
+    def forward(piece: Batch, number: int) -> Embeddings:
+        nonlocal most
+        embeddings = model(piece, number)
+        if torch.is_grad_enabled():
+            inner = embeddings.image_BD.sin()  # a tensor that only the graph below keeps
+            alive.append(weakref.ref(inner))
+            embeddings = replace(embeddings, image_BD=inner.square())
+            most = max(most, sum(reference() is not None for reference in alive))
+        return embeddings
+
+    cached_backward(
+        batch.micro_batches(2),
+        forward=forward,
+        loss=textbook,
+        backward=lambda loss: loss.backward(),
+        no_sync=nullcontext,
+    )
+    assert len(alive) == 5
+    assert most == 1
+
+
+def test_what_the_loss_leaves_out_has_gradient_zero(batch: Batch) -> None:
+    model = Toy().double()
+    cached_backward(
+        batch.micro_batches(5),
+        forward=model,
+        loss=lambda embeddings: embeddings.image_BD.square().sum() + embeddings.image_BD.sum(),
+        backward=lambda loss: loss.backward(),
+        no_sync=nullcontext,
+    )
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())  # DDP waits for every one
+    assert gradients["image.0.weight"].abs().max() > 0
+    assert all(gradients[name].abs().max() == 0 for name in ("text.weight", "log_logit_scale", "logit_bias"))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from clipx.errors import RunError
-from clipx.train.monitor import Quarantine
+from clipx.train.quarantine import Quarantine
 from clipx.types import BadSample
 
 

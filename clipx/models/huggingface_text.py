@@ -1,0 +1,225 @@
+"""Pretrained text encoders as text towers. For models, this file alone imports transformers.
+
+An encoder runs packed, as one row of all tokens with positions that start again at every text, where it lets our
+attention in and then gives what it gives for padded rows; this is tried when the tower is built. Else texts are padded
+to the batch's longest.
+
+Shape suffixes: B texts, L positions, T tokens of all texts, H heads, K channels of a head, C channels, D embedding.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from clipx.config.model import HuggingFaceTextConfig
+from clipx.errors import InputError
+from clipx.models.packing import Packing, as_rows, attend, pack, take
+
+Pool = Literal["cls", "mean", "last"]
+
+PACKED = "clipx_packed"
+"""Under this name transformers knows our attention."""
+
+log = logging.getLogger(__name__)
+
+
+class HuggingFaceTextTower(nn.Module):
+    """A transformers encoder, pooled, and projected without bias.
+
+    Args:
+        encoder: maps input_ids to an output with `last_hidden_state`; packed, it has PACKED for its attention.
+        hidden_size: its channels C.
+        pool: "cls" the first hidden state, "mean" the mean of the real ones, "last" the last real one.
+        pad_token_id: id that its padding bears (some encoders count positions by it).
+        embed_dim: D of the shared space.
+        context_length: most tokens of a text.
+        first_position: packed, the position that a text's first token has; none: padded.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        hidden_size: int,
+        pool: Pool,
+        pad_token_id: int,
+        embed_dim: int,
+        context_length: int,
+        first_position: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pool: Pool = pool
+        self.pad_token_id = pad_token_id
+        self.context_length = context_length
+        self.first_position = first_position
+        self.projection = nn.Linear(hidden_size, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=hidden_size**-0.5)
+
+    def forward(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
+        """As `TextTower.forward`."""
+        assert max_length <= self.context_length, f"max_length={max_length} above {self.context_length}"
+        packing = pack(lengths_B, num_tokens=tokens_T.shape[0], max_length=max_length)
+        if self.first_position is None:
+            x_TC = _encode_padded(self.encoder, tokens_T, packing, pad_token_id=self.pad_token_id)
+        else:
+            x_TC = _encode_packed(self.encoder, tokens_T, packing, first_position=self.first_position)
+        return self.projection(self._pooled(x_TC, packing))
+
+    def _pooled(self, x_TC: Tensor, packing: Packing) -> Tensor:
+        match self.pool:
+            case "cls":
+                return take(x_TC, packing.start_B)
+            case "mean":
+                (x_BLC,), (filled_BL,) = as_rows(x_TC, packing), packing.filled
+                return (x_BLC * filled_BL[..., None]).sum(1) / filled_BL.sum(1, keepdim=True)
+            case "last":
+                return take(x_TC, packing.last_B)
+            case unknown:
+                assert_never(unknown)
+
+
+def _encode_padded(encoder: nn.Module, tokens_T: Tensor, packing: Packing, *, pad_token_id: int) -> Tensor:
+    """Hidden states (T, C) of texts that the encoder sees as rows (B, L)."""
+    (tokens_BL,), (filled_BL,) = as_rows(tokens_T, packing), packing.filled
+    output = encoder(input_ids=tokens_BL.masked_fill(~filled_BL, pad_token_id), attention_mask=filled_BL.long())
+    return take(output.last_hidden_state.flatten(0, 1), packing.place_T)
+
+
+def _encode_packed(encoder: nn.Module, tokens_T: Tensor, packing: Packing, *, first_position: int) -> Tensor:
+    """Hidden states (T, C) of texts that the encoder sees as one row (1, T)."""
+    position_1T = (packing.position_T + first_position)[None]
+    output = encoder(input_ids=tokens_T[None], position_ids=position_1T, packing=packing)
+    return output.last_hidden_state[0]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Our attention as transformers calls it: (1, H, T, K) in, (1, T, H, K) out; with fewer heads in key and value.
+
+    Windows are left out: the encoder is accepted only if its longest text fits into them.
+    """
+    foreign = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if foreign:
+        raise ValueError(f"its attention has {', '.join(foreign)}")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    groups = query.shape[1] // key.shape[1]
+    q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
+    if groups > 1:
+        k_THK, v_THK = k_THK.repeat_interleave(groups, dim=1), v_THK.repeat_interleave(groups, dim=1)
+    return attend(q_THK, k_THK, v_THK, packing, causal=causal, scale=scaling)[None], None
+
+
+def build_huggingface_tower(config: HuggingFaceTextConfig, *, vocab_size: int, embed_dim: int) -> HuggingFaceTextTower:
+    """As `build_text_tower`."""
+    encoder = _load_encoder(config)
+    shape = encoder.config
+    embedding = encoder.get_input_embeddings()
+    if embedding.num_embeddings < vocab_size:
+        raise InputError(
+            f"model.text.name={config.name} embeds {embedding.num_embeddings} tokens, the tokenizer has {vocab_size}; "
+            f"set model.text.tokenizer to the model's own"
+        )
+    most = getattr(shape, "max_position_embeddings", None) or config.context_length
+    if config.context_length > most:
+        raise InputError(
+            f"model.text.context_length={config.context_length} is above the {most} positions of {config.name}; "
+            f"set at most {most}"
+        )
+    pad_token_id = shape.pad_token_id if shape.pad_token_id is not None else 0
+    return HuggingFaceTextTower(
+        encoder,
+        hidden_size=shape.hidden_size,
+        pool=config.pool,
+        pad_token_id=pad_token_id,
+        embed_dim=embed_dim,
+        context_length=config.context_length,
+        first_position=_make_packed(encoder, pad_token_id=pad_token_id, context_length=config.context_length),
+    )
+
+
+@torch.no_grad()
+def _make_packed(encoder: Any, *, pad_token_id: int, context_length: int) -> int | None:
+    """Gives the encoder our attention if it then computes the same, and leaves it as it was otherwise.
+
+    Compared are hidden states in float64, of texts up to the longest allowed and of more tokens in all than the encoder
+    has learned positions: an attention that leaks between texts, a window, or a limit on a row's length shows.
+
+    Returns:
+        The position of a text's first token; none where the encoder does not pack.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, _attention)
+    before, training = encoder.config._attn_implementation, encoder.training
+    tokens_T, packing = _probe(encoder, pad_token_id=pad_token_id, context_length=context_length)
+    reason = "its hidden states differ"
+    encoder.double().eval()
+    try:
+        wanted_TC = _encode_padded(encoder, tokens_T, packing, pad_token_id=pad_token_id)
+        encoder.set_attn_implementation(PACKED)
+        for first_position in (0, pad_token_id + 1):  # RoBERTa and its kin count from there
+            found_TC = _encode_packed(encoder, tokens_T, packing, first_position=first_position)
+            # Some norms and rotations are float32 inside; a leak is larger by orders of magnitude.
+            if (found_TC - wanted_TC).abs().max() <= 1e-5 * wanted_TC.abs().max():
+                return first_position
+    except Exception as error:  # whatever an encoder raises that takes no positions, or has an attention of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        encoder.float().train(training)
+    encoder.set_attn_implementation(before)
+    log.info("%s runs padded to the batch's longest text; not packed, because: %s", type(encoder).__name__, reason)
+    return None
+
+
+def _probe(encoder: Any, *, pad_token_id: int, context_length: int) -> tuple[Tensor, Packing]:
+    """Texts to try an encoder with: tokens of its whole vocabulary but padding."""
+    lengths_B = torch.tensor([context_length, 1, context_length // 2 + 1] * 2)
+    positions = getattr(encoder.config, "max_position_embeddings", None) or 0
+    if positions <= 1024:  # more than that are computed, not learned
+        lengths_B = lengths_B.repeat(positions // int(lengths_B.sum()) + 1)
+    num_tokens = int(lengths_B.sum())
+    tokens_T = torch.arange(num_tokens) * 7919 % (encoder.get_input_embeddings().num_embeddings - 1)  # a large prime
+    tokens_T += tokens_T >= pad_token_id
+    return tokens_T, pack(lengths_B, num_tokens=num_tokens, max_length=context_length)
+
+
+def _load_encoder(config: HuggingFaceTextConfig) -> Any:
+    """transformers' encoder in float32, without dropout and without layers that the tower does not use."""
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        shape = AutoConfig.from_pretrained(config.name)
+        if hasattr(shape, "vision_config") or not hasattr(shape, "hidden_size"):
+            raise InputError(f"model.text.name={config.name}: a {shape.model_type} model is no text encoder; name one")
+        for name, value in shape.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(shape, name, 0.0)
+        shape.use_cache = False  # keys and values of decoders, kept for a next token that never comes
+        if config.pretrained:
+            model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32)
+        else:
+            model = AutoModel.from_config(shape, dtype=torch.float32)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        kind = "folder" if Path(config.name).exists() else "hub name (or folder that is not there)"
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.text.name={config.name}: transformers cannot load this {kind}: {reason}") from error
+    encoder = model.get_encoder() if shape.is_encoder_decoder else model
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # a parameter without gradient would stop DDP
+    return encoder

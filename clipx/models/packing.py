@@ -1,0 +1,244 @@
+"""Packed texts: where each token of a flat array stands, and attention that stays within each text.
+
+Only real tokens go through a tower's linear layers; attention alone needs to know which tokens belong together. In half
+precision on CUDA a varlen kernel reads the flat array as it is; elsewhere texts are laid out as rows for it, and what
+comes out is taken back. Both are exact: a token sees the same tokens as in a padded batch.
+
+Shape suffixes: B texts, R the first of them, L positions, N places in rows, T tokens of all texts, H heads, K channels
+of a head, C channels. A group is a number of texts that follow each other and are laid out to one length.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+
+
+class Packing(NamedTuple):
+    """Where the T tokens of B flat texts stand; a tuple, so that FSDP2 and torch.compile look into it."""
+
+    start_B: Tensor
+    """int64 (B,), the place of each text's first token in the flat array."""
+    last_B: Tensor
+    """int64 (B,), that of its last token."""
+    bounds: Tensor
+    """int32 (B + 1,), 0 and the running sum of lengths: what varlen kernels read."""
+    position_T: Tensor
+    """int64 (T,), each token's position in its text."""
+    place_T: Tensor
+    """int64 (T,), its place among the N places of rows, all different."""
+    source_N: Tensor
+    """int64 (N,), which token fills a place; past a text's end some token of another."""
+    filled: tuple[Tensor, ...]
+    """For each group bool (B, L) of its own, whether a place belongs to the text."""
+
+
+def pack(lengths_B: Tensor, *, num_tokens: int, max_length: int, groups: Sequence[int] = ()) -> Packing:
+    """Computes where tokens stand, on the lengths' device, without the host waiting for it.
+
+    Args:
+        lengths_B: int64 (B,), 0 to `max_length` each.
+        num_tokens: their sum T, known on the host.
+        max_length: L.
+        groups: texts of each group, B in all, whose length is that of its longest text (the host reads it, so for the
+            CPU only); none: one group of length L.
+    """
+    device = lengths_B.device
+    end_B = lengths_B.cumsum(0)
+    start_B = end_B - lengths_B
+    parts = lengths_B.split(list(groups)) if groups else (lengths_B,)
+    positions = [torch.arange(int(part.max()) if groups else max_length, device=device) for part in parts]
+    sources = [
+        start[:, None] + where
+        for start, where in zip(start_B.split([len(part) for part in parts]), positions, strict=True)
+    ]
+    widths_B = torch.cat([torch.full_like(part, len(where)) for part, where in zip(parts, positions, strict=True)])
+    text_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B, output_size=num_tokens)
+    position_T = torch.arange(num_tokens, device=device) - start_B[text_T]
+    return Packing(
+        start_B=start_B,
+        last_B=end_B - 1,
+        bounds=functional.pad(end_B, (1, 0)).int(),
+        position_T=position_T,
+        place_T=(widths_B.cumsum(0) - widths_B)[text_T] + position_T,
+        source_N=torch.cat([source.flatten() for source in sources]).clamp_(max=num_tokens - 1),
+        filled=tuple(where < part[:, None] for part, where in zip(parts, positions, strict=True)),
+    )
+
+
+def group_by_length(tokens_T: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor, list[int], Tensor]:
+    """Puts texts of like length (1 to 16, 17 to 32, ...) side by side, so that rows need little padding; for the CPU.
+
+    Returns:
+        The tokens and lengths in their new order, the texts of each group for `pack`, and int64 (B,), where each text
+        now stands.
+    """
+    kind_B = (lengths_B + 15) // 16
+    order_B = kind_B.argsort(stable=True)
+    sorted_B = lengths_B[order_B]
+    shift_B = (lengths_B.cumsum(0) - lengths_B)[order_B] - (sorted_B.cumsum(0) - sorted_B)
+    source_T = torch.arange(len(tokens_T)) + shift_B.repeat_interleave(sorted_B)
+    groups = [number for number in kind_B.bincount().tolist() if number]
+    return tokens_T[source_T], sorted_B, groups, order_B.argsort()
+
+
+def pad_to_bucket(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, most: int) -> tuple[Tensor, Tensor, int]:
+    """Adds texts of tokens 0 behind the real ones, so that shapes take few values and one compilation serves many.
+
+    T grows to the next of 16 sizes per octave and `max_length` to a multiple of 16. The added tokens, T / 16 at most,
+    stand in B / 16 texts, some empty: how many there are depends on B alone. No real text attends to them and nobody
+    reads them, so no result and no gradient changes.
+
+    Args:
+        tokens_T: int64 (T,).
+        lengths_B: int64 (B,).
+        max_length: at least the longest text.
+        most: what it may grow to at most.
+
+    Returns:
+        The three, padded.
+    """
+    num_tokens, num_texts = tokens_T.shape[0], lengths_B.shape[0]
+    padding = -num_tokens % max(1, 2 ** (num_tokens.bit_length() - 5))
+    max_length = min(most, -(-max_length // 16) * 16)
+    before = max_length * torch.arange(-(-num_texts // 16), device=lengths_B.device)
+    added = (padding - before).clamp_(0, max_length)
+    return functional.pad(tokens_T, (0, padding)), torch.cat((lengths_B, added)), max_length
+
+
+class _Take(Function):
+    """Rows of x, each at most once: so the gradient is copied where torch's own backward adds, which is slower."""
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor) -> Tensor:
+        return x.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        x, index = inputs
+        ctx.save_for_backward(index)
+        ctx.num_rows = x.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        whole = gradient.new_zeros((ctx.num_rows, *gradient.shape[1:]))
+        return whole.index_copy_(0, index, gradient), None
+
+
+class _Spread(Function):
+    """x[source_N]; the gradient is taken from `place_T` alone: no other place may have any."""
+
+    @staticmethod
+    def forward(x_TC: Tensor, source_N: Tensor, place_T: Tensor) -> Tensor:
+        return x_TC.index_select(0, source_N)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient_NC: Tensor) -> tuple[Tensor, None, None]:
+        (place_T,) = ctx.saved_tensors
+        return gradient_NC.index_select(0, place_T), None, None
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] along the first dimension, for an index that names no row twice."""
+    taken: Tensor = _Take.apply(x, index)
+    return taken
+
+
+def as_rows(x_TC: Tensor, packing: Packing) -> list[Tensor]:
+    """Lays (T, ...) out as (B, L, ...), one tensor a group.
+
+    Past a text's end stand tokens of another, so that nothing is written twice. The caller must not let them into its
+    result (by a causal mask, or `filled`): their gradient is left out.
+    """
+    rows_N: Tensor = _Spread.apply(x_TC, packing.source_N, packing.place_T)
+    parts = rows_N.split([filled.numel() for filled in packing.filled]) if len(packing.filled) > 1 else (rows_N,)
+    return [part.unflatten(0, filled.shape) for part, filled in zip(parts, packing.filled, strict=True)]
+
+
+def attend(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing, *, causal: bool, scale: float | None = None
+) -> Tensor:
+    """Attention of every token to its own text, or where `causal` to what stands before it there.
+
+    Args:
+        q_THK: (T, H, K); channels next to each other, the other strides are free.
+        k_THK: as q.
+        v_THK: as q.
+        packing: of these T tokens.
+        causal: whether a token sees no later one.
+        scale: of q·k; none: K^-0.5.
+
+    Returns:
+        (T, H, K).
+    """
+    if _varlen_takes(q_THK):
+        longest = packing.filled[0].shape[1]
+        window = (-1, 0) if causal else (-1, -1)
+        bounds = (packing.bounds, packing.bounds)
+        mixed = varlen_attn(q_THK, k_THK, v_THK, *bounds, longest, longest, scale=scale, window_size=window)
+        assert isinstance(mixed, Tensor)
+        return mixed
+    rows = (as_rows(x, packing) for x in (q_THK, k_THK, v_THK))
+    mixed_N = []
+    for filled_BL, q_BLHK, k_BLHK, v_BLHK in zip(packing.filled, *rows, strict=True):
+        mixed_BHLK = functional.scaled_dot_product_attention(
+            q_BLHK.transpose(1, 2),
+            k_BLHK.transpose(1, 2),
+            v_BLHK.transpose(1, 2),
+            attn_mask=None if causal else filled_BL[:, None, None],
+            is_causal=causal,
+            scale=scale,
+        )
+        mixed_N.append(mixed_BHLK.transpose(1, 2).flatten(0, 1))
+    return take(mixed_N[0] if len(mixed_N) == 1 else torch.cat(mixed_N), packing.place_T)
+
+
+def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
+    """Attention of one query for each of the first R texts to all of its text: (R, H, K)."""
+    number = q_RHK.shape[0]
+    if _varlen_takes(q_RHK):
+        each = torch.arange(number + 1, device=q_RHK.device, dtype=torch.int32)
+        longest = packing.filled[0].shape[1]
+        mixed = varlen_attn(q_RHK, k_THK, v_THK, each, packing.bounds[: number + 1], 1, longest)
+        assert isinstance(mixed, Tensor)
+        return mixed
+    mixed_R: list[Tensor] = []
+    start = 0
+    for filled_BL, k_BLHK, v_BLHK in zip(packing.filled, *(as_rows(x, packing) for x in (k_THK, v_THK)), strict=True):
+        q_BHK = q_RHK[start : start + filled_BL.shape[0]]
+        present = q_BHK.shape[0]
+        mixed_BH1K = functional.scaled_dot_product_attention(
+            q_BHK[:, :, None],
+            k_BLHK[:present].transpose(1, 2),
+            v_BLHK[:present].transpose(1, 2),
+            attn_mask=filled_BL[:present, None, None],
+        )
+        mixed_R.append(mixed_BH1K.squeeze(2))
+        start += present
+    return torch.cat(mixed_R)
+
+
+def _varlen_takes(q: Tensor) -> bool:
+    """Whether torch's varlen kernel (flash attention) takes such queries as they are."""
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+        and _has_flash(q.device)
+    )
+
+
+@functools.cache
+def _has_flash(device: torch.device) -> bool:
+    return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)

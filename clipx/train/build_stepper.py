@@ -1,0 +1,178 @@
+"""Config to step: what happens to the towers before they train, the optimizer, the loss, the size of a micro-batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
+
+from clipx.config.geometry import resolve_geometry
+from clipx.config.model import InfoNCEConfig, LossConfig, SigmoidConfig
+from clipx.config.optim import TimmOptimConfig
+from clipx.config.phases import Phase
+from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.distributed.blocks import checkpoint_blocks, compile_blocks
+from clipx.distributed.parallelize import parallelize
+from clipx.distributed.runtime import Runtime
+from clipx.losses import ContrastiveLoss
+from clipx.losses.implementation import check_implementation
+from clipx.losses.info_nce import InfoNCELoss
+from clipx.losses.sigmoid import SigmoidLoss
+from clipx.models.clip import CLIP
+from clipx.models.flops import TextFlops, image_flops, text_flops
+from clipx.models.text_tower import TextTower
+from clipx.models.vision_tower import check_image_size, check_patch_drop
+from clipx.optim.ema import Ema
+from clipx.optim.from_timm import check_sharded
+from clipx.optim.locking import set_locked
+from clipx.optim.optimizers import build_optimizer
+from clipx.optim.schedules import build_schedule
+from clipx.train.micro_batch import largest_micro_batch, loss_bytes, rehearsal, state_bytes
+from clipx.train.step import Stepper
+from clipx.types import Batch, Embeddings
+
+
+def check_step(config: RunConfig, runtime: Runtime, towers: CLIP) -> None:
+    """Looks before any work at what a step of a later phase would find.
+
+    Raises:
+        InputError: a loss that this device cannot run, a schedule that contradicts itself, an optimizer that takes no
+            shards, or a stage whose inputs the image tower does not take.
+    """
+    check_implementation(config.loss.implementation, runtime.device)
+    build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps)
+    if isinstance(config.optim, TimmOptimConfig) and isinstance(config.parallel, Fsdp2Config):
+        check_sharded(config.optim)
+    for name, stage in config.stages.items():
+        if stage.image_size is not None:
+            check_image_size(towers.image_tower, stage.image_size, name=f"stages.{name}.image_size")
+        if stage.patch_drop is not None:
+            check_patch_drop(towers.image_tower, stage.patch_drop, name=f"stages.{name}.patch_drop")
+
+
+def build_stepper(
+    config: RunConfig, runtime: Runtime, towers: CLIP, *, phase: Phase, micro_batch_size: int | None
+) -> Stepper:
+    """The step of one phase, over towers that are on the device and bare so far.
+
+    The order matters: what trains, activation checkpointing, compiling, the size of a micro-batch, and then the ranks.
+
+    Args:
+        config: of the run.
+        runtime: the ranks.
+        towers: with the weights of the start; a checkpoint is loaded into what this returns.
+        phase: what holds for these steps.
+        micro_batch_size: what `auto` found when this phase began on as many ranks; none: to be found.
+    """
+    set_locked(towers, phase.locked)
+    flops = UsefulFlops.of(towers, phase)
+    for of_tower in towers.block_lists():
+        checkpoint_blocks(of_tower, fraction=config.activation_checkpointing)
+    rehearse = _rehearsal(towers, runtime, phase)
+    if config.compile:
+        _compile(towers, runtime, rehearse)
+    if micro_batch_size is None:
+        micro_batch_size = _micro_batch_size(config, runtime, towers, rehearse)
+    optimizer = build_optimizer(config.optim, towers)
+    model, wrapped_optimizer = parallelize(runtime, towers, optimizer, blocks=towers.blocks())
+    return Stepper(
+        runtime=runtime,
+        model=model,
+        towers=towers,
+        optimizer=wrapped_optimizer,
+        loss=build_loss(config.loss),
+        learning_rate=build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps),
+        micro_batch_size=micro_batch_size,
+        clip_grad_norm=config.optim.clip_grad_norm,
+        seed=config.seed,
+        patch_drop=phase.patch_drop,
+        useful_flops=flops,
+        ema=None if config.ema is None else Ema(towers, decay=config.ema.decay),
+    )
+
+
+def build_loss(config: LossConfig) -> ContrastiveLoss:
+    """Config to loss."""
+    kind: type[InfoNCELoss | SigmoidLoss]
+    match config:
+        case InfoNCEConfig():
+            kind = InfoNCELoss
+        case SigmoidConfig():
+            kind = SigmoidLoss
+        case _:
+            assert_never(config)
+    return kind(implementation=config.implementation, exchange=config.exchange, tile_size=config.tile_size)
+
+
+@dataclass(frozen=True)
+class UsefulFlops:
+    """What the arithmetic of a step on some pairs needs, three times the forward pass; of a locked tower, once."""
+
+    per_image: float
+    image_passes: int
+    text: TextFlops
+    text_passes: int
+
+    @classmethod
+    def of(cls, towers: CLIP, phase: Phase) -> "UsefulFlops":
+        """Counted for the inputs of a phase."""
+        return cls(
+            per_image=image_flops(towers.image_tower, image_size=phase.image_size, patch_drop=phase.patch_drop),
+            image_passes=1 if "image" in phase.locked else 3,
+            text=text_flops(towers.text_tower),
+            text_passes=1 if "text" in phase.locked else 3,
+        )
+
+    def __call__(self, batch: Batch) -> float:
+        """FLOPs of a batch on the host."""
+        text = self.text.forward(
+            num_texts=len(batch),
+            num_tokens=batch.tokens_T.shape[0],
+            sum_squared_lengths=int(batch.lengths_B.square().sum()),
+        )
+        return self.image_passes * self.per_image * len(batch) + self.text_passes * text
+
+
+def _rehearsal(towers: CLIP, runtime: Runtime, phase: Phase) -> Callable[[int], None]:
+    def forward(batch: Batch) -> Embeddings:
+        with runtime.accelerator.autocast():
+            return towers(batch, seed=0, patch_drop=phase.patch_drop)
+
+    return rehearsal(
+        forward=forward,
+        image_size=phase.image_size,
+        context_length=phase.context_length,
+        device=runtime.device,
+    )
+
+
+def _compile(towers: CLIP, runtime: Runtime, rehearse: Callable[[int], None]) -> None:
+    """Compiles what can be; texts then come in few shapes."""
+    text_tower = towers.text_tower
+    if isinstance(text_tower, TextTower):
+        text_tower.bucketed = True
+    done = compile_blocks(towers.blocks(), rehearse=partial(rehearse, 2), group=runtime.group)
+    towers.zero_grad(set_to_none=True)
+    if isinstance(text_tower, TextTower):
+        text_tower.bucketed = done
+
+
+def _micro_batch_size(config: RunConfig, runtime: Runtime, towers: CLIP, rehearse: Callable[[int], None]) -> int:
+    """As configured, or the largest that fits."""
+    geometry = resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)
+    if config.micro_batch_size != "auto":
+        return geometry.micro_batch_size
+    beside = state_bytes(
+        towers,
+        config=config.parallel,
+        blocks=towers.blocks(),
+        world_size=runtime.world_size,
+        copies=2 if config.ema is None else 3,
+    ) + loss_bytes(
+        rank_batch_size=geometry.rank_batch_size,
+        world_size=runtime.world_size,
+        embed_dim=config.model.embed_dim,
+        pixels=config.model.image.image_size**2,
+    )
+    return largest_micro_batch(
+        towers, rank_batch_size=geometry.rank_batch_size, rehearse=rehearse, beside=beside, runtime=runtime
+    )

@@ -1,0 +1,49 @@
+"""A trace of a few steps by torch's profiler, on request: `track.profile_step`."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+log = logging.getLogger(__name__)
+
+
+class Profiler:
+    """Records the steps from `first_step` on and writes a trace that Perfetto and chrome://tracing open.
+
+    Args:
+        folder: where `step-00000010.json.gz` is written.
+        first_step: number of the first step recorded, from 1; 0 records nothing.
+        num_steps: steps recorded.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, num_steps: int) -> None:
+        self._folder = folder
+        self._steps = range(first_step, first_step + num_steps) if first_step else range(0)
+        self._running: profile | None = None
+
+    def before_step(self, step: int) -> None:
+        """Call before each step with its number, from 1."""
+        if step in self._steps and self._running is None:
+            activities = [ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(ProfilerActivity.CUDA)
+            self._running = profile(activities=activities)
+            self._running.start()
+        elif step not in self._steps:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the recording, if there is one, and writes it; a failing disk costs the trace and not the run."""
+        if self._running is None:
+            return
+        recording, self._running = self._running, None
+        recording.stop()
+        path = self._folder / f"step-{self._steps.start:08d}.json.gz"
+        try:
+            self._folder.mkdir(exist_ok=True)
+            recording.export_chrome_trace(str(path))
+            log.info("profiled steps %d to %d: %s", self._steps.start, self._steps.stop - 1, path)
+        except (OSError, RuntimeError) as error:
+            log.error("cannot write the trace %s (%s); the run goes on", path, error)

@@ -1,0 +1,80 @@
+"""What one rank cannot do, none does: ranks agree before they go on, and none waits for one that has failed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed.ranks import run_ranks
+from tiny import tiny_config
+from torch import Tensor, nn
+
+from clipx.config.schema import RunConfig
+from clipx.distributed.blocks import compile_blocks
+from clipx.distributed.runtime import start_runtime
+from clipx.errors import InputError
+from clipx.train.micro_batch import largest_micro_batch
+
+BASE, SLOPE = 1_000_000, 50_000
+
+
+def micro_batch(config: RunConfig, rooms: list[int]) -> int | str:
+    """The size that is found where this rank's memory ends at so many pairs, or what is said instead."""
+    limit = BASE + rooms[dist.get_rank()] * SLOPE
+
+    def rehearse(num_pairs: int) -> None:
+        if BASE + num_pairs * SLOPE > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.empty(BASE + num_pairs * SLOPE, dtype=torch.uint8)
+
+    with start_runtime(config) as runtime:
+        try:
+            return largest_micro_batch(
+                nn.Linear(1, 1),
+                rank_batch_size=120,
+                rehearse=rehearse,
+                beside=0,
+                runtime=runtime,
+                limit=10 * limit // 9 + 9,
+            )
+        except InputError as error:
+            return str(error)
+
+
+@pytest.mark.parametrize(("rooms", "found"), [([500, 5], 5), ([7, 500], 6)])
+def test_the_fullest_rank_decides(rooms: list[int], found: int, tmp_path: Path) -> None:
+    assert run_ranks(micro_batch, 2, tiny_config(tmp_path, "none.tar"), rooms, timeout_s=60) == [found, found]
+
+
+def test_no_rank_waits_for_one_without_memory(tmp_path: Path) -> None:
+    for message in run_ranks(micro_batch, 2, tiny_config(tmp_path, "none.tar"), [500, 0], timeout_s=60):
+        assert "not one pair fits" in str(message)
+
+
+def compiled(broken_rank: int) -> tuple[bool, bool]:
+    """Whether the blocks of this rank were compiled, and whether they run through the compiler now."""
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        if dist.get_rank() == broken_rank:
+            raise RuntimeError("no C++ compiler")
+
+        def run(*arguments: Tensor) -> object:
+            calls.append(1)
+            return graph.forward(*arguments)
+
+        return run
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    possible = compile_blocks(
+        list(model), rehearse=lambda: model(torch.ones(2, 3)), group=dist.group.WORLD, backend=backend
+    )
+    calls.clear()
+    model(torch.ones(2, 3))
+    return possible, bool(calls)
+
+
+def test_one_rank_that_cannot_compile_holds_all_back() -> None:
+    assert run_ranks(compiled, 2, 1) == [(False, False)] * 2
+    assert run_ranks(compiled, 2, -1) == [(True, True)] * 2

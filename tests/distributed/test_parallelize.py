@@ -1,0 +1,220 @@
+"""FSDP2 is DDP in less memory: the same losses on any number of ranks, checkpoints, evaluations, skipped steps."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed.ranks import run_ranks
+from tiny import losses, metrics, saved_tensors, tiny_config, write_scenes
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+import clipx
+from clipx.config.schema import RunConfig
+from clipx.distributed.blocks import checkpoint_blocks, compile_blocks
+from clipx.distributed.parallelize import parallelize, reshard, whole
+from clipx.distributed.runtime import start_runtime
+from clipx.models.clip import CLIP, build_model
+from clipx.optim.optimizers import build_optimizer
+from clipx.train.micro_batch import rehearsal
+from clipx.train.step import Stepper
+from clipx.train.trainer import train
+from clipx.types import Batch, Embeddings
+
+FSDP2 = "parallel.type=fsdp2"
+STEPS = 20
+OVERRIDES = (f"steps={STEPS}", "model.init_logit_bias=-1", "model.image.patch_drop=0.25")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.fixture(scope="module")
+def alone(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """An undisturbed run under DDP on one process."""
+    config = tiny_config(tmp_path_factory.mktemp("alone") / "run", scenes / "train", *OVERRIDES)
+    assert run_ranks(train, 1, config) == [0]
+    return config
+
+
+def curve(run_dir: Path | str) -> list[float]:
+    return losses(Path(run_dir))
+
+
+@pytest.mark.parametrize(
+    ("kind", "world_size", "micro_batch_size"),
+    [("fsdp2", 1, 24), ("fsdp2", 2, 12), ("fsdp2", 4, 6)]
+    + [("fsdp2", 1, 8), ("fsdp2", 2, 4), ("fsdp2", 4, 2), ("ddp", 1, 8), ("ddp", 2, 4)],  # through the gradient cache
+)
+def test_losses_are_those_of_ddp_on_one_process(
+    kind: str, world_size: int, micro_batch_size: int, alone: RunConfig, scenes: Path, tmp_path: Path
+) -> None:
+    overrides = (*OVERRIDES, f"parallel.type={kind}", f"micro_batch_size={micro_batch_size}")
+    config = tiny_config(tmp_path / "run", scenes / "train", *overrides)
+    assert run_ranks(train, world_size, config) == [0] * world_size
+    expected = curve(alone.run_dir)
+    assert curve(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
+    for figure in ("logit_scale", "grad_norm"):
+        both = [[row[figure] for row in metrics(Path(folder))] for folder in (tmp_path / "run", alone.run_dir)]
+        assert both[0] == pytest.approx(both[1], rel=1e-5), figure
+    assert expected[-1] < expected[0] - 0.05  # it learns, or equal curves would say nothing
+
+
+@pytest.mark.parametrize(("before", "after"), [(("ddp", 2), ("fsdp2", 4)), (("fsdp2", 4), ("ddp", 2))])
+def test_a_run_goes_on_under_the_other(
+    before: tuple[str, int], after: tuple[str, int], alone: RunConfig, scenes: Path, tmp_path: Path
+) -> None:
+    for (kind, world_size), last in ((before, 8), (after, STEPS)):
+        overrides = (*OVERRIDES, f"parallel.type={kind}", "checkpoint.every_steps=8", "checkpoint.keep_last=9")
+        config = tiny_config(tmp_path / "run", scenes / "train", *overrides)
+        assert run_ranks(train, world_size, config) == [0] * world_size
+        if last < STEPS:  # what a kill right after the save of step 8 leaves behind
+            for folder in (tmp_path / "run" / "checkpoints").iterdir():
+                if int(folder.name.removeprefix("step-")) > last:
+                    folder.rename(tmp_path / f"gone-{folder.name}")
+    assert curve(tmp_path / "run") == pytest.approx(curve(alone.run_dir), abs=1e-5)
+
+
+def test_evaluates_while_it_trains_and_its_checkpoint_is_a_model(scenes: Path, tmp_path: Path) -> None:
+    evaluation = f"evaluate.scenes={{type: zeroshot, data: {next(scenes.glob('wds_*'))}, every_steps: 2}}"
+    scores = {}
+    for name, world_size, kind in (("ddp", 1, "ddp"), ("fsdp2", 4, "fsdp2")):
+        overrides = ("steps=5", evaluation, f"parallel.type={kind}", "checkpoint.every_steps=1")
+        config = tiny_config(tmp_path / name, scenes / "train", *overrides)
+        assert run_ranks(train, world_size, config) == [0] * world_size
+        files = sorted((tmp_path / name / "eval").iterdir())
+        scores[name] = [file.read_text() for file in files]
+        assert len(files) == 3
+    assert scores["ddp"] == scores["fsdp2"]
+    assert curve(tmp_path / "ddp") == pytest.approx(curve(tmp_path / "fsdp2"), abs=1e-5)
+    image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    embedded = [clipx.load(tmp_path / name).encode_image(image) for name in scores]
+    torch.testing.assert_close(*embedded, rtol=0, atol=1e-4)
+
+
+def train_with_nan(config: RunConfig, bad_rank: int, bad_steps: list[int]) -> int:
+    """`train`, with images that turn to NaN on one rank in some steps."""
+    original = Stepper._forward
+
+    def forward(stepper: Stepper, piece: Any, number: int) -> Embeddings:
+        embeddings = original(stepper, piece, number)
+        if piece.index in bad_steps and stepper.runtime.rank == bad_rank:
+            return replace(embeddings, image_BD=embeddings.image_BD * float("nan"))
+        return embeddings
+
+    Stepper._forward = forward  # type: ignore[method-assign]
+    return train(config)
+
+
+@pytest.mark.parametrize("bad_rank", [0, 1])
+def test_a_step_with_nan_changes_nothing_on_any_rank(bad_rank: int, scenes: Path, tmp_path: Path) -> None:
+    overrides = ("steps=4", FSDP2, "checkpoint.every_steps=1", "checkpoint.keep_last=9", "optim.warmup_steps=0")
+    config = tiny_config(tmp_path / "run", scenes / "train", *overrides)
+    assert run_ranks(train_with_nan, 2, config, bad_rank, [3]) == [0, 0]
+    assert metrics(tmp_path / "run")[-1]["skipped_steps"] == 1
+    saved = [
+        saved_tensors(tmp_path / "run" / "checkpoints" / f"step-{step:08d}", tmp_path / f"scratch-{step}")
+        for step in (2, 3, 4)
+    ]
+    assert any("exp_avg" in name for name in saved[1])
+    assert not all(saved[0][name].equal(saved[1][name]) for name in saved[1])  # a good step changes something
+    assert all(saved[1][name].equal(saved[2][name]) for name in saved[1])
+
+
+def wrapped(config: RunConfig) -> dict[str, Any]:
+    """What FSDP2 made of a tiny model."""
+    with start_runtime(config) as runtime:
+        towers: CLIP = build_model(config.model, vocab_size=49408, seed=0)
+        blocks = [block for blocks in towers.block_lists() for block in blocks]
+        names = [name for name, _ in towers.named_parameters()]
+        model, optimizer = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=blocks)
+        own = {id(parameter) for parameter in model.parameters()}
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        images_BHWC = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+        with torch.no_grad(), runtime.accelerator.autocast():
+            towers.eval()
+            embedded_BD = towers.encode_image(images_BHWC)
+        gathered = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+        reshard(model)
+        return {
+            "names": [name for name, _ in model.named_parameters()] == names,
+            "held": own == held,
+            "units": [isinstance(block, FSDPModule) for block in blocks] + [isinstance(model, FSDPModule)],
+            "sharded": all(isinstance(parameter, DTensor) for parameter in model.parameters()),
+            "float32": {parameter.dtype for parameter in model.parameters()},
+            "gathered": gathered,
+            "embedded": embedded_BD.dtype,
+            "scale": whole(towers.log_logit_scale.detach()).item(),
+        }
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_block_and_the_rest_are_sharded(world_size: int, precision: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", "none.tar", FSDP2, f"precision={precision}")
+    for found in run_ranks(wrapped, world_size, config):
+        assert found["names"]
+        assert found["held"]  # the optimizer holds the shards, each once
+        assert found["units"] == [True] * 3
+        assert found["sharded"]
+        assert found["float32"] == {torch.float32}
+        assert "log_logit_scale" in found["gathered"]  # `reshard` had something to do
+        assert found["embedded"] is {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        assert found["scale"] == pytest.approx(2.6593, abs=1e-4)
+
+
+def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool) -> tuple[list[str], dict[str, Tensor]]:
+    """Every gradient of one pass over 6 pairs, with checkpointed and compiled blocks; and the dtypes of embeddings."""
+    with start_runtime(config) as runtime:
+        towers = build_model(config.model, vocab_size=49408, seed=0)
+        for blocks in towers.block_lists():
+            checkpoint_blocks(blocks, fraction=fraction)
+        every_block = [block for blocks in towers.block_lists() for block in blocks]
+        rehearse = rehearsal(
+            lambda batch: towers(batch, seed=0), image_size=32, context_length=24, device=torch.device("cpu")
+        )
+        if compiled:
+            assert compile_blocks(every_block, rehearse=partial(rehearse, 2), group=runtime.group, backend="aot_eager")
+        model, _ = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=every_block)
+        dtypes: list[str] = []
+
+        def forward(batch: Batch) -> Embeddings:
+            embeddings: Embeddings = model(batch, seed=0)
+            dtypes.extend(str(tensor.dtype) for tensor in (embeddings.image_BD, embeddings.logit_scale))
+            return embeddings
+
+        towers.zero_grad(set_to_none=True)
+        rehearsal(forward, image_size=32, context_length=24, device=torch.device("cpu"))(6)
+        return dtypes, {name: whole(parameter.grad) for name, parameter in towers.named_parameters()}
+
+
+@pytest.mark.parametrize(("fraction", "compiled"), [(1.0, False), (0.0, True), (1.0, True)])
+def test_checkpointed_and_compiled_blocks_shard(fraction: float, compiled: bool, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    config = tiny_config(tmp_path, "none.tar", FSDP2)
+    plain = run_ranks(gradients_through_blocks, 1, tiny_config(tmp_path, "none.tar"), 0.0, False)[0][1]
+    for _, gradients in run_ranks(gradients_through_blocks, 2, config, fraction, compiled):
+        assert gradients.keys() == plain.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_bf16_computes_in_bf16_and_sums_in_float32(fraction: float, tmp_path: Path) -> None:
+    results = [
+        run_ranks(
+            gradients_through_blocks, 2, tiny_config(tmp_path, "none.tar", "precision=bf16", kind), fraction, False
+        )
+        for kind in ("parallel.type=ddp", FSDP2)
+    ]
+    for (ddp_dtypes, ddp), (dtypes, sharded) in zip(*results, strict=True):
+        assert dtypes == ddp_dtypes == ["torch.bfloat16", "torch.float32"]
+        for name, gradient in sharded.items():
+            assert gradient.dtype == torch.float32
+            assert (gradient - ddp[name]).norm() <= 0.05 * ddp[name].norm() + 1e-3, name
