@@ -197,7 +197,10 @@ def start_from(path: Path, model: CLIP) -> None:
     Raises:
         InputError: the path holds no model, or another architecture.
     """
-    stored = load(path).model.state_dict()
+    try:
+        stored = load(path).model.state_dict()
+    except InputError as error:
+        raise InputError(f"start_from: {error}") from error
     wanted = model.state_dict()
     stored = {"logit_bias": wanted["logit_bias"]} | stored if "logit_bias" in wanted else stored
     fitted = {name: stored[name] for name in wanted.keys() & stored.keys()}

@@ -115,8 +115,8 @@ class InfoNCEConfig:
     """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
     exchange: Literal["gather", "ring"] = "gather"
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
-    tile_size: Count = 4096
-    """tiled: rows and columns of the largest block of similarities held at once."""
+    tile_size: Count = 2048
+    """Its square is the most similarities that torch holds at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,8 @@ class SigmoidConfig:
     """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
     exchange: Literal["gather", "ring"] = "gather"
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
-    tile_size: Count = 4096
-    """tiled: rows and columns of the largest block of similarities held at once."""
+    tile_size: Count = 2048
+    """Its square is the most similarities that torch holds at once."""
 
 
 LossConfig = Annotated[InfoNCEConfig | SigmoidConfig, Field(discriminator="type")]

@@ -95,7 +95,7 @@ class DdpConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Fsdp2Config:
-    """Parameters, gradients and optimizer state sharded over the ranks (GPUs only)."""
+    """Parameters, gradients and optimizer state sharded over the ranks (arXiv 2304.11277)."""
 
     __pydantic_config__ = STRICT
 

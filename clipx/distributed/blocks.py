@@ -5,7 +5,7 @@ In place, and no parameter changes its name or is replaced.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,7 @@ def compile_blocks(
     *,
     rehearse: Callable[[], object],
     group: ProcessGroup | None,
+    of_many_shapes: Collection[nn.Module] = (),
     backend: str | Callable[..., Any] = "inductor",
 ) -> bool:
     """Compiles every block, and tries them; where any rank cannot, all ranks stay as they were, and the log says why.
@@ -65,13 +66,14 @@ def compile_blocks(
         blocks: of all towers; blocks of one kind share their code.
         rehearse: a forward and backward pass of the bare model, without communication.
         group: the ranks.
+        of_many_shapes: those of the blocks whose inputs' shapes change from step to step.
         backend: of torch.compile.
 
     Returns:
         Whether the blocks are compiled.
     """
     for block in blocks:
-        block.compile(backend=backend)
+        block.compile(backend=backend, dynamic=True if block in of_many_shapes else None)
     began = time.perf_counter()
     problem: str | None = None
     try:

@@ -73,8 +73,8 @@ class CLIP(nn.Module):
             image_BD=self.encode_image(batch.images_BHWC, keys_B, patch_drop=patch_drop),
             text_BD=self.encode_text(batch.tokens_T, batch.lengths_B, max_length=batch.max_length),
             logit_scale=self.log_logit_scale.exp(),
-            # A view, so that every field is the result of this forward pass and none is a parameter itself.
-            logit_bias=None if self.logit_bias is None else self.logit_bias.view(1),
+            # A copy, so that every field is the result of this forward pass and none is a parameter itself.
+            logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
         )
 
     def block_lists(self) -> list[list[nn.Module]]:

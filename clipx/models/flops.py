@@ -67,7 +67,7 @@ def text_flops(tower: nn.Module) -> TextFlops:
     """The work of a text tower.
 
     Args:
-        tower: `TextTower`, or another whose work is counted at three lengths; on the CPU, not yet spread over ranks.
+        tower: `TextTower`, or another whose work is counted at three lengths; not yet spread over ranks.
     """
     if isinstance(tower, TextTower):
         blocks: list[Any] = list(tower.blocks)
@@ -104,6 +104,8 @@ def _count_on_meta(module: nn.Module, *args: Tensor) -> float:
 
 def _count_texts(tower: nn.Module, length: int) -> float:
     """FLOPs of one text of so many tokens; a real run, since encoders of transformers look into their tensors."""
+    device = next(tower.parameters()).device
+    tokens_T, lengths_B = torch.zeros(length, dtype=torch.int64, device=device), torch.full((1,), length, device=device)
     with FlopCounterMode(display=False) as counter:
-        tower(torch.zeros(length, dtype=torch.long), torch.tensor([length]), max_length=length)
+        tower(tokens_T, lengths_B, max_length=length)
     return counter.get_total_flops()

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
+
+_KERNEL = SDPBackend.FLASH_ATTENTION
+"""Not cuDNN, which torch 2.15 would rather take on Hopper: its plans are made for fixed shapes, packed texts have new
+ones in every batch, it costs the host more, and before 9.25 empty texts become NaN (NVIDIA/cudnn-frontend #943)."""
 
 
 class Packing(NamedTuple):
@@ -185,7 +190,8 @@ def attend(
         longest = packing.filled[0].shape[1]
         window = (-1, 0) if causal else (-1, -1)
         bounds = (packing.bounds, packing.bounds)
-        mixed = varlen_attn(q_THK, k_THK, v_THK, *bounds, longest, longest, scale=scale, window_size=window)
+        with sdpa_kernel(_KERNEL):
+            mixed = varlen_attn(q_THK, k_THK, v_THK, *bounds, longest, longest, scale=scale, window_size=window)
         assert isinstance(mixed, Tensor)
         return mixed
     rows = (as_rows(x, packing) for x in (q_THK, k_THK, v_THK))
@@ -209,7 +215,8 @@ def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -
     if _varlen_takes(q_RHK):
         each = torch.arange(number + 1, device=q_RHK.device, dtype=torch.int32)
         longest = packing.filled[0].shape[1]
-        mixed = varlen_attn(q_RHK, k_THK, v_THK, each, packing.bounds[: number + 1], 1, longest)
+        with sdpa_kernel(_KERNEL):
+            mixed = varlen_attn(q_RHK, k_THK, v_THK, each, packing.bounds[: number + 1], 1, longest)
         assert isinstance(mixed, Tensor)
         return mixed
     mixed_R: list[Tensor] = []
@@ -240,5 +247,6 @@ def _varlen_takes(q: Tensor) -> bool:
 
 
 @functools.cache
+@torch.compiler.assume_constant_result
 def _has_flash(device: torch.device) -> bool:
     return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -48,7 +48,8 @@ class Ema:
         """
         weight = (1 - ema_decay(step, decay=self._decay)) * good.double()
         for average, weights in zip(local_parts(self._average.values()), self._weights(), strict=True):
-            average.lerp_(weights, weight.to(average.dtype))  # one by one: no second copy of the model in between
+            # one by one: no second copy of the model in between; offloaded weights are on the host
+            average.lerp_(weights, weight.to(average.device, average.dtype))
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

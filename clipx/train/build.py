@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipx.checkpoint.state import DataPlanRecord, MicroBatch, Progress, RunState
@@ -114,12 +114,8 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
-    found = None if saved is None or config.micro_batch_size != "auto" else saved.micro_batch
-    if found is not None and (found.world_size, found.until) != (runtime.world_size, phase.until):
-        found = None
-    stepper = build_stepper(
-        config, runtime, towers, phase=phase, micro_batch_size=None if found is None else found.size
-    )
+    found = None if checkpoint is None else _found_before(config, runtime, checkpoint=checkpoint, phase=phase)
+    stepper = build_stepper(config, runtime, towers, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
         _load(checkpoint, stepper)
@@ -233,6 +229,22 @@ def _compatible_state(config: RunConfig, checkpoint: Path, record: DataPlanRecor
     return saved
 
 
+def _found_before(config: RunConfig, runtime: Runtime, *, checkpoint: Path, phase: Phase) -> int | None:
+    """What `micro_batch_size: auto` found when this phase began, where all that decides it is as it was then."""
+    saved, before = load_state(checkpoint), load_config([checkpoint / "config.yaml"])
+    found, step = saved.micro_batch, saved.progress.step
+    if found is None or (found.world_size, found.until) != (runtime.world_size, phase.until):
+        return None
+    alike = config.micro_batch_size == "auto" and _memory_of(before, step) == _memory_of(config, step)
+    return found.size if alike else None
+
+
+def _memory_of(config: RunConfig, step: int) -> tuple[object, ...]:
+    """What decides how many pairs fit."""
+    work = (config.micro_batch_size, config.precision, config.activation_checkpointing, config.compile)
+    return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase_at(config, step))
+
+
 def _shape(model: ModelConfig) -> ModelConfig:
     """The model without what may change in the middle of a run: starting points, the clamp, patch dropout."""
     return replace(
@@ -247,7 +259,10 @@ def _shape(model: ModelConfig) -> ModelConfig:
 def versions() -> dict[str, str]:
     """What computed this: recorded in every checkpoint."""
     names = ("clipx", "torch", "torchvision", "timm", "transformers", "accelerate", "webdataset", "numpy")
-    found = {"python": platform.python_version()} | {name: version(name) for name in names}
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(PackageNotFoundError):  # imported from a folder and not installed
+            found[name] = version(name)
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     with suppress(OSError):  # no git on this machine
         commit = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ from clipx.config.model import InfoNCEConfig, LossConfig, SigmoidConfig
 from clipx.config.optim import TimmOptimConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import Fsdp2Config, RunConfig
-from clipx.distributed.blocks import checkpoint_blocks, compile_blocks
+from clipx.distributed.blocks import checkpoint_blocks, compile_blocks, float8_blocks
 from clipx.distributed.parallelize import parallelize
 from clipx.distributed.runtime import Runtime
 from clipx.losses import ContrastiveLoss
@@ -35,11 +35,10 @@ def check_step(config: RunConfig, runtime: Runtime, towers: CLIP) -> None:
     """Looks before any work at what a step of a later phase would find.
 
     Raises:
-        InputError: a loss that this device cannot run, a schedule that contradicts itself, an optimizer that takes no
-            shards, or a stage whose inputs the image tower does not take.
+        InputError: a loss that this device cannot run, an optimizer that takes no shards, or a stage whose inputs the
+            image tower does not take.
     """
     check_implementation(config.loss.implementation, runtime.device)
-    build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps)
     if isinstance(config.optim, TimmOptimConfig) and isinstance(config.parallel, Fsdp2Config):
         check_sharded(config.optim)
     for name, stage in config.stages.items():
@@ -54,25 +53,33 @@ def build_stepper(
 ) -> Stepper:
     """The step of one phase, over towers that are on the device and bare so far.
 
-    The order matters: what trains, activation checkpointing, compiling, the size of a micro-batch, and then the ranks.
+    The order matters: what trains, activation checkpointing, the size of a micro-batch, compiling, and then the ranks.
 
     Args:
         config: of the run.
         runtime: the ranks.
         towers: with the weights of the start; a checkpoint is loaded into what this returns.
         phase: what holds for these steps.
-        micro_batch_size: what `auto` found when this phase began on as many ranks; none: to be found.
+        micro_batch_size: what `auto` found when this phase began; none: to be found.
+
+    Raises:
+        InputError: a schedule that contradicts itself, an optimizer that cannot serve, or not one pair fits; on all
+            ranks alike.
     """
+    learning_rate = build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps)
+    optimizer = build_optimizer(config.optim, towers)
     set_locked(towers, phase.locked)
     flops = UsefulFlops.of(towers, phase)
+    if config.precision == "fp8":
+        float8_blocks(towers.blocks())
     for of_tower in towers.block_lists():
         checkpoint_blocks(of_tower, fraction=config.activation_checkpointing)
     rehearse = _rehearsal(towers, runtime, phase)
-    if config.compile:
-        _compile(towers, runtime, rehearse)
     if micro_batch_size is None:
         micro_batch_size = _micro_batch_size(config, runtime, towers, rehearse)
-    optimizer = build_optimizer(config.optim, towers)
+    compiled = config.compile and _compile(towers, runtime, partial(rehearse, micro_batch_size))
+    if isinstance(towers.text_tower, TextTower):  # float8 products take multiples of 16 tokens alone
+        towers.text_tower.bucketed = compiled or config.precision == "fp8"
     model, wrapped_optimizer = parallelize(runtime, towers, optimizer, blocks=towers.blocks())
     return Stepper(
         runtime=runtime,
@@ -80,7 +87,7 @@ def build_stepper(
         towers=towers,
         optimizer=wrapped_optimizer,
         loss=build_loss(config.loss),
-        learning_rate=build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps),
+        learning_rate=learning_rate,
         micro_batch_size=micro_batch_size,
         clip_grad_norm=config.optim.clip_grad_norm,
         seed=config.seed,
@@ -145,15 +152,14 @@ def _rehearsal(towers: CLIP, runtime: Runtime, phase: Phase) -> Callable[[int], 
     )
 
 
-def _compile(towers: CLIP, runtime: Runtime, rehearse: Callable[[int], None]) -> None:
-    """Compiles what can be; texts then come in few shapes."""
-    text_tower = towers.text_tower
-    if isinstance(text_tower, TextTower):
-        text_tower.bucketed = True
-    done = compile_blocks(towers.blocks(), rehearse=partial(rehearse, 2), group=runtime.group)
+def _compile(towers: CLIP, runtime: Runtime, rehearse: Callable[[], None]) -> bool:
+    """Whether the blocks could be compiled; texts come in few shapes from then on, and meanwhile."""
+    _, of_text = towers.block_lists()
+    if isinstance(towers.text_tower, TextTower):
+        towers.text_tower.bucketed = True
+    compiled = compile_blocks(towers.blocks(), rehearse=rehearse, group=runtime.group, of_many_shapes=of_text)
     towers.zero_grad(set_to_none=True)
-    if isinstance(text_tower, TextTower):
-        text_tower.bucketed = done
+    return compiled
 
 
 def _micro_batch_size(config: RunConfig, runtime: Runtime, towers: CLIP, rehearse: Callable[[int], None]) -> int:

@@ -31,7 +31,7 @@ def cached_backward(
 
     Args:
         micro_batches: k >= 2 pieces of this rank's batch, in order.
-        forward: towers; called twice per piece with its number, and must compute the same both times.
+        forward: towers; called with a piece and its number, twice for all but the last, and must compute the same then.
         loss: called once with all embeddings of this rank; returns the rank's share.
         backward: backpropagates the share, scaled as the trainer does for every loss.
         no_sync: context in which gradients are not synchronised over ranks; around all but the last backward pass, and

@@ -54,6 +54,7 @@ class Monitor:
         self._num_steps = config.num_steps
         self._peak_flops = peak_flops(runtime.device)
         self._since_row: _SinceRow | None = None
+        self._waits: dict[int, float] = {}
         self._last_line = float("-inf")
         self._display: _Display | None = None
         self._tracking = False
@@ -74,15 +75,22 @@ class Monitor:
             kept = [row for row in read_rows(self._metrics) if row["step"] <= step]
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def waited(self, seconds: float) -> None:
-        """Adds to the time that training stood waiting for data."""
-        assert self._since_row is not None, "waited before rewind"
-        self._since_row.data_wait_s += seconds
+    def waited(self, seconds: float, *, step: int) -> None:
+        """Notes how long a step, from 1, stood waiting for its data; it may be known before the step before is read."""
+        self._waits[step] = seconds
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time within is that of saving or evaluating, between two steps."""
+        began = time.perf_counter()
+        yield
+        assert self._since_row is not None, "pause before rewind"
+        self._since_row.pause_s += time.perf_counter() - began
 
     def record(self, outcome: StepOutcome, progress: RunProgress, *, bad_samples: int) -> None:
         """Takes one finished step; writes a row when one is due."""
         assert self._since_row is not None, "record before rewind"
-        self._since_row.add(outcome)
+        self._since_row.add(outcome, data_wait_s=self._waits.pop(outcome.step, 0.0))
         if outcome.step % self._config.track.every_steps and outcome.step != self._num_steps:
             return
         row = self._row(outcome, progress, bad_samples)
@@ -152,6 +160,7 @@ class Monitor:
             "elapsed_s": elapsed_s,
             "data_wait_s": since.data_wait_s,
             **{f"{section}_s": seconds for section, seconds in since.seconds.items()},
+            "pause_s": since.pause_s,
             "padding_removed": 1 - since.num_tokens / (pairs * self._config.model.text.context_length),
             "skipped_steps": progress.skipped_steps,
             "overflow_steps": progress.overflow_steps,
@@ -170,12 +179,15 @@ class _SinceRow:
     step: int
     began: float
     data_wait_s: float = 0.0
+    pause_s: float = 0.0
+    """Saving and evaluating."""
     num_tokens: int = 0
     useful_flops: float = 0.0
     seconds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, outcome: StepOutcome) -> None:
+    def add(self, outcome: StepOutcome, *, data_wait_s: float) -> None:
         """Takes one step."""
+        self.data_wait_s += data_wait_s
         self.num_tokens += outcome.num_tokens
         self.useful_flops += outcome.useful_flops
         self.seconds.update(outcome.seconds)

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 log = logging.getLogger(__name__)
 
@@ -12,8 +12,11 @@ log = logging.getLogger(__name__)
 class Profiler:
     """Records the steps from `first_step` on and writes a trace that Perfetto and chrome://tracing open.
 
+    A start of the run or a phase of it that ends before the last of them, or begins after the first, records those that
+    it makes.
+
     Args:
-        folder: where `step-00000010.json.gz` is written.
+        folder: where `step-00000010.json.gz` is written, by the first step that it holds.
         first_step: number of the first step recorded, from 1; 0 records nothing.
         num_steps: steps recorded.
     """
@@ -22,17 +25,24 @@ class Profiler:
         self._folder = folder
         self._steps = range(first_step, first_step + num_steps) if first_step else range(0)
         self._running: profile | None = None
+        self._recorded = range(0)
 
     def before_step(self, step: int) -> None:
         """Call before each step with its number, from 1."""
-        if step in self._steps and self._running is None:
+        if step not in self._steps:
+            self.close()
+        elif self._running is None:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
-            self._running = profile(activities=activities)
+            # with a schedule it marks every step, as ProfilerStep#10
+            self._running = profile(activities=activities, schedule=lambda _: ProfilerAction.RECORD)
+            self._running.step_num = step
             self._running.start()
-        elif step not in self._steps:
-            self.close()
+            self._recorded = range(step, step + 1)
+        else:
+            self._running.step()
+            self._recorded = range(self._recorded.start, step + 1)
 
     def close(self) -> None:
         """Ends the recording, if there is one, and writes it; a failing disk costs the trace and not the run."""
@@ -40,10 +50,11 @@ class Profiler:
             return
         recording, self._running = self._running, None
         recording.stop()
-        path = self._folder / f"step-{self._steps.start:08d}.json.gz"
+        first, last = self._recorded[0], self._recorded[-1]
+        path = self._folder / f"step-{first:08d}.json.gz"
         try:
             self._folder.mkdir(exist_ok=True)
             recording.export_chrome_trace(str(path))
-            log.info("profiled steps %d to %d: %s", self._steps.start, self._steps.stop - 1, path)
+            log.info("profiled steps %d to %d: %s", first, last, path)
         except (OSError, RuntimeError) as error:
             log.error("cannot write the trace %s (%s); the run goes on", path, error)

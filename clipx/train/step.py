@@ -57,7 +57,8 @@ class StepOutcome:
     useful_flops: float
     """What the model's arithmetic needs for all pairs (`clipx.models.flops`)."""
     seconds: Mapping[str, float]
-    """Where this rank's time went: forward, loss, backward, optimizer; communication is a part of them."""
+    """Where this rank's time went: forward, loss, backward, optimizer. Communication is a part of them: the loss's and
+    the step's own; what DDP and FSDP2 move goes on beside the towers' arithmetic and is no figure of its own."""
     launched_at: float
     """time.perf_counter() when the host had launched it."""
 
@@ -141,7 +142,8 @@ class Stepper:
             good = torch.isfinite(sums[0]) & torch.isfinite(grad_norm)
             with clock.measure("optimizer"):
                 self._update(good, step)
-        logit_scale = whole(self.towers.log_logit_scale.detach()).exp().double().squeeze()
+        log_logit_scale = whole(self.towers.log_logit_scale.detach()).to(self.runtime.device)
+        logit_scale = log_logit_scale.exp().double().squeeze()
         loss, *others = sums.unbind()
         stats = torch.stack([loss, grad_norm.double(), logit_scale, good.double(), *others])
         host_stats, filled = _copy_to_host(stats)
@@ -204,7 +206,7 @@ class Stepper:
         """Scales gradients to the largest norm; returns the norm before, 0-dim, equal on all ranks."""
         limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
         norm: Tensor = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return norm
+        return whole(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
 
     def _update(self, good: Tensor, step: int) -> None:
         """The optimizer step, or none."""

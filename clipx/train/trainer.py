@@ -14,6 +14,7 @@ from clipx.checkpoint.store import discard_unfinished, write_atomically
 from clipx.config.load import dump_config
 from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
+from clipx.distributed.parallelize import reshard
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import run_evaluation
@@ -41,28 +42,26 @@ def train(config: RunConfig) -> int:
         start_logging(is_main=runtime.is_main)
         run: Run | None = None
         status: Status | None = None
+        step = 0
         try:
             while status is None:
                 run = build_run(config, runtime)
                 status = Loop(run, stop).fit()
                 if status is None:
-                    _end_phase(run)
+                    step = run.progress.step
+                    if runtime.is_main:
+                        log.info("step %d: the next phase begins", step)
+                    run = None  # or this phase's weights would stand beside the next one's
+                    runtime.release()
         except Exception as error:
             explained = explain(error)
-            step = 0 if run is None else run.progress.step
+            step = step if run is None else run.progress.step
             if Path(config.run_dir).is_dir():
                 write_failure(Path(config.run_dir), explained, step=step, rank=runtime.rank)
             raise explained from error
         assert run is not None
         _finish(run, status, reason=stop.reason)
     return status.exit_code
-
-
-def _end_phase(run: Run) -> None:
-    """Gives back what the phase held; the next one is built from its checkpoint."""
-    if run.runtime.is_main:
-        log.info("step %d: the next phase begins", run.progress.step)
-    run.runtime.release()
 
 
 def _finish(run: Run, status: Status, *, reason: str | None) -> None:
@@ -111,13 +110,16 @@ class Loop:
                 if orders.stop and progress.step < run.config.num_steps:
                     return Status.AGAIN
                 self.evaluate_if_due()
-        return Status.COMPLETE if progress.step == run.config.num_steps else None
+        if progress.step == run.config.num_steps:
+            return Status.COMPLETE
+        # asked in the last step or since: it is saved already, and the next phase may take minutes to build
+        return Status.AGAIN if any(gather_objects(bool(self.stop), run.runtime.group)) else None
 
     def next_batch(self, batches: Generator[Batch]) -> Batch:
         """This rank's next batch, on the host."""
         began = time.perf_counter()
         batch = next(batches)
-        self.run.monitor.waited(time.perf_counter() - began)
+        self.run.monitor.waited(time.perf_counter() - began, step=self.run.progress.step + 1)
         return batch
 
     def advance(self, batch: Batch) -> Requests:
@@ -188,7 +190,8 @@ class Loop:
             RunError: the run ends here and the disk did not take its state.
         """
         self.settle()
-        self.saver.save(stopping=stopping)
+        with self.run.monitor.pause():
+            self.saver.save(stopping=stopping)
         step = self.run.progress.step
         if self.saver.saved_step != step and (stopping or step == self.run.phase.until):
             raise RunError(
@@ -202,7 +205,8 @@ class Loop:
         for name, path in self.missing_evaluations().items():
             self.settle()
             try:
-                scores = self.evaluate(name)
+                with run.monitor.pause():
+                    scores = self.evaluate(name)
             except InputError as error:  # the same on all ranks; an evaluation set is no reason to lose a run
                 if run.runtime.is_main:
                     log.error("EVALUATION %s OF STEP %d FAILED (%s); the run goes on", name, step, error)
@@ -217,8 +221,11 @@ class Loop:
         run = self.run
 
         def score() -> dict[str, float]:
-            with torch.no_grad(), run.runtime.accelerator.autocast():
-                return run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
+            try:
+                with torch.no_grad(), run.runtime.accelerator.autocast():
+                    return run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
+            finally:
+                reshard(run.stepper.model)
 
         scores = score()
         if run.stepper.ema is not None:

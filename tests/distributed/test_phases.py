@@ -1,12 +1,20 @@
-"""Stages with smaller inputs and locked towers: the same run for any number of processes, whole or stopped on the way."""
+"""Stages with smaller inputs, and locked towers: the same run on any number of processes, whole or stopped."""
 
+import signal
+import weakref
 from pathlib import Path
 
 import pytest
 from distributed.ranks import run_ranks
-from tiny import losses, metrics, saved_tensors, tiny_config, write_scenes
+from tiny import losses, metrics, saved_tensors, status, tiny_config, write_scenes
 
-from clipx.train.trainer import train
+from clipx.config.schema import RunConfig
+from clipx.distributed.runtime import Runtime
+from clipx.train import trainer
+from clipx.train.build import Run, build_run
+from clipx.train.step import Requests
+from clipx.train.trainer import Loop, train
+from clipx.types import Batch
 
 STAGED = (
     "steps=12",
@@ -74,3 +82,50 @@ def test_a_locked_tower_trains_from_its_step_on(world_size: int, shards: Path, t
 def _weights(run_dir: Path, step: int, scratch: Path) -> dict[str, object]:
     tensors = saved_tensors(run_dir / "checkpoints" / f"step-{step:08d}", scratch)
     return {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+
+
+def _alive_at_each_build(config: RunConfig) -> list[int]:
+    """How many towers of earlier phases were in memory whenever a phase was built."""
+    built: list[weakref.ref[object]] = []
+    alive: list[int] = []
+
+    def spy(config: RunConfig, runtime: Runtime) -> Run:
+        alive.append(sum(towers() is not None for towers in built))
+        run = build_run(config, runtime)
+        built.append(weakref.ref(run.stepper.towers))
+        return run
+
+    trainer.build_run = spy
+    assert train(config) == 0
+    return alive
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_a_phase_frees_its_memory_before_the_next_is_built(parallel: str, shards: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path / "run", shards, *STAGED, f"parallel.type={parallel}", "activation_checkpointing=1", "ema.decay=0.9"
+    )
+    assert run_ranks(_alive_at_each_build, 1, config) == [[0, 0, 0]]
+
+
+def _stopped_in_the_last_step_of_a_phase(config: RunConfig) -> int:
+    """Rank 1 alone gets the signal."""
+    advance = Loop.advance
+
+    def signalled(self: Loop, batch: Batch) -> Requests:
+        if self.run.progress.step == 4 and self.run.runtime.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return advance(self, batch)
+
+    Loop.advance = signalled  # type: ignore[method-assign]
+    return train(config)
+
+
+def test_a_stop_at_the_end_of_a_phase_comes_before_the_next(shards: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", shards, *STAGED)
+    assert run_ranks(_stopped_in_the_last_step_of_a_phase, 2, config) == [85, 85]
+    assert (status(tmp_path / "run")["status"], status(tmp_path / "run")["step"]) == ("again", 5)
+    assert run_ranks(train, 2, config) == [0, 0]
+    undisturbed = tiny_config(tmp_path / "undisturbed", shards, *STAGED)
+    assert run_ranks(train, 2, undisturbed) == [0, 0]
+    assert losses(tmp_path / "run") == losses(tmp_path / "undisturbed")

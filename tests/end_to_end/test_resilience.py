@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 from distributed.ranks import run_ranks
 from tiny import losses, metrics, status, tiny_config
+from torch import nn
 
 from clipx.checkpoint.store import list_checkpoints, newest_checkpoint
 from clipx.config.schema import RunConfig, ZeroShotConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
-from clipx.train import trainer
+from clipx.pretrained import load
+from clipx.train import build_stepper, trainer
 from clipx.train.build import build_run
 from clipx.train.trainer import train
 
@@ -151,3 +154,62 @@ def test_a_rank_that_cannot_start_stops_all_at_once(tmp_path: Path, scenes: Path
     with pytest.raises(InputError, match="/nowhere"):
         run_ranks(_train_without_the_evaluation_set, 2, config, timeout_s=60)
     assert "/nowhere" in status(tmp_path / "run")["reason"]
+
+
+def test_auto_is_found_again_where_something_that_decides_it_has_changed(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches: list[int] = []
+
+    def search(model: nn.Module, *, rank_batch_size: int, **_: Any) -> int:
+        searches.append(rank_batch_size)
+        return rank_batch_size // 2
+
+    monkeypatch.setattr(build_stepper, "largest_micro_batch", search)
+    fixed = ["steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "data.allow_change=true"]
+    first = tiny_config(tmp_path / "first", scenes / "train", *fixed)
+    assert train(first) == 0
+    assert searches == [24]
+    shutil.rmtree(tmp_path / "first" / "checkpoints" / "step-00000006")
+    changes = {
+        "nothing": [],
+        "less_memory": ["activation_checkpointing=1"],
+        "other_batch": ["global_batch_size=20"],
+        "average": ["ema.decay=0.9"],
+        "smaller_stage": ["stages.small={until_step: 6, image_size: 16}"],
+    }
+    for name, change in changes.items():
+        shutil.copytree(tmp_path / "first", tmp_path / name)
+        assert train(tiny_config(tmp_path / name, scenes / "train", *fixed, *change)) == 0
+    assert searches == [24, 24, 20, 24, 24]
+
+
+def test_a_micro_batch_that_was_set_is_none_that_was_found(
+    tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = [tmp_path / "run", scenes / "train", "steps=4", "checkpoint.every_steps=2"]
+    assert train(tiny_config(*run, "micro_batch_size=6")) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    assert train(tiny_config(*run)) == 0
+    assert "micro_batch_size: 24 of the 24 pairs" in caplog.text
+
+
+def test_a_misspelt_optimizer_is_found_before_anything_is_measured(
+    tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError, match="lionn is no optimizer"):
+        train(tiny_config(tmp_path / "run", scenes / "train", "optim={type: timm, name: lionn}"))
+    assert "micro_batch_size:" not in caplog.text
+
+
+def test_a_start_that_is_nowhere_is_named_and_a_resumed_run_needs_none(tmp_path: Path, scenes: Path) -> None:
+    with pytest.raises(InputError, match=r"^start_from: .*nowhere: no such folder"):
+        train(tiny_config(tmp_path / "run", scenes / "train", f"start_from={tmp_path / 'nowhere'}"))
+    assert train(tiny_config(tmp_path / "before", scenes / "train", "steps=2")) == 0
+    begun = ["steps=3", "optim.lr=0", "checkpoint.every_steps=1", f"start_from={tmp_path / 'before'}"]
+    assert train(tiny_config(tmp_path / "after", scenes / "train", *begun)) == 0
+    weights = [load(tmp_path / name).model.state_dict() for name in ("before", "after")]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    shutil.rmtree(tmp_path / "after" / "checkpoints" / "step-00000003")
+    shutil.rmtree(tmp_path / "before")
+    assert train(tiny_config(tmp_path / "after", scenes / "train", *begun)) == 0

@@ -185,7 +185,7 @@ class TestCommands:
         assert seen == [load_config([config_file], ["seed=7"])]
 
     def test_zeroshot_prints_a_table_and_writes_json(self, clipx, library, tmp_path: Path) -> None:
-        library("clipx.pretrained", load=lambda path, *, device: path)
+        library("clipx.pretrained", load=lambda path, *, device, weights: path)
         figures = {"wds_a": {"acc1": 0.5, "acc5": 1.0}, "wds_b": {"image_retrieval_recall@1": 0.25}}
         library(
             "clipx.evaluate.run", evaluate_folder=lambda model, folder, *, batch_size, group: figures[Path(folder).name]
@@ -199,11 +199,16 @@ class TestCommands:
 
     def test_export_splits_the_formats(self, clipx, library) -> None:
         seen = []
-        library("clipx.export.run", export_model=lambda *arguments: seen.append(arguments) or {"hf": 1e-6})
-        code, out, _ = clipx("export", "runs/x", "--to", "out", "--format", "hf, open_clip")
+
+        def export_model(*arguments, weights):
+            seen.append((*arguments, weights))
+            return {"hf": 1e-6}
+
+        library("clipx.export.run", export_model=export_model)
+        code, out, _ = clipx("export", "runs/x", "--to", "out", "--format", "hf, open_clip", "--weights", "trained")
         assert code == 0
         assert json.loads(out) == {"hf": 1e-6}
-        assert seen == [(Path("runs/x"), Path("out"), ["hf", "open_clip"])]
+        assert seen == [(Path("runs/x"), Path("out"), ["hf", "open_clip"], "trained")]
 
     def test_demo_runs_in_the_folder_given(self, clipx, library) -> None:
         seen = []

@@ -8,8 +8,10 @@ import pytest
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
 from clipx.config.model import TransformerTextConfig
+from clipx.config.phases import check_stages, phase_at
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+OVERLAYS = sorted((Path(__file__).parents[2] / "configs" / "overlays").glob("*.yaml"))
 SHIPPED = {
     "tiny",
     "vit_b32_cc12m_8xh100",
@@ -28,6 +30,18 @@ def test_config_loads(path: Path) -> None:
     config = load_config([path])
     assert config.num_steps > config.optim.warmup_steps
     assert config.run_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay_fits_the_config_that_its_header_names(path: Path) -> None:
+    match = re.search(r"configs/(\w+)\.yaml configs/overlays/(\w+)\.yaml", path.read_text())
+    assert match is not None
+    assert match.group(2) == path.stem
+    base = load_config([path.parents[1] / f"{match.group(1)}.yaml"])
+    config = load_config([path.parents[1] / f"{match.group(1)}.yaml", path])
+    assert config != base
+    check_stages(config)
+    assert {phase_at(config, step).image_size % 14 for step in (0, config.num_steps - 1)} <= {0}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -195,7 +195,7 @@ def test_other_models_are_refused_before_anything_is_written(tmp_path, changes, 
     source = tmp_path / "source"
     source.mkdir()
     (source / EXPORT_CONFIG).write_text(run_config_text(pretrained.config))
-    monkeypatch.setattr(export_run, "load", lambda _path: pretrained)
+    monkeypatch.setattr(export_run, "load", lambda _path, **_: pretrained)
     with pytest.raises(InputError, match=message):
         export_model(source, tmp_path / "export", ["open_clip"])
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
