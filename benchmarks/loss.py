@@ -117,7 +117,7 @@ def value_and_gradients(loss: Callable[[Embeddings], Tensor], pairs: Embeddings)
     return value.detach(), *torch.autograd.grad(value, (pairs.image_BD, pairs.text_BD, pairs.logit_scale))
 
 
-def errors(case: Case, pairs: Embeddings, found: tuple[Tensor, ...]) -> dict[str, float]:
+def errors(case: Case, pairs: Embeddings, call: Callable[[], tuple[Tensor, ...]]) -> dict[str, float]:
     """Relative to the float64 result; nothing where texts of other ranks are not there."""
     if case.world_size > 1:
         return {}
@@ -127,7 +127,7 @@ def errors(case: Case, pairs: Embeddings, found: tuple[Tensor, ...]) -> dict[str
     names = ("value_error", "image_error", "text_error", "scale_error")
     return {
         name: float((one.double() - other).norm() / other.norm())
-        for name, one, other in zip(names, found, wanted, strict=True)
+        for name, one, other in zip(names, call(), wanted, strict=True)
     }
 
 
@@ -156,7 +156,7 @@ def measure(case: Case, device: torch.device, repetitions: int) -> list[dict[str
             row |= {"p20_ms": 1e3 * timing.p20, "p50_ms": 1e3 * timing.p50, "p80_ms": 1e3 * timing.p80}
             if "open_clip" in timings:
                 row["times_faster"] = ratio(timings["open_clip"], timing).p50
-        rows.append(row | errors(case, pairs, call()) if repetitions else row)
+        rows.append(row | errors(case, pairs, call) if repetitions else row)
     return rows
 
 

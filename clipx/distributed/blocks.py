@@ -21,12 +21,14 @@ log = logging.getLogger(__name__)
 def float8_blocks(blocks: Sequence[nn.Module]) -> None:
     """Lets the blocks' linear layers multiply in float8, scaled per tensor (torchao; arXiv 2209.05433); the rest stays.
 
-    Layers whose sides are no multiples of 16 stay as well: the hardware's products have no others.
+    Layers whose sides are no multiples of 16 stay as well: the hardware's products have no others. Tokens, the third
+    side, are padded to one where their number is none.
     """
-    from accelerate.utils import convert_model_to_fp8_ao
+    from accelerate.utils import AORecipeKwargs, convert_model_to_fp8_ao
 
+    config = AORecipeKwargs(pad_inner_dim=True, enable_fsdp_float8_all_gather=False).config
     for block in blocks:
-        convert_model_to_fp8_ao(block, module_filter_func=_has_float8_shape)
+        convert_model_to_fp8_ao(block, config=config, module_filter_func=_has_float8_shape)
 
 
 def _has_float8_shape(module: nn.Module, name: str) -> bool:

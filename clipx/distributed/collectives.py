@@ -23,7 +23,10 @@ _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 @contextmanager
 def observed(observer: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Within, every collective of this module on tensors runs in a context of `observer`, which may time it."""
+    """Within, every collective of this module on tensors runs in a context of `observer`, which may time it.
+
+    Of a shift that is the wait, for until then other work goes on.
+    """
     global _observer
     before, _observer = _observer, observer
     try:
@@ -103,6 +106,7 @@ def start_shift(x: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
         ]
     )
 
+    @_observable
     def wait() -> Tensor:
         for work in works:
             work.wait()

@@ -7,7 +7,8 @@ and the exchange sums these over all ranks, in the wide dtype, and in an order t
   its gradient is reduce-scattered as soon as it is complete, and no G x D float32 buffer ever stands. Moves
   2 (W-1) B D elements per rank and step.
 - `Ring` holds its own texts and the next ones under way: memory O(B D), for G x D that does not fit. The gradient goes
-  round with its texts. Moves W B D elements more: texts twice, gradients once. Alone (W = 1) nothing moves.
+  round with its texts. Moves W B D elements more for InfoNCE, whose backward pass needs the texts again, and B D for
+  the sigmoid loss, which has one pass. Alone (W = 1) nothing moves.
 
 Shape suffixes: B local pairs, G global pairs, W ranks, N columns of a slice, D embedding.
 """

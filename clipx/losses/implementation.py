@@ -68,13 +68,13 @@ def _is_interpreting() -> bool:
 
 @cache
 def _compile(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernels compile and run; tried once on one pair, so that a failure costs speed and not the run."""
+    """Whether the kernels compile and run; tried once on a few pairs, so that a failure costs speed, not the run."""
     from clipx.losses import kernels
 
     if device.type != "cuda":
         return True  # interpreted: nothing to compile
     try:
-        kernels.try_all(torch.ones(1, width, dtype=dtype, device=device))
+        kernels.try_all(width, dtype, device)
         torch.cuda.synchronize(device)
     except Exception as problem:  # Triton raises its own, the C compiler's and the driver's errors
         log.warning(

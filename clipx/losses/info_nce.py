@@ -39,6 +39,7 @@ class InfoNCELoss:
     Numerics: similarities and softmax in at least float32 (float64 for float64), whatever autocast says, with streaming
     maxima; gradients summed in that dtype, then cast to the embeddings' own. On CUDA, bfloat16 and float16 enter matrix
     products as they are, g rounded to their dtype once it is complete; elsewhere they are widened first. Deterministic.
+    float32 is multiplied as float32; torch's own products take TF32 where torch was told to, which clipx never does.
     Memory: O(B D + G) and a few tiles beyond the gathered texts. Communication per rank: `clipx.losses.exchange`, and
     2 all-reduces of G numbers.
 

@@ -61,16 +61,17 @@ def sigmoid_tile(
     return loss_IJ.sum(), gradient_sum_IJ.sum(), gradient_RN
 
 
-def try_all(x_BD: Tensor) -> None:
-    """Runs every kernel on the pairs (x, x), to find out whether they compile for this dtype, width and device."""
-    size = len(x_BD)
-    for ids_G in (None, torch.zeros(size, dtype=torch.int32, device=x_BD.device)):
-        grid = Grid(rank=0, world_size=1, batch_size=size, tile_size=size, ids_G=ids_G)
-        tile = Tile(grid, slice(0, size), Columns(slice(0, 1), slice(0, size)))
-        scale = x_BD.new_ones(1, dtype=torch.float32)
-        row_lse_B, column_lse_B, _ = info_nce_statistics(x_BD, x_BD, scale, tile)
-        info_nce_gradient(x_BD, x_BD, scale, tile, row_lse_R=row_lse_B, column_lse_N=column_lse_B)
-        sigmoid_tile(x_BD, x_BD, scale, scale, tile)
+def try_all(width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Runs every kernel as whole tiles of a training step run it, to find out whether it compiles for this device."""
+    size = TRIAL_SIZE
+    x_BD = torch.ones(size, width, dtype=dtype, device=device)
+    ids_G = torch.zeros(size, dtype=torch.int32, device=device)  # the trainer always has ids; without, less is compiled
+    grid = Grid(rank=0, world_size=1, batch_size=size, tile_size=size, ids_G=ids_G)
+    tile = Tile(grid, slice(0, size), Columns(slice(0, 1), slice(0, size)))
+    scale = x_BD.new_ones(1, dtype=torch.float32)
+    row_lse_B, column_lse_B, _ = info_nce_statistics(x_BD, x_BD, scale, tile)
+    info_nce_gradient(x_BD, x_BD, scale, tile, row_lse_R=row_lse_B, column_lse_N=column_lse_B)
+    sigmoid_tile(x_BD, x_BD, scale, scale, tile)
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Blocks:
 # registers); 128 x 256 spills. Chosen by that, not by time: benchmarks/loss.py --blocks times the alternatives.
 NARROW_BLOCKS = Blocks(rows=128, columns=128, depth=64, num_warps=8, num_stages=3)
 FLOAT32_BLOCKS = Blocks(rows=64, columns=64, depth=32, num_warps=4, num_stages=3)
+TRIAL_SIZE = 256
+"""A multiple of all blocks, the alternatives included: what is compiled for a trial serves the run."""
 
 
 def _launch(

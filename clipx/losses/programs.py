@@ -7,6 +7,9 @@ registers. Any D and any number of rows and columns: what lies outside is masked
 - row_ids_R, column_ids_N: int32; where they are equal and no pair is, similarities are left out (HAS_IDS).
 - Row i in [first_pair_row, end_pair_row) and column i + pair_column are image and text of one pair.
 - EVEN: no block reaches beyond the tile. GAIN: factor of the gradient, `clipx.losses.tiles.gain`.
+
+Each compiles anew for every D, and with or without ids and EVEN. Numbers that differ from tile to tile are not
+specialized on; but N is where a gradient is stored, for rows that begin at multiples of 16 are stored faster.
 """
 
 # Triton's own language: it has no types, and kernels take all they need as arguments.
@@ -83,7 +86,7 @@ def _store_gradient(gradient_RN, gradient, rows, columns, R, N, EVEN: tl.constex
         tl.store(places, gradient, mask=(rows < R)[:, None] & (columns < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["first_pair_row", "end_pair_row", "pair_column"])
+@triton.jit(do_not_specialize=["R", "N", "first_pair_row", "end_pair_row", "pair_column"])
 def statistics_kernel(
     row_max_JR, row_sum_JR, column_max_IN, column_sum_IN, pair_R,
     x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, R, N, first_pair_row, end_pair_row, pair_column,
@@ -108,7 +111,7 @@ def statistics_kernel(
     tl.store(column_sum_IN + column_places, column_sum, mask=columns < N)
 
 
-@triton.jit(do_not_specialize=["first_pair_row", "end_pair_row", "pair_column"])
+@triton.jit(do_not_specialize=["R", "first_pair_row", "end_pair_row", "pair_column"])
 def info_nce_gradient_kernel(
     gradient_RN, row_lse_R, column_lse_N,
     x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, R, N, first_pair_row, end_pair_row, pair_column,
@@ -131,7 +134,7 @@ def info_nce_gradient_kernel(
     _store_gradient(gradient_RN, gradient, rows, columns, R, N, EVEN)
 
 
-@triton.jit(do_not_specialize=["first_pair_row", "end_pair_row", "pair_column"])
+@triton.jit(do_not_specialize=["R", "first_pair_row", "end_pair_row", "pair_column"])
 def sigmoid_kernel(
     gradient_RN, loss_IJ, gradient_sum_IJ, logit_bias,
     x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, R, N, first_pair_row, end_pair_row, pair_column,

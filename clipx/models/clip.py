@@ -97,9 +97,14 @@ class CLIP(nn.Module):
 
 def _blocks(tower: nn.Module) -> list[nn.Module]:
     """The members of the tower's list with the most weights; none where it has no list."""
-    lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    largest = max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()), default=None)
-    return [] if largest is None else list(largest.children())
+    lists = [list(module.children()) for module in tower.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    of_blocks = [members for members in lists if all(map(_is_block, members))]
+    return max(of_blocks, key=lambda blocks: sum(w.numel() for block in blocks for w in block.parameters()), default=[])
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether it is called, which a list is not, and more than one layer, which may write into its input."""
+    return not isinstance(module, nn.ModuleList) and any(module.children())
 
 
 def _unit_length(x_BD: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ Shape suffixes: B texts, R the first of them, L positions, N places in rows, T t
 of a head, C channels. A group is a number of texts that follow each other and are laid out to one length.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -246,7 +245,6 @@ def _varlen_takes(q: Tensor) -> bool:
     )
 
 
-@functools.cache
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_flash(device: torch.device) -> bool:
     return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -160,10 +160,23 @@ def _embed_patches(patch_embed: Any, pixels_BPC: Tensor) -> Tensor:
 def _positions(trunk: Any, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The position embedding of prefix tokens (1, N, C) and of the grid's patches (P, C)."""
     num_prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-    table_1NC = trunk.pos_embed
-    if grid != tuple(trunk.patch_embed.grid_size):
-        table_1NC = resample_abs_pos_embed(
-            table_1NC, new_size=list(grid), old_size=list(trunk.patch_embed.grid_size), num_prefix_tokens=num_prefix
-        )
-    prefix_1NC, patches_1PC = table_1NC.tensor_split([num_prefix], dim=1)
-    return prefix_1NC, patches_1PC[0]
+    prefix_1NC, patches_1PC = trunk.pos_embed.tensor_split([num_prefix], dim=1)
+    own: tuple[int, int] = tuple(trunk.patch_embed.grid_size)
+    return prefix_1NC, patches_1PC[0] if grid == own else _resampled(patches_1PC[0], own, grid)
+
+
+def _resampled(table_PC: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """A table over one grid resampled to another, as timm's `resample_abs_pos_embed` does it: bicubic, antialiased.
+
+    By matrix products, rows and columns apart, for interpolation has no deterministic gradient on CUDA.
+    """
+    rows, columns = (_resampling(old, new, device=table_PC.device) for old, new in zip(before, after, strict=True))
+    with torch.autocast(table_PC.device.type, enabled=False):
+        table_RSC = torch.einsum("or,ps,opc->rsc", rows, columns, table_PC.float().unflatten(0, before))
+    return table_RSC.flatten(0, 1).to(table_PC.dtype)
+
+
+def _resampling(before: int, after: int, *, device: torch.device) -> Tensor:
+    """The float32 (before, after) matrix that resamples a row of the grid."""
+    impulses = torch.eye(before, device=device)[None, None]
+    return functional.interpolate(impulses, size=(before, after), mode="bicubic", antialias=True)[0, 0]

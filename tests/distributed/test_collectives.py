@@ -1,5 +1,8 @@
 """The collectives, on several ranks and alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -48,6 +51,37 @@ def test_on_several_ranks(world_size: int, dtype: torch.dtype) -> None:
         assert torch.equal(result["max"], parts[-1])
         assert result["objects"] == [{"rank": other} for other in range(world_size)]
         assert torch.equal(result["alone"], parts[rank])
+
+
+def times_observed() -> list[int]:
+    """How often the observer was entered by each collective on tensors; a shift counts when it is waited for."""
+    group, x, entered = dist.group.WORLD, part(0, torch.float32), []
+
+    @contextmanager
+    def observer() -> Iterator[None]:
+        entered.append(1)
+        yield
+
+    shift = collectives.start_shift(x, group)
+    calls = [
+        lambda: collectives.all_gather(x, group),
+        lambda: collectives.reduce_scatter_sum(x, group),
+        lambda: collectives.all_reduce(x.clone(), "sum", group),
+        shift,
+    ]
+    counts = []
+    with collectives.observed(observer):
+        for call in calls:
+            entered.clear()
+            call()
+            counts.append(len(entered))
+    entered.clear()
+    collectives.all_gather(x, group)
+    return [*counts, len(entered)]
+
+
+def test_an_observer_sees_each_of_them_once_and_only_within() -> None:
+    assert run_ranks(times_observed, 2) == [[1, 1, 1, 1, 0]] * 2
 
 
 def test_alone_there_is_nothing_to_do() -> None:

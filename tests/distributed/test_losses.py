@@ -1,6 +1,7 @@
 """The losses on 1, 2 and 4 processes against the textbook on the whole batch, through a real model under DDP."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -203,6 +204,33 @@ def test_a_compiled_caller_goes_on_on_several_ranks() -> None:
     for image, text, compiled_image, compiled_text in run_ranks(compiled_step, 2):
         assert torch.equal(image, compiled_image)
         assert torch.equal(text, compiled_text)
+
+
+def one_rank_without_kernels(exchange: Literal["gather", "ring"]) -> list[Tensor]:
+    """Rank 0 has kernels, or what looks like them; on rank 1 they fail, and torch's tiles take over."""
+    from clipx.losses import info_nce as module
+    from clipx.losses import kernels
+
+    if dist.get_rank() == 0:
+        module.use_kernels = lambda *_, **__: True  # type: ignore[assignment]
+        kernels.info_nce_statistics = partial(module._tile_statistics, weight_B=None)  # type: ignore[assignment]
+        kernels.info_nce_gradient = partial(module._tile_gradient, weight_B=None)  # type: ignore[assignment]
+    whole = _float64_embeddings(2 * BATCH, 48)
+    parts = [x.detach().chunk(2)[dist.get_rank()].requires_grad_() for x in (whole.image_BD, whole.text_BD)]
+    loss = InfoNCELoss(tile_size=3, exchange=exchange)
+    pairs = replace(whole, image_BD=parts[0], text_BD=parts[1])
+    share = loss(pairs, group=dist.group.WORLD, ids_B=IDS["ids"][0][:BATCH])
+    return [share.detach(), *torch.autograd.grad(share, parts)]
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_ranks_with_and_without_kernels_agree(exchange: Literal["gather", "ring"]) -> None:
+    shares, images, texts = zip(*run_ranks(one_rank_without_kernels, 2, exchange), strict=True)
+    whole = _float64_embeddings(2 * BATCH, 48)
+    expected = _textbook("info_nce", whole, IDS["ids"][0][:BATCH].repeat(2), None)
+    wanted = torch.autograd.grad(expected, (whole.image_BD, whole.text_BD))
+    torch.testing.assert_close(sum(shares), expected.detach(), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close((torch.cat(images), torch.cat(texts)), wanted, rtol=0, atol=TOLERANCE)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -35,7 +35,7 @@ def undisturbed(scenes: Path, tmp_path_factory: pytest.TempPathFactory, environm
     """The run folder of the same config, never interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = write_config(folder, scenes)
-    subprocess.run([sys.executable, "-m", "clipx", "train", str(config)], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "clipx", "train", str(config)], env=environment, check=True, timeout=240)
     return folder / "run"
 
 
@@ -78,7 +78,7 @@ def test_killed_at_a_random_step(scenes: Path, undisturbed: Path, tmp_path: Path
     wait_for_step(tmp_path / "run", step, process)
     process.kill()
     process.wait()
-    assert start(config, environment).wait(timeout=120) == 0
+    assert start(config, environment).wait(timeout=240) == 0
     assert_same_run(tmp_path / "run", undisturbed, tmp_path / "scratch")
     assert status(tmp_path / "run") == {"status": "complete", "step": STEPS, "reason": "all steps done"}
 
@@ -91,12 +91,12 @@ def test_a_stop_signal_saves_and_asks_to_be_started_again(
     process = start(config, environment)
     wait_for_step(tmp_path / "run", 5, process)
     process.send_signal(number)
-    assert process.wait(timeout=60) == 85
+    assert process.wait(timeout=120) == 85
     stopped = status(tmp_path / "run")
     assert (stopped["status"], stopped["reason"]) == ("again", number.name)
     assert 5 <= stopped["step"] < STEPS
     assert len(metrics(tmp_path / "run")) == stopped["step"]  # nothing was lost
-    assert start(config, environment).wait(timeout=120) == 0
+    assert start(config, environment).wait(timeout=240) == 0
     assert_same_run(tmp_path / "run", undisturbed, tmp_path / "scratch")
 
 
@@ -104,7 +104,7 @@ def test_a_complete_run_says_so_and_changes_nothing(undisturbed: Path, environme
     config = undisturbed.parent / "config.yaml"
     before = {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*")}
     rows = metrics(undisturbed)
-    assert start(config, environment).wait(timeout=120) == 0
+    assert start(config, environment).wait(timeout=240) == 0
     assert status(undisturbed)["status"] == "complete"
     assert {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*")} == before
     assert metrics(undisturbed) == rows

@@ -131,5 +131,6 @@ def test_float8_takes_the_linear_layers_that_fit_and_keeps_their_weights() -> No
     float8_blocks(blocks)
     kinds = [type(layer).__name__ for block in blocks for layer in block]
     assert kinds == ["Float8Linear", "LayerNorm", "Linear", "Float8Linear"]
+    assert blocks[0][0].config.pad_inner_dim  # 24 pairs of 257 tokens are no multiple of 16
     after = [parameter for block in blocks for parameter in block.parameters()]
     assert all(one is other for one, other in zip(before, after, strict=True))

@@ -1,16 +1,19 @@
 """Which code computes a tile: what a person may ask for, and what happens where it cannot be had."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
 from clipx.errors import InputError
-from clipx.losses import implementation, kernels
+from clipx.losses import implementation, kernels, programs
+from clipx.losses.exchange import Columns
 from clipx.losses.implementation import check_implementation, use_kernels
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss
+from clipx.losses.tiles import Grid, Tile
 from clipx.types import Embeddings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -55,11 +58,10 @@ def test_elsewhere_the_tiles_are_torchs(name: str) -> None:
 def test_kernels_that_do_not_compile_cost_speed_and_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(x_BD: torch.Tensor) -> None:
+    def broken(width: int, dtype: torch.dtype, device: torch.device) -> None:
         raise RuntimeError("out of resource: shared memory\nsecond line")
 
     monkeypatch.setattr(kernels, "try_all", broken)
-    monkeypatch.setattr(torch, "ones", lambda *size, dtype, device: torch.empty(size, dtype=dtype))
     implementation._compile.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
@@ -70,6 +72,52 @@ def test_kernels_that_do_not_compile_cost_speed_and_one_line(
         "loss: the Triton kernels for bfloat16 of width 640 fail on this device "
         "(RuntimeError: out of resource: shared memory); torch's tiles take over"
     ]
+
+
+class Launches:
+    """In place of a kernel: what Triton would compile for each launch."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.parameters = kernel.params
+        self.variants: set[tuple[Any, ...]] = set()
+
+    def __getitem__(self, counts: tuple[int, int]) -> Any:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            named = zip(self.parameters, arguments, strict=False)
+            classes = [
+                (parameter.name, value == 1, value % 16 == 0)
+                for parameter, value in named
+                if isinstance(value, int) and not parameter.do_not_specialize
+            ]
+            self.variants.add((*classes, *constants.items()))
+
+        return launch
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_the_trial_compiles_is_what_whole_tiles_run(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One variant of each kernel, for compiling takes seconds; a trial of others would say nothing about these."""
+    names = ("statistics_kernel", "info_nce_gradient_kernel", "sigmoid_kernel")
+    launches = [Launches(getattr(programs, name)) for name in names]
+    for name, launch in zip(names, launches, strict=True):
+        monkeypatch.setattr(programs, name, launch)
+    kernels.try_all(48, dtype, CPU)
+    grid = Grid(rank=0, world_size=2, batch_size=1024, tile_size=512, ids_G=torch.zeros(2048, dtype=torch.int32))
+    scale = torch.ones(1)
+    for rows, places in ((slice(0, 512), slice(512, 768)), (slice(512, 1024), slice(0, 512))):
+        tile = Tile(grid, rows, Columns(slice(0, 2), places))
+        x_RD, y_ND = torch.ones(512, 48, dtype=dtype), torch.ones(len(tile.columns), 48, dtype=dtype)
+        kernels.info_nce_statistics(x_RD, y_ND, scale, tile)
+        kernels.info_nce_gradient(x_RD, y_ND, scale, tile, row_lse_R=x_RD[:, 0], column_lse_N=y_ND[:, 0])
+        kernels.sigmoid_tile(x_RD, y_ND, scale, scale, tile)
+    assert [len(launch.variants) for launch in launches] == [1, 1, 1]
+    for num_rows in (1, 96, 97):  # what is left over at the end: one variant more, however many rows
+        tile = Tile(grid, slice(0, num_rows), Columns(slice(0, 2), slice(0, 512)))
+        x_RD, y_ND = torch.ones(num_rows, 48, dtype=dtype), torch.ones(1024, 48, dtype=dtype)
+        kernels.info_nce_statistics(x_RD, y_ND, scale, tile)
+        kernels.info_nce_gradient(x_RD, y_ND, scale, tile, row_lse_R=x_RD[:, 0], column_lse_N=y_ND[:, 0])
+        kernels.sigmoid_tile(x_RD, y_ND, scale, scale, tile)
+    assert [len(launch.variants) for launch in launches] == [2, 2, 2]
 
 
 class TestCompiledCallers:

@@ -24,9 +24,10 @@ def draw(size: int, width: int, dtype: torch.dtype, scale: float) -> Embeddings:
 
 
 def value_and_gradients(name: str, how: str, pairs: Embeddings, ids_B: Tensor | None) -> tuple[Tensor, ...]:
+    """The value, and gradients times the number of pairs, as a loss scale would: fp16 has no numbers for the mean's."""
     share = LOSSES[name](implementation=how)(pairs, ids_B=ids_B)
     inputs = (pairs.image_BD, pairs.text_BD, pairs.logit_scale, pairs.logit_bias)
-    return share.detach(), *torch.autograd.grad(3 * share, inputs)
+    return share.detach(), *torch.autograd.grad(len(pairs.image_BD) * share, inputs)
 
 
 def in_float64(name: str, pairs: Embeddings, ids_B: Tensor | None) -> tuple[Tensor, ...]:
@@ -34,45 +35,73 @@ def in_float64(name: str, pairs: Embeddings, ids_B: Tensor | None) -> tuple[Tens
     return value_and_gradients(name, "tiled", Embeddings(**wide), ids_B)
 
 
+def limits(pairs: Embeddings, wanted: tuple[Tensor, ...]) -> list[Tensor]:
+    """How far each gradient may be off.
+
+    g is rounded to the dtype once, and the result once more; scale and bias see many roundings, which cancel. Besides,
+    a float32 logit near s is known to eps s, and exp turns that into as large an error of g, which in a row sum to
+    1 or less: it is all that is left of the gradient where every pair is found with certainty.
+    """
+    size, scale = len(pairs.image_BD), pairs.logit_scale.item()
+    of_a_row = 2 * torch.finfo(torch.float32).eps * scale
+    of_inputs, of_scalars = of_a_row * scale * size**0.5, of_a_row * size
+    relative = 2 * torch.finfo(pairs.image_BD.dtype).eps + 1e-4  # 765 products summed in float32, times s
+    return [
+        relative * exact.norm() + rounding
+        for exact, rounding in zip(wanted, (of_inputs, of_inputs, of_scalars, of_scalars), strict=True)
+    ]
+
+
+# Few widths and numbers of pairs for each dtype, for each variant of a kernel takes seconds to compile.
+CASES = [
+    (torch.bfloat16, 1, 48),
+    (torch.bfloat16, 77, 765),
+    (torch.bfloat16, 5003, 765),
+    (torch.bfloat16, 1024, 640),
+    (torch.float16, 77, 765),
+    (torch.float32, 77, 765),
+    (torch.float32, 1024, 640),
+]
+
+
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("how", ["triton", "tiled"])
-@pytest.mark.parametrize("size", [1, 77, 1024, 5003])
-@pytest.mark.parametrize("width", [48, 512, 640, 765])
-def test_value_and_gradients(name: str, dtype: torch.dtype, how: str, size: int, width: int) -> None:
+@pytest.mark.parametrize(("dtype", "size", "width"), CASES)
+@pytest.mark.parametrize("scale", [7.0, 30.0, 100.0])
+def test_value_and_gradients(name: str, how: str, dtype: torch.dtype, size: int, width: int, scale: float) -> None:
     seed = int(torch.randint(2**31, ()))
     torch.manual_seed(seed)
-    pairs = draw(size, width, dtype, scale=float(torch.empty(()).uniform_(5, 100)))
+    pairs = draw(size, width, dtype, scale)
     ids_B = torch.randint(0, 4 * size, (size,), device="cuda")
     found, wanted = value_and_gradients(name, how, pairs, ids_B), in_float64(name, pairs, ids_B)
-    assert implementation._compile(pairs.image_BD.device, dtype, width), "the kernels fell back"
-    assert found[0].double().item() == pytest.approx(wanted[0].item(), rel=2e-5, abs=2e-5), seed
-    for gradient, exact in zip(found[1:], wanted[1:], strict=True):
-        # g is rounded to the dtype once, and the result once more; scale and bias see many roundings, which cancel.
-        limit = (2 * torch.finfo(dtype).eps + 2e-5) * exact.norm() + 1e-6
+    if how == "triton":
+        assert implementation._compile(pairs.image_BD.device, dtype, width), "the kernels fell back"
+    assert found[0].double().item() == pytest.approx(wanted[0].item(), rel=1e-4, abs=1e-4), seed
+    for gradient, exact, limit in zip(found[1:], wanted[1:], limits(pairs, wanted[1:]), strict=True):
         assert (gradient.double() - exact).norm() <= limit, seed
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_results_repeat_bit_for_bit(name: str) -> None:
-    pairs = draw(3001, 512, torch.bfloat16, 30.0)
-    first, second = (value_and_gradients(name, "triton", pairs, None) for _ in range(2))
+    pairs = draw(3001, 765, torch.bfloat16, 30.0)
+    ids_B = torch.randint(0, 6000, (3001,), device="cuda")
+    first, second = (value_and_gradients(name, "triton", pairs, ids_B) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("how", ["triton", "tiled"])
 def test_no_matrix_of_all_similarities_stands(name: str, how: str) -> None:
-    pairs = draw(16384, 64, torch.bfloat16, 30.0)
+    pairs = draw(16384, 640, torch.bfloat16, 30.0)
     value_and_gradients(name, how, pairs, None)  # compiles
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     value_and_gradients(name, how, pairs, None)
-    assert torch.cuda.max_memory_allocated() - before < 16384**2 / 2  # bytes; one bfloat16 matrix has 4 times as many
+    assert torch.cuda.max_memory_allocated() - before < 16384**2  # bytes; half a bfloat16 matrix
 
 
 def test_a_compiled_caller_goes_on() -> None:
-    pairs = draw(300, 64, torch.bfloat16, 30.0)
+    pairs = draw(1024, 640, torch.bfloat16, 30.0)
     loss = InfoNCELoss()
 
     def step(image_BD: Tensor, text_BD: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 """The whole model: unit embeddings in the compute dtype, the temperature, seeds, and parts of a batch."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
+import timm
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
 from clipx.errors import InputError
-from clipx.models.clip import CLIP, build_model
+from clipx.models import packing
+from clipx.models.clip import CLIP, _blocks, build_model
 from clipx.types import Batch, Embeddings
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -72,6 +75,32 @@ def test_float64_stays_float64() -> None:
     torch.testing.assert_close(embeddings.image_BD.norm(dim=1), torch.ones(6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bfloat16: through the varlen kernel
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_a_forward_pass_on_a_gpu_never_waits_for_it(
+    dtype: torch.dtype, bucketed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fake tensors have a device and a shape but no values: what reads one on the host raises, as do two devices."""
+    monkeypatch.setattr(packing, "_has_flash", lambda device: True)
+    clip, whole, cuda = model(), batch(), torch.device("cuda", 0)
+    clip.text_tower.bucketed = bucketed
+    with FakeTensorMode():
+        for module in clip.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(torch.empty(weight.shape, dtype=dtype, device=cuda)))
+            for name, constant in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(constant.shape, device=cuda))
+        tensors = {
+            field.name: torch.empty(value.shape, dtype=value.dtype, device=cuda)
+            for field in fields(Batch)
+            if isinstance(value := getattr(whole, field.name), torch.Tensor)
+        }
+        larger = torch.empty(6, 32, 32, 3, dtype=torch.uint8, device=cuda)  # resamples positions
+        embeddings = clip(replace(whole, **tensors | {"images_BHWC": larger}), seed=0, patch_drop=0.5)
+    for x_BD in (embeddings.image_BD, embeddings.text_BD):
+        assert (x_BD.device, x_BD.dtype) == (cuda, dtype)
+
+
 def test_micro_batches_embed_as_the_whole_and_again() -> None:
     clip = model().double().train()
     whole = clip(batch(), seed=4, patch_drop=0.5)
@@ -98,6 +127,21 @@ def test_the_clamp_holds_the_multiplier_and_lets_it_come_back() -> None:
         clip.log_logit_scale.fill_(1.0)
     clip.clamp_logit_scale_()
     assert clip.log_logit_scale.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("vit_base_patch32_clip_224", {"Block"}),
+        ("twins_svt_small", {"Block"}),  # its largest list is one of lists, which nobody calls
+        ("efficientvit_b0", {"EfficientVitStage"}),  # its largest list is the head, where an activation is in place
+        ("vgg11", set()),
+    ],
+)
+def test_blocks_are_modules_that_are_called_and_more_than_a_layer(name: str, kinds: set[str]) -> None:
+    with torch.device("meta"):
+        trunk = timm.create_model(name, num_classes=0)
+    assert {type(block).__name__ for block in _blocks(trunk)} == kinds
 
 
 def test_weights_are_a_function_of_the_seed_alone() -> None:

@@ -104,3 +104,12 @@ def test_transformers_encoders_are_counted(kind: str, tmp_path: Path) -> None:
     assert flops.per_text == 2 * 32 * 8
     assert flops.per_token == 2 * 2 * (4 * 32**2 + 2 * 32 * 64)
     assert flops.per_squared_length == 2 * 4 * 32
+
+
+def test_transformers_encoders_are_counted_where_they_stand(tmp_path: Path) -> None:
+    """On a GPU, when a run is built there; the meta device stands for it."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "hidden_size": 32}
+    transformers.BertConfig(vocab_size=100, **shape).save_pretrained(tmp_path)
+    config = HuggingFaceTextConfig(name=str(tmp_path), context_length=16, pretrained=False)
+    tower = build_text_tower(config, vocab_size=100, embed_dim=8)
+    assert text_flops(tower) == text_flops(tower.to("meta"))

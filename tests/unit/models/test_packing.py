@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipx.models import packing as packing_module
 from clipx.models.packing import Packing, as_rows, attend, attend_once, group_by_length, pack, pad_to_bucket, take
 
 LENGTHS = [3, 5, 1, 2]
@@ -96,6 +97,59 @@ def test_one_query_a_text_is_a_row_of_the_whole_attention(groups: tuple[int, ...
     weight = drawn(*ours.shape, seed=1)
     gradients = [torch.autograd.grad((part * weight).sum(), qkv_T3HK, retain_graph=True)[0] for part in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """What the documentation of torch 2.11 says of `varlen_attn`, which runs on CUDA alone."""
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    lengths_q, lengths_k = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    assert max(lengths_q) <= max_q
+    assert max(lengths_k) <= max_k
+    assert (sum(lengths_q), sum(lengths_k)) == (len(query), len(key[: cu_seq_k[-1]]))
+    texts = zip(
+        *(x[:total].split(sizes) for x, total, sizes in (
+            (query, sum(lengths_q), lengths_q), (key, sum(lengths_k), lengths_k), (value, sum(lengths_k), lengths_k)
+        )),
+        strict=True,
+    )  # fmt: skip
+    causal = {(-1, 0): True, (-1, -1): False}[window_size]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.cat([plain_attention(*text, causal=causal, scale=scale) for text in texts if len(text[0])])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_the_varlen_kernel_is_asked_for_the_same(
+    causal: bool, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qkv_T3HK = drawn(11, 3, 2, 8)
+    where = packing([*LENGTHS, 0])  # an empty text stands behind the real ones in a bucket
+    q, k, v = qkv_T3HK.unbind(1)
+    last_R = where.last_B[:3]
+
+    def results() -> list[Tensor]:
+        mixed = (attend(q, k, v, where, causal=causal, scale=scale), attend_once(take(q, last_R), k, v, where))
+        gradients = (torch.autograd.grad(x.square().sum(), qkv_T3HK, retain_graph=True)[0] for x in mixed)
+        return [*mixed, *gradients]
+
+    expected = results()
+    monkeypatch.setattr(packing_module, "_varlen_takes", lambda q: True)
+    monkeypatch.setattr(packing_module, "varlen_attn", varlen)
+    for ours, theirs in zip(results(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

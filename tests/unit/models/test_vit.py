@@ -9,9 +9,11 @@ import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.model import TimmImageConfig
+from clipx.models import vit
 from clipx.models.patch_drop import kept_patches, patch_keys
 from clipx.models.vision_tower import VisionTower, build_vision_tower
 from clipx.models.vit import Block
@@ -103,6 +105,28 @@ def test_images_of_another_size_see_resampled_positions(name: str, size: int) ->
     output, expected = model(pictures(size)), other(pictures(size))
     assert_same(model, other, output=output, expected=expected, tolerance=1e-5)
     assert gradients(model, model(pictures(size)))["trunk.pos_embed"].abs().sum(-1).min() > 0
+
+
+def test_resampled_positions_have_a_deterministic_gradient() -> None:
+    """On CUDA interpolation has none, and a run with `deterministic: true` would end at its first backward pass."""
+    seen: list[str] = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Recorded():
+        tower()(pictures(48)).sum().backward()
+    assert any("upsample" in name for name in seen)
+    assert not any("upsample" in name and "backward" in name for name in seen)
+
+
+def test_positions_are_resampled_in_float32_under_autocast() -> None:
+    model = tower()
+    expected = vit._positions(model.trunk, (6, 5))[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(vit._positions(model.trunk, (6, 5))[1], expected)
 
 
 def test_the_last_block_works_for_the_class_token_alone() -> None:

@@ -103,8 +103,9 @@ def test_live_bytes_are_those_alive_at_once() -> None:
     del again
 
 
-def test_memory_of_a_large_pass_is_about_linear_in_its_pairs() -> None:
-    model = build_model(tiny_model_config(), vocab_size=CLIP_VOCABULARY, seed=0)
+def test_memory_of_a_large_pass_is_linear_in_its_pairs() -> None:
+    # Few words: the gradient of a large embedding would be the height of the smaller passes.
+    model = build_model(tiny_model_config(), vocab_size=50, seed=0)
     cpu = torch.device("cpu")
     rehearse = rehearsal(lambda batch: model(batch, seed=0), image_size=24, context_length=16, device=cpu)
     rehearse(1)
@@ -114,8 +115,8 @@ def test_memory_of_a_large_pass_is_about_linear_in_its_pairs() -> None:
             rehearse(size)
         peaks.append(live.peak)
     slope = (peaks[1] - peaks[0]) / 32
-    assert peaks[2] == pytest.approx(peaks[0] + 96 * slope, rel=0.1)
-    assert peaks[3] == pytest.approx(peaks[0] + 192 * slope, rel=0.1)
+    assert peaks[2] == pytest.approx(peaks[0] + 96 * slope, rel=0.01)
+    assert peaks[3] == pytest.approx(peaks[0] + 192 * slope, rel=0.01)
 
 
 def test_a_real_model_is_measured_and_left_without_gradients(runtime: Runtime) -> None:
