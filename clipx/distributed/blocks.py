@@ -6,16 +6,21 @@ In place, and no parameter changes its name or is replaced.
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import wraps
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch import _dynamo as dynamo
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
 from clipx.distributed.collectives import gather_objects
 
 log = logging.getLogger(__name__)
+
+_MOST_GRAPHS = 64
+"""Of one forward pass: with and without gradients, in training and evaluation, of each phase's shapes, for last blocks
+and others. torch's own limit of 8 is passed by a run with two phases and evaluations, which would go on uncompiled."""
 
 
 def float8_blocks(blocks: Sequence[nn.Module]) -> None:
@@ -45,7 +50,18 @@ def checkpoint_blocks(blocks: Sequence[nn.Module], *, fraction: float) -> None:
         fraction: 0.5 is every second one; n x fraction blocks, rounded, evenly spread.
     """
     for block in evenly_spread(blocks, fraction):
-        setattr(block, "forward", partial(checkpoint, block.forward, use_reentrant=False))  # noqa: B010
+        setattr(block, "forward", _checkpointed(block.forward))  # noqa: B010
+
+
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A frame of its own, or torch.compile would find nothing that it may look into, and compile nothing."""
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return found
+
+    return call
 
 
 def evenly_spread(blocks: Sequence[nn.Module], fraction: float) -> list[nn.Module]:
@@ -74,6 +90,7 @@ def compile_blocks(
     Returns:
         Whether the blocks are compiled.
     """
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MOST_GRAPHS)
     for block in blocks:
         block.compile(backend=backend, dynamic=True if block in of_many_shapes else None)
     began = time.perf_counter()
@@ -81,7 +98,7 @@ def compile_blocks(
     try:
         rehearse()
     except Exception as error:  # the compiler's, the C++ compiler's, the kernel's: all mean that it cannot be done
-        problem = " ".join(str(error).split())[:200] or repr(error)
+        problem = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200] or repr(error)
     problems = [found for found in gather_objects(problem, group) if found is not None]
     if not problems:
         log.info("compiled %d blocks in %.0f s", len(blocks), time.perf_counter() - began)

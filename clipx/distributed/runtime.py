@@ -131,7 +131,7 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         project_dir=config.run_dir,
         kwargs_handlers=[
             InitProcessGroupKwargs(backend=_backend(config), timeout=timedelta(seconds=config.parallel.timeout_s)),
-            # all buffers are constants, so broadcasting them before each forward is work for nothing
+            # buffers are constants (but for the statistics of BatchNorm, which are each rank's own): nothing to send
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )

@@ -1,9 +1,12 @@
 """Config to step: what happens to the towers before they train, the optimizer, the loss, the size of a micro-batch."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
+
+from torch import nn
 
 from clipx.config.geometry import resolve_geometry
 from clipx.config.model import InfoNCEConfig, LossConfig, SigmoidConfig
@@ -30,6 +33,10 @@ from clipx.train.micro_batch import largest_micro_batch, loss_bytes, rehearsal, 
 from clipx.train.step import Stepper
 from clipx.types import Batch, Embeddings
 
+log = logging.getLogger(__name__)
+
+_TENSOR_CORE_SIZE = 64  # bf16 elements of a row that a product's tile takes at once (128 bytes)
+
 
 def check_step(config: RunConfig, runtime: Runtime, towers: CLIP) -> None:
     """Looks before any work at what a step of a later phase would find.
@@ -39,6 +46,14 @@ def check_step(config: RunConfig, runtime: Runtime, towers: CLIP) -> None:
             image tower does not take.
     """
     check_implementation(config.loss.implementation, runtime.device)
+    _warn_of_batch_statistics(config, runtime, towers)
+    slow = odd_sizes(towers.blocks())
+    if slow and runtime.device.type == "cuda" and runtime.is_main:
+        log.warning(
+            "channels of %s are no multiples of %d, so tensor cores stay idle in part; choose widths that are",
+            ", ".join(map(str, slow)),
+            _TENSOR_CORE_SIZE,
+        )
     if isinstance(config.optim, TimmOptimConfig) and isinstance(config.parallel, Fsdp2Config):
         check_sharded(config.optim)
     for name, stage in config.stages.items():
@@ -46,6 +61,25 @@ def check_step(config: RunConfig, runtime: Runtime, towers: CLIP) -> None:
             check_image_size(towers.image_tower, stage.image_size, name=f"stages.{name}.image_size")
         if stage.patch_drop is not None:
             check_patch_drop(towers.image_tower, stage.patch_drop, name=f"stages.{name}.patch_drop")
+
+
+def _warn_of_batch_statistics(config: RunConfig, runtime: Runtime, towers: CLIP) -> None:
+    kinds = {
+        type(module).__name__ for module in towers.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    if kinds and runtime.is_main:
+        log.warning(
+            "%s has %s: it normalises by the pairs of one rank and micro-batch, so results depend on their number",
+            config.model.image.name,
+            ", ".join(sorted(kinds)),
+        )
+
+
+def odd_sizes(blocks: Sequence[nn.Module]) -> list[int]:
+    """Widths of the blocks' linear layers that matrix products on tensor cores cannot fill, smallest first."""
+    layers = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
+    widths = {width for layer in layers for width in (layer.in_features, layer.out_features)}
+    return sorted(width for width in widths if width % _TENSOR_CORE_SIZE)
 
 
 def build_stepper(
@@ -78,7 +112,7 @@ def build_stepper(
     if micro_batch_size is None:
         micro_batch_size = _micro_batch_size(config, runtime, towers, rehearse)
     compiled = config.compile and _compile(towers, runtime, partial(rehearse, micro_batch_size))
-    if isinstance(towers.text_tower, TextTower):  # float8 products take multiples of 16 tokens alone
+    if isinstance(towers.text_tower, TextTower):  # float8 pads what is no multiple of 16 tokens
         towers.text_tower.bucketed = compiled or config.precision == "fp8"
     model, wrapped_optimizer = parallelize(runtime, towers, optimizer, blocks=towers.blocks())
     return Stepper(
@@ -177,7 +211,6 @@ def _micro_batch_size(config: RunConfig, runtime: Runtime, towers: CLIP, rehears
         rank_batch_size=geometry.rank_batch_size,
         world_size=runtime.world_size,
         embed_dim=config.model.embed_dim,
-        pixels=config.model.image.image_size**2,
     )
     return largest_micro_batch(
         towers, rank_batch_size=geometry.rank_batch_size, rehearse=rehearse, beside=beside, runtime=runtime

@@ -134,21 +134,18 @@ def state_bytes(
     return gathered + shards - whole
 
 
-def loss_bytes(*, rank_batch_size: int, world_size: int, embed_dim: int, pixels: int) -> int:
-    """Bytes per rank that stand while the loss of b pairs is computed: embeddings, all texts, tiles, the pairs' pixels.
+def loss_bytes(*, rank_batch_size: int, world_size: int, embed_dim: int) -> int:
+    """Bytes per rank that stand while the loss of b pairs is computed: embeddings, all texts, tiles.
 
     Args:
         rank_batch_size: b.
         world_size: W.
         embed_dim: D, reckoned in float32.
-        pixels: of an image; 3 bytes each.
     """
     global_batch_size = rank_batch_size * world_size
-    embeddings = (
-        8 * rank_batch_size * embed_dim + global_batch_size * embed_dim
-    )  # both towers', gradients, float32 sums
+    embeddings = (8 * rank_batch_size + global_batch_size) * embed_dim  # both towers', gradients, float32 sums
     tiles = 4 * min(_TILE, rank_batch_size) * min(_TILE, global_batch_size)
-    return _FLOAT * (embeddings + tiles) + 3 * rank_batch_size * pixels
+    return _FLOAT * (embeddings + tiles)
 
 
 def _numel(module: nn.Module) -> int:

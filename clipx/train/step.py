@@ -174,12 +174,12 @@ class Stepper:
 
     def _forward_backward(self, batch: Batch, clock: Clock) -> Tensor:
         """This rank's share of the loss, detached; gradients are in the parameters."""
-        pieces = [piece.to(self.runtime.device) for piece in batch.micro_batches(self.micro_batch_size)]
-        ids_B = torch.cat([piece.sample_id_B for piece in pieces])
+        pieces = batch.micro_batches(self.micro_batch_size)
+        ids_B = batch.sample_id_B.to(self.runtime.device, non_blocking=True)
 
         def forward(piece: Batch, number: int) -> Embeddings:
-            with clock.measure("forward"):
-                return self._forward(piece, number)
+            with clock.measure("forward"):  # a piece goes to the device when its turn comes: all pixels need gigabytes
+                return self._forward(piece.to(self.runtime.device), number)
 
         def loss(embeddings: Embeddings) -> Tensor:
             with clock.measure("loss"):
