@@ -17,8 +17,8 @@ class TowerOptimConfig:
     lr_scale: NonNegative = 1.0
     """Learning rate of the tower, its projection included, in units of optim.lr."""
     layer_decay: PositiveFraction = 1.0
-    """Factor on the learning rate per block, from the last to the first and once more for the embeddings (ELECTRA,
-    arXiv 2003.10555, section 3.1); below 1 for towers that start from trained weights."""
+    """Factor on the learning rate per block, from the last to the first and once more for the embeddings, as BEiT
+    (arXiv 2106.08254) fine-tunes; below 1 for towers that start from trained weights."""
     locked_steps: Literal["all"] | Interval = 0
     """Steps for which the tower's weights stay as they are, all but its projection (LiT, arXiv 2111.07991)."""
 

@@ -233,7 +233,7 @@ class RunConfig:
     activation_checkpointing: Fraction = 0.0
     """Share of each tower's blocks that keep only their input and compute again in the backward pass."""
     compile: bool = False
-    """Compile the towers' blocks with torch.compile; the first steps take minutes then."""
+    """Compile the towers' blocks with torch.compile; the start takes minutes then."""
     deterministic: bool = False
     """Only deterministic kernels on CUDA; CPU runs always repeat bit for bit."""
     max_skipped_steps: Count = 10
