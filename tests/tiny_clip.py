@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from shard_files import write_tar
 
+from clipx.config.data import DataConfig
 from clipx.config.load import dump_config
 from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
-from clipx.config.schema import DataConfig, RunConfig
+from clipx.config.schema import RunConfig
 from clipx.models.clip import build_model
 from clipx.pretrained import Pretrained
 

@@ -139,6 +139,8 @@ def _rule(schema: dict[str, Any]) -> str:
     if kind == "array":
         fewest = f", at least {schema['minItems']}" if "minItems" in schema else ""
         return f"list of {_rule(schema['items'])}{fewest}"
+    if "patternProperties" in schema:  # what pydantic makes of keys that must not be blank
+        return " or ".join(f"mapping to {_rule(value)}" for value in schema["patternProperties"].values())
     if schema.get("pattern") == NOT_BLANK:
         return f"{kind}, not blank"
     limits = [f"{sign} {schema[name]:g}" for name, sign in _LIMITS.items() if name in schema]

@@ -88,7 +88,7 @@ def _read_override(text: str) -> Tree:
 def _is_one_value(path: Keys) -> bool:
     """Whether a mapping of free keys stands at `path`, e.g. a tower's options: those of two towers do not mix."""
     knobs = (knob for section in sections() if section.holds(path[:-1]) for knob in section.knobs)
-    return any(knob.name == path[-1] and knob.rule == "mapping" for knob in knobs)
+    return any(knob.name == path[-1] and "mapping" in knob.rule for knob in knobs)
 
 
 def _nested(path: Sequence[str], tree: Tree) -> Tree:
@@ -152,6 +152,7 @@ def _explain(error: dict[str, Any], tree: Tree) -> str:
         return str(cause)
     is_missing = error["type"] == "missing" and isinstance(error["loc"][-1], str)
     path = tuple(_config_keys(error["loc"], tree, is_missing=is_missing))
+    path = next((path[:end] for end in range(1, len(path)) if _is_one_value(path[:end])), path)
     key = ".".join(path)
     if error["type"] == "unexpected_keyword_argument":
         return f"{key}={_shown(error['input'])}: unknown key{_nearest_key(path, tree)}"

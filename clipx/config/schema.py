@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from clipx.config.data import DataConfig
 from clipx.config.fields import (
     NO_BOOL,
     STRICT,
@@ -19,67 +20,11 @@ from clipx.config.fields import (
     FractionBelowOne,
     Interval,
     NonNegative,
-    Positive,
     Text,
 )
 from clipx.config.model import InfoNCEConfig, LossConfig, ModelConfig
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
 from clipx.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Training augmentation; evaluation always resizes the short side and crops the centre."""
-
-    __pydantic_config__ = STRICT
-
-    crop_scale: tuple[Fraction, Fraction] = (0.9, 1.0)
-    """Share of the picture's area that the random crop keeps, from and to (CLIP-style pretraining: 0.9 to 1)."""
-    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Width over height of the random crop, from and to."""
-    flip: Fraction = 0.0
-    """Probability of a horizontal flip; off by default since captions say left and right."""
-
-    def __post_init__(self) -> None:
-        for name in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise InputError(
-                    f"data.augment.{name}=[{low}, {high}]: the first must be above 0 and at most the second"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The training stream."""
-
-    __pydantic_config__ = STRICT
-
-    train: Annotated[list[str], Field(min_length=1)]
-    """Shards, together one set: tar files, folders, globs, braces ({00000..01242}) and lists joined by `::`."""
-    index: str | None = None
-    """Folder of the shards' index; default: beside the shards, or the user's cache where that cannot be written."""
-    image_key: Text = "jpg;jpeg;png;webp"
-    """Extensions that hold the picture, first present wins."""
-    caption_key: Text = "txt"
-    """Extension that holds the caption (`;` between alternatives); `json:captions` takes that field of a json member.
-    Of a list of captions one is drawn per epoch."""
-    lanes: Literal["auto"] | Count = "auto"
-    """Parallel read positions, a divisor of global_batch_size; auto: the largest up to 1024. Fixed for a run's life."""
-    shuffle_window: Literal["auto"] | Count = "auto"
-    """Samples of a lane that are shuffled together; auto: max(64, 65536 / lanes)."""
-    workers: Interval = 4
-    """Loader processes per rank; 0 loads in the training process. Never changes the data order."""
-    prefetch_batches: Count = 2
-    """Batches that the workers of a rank hold ready."""
-    max_bad_fraction: Fraction = 0.01
-    """Share of distinct samples that may be undecodable or without caption before the run stops (from 100 on)."""
-    allow_repeats: bool = False
-    """Permit a set smaller than one global batch."""
-    allow_change: bool = False
-    """Resume although shards, counts, lanes, window, batch size or seed differ from those the run began with."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random crop and flip."""
 
 
 @dataclass(frozen=True, kw_only=True)

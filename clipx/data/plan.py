@@ -36,6 +36,17 @@ _OFFSETS_AT_ONCE = 1 << 20  # hashed together, some 40 bytes each
 _MIN_HORIZON, _MAX_HORIZON = 100, 10_000
 
 
+class Place(NamedTuple):
+    """Which sample of which shard."""
+
+    source: int
+    """Ordinal in the config's order."""
+    shard: int
+    """Ordinal in the source's index."""
+    index: int
+    """Place within the shard."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a sample lies, and in which epoch it is read."""

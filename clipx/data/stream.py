@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipx import counter_random
-from clipx.config.schema import DataConfig
+from clipx.config.data import DataConfig
 from clipx.counter_random import Stream
 from clipx.data.decode import UndecodableError, alternatives, decode_captions, decode_image, first_present
 from clipx.data.index import ShardIndex

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from clipx.config.schema import AugmentConfig
+from clipx.config.data import AugmentConfig
 
 
 class TrainTransform:

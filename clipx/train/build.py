@@ -21,11 +21,12 @@ from clipx.checkpoint.store import (
     newest_checkpoint,
     set_aside,
 )
+from clipx.config.data import DataConfig
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
-from clipx.config.schema import DataConfig, RunConfig
+from clipx.config.schema import RunConfig
 from clipx.data.index import ShardIndex, build_index, load_index
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_stream

@@ -10,7 +10,7 @@ import pytest
 import torch
 from shard_files import png, write_shards
 
-from clipx.config.schema import AugmentConfig, DataConfig
+from clipx.config.data import AugmentConfig, DataConfig
 from clipx.data.index import build_index
 from clipx.data.plan import Plan
 from clipx.data.stream import PairReader, PairStream, open_stream

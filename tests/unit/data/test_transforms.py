@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from tiny_clip import picture
 
-from clipx.config.schema import AugmentConfig
+from clipx.config.data import AugmentConfig
 from clipx.data.transforms import EvalTransform, TrainTransform
 
 

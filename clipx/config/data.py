@@ -1,0 +1,239 @@
+"""The training stream: which shards, how pictures and captions become pairs, where bytes come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from clipx.config.fields import STRICT, Count, Fraction, Interval, NonNegative, Number, Positive, Text
+from clipx.errors import InputError
+
+CaptionKey = Text | Annotated[dict[Text, Positive], Field(min_length=1)]
+Captions = Literal["negatives", "ignored"]
+Shards = Annotated[list[Text], Field(min_length=1)]
+
+
+def _only_names(value: Any) -> Any:
+    """Says where weights belong: a list of mappings is what other tools take."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        raise InputError(
+            "data.train is a list of shards, together one set; a mixture has named sources: "
+            "data.sources: {NAME: {shards: [...], weight: 3}}"
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class JitterConfig:
+    """Random colours, as torchvision's v2.ColorJitter."""
+
+    __pydantic_config__ = STRICT
+
+    probability: Fraction = 0.8
+    """Share of the pictures that it changes (SimCLR, arXiv 2002.05709: 0.8)."""
+    brightness: NonNegative = 0.4
+    """Factors from max(0, 1 - value) to 1 + value."""
+    contrast: NonNegative = 0.4
+    """As brightness."""
+    saturation: NonNegative = 0.4
+    """As brightness."""
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
+    """Shifts of the hue from -value to value, in turns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugmentConfig:
+    """RandAugment (arXiv 1909.13719), as torchvision's v2.RandAugment."""
+
+    __pydantic_config__ = STRICT
+
+    num_ops: Count = 2
+    """Operations on each picture, one after the other."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of all operations, of 31 steps from 0 to 30."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Training augmentation; evaluation always resizes the short side and crops the centre."""
+
+    __pydantic_config__ = STRICT
+
+    crop_scale: tuple[Fraction, Fraction] = (0.9, 1.0)
+    """Share of the picture's area that the random crop keeps, from and to (CLIP-style pretraining: 0.9 to 1)."""
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Width over height of the random crop, from and to."""
+    flip: Fraction = 0.0
+    """Probability of a horizontal flip; off by default since captions say left and right."""
+    color_jitter: JitterConfig | None = None
+    """Random brightness, contrast, saturation and hue, computed on the device."""
+    grayscale: Fraction = 0.0
+    """Probability of losing all colour, on the device."""
+    rand_augment: RandAugmentConfig | None = None
+    """Random operations of torchvision's list, on the device."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise InputError(
+                    f"data.augment.{name}=[{low}, {high}]: the first must be above 0 and at most the second"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One of several sources of a mixture; what it leaves out is as in `data`."""
+
+    __pydantic_config__ = STRICT
+
+    shards: Shards
+    """As data.train."""
+    weight: Positive = 1.0
+    """Share of the pairs, relative to the other sources' weights."""
+    index: str | None = None
+    """As data.index."""
+    image_key: Text | None = None
+    """As data.image_key."""
+    caption_key: CaptionKey | None = None
+    """As data.caption_key."""
+    class_names: Text | list[Text] | None = None
+    """As data.class_names."""
+    templates: Text | list[Text] | None = None
+    """As data.templates."""
+    equal_captions: Captions | None = None
+    """As data.equal_captions."""
+    augment: AugmentConfig | None = None
+    """As data.augment; what the device computes must be the same in all sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteConfig:
+    """Reading from http(s), s3, gs, hf and whatever else fsspec opens."""
+
+    __pydantic_config__ = STRICT
+
+    timeout_s: Positive = 60.0
+    """Seconds that one read may take before it is tried again."""
+    retries: Interval = 5
+    """Further tries of a read that failed, after 0.5, 1, 2, ... (at most 30) seconds; then the run ends."""
+    read_ahead_batches: Count = 2
+    """Batches before its first use at which a window of samples is asked for."""
+    connections: Count = 8
+    """Reads under way at once in each loader process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Whole shards of remote sources kept on a local disk, shared by all processes of a machine."""
+
+    __pydantic_config__ = STRICT
+
+    folder: Text
+    """Where they are kept."""
+    max_gb: Positive = 100.0
+    """Most 10^9 bytes; the shards that were used longest ago make room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The training stream."""
+
+    __pydantic_config__ = STRICT
+
+    train: Annotated[Shards | None, BeforeValidator(_only_names)] = None
+    """Shards, together one set: tar files, folders, globs, braces ({00000..01242}) and lists joined by `::`; local,
+    http(s)://, s3://, gs://, hf://, `pipe:COMMAND`. Or `sources`, one of the two."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sets that are mixed, by name, in exact proportions to their weights."""
+    index: str | None = None
+    """Folder of the shards' index, made by `clipx data index`; default: beside the shards, or the user's cache where
+    that cannot be written."""
+    image_key: Text = "jpg;jpeg;png;webp"
+    """Extensions that hold the picture, first present wins."""
+    caption_key: CaptionKey = "txt"
+    """Extension that holds the caption (`;` between alternatives); `json:captions` takes that field of a json member.
+    Of a list of captions one is drawn per epoch. A mapping of such keys to weights draws one of those present."""
+    class_names: Text | list[Text] | None = None
+    """For labelled data: the names, or a file with one per line, of which the caption key's number is the place."""
+    templates: Text | list[Text] | None = None
+    """Prompts with {c} where the caption or class name goes, or a file with one per line; one is drawn per epoch."""
+    captions_per_image: Count = 1
+    """Captions of a picture that are trained on together, all of them positives; global_batch_size counts pairs. A
+    picture with fewer repeats them."""
+    equal_captions: Captions = "negatives"
+    """`ignored`: pairs of equal captions, or of the same class, are not each other's negatives (as UniCL does with
+    labels, arXiv 2204.03610, but without making them positives)."""
+    lanes: Literal["auto"] | Count = "auto"
+    """Parallel read positions, a divisor of global_batch_size; auto: the largest up to 1024. Fixed for a run's life."""
+    shuffle_window: Literal["auto"] | Count = "auto"
+    """Samples of a lane that are shuffled together; auto: max(64, 65536 / lanes)."""
+    workers: Literal["auto"] | Interval = "auto"
+    """Loader processes per rank; 0 loads in the training process. Never changes the data order. auto: as many as a
+    short measurement says are needed."""
+    prefetch_batches: Count = 2
+    """Batches that the workers of a rank hold ready."""
+    decode: Literal["fast", "scaled", "pil"] = "fast"
+    """fast: torchvision, Pillow for what it cannot read; scaled: JPEGs decoded at 1/2, 1/4 or 1/8 where the crop stays
+    at least as large as the result, faster and 0.5 of 255 away; pil: Pillow for all, the reference."""
+    max_bad_fraction: Fraction = 0.01
+    """Share of distinct samples that may be undecodable or without caption before the run stops (from 100 on)."""
+    allow_repeats: bool = False
+    """Permit a set smaller than its share of one global batch."""
+    allow_change: bool = False
+    """Resume although shards, counts, lanes, window, batch size or seed differ from those the run began with."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random crop, flip and colours."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """Reads over a network."""
+    cache: CacheConfig | None = None
+    """Keep remote shards on a local disk; none: only what is read is fetched."""
+
+    def __post_init__(self) -> None:
+        if (self.train is None) == (not self.sources):
+            raise InputError(
+                f"data.train={self.train} and data.sources of {len(self.sources)}: give exactly one of the two "
+                "(data.train=null takes the first away)"
+            )
+        if len({device_part(source.augment or self.augment) for source in self.sources.values()}) > 1:
+            raise InputError(
+                "data.sources: color_jitter, grayscale and rand_augment differ between sources; the device computes "
+                "them for whole batches: set them in data.augment alone"
+            )
+
+
+def device_part(augment: AugmentConfig) -> tuple[object, ...]:
+    """The augmentations that are computed on the device."""
+    return augment.color_jitter, augment.grayscale, augment.rand_augment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source with everything said."""
+
+    name: str
+    shards: tuple[str, ...]
+    weight: float
+    index: str | None
+    image_key: str
+    caption_key: str | Mapping[str, float]
+    class_names: str | list[str] | None
+    templates: str | list[str] | None
+    equal_captions: Captions
+    augment: AugmentConfig
+
+
+def sources(data: DataConfig) -> tuple[Source, ...]:
+    """The sources in the order of the config; `train` alone is one of that name."""
+    configs = data.sources or {"train": SourceConfig(shards=data.train or [])}
+    inherited = ("index", "image_key", "caption_key", "class_names", "templates", "equal_captions", "augment")
+    return tuple(
+        Source(
+            name=name,
+            shards=tuple(config.shards),
+            weight=config.weight,
+            **{key: getattr(data, key) if getattr(config, key) is None else getattr(config, key) for key in inherited},
+        )
+        for name, config in configs.items()
+    )

@@ -1,0 +1,1 @@
+"""Making, checking and looking at training data: what `clipx data` does."""
