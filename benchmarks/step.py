@@ -100,7 +100,7 @@ class OpenClipSteps:
 def as_open_clip(batch: Batch, run: Run) -> tuple[Tensor, Tensor]:
     """The batch as open_clip's loader hands it over: float32 (B, 3, H, W), normalised, and (B, L), padded with 0."""
     mean_C, std_C = (torch.tensor(values) for values in (run.config.model.image.mean, run.config.model.image.std))
-    pixels_BCHW = ((batch.images_BHWC.float() / 255 - mean_C) / std_C).permute(0, 3, 1, 2).contiguous()
+    pixels_BCHW = ((batch.images_IHWC.float() / 255 - mean_C) / std_C).permute(0, 3, 1, 2).contiguous()
     length = run.config.model.text.context_length
     rows = pad_sequence(batch.tokens_T.split(batch.lengths_B.tolist()), batch_first=True)
     tokens_BL = torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
@@ -135,11 +135,11 @@ def compare(run: Run, theirs: Any, batch: Batch, *, most: int = 32) -> float:
     device, towers = run.runtime.device, run.stepper.towers.eval()
     part = piece.to(device)
     embeddings = Embeddings(
-        image_BD=towers.encode_image(part.images_BHWC),
+        image_BD=towers.encode_image(part.images_IHWC),
         text_BD=towers.encode_text(part.tokens_T, part.lengths_B, max_length=part.max_length),
         logit_scale=towers.log_logit_scale.exp(),
     )
-    ours = run.stepper.loss(embeddings, group=None, ids_B=part.sample_id_B)
+    ours = run.stepper.loss(embeddings, group=None, ids_B=part.sample_id_I)
     images, texts = (tensor.to(device) for tensor in as_open_clip(piece, run))
     other = open_clip.ClipLoss()(**theirs.eval()(images, texts))
     norms = [_gradient_norm(loss, model) for loss, model in ((ours, towers), (other, theirs))]

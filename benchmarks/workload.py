@@ -78,13 +78,13 @@ def make_batch(config: RunConfig, size: int, *, index: int, rank: int = 0) -> Ba
     pictures = torch.randint(0, 256, (min(size, _PICTURES), side, side, 3), dtype=torch.uint8, generator=generator)
     batch = Batch(
         index=index,
-        images_BHWC=pictures if size <= _PICTURES else pictures[torch.arange(size) % _PICTURES],
+        images_IHWC=pictures if size <= _PICTURES else pictures[torch.arange(size) % _PICTURES],
         tokens_T=tokens_T,
         lengths_B=lengths_B,
         max_length=int(lengths_B.max()),
-        sample_id_B=number_B,
-        slot_B=number_B,
-        source_B=torch.zeros(size, dtype=torch.int64),
+        sample_id_I=number_B,
+        slot_I=number_B,
+        source_I=torch.zeros(size, dtype=torch.int64),
     )
     return batch.pin_memory() if torch.cuda.is_available() else batch
 

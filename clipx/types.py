@@ -1,9 +1,9 @@
 """What crosses borders: `Batch` from the data stream to the towers, `Embeddings` from the towers to the loss.
 
-Shape suffixes: B pairs of this rank (or micro-batch), H x W pixels, C channels, D embedding, T tokens of B texts.
+Shape suffixes: B pairs of this rank (or micro-batch), I pictures of them, H x W pixels, C channels, D embedding, T
+tokens of B texts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from torch import Tensor
 class BadSample:
     """A sample that could not be read as a pair, and why; a later good sample of its lane took its place."""
 
+    source: str
     shard: str
     key: str
     reason: str
@@ -25,30 +26,40 @@ class BadSample:
 class Batch:
     """B image-text pairs of one rank, ordered by slot.
 
+    Each picture stands once and has `captions_per_image` texts, one after the other: I = B / captions_per_image.
     Texts are one flat array of real tokens, without padding: text i is `tokens[sum(lengths[:i]):][:lengths[i]]`.
     """
 
     index: int
     """Place of the global batch in the data order, from 0."""
-    images_BHWC: Tensor
-    """uint8 (B, H, W, 3), RGB."""
+    images_IHWC: Tensor
+    """uint8 (I, H, W, 3), RGB."""
     tokens_T: Tensor
     """int64 (T,), T = lengths.sum()."""
     lengths_B: Tensor
     """int64 (B,), tokens of each text with its start and end tokens."""
     max_length: int
     """An upper bound of `lengths_B` known on the host, so that padding never waits for the device."""
-    sample_id_B: Tensor
-    """int64 (B,), names the sample within the run; equal ids in a batch are not each other's negatives."""
-    slot_B: Tensor
-    """int64 (B,), place in the global batch, 0 to G-1."""
-    source_B: Tensor
-    """int64 (B,), index of the data source."""
+    sample_id_I: Tensor
+    """int64 (I,), names the sample within the run; equal ids in a batch are not each other's negatives."""
+    slot_I: Tensor
+    """int64 (I,), place in the global batch, 0 to G / captions_per_image - 1."""
+    source_I: Tensor
+    """int64 (I,), index of the data source."""
+    captions_per_image: int = 1
+    group_id_B: Tensor | None = None
+    """int64 (B,), pairs of equal id are not each other's negatives; none: those of the same sample alone."""
+    augment_seeds: tuple[int, ...] = ()
+    """Of the I pictures, for the augmentations that the device computes; empty where there are none."""
     bad: tuple[BadSample, ...] = field(default=())
     """Samples found bad while this part of the batch was read."""
+    num_fallbacks: int = 0
+    """Pictures that the fast decoder could not read and Pillow did."""
+    read_wait_s: float = 0.0
+    """Seconds that the loader processes waited for remote storage, summed."""
 
     def __len__(self) -> int:
-        return self.slot_B.shape[0]
+        return self.lengths_B.shape[0]
 
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device` (asynchronously where memory is pinned)."""
@@ -56,34 +67,39 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory; called by torch's DataLoader."""
+        """The same batch in page-locked memory; what lies there already is not copied."""
         return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
 
+    def no_negatives(self) -> Tensor:
+        """int64 (B,): pairs of equal numbers are not each other's negatives."""
+        return self.sample_of_pair() if self.group_id_B is None else self.group_id_B
+
+    def sample_of_pair(self) -> Tensor:
+        """int64 (B,): the sample of each pair."""
+        return self.sample_id_I.repeat_interleave(self.captions_per_image)
+
     def micro_batches(self, size: int) -> list["Batch"]:
-        """Consecutive pieces of `size` pairs; texts are cut at their borders."""
+        """Consecutive pieces of `size` pairs; pictures stay with their captions, texts are cut at their borders."""
         if size >= len(self):
             return [self]
         token_counts = [int(part.sum()) for part in self.lengths_B.split(size)]
-        pieces = {name: value.split(size) for name, value in self._tensors().items() if name != "tokens_T"}
-        pieces["tokens_T"] = self.tokens_T.split(token_counts)
-        number = len(token_counts)
-        return [replace(self, **{name: parts[i] for name, parts in pieces.items()}, bad=()) for i in range(number)]
-
-    @staticmethod
-    def concatenate(parts: Sequence["Batch"]) -> "Batch":
-        """One batch of the parts in their order (parts of the same global batch)."""
-        assert len({part.index for part in parts}) == 1, "parts of different batches"
-        if len(parts) == 1:
-            return parts[0]
-        joined: dict[str, Any] = {
-            name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()
+        num_images = size // self.captions_per_image
+        pieces = {
+            name: value.split(token_counts if name == "tokens_T" else size if name.endswith("_B") else num_images)
+            for name, value in self._tensors().items()
         }
-        return replace(
-            parts[0],
-            **joined,
-            max_length=max(part.max_length for part in parts),
-            bad=tuple(bad for part in parts for bad in part.bad),
-        )
+        seeds = [self.augment_seeds[first : first + num_images] for first in range(0, len(self.slot_I), num_images)]
+        return [
+            replace(
+                self,
+                **{name: parts[number] for name, parts in pieces.items()},
+                augment_seeds=seeds[number],
+                bad=(),
+                num_fallbacks=0,
+                read_wait_s=0.0,
+            )
+            for number in range(len(token_counts))
+        ]
 
     def _tensors(self) -> dict[str, Any]:
         named = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -27,13 +27,17 @@ class DataPlanRecord:
     """What determines the data order beside the seed; a resumed run must have the same."""
 
     fingerprint: str
-    """Names and sample counts of the shards, not where they lie."""
+    """Names and sample counts of the shards, not where they lie, and what the index left out."""
     num_shards: int
     num_samples: int
     lanes: int
+    """Of all sources."""
     shuffle_window: int
     global_batch_size: int
+    """Pictures, each with all its captions."""
     seed: int
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of the sources of a mixture, by name."""
 
     def differences(self, other: "DataPlanRecord") -> list[str]:
         """What changed from `self` to `other`, each as `name: before -> after`."""

@@ -166,9 +166,9 @@ class DataConfig:
     """`ignored`: pairs of equal captions, or of the same class, are not each other's negatives (as UniCL does with
     labels, arXiv 2204.03610, but without making them positives)."""
     lanes: Literal["auto"] | Count = "auto"
-    """Parallel read positions, a divisor of global_batch_size; auto: the largest up to 1024. Fixed for a run's life."""
+    """Parallel read positions, a divisor of global_batch_size; auto: the largest up to 4096. Fixed for a run's life."""
     shuffle_window: Literal["auto"] | Count = "auto"
-    """Samples of a lane that are shuffled together; auto: max(64, 65536 / lanes)."""
+    """Samples of a lane that are shuffled together; auto: max(16, 65536 / lanes)."""
     workers: Literal["auto"] | Interval = "auto"
     """Loader processes per rank; 0 loads in the training process. Never changes the data order. auto: as many as a
     short measurement says are needed."""

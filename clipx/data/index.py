@@ -1,36 +1,42 @@
 """Which shards there are and how many samples each holds: the only thing that the data order is made of.
 
-`expand_shards` turns what a person writes into a list of tar files; `build_index` (rank 0, or `clipx data index`)
-scans those that are new or changed; `load_index` (the other ranks, after it) only reads. One catalogue per folder of
-shards, read once, holds the counts; the offsets of the samples lie in a sidecar per shard.
+`build_index` (rank 0, or `clipx data index`) indexes shards that are new or changed; `load_index` (the other ranks,
+after it) only reads, one catalogue per folder of shards. Where offsets of samples stand, a sidecar per shard, is known
+to `ShardIndex.sidecar` alone.
 """
 
-import glob
 import hashlib
 import json
 import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-import fsspec
 import numpy as np
-from braceexpand import braceexpand
 
-from clipx.data.files import FileState, file_state, is_local, open_ranges
-from clipx.data.sidecar import SUFFIX, NotTarError, Sidecar, replace_file, scan_tar, write_sidecar
-from clipx.errors import InputError
+from clipx.config.data import RemoteConfig
+from clipx.data.catalogue import Origin
+from clipx.data.filters import Filters, filter_id
+from clipx.data.index_draft import Draft, Place
+from clipx.data.index_folder import CATALOGUE, IndexFolder
+from clipx.data.index_shard import scan_to_sidecar
+from clipx.data.pipe import PREFIX as PIPE
+from clipx.data.remote import DEFAULTS
+from clipx.data.remote_folder import RemoteFolders
+from clipx.data.shard_list import expand_shards, name_shards, shard_states
+from clipx.data.shard_paths import ShardPaths, decoded
+from clipx.data.sidecar import Sidecar
+from clipx.errors import InputError, RunError
 
-CATALOGUE = "clipx-index.json"
-_VERSION = 1
-_THREADS = 16  # a scan waits for storage more than it computes
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+__all__ = ["CATALOGUE", "ShardIndex", "build_index", "expand_shards", "load_index"]
+
+_NAMES_AT_ONCE = 1 << 14
+_EMPTY_NAMED = 10
+_IN_COMMAND = re.compile(r"[^/\s'\"]+\.tar")
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +45,20 @@ log = logging.getLogger(__name__)
 class ShardIndex:
     """The shards of a run in their original order."""
 
-    paths: tuple[str, ...]
+    paths: ShardPaths
     """Local paths and fsspec addresses."""
     counts: np.ndarray
-    """int64 (S,), samples of each shard."""
-    sidecar_folders: Mapping[str, Path]
-    """Where the sidecars of a folder of shards lie."""
+    """int64 (S,), samples of each shard; of a filtered index those that pass."""
+    filter: str
+    """What passes, "" for all."""
+    left_out: Mapping[str, int]
+    """Samples that do not pass, per reason."""
+    _sizes: np.ndarray
+    """int64 (S,), bytes of each shard when it was indexed; 0 where not known."""
+    _origins: np.ndarray
+    """uint8 (S,), `Origin` of each count."""
+    _places: tuple[Place, ...]
+    """Of each run of `paths`."""
 
     @property
     def num_samples(self) -> int:
@@ -52,272 +66,184 @@ class ShardIndex:
         return int(self.counts.sum())
 
     def fingerprint(self) -> str:
-        """SHA-256 over base names and counts in order: equal for equal sets, wherever they lie."""
-        rows = zip(self.paths, self.counts.tolist(), strict=True)
-        return hashlib.sha256(json.dumps([[posixpath.basename(p), n] for p, n in rows]).encode()).hexdigest()
+        """SHA-256 over base names and counts in order, and the filter: equal for equal sets, wherever they lie."""
+        text = hashlib.sha256()
+        text.update(b"[")
+        names = map(_base_name, self.paths)
+        for start in range(0, len(self.paths), _NAMES_AT_ONCE):
+            counts = self.counts[start : start + _NAMES_AT_ONCE].tolist()
+            rows = json.dumps(list(zip(islice(names, len(counts)), counts, strict=True)))
+            text.update((", " if start else "").encode() + rows[1:-1].encode())
+        text.update(b"]" + self.filter.encode())
+        return text.hexdigest()
+
+    def sidecar(self, shard: int, *, remote: RemoteConfig = DEFAULTS) -> Sidecar:
+        """Opens the sidecar of the shard with this ordinal; fetches it where the index is remote, makes it where only
+        a count was known.
+
+        Raises:
+            OSError: it, or the shard, cannot be read.
+            RunError: it is damaged or gone, or does not fit the shard.
+        """
+        folder, name = self._where(shard)
+        sidecar = self._open(shard)
+        if sidecar is None and folder.fetch_sidecar(name, remote):
+            sidecar = self._open(shard)
+        if sidecar is None and not self.filter:
+            scan_to_sidecar(self.paths[shard], folder, name)
+            sidecar = Sidecar(folder.sidecar(name))
+        if sidecar is None:
+            raise RunError(f"{folder.sidecar(name)} is gone or of another filter; run `clipx data index` again")
+        self._require_fit(shard, sidecar)
+        return sidecar
+
+    def _require_fit(self, shard: int, sidecar: Sidecar) -> None:
+        path, size, count = self.paths[shard], self._sizes[shard], self.counts[shard]
+        origin = Origin(self._origins[shard]).file_of(posixpath.basename(path))
+        if size not in (0, sidecar.shard.size):
+            raise RunError(
+                f"shard {path} has {sidecar.shard.size} bytes, {size} when it was indexed; run `clipx data index` again"
+            )
+        if sidecar.num_samples != count:
+            raise RunError(
+                f"shard {path} holds {sidecar.num_samples} samples, its index (from {origin}) says {count}; "
+                "run `clipx data index` again"
+            )
 
     def sidecar_path(self, shard: int) -> Path:
-        """The sidecar of the shard with this ordinal."""
-        folder, name = posixpath.split(self.paths[shard])
-        return self.sidecar_folders[folder] / (name + SUFFIX)
+        """Where the sidecar of a shard lies on this machine, once it was made or fetched."""
+        folder, name = self._where(shard)
+        return folder.sidecar(name)
 
+    def _where(self, shard: int) -> tuple[IndexFolder, str]:
+        number, place = self.paths.locate(shard)
+        return self._places[number].folder, decoded(self._places[number].names[place])
 
-def expand_shards(patterns: Sequence[str]) -> list[str]:
-    """The tar files that `patterns` name, sorted naturally (2 before 10) within each pattern.
-
-    Args:
-        patterns: files, folders (their *.tar), globs, braces ({00000..01242}, {a,b}), and lists of these joined by
-            `::`; local, or anything that fsspec opens.
-
-    Raises:
-        InputError: a pattern that matches nothing, or a shard that is named twice.
-    """
-    listing = _Listing()
-    paths: dict[str, str] = {}
-    for pattern in (part for item in patterns for part in item.split("::")):
-        for path in sorted(_expand(pattern, listing), key=_natural):
-            identity = os.path.abspath(path) if is_local(path) else path
-            if identity in paths:
-                raise InputError(f"shard {path} is named twice (again by {pattern!r}); name each shard once")
-            paths[identity] = path
-    return list(paths.values())
-
-
-def _natural(path: str) -> tuple[list[str | int], str]:
-    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", path)], path
-
-
-class _Listing:
-    """Names of local folders, each folder listed once: a request per folder, not one per shard."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, dict[str, bool]] = {}
-
-    def is_folder(self, path: str) -> bool | None:
-        """Whether the local `path` is a folder; None when it is not there."""
-        folder, name = os.path.split(path)
-        if not name or name in (".", ".."):
-            return True if os.path.isdir(path) else None
-        if folder not in self._names:
-            try:
-                with os.scandir(folder or ".") as entries:
-                    self._names[folder] = {entry.name: entry.is_dir() for entry in entries}
-            except (FileNotFoundError, NotADirectoryError):
-                self._names[folder] = {}
-        return self._names[folder].get(name)
-
-
-def _expand(pattern: str, listing: _Listing) -> Iterator[str]:
-    """Every shard of one pattern, each alternative of its braces checked to be there."""
-    pattern = os.path.expanduser(pattern.removeprefix("file://"))
-    expand = _expand_local if is_local(pattern) else _expand_remote
-    try:
-        matches = [(path, expand(path, listing)) for path in braceexpand(pattern)]
-    except (OSError, ValueError, ImportError) as error:  # fsspec: no access, unknown protocol, its package is missing
-        raise InputError(f"shards {pattern!r} cannot be listed: {error}; check the address and the rights") from error
-    for path, shards in matches:
-        if not shards:
-            origin = "" if path == pattern else f" (from {pattern!r})"
-            raise InputError(f"shards {path!r}{origin} match no tar file; {_mend(path)}")
-        yield from shards
-
-
-def _mend(path: str) -> str:
-    """What to do about a pattern without shards, from what lies there."""
-    if os.path.isdir(path):
-        if packed := sorted(name for name in os.listdir(path) if name.endswith(_COMPRESSED)):
-            return f"{len(packed)} compressed files are there, {packed[0]} first: unpack them to plain *.tar"
-        if deeper := sorted(glob.glob(f"{glob.escape(path)}/*/*.tar")):
-            return f"subfolders are not searched: name {os.path.dirname(deeper[0])}"
-    return "give a tar file, a folder of *.tar, or a glob"
-
-
-def _expand_local(path: str, listing: _Listing) -> list[str]:
-    if glob.has_magic(path):
-        found = [shard for match in glob.glob(path) for shard in _literal(match, listing)]
-        return [shard for shard in found if shard.endswith(".tar")]
-    return _literal(path, listing)
-
-
-def _literal(path: str, listing: _Listing) -> list[str]:
-    is_folder = listing.is_folder(path)
-    if is_folder:
-        return [os.path.join(path, name) for name in os.listdir(path) if name.endswith(".tar")]
-    return [] if is_folder is None else [path]
-
-
-def _expand_remote(path: str, _: _Listing) -> list[str]:
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    if glob.has_magic(inner):
-        found = [match for match in filesystem.glob(inner) if match.endswith(".tar")]
-    elif filesystem.isdir(inner):
-        found = [name for name in filesystem.ls(inner, detail=False) if name.endswith(".tar")]
-    else:
-        found = [inner] if filesystem.exists(inner) else []
-    return [filesystem.unstrip_protocol(name) for name in found]
-
-
-class _Entry(NamedTuple):
-    num_samples: int
-    shard: FileState
-
-
-class _Catalogue:
-    """The counts of one folder's shards and the place of their sidecars."""
-
-    def __init__(self, shard_folder: str, place: Path) -> None:
-        self.place = place
-        self._file = place / CATALOGUE
-        self._entries = self._read()
-        self._sidecars = {path.name for path in place.glob("*" + SUFFIX)}
-        self._changed = False
-        self._shard_folder = shard_folder
-
-    def _read(self) -> dict[str, _Entry]:
+    def _open(self, shard: int) -> Sidecar | None:
+        """The sidecar that lies on this machine, None where it is absent or not of the shard that was indexed."""
+        folder, name = self._where(shard)
+        path = folder.sidecar(name)
         try:
-            content = json.loads(self._file.read_bytes())
-            if content["version"] != _VERSION:
-                return {}
-            rows = content["shards"].items()
-            return {name: _Entry(int(count), FileState(*map(int, state))) for name, (count, *state) in rows}
-        except (FileNotFoundError, NotADirectoryError, AttributeError, LookupError, TypeError, ValueError):
-            return {}  # absent, or not as `write` leaves it: the shards are indexed again
-
-    def count(self, name: str) -> int | None:
-        """Samples of a shard as last indexed."""
-        entry = self._entries.get(name)
-        return None if entry is None else entry.num_samples
-
-    def update(self, name: str) -> None:
-        """Brings the entry and the sidecar of a shard to the shard's present state."""
-        path = posixpath.join(self._shard_folder, name)
-        try:
-            state = file_state(path)
-            entry = self._entries.get(name)
-            sidecar = self.place / (name + SUFFIX)
-            if entry is not None and entry.shard == state and sidecar.name in self._sidecars:
-                return
-            count = Sidecar.read_count(sidecar, state)
-            count = _index_shard(path, state, sidecar) if count is None else count
-        except OSError as error:
-            raise InputError(f"shard {path} cannot be read: {error.strerror or error}; check path and disk") from error
-        self._entries[name] = _Entry(count, state)
-        self._changed = True
-
-    def write(self) -> None:
-        """Keeps the entries; those of other shards of the folder stay."""
-        if not self._changed:
-            return
-        entries = self._read() | self._entries
-        shards = {name: (entry.num_samples, *entry.shard) for name, entry in sorted(entries.items())}
-        _write(
-            lambda: replace_file(self._file, json.dumps({"version": _VERSION, "shards": shards}).encode()), self._file
-        )
-
-
-def _write(action: Callable[[], None], path: Path) -> None:
-    try:
-        action()
-    except OSError as error:
-        raise InputError(
-            f"index {path} cannot be written: {error.strerror}; make room there, or set data.index to another folder"
-        ) from error
-
-
-def _index_shard(path: str, state: FileState, sidecar: Path) -> int:
-    """Scans one shard and writes its sidecar; returns its number of samples."""
-    file = open_ranges(path, sequential=True)
-    try:
-        scan = scan_tar(file)
-    except NotTarError:
-        compressed = file.read_at(0, 4).startswith((_GZIP, _ZSTD))
-        mend = "unpack it to a plain tar" if compressed else "leave it out, or make it again"
-        raise InputError(f"shard {path} is {'compressed' if compressed else 'no tar file'}; {mend}") from None
-    finally:
-        file.close()
-    if scan.damage and scan.keys:
-        log.warning("shard %s %s; it counts with the %d samples before that", path, scan.damage, len(scan.keys))
-    _write(lambda: write_sidecar(sidecar, scan, state), sidecar)
-    return len(scan.keys)
+            sidecar = Sidecar(path)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+        same_size = self._sizes[shard] in (0, sidecar.shard.size)
+        return sidecar if same_size and sidecar.filter_id == filter_id(self.filter) else None
 
 
 def build_index(
     patterns: Sequence[str],
     *,
-    index_dir: Path | None = None,
+    index_dir: str | os.PathLike[str] | None = None,
+    filters: Filters | None = None,
+    offsets: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ShardIndex:
-    """Indexes shards, scanning those that are new or whose size or time changed.
+    """Indexes shards that are new or whose size or time changed.
 
     The index of a folder lies in `index_dir`, else beside the shards, else, where that folder cannot be written, under
-    `$CLIPX_CACHE` (default ~/.cache/clipx). Files are replaced whole, so two runs may index at the same time.
+    `$CLIPX_CACHE` (default ~/.cache/clipx). Files are replaced whole, so two runs may index at the same time; one that
+    was interrupted goes on where it was. Headers of shards are scanned, on all cores; but of remote shards, and of more
+    than 2,000 new local ones, the counts of NNNNN_stats.json or sizes.json are taken where these are present, and a
+    shard is scanned when it is first opened.
 
     Args:
         patterns: as for `expand_shards`.
-        index_dir: folder for the index.
+        index_dir: folder or address for the index.
+        filters: what is counted; None: what the index in `index_dir` was made with.
+        offsets: scan also the shards whose counts are stated.
         on_progress: called with (shards done, shards).
 
     Raises:
         InputError: no shard, a shard that is no tar or cannot be read, no sample in all shards, an index that cannot
-            be written.
+            be written, that lies beside remote shards and does not fit them, or that was made with another filter.
+        RunError: a process that indexes died.
     """
-    paths = expand_shards(patterns)
-    catalogues = _catalogues(paths, lambda folder: _place(folder, index_dir, may_write=True))
-    with ThreadPoolExecutor(_THREADS) as threads:
-        updates = threads.map(lambda path: catalogues[posixpath.dirname(path)].update(posixpath.basename(path)), paths)
-        for done, _ in enumerate(updates, start=1):
-            if on_progress is not None:
-                on_progress(done, len(paths))
-    for catalogue in catalogues.values():
-        catalogue.write()
-    index = _gather(paths, catalogues)
-    for empty in np.flatnonzero(index.counts == 0):
-        log.warning("shard %s holds no samples", paths[empty])
+    directory = None if index_dir is None else os.fspath(index_dir)
+    filters = _settled(filters, directory)
+    folders = RemoteFolders()
+    named = name_shards(patterns, folders)
+    states = shard_states(named, folders)
+    draft = Draft(named, directory, filters, may_write=True)
+    draft.compare(states, offsets=offsets)
+    if filters is not None and directory is not None:
+        filters.save(directory)
+    if filters is None and not offsets:
+        draft.take_stated_counts(folders)
+    draft.index(on_progress)
+    draft.keep()
+    index = _finished(draft)
+    _warn_of_empty(index)
     return index
 
 
-def load_index(patterns: Sequence[str], *, index_dir: Path | None = None) -> ShardIndex:
+def load_index(patterns: Sequence[str], *, index_dir: str | os.PathLike[str] | None = None) -> ShardIndex:
     """The index that `build_index` made with the same arguments; reads one file per folder of shards.
 
     Raises:
         InputError: as `build_index`, or when a shard is not indexed where this process looks.
     """
-    paths = expand_shards(patterns)
-    return _gather(paths, _catalogues(paths, lambda folder: _place(folder, index_dir, may_write=False)))
+    named = name_shards(patterns, RemoteFolders())
+    draft = Draft(named, None if index_dir is None else os.fspath(index_dir), None, may_write=False)
+    draft.look_up()
+    return _finished(draft)
 
 
-def _catalogues(paths: list[str], place: Callable[[str], Path]) -> dict[str, _Catalogue]:
-    return {folder: _Catalogue(folder, place(folder)) for folder in dict.fromkeys(map(posixpath.dirname, paths))}
+def _settled(filters: Filters | None, index_dir: str | None) -> Filters | None:
+    """The filter of an index: what is asked for, or what it was made with.
 
-
-def _gather(paths: list[str], catalogues: Mapping[str, _Catalogue]) -> ShardIndex:
-    counts = []
-    for path in paths:
-        folder, name = posixpath.split(path)
-        count = catalogues[folder].count(name)
-        if count is None:
-            raise InputError(
-                f"shard {path} is not in the index at {catalogues[folder].place}; run `clipx data index`, "
-                "and set data.index to a folder that every node sees"
-            )
-        counts.append(count)
-    if not any(counts):
-        raise InputError(f"the {len(paths)} shards (first: {paths[0]}) hold no samples; give shards with samples")
-    folders = {folder: catalogue.place for folder, catalogue in catalogues.items()}
-    return ShardIndex(tuple(paths), np.array(counts, dtype=np.int64), folders)
-
-
-def _place(folder: str, index_dir: Path | None, *, may_write: bool) -> Path:
-    """Where the index of a folder of shards lies.
-
-    An index beside the shards wins whether or not it can be written, so that every rank, whatever its rights, reads the
-    one that rank 0 made or found.
+    Raises:
+        InputError: these are two, or a filtered index would lie where every run reads it.
     """
-    if index_dir is None and is_local(folder):
-        beside = Path(folder)
-        if (beside / CATALOGUE).exists() or (may_write and os.access(beside, os.W_OK)):
-            return beside
-    absolute = os.path.abspath(folder) if is_local(folder) else folder
-    name = f"{posixpath.basename(absolute)}-{hashlib.sha256(absolute.encode()).hexdigest()[:12]}"
-    cache = Path(os.environ.get("CLIPX_CACHE", "~/.cache/clipx")).expanduser() / "index"
-    return (cache if index_dir is None else index_dir) / name
+    if index_dir is None:
+        if filters is not None:
+            raise InputError(
+                f"the filter {filters.text!r} needs a folder for its index (--out, index_dir): beside the shards it "
+                "would change every run that reads them"
+            )
+        return None
+    kept = Filters.load(index_dir)
+    if kept is not None and filters is not None and kept.text != filters.text:
+        raise InputError(
+            f"the index in {index_dir} has the filter {kept.text!r}, not {filters.text!r}; choose another folder"
+        )
+    return filters or kept
+
+
+def _finished(draft: Draft) -> ShardIndex:
+    left_out = dict(zip(draft.reasons, draft.left_out.sum(axis=0, dtype=np.int64).tolist(), strict=True))
+    if not draft.counts.any():
+        shards = f"the {len(draft.paths)} shards (first: {draft.paths[0]})"
+        if not any(left_out.values()):
+            raise InputError(f"{shards} hold no samples; give shards with samples")
+        why = ", ".join(f"{reason}: {number}" for reason, number in left_out.items() if number)
+        raise InputError(
+            f"no sample of {shards} passes the filter ({why}); loosen it, with another folder for the index"
+        )
+    return ShardIndex(
+        draft.paths,
+        draft.counts,
+        draft.filter,
+        left_out,
+        draft.sizes,
+        draft.origins,
+        draft.places,
+    )
+
+
+def _warn_of_empty(index: ShardIndex) -> None:
+    empty = np.flatnonzero(index.counts == 0).tolist()
+    passing = " that pass the filter" if index.filter else ""
+    for shard in empty[:_EMPTY_NAMED]:
+        log.warning("shard %s holds no samples%s", index.paths[shard], passing)
+    if len(empty) > _EMPTY_NAMED:
+        log.warning("%d more shards hold no samples%s", len(empty) - _EMPTY_NAMED, passing)
+
+
+def _base_name(path: str) -> str:
+    """The name of a shard wherever it lies; of a command the tar file that it names."""
+    if path.startswith(PIPE) and (named := _IN_COMMAND.findall(path)):
+        return named[-1]
+    return posixpath.basename(path)

@@ -19,7 +19,9 @@ from typing import Literal
 
 import webdataset
 
-from clipx.data.decode import UndecodableError, decode_captions, first_present
+from clipx.data.captions import decode_captions, first_present
+from clipx.data.class_names import class_number, read_lines, require_place
+from clipx.data.decode import UndecodableError
 from clipx.data.files import open_ranges
 from clipx.data.sidecar import NotTarError, scan_tar
 from clipx.errors import InputError
@@ -101,10 +103,9 @@ def open_classification_set(folder: Path) -> ClassificationSet:
             are not those of nshards.txt.
     """
     require_type(folder, "classification")
-    templates = _lines(folder / "zeroshot_classification_templates.txt")
-    for template in templates:
-        if "{c}" not in template:
-            raise InputError(f"{folder}/zeroshot_classification_templates.txt: {template!r} lacks {{c}}, the class")
+    path = folder / "zeroshot_classification_templates.txt"
+    templates = _lines(path)
+    require_place(templates, name=str(path))
     return ClassificationSet(
         class_names=_lines(folder / "classnames.txt"), templates=templates, shards=benchmark_shards(folder)
     )
@@ -137,9 +138,10 @@ def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[Labell
     """
     for name, fields in _read_samples(shards):
         said = _member(fields, "cls", name).decode("utf-8", errors="replace").strip()
-        if not (said.isascii() and said.isdecimal() and int(said) < num_classes):
-            raise InputError(f"{name}: cls is {said!r}; it must be a number from 0 to {num_classes - 1}")
-        yield LabelledPicture(name=name, data=_member(fields, IMAGE_KEY, name), label=int(said))
+        label = class_number(said, num_classes)
+        if label is None:
+            raise InputError(f"{name}: cls is {said[:80]!r}; it must be a number from 0 to {num_classes - 1}")
+        yield LabelledPicture(name=name, data=_member(fields, IMAGE_KEY, name), label=label)
 
 
 def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -> Iterator[CaptionedPicture]:
@@ -202,13 +204,4 @@ def _member(fields: dict[str, bytes], keys: str, name: str) -> bytes:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    """The lines of a text file; those that are blank at its end do not count."""
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} is missing; CLIP_benchmark's wds_* layout needs it") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; write it again") from error
-    if not lines:
-        raise InputError(f"{path} is empty; CLIP_benchmark's wds_* layout needs it")
-    return tuple(line.strip() for line in lines)
+    return read_lines(str(path), needed_by="CLIP_benchmark's wds_* layout")

@@ -1,42 +1,45 @@
 """The data order: which sample stands in which slot of which global batch, as a pure function of the seed.
 
-Nothing is read here and nothing is remembered: the caches hold what can be computed again. `stream.py` reads along it.
+Nothing is read here and nothing is remembered. `lanes.py` is the order of one source, `stream.py` reads along it. A
+slot holds one picture; global batch t has the slots t G to (t + 1) G - 1 of the run.
 
-With N samples, L lanes, q = N // L samples in a lane's stretch, global batch size G and s = G // L slots per lane and
-batch:
+- Mixing. Of the first n slots of a run, source s has N_s(n): the weights are parted again and again into two groups of
+  neighbours as equal as possible, and the first group of each takes round(n x its share), the second the rest. N_s(n)
+  grows by at most one from slot to slot and stays within 2 of n times its share (1/2 for two sources), so any stretch
+  of batches holds the proportions to within 4 pictures (1 for two sources), wherever in the run it lies.
+- Lanes. The k-th picture of source s is place k // L_s of its lane k mod L_s.
+- Slots. Within a batch, a source's pictures stand lane by lane, so that ranks and loader processes keep their lanes;
+  the sources are spread evenly between one another, so that every rank has its share of each. A single source whose L
+  divides G gives lane l the slots [l G / L, (l + 1) G / L).
 
-- In epoch e the shards stand in the order of their hashes of (seed, e), end to end on a circle of N positions whose
-  origin is moved by a hash of (seed, e). Lane l owns the positions [l q, (l + 1) q); the N - L q < L samples after the
-  last lane are left out, others in each epoch because the origin moves.
-- Within a stretch, consecutive windows of w offsets are permuted by hashes of (seed, e, l, window).
-- A lane is an endless stream, one stretch per epoch. Slot l s + j of global batch t is place t s + j of lane l's
-  stream: batches cross from one epoch into the next without a gap.
-
-Shape suffixes: B slots asked for, S shards.
+Shape suffixes: B slots asked for, G slots of a batch, N pictures of one source in a batch.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from fractions import Fraction
+from itertools import accumulate
+from math import isqrt, lcm
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from clipx import counter_random
 from clipx.counter_random import Stream
+from clipx.data.lanes import Lanes
 from clipx.errors import InputError
 
-# Simulated with 2,000 shards of 5,000: a pair in a batch of 4,096 meets 3.0 of its own shard; independent draws, 2.0.
-_MAX_AUTO_LANES = 1024
+# Simulated on 2,000 shards of one topic each (benchmarks/data_order.py): a pair in a batch of 4,096, 16,384 or 65,536
+# meets 1.1, 7.4 or 33 of its own shard; independent draws 2.0, 8.2, 33; with 1,024 lanes of windows of 64 3.0, 15, 63.
+_MAX_AUTO_LANES = 4096
 _AUTO_SHUFFLED = 65_536  # samples under shuffle in all lanes together
-_MIN_AUTO_WINDOW = 64
-_CACHED_OFFSETS = 1 << 24  # of window permutations, 4 bytes each
-_OFFSETS_AT_ONCE = 1 << 20  # hashed together, some 40 bytes each
-_MIN_HORIZON, _MAX_HORIZON = 100, 10_000
+_MIN_AUTO_WINDOW = 16
+_CACHED_LAYOUTS = 4
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Place:
     """Which sample of which shard."""
 
     source: int
@@ -47,24 +50,33 @@ class Place(NamedTuple):
     """Place within the shard."""
 
 
+class Window(NamedTuple):
+    """Samples of a lane that are shuffled together; what a remote reader fetches at once."""
+
+    source: int
+    epoch: int
+    lane: int
+    number: int
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a sample lies, and in which epoch it is read."""
+    """Where the picture of a slot lies, and in which epoch of its source it is read."""
 
+    place: Place
     epoch: int
-    shard: int
-    """Ordinal in the index."""
-    index: int
-    """Place within the shard."""
     sample_id: int
-    """Place in all shards laid end to end in the index's order: names the sample for the whole run."""
+    """Place in all shards of all sources laid end to end in the indexes' order: names the sample for the whole run."""
 
 
 @dataclass(frozen=True, eq=False)
 class Addresses:
     """The addresses of B slots, int64 (B,) each."""
 
+    source_B: np.ndarray
+    lane_B: np.ndarray
     epoch_B: np.ndarray
+    window_B: np.ndarray
     shard_B: np.ndarray
     index_B: np.ndarray
     sample_id_B: np.ndarray
@@ -73,12 +85,18 @@ class Addresses:
         return len(self.sample_id_B)
 
     def __iter__(self) -> Iterator[Address]:
-        columns = (self.epoch_B, self.shard_B, self.index_B, self.sample_id_B)
-        return map(Address, *(column.tolist() for column in columns))
+        columns = (self.source_B, self.shard_B, self.index_B, self.epoch_B, self.sample_id_B)
+        for source, shard, index, epoch, sample_id in zip(*(column.tolist() for column in columns), strict=True):
+            yield Address(Place(source, shard, index), epoch, sample_id)
+
+    def windows(self) -> Iterator[Window]:
+        """The window of each slot."""
+        columns = (self.source_B, self.epoch_B, self.lane_B, self.window_B)
+        return map(Window, *(column.tolist() for column in columns))
 
 
 def resolve_lanes(lanes: int | Literal["auto"], *, global_batch_size: int, num_samples: int) -> int:
-    """L; auto: the largest divisor of the global batch size that is at most 1024 and at most the number of samples.
+    """L of a single source; auto: the largest divisor of the slots that is at most 4096 and at most the samples.
 
     Raises:
         InputError: a number that does not divide the batch, or exceeds the samples; names the nearest that do.
@@ -94,152 +112,165 @@ def resolve_lanes(lanes: int | Literal["auto"], *, global_batch_size: int, num_s
     rule = (
         f"is more than the {num_samples} samples"
         if lanes > num_samples
-        else f"does not divide global_batch_size={global_batch_size}"
+        else f"does not divide the {global_batch_size} pictures of a global batch"
     )
     raise InputError(f"data.lanes={lanes} {rule}; nearest that fit: {', '.join(map(str, nearest))}, or auto")
 
 
 def resolve_window(window: int | Literal["auto"], lanes: int) -> int:
-    """w; auto: so many that all lanes together shuffle 65,536 samples, at least 64 in each."""
+    """w; auto: so many that all lanes together shuffle 65,536 samples, at least 16 in each."""
     return max(_MIN_AUTO_WINDOW, _AUTO_SHUFFLED // lanes) if window == "auto" else window
 
 
-class _EpochOrder(NamedTuple):
-    """The shards of one epoch, end to end."""
+def shares(slots: int, weights: Sequence[int]) -> list[int]:
+    """N_s(n): how many of the first `slots` slots of a run each source has."""
+    if len(weights) == 1:
+        return [slots]
+    sums = list(accumulate(weights))
+    total = sums[-1]
+    cut = min(range(1, len(weights)), key=lambda place: abs(2 * sums[place - 1] - total))
+    first = (2 * slots * sums[cut - 1] + total) // (2 * total)
+    return shares(first, weights[:cut]) + shares(slots - first, weights[cut:])
 
-    shard_S: np.ndarray
-    start_S: np.ndarray
-    origin: int
+
+class _Layout(NamedTuple):
+    """Which place of which lane stands in each slot of a batch."""
+
+    source_G: np.ndarray
+    lane_G: np.ndarray
+    position_G: np.ndarray
 
 
 class Plan:
     """The order of a run.
 
     Args:
-        counts: int64 (S,), samples of each shard, in the index's order.
-        global_batch_size: G.
-        lanes: L or auto; a run keeps the number that it began with.
+        counts: of each source int64 (S,), samples of each shard in the index's order.
+        weights: of the sources; none: all equal.
+        names: of the sources, for messages; none: their numbers.
+        global_batch_size: G, pictures of a global batch.
+        lanes: L or auto; a run keeps the number that it began with. Of a mixture: the most that a source has.
         window: w or auto; as `lanes`.
         seed: of the run.
-        allow_repeats: permit fewer samples than G.
+        allow_repeats: permit a source with fewer samples than it has slots in a batch.
 
     Raises:
-        InputError: fewer samples than G without `allow_repeats`, or lanes that do not fit (`resolve_lanes`).
+        InputError: too few samples without `allow_repeats`, or lanes that do not fit (`resolve_lanes`).
     """
 
     def __init__(
         self,
-        counts: np.ndarray,
+        counts: Sequence[np.ndarray],
         *,
         global_batch_size: int,
         seed: int,
+        weights: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
         lanes: int | Literal["auto"] = "auto",
         window: int | Literal["auto"] = "auto",
         allow_repeats: bool = False,
     ) -> None:
-        self.counts = counts
-        self.num_samples = int(counts.sum())
         self.global_batch_size = global_batch_size
         self.seed = seed
-        if self.num_samples < global_batch_size and not allow_repeats:
-            raise InputError(
-                f"the data holds {self.num_samples} samples, fewer than global_batch_size={global_batch_size}; "
-                f"lower global_batch_size, add shards, or set data.allow_repeats=true"
-            )
-        self.lanes = resolve_lanes(lanes, global_batch_size=global_batch_size, num_samples=self.num_samples)
-        self.window = resolve_window(window, self.lanes)
-        self.stretch = self.num_samples // self.lanes
-        self.slots_per_lane = global_batch_size // self.lanes
-        self._first_id_S = np.cumsum(counts) - counts
-        self._epochs: OrderedDict[int, _EpochOrder] = OrderedDict()
-        self._windows: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
-        self._num_cached_offsets = 0
+        self.weights = _whole_numbers(weights or [1.0] * len(counts))
+        self.num_samples = sum(int(counts_S.sum()) for counts_S in counts)
+        if not allow_repeats:
+            self._check_sizes(counts, names or [str(number) for number in range(len(counts))])
+        lanes_of = self._lanes(counts, lanes)
+        self.window = resolve_window(window, sum(lanes_of))
+        self.sources = tuple(
+            Lanes(counts_S, lanes=number, window=self.window, seed=_source_seed(seed, source))
+            for source, (counts_S, number) in enumerate(zip(counts, lanes_of, strict=True))
+        )
+        self._first_id = [0, *accumulate(source.num_samples for source in self.sources)]
+        self._layouts: OrderedDict[int, _Layout] = OrderedDict()
 
-    @property
-    def horizon(self) -> int:
-        """How many places ahead of a bad sample its replacement may lie.
+    def _check_sizes(self, counts: Sequence[np.ndarray], names: Sequence[str]) -> None:
+        total = sum(self.weights)
+        for counts_S, name, weight in zip(counts, names, self.weights, strict=True):
+            num_samples, slots = int(counts_S.sum()), self.global_batch_size * weight // total
+            if num_samples < slots:
+                of_source = f"data source {name}" if len(counts) > 1 else "the data"
+                its_share = f", of which {slots} are its share" if len(counts) > 1 else ""
+                raise InputError(
+                    f"{of_source} holds {num_samples} samples, fewer than a global batch of {self.global_batch_size} "
+                    f"pictures{its_share}; lower global_batch_size, add shards, or set data.allow_repeats=true"
+                )
 
-        One stretch, but not so few that two bad samples end a run on a tiny set, nor so many that a source without one
-        good sample is read for more than seconds.
-        """
-        return min(max(self.stretch, _MIN_HORIZON), _MAX_HORIZON)
+    def _lanes(self, counts: Sequence[np.ndarray], lanes: int | Literal["auto"]) -> list[int]:
+        sizes = [int(counts_S.sum()) for counts_S in counts]
+        if len(sizes) == 1:
+            return [resolve_lanes(lanes, global_batch_size=self.global_batch_size, num_samples=sizes[0])]
+        most, total = (_MAX_AUTO_LANES if lanes == "auto" else lanes), sum(self.weights)
+        slots = [-(-self.global_batch_size * weight // total) for weight in self.weights]
+        return [min(most, *both) for both in zip(slots, sizes, strict=True)]
+
+    def samples_of_source(self, batch_index: int) -> list[int]:
+        """How many pictures each source has in the global batches before this one."""
+        return shares(batch_index * self.global_batch_size, self.weights)
 
     def addresses(self, batch_index: int, slots: slice | np.ndarray = slice(None)) -> Addresses:
         """What stands in `slots` (of 0 to G-1) of global batch `batch_index`, in their order."""
-        slot_B = np.arange(self.global_batch_size, dtype=np.int64)[slots]
-        lane_B, place_B = np.divmod(slot_B, self.slots_per_lane)
-        return self._locate(lane_B, batch_index * self.slots_per_lane + place_B)
+        layout = self._layout(batch_index)
+        source_B, lane_B, position_B = (column_G[slots] for column_G in layout)
+        others = np.empty((5, len(source_B)), dtype=np.int64)
+        for number, source in enumerate(self.sources):
+            here = np.flatnonzero(source_B == number)
+            if len(here):
+                located = source.locate(lane_B[here], position_B[here])
+                others[:, here] = located
+                others[4, here] += self._first_id[number]
+        return Addresses(source_B, lane_B, *others)
 
     def replacement(self, batch_index: int, slot: int, attempt: int) -> Address | None:
         """The sample `attempt` places further in the lane of `slot`; None beyond the horizon."""
         assert attempt >= 1
-        if attempt > self.horizon:
+        number, lane, position = (int(column_G[slot]) for column_G in self._layout(batch_index))
+        source = self.sources[number]
+        if attempt > source.horizon:
             return None
-        lane, place = divmod(slot, self.slots_per_lane)
-        position = batch_index * self.slots_per_lane + place + attempt
-        (address,) = self._locate(np.array([lane]), np.array([position]))
-        return address
+        located = source.locate(np.array([lane]), np.array([position + attempt]))
+        epoch, _, shard, index, sample = (int(column_B[0]) for column_B in located)
+        return Address(Place(number, shard, index), epoch, self._first_id[number] + sample)
 
-    def _locate(self, lane_B: np.ndarray, position_B: np.ndarray) -> Addresses:
-        """Addresses of places of the lanes' streams."""
-        epoch_B, offset_B = np.divmod(position_B, self.stretch)
-        circle_B = lane_B * self.stretch + self._shuffled(epoch_B, lane_B, offset_B)
-        shard_B, index_B = np.empty_like(circle_B), np.empty_like(circle_B)
-        for epoch in np.unique(epoch_B):
-            here = epoch_B == epoch
-            order = self._epoch_order(int(epoch))
-            line = (circle_B[here] + order.origin) % self.num_samples
-            nth = np.searchsorted(order.start_S, line, side="right") - 1  # of equal starts the last: skips empty shards
-            shard_B[here] = order.shard_S[nth]
-            index_B[here] = line - order.start_S[nth]
-        return Addresses(epoch_B, shard_B, index_B, self._first_id_S[shard_B] + index_B)
+    def batches_per_window(self) -> int:
+        """The most global batches over which the slots of one window are spread."""
+        total = sum(self.weights)
+        places = (
+            -(-source.window * source.lanes * total // (self.global_batch_size * weight))
+            for source, weight in zip(self.sources, self.weights, strict=True)
+        )
+        return 1 + max(places)
 
-    def _epoch_order(self, epoch: int) -> _EpochOrder:
-        if epoch not in self._epochs:
-            hash_S = counter_random.fold(
-                counter_random.start(self.seed, Stream.SHARD_ORDER), epoch, np.arange(len(self.counts), dtype=np.int64)
-            )
-            shard_S = np.argsort(hash_S, kind="stable")
-            count_S = self.counts[shard_S]
-            origin = counter_random.key(self.seed, Stream.ROTATION, epoch) % self.num_samples
-            self._epochs[epoch] = _EpochOrder(shard_S, np.cumsum(count_S) - count_S, origin)
-            if len(self._epochs) > 2:  # a batch lies in one epoch or crosses into the next
-                self._epochs.popitem(last=False)
-        self._epochs.move_to_end(epoch)
-        return self._epochs[epoch]
+    def _layout(self, batch_index: int) -> _Layout:
+        if batch_index not in self._layouts:
+            self._layouts[batch_index] = self._lay_out(batch_index)
+            if len(self._layouts) > _CACHED_LAYOUTS:
+                self._layouts.popitem(last=False)
+        self._layouts.move_to_end(batch_index)
+        return self._layouts[batch_index]
 
-    def _shuffled(self, epoch_B: np.ndarray, lane_B: np.ndarray, offset_B: np.ndarray) -> np.ndarray:
-        """The offsets after the permutation of their windows."""
-        window_B, within_B = np.divmod(offset_B, self.window)
-        keys, key_B = np.unique(np.stack([epoch_B, lane_B, window_B], axis=1), axis=0, return_inverse=True)
-        permutations = self._permutations([(int(e), int(lane), int(w)) for e, lane, w in keys])
-        chosen = (permutations[key][i] for key, i in zip(key_B.reshape(-1).tolist(), within_B.tolist(), strict=True))
-        return window_B * self.window + np.fromiter(chosen, dtype=np.int64, count=len(offset_B))
+    def _lay_out(self, batch_index: int) -> _Layout:
+        before, after = self.samples_of_source(batch_index), self.samples_of_source(batch_index + 1)
+        columns, progress = [], []
+        for number, (source, first, end) in enumerate(zip(self.sources, before, after, strict=True)):
+            position_N, lane_N = np.divmod(np.arange(first, end, dtype=np.int64), source.lanes)
+            by_lane_N = np.argsort(lane_N, kind="stable")
+            columns.append(_Layout(np.full_like(lane_N, number), lane_N[by_lane_N], position_N[by_lane_N]))
+            progress.append((2 * np.arange(end - first) + 1) / (2 * max(end - first, 1)))
+        if len(columns) == 1:
+            return columns[0]
+        spread_G = np.argsort(np.concatenate(progress), kind="stable")
+        return _Layout(*(np.concatenate(parts)[spread_G] for parts in zip(*columns, strict=True)))
 
-    def _permutations(self, keys: list[tuple[int, int, int]]) -> list[np.ndarray]:
-        """The permutation, int32, of each (epoch, lane, window)."""
-        found = {key: self._windows[key] for key in keys if key in self._windows}
-        for key in found:
-            self._windows.move_to_end(key)
-        missing: dict[int, list[tuple[int, int, int]]] = {}
-        for key in keys:
-            if key not in found:
-                missing.setdefault(min(self.window, self.stretch - key[2] * self.window), []).append(key)
-        for length, group in missing.items():
-            rows = max(1, _OFFSETS_AT_ONCE // length)
-            for first in range(0, len(group), rows):
-                found.update(self._permute(group[first : first + rows], length))
-        return [found[key] for key in keys]
 
-    def _permute(self, keys: list[tuple[int, int, int]], length: int) -> dict[tuple[int, int, int], np.ndarray]:
-        """Computes and caches the permutations of windows of one length."""
-        columns = np.array(keys, dtype=np.int64).T
-        bits = counter_random.fold(counter_random.start(self.seed, Stream.WINDOW), *columns)
-        made = dict(zip(keys, counter_random.permutation(bits, length).astype(np.int32), strict=True))
-        for key, permutation in made.items():
-            self._windows[key] = permutation
-            self._num_cached_offsets += length
-        while self._num_cached_offsets > _CACHED_OFFSETS and len(self._windows) > 1:
-            _, oldest = self._windows.popitem(last=False)
-            self._num_cached_offsets -= len(oldest)
-        return made
+def _whole_numbers(weights: Sequence[float]) -> list[int]:
+    """The weights as they were written, in whole numbers of the same proportions."""
+    exact = [Fraction(str(weight)) for weight in weights]
+    unit = lcm(*(weight.denominator for weight in exact))
+    return [int(weight * unit) for weight in exact]
+
+
+def _source_seed(seed: int, source: int) -> int:
+    """Sources draw independently; the first draws as it would alone."""
+    return seed if source == 0 else counter_random.key(seed, Stream.SOURCE, source)

@@ -1,19 +1,28 @@
 """Reads single samples out of shards by their place, with the offsets that the sidecars hold."""
 
+import itertools
 import logging
 import os
+import resource
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from clipx.data.files import RangeReader, open_ranges
+from clipx.config.data import CacheConfig, RemoteConfig
+from clipx.data.failures import mend
+from clipx.data.files import LocalFile, RangeReader, is_local, open_ranges
 from clipx.data.index import ShardIndex
-from clipx.data.sidecar import Sidecar
+from clipx.data.plan import Place
+from clipx.data.read_ahead import ReadAhead, read_members
+from clipx.data.remote import DEFAULTS, LONGEST_WAIT_S
+from clipx.data.shard_cache import ShardCache
+from clipx.data.sidecar import Member, Sidecar
 from clipx.errors import RunError
 
-_MAX_OPEN_SHARDS = 192  # two descriptors each (shard, sidecar): well below the usual limit of 1024
+_MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
 
 T = TypeVar("T")
@@ -45,95 +54,234 @@ class SampleName(NamedTuple):
 
 
 class _OpenShard(NamedTuple):
+    path: str
     file: RangeReader
     sidecar: Sidecar
+
+
+class _Slot:
+    """A place for an open shard, so that of several threads one opens it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.shard: _OpenShard | None = None
+
+
+class _OpenShards:
+    """The shards that this process has open, so many as its descriptors allow, from any of its threads.
+
+    Args:
+        indexes: the shards of each source.
+        extensions: members to read of each source; None reads all.
+        remote: timeout and retries.
+        cache: for remote shards.
+    """
+
+    def __init__(
+        self,
+        indexes: Sequence[ShardIndex],
+        *,
+        extensions: Sequence[frozenset[str] | None],
+        remote: RemoteConfig,
+        cache: ShardCache | None,
+    ) -> None:
+        self._indexes = indexes
+        self._extensions = extensions
+        self._remote = remote
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._slots: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_open = min(_MAX_OPEN_SHARDS, max(16, descriptors // 3))  # a shard takes two, for its sidecar's map
+
+    def get(self, source: int, shard: int) -> _OpenShard:
+        """The open shard.
+
+        Raises:
+            OSError: it cannot be opened.
+            RunError: it is not the one that was indexed.
+        """
+        with self._lock:
+            slot = self._slots.setdefault((source, shard), _Slot())
+            self._slots.move_to_end((source, shard))
+            if slot.shard is not None:
+                return slot.shard
+            while len(self._slots) > self._most_open:
+                self._slots.popitem(last=False)  # closed when the last that reads it lets it go
+        with slot.lock:
+            if slot.shard is None:
+                slot.shard = self._open(source, shard)
+            return slot.shard
+
+    def drop(self, source: int, shard: int) -> None:
+        """The next `get` opens the shard anew."""
+        with self._lock:
+            self._slots.pop((source, shard), None)
+
+    def open(self, source: int, shard: int) -> RangeReader | None:
+        """As `read_ahead.ShardAccess`."""
+        file = self.get(source, shard).file
+        if isinstance(file, LocalFile):
+            file.mark_used()
+            return None
+        return file
+
+    def members(self, place: Place) -> list[Member]:
+        """As `read_ahead.ShardAccess`."""
+        return self.wanted(self.get(place.source, place.shard).sidecar, place)
+
+    def wanted(self, sidecar: Sidecar, place: Place) -> list[Member]:
+        """As `members`, where the sidecar is at hand."""
+        wanted = self._extensions[place.source]
+        members = sidecar.members(place.index)
+        return members if wanted is None else [member for member in members if member.extension in wanted]
+
+    def _open(self, source: int, shard: int) -> _OpenShard:
+        index = self._indexes[source]
+        path, sidecar = index.paths[shard], index.sidecar(shard)
+        file = open_ranges(path, state=sidecar.shard, remote=self._remote, cache=self._cache)
+        if file.size != sidecar.shard.size:
+            raise RunError(
+                f"shard {path} changed after it was indexed ({sidecar.shard.size} bytes then, {file.size} now); "
+                "run `clipx data index` again and leave shards alone while a run reads them"
+            )
+        return _OpenShard(path, file, sidecar)
 
 
 class ShardReader:
     """Random access to the samples of indexed shards; safe to use after a fork and to send to another process.
 
+    Local shards are read where they lie. Of remote ones those samples that were expected are fetched in the background,
+    a window in few requests (`read_ahead.py`), others when they are read; a cache keeps whole shards
+    (`shard_cache.py`). One thread at a time may call it.
+
     Args:
-        index: the shards.
-        extensions: members to read; None reads all.
+        indexes: the shards of each source.
+        extensions: members to read of each source; None reads all.
+        remote: timeout, retries and connections.
+        cache: where remote shards are kept; None fetches only what is read.
+
+    Raises:
+        InputError: a cache folder that cannot be written.
     """
 
-    def __init__(self, index: ShardIndex, *, extensions: Collection[str] | None = None) -> None:
-        self._index = index
-        self._extensions = None if extensions is None else frozenset(extensions)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+    def __init__(
+        self,
+        indexes: Sequence[ShardIndex],
+        *,
+        extensions: Sequence[Collection[str] | None],
+        remote: RemoteConfig = DEFAULTS,
+        cache: CacheConfig | None = None,
+    ) -> None:
+        self._indexes = tuple(indexes)
+        self._extensions = tuple(None if names is None else frozenset(names) for names in extensions)
+        self._remote = remote
+        self._cache = cache
+        self.remote_sources = frozenset(
+            number for number, index in enumerate(self._indexes) if not all(map(is_local, index.paths))
+        )
+        self.wait_s = 0.0
+        self._start_process()
+
+    def _start_process(self) -> None:
+        """Makes what no two processes can share: descriptors and threads."""
+        cache = None
+        if self._cache is not None:
+            stall_s = (self._remote.retries + 1) * (self._remote.timeout_s + LONGEST_WAIT_S)
+            cache = ShardCache(self._cache.folder, max_bytes=int(self._cache.max_gb * 1e9), stall_s=stall_s)
+        self._open = _OpenShards(self._indexes, extensions=self._extensions, remote=self._remote, cache=cache)
+        self._read_ahead = ReadAhead(self._open, connections=self._remote.connections)
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_open": OrderedDict()}
+        return self.__dict__ | {"_open": None, "_read_ahead": None, "_process": None}
 
-    def read(self, shard: int, index: int) -> RawSample:
-        """Sample `index` of the shard with ordinal `shard`.
+    def _follow_fork(self) -> None:
+        if self._process != os.getpid():
+            self._start_process()
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that were fetched ahead and not read yet."""
+        self._follow_fork()
+        return self._read_ahead.buffered_bytes
+
+    def expect(self, places: Sequence[Place], *, until: int) -> None:
+        """Fetches samples that will be read soon in the background; local ones are left alone.
+
+        Args:
+            places: each will be read once; one that is not read stands in memory until it is forgotten.
+            until: the last batch that may read them.
+        """
+        self._follow_fork()
+        self._read_ahead.expect([place for place in places if not is_local(self._path(place))], until=until)
+
+    def forget(self, before: int) -> None:
+        """Frees what was expected until an earlier batch than `before`."""
+        self._follow_fork()
+        self._read_ahead.forget(before)
+
+    def read(self, place: Place) -> RawSample:
+        """The sample at `place`.
 
         Raises:
             BadSampleError: the shard ends before the sample does.
-            RunError: the storage failed three times, or the shard is not the one that was indexed.
+            RunError: the storage failed after all retries, or the shard is not the one that was indexed.
         """
-        return self._with_retries(shard, lambda: self._read(shard, index))
+        self._follow_fork()
+        if place.source not in self.remote_sources:
+            return self._guarded(place, lambda: self._read(place))
+        start = time.perf_counter()
+        sample = self._guarded(place, lambda: self._read(place))
+        self.wait_s += time.perf_counter() - start
+        return sample
 
-    def name(self, shard: int, index: int) -> SampleName:
-        """What sample `index` of a shard is called; reads the sidecar only.
+    def name(self, place: Place) -> SampleName:
+        """What the sample at `place` is called.
 
         Raises:
             RunError: as `read`.
         """
-        sidecar = self._with_retries(shard, lambda: self._shard(shard)).sidecar
-        members = tuple(member.extension for member in sidecar.members(index))
-        return SampleName(self._index.paths[shard], sidecar.key(index), members)
+        self._follow_fork()
+        shard = self._guarded(place, lambda: self._open.get(place.source, place.shard))
+        members = tuple(member.extension for member in shard.sidecar.members(place.index))
+        return SampleName(shard.path, shard.sidecar.key(place.index), members)
 
-    def _with_retries(self, shard: int, action: Callable[[], T]) -> T:
-        for retry_after_s in _RETRY_AFTER_S:
+    def _path(self, place: Place) -> str:
+        return self._indexes[place.source].paths[place.shard]
+
+    def _read(self, place: Place) -> RawSample:
+        contents = self._read_ahead.take(place)
+        path, file, sidecar = self._open.get(place.source, place.shard)
+        members = self._open.wanted(sidecar, place)
+        if contents is None and isinstance(file, LocalFile):
+            contents = [file.read_at(member.offset, member.size) for member in members]
+        elif contents is None:
+            contents = read_members(file, members)  # one request, not one per member
+        fields = {}
+        for member, content in zip(members, contents, strict=True):
+            if len(content) < member.size:
+                raise BadSampleError("shard truncated")
+            fields[member.extension] = content
+        return RawSample(path, sidecar.key(place.index), fields)
+
+    def _guarded(self, place: Place, action: Callable[[], T]) -> T:
+        """The result of `action`, an OSError as a RunError.
+
+        Tries three times where the shard is local, as network file systems fail too; others have their own retries.
+        """
+        for attempt in itertools.count():
             try:
                 return action()
             except OSError as error:
-                log.warning("shard %s: %s; trying again in %s s", self._index.paths[shard], error, retry_after_s)
-                self._close(shard)
-                time.sleep(retry_after_s)
-        try:
-            return action()
-        except OSError as error:
-            raise RunError(
-                f"shard {self._index.paths[shard]} cannot be read after {len(_RETRY_AFTER_S) + 1} tries: {error}; "
-                "check the storage, then run the same command again"
-            ) from error
-
-    def _read(self, shard: int, index: int) -> RawSample:
-        file, sidecar = self._shard(shard)
-        fields = {}
-        for extension, offset, size in sidecar.members(index):
-            if self._extensions is None or extension in self._extensions:
-                fields[extension] = file.read_at(offset, size)
-                if len(fields[extension]) < size:
-                    raise BadSampleError("shard truncated")
-        return RawSample(self._index.paths[shard], sidecar.key(index), fields)
-
-    def _shard(self, shard: int) -> _OpenShard:
-        if self._process != os.getpid():  # remote connections do not survive a fork
-            self._open, self._process = OrderedDict(), os.getpid()
-        if shard not in self._open:
-            while len(self._open) >= _MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)[1].file.close()
-            self._open[shard] = self._open_shard(shard)
-        self._open.move_to_end(shard)
-        return self._open[shard]
-
-    def _open_shard(self, shard: int) -> _OpenShard:
-        path, sidecar_path = self._index.paths[shard], self._index.sidecar_path(shard)
-        try:
-            sidecar = Sidecar(sidecar_path)
-        except ValueError as error:
-            raise RunError(f"{sidecar_path} is damaged ({error}); delete it and run the same command again") from error
-        file = open_ranges(path)
-        indexed = (sidecar.shard.size, sidecar.num_samples)
-        if indexed != (file.size, self._index.counts[shard]):
-            file.close()
-            raise RunError(f"shard {path} changed after it was indexed; leave shards alone while a run reads them")
-        return _OpenShard(file, sidecar)
-
-    def _close(self, shard: int) -> None:
-        if shard in self._open:
-            self._open.pop(shard).file.close()
+                path = self._path(place)
+                waits = _RETRY_AFTER_S if is_local(path) else ()
+                if attempt == len(waits):
+                    tries = f" after {attempt + 1} tries" if waits else ""
+                    raise RunError(
+                        f"shard {path} cannot be read{tries}: {error}; {mend(error)}, then run the same command again"
+                    ) from error
+                log.warning("shard %s: %s; trying again in %s s", path, error, waits[attempt])
+            self._open.drop(place.source, place.shard)
+            time.sleep(waits[attempt])
+        raise AssertionError("unreachable")

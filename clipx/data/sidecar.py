@@ -1,16 +1,16 @@
 """The sidecar of one shard: key, extension, offset and size of every member, so that a sample is one pread per member.
 
 `scan_tar` reads a tar's headers and seeks over its data (an own parser: `tarfile` builds an object per member);
-`write_sidecar` keeps the result in one flat file that `Sidecar` maps into memory, so that the loader processes of a
+`sidecar_parts` makes of the result one flat file that `Sidecar` maps into memory, so that the loader processes of a
 machine share one copy of it.
 
-Layout of the file, native little-endian: `_HEADER`, then int64 first_member (N+1), offset (M), size (M), key_end (N+1),
-uint32 extension (M), the keys, and the extensions' names joined by NUL; N samples, M members.
+Layout of the file, little-endian: `_HEADER`, then int64 first_member (N+1), offset (M), size (M), key_end (N+1), uint64
+hash (N or 0), uint32 extension (M), the keys, the extensions' names joined by NUL, and uint8 reason (N or 0); N
+samples, M members. A filtered sidecar holds all samples; the reason of those that pass is 0, only they are counted.
 """
 
 import mmap
 import os
-import secrets
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,17 +18,19 @@ from itertools import accumulate
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
+from zlib import adler32
 
 import numpy as np
 
 from clipx.data.files import FileState, RangeReader
 
 SUFFIX = ".clipx-index"
-_MAGIC = b"CLIPXIX1"
-# magic, samples N, members M, bytes of keys, bytes of extension names, the shard's size and mtime_ns
-_HEADER = Struct("<8s6q")
+_MAGIC = b"CLIPXIX2"
+# magic, samples N, members M, bytes of keys and of extensions' names, hashes, the filter, the shard's size and mtime_ns
+_HEADER = Struct("<8s8q")
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
+_ADLER = 65521
 
 
 class NotTarError(Exception):
@@ -129,7 +131,11 @@ def _check_header(header: bytes, position: int, file_size: int) -> None:
         raise _DamageError("ends without a tar's end mark")
     if len(header) == _BLOCK:
         stored = header[148:156].strip(b"\0 ")
-        if stored.isdigit() and int(stored, 8) == sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        # Adler-32 ends with 1 + the sum of the bytes modulo 65521, and is ten times as fast as `sum`
+        if (
+            stored.isdigit()
+            and adler32(header) & 0xFFFF == (1 + int(stored, 8) + sum(header[148:156]) - 8 * ord(" ")) % _ADLER
+        ):
             return
     if position == 0:
         raise NotTarError
@@ -161,47 +167,40 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def replace_file(path: Path, *parts: bytes) -> None:
-    """Writes `path` so that a reader sees the old content or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.writelines(parts)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a filter says of the N samples of a shard."""
+
+    filter_id: int
+    """Names the filter; 0 is none."""
+    reasons: np.ndarray
+    """uint8 (N,): 0 passes, else the number of the reason, from 1 on."""
+    hashes: np.ndarray | None
+    """uint64 (N,), equal for samples that are duplicates; only where these are looked for."""
 
 
-def write_sidecar(path: Path, scan: TarScan, state: FileState) -> None:
-    """Keeps `scan` of a shard that was in `state`.
-
-    Raises:
-        OSError: when `path` cannot be written.
-    """
+def sidecar_parts(scan: TarScan, state: FileState, verdict: Verdict | None = None) -> list[bytes]:
+    """The parts of the sidecar file of a shard that was in `state`."""
     keys, names = b"".join(scan.keys), b"\0".join(scan.extension_ids)
-    replace_file(
-        path,
-        _HEADER.pack(_MAGIC, len(scan.keys), len(scan.offsets), len(keys), len(names), *state),
+    hashes = np.zeros(0, np.uint64) if verdict is None or verdict.hashes is None else verdict.hashes
+    filter_id = 0 if verdict is None else verdict.filter_id
+    lengths = (len(scan.keys), len(scan.offsets), len(keys), len(names), len(hashes))
+    return [
+        _HEADER.pack(_MAGIC, *lengths, filter_id, *state),
         np.array([*scan.first_member, len(scan.offsets)], dtype="<i8").tobytes(),
         np.array(scan.offsets, dtype="<i8").tobytes(),
         np.array(scan.sizes, dtype="<i8").tobytes(),
         np.array([0, *accumulate(map(len, scan.keys))], dtype="<i8").tobytes(),
+        hashes.astype("<u8").tobytes(),
         np.array(scan.extensions, dtype="<u4").tobytes(),
         keys,
         names,
-    )
-
-
-def _unpack_header(data: bytes) -> list[int]:
-    if len(data) < _HEADER.size or not data.startswith(_MAGIC):
-        raise ValueError("not a sidecar of this version")
-    return list(_HEADER.unpack(data)[1:])
+        b"" if verdict is None else verdict.reasons.astype(np.uint8).tobytes(),
+    ]
 
 
 class Sidecar:
-    """The members of a shard's samples.
+    """The members of a shard's samples; of a filtered one those of the samples that pass.
 
     Raises:
         OSError: when the file cannot be read.
@@ -210,38 +209,54 @@ class Sidecar:
 
     def __init__(self, path: Path) -> None:
         with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError("no bytes")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.num_samples, members, key_bytes, name_bytes, *state = _unpack_header(self._map[: _HEADER.size])
+        header = self._map[: _HEADER.size]
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            raise ValueError("not a sidecar of this version")
+        scanned, members, key_bytes, name_bytes, hashes, self.filter_id, *state = _HEADER.unpack(header)[1:]
         self.shard = FileState(*state)
-        counts = (self.num_samples + 1, members, members, self.num_samples + 1)
+        counts = (scanned + 1, members, members, scanned + 1, hashes)
         ends = list(accumulate((8 * count for count in counts), initial=_HEADER.size))
         self._keys_from = ends[-1] + 4 * members
-        if len(self._map) != self._keys_from + key_bytes + name_bytes:
+        self._reasons_from = self._keys_from + key_bytes + name_bytes
+        if len(self._map) != self._reasons_from + (scanned if self.filter_id else 0):
             raise ValueError("wrong length")
         self._first_member, self._offset, self._size, self._key_end = (
-            np.frombuffer(self._map, "<i8", count, start) for count, start in zip(counts, ends, strict=False)
+            np.frombuffer(self._map, "<i8", count, start) for count, start in zip(counts[:4], ends, strict=False)
         )
+        self.hashes = np.frombuffer(self._map, "<u8", hashes, ends[4])
+        """uint64 (N,) of all samples, or (0,)."""
         self._extension = np.frombuffer(self._map, "<u4", members, ends[-1])
-        names = self._map[self._keys_from + key_bytes :]
+        names = self._map[self._keys_from + key_bytes : self._reasons_from]
         self._names = [name.decode("utf-8", "backslashreplace") for name in names.split(b"\0")]
+        self._passing = np.flatnonzero(self.reasons == 0) if self.filter_id else None
+        self.num_samples = scanned if self._passing is None else len(self._passing)
 
-    @classmethod
-    def read_count(cls, path: Path, state: FileState) -> int | None:
-        """The number of samples, or None where the sidecar is absent, broken, or of another state of the shard."""
-        try:
-            sidecar = cls(path)
-        except (OSError, ValueError):
-            return None
-        return sidecar.num_samples if sidecar.shard == state else None
+    @property
+    def reasons(self) -> np.ndarray:
+        """uint8 (N,) of all samples, 0 for those that pass; (0,) without a filter."""
+        return np.frombuffer(self._map, np.uint8, len(self._map) - self._reasons_from, self._reasons_from)
+
+    def with_reasons(self, reasons: np.ndarray) -> list[bytes]:
+        """The parts of a sidecar file that differs in `reasons` alone."""
+        return [self._map[: self._reasons_from], reasons.astype(np.uint8).tobytes()]
 
     def key(self, index: int) -> str:
         """The name of sample `index`, with its folder inside the tar."""
+        index = self._scanned(index)
         start, end = (self._keys_from + int(self._key_end[index + side]) for side in (0, 1))
         return self._map[start:end].decode("utf-8", "backslashreplace")
 
     def members(self, index: int) -> list[Member]:
         """The files of sample `index` in the tar's order."""
+        index = self._scanned(index)
         return [
             Member(self._names[self._extension[i]], int(self._offset[i]), int(self._size[i]))
             for i in range(self._first_member[index], self._first_member[index + 1])
         ]
+
+    def _scanned(self, index: int) -> int:
+        """The place among all samples of the shard."""
+        return index if self._passing is None else int(self._passing[index])

@@ -1,261 +1,179 @@
-"""The training stream: shards -> decode -> transform -> tokenize -> Batch, along the plan.
+"""A rank's share of the global batches: parts read by loader processes, joined without a copy.
 
-`PairReader` makes one pair; `PairDataset` makes any contiguous part of a rank's share of a batch and replaces bad
-samples; `PairStream` spreads the parts over loader processes and joins them. A part is a function of (plan, batch,
-slots), so neither ranks nor workers nor the batch that a run starts at can change what is read.
+`pairs.py` reads a part; here parts are spread over processes, whose pictures meet in the shared memory of
+`buffers.py`, and joined into a `Batch`.
 """
 
 import atexit
 import itertools
+import resource
 import signal
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clipx import counter_random
-from clipx.config.data import DataConfig
-from clipx.counter_random import Stream
-from clipx.data.decode import UndecodableError, alternatives, decode_captions, decode_image, first_present
+from clipx.config.data import DataConfig, sources
+from clipx.data.buffers import ImageBuffers
+from clipx.data.captions import CaptionReader
 from clipx.data.index import ShardIndex
-from clipx.data.plan import Address, Plan
-from clipx.data.shards import BadSampleError, ShardReader
+from clipx.data.pairs import PairReader, Part, PartReader, SourceReader
+from clipx.data.plan import Plan
+from clipx.data.shards import ShardReader
 from clipx.data.tokenizer import Tokenizer
+from clipx.data.transforms import TrainTransform
 from clipx.errors import ClipxError, RunError
-from clipx.types import BadSample, Batch
+from clipx.types import Batch
+
+_LENT = 3  # buffers beside those being filled: the batch in training, the one before it, one on its way
 
 
-class ImageTransform(Protocol):
-    """A picture to uint8 (S, S, 3), a pure function of the picture and the seed."""
+class _Order(NamedTuple):
+    """What a loader process is asked for."""
 
-    def __call__(self, image: Image.Image, *, seed: int) -> Tensor:
-        """The transformed picture."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """One picture and one of its captions."""
-
-    image_HWC: Tensor
-    caption: str
+    batch_index: int
+    part: int
+    buffer: int | None
+    """Where its pictures go; none: they come back with the part."""
 
 
-class PairReader:
-    """Reads, decodes and augments single pairs.
+class _Delivery(NamedTuple):
+    """What a loader process answers."""
 
-    Args:
-        index: the shards.
-        transform: the augmentation.
-        image_key: extensions that hold the picture, `;` between alternatives.
-        caption_key: as in `data.caption_key`.
-        seed: of the run.
-    """
-
-    def __init__(
-        self, index: ShardIndex, *, transform: ImageTransform, image_key: str, caption_key: str, seed: int
-    ) -> None:
-        self.image_key, self.caption_key = image_key, caption_key
-        keys = alternatives(f"{image_key};{caption_key}")
-        self.shards = ShardReader(index, extensions={extension for extension, _ in keys})
-        self._transform = transform
-        self._seed = seed
-
-    def read(self, address: Address) -> Pair:
-        """The pair at `address`; its crop and the choice among its captions come from (seed, epoch, sample).
-
-        Raises:
-            BadSampleError: picture or caption is absent or undecodable, or the shard is cut.
-            RunError: the storage failed.
-        """
-        fields = self.shards.read(address.shard, address.index).fields
-        try:
-            captions = decode_captions(fields, self.caption_key)  # first: cheaper than a picture to find absent
-            data = first_present(fields, self.image_key)
-            if data is None:
-                raise BadSampleError(f"no picture under {self.image_key!r}")
-            image = decode_image(data)
-        except UndecodableError as error:
-            raise BadSampleError(str(error)) from error
-        of_sample = (address.epoch, address.sample_id)
-        chosen = counter_random.key(self._seed, Stream.CAPTION, *of_sample) % len(captions)
-        crop = counter_random.key(self._seed, Stream.AUGMENT, *of_sample)
-        return Pair(self._transform(image, seed=crop), captions[chosen])
-
-
-class PairDataset(Dataset[Batch]):
-    """Contiguous parts of a rank's share of every global batch.
-
-    Args:
-        plan: the order.
-        pairs: reads a pair by its address.
-        tokenizer: of the text tower.
-        slots: the rank's slots of each global batch.
-        num_parts: parts that these slots are cut into.
-    """
-
-    def __init__(
-        self, plan: Plan, pairs: PairReader, tokenizer: Tokenizer, *, slots: range, num_parts: int = 1
-    ) -> None:
-        self._plan = plan
-        self._pairs = pairs
-        self._tokenizer = tokenizer
-        cuts = [slots.start + len(slots) * part // num_parts for part in range(num_parts + 1)]
-        self._parts = [range(*ends) for ends in itertools.pairwise(cuts)]
-        self._known_bad: dict[int, BadSample] = {}
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        """Part `key[1]` of the rank's share of global batch `key[0]`.
-
-        Raises:
-            RunError: no good sample within the plan's horizon, or the storage failed.
-        """
-        batch_index, part = key
-        slots = self._parts[part]
-        bad: dict[int, BadSample] = {}
-        used, pairs = [], []
-        addresses = self._plan.addresses(batch_index, slice(slots.start, slots.stop))
-        for slot, address in zip(slots, addresses, strict=True):
-            good, pair = self._first_good(batch_index, slot, address, bad)
-            used.append(good.sample_id)
-            pairs.append(pair)
-        tokens_T, lengths_B = self._tokenizer.encode([pair.caption for pair in pairs])
-        return Batch(
-            index=batch_index,
-            images_BHWC=torch.stack([pair.image_HWC for pair in pairs]),
-            tokens_T=tokens_T,
-            lengths_B=lengths_B,
-            max_length=int(lengths_B.max()),
-            sample_id_B=torch.tensor(used),
-            slot_B=torch.arange(slots.start, slots.stop),
-            source_B=torch.zeros(len(used), dtype=torch.int64),
-            bad=tuple(bad.values()),
-        )
-
-    def _first_good(
-        self, batch_index: int, slot: int, address: Address, bad: dict[int, BadSample]
-    ) -> tuple[Address, Pair]:
-        """The pair of a slot, or of the next place of its lane that has one; what is bad on the way goes into `bad`."""
-        tried: Address | None = address
-        for attempt in itertools.count(1):
-            if tried is None:
-                raise self._nothing_good(address, attempt - 1, bad)
-            if tried.sample_id not in self._known_bad:
-                try:
-                    return tried, self._pairs.read(tried)
-                except BadSampleError as error:
-                    self._known_bad[tried.sample_id] = self._record(tried, str(error))
-            bad[tried.sample_id] = self._known_bad[tried.sample_id]
-            tried = self._plan.replacement(batch_index, slot, attempt)
-        raise AssertionError("unreachable")
-
-    def _record(self, address: Address, reason: str) -> BadSample:
-        name = self._pairs.shards.name(address.shard, address.index)
-        return BadSample(name.shard, name.key, reason, address.sample_id)
-
-    def _nothing_good(self, address: Address, tries: int, bad: dict[int, BadSample]) -> RunError:
-        first = bad[address.sample_id]
-        members = self._pairs.shards.name(address.shard, address.index).members
-        return RunError(
-            f"none of {tries} samples in a row is a readable pair, from {first.key} of {first.shard} on "
-            f"({first.reason}; members there: {', '.join(members)}); looked for a picture under "
-            f"{self._pairs.image_key!r} and a caption under {self._pairs.caption_key!r}: "
-            "set data.image_key and data.caption_key to what the shards hold"
-        )
-
-
-class _WorkerDataset(Dataset["Batch | ClipxError"]):
-    """A dataset whose errors for a person cross to the parent as values: torch would add a traceback to the message."""
-
-    def __init__(self, dataset: PairDataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch | ClipxError:
-        try:
-            return self._dataset[key]
-        except ClipxError as error:
-            return error
+    order: _Order
+    part: Part
+    images_IHWC: Tensor | None
+    """Where the order named no buffer."""
 
 
 class PairStream:
     """A rank's share of the global batches, in their order, from any batch on.
 
     Args:
-        plan: the order.
-        pairs: reads a pair by its address.
-        tokenizer: of the text tower.
-        rank: of this process.
-        world_size: W, divides the plan's global batch size.
-        workers: loader processes; 0 loads in this one. More than the rank has slots are not started.
+        reader: reads parts of batches.
+        slots: of every global batch, those of this rank (`rank_slots`).
+        image_size: S, pixels of the square pictures.
+        workers: loader processes; 0 loads in this one. More than there are slots are not started.
         prefetch_batches: batches that the loader processes hold ready.
         pin_memory: give batches in page-locked memory.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        pairs: PairReader,
-        tokenizer: Tokenizer,
+        reader: PartReader,
         *,
-        rank: int = 0,
-        world_size: int = 1,
+        slots: range,
+        image_size: int,
         workers: int = 0,
         prefetch_batches: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        size = plan.global_batch_size // world_size
-        assert size * world_size == plan.global_batch_size
-        self._workers = min(workers, size)
-        self._num_parts = max(1, self._workers)
-        slots = range(rank * size, (rank + 1) * size)
-        self._dataset = PairDataset(plan, pairs, tokenizer, slots=slots, num_parts=self._num_parts)
+        self._reader = reader
+        self._shape = (len(slots), image_size, image_size, 3)
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
+        self._slots = slots
+        self.workers = min(workers, len(slots))
+        num_parts = max(1, self.workers)
+        cuts = [len(slots) * part // num_parts for part in range(num_parts + 1)]
+        self._rows = [slice(*ends) for ends in itertools.pairwise(cuts)]
 
     def batches(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
         """This rank's share of global batches `start`, `start` + 1, ... up to `stop`, or without end.
 
-        A generator: its `close()` ends the loader processes.
+        A generator: its `close()` ends the loader processes. Keeping many batches costs copies, nothing else.
 
         Raises:
             RunError: no readable sample within reach, failing storage, or a loader process that died.
         """
-        order = itertools.count(start) if stop is None else range(start, stop)
-        keys = ((batch_index, part) for batch_index in order for part in range(self._num_parts))
-        parts = self._load_in_workers(keys) if self._workers else (self._dataset[key] for key in keys)
-        try:
-            while joined := list(itertools.islice(parts, self._num_parts)):
-                batch = Batch.concatenate(joined)
-                yield batch.pin_memory() if self._pin_memory else batch
-        finally:
-            parts.close()
+        numbers: Iterator[int] = itertools.count(start) if stop is None else iter(range(start, stop))
+        batches = self._load_in_workers(numbers) if self.workers else map(self.load, numbers)
+        for batch in batches:
+            yield batch.pin_memory() if self._pin_memory else batch
+            del batch  # or its buffer would be lent until the next batch is there
 
-    def _load_in_workers(self, keys: Iterable[tuple[int, int]]) -> Generator[Batch, None, None]:
-        """The parts for `keys`, in order; torch hands them to the workers in turn, so that each keeps its own lanes."""
+    def load(self, batch_index: int) -> Batch:
+        """This rank's share of one global batch, read in this process."""
+        images_IHWC = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        return self._join([self._read(batch_index, 0, out=images_IHWC)], images_IHWC)
+
+    def _read(self, batch_index: int, part: int, *, out: Tensor) -> Part:
+        return self._reader.read(batch_index, self._slots[self._rows[part]], out=out)
+
+    def _load_in_workers(self, numbers: Iterator[int]) -> Generator[Batch, None, None]:
+        num_buffers = self._prefetch_batches + _LENT
+        buffers = ImageBuffers(num_buffers, self._shape, pin_memory=self._pin_memory)
+        deliveries = self._deliveries(self._orders(numbers, buffers), buffers)
+        try:
+            while delivered := list(itertools.islice(deliveries, self.workers)):
+                yield self._assemble(delivered, buffers)
+        finally:
+            deliveries.close()
+
+    def _orders(self, numbers: Iterator[int], buffers: ImageBuffers) -> Iterator[_Order]:
+        """The parts of every batch; torch hands them to the processes in turn, so that each keeps its own lanes."""
+        for batch_index in numbers:
+            buffer = buffers.take()
+            for part in range(self.workers):
+                yield _Order(batch_index, part, buffer)
+
+    def _assemble(self, delivered: Sequence[_Delivery], buffers: ImageBuffers) -> Batch:
+        buffer = delivered[0].order.buffer
+        if buffer is not None:
+            images_IHWC = buffers.lend(buffer)
+        else:  # the caller keeps so many batches that no buffer was free
+            images_IHWC = torch.cat([item.images_IHWC for item in delivered if item.images_IHWC is not None])
+        return self._join([item.part for item in delivered], images_IHWC)
+
+    def _join(self, parts: Sequence[Part], images_IHWC: Tensor) -> Batch:
+        def joined(name: str) -> Tensor:
+            return torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
+
+        lengths_B = joined("lengths_B")
+        return Batch(
+            index=parts[0].index,
+            images_IHWC=images_IHWC,
+            tokens_T=joined("tokens_T"),
+            lengths_B=lengths_B,
+            max_length=int(lengths_B.max()),
+            sample_id_I=joined("sample_id_I"),
+            slot_I=joined("slot_I"),
+            source_I=joined("source_I"),
+            captions_per_image=self._reader.captions_per_image,
+            group_id_B=None if parts[0].group_id_B is None else joined("group_id_B"),
+            augment_seeds=tuple(seed for part in parts for seed in part.augment_seeds),
+            bad=tuple(bad for part in parts for bad in part.bad),
+            num_fallbacks=sum(part.num_fallbacks for part in parts),
+            read_wait_s=sum(part.read_wait_s for part in parts),
+        )
+
+    def _deliveries(self, orders: Iterator[_Order], buffers: ImageBuffers) -> Generator[_Delivery, None, None]:
+        """What the loader processes make of `orders`, in order."""
         loader = DataLoader(
-            _WorkerDataset(self._dataset),
+            _WorkerDataset(self, buffers),
             batch_size=None,
-            sampler=keys,
-            num_workers=self._workers,
+            sampler=orders,  # gone through once
+            num_workers=self.workers,
             prefetch_factor=self._prefetch_batches,
+            multiprocessing_context="fork",  # the buffers are memory that a child inherits
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # torch draws a seed for its workers: not from the run's generator
         )
-        parts = iter(loader)
-        stop: Callable[[], None] = parts._shutdown_workers  # type: ignore[attr-defined]  # torch has no public name
+        items = iter(loader)
+        stop: Callable[[], None] = items._shutdown_workers  # type: ignore[attr-defined]  # torch has no public name
         atexit.register(stop)  # before multiprocessing's own handler, whose SIGTERM the workers ignore
         try:
-            while (part := next(parts, None)) is not None:
-                if isinstance(part, ClipxError):
-                    raise part
-                yield part
+            while (item := next(items, None)) is not None:
+                if isinstance(item, ClipxError):
+                    raise item
+                yield item
         except Exception as error:
             # torch has no type for a worker that died, and one that dies while it hands over a batch breaks the
             # connection in one of several ways; a worker whose dataset raised is still alive
-            if any(not worker.is_alive() for worker in parts._workers):  # type: ignore[attr-defined]
+            if any(not worker.is_alive() for worker in items._workers):  # type: ignore[attr-defined]
                 raise RunError(
                     f"a loader process died: {' '.join(str(error).split())}; if memory or /dev/shm ran out, lower "
                     "data.workers or data.prefetch_batches; then run the same command again"
@@ -266,34 +184,68 @@ class PairStream:
             stop()
 
 
+class _WorkerDataset(Dataset["_Delivery | ClipxError"]):
+    """What runs in a loader process.
+
+    Errors for a person cross to the parent as values: torch would add a traceback to the message.
+    """
+
+    def __init__(self, stream: PairStream, buffers: ImageBuffers) -> None:
+        self._stream = stream
+        self._buffers = buffers
+
+    def __getitem__(self, order: _Order) -> "_Delivery | ClipxError":
+        rows = self._stream._rows[order.part]
+        if order.buffer is None:
+            out = torch.empty((rows.stop - rows.start, *self._stream._shape[1:]), dtype=torch.uint8)
+        else:
+            out = self._buffers.rows(order.buffer, rows)
+        try:
+            part = self._stream._read(order.batch_index, order.part, out=out)
+        except ClipxError as error:
+            return error
+        return _Delivery(order, part, out if order.buffer is None else None)
+
+
 def _start_worker(_: int) -> None:
     """Leaves signals to the parent: a stop signal sent to the whole job must not cost the batches it still wants."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for the shards that it keeps open
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
-def open_stream(
-    index: ShardIndex,
-    plan: Plan,
-    *,
-    data: DataConfig,
-    transform: ImageTransform,
-    tokenizer: Tokenizer,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> PairStream:
-    """The stream of one source as the config describes it; arguments as for `PairReader` and `PairStream`."""
-    pairs = PairReader(
-        index, transform=transform, image_key=data.image_key, caption_key=data.caption_key, seed=plan.seed
+def rank_slots(plan: Plan, *, rank: int, world_size: int) -> range:
+    """The slots of a rank in every global batch, of W ranks; W divides them."""
+    size = plan.global_batch_size // world_size
+    assert size * world_size == plan.global_batch_size
+    return range(rank * size, (rank + 1) * size)
+
+
+def open_reader(
+    indexes: Sequence[ShardIndex], plan: Plan, *, data: DataConfig, image_size: int, tokenizer: Tokenizer
+) -> PartReader:
+    """What reads parts of batches as the config describes it; `indexes` in the order of its sources."""
+    described = sources(data)
+    readers = [
+        SourceReader(
+            name=source.name,
+            image_key=source.image_key,
+            caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
+            captions=CaptionReader(source, captions_per_image=data.captions_per_image, seed=plan.seed),
+            transform=TrainTransform(image_size, source.augment, decode=data.decode),
+        )
+        for source in described
+    ]
+    shards = ShardReader(
+        indexes, extensions=[reader.extensions for reader in readers], remote=data.remote, cache=data.cache
     )
-    return PairStream(
+    return PartReader(
         plan,
-        pairs,
+        PairReader(shards, readers, seed=plan.seed),
         tokenizer,
-        rank=rank,
-        world_size=world_size,
-        workers=data.workers,
-        prefetch_batches=data.prefetch_batches,
-        pin_memory=pin_memory,
+        captions_per_image=data.captions_per_image,
+        groups=any(source.equal_captions == "ignored" for source in described),
+        remote_sources=shards.remote_sources,
+        read_ahead_batches=data.remote.read_ahead_batches,
     )

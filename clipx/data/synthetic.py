@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import webdataset
 from PIL import Image, ImageDraw
 
+from clipx.data.shard_writer import write_shard
 from clipx.errors import InputError
 
 Split = Literal["train", "heldout", "unseen"]
@@ -311,7 +311,7 @@ def _write_labelled(folder: Path, scenes: Iterable[Scene], *, class_names: tuple
         label = class_names.index(scene.objects[0].class_name)
         return {"jpg": _jpeg(scene, image_size), "cls": str(label).encode()}
 
-    _write_tar(folder / "test/0.tar", ((key, members(scene)) for key, scene in enumerate(scenes)))
+    write_shard(folder / "test/0.tar", ((f"{key:08}", members(scene)) for key, scene in enumerate(scenes)))
     _write_text(folder / "test/nshards.txt", "1")
     _write_text(folder / "classnames.txt", "\n".join(class_names))
     _write_text(folder / "zeroshot_classification_templates.txt", "\n".join(TEMPLATES))
@@ -337,18 +337,7 @@ def _write_captioned(path: Path, scenes: Iterable[Scene], *, first_key: int, ima
     def members(scene: Scene) -> dict[str, bytes]:
         return {"jpg": _jpeg(scene, image_size), "txt": scene.caption.encode()}
 
-    _write_tar(path, ((key, members(scene)) for key, scene in enumerate(scenes, first_key)))
-
-
-def _write_tar(path: Path, samples: Iterable[tuple[int, dict[str, bytes]]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("wb") as file,
-        # Fixed metadata: equal scenes must give equal bytes. The numeric uid and gid are 0 by default.
-        webdataset.TarWriter(file, user="", group="", mtime=0, compress=False, encoder=False) as tar,
-    ):
-        for key, members in samples:
-            tar.write({"__key__": f"{key:08}", **members})
+    write_shard(path, ((f"{key:08}", members(scene)) for key, scene in enumerate(scenes, first_key)))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -7,13 +7,14 @@ Shapes: B texts, T tokens of all of them.
 import gzip
 import html
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
 import ftfy
+import numpy as np
 import regex
 import tokenizers
 import torch
@@ -23,11 +24,11 @@ from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTex
 from clipx.errors import InputError
 
 # Word pieces of CLIP's tokenizer; the first two are its control tokens as open_clip spells them.
-_WORD = regex.compile(
+_PIECE = regex.compile(
     r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
 _NUM_MERGES = 48_894
-_CACHED_WORDS = 1 << 18  # bounds the cache's memory on text without end; the words of captions repeat far sooner
+_CACHED_WORDS = 1 << 17  # some 250 bytes each; the words of captions repeat long before it is full
 
 
 class Tokenizer(Protocol):
@@ -64,7 +65,7 @@ class ClipTokenizer:
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
-        self._word_ids = lru_cache(_CACHED_WORDS)(_encode_word)
+        self._word_ids = _WordIds()
 
     def __reduce__(self) -> tuple[type["ClipTokenizer"], tuple[int]]:
         return type(self), (self.context_length,)
@@ -88,11 +89,21 @@ class ClipTokenizer:
         ).save_pretrained(folder)
 
     def _encode_text(self, text: str) -> list[int]:
-        words = map(self._word_ids, _WORD.findall(clean(text)))
-        ids = [self.start_id, *chain.from_iterable(words), self.end_id]
+        ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, _words(text))), self.end_id]
         ids = ids[: ids.index(self.end_id) + 1]
         if len(ids) > self.context_length:
             ids = [*ids[: self.context_length - 1], self.end_id]
+        return ids
+
+
+class _WordIds(dict[str, tuple[int, ...]]):
+    """The ids of words between white space, computed once; no word piece of CLIP's joins across white space."""
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        if len(self) >= _CACHED_WORDS:
+            self.clear()
+        ids = tuple(chain.from_iterable(map(_encode_piece, _PIECE.findall(word))))
+        self[word] = ids
         return ids
 
 
@@ -131,7 +142,13 @@ class HuggingFaceTokenizer:
         Raises:
             InputError: a text has no tokens, which a tower cannot pool.
         """
-        rows = self._tokenizer(list(texts), truncation=True, max_length=self.context_length)["input_ids"]
+        rows = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.context_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
         if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
             raise InputError(f"tokenizer {self.name!r} gives no tokens for {empty[0]!r}; choose one with an end token")
         return _flat(rows)
@@ -156,20 +173,26 @@ def build_tokenizer(config: TextConfig) -> Tokenizer:
 
 def clean(text: str) -> str:
     """CLIP's cleaning: mojibake mended, HTML entities resolved, white space collapsed, lower case."""
+    return " ".join(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    """The cleaned text at its white space."""
     if not (text.isascii() and text.isprintable() and "&" not in text):  # else both leave it as it is
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return text.lower().split()
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    tokens_T = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
-    return tokens_T, torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    lengths_B = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    tokens_T = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths_B.sum()))
+    return torch.from_numpy(tokens_T), torch.from_numpy(lengths_B)
 
 
-def _encode_word(word: str) -> tuple[int, ...]:
-    if word in ("<start_of_text>", "<end_of_text>"):
-        return (ClipTokenizer.start_id if word == "<start_of_text>" else ClipTokenizer.end_id,)
-    symbols = "".join([_byte_symbols()[byte] for byte in word.encode()])
+def _encode_piece(piece: str) -> tuple[int, ...]:
+    if piece in ("<start_of_text>", "<end_of_text>"):
+        return (ClipTokenizer.start_id if piece == "<start_of_text>" else ClipTokenizer.end_id,)
+    symbols = "".join([_byte_symbols()[byte] for byte in piece.encode()])
     return tuple(token.id for token in _byte_pair_encoder().tokenize(symbols))
 
 

@@ -1,55 +1,115 @@
-"""Pictures to uint8 squares: the training augmentation and the evaluation preprocessing; owns torchvision.
+"""Encoded pictures to uint8 squares: the training crop and flip, and the evaluation preprocessing; owns torchvision.
 
-Both stop at uint8, a quarter of float32's bytes on the way to the device: the image tower normalises there.
-Shapes: S image size.
+Both stop at uint8, a quarter of float32's bytes on the way to the device: the image tower normalises there. Colours
+and RandAugment are computed there too (`device_augment.py`).
+Shapes: S image size, H x W pixels of the decoded picture, C = 3 channels.
 """
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
+from clipx import counter_random
 from clipx.config.data import AugmentConfig
+from clipx.data.decode import can_scale, decode_image, decode_jpeg, jpeg_size, to_tensor
+from clipx.errors import InputError
+
+_TRIES = 10  # as torchvision's RandomResizedCrop
+_KEYS = np.arange(3 + 2 * _TRIES, dtype=np.int64)
+_resize = torch.ops.aten._upsample_bicubic2d_aa.out  # what interpolate calls, here into memory that exists
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 class TrainTransform:
-    """Random resized crop and flip, a pure function of picture and seed.
+    """Decodes, then random resized crop and flip: a pure function of the bytes and the seed.
+
+    The crop is torchvision's RandomResizedCrop in distribution; the same seed gives the same box for every `decode`.
+    Mean differences to Pillow on natural pictures, of 255 (benchmarks/LOG.md): "fast" at most 0.01, since both resize
+    in fixed-point arithmetic of the same precision; "scaled" 0.3 to 1.3, on the box that it was snapped to.
 
     Args:
         image_size: S, pixels of the square result.
         augment: area and aspect ratio of the crop, probability of the flip.
+        decode: as data.decode.
+
+    Raises:
+        InputError: "scaled" without the package that it needs.
     """
 
-    def __init__(self, image_size: int, augment: AugmentConfig) -> None:
-        self._transform = v2.Compose(
-            [
-                v2.RandomResizedCrop(
-                    image_size,
-                    scale=augment.crop_scale,
-                    ratio=augment.crop_ratio,
-                    interpolation=v2.InterpolationMode.BICUBIC,
-                    antialias=True,
-                ),
-                v2.RandomHorizontalFlip(augment.flip),
-            ]
-        )
+    def __init__(
+        self, image_size: int, augment: AugmentConfig, *, decode: Literal["fast", "scaled", "pil"] = "fast"
+    ) -> None:
+        if decode == "scaled" and not can_scale():
+            raise InputError(
+                "data.decode=scaled needs the package simplejpeg: pip install 'clipx[scaled]', or set data.decode=fast"
+            )
+        self._size = image_size
+        self._augment = augment
+        self._decode = decode
 
-    def __call__(self, image: Image.Image, *, seed: int) -> Tensor:
-        """The augmented picture, uint8 (S, S, 3).
+    def __call__(self, data: bytes, *, seed: int, out: Tensor) -> bool:
+        """Writes the augmented picture.
 
         Args:
-            image: RGB.
-            seed: decides the crop and the flip; non-negative, below 2^63.
+            data: the encoded picture.
+            seed: decides the crop and the flip; below 2^63.
+            out: uint8 (S, S, 3), contiguous; may be a row of a batch, and is written to without a further copy.
+
+        Returns:
+            Whether Pillow had to decode what the fast path cannot.
+
+        Raises:
+            UndecodableError: no picture that Pillow can read; `out` is as it was.
         """
-        # torchvision draws from the global generator and takes no other, so it is lent the seed and given back.
-        generator = torch.default_generator
-        state = generator.get_state()
-        generator.manual_seed(seed)
-        try:
-            return _to_tensor(self._transform(image))
-        finally:
-            generator.set_state(state)
+        assert out.shape == (self._size, self._size, 3)
+        numbers = counter_random.uniform(counter_random.fold(np.array([seed], dtype=np.int64), _KEYS)).tolist()
+        fell_back = False
+        if self._decode == "pil":
+            self._crop_on_pillow(decode_image(data), numbers, out)
+        elif not self._crop_fast(data, numbers, out):
+            pixels_HWC = to_tensor(decode_image(data))
+            _crop(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out)
+            fell_back = True
+        if numbers[0] < self._augment.flip:
+            out.copy_(out.flip(1))
+        return fell_back
+
+    def _crop_fast(self, data: bytes, numbers: Sequence[float], out: Tensor) -> bool:
+        """Whether it is a JPEG that could be decoded without Pillow; then `out` holds its crop."""
+        size = jpeg_size(data)
+        if size is None:
+            return False
+        box = self._box(size, numbers)
+        divisor = largest_divisor(box, self._size) if self._decode == "scaled" else 1
+        pixels_HWC = decode_jpeg(data, size, divisor=divisor)
+        if pixels_HWC is None:
+            return False
+        _crop(pixels_HWC, snapped(box, divisor), out)
+        return True
+
+    def _crop_on_pillow(self, image: Image.Image, numbers: Sequence[float], out: Tensor) -> None:
+        box = self._box((image.height, image.width), numbers)
+        cut = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        out.copy_(to_tensor(cut.resize((self._size, self._size), Image.Resampling.BICUBIC)))
+
+    def _box(self, size: Sequence[int], numbers: Sequence[float]) -> Box:
+        height, width = size
+        return random_box(height, width, numbers[1:], scale=self._augment.crop_scale, ratio=self._augment.crop_ratio)
 
 
 class EvalTransform:
@@ -72,8 +132,66 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The preprocessed picture, uint8 (S, S, 3); `image` of any mode is taken as RGB."""
-        return _to_tensor(self._transform(image.convert("RGB")))
+        return to_tensor(self._transform(image.convert("RGB")))
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image))
+def random_box(
+    height: int, width: int, numbers: Sequence[float], *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """A box with the distribution of torchvision's RandomResizedCrop.get_params.
+
+    Ten tries draw a share of the area from `scale`, uniformly, and width over height from `ratio`, uniformly in the
+    logarithm; the first that fits into the picture counts. Else it is the largest centre box within `ratio`.
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        numbers: 22, uniform in [0, 1): place from the top and the left, then area and ratio of each try.
+        scale: least and most share.
+        ratio: least and most width over height.
+    """
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for i in range(2, 2 + 2 * _TRIES, 2):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * numbers[i])
+        aspect = math.exp(log_low + (log_high - log_low) * numbers[i + 1])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(numbers[0] * (height - h + 1)), int(numbers[1] * (width - w + 1)), h, w)
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(w / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(h * ratio[1]))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def largest_divisor(box: Box, image_size: int) -> int:
+    """Of 8, 4, 2 and 1 the first at which a box decoded that much smaller is not smaller than the result."""
+    smaller = min(box.height, box.width) // image_size
+    return next((divisor for divisor in (8, 4, 2) if divisor <= smaller), 1)
+
+
+def snapped(box: Box, divisor: int) -> Box:
+    """The box in pixels of the picture decoded `divisor` times smaller, each edge at the nearest of them.
+
+    A box of fractional pixels would have to be shifted to whole ones anyway; here the crop that was drawn moves, by at
+    most half a pixel of the smaller picture. It never gets smaller than floor(side / divisor).
+    """
+    top, left, bottom, right = (
+        (edge + divisor // 2) // divisor for edge in (box.top, box.left, box.top + box.height, box.left + box.width)
+    )
+    return Box(top, left, bottom - top, right - left)
+
+
+def _crop(pixels_HWC: Tensor, box: Box, out_SSC: Tensor) -> None:
+    """Writes the box, resized, bicubic and antialiased as Pillow's.
+
+    On uint8 in channels-last order, which must stay so: a copy to channels-first would cost three times the resize.
+    """
+    size = out_SSC.shape[0]
+    crop_BCHW = pixels_HWC[None, box.top : box.top + box.height, box.left : box.left + box.width].permute(0, 3, 1, 2)
+    # Rounding between the passes makes their order visible (0.2 of 255). torch resizes rows first; Pillow 13 (found by
+    # trying; older ones never) begins with the columns of pictures so much taller than wide, which is also less work.
+    if box.height > size and box.height - size > 2 * (box.width - size):
+        crop_BCHW = interpolate(crop_BCHW, (size, box.width), mode="bicubic", antialias=True)
+    _resize(crop_BCHW, [size, size], False, out=out_SSC[None].permute(0, 3, 1, 2))

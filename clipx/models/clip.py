@@ -60,7 +60,7 @@ class CLIP(nn.Module):
 
         Args:
             batch: B pairs.
-            seed: of the run; patch dropout draws from (seed, batch.index, batch.slot_B) and nothing else, so a repeated
+            seed: of the run; patch dropout draws from (seed, batch.index, batch.slot_I) and nothing else, so a repeated
                 forward pass leaves out the same patches.
             patch_drop: share of each image's patches to leave out.
 
@@ -68,9 +68,11 @@ class CLIP(nn.Module):
             Embeddings in the towers' compute dtype (bf16 under autocast), normalised in at least float32; the
             multiplier and the bias in their parameters' dtype.
         """
-        keys_B = patch_keys(seed, batch.index, batch.slot_B) if patch_drop > 0 else None
+        captions = batch.captions_per_image
+        keys_I = patch_keys(seed, batch.index, batch.slot_I) if patch_drop > 0 else None
+        image_ID = self.encode_image(batch.images_IHWC, keys_I, patch_drop=patch_drop)
         return Embeddings(
-            image_BD=self.encode_image(batch.images_BHWC, keys_B, patch_drop=patch_drop),
+            image_BD=image_ID if captions == 1 else image_ID.repeat_interleave(captions, dim=0),
             text_BD=self.encode_text(batch.tokens_T, batch.lengths_B, max_length=batch.max_length),
             logit_scale=self.log_logit_scale.exp(),
             # A copy, so that every field is the result of this forward pass and none is a parameter itself.

@@ -21,24 +21,22 @@ from clipx.checkpoint.store import (
     newest_checkpoint,
     set_aside,
 )
-from clipx.config.data import DataConfig
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
-from clipx.data.index import ShardIndex, build_index, load_index
 from clipx.data.plan import Plan
-from clipx.data.stream import PairStream, open_stream
+from clipx.data.stream import PairStream
 from clipx.data.tokenizer import build_tokenizer
-from clipx.data.transforms import TrainTransform
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import check_evaluation
 from clipx.models.clip import build_model
 from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
-from clipx.train.build_stepper import build_stepper, check_step
+from clipx.train.build_data import load_indexes, make_plan, open_stream, plan_record
+from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
 from clipx.train.monitor import Monitor
 from clipx.train.quarantine import Quarantine
 from clipx.train.step import Stepper
@@ -55,6 +53,7 @@ class Run:
     runtime: Runtime
     phase: Phase
     """What holds until its end; the run is built anew then."""
+    plan: Plan
     stream: PairStream
     stepper: Stepper
     encoder: Pretrained
@@ -79,6 +78,18 @@ class Run:
         start = self.progress.next_batch
         return self.stream.batches(start, start + remaining)
 
+    def data_figures(self, batches: int) -> dict[str, float]:
+        """After so many global batches: the epochs read, of a mixture by source, with its pictures and its bad ones."""
+        counts = self.plan.samples_of_source(batches)
+        epochs = [count / source.num_samples for count, source in zip(counts, self.plan.sources, strict=True)]
+        if len(counts) == 1:
+            return {"epoch": epochs[0]}
+        figures: dict[str, float] = {}
+        for name, count, epoch in zip(self.config.data.sources, counts, epochs, strict=True):
+            figures |= {f"samples/{name}": count, f"epoch/{name}": epoch}
+            figures[f"bad_samples/{name}"] = self.quarantine.of_source(name)
+        return figures
+
 
 def build_run(config: RunConfig, runtime: Runtime) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
@@ -86,23 +97,18 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
     """
-    resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)  # before anything is made
+    captions = config.data.captions_per_image  # checked before anything is made
+    resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions)
     checkpoint = _prepare_folder(config, runtime)
-    index = _load_index(config.data, runtime)
+    indexes = load_indexes(config.data, runtime)
     with runtime.together():
         check_stages(config)
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
-        plan = Plan(
-            index.counts,
-            global_batch_size=config.global_batch_size,
-            seed=config.seed,
-            lanes=config.data.lanes,
-            window=config.data.shuffle_window,
-            allow_repeats=config.data.allow_repeats,
-        )
-        saved = None if checkpoint is None else _compatible_state(config, checkpoint, _record(plan, index))
+        plan = make_plan(config, indexes)
+        record = plan_record(config, plan, indexes)
+        saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
         check_step(config, runtime, towers)
         if saved is None and config.start_from is not None:
@@ -111,7 +117,7 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
     phase = phase_at(config, progress.step)
     state = RunState(
         progress=progress,
-        plan=_record(plan, index),
+        plan=record,
         wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
@@ -127,15 +133,15 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         config=config,
         runtime=runtime,
         phase=phase,
+        plan=plan,
         stream=open_stream(
-            index,
+            config,
+            runtime,
+            indexes,
             plan,
-            data=config.data,
-            transform=TrainTransform(phase.image_size, config.data.augment),
-            tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            pin_memory=runtime.device.type == "cuda",
+            phase=phase,
+            start=state.progress.next_batch,
+            flops_per_image=UsefulFlops.of(towers, phase).of_image,
         ),
         stepper=stepper,
         encoder=Pretrained(towers, config.model, tokenizer=tokenizer),
@@ -175,32 +181,6 @@ def _prepare_folder(config: RunConfig, runtime: Runtime) -> Path | None:
                 set_aside(run_dir, after_step=step, reason="broken")
     step = runtime.from_main(step)
     return None if step is None else run_dir / "checkpoints" / checkpoint_name(step)
-
-
-def _load_index(config: DataConfig, runtime: Runtime) -> ShardIndex:
-    """Rank 0 makes what is missing of the index, the others read it then."""
-    index_dir = None if config.index is None else Path(config.index)
-    index: ShardIndex | None = None
-    with runtime.together():
-        if runtime.is_main:
-            index = build_index(config.train, index_dir=index_dir)
-    with runtime.together():
-        if index is None:
-            index = load_index(config.train, index_dir=index_dir)
-    assert index is not None
-    return index
-
-
-def _record(plan: Plan, index: ShardIndex) -> DataPlanRecord:
-    return DataPlanRecord(
-        fingerprint=index.fingerprint(),
-        num_shards=len(index.paths),
-        num_samples=index.num_samples,
-        lanes=plan.lanes,
-        shuffle_window=plan.window,
-        global_batch_size=plan.global_batch_size,
-        seed=plan.seed,
-    )
 
 
 def _compatible_state(config: RunConfig, checkpoint: Path, record: DataPlanRecord) -> RunState:

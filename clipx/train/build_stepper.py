@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import assert_never
 
+import torch
 from torch import nn
 
-from clipx.config.geometry import resolve_geometry
+from clipx.config.data import DataConfig, device_part, sources
+from clipx.config.geometry import micro_batch_sizes, resolve_geometry
 from clipx.config.model import InfoNCEConfig, LossConfig, SigmoidConfig
 from clipx.config.optim import TimmOptimConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.data.device_augment import DeviceAugment
 from clipx.distributed.blocks import checkpoint_blocks, compile_blocks, float8_blocks
 from clipx.distributed.parallelize import parallelize
 from clipx.distributed.runtime import Runtime
@@ -108,7 +111,7 @@ def build_stepper(
         float8_blocks(towers.blocks())
     for of_tower in towers.block_lists():
         checkpoint_blocks(of_tower, fraction=config.activation_checkpointing)
-    rehearse = _rehearsal(towers, runtime, phase)
+    rehearse = _rehearsal(towers, runtime, phase, captions_per_image=config.data.captions_per_image)
     if micro_batch_size is None:
         micro_batch_size = _micro_batch_size(config, runtime, towers, rehearse)
     compiled = config.compile and _compile(towers, runtime, partial(rehearse, micro_batch_size))
@@ -126,8 +129,20 @@ def build_stepper(
         clip_grad_norm=config.optim.clip_grad_norm,
         seed=config.seed,
         patch_drop=phase.patch_drop,
+        augment=_device_augment(config.data),
         useful_flops=flops,
         ema=None if config.ema is None else Ema(towers, decay=config.ema.decay),
+    )
+
+
+def _device_augment(data: DataConfig) -> Callable[[Batch], Batch]:
+    """Colours are changed on the device: they cost a loader process more than decoding does."""
+    augment = sources(data)[0].augment
+    if not any(device_part(augment)):
+        return lambda batch: batch
+    transform = DeviceAugment(augment)
+    return lambda batch: replace(
+        batch, images_IHWC=transform(batch.images_IHWC, torch.tensor(batch.augment_seeds, dtype=torch.int64))
     )
 
 
@@ -163,6 +178,11 @@ class UsefulFlops:
             text_passes=1 if "text" in phase.locked else 3,
         )
 
+    @property
+    def of_image(self) -> float:
+        """FLOPs of a picture alone."""
+        return self.image_passes * self.per_image
+
     def __call__(self, batch: Batch) -> float:
         """FLOPs of a batch on the host."""
         text = self.text.forward(
@@ -170,10 +190,10 @@ class UsefulFlops:
             num_tokens=batch.tokens_T.shape[0],
             sum_squared_lengths=int(batch.lengths_B.square().sum()),
         )
-        return self.image_passes * self.per_image * len(batch) + self.text_passes * text
+        return self.of_image * len(batch.slot_I) + self.text_passes * text
 
 
-def _rehearsal(towers: CLIP, runtime: Runtime, phase: Phase) -> Callable[[int], None]:
+def _rehearsal(towers: CLIP, runtime: Runtime, phase: Phase, *, captions_per_image: int) -> Callable[[int], None]:
     def forward(batch: Batch) -> Embeddings:
         with runtime.accelerator.autocast():
             return towers(batch, seed=0, patch_drop=phase.patch_drop)
@@ -182,6 +202,7 @@ def _rehearsal(towers: CLIP, runtime: Runtime, phase: Phase) -> Callable[[int], 
         forward=forward,
         image_size=phase.image_size,
         context_length=phase.context_length,
+        captions_per_image=captions_per_image,
         device=runtime.device,
     )
 
@@ -198,7 +219,10 @@ def _compile(towers: CLIP, runtime: Runtime, rehearse: Callable[[], None]) -> bo
 
 def _micro_batch_size(config: RunConfig, runtime: Runtime, towers: CLIP, rehearse: Callable[[int], None]) -> int:
     """As configured, or the largest that fits."""
-    geometry = resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size)
+    captions = config.data.captions_per_image
+    geometry = resolve_geometry(
+        config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions
+    )
     if config.micro_batch_size != "auto":
         return geometry.micro_batch_size
     beside = state_bytes(
@@ -213,5 +237,9 @@ def _micro_batch_size(config: RunConfig, runtime: Runtime, towers: CLIP, rehears
         embed_dim=config.model.embed_dim,
     )
     return largest_micro_batch(
-        towers, rank_batch_size=geometry.rank_batch_size, rehearse=rehearse, beside=beside, runtime=runtime
+        towers,
+        sizes=micro_batch_sizes(geometry.rank_batch_size, captions),
+        rehearse=rehearse,
+        beside=beside,
+        runtime=runtime,
     )

@@ -40,17 +40,17 @@ _NEVER = float("inf")
 def largest_micro_batch(
     model: nn.Module,
     *,
-    rank_batch_size: int,
+    sizes: Sequence[int],
     rehearse: Callable[[int], object],
     beside: int,
     runtime: Runtime,
     limit: int | None = None,
 ) -> int:
-    """The largest divisor of a rank's batch that fits, the same on all ranks; the log says what was found.
+    """The largest of `sizes` that fits, the same on all ranks; the log says what was found.
 
     Args:
         model: bare; is left without gradients.
-        rank_batch_size: b, the same on all ranks.
+        sizes: that a micro-batch may have, ascending, up to the rank's whole batch; the same on all ranks.
         rehearse: its forward and backward pass over so many pairs, which adds to its gradients (`rehearsal`).
         beside: bytes that training will take beside such a pass (`state_bytes`, `loss_bytes`).
         runtime: the ranks; all of them call this.
@@ -59,11 +59,10 @@ def largest_micro_batch(
     Raises:
         InputError: not one pair fits; on all ranks alike.
     """
-    divisors = [size for size in range(1, rank_batch_size + 1) if rank_batch_size % size == 0]
     with runtime.together():
         budget = int(_SHARE * (_free_memory(runtime.device) if limit is None else limit)) - beside
         try:
-            size, peak = _largest(divisors, partial(_peak, rehearse, device=runtime.device), budget)
+            size, peak = _largest(sizes, partial(_peak, rehearse, device=runtime.device), budget)
         finally:
             model.zero_grad(set_to_none=True)
     smallest = min(gather_objects(size, runtime.group))
@@ -74,13 +73,18 @@ def largest_micro_batch(
         )
     log.info(
         "micro_batch_size: %d of the %d pairs of a rank; %d took %.2f GB, of %.2f beside weights, optimizer and loss",
-        *(smallest, rank_batch_size, size, peak / 1e9, budget / 1e9),
+        *(smallest, sizes[-1], size, peak / 1e9, budget / 1e9),
     )
     return smallest
 
 
 def rehearsal(
-    forward: Callable[[Batch], Embeddings], *, image_size: int, context_length: int, device: torch.device
+    forward: Callable[[Batch], Embeddings],
+    *,
+    image_size: int,
+    context_length: int,
+    captions_per_image: int = 1,
+    device: torch.device,
 ) -> Callable[[int], None]:
     """What `largest_micro_batch` and `compile_blocks` try out: both passes over pairs of zeros with the longest texts.
 
@@ -88,21 +92,23 @@ def rehearsal(
         forward: of the bare model on `device`, as it will train (autocast, patch dropout).
         image_size: pixels of the square input.
         context_length: tokens of every text.
+        captions_per_image: texts of every picture.
         device: where the pairs go.
     """
 
     def rehearse(num_pairs: int) -> None:
         lengths_B = torch.full((num_pairs,), context_length)
-        numbers_B = torch.arange(num_pairs)
+        numbers_I = torch.arange(num_pairs // captions_per_image)
         batch = Batch(
             index=0,
-            images_BHWC=torch.zeros(num_pairs, image_size, image_size, 3, dtype=torch.uint8),
+            images_IHWC=torch.zeros(len(numbers_I), image_size, image_size, 3, dtype=torch.uint8),
             tokens_T=torch.zeros(num_pairs * context_length, dtype=torch.int64),
             lengths_B=lengths_B,
             max_length=context_length,
-            sample_id_B=numbers_B,
-            slot_B=numbers_B,
-            source_B=torch.zeros_like(numbers_B),
+            sample_id_I=numbers_I,
+            slot_I=numbers_I,
+            source_I=torch.zeros_like(numbers_I),
+            captions_per_image=captions_per_image,
         )
         embeddings = forward(batch.to(device))
         outputs = [embeddings.image_BD, embeddings.text_BD, embeddings.logit_scale]

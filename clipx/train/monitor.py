@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,13 +87,15 @@ class Monitor:
         assert self._since_row is not None, "pause before rewind"
         self._since_row.pause_s += time.perf_counter() - began
 
-    def record(self, outcome: StepOutcome, progress: RunProgress, *, bad_samples: int) -> None:
-        """Takes one finished step; writes a row when one is due."""
+    def record(
+        self, outcome: StepOutcome, progress: RunProgress, *, bad_samples: int, data: Mapping[str, float]
+    ) -> None:
+        """Takes one finished step; writes a row, with what is known of the `data` then, when one is due."""
         assert self._since_row is not None, "record before rewind"
         self._since_row.add(outcome, data_wait_s=self._waits.pop(outcome.step, 0.0))
         if outcome.step % self._config.track.every_steps and outcome.step != self._num_steps:
             return
-        row = self._row(outcome, progress, bad_samples)
+        row = {**self._row(outcome, progress, bad_samples), **data}
         if not self._runtime.is_main:
             return
         append_rows(self._metrics, [row])
@@ -165,6 +167,8 @@ class Monitor:
             "skipped_steps": progress.skipped_steps,
             "overflow_steps": progress.overflow_steps,
             "bad_samples": bad_samples,
+            "pillow_images": since.num_fallbacks,
+            "read_wait_s": since.read_wait_s,
             "peak_memory_gib": _peak_memory_gib(self._runtime.device),
         }
         if self._peak_flops is not None:
@@ -174,13 +178,17 @@ class Monitor:
 
 @dataclass
 class _SinceRow:
-    """What has come together since the last row of metrics.jsonl, on this rank, tokens and FLOPs on all."""
+    """What has come together since the last row of metrics.jsonl, on this rank; what is counted, on all."""
 
     step: int
     began: float
     data_wait_s: float = 0.0
     pause_s: float = 0.0
     """Saving and evaluating."""
+    read_wait_s: float = 0.0
+    """Of the loader processes, for remote storage, summed."""
+    num_fallbacks: int = 0
+    """Pictures that Pillow had to decode."""
     num_tokens: int = 0
     useful_flops: float = 0.0
     seconds: Counter[str] = field(default_factory=Counter)
@@ -188,6 +196,8 @@ class _SinceRow:
     def add(self, outcome: StepOutcome, *, data_wait_s: float) -> None:
         """Takes one step."""
         self.data_wait_s += data_wait_s
+        self.read_wait_s += outcome.read_wait_s
+        self.num_fallbacks += outcome.num_fallbacks
         self.num_tokens += outcome.num_tokens
         self.useful_flops += outcome.useful_flops
         self.seconds.update(outcome.seconds)

@@ -19,10 +19,14 @@ class Quarantine:
         self.path = path
         rows = read_rows(path)
         self._written = {(row["shard"], row["key"]) for row in rows}
-        self._met = {(row["shard"], row["key"]) for row in rows if row["step"] <= resumed_step}
+        self._met = {(row["shard"], row["key"]): row["source"] for row in rows if row["step"] <= resumed_step}
 
     def __len__(self) -> int:
         return len(self._met)
+
+    def of_source(self, name: str) -> int:
+        """Bad samples of one source."""
+        return sum(source == name for source in self._met.values())
 
     def add(self, samples: Sequence[BadSample], *, step: int, write: bool) -> None:
         """Takes records of all ranks; `write` (rank 0) appends the new ones to quarantine.jsonl."""
@@ -31,7 +35,7 @@ class Quarantine:
             rows = [{"step": step, **asdict(sample)} for name, sample in fresh.items() if name not in self._written]
             append_rows(self.path, rows)
         self._written |= fresh.keys()
-        self._met |= fresh.keys()
+        self._met |= {name: sample.source for name, sample in fresh.items()}
 
     def check(self, *, samples_seen: int, num_samples: int, max_bad_fraction: float) -> None:
         """Ends the run when too many of the distinct samples read so far were bad.

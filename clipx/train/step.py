@@ -52,6 +52,10 @@ class StepOutcome:
     """Bad samples met by all ranks."""
     bad_here: tuple[BadSample, ...]
     """Those of this rank."""
+    read_wait_s: float
+    """Seconds that this rank's loader processes waited for remote storage, summed."""
+    num_fallbacks: int
+    """Pictures of all ranks that Pillow had to decode."""
     num_tokens: int
     """Real tokens of all texts."""
     useful_flops: float
@@ -70,6 +74,7 @@ class PendingStep:
     step: int
     lr: float
     bad_here: tuple[BadSample, ...]
+    read_wait_s: float
     launched_at: float
     clock: Clock
     stats: Tensor
@@ -80,7 +85,8 @@ class PendingStep:
         """Waits for the device to finish this step, and for no later one."""
         if self.filled is not None:
             self.filled.synchronize()
-        loss, grad_norm, logit_scale, good, stop, save, num_bad, num_tokens, useful_flops = self.stats.tolist()
+        loss, grad_norm, logit_scale, good, stop, save, *counts, useful_flops = self.stats.tolist()
+        num_bad, num_fallbacks, num_tokens = map(int, counts)
         return StepOutcome(
             step=self.step,
             loss=loss,
@@ -90,9 +96,11 @@ class PendingStep:
             good=good == 1,
             stop=stop > 0,
             save=save > 0,
-            num_bad=int(num_bad),
+            num_bad=num_bad,
             bad_here=self.bad_here,
-            num_tokens=int(num_tokens),
+            read_wait_s=self.read_wait_s,
+            num_fallbacks=num_fallbacks,
+            num_tokens=num_tokens,
             useful_flops=useful_flops,
             seconds=_sections(self.clock.seconds()),
             launched_at=self.launched_at,
@@ -116,6 +124,8 @@ class Stepper:
     seed: int
     patch_drop: float
     """Share of the patches that an image leaves out."""
+    augment: Callable[[Batch], Batch]
+    """The augmentations that are computed on the device."""
     useful_flops: Callable[[Batch], float]
     """Of one step on a rank's batch."""
     ema: Ema | None = None
@@ -151,6 +161,7 @@ class Stepper:
             step=step + 1,
             lr=lr,
             bad_here=batch.bad,
+            read_wait_s=batch.read_wait_s,
             launched_at=time.perf_counter(),
             clock=clock,
             stats=host_stats,
@@ -163,11 +174,9 @@ class Stepper:
         return self.runtime.group
 
     def _sum_over_ranks(self, share: Tensor, batch: Batch, requests: Requests) -> Tensor:
-        """Loss, stop, save, bad samples, tokens and useful FLOPs of all ranks: float64 (6,), on the device."""
-        flops = self.useful_flops(batch)
-        sums = torch.tensor(
-            [0.0, requests.stop, requests.save, len(batch.bad), batch.tokens_T.shape[0], flops], dtype=torch.float64
-        )
+        """Loss, stop, save, bad samples, fallbacks, tokens, useful FLOPs of all ranks: float64 (7,), on the device."""
+        counts = [len(batch.bad), batch.num_fallbacks, batch.tokens_T.shape[0], self.useful_flops(batch)]
+        sums = torch.tensor([0.0, requests.stop, requests.save, *counts], dtype=torch.float64)
         sums = sums.to(share.device, non_blocking=True)
         sums[0] = share
         return all_reduce(sums, "sum", self.group)
@@ -175,15 +184,18 @@ class Stepper:
     def _forward_backward(self, batch: Batch, clock: Clock) -> Tensor:
         """This rank's share of the loss, detached; gradients are in the parameters."""
         pieces = batch.micro_batches(self.micro_batch_size)
-        ids_B = batch.sample_id_B.to(self.runtime.device, non_blocking=True)
+        device = self.runtime.device
+        ids_B = batch.no_negatives().to(device, non_blocking=True)
+        several = batch.captions_per_image > 1  # all of a picture's captions are positives
+        positive_ids_B = batch.sample_of_pair().to(device, non_blocking=True) if several else None
 
         def forward(piece: Batch, number: int) -> Embeddings:
             with clock.measure("forward"):  # a piece goes to the device when its turn comes: all pixels need gigabytes
-                return self._forward(piece.to(self.runtime.device), number)
+                return self._forward(self.augment(piece.to(device)), number)
 
         def loss(embeddings: Embeddings) -> Tensor:
             with clock.measure("loss"):
-                return self.loss(embeddings, group=self.group, ids_B=ids_B)
+                return self.loss(embeddings, group=self.group, ids_B=ids_B, positive_ids_B=positive_ids_B)
 
         if len(pieces) > 1:
             quietly = partial(no_sync, self.model)

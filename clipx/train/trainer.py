@@ -150,9 +150,10 @@ class Loop:
             gathered = gather_objects(outcome.bad_here, run.runtime.group)
             everyones = [sample for of_rank in gathered for sample in of_rank]
             run.quarantine.add(everyones, step=outcome.step, write=run.runtime.is_main)
-        run.monitor.record(outcome, progress, bad_samples=len(run.quarantine))
+        batches = progress.next_batch - (progress.step - outcome.step)
+        run.monitor.record(outcome, progress, bad_samples=len(run.quarantine), data=run.data_figures(batches))
         run.quarantine.check(
-            samples_seen=outcome.step * run.config.global_batch_size,
+            samples_seen=outcome.step * run.plan.global_batch_size,
             num_samples=run.state.plan.num_samples,
             max_bad_fraction=run.config.data.max_bad_fraction,
         )

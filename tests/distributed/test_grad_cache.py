@@ -50,13 +50,13 @@ def global_batch(size: int) -> Batch:
     lengths_B = torch.randint(2, 10, (size,), generator=generator)
     return Batch(
         index=3,
-        images_BHWC=torch.randint(0, 256, (size, 16, 16, 3), generator=generator, dtype=torch.uint8),
+        images_IHWC=torch.randint(0, 256, (size, 16, 16, 3), generator=generator, dtype=torch.uint8),
         tokens_T=torch.randint(0, 20, (int(lengths_B.sum()),), generator=generator),
         lengths_B=lengths_B,
         max_length=9,
-        sample_id_B=torch.arange(size),
-        slot_B=torch.arange(size),
-        source_B=torch.zeros(size, dtype=torch.int64),
+        sample_id_I=torch.arange(size),
+        slot_I=torch.arange(size),
+        source_I=torch.zeros(size, dtype=torch.int64),
     )
 
 

@@ -64,13 +64,13 @@ def _batch() -> Batch:
     lengths_B = torch.randint(2, 10, (SIZE,), generator=generator)
     return Batch(
         index=3,
-        images_BHWC=torch.randint(0, 256, (SIZE, 16, 16, 3), generator=generator, dtype=torch.uint8),
+        images_IHWC=torch.randint(0, 256, (SIZE, 16, 16, 3), generator=generator, dtype=torch.uint8),
         tokens_T=torch.randint(0, 20, (int(lengths_B.sum()),), generator=generator),
         lengths_B=lengths_B,
         max_length=9,
-        sample_id_B=torch.arange(SIZE),
-        slot_B=torch.arange(SIZE),
-        source_B=torch.zeros(SIZE, dtype=torch.int64),
+        sample_id_I=torch.arange(SIZE),
+        slot_I=torch.arange(SIZE),
+        source_I=torch.zeros(SIZE, dtype=torch.int64),
     )
 
 

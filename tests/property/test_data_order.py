@@ -1,14 +1,15 @@
 """The data order: equal to its definition, and the same for every number of ranks, workers and starting batches."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.data_order import global_batch, lane_stretch
+from reference.data_order import global_batch, lane_stretch, mixed_batch
 
-from clipx.data.plan import Plan
+from clipx.data.plan import Plan, shares
 
 COUNTS = {
     "many shards": [7, 3, 11, 5, 0, 13, 2, 9, 8, 6, 10, 4, 1, 12],
@@ -28,7 +29,7 @@ def plans(draw):
     size = draw(st.integers(2, min(24, sum(counts))))
     lanes = draw(st.sampled_from([d for d in divisors(size) if d <= sum(counts)]))
     return Plan(
-        np.array(counts, dtype=np.int64),
+        [np.array(counts, dtype=np.int64)],
         global_batch_size=size,
         seed=draw(st.integers(0, 2**64 - 1)),
         lanes=lanes,
@@ -38,8 +39,10 @@ def plans(draw):
 
 def read_stretches(plan, epoch):
     """Every sample id of an epoch, lane by lane, through `Plan.addresses`."""
-    places = range(epoch * plan.stretch, (epoch + 1) * plan.stretch)
-    first, last = places.start // plan.slots_per_lane, places[-1] // plan.slots_per_lane
+    (source,) = plan.sources
+    per_lane = plan.global_batch_size // source.lanes
+    places = range(epoch * source.stretch, (epoch + 1) * source.stretch)
+    first, last = places.start // per_lane, places[-1] // per_lane
     read = [address for t in range(first, last + 1) for address in plan.addresses(t)]
     return [address.sample_id for address in read if address.epoch == epoch]
 
@@ -48,9 +51,9 @@ def read_stretches(plan, epoch):
 @given(plans(), st.integers(0, 40))
 def test_plan_equals_the_definition(plan, batch_index):
     expected = global_batch(
-        plan.counts.tolist(),
+        plan.sources[0].counts_S.tolist(),
         seed=plan.seed,
-        lanes=plan.lanes,
+        lanes=plan.sources[0].lanes,
         window=plan.window,
         global_batch_size=plan.global_batch_size,
         batch_index=batch_index,
@@ -63,27 +66,77 @@ def test_plan_equals_the_definition(plan, batch_index):
 def test_an_epoch_reads_every_sample_once_but_fewer_than_lanes(plan, epoch):
     read = read_stretches(plan, epoch)
     assert len(read) == len(set(read))
-    assert plan.num_samples - len(read) == plan.num_samples % plan.lanes < plan.lanes
+    assert plan.num_samples - len(read) == plan.num_samples % plan.sources[0].lanes < plan.sources[0].lanes
+
+
+@st.composite
+def mixtures(draw):
+    """The arguments of a mixture's plan."""
+    number = draw(st.integers(1, 5))
+    counts = [draw(st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(sum)) for _ in range(number)]
+    return {
+        "counts": [np.array(of_source, dtype=np.int64) for of_source in counts],
+        "weights": draw(st.lists(st.sampled_from([1, 2, 3, 0.1, 0.25, 7.5, 100]), min_size=number, max_size=number)),
+        "global_batch_size": draw(st.integers(2, 24)),
+        "seed": draw(st.integers(0, 2**64 - 1)),
+        "window": draw(st.integers(1, 30)),
+        "allow_repeats": True,
+    }
 
 
 @settings(deadline=None, max_examples=60)
-@given(plans(), st.data())
-def test_any_split_of_the_slots_reads_the_same_batch(plan, data):
+@given(mixtures(), st.data())
+def test_any_split_of_the_slots_reads_the_same_batch(arguments, data):
+    plan = Plan(**arguments)
     batch_index = data.draw(st.integers(0, 20))
     whole = plan.addresses(batch_index)
     cuts = sorted(data.draw(st.lists(st.integers(0, plan.global_batch_size), max_size=5)))
     ends = [0, *cuts, plan.global_batch_size]
-    fresh = Plan(
-        plan.counts, global_batch_size=plan.global_batch_size, seed=plan.seed, lanes=plan.lanes, window=plan.window
-    )
+    fresh = Plan(**arguments)
     parts = [fresh.addresses(batch_index, slice(*part)) for part in itertools.pairwise(ends)]
-    for column in ("epoch_B", "shard_B", "index_B", "sample_id_B"):
+    for column in vars(whole):
         np.testing.assert_array_equal(np.concatenate([vars(part)[column] for part in parts]), vars(whole)[column])
+
+
+@settings(deadline=None, max_examples=60)
+@given(mixtures(), st.integers(0, 10**6))
+def test_a_mixture_equals_the_definition(arguments, batch_index):
+    plan = Plan(**arguments)
+    layout = plan._layout(batch_index)
+    expected = mixed_batch(
+        [source.lanes for source in plan.sources],
+        [Fraction(str(weight)) for weight in arguments["weights"]],
+        global_batch_size=plan.global_batch_size,
+        batch_index=batch_index,
+    )
+    assert list(zip(*(column.tolist() for column in layout), strict=True)) == expected
+
+
+WEIGHTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=200)
+@given(WEIGHTS, st.integers(0, 10**12), st.integers(1, 10**6))
+def test_every_stretch_of_slots_holds_the_proportions(weights, start, length):
+    total = sum(weights)
+    before, after = shares(start, weights), shares(start + length, weights)
+    assert sum(after) == start + length
+    limit = 0.5 if len(weights) == 2 else 2
+    for first, last, weight in zip(before, after, weights, strict=True):
+        assert abs(last * total - (start + length) * weight) <= limit * total
+        assert abs((last - first) * total - length * weight) <= 2 * limit * total
+
+
+@settings(deadline=None, max_examples=100)
+@given(WEIGHTS, st.integers(0, 10**12))
+def test_each_slot_belongs_to_one_source(weights, slot):
+    steps = [last - first for first, last in zip(shares(slot, weights), shares(slot + 1, weights), strict=True)]
+    assert sorted(steps) == [0] * (len(weights) - 1) + [1]
 
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_left_out_samples_differ_between_epochs(counts):
-    plan = Plan(np.array(counts, dtype=np.int64), global_batch_size=12, seed=1, lanes=12)
+    plan = Plan([np.array(counts, dtype=np.int64)], global_batch_size=12, seed=1, lanes=12)
     everything = set(range(plan.num_samples))
     left_out = [frozenset(everything - set(read_stretches(plan, epoch))) for epoch in range(6)]
     assert {len(ids) for ids in left_out} == {plan.num_samples % 12} != {0}

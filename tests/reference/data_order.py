@@ -1,6 +1,7 @@
-"""The data order in plain Python loops, straight from the definition at the top of clipx/data/plan.py."""
+"""The data order in plain Python loops, straight from the definitions at the top of clipx/data/lanes.py and plan.py."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from clipx import counter_random
 from clipx.counter_random import Stream
@@ -38,3 +39,28 @@ def global_batch(
             stretch = lane_stretch(counts, seed=seed, lanes=lanes, window=window, epoch=place // length, lane=lane)
             ids.append(stretch[place % length])
     return ids
+
+
+def shares(slots: int, weights: Sequence[Fraction]) -> list[int]:
+    """How many of the first slots each source has: groups of neighbours, parted as equally as possible."""
+    if len(weights) == 1:
+        return [slots]
+    cuts = range(1, len(weights))
+    cut = min(cuts, key=lambda place: (abs(sum(weights[:place]) - sum(weights[place:])), place))
+    exact = slots * sum(weights[:cut]) / sum(weights)
+    first = int(exact + Fraction(1, 2))
+    return shares(first, weights[:cut]) + shares(slots - first, weights[cut:])
+
+
+def mixed_batch(
+    lanes: Sequence[int], weights: Sequence[Fraction], *, global_batch_size: int, batch_index: int
+) -> list[tuple[int, int, int]]:
+    """(source, lane, place of the lane) of each slot of one global batch."""
+    before = shares(batch_index * global_batch_size, weights)
+    after = shares((batch_index + 1) * global_batch_size, weights)
+    entries = []
+    for source, number in enumerate(lanes):
+        pictures = sorted(range(before[source], after[source]), key=lambda k: (k % number, k))
+        for nth, k in enumerate(pictures):
+            entries.append((Fraction(2 * nth + 1, 2 * len(pictures)), source, k % number, k // number))
+    return [(source, lane, place) for _, source, lane, place in sorted(entries)]

@@ -22,6 +22,13 @@ def test_values_are_fixed_for_ever() -> None:
     assert key(0, Stream.AUGMENT, 1, 2) == key(0, Stream.AUGMENT, 1, 2)
 
 
+@settings(deadline=None)
+@given(INT64, st.sampled_from(Stream), st.lists(INT64, max_size=3))
+def test_a_key_is_the_hash_of_arrays_without_its_lowest_bit(seed: int, stream: Stream, keys: list[int]) -> None:
+    whole = int(fold(start(seed, stream), *keys)[0]) % 2**64
+    assert key(seed, stream, *keys) == whole >> 1
+
+
 def test_every_key_matters() -> None:
     draws = {
         key(seed, stream, epoch, sample)

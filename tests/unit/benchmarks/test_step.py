@@ -25,7 +25,7 @@ def test_open_clip_gets_what_its_own_loader_would_make(run: Run) -> None:
     assert tokens.equal(expected)
     transform = open_clip.image_transform(48, is_train=False).transforms[-1]  # its normalisation
     assert pixels.dtype == torch.float32
-    assert torch.allclose(pixels, transform(batch.images_BHWC.permute(0, 3, 1, 2) / 255), atol=1e-6)
+    assert torch.allclose(pixels, transform(batch.images_IHWC.permute(0, 3, 1, 2) / 255), atol=1e-6)
 
 
 def test_sides_with_other_weights_are_not_compared(run: Run) -> None:

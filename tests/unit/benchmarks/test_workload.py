@@ -21,15 +21,15 @@ def test_batches_are_whole_and_their_own(tmp_path: Path) -> None:
     one, again, other, neighbour = (
         make_batch(config, 6, index=index, rank=rank) for index, rank in ((0, 0), (0, 0), (1, 0), (0, 1))
     )
-    assert one.images_BHWC.shape == (6, 48, 48, 3)
+    assert one.images_IHWC.shape == (6, 48, 48, 3)
     assert one.tokens_T.shape[0] == one.lengths_B.sum()
     assert one.max_length == one.lengths_B.max() <= config.model.text.context_length
-    assert one.images_BHWC.equal(again.images_BHWC)
+    assert one.images_IHWC.equal(again.images_IHWC)
     assert one.tokens_T.equal(again.tokens_T)
-    assert not one.images_BHWC.equal(other.images_BHWC)
-    assert not one.images_BHWC.equal(neighbour.images_BHWC)
-    assert set(one.slot_B.tolist()).isdisjoint(neighbour.slot_B.tolist())
-    assert len(torch.cat([one.sample_id_B, neighbour.sample_id_B]).unique()) == 12  # all are each other's negatives
+    assert not one.images_IHWC.equal(other.images_IHWC)
+    assert not one.images_IHWC.equal(neighbour.images_IHWC)
+    assert set(one.slot_I.tolist()).isdisjoint(neighbour.slot_I.tolist())
+    assert len(torch.cat([one.sample_id_I, neighbour.sample_id_I]).unique()) == 12  # all are each other's negatives
 
 
 @pytest.mark.parametrize("model", MODELS)

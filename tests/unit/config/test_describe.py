@@ -4,12 +4,12 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from clipx.config import model, optim, schema
+from clipx.config import data, model, optim, schema
 from clipx.config.describe import describe, json_schema, sections
 
 CONFIG_CLASSES = {
     item
-    for module in (model, optim, schema)
+    for module in (data, model, optim, schema)
     for name, item in vars(module).items()
     if name.endswith("Config") and is_dataclass(item)
 }
@@ -36,7 +36,7 @@ def test_every_knob_is_documented() -> None:
     [
         "run_dir=    (required; string, not blank)",
         "data.lanes=auto    (auto or integer >= 1)",
-        "data.train=    (required; list of string, at least 1)",
+        "data.train=null    (list of string, not blank, at least 1 or null)",
         "model.image.options={}    (mapping)",
         "optim.betas=[0.9, 0.98]    ([number >= 0 and < 1, number >= 0 and < 1])",
         "optim.clip_grad_norm=1.0    (number > 0 or null)",

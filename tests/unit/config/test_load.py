@@ -164,17 +164,36 @@ class TestProblems:
             (f"seed: {-(2**63) - 1}", f"seed={-(2**63) - 1}: expected integer >= -9.22337e+18 and < 9.22337e+18"),
             ("run_dir: ' '", "run_dir=: expected string, not blank"),
             ("data: {image_key: ' '}", "data.image_key=: expected string, not blank"),
-            ("data: {caption_key: ''}", "data.caption_key=: expected string, not blank"),
+            ("data: {caption_key: ''}", "data.caption_key=: expected string, not blank or mapping to number > 0"),
             ("evaluate: {a/b: {type: zeroshot, data: d}}",
              "evaluate: the name 'a/b' must be of letters, digits and _ - . (not . first)"),
             ("evaluate: {..: {type: zeroshot, data: d}}",
              "evaluate: the name '..' must be of letters, digits and _ - . (not . first)"),
             ("data: {lanes: 0}", "data.lanes=0: expected auto or integer >= 1"),
-            ("data: {train: a.tar}", "data.train=a.tar: expected list of string, at least 1"),
+            ("data: {train: a.tar}", "data.train=a.tar: expected list of string, not blank, at least 1 or null"),
             ("data: null", "data=null: expected a mapping of `key: value`"),
             ("loss: 3", "loss=3: expected a mapping of `key: value`"),
             ("model: {text: {width: 10, heads: 3}}",
              "model.text.heads=3 does not divide model.text.width=10; choose a divisor"),
+            ("data: {caption_key: {txt: -1}}", 'data.caption_key={"txt": -1}: expected string, not blank or mapping to number > 0'),
+            (
+                "data: {train: [{shards: [a.tar], weight: 2}]}",
+                "data.train is a list of shards, together one set; a mixture has named sources: "
+                "data.sources: {NAME: {shards: [...], weight: 3}}",
+            ),
+            (
+                "data: {sources: {a: {shards: [a.tar]}}}",
+                "data.train=['a.tar'] and data.sources of 1: give exactly one of the two (data.train=null takes the "
+                "first away)",
+            ),
+            (
+                "data: {train: null, sources: {a: {shards: [a.tar], weight: much}}}",
+                "data.sources.a.weight=much: expected number > 0",
+            ),
+            (
+                "data: {train: null, sources: {a: {shards: [a.tar], wieght: 2}}}",
+                "data.sources.a.wieght=2: unknown key; the nearest known is data.sources.a.weight",
+            ),
             ("data: {lanes: 3}", "data.lanes=3 does not divide global_batch_size=8; choose a divisor"),
             ("samples: 5", "steps=10 and samples=5: give exactly one of the two"),
         ],

@@ -1,12 +1,12 @@
 import io
-import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_clip import encoded, picture
 
-from clipx.data.decode import UndecodableError, decode_captions, decode_image, first_present
+from clipx.data.decode import UndecodableError, decode_image, decode_jpeg, jpeg_size
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "bmp", "tiff", "gif", "jpeg"])
@@ -66,52 +66,122 @@ def test_a_memory_error_is_not_a_bad_sample(monkeypatch):
         decode_image(b"anything")
 
 
-def test_captions_of_a_text_member_are_one_caption():
-    assert decode_captions({"txt": "zwei\nZeilen, ä".encode()}, "txt") == ["zwei\nZeilen, ä"]
+JPEGS = {
+    "4:2:0": {},
+    "4:2:2": {"subsampling": 1},
+    "4:4:4": {"subsampling": 0},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+    "rgb": {"keep_rgb": True},
+}
 
 
-def test_the_first_alternative_that_is_present_counts():
-    fields = {"caption": b"second", "json": json.dumps({"text": "third"}).encode()}
-    assert decode_captions(fields, "txt;caption;json:text") == ["second"]
-    assert decode_captions(fields, "json:absent;json:text") == ["third"]
+@pytest.fixture(params=["simplejpeg", "torchvision"])
+def library(request, monkeypatch):
+    """Decoding with simplejpeg, and as where it is not installed."""
+    if request.param == "torchvision":
+        monkeypatch.setattr("clipx.data.decode._simplejpeg", lambda: None)
+    else:
+        pytest.importorskip("simplejpeg")
+    return request.param
 
 
-def test_json_fields_hold_a_string_or_a_list_of_which_blank_ones_are_left_out():
-    def fields(value):
-        return {"json": json.dumps({"captions": value}).encode()}
-
-    assert decode_captions(fields("one"), "json:captions") == ["one"]
-    assert decode_captions(fields(["one", " ", "two"]), "json:captions") == ["one", "two"]
+def jpeg(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", **options)
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("fields", "key", "reason"),
-    [
-        ({"jpg": b"", "cls": b"1"}, "txt", "'txt'; members: cls, jpg"),
-        ({}, "txt;json:text", "'txt;json:text'; members: none"),
-        ({"txt": b" \n\t"}, "txt", "'txt' is empty"),
-        ({"txt": b"\xff\xfe"}, "txt", "'txt' is not UTF-8"),
-        ({"json": b"{"}, "json:text", "'json' is not JSON"),
-        ({"json": b"[1]"}, "json:text", "a JSON list"),
-        ({"json": b'{"text": null}'}, "json:text", "members: json"),
-        ({"json": b'{"text": []}'}, "json:text", "is empty"),
-        ({"json": b'{"text": ["a", 3]}'}, "json:text", "is a int"),
-        ({"json": b"[" * 100_000}, "json:text", "is not JSON"),
-    ],
-)
-def test_absent_and_broken_captions_are_undecodable_and_say_why(fields, key, reason):
-    with pytest.raises(UndecodableError) as raised:
-        decode_captions(fields, key)
-    assert reason in str(raised.value)
-    assert "\n" not in str(raised.value)
+def smooth(seed, size):
+    return picture(seed, (9, 7)).resize(size, Image.Resampling.BICUBIC)
 
 
-def test_first_present_follows_the_order_of_the_keys():
-    assert first_present({"png": b"p", "jpg": b"j"}, "webp;jpg;png") == b"j"
-    assert first_present({"png": b"p"}, "jpg;webp") is None
+def pixels(image):
+    return torch.from_numpy(np.array(image))
 
 
-def test_an_extension_may_be_spelt_with_a_dot_or_in_capitals():
-    assert first_present({"jpg": b"j"}, "png; .JPG") == b"j"
-    assert decode_captions({"txt": b"t"}, ".TXT") == ["t"]
-    assert decode_captions({"json": b'{"Text": "t"}'}, "JSON:Text") == ["t"]
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(67, 43), (1, 1), (160, 96)])
+def test_both_jpeg_decoders_give_pillows_pixels(library, kind, mode, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = jpeg(smooth(6, size).convert(mode), exif=exif, **({} if mode == "L" else JPEGS[kind]))
+    assert jpeg_size(data) == size[::-1]
+    decoded = decode_jpeg(data, size[::-1])
+    assert decoded is not None
+    assert torch.equal(decoded, pixels(decode_image(data)))
+    assert decoded.stride(-1) == 1  # as the resize needs it
+
+
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+def test_scaled_decoding_gives_what_pillow_drafts(divisor):
+    pytest.importorskip("simplejpeg")
+    data = jpeg(smooth(7, (203, 150)))
+    drafted = Image.open(io.BytesIO(data))
+    drafted.draft("RGB", (203 // divisor, 150 // divisor))
+    scaled = decode_jpeg(data, (150, 203), divisor=divisor)
+    assert scaled is not None
+    assert scaled.shape == (-(-150 // divisor), -(-203 // divisor), 3)
+    assert torch.equal(scaled, pixels(drafted))
+
+
+def test_what_libjpeg_warns_about_is_pillows_or_its_pixels(library):
+    """A decoder that accepts corrupt data must see in it what Pillow sees, and one that refuses leaves it to Pillow."""
+    whole = jpeg(smooth(8, (120, 90)))
+    scan = whole.index(b"\xff\xda") + 14
+    draw = np.random.default_rng(0)
+    accepted = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for at in draw.integers(scan, len(data) - 2, size=3):
+            data[at] = draw.integers(256)
+        decoded = decode_jpeg(bytes(data), (90, 120))
+        if decoded is not None:
+            accepted += 1
+            assert torch.equal(decoded, pixels(decode_image(bytes(data))))
+    assert 10 < accepted <= 60
+
+
+def test_truncated_jpegs_are_left_to_pillow(library):
+    data = jpeg(smooth(9, (120, 90)))
+    for cut in (2, 10, len(data) // 2):
+        assert decode_jpeg(data[:-cut], (90, 120)) is None
+
+
+def test_sizes_that_the_data_does_not_keep_are_left_to_pillow(library):
+    assert decode_jpeg(jpeg(smooth(9, (12, 9))), (9, 13)) is None
+
+
+def test_only_ordinary_jpegs_have_a_size(monkeypatch):
+    image = smooth(10, (20, 10))
+    data = jpeg(image)
+    assert jpeg_size(data + b"something after the end") == (10, 20)
+    frame = data.index(b"\xff\xc0")
+    for other in (
+        b"",
+        b"\xff\xd8",
+        data[: frame + 8],
+        b"\xff\xd8\x00\x00" + data[2:],
+        encoded(image, "png"),
+        encoded(image, "webp"),
+        jpeg(image.convert("CMYK")),
+        data[:frame] + b"\xff\xc9" + data[frame + 2 :],  # arithmetic coding
+        data[: frame + 4] + b"\x0c" + data[frame + 5 :],  # 12 bits
+        data[: frame + 5] + b"\0\0" + data[frame + 7 :],  # height told after the scan
+    ):
+        assert jpeg_size(other) is None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 199)  # Pillow would warn, and refuse from twice that on
+    assert jpeg_size(data) is None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert jpeg_size(data) == (10, 20)
+
+
+def test_a_memory_error_of_the_fast_decoder_is_not_a_bad_sample(monkeypatch):
+    def exhausted(*_args, **_options):
+        raise MemoryError
+
+    monkeypatch.setattr("clipx.data.decode._simplejpeg", lambda: None)
+    monkeypatch.setattr("clipx.data.decode._torchvision_jpeg", exhausted)
+    with pytest.raises(MemoryError):
+        decode_jpeg(jpeg(smooth(11, (8, 8))), (8, 8))

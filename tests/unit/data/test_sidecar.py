@@ -1,11 +1,12 @@
 import io
 import tarfile
 
+import numpy as np
 import pytest
 from shard_files import write_tar
 
-from clipx.data.files import FileState, file_state, open_ranges
-from clipx.data.sidecar import NotTarError, Sidecar, replace_file, scan_tar, write_sidecar
+from clipx.data.files import file_state, open_ranges
+from clipx.data.sidecar import NotTarError, Sidecar, Verdict, scan_tar, sidecar_parts
 
 LONG = "d" * 90 + "/" + "long-" * 40 + "name.jpg"
 
@@ -14,10 +15,17 @@ def scan(path):
     return scan_tar(open_ranges(str(path)))
 
 
+def stored(path, parts):
+    path.write_bytes(b"".join(parts))
+    return Sidecar(path)
+
+
 def contents(path, tmp_path):
     """[(key, {extension: bytes})] as read through a sidecar."""
-    write_sidecar(tmp_path / "sidecar", scan(path), file_state(str(path)))
-    sidecar, file = Sidecar(tmp_path / "sidecar"), open_ranges(str(path))
+    sidecar, file = (
+        stored(tmp_path / "sidecar", sidecar_parts(scan(path), file_state(str(path)))),
+        open_ranges(str(path)),
+    )
     return [
         (sidecar.key(i), {m.extension: file.read_at(m.offset, m.size) for m in sidecar.members(i)})
         for i in range(sidecar.num_samples)
@@ -82,6 +90,16 @@ def test_pax_size_and_binary_size_fields(tmp_path):
     assert contents(tmp_path / "a.tar", tmp_path) == [("0", {"txt": b"s" * 600}), ("1", {"txt": b"content"})]
 
 
+def test_a_checksum_of_large_bytes(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("0.txt", b"x")])
+    raw = bytearray(path.read_bytes())
+    for start, stop in ((157, 257), (265, 329), (345, 500)):  # link, owner and group, folder
+        raw[start:stop] = b"\xff" * (stop - start)
+    set_size(raw, 0, b"00000000001\0")
+    path.write_bytes(raw)
+    assert len(scan(path).keys) == 1
+
+
 def test_folders_and_links_are_no_members(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, kind in (("d.x", tarfile.DIRTYPE), ("l.x", tarfile.SYMTYPE), ("f.x", tarfile.REGTYPE)):
@@ -124,27 +142,29 @@ def test_garbage_in_the_middle_is_damage_and_at_the_start_no_tar(tmp_path):
         scan(path)
 
 
-def test_sidecar_of_another_state_or_broken_counts_nothing(tmp_path):
+def test_broken_sidecars_are_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("1.jpg", b"y")])
-    state, sidecar = file_state(str(path)), tmp_path / "sidecar"
-    assert Sidecar.read_count(sidecar, state) is None
-    write_sidecar(sidecar, scan(path), state)
-    assert Sidecar.read_count(sidecar, state) == 2
-    assert Sidecar.read_count(sidecar, FileState(state.size, state.mtime_ns + 1)) is None
-    whole = sidecar.read_bytes()
-    for broken in (b"", whole[:-1], whole[:20], b"X" + whole[1:]):
-        sidecar.write_bytes(broken)
-        assert Sidecar.read_count(sidecar, state) is None
+    state = file_state(str(path))
+    sidecar = stored(tmp_path / "sidecar", sidecar_parts(scan(path), state))
+    assert (sidecar.num_samples, sidecar.shard, sidecar.filter_id) == (2, state, 0)
+    whole = (tmp_path / "sidecar").read_bytes()
+    for broken in (b"", whole[:-1], whole[:20], b"X" + whole[1:], whole.replace(b"CLIPXIX2", b"CLIPXIX1")):
+        (tmp_path / "sidecar").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"no bytes|not a sidecar of this version|wrong length"):
+            Sidecar(tmp_path / "sidecar")
+
+
+def test_a_filtered_sidecar_counts_what_passes(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"x" * i) for i in range(5)])
+    verdict = Verdict(7, np.array([1, 0, 2, 0, 0], np.uint8), np.arange(5, dtype=np.uint64))
+    sidecar = stored(tmp_path / "sidecar", sidecar_parts(scan(path), file_state(str(path)), verdict))
+    assert (sidecar.num_samples, sidecar.filter_id) == (3, 7)
+    assert [(sidecar.key(i), sidecar.members(i)[0].size) for i in range(3)] == [("1", 1), ("3", 3), ("4", 4)]
+    assert sidecar.hashes.tolist() == [0, 1, 2, 3, 4]
+    other = stored(tmp_path / "other", sidecar.with_reasons(np.array([0, 3, 0, 0, 0])))
+    assert (other.reasons.tolist(), other.key(0), other.num_samples) == ([0, 3, 0, 0, 0], "0", 4)
+    assert other.hashes.tolist() == sidecar.hashes.tolist()
 
 
 def test_sidecar_of_an_empty_tar(tmp_path):
     assert contents(write_tar(tmp_path / "a.tar", []), tmp_path) == []
-
-
-def test_replace_file_leaves_the_old_content_when_it_fails(tmp_path):
-    path = tmp_path / "new" / "file"
-    replace_file(path, b"a", b"b")
-    with pytest.raises(TypeError):
-        replace_file(path, b"c", "no bytes")
-    assert path.read_bytes() == b"ab"
-    assert list(path.parent.iterdir()) == [path]

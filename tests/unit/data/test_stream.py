@@ -1,22 +1,28 @@
 """The whole loader on small shards: the same batches for every number of ranks and workers, bad samples included."""
 
 import atexit
+import io
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from batches import assert_same, join
+from PIL import Image
 from shard_files import png, write_shards
 
 from clipx.config.data import AugmentConfig, DataConfig
+from clipx.data.buffers import ImageBuffers
+from clipx.data.decode import UndecodableError
 from clipx.data.index import build_index
+from clipx.data.pairs import PairReader
 from clipx.data.plan import Plan
-from clipx.data.stream import PairReader, PairStream, open_stream
+from clipx.data.stream import PairStream, open_reader, rank_slots
 from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
-from clipx.types import Batch
 
 SETS = {
     "many shards": [7, 3, 11, 5, 0, 13, 2, 9, 8, 6, 10, 4, 1, 12],
@@ -49,19 +55,35 @@ class LetterTokenizer:
 class Shift:
     """The picture's colours plus the seed, so that equal pictures with different seeds differ."""
 
-    def __call__(self, image, *, seed):
-        return torch.from_numpy(np.array(image) + np.uint8(seed % 251))
+    def __call__(self, data, *, seed, out):
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                out.copy_(torch.from_numpy(np.array(image) + np.uint8(seed % 251)))
+        except OSError as error:
+            raise UndecodableError("no picture") from error
+        return seed % 7 == 0
 
 
-def make_stream(index, plan, *, transform=None, caption_key="txt", **options):
-    pairs = PairReader(
-        index, transform=transform or Shift(), image_key="jpg;png", caption_key=caption_key, seed=plan.seed
+def make_reader(index, plan, *, transform=None, **options):
+    data = DataConfig(train=["none.tar"], **{"image_key": "jpg;png", **options})
+    reader = open_reader([index], plan, data=data, image_size=8, tokenizer=LetterTokenizer())
+    if transform is not None:
+        (source,) = reader._pairs.sources
+        reader._pairs.sources = [replace(source, transform=transform)]
+    return reader
+
+
+def make_stream(index, plan, *, transform=None, data=None, rank=0, world_size=1, **options):
+    transform = transform or Shift()
+    size = 8 if isinstance(transform, TrainTransform) else 6
+    slots = rank_slots(plan, rank=rank, world_size=world_size)
+    return PairStream(
+        make_reader(index, plan, transform=transform, **data or {}), slots=slots, image_size=size, **options
     )
-    return PairStream(plan, pairs, LetterTokenizer(), **options)
 
 
 def make_plan(index, **options):
-    return Plan(index.counts, **{"global_batch_size": 12, "seed": SEED, "window": 8, **options})
+    return Plan([index.counts], **{"global_batch_size": 12, "seed": SEED, "window": 8, **options})
 
 
 def global_batches(index, plan, start, stop, *, world_size=1, **options):
@@ -71,24 +93,12 @@ def global_batches(index, plan, start, stop, *, world_size=1, **options):
         for rank in range(world_size)
     ]
     assert {len(batch) for batches in ranks for batch in batches} == {12 // world_size}
-    return [Batch.concatenate(parts) for parts in zip(*ranks, strict=True)]
-
-
-def places(bad):
-    return {(record.shard, record.key, record.sample_id) for record in bad}
-
-
-def assert_same(batches, expected):
-    assert [batch.index for batch in batches] == [batch.index for batch in expected]
-    for batch, other in zip(batches, expected, strict=True):
-        for name, value in other._tensors().items():
-            torch.testing.assert_close(getattr(batch, name), value, rtol=0, atol=0)
-        assert places(batch.bad) == places(other.bad)
-        assert batch.max_length == other.max_length
+    return [join(parts) for parts in zip(*ranks, strict=True)]
 
 
 def two_epochs(plan):
-    return -(-2 * plan.stretch // plan.slots_per_lane)
+    (lanes,) = plan.sources
+    return -(-2 * lanes.stretch * lanes.lanes // plan.global_batch_size)
 
 
 @pytest.mark.parametrize("bad", [{}, BAD], ids=["good", "bad"])
@@ -100,11 +110,11 @@ def test_batches_are_the_same_for_every_number_of_ranks(tmp_path, counts, bad):
     stop = two_epochs(plan)
     expected = global_batches(index, plan, 0, stop)
     if not bad:
-        assert [b.sample_id_B.tolist() for b in expected] == [
+        assert [b.sample_id_I.tolist() for b in expected] == [
             plan.addresses(t).sample_id_B.tolist() for t in range(stop)
         ]
         assert not any(b.bad for b in expected)
-    assert all(b.slot_B.tolist() == list(range(12)) for b in expected)
+    assert all(b.slot_I.tolist() == list(range(12)) for b in expected)
     for world_size in (2, 3, 4, 6):
         assert_same(global_batches(index, plan, 0, stop, world_size=world_size), expected)
 
@@ -128,7 +138,7 @@ def test_batches_are_the_same_for_every_number_of_workers(tmp_path, world_size, 
     write_shards(tmp_path, SETS[counts], replaced=BAD)
     index = build_index([str(tmp_path)])
     plan = make_plan(index)
-    transform = TrainTransform(8, AUGMENT)
+    transform = TrainTransform(8, AUGMENT, decode="fast")
     stop = two_epochs(plan)
     expected = global_batches(index, plan, 0, stop, transform=transform)
     got = global_batches(index, plan, 0, stop, transform=transform, world_size=world_size, workers=workers)
@@ -156,7 +166,7 @@ def test_bad_samples_are_replaced_by_the_next_good_one_of_the_lane(tmp_path):
                 passed.add(used.sample_id)
                 attempt += 1
                 used = plan.replacement(batch.index, slot, attempt)
-            assert batch.sample_id_B[slot] == used.sample_id
+            assert batch.sample_id_I[slot] == used.sample_id
         assert {record.sample_id for record in batch.bad} == passed
         assert len(batch.bad) == len(passed)
         records |= {record.sample_id: record for record in batch.bad}
@@ -171,7 +181,12 @@ def test_bad_samples_are_read_once_however_often_they_are_met(tmp_path, monkeypa
     write_shards(tmp_path, [30], replaced={i: {"txt": b"no picture"} for i in range(20)})
     index = build_index([str(tmp_path)])
     read, real = [], PairReader.read
-    monkeypatch.setattr(PairReader, "read", lambda self, address: read.append(address.sample_id) or real(self, address))
+
+    def count(self, address, *, out):
+        read.append(address.sample_id)
+        return real(self, address, out=out)
+
+    monkeypatch.setattr(PairReader, "read", count)
     stream = make_stream(index, make_plan(index, lanes=2))
     assert len(set().union(*(batch.bad for batch in stream.batches(0, 6)))) == 20
     assert sorted(sample for sample in read if sample < 20) == list(range(20))
@@ -186,11 +201,11 @@ def test_pictures_captions_and_randomness_belong_to_epoch_and_sample(tmp_path):
     seen = {}
     for options in ({"lanes": 2}, {"lanes": 4}):
         plan = make_plan(index, **options)
-        for batch in make_stream(index, plan, caption_key="json:captions").batches(0, 6):
+        for batch in make_stream(index, plan, data={"caption_key": "json:captions"}).batches(0, 6):
             texts = batch.tokens_T.split(batch.lengths_B.tolist())
             for slot, address in enumerate(plan.addresses(batch.index)):
                 text = bytes(texts[slot].tolist()).decode()
-                shift = int(batch.images_BHWC[slot, 0, 0, 0]) - address.sample_id
+                shift = int(batch.images_IHWC[slot, 0, 0, 0]) - address.sample_id
                 key = (address.epoch, address.sample_id)
                 assert seen.setdefault(key, (text, shift)) == (text, shift)
                 assert text in captions
@@ -204,7 +219,7 @@ def test_source_without_a_good_pair_is_an_error_that_names_what_was_looked_for(t
     index = build_index([str(tmp_path)])
     for workers in (0, 2):
         with pytest.raises(RunError) as caught:
-            next(make_stream(index, make_plan(index), caption_key="json:captions", workers=workers).batches())
+            next(make_stream(index, make_plan(index), data={"caption_key": "json:captions"}, workers=workers).batches())
         message = str(caught.value)
         assert "\n" not in message
         for part in ("101 samples in a row", "'json:captions'", "members there: png, txt", "set data.image_key"):
@@ -216,8 +231,8 @@ def test_workers_are_no_more_than_slots(tmp_path):
     index = build_index([str(tmp_path)])
     stream = make_stream(index, make_plan(index), rank=5, world_size=6, workers=9)
     batches = stream.batches(0, 2)
-    assert [batch.slot_B.tolist() for batch in batches] == [[10, 11], [10, 11]]
-    assert stream._workers == 2
+    assert [batch.slot_I.tolist() for batch in batches] == [[10, 11], [10, 11]]
+    assert stream.workers == 2
 
 
 def children():
@@ -261,7 +276,7 @@ def test_dead_worker_is_one_line(tmp_path):
 class Broken:
     """A transform with a bug."""
 
-    def __call__(self, image, *, seed):
+    def __call__(self, data, *, seed, out):
         raise RuntimeError("bug")
 
 
@@ -303,22 +318,36 @@ def test_process_that_exits_with_an_open_stream_ends_its_workers(tmp_path):
     assert not any(os.path.exists(f"/proc/{int(pid)}") for pid in workers)
 
 
-def test_pinned_batches_are_pinned_after_they_are_joined(tmp_path, monkeypatch):
-    write_shards(tmp_path, [30])
-    index = build_index([str(tmp_path)])
-    pinned = []
-    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(len(batch)) or batch)
-    list(make_stream(index, make_plan(index), workers=2, pin_memory=True).batches(0, 2))
-    list(make_stream(index, make_plan(index), workers=2).batches(0, 2))
-    assert pinned == [12, 12]
-
-
-def test_open_stream_takes_the_config(tmp_path):
-    write_shards(tmp_path, SETS["many shards"])
+def test_reader_takes_the_config(tmp_path):
+    write_shards(tmp_path, [30], replaced={i: {"png": png(i), "alt": b"another"} for i in range(30)})
     index = build_index([str(tmp_path)])
     plan = make_plan(index)
-    data = DataConfig(train=[str(tmp_path)], image_key="png", workers=1, prefetch_batches=1)
-    stream = open_stream(index, plan, data=data, transform=Shift(), tokenizer=LetterTokenizer(), rank=1, world_size=2)
-    expected = global_batches(index, plan, 3, 5)
-    assert_same(list(stream.batches(3, 5)), [batch.micro_batches(6)[1] for batch in expected])
-    assert (stream._workers, stream._prefetch_batches) == (1, 1)
+    data = {"image_key": "jpeg;png", "caption_key": "alt", "captions_per_image": 2, "equal_captions": "ignored"}
+    (batch,) = make_stream(index, plan, data=data).batches(0, 1)
+    assert bytes(batch.tokens_T.tolist()).decode() == "another" * 24
+    assert len(batch) == 24
+    assert len(batch.slot_I) == len(batch.images_IHWC) == 12
+    assert len(batch.group_id_B) == 24
+    assert len(set(batch.group_id_B.tolist())) == 1
+
+
+def test_batches_that_are_kept_are_not_written_over(tmp_path):
+    """Buffers come back when a batch is dropped; while all are lent, batches get memory of their own."""
+    write_shards(tmp_path, [60])
+    index = build_index([str(tmp_path)])
+    kept = list(make_stream(index, make_plan(index), workers=2).batches(0, 25))
+    assert_same(kept, list(make_stream(index, make_plan(index)).batches(0, 25)))
+
+
+def test_a_buffer_serves_many_batches(tmp_path, monkeypatch):
+    write_shards(tmp_path, [60])
+    index = build_index([str(tmp_path)])
+    lent = []
+    real = ImageBuffers.lend
+    monkeypatch.setattr(ImageBuffers, "lend", lambda self, buffer: lent.append(buffer) or real(self, buffer))
+    for batch in make_stream(index, make_plan(index), workers=2).batches(0, 40):
+        view = batch.images_IHWC[3:5].flatten()
+        del batch
+        assert int(view[0]) >= 0
+    assert len(lent) == 40
+    assert set(lent) == set(range(5))

@@ -29,6 +29,7 @@ TEXTS = [
     "<end_of_text> after",
     "before <START_OF_TEXT> middle <End_Of_Text> after",
     "<|endoftext|>",
+    "<b> &amp;lt;twice&amp;gt;",  # beside a `<` ftfy leaves entities alone
 ]
 
 
@@ -53,15 +54,60 @@ def test_ids_equal_open_clip_on_chosen_texts(open_clip_tokenizer, context_length
     assert_equal_to_open_clip(open_clip_tokenizer, TEXTS, context_length)
 
 
-def test_ids_equal_open_clip_on_random_strings_of_all_scripts(open_clip_tokenizer):
-    generator = random.Random(0)
-    blocks = [range(0x20, 0x7F)] * 4 + [range(0xA0, 0x250), range(0x370, 0x600), range(0x3040, 0x3100)]
-    blocks += [range(0x4E00, 0x4F00), range(0x1F300, 0x1F700), range(0x2000, 0x2100), range(0x20)]
-    texts = [
-        "".join(chr(generator.choice(generator.choice(blocks))) for _ in range(generator.randint(1, 60)))
-        for _ in range(400)
-    ]
+PLAIN = ["a", "of", "red", "Dog", "photo", "CITY", "don't", "it's", "2019", "3.5", "(new)", "well-known", "cat,", "$9"]
+ODD = [
+    "&amp;",
+    "&lt;b&gt;",
+    "caf&eacute;",
+    "Ã¼ber",
+    "â€œyesâ€\x9d",
+    "<end_of_text>",
+    "<START_OF_TEXT>",
+    "ΣΑΣ",
+    "\u017f",
+]
+ODD += ["\x85", "\x1c", "\u3000", "\u2028"]
+BLOCKS = [range(0x20, 0x7F), range(0x20), range(0xA0, 0x250), range(0x370, 0x600), range(0x900, 0xE00)]
+BLOCKS += [range(0x2000, 0x2100), range(0x3040, 0x3100), range(0x4E00, 0x4F00), range(0x1F300, 0x1F700)]
+
+
+def random_text(draw):
+    """Plain words, odd ones, characters of many scripts and of any, some glued together and some too long."""
+
+    def piece():
+        match draw.randrange(6):
+            case 0 | 1:
+                return draw.choice(PLAIN)
+            case 2:
+                return draw.choice(ODD)
+            case 3 | 4:
+                block = draw.choice(BLOCKS)
+                return "".join(chr(draw.choice(block)) for _ in range(draw.randint(1, 12)))
+        return chr(draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000)]))
+
+    glue = draw.choice([" ", " ", "", "\n\t"])
+    number = draw.choice([3, 10, 10, 30, 120])
+    text = glue.join(piece() for _ in range(draw.randint(0, number)))
+    return text.encode("utf-8").decode("latin-1") if draw.random() < 0.1 else text  # mojibake
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(20_000, marks=pytest.mark.full)])
+def test_ids_equal_open_clip_on_random_texts_of_all_kinds(open_clip_tokenizer, count):
+    draw = random.Random(0)
+    texts = [random_text(draw) for _ in range(count)]
     assert_equal_to_open_clip(open_clip_tokenizer, texts)
+    assert_equal_to_open_clip(open_clip_tokenizer, texts[: count // 10], context_length=8)
+
+
+def test_a_full_cache_of_words_is_emptied(monkeypatch):
+    texts = ["one two three four five one two", "five four three two one"]
+    expected = ClipTokenizer(16).encode(texts)
+    monkeypatch.setattr("clipx.data.tokenizer._CACHED_WORDS", 3)
+    tokenizer = ClipTokenizer(16)
+    assert all(map(torch.equal, tokenizer.encode(texts), expected))
+    for number in range(20):
+        tokenizer.encode([f"word{number}"])
+        assert len(tokenizer._word_ids) <= 3
 
 
 @settings(deadline=None, max_examples=200)

@@ -31,13 +31,13 @@ def batch(size: int = 6) -> Batch:
     lengths_B = torch.randint(2, 10, (size,), generator=generator)
     return Batch(
         index=3,
-        images_BHWC=torch.randint(0, 256, (size, 16, 16, 3), generator=generator, dtype=torch.uint8),
+        images_IHWC=torch.randint(0, 256, (size, 16, 16, 3), generator=generator, dtype=torch.uint8),
         tokens_T=torch.randint(0, 20, (int(lengths_B.sum()),), generator=generator),
         lengths_B=lengths_B,
         max_length=9,
-        sample_id_B=torch.arange(size),
-        slot_B=torch.arange(size),
-        source_B=torch.zeros(size, dtype=torch.int64),
+        sample_id_I=torch.arange(size),
+        slot_I=torch.arange(size),
+        source_I=torch.zeros(size, dtype=torch.int64),
     )
 
 
@@ -96,7 +96,7 @@ def test_a_forward_pass_on_a_gpu_never_waits_for_it(
             if isinstance(value := getattr(whole, field.name), torch.Tensor)
         }
         larger = torch.empty(6, 32, 32, 3, dtype=torch.uint8, device=cuda)  # resamples positions
-        embeddings = clip(replace(whole, **tensors | {"images_BHWC": larger}), seed=0, patch_drop=0.5)
+        embeddings = clip(replace(whole, **tensors | {"images_IHWC": larger}), seed=0, patch_drop=0.5)
     for x_BD in (embeddings.image_BD, embeddings.text_BD):
         assert (x_BD.device, x_BD.dtype) == (cuda, dtype)
 
@@ -110,7 +110,7 @@ def test_micro_batches_embed_as_the_whole_and_again() -> None:
         torch.testing.assert_close(torch.cat([part.text_BD for part in parts]), whole.text_BD)
     assert not torch.allclose(clip(batch(), seed=5, patch_drop=0.5).image_BD, whole.image_BD)  # other patches
     assert not torch.allclose(clip(batch(), seed=4).image_BD, whole.image_BD)  # all patches
-    torch.testing.assert_close(clip.encode_image(batch().images_BHWC), clip(batch(), seed=5).image_BD)
+    torch.testing.assert_close(clip.encode_image(batch().images_IHWC), clip(batch(), seed=5).image_BD)
 
 
 def test_the_clamp_holds_the_multiplier_and_lets_it_come_back() -> None:

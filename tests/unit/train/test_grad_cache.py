@@ -23,7 +23,7 @@ class Toy(nn.Module):
 
     def forward(self, batch: Batch, number: int) -> Embeddings:
         torch.manual_seed(number)
-        image = self.image(batch.images_BHWC.flatten(1).double() / 255)
+        image = self.image(batch.images_IHWC.flatten(1).double() / 255)
         first = torch.cumsum(batch.lengths_B, 0) - batch.lengths_B
         return Embeddings(
             image_BD=nn.functional.normalize(image, dim=1),
@@ -55,13 +55,13 @@ def batch() -> Batch:
     lengths = torch.randint(1, 5, (10,), generator=generator)
     return Batch(
         index=0,
-        images_BHWC=torch.randint(0, 256, (10, 2, 2, 3), dtype=torch.uint8, generator=generator),
+        images_IHWC=torch.randint(0, 256, (10, 2, 2, 3), dtype=torch.uint8, generator=generator),
         tokens_T=torch.randint(0, 50, (int(lengths.sum()),), generator=generator),
         lengths_B=lengths,
         max_length=4,
-        sample_id_B=torch.arange(10),
-        slot_B=torch.arange(10),
-        source_B=torch.zeros(10, dtype=torch.int64),
+        sample_id_I=torch.arange(10),
+        slot_I=torch.arange(10),
+        source_I=torch.zeros(10, dtype=torch.int64),
     )
 
 

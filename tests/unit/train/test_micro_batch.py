@@ -7,6 +7,7 @@ from tiny import tiny_config
 from tiny_clip import CLIP_VOCABULARY, tiny_model_config
 from torch import nn
 
+from clipx.config.geometry import micro_batch_sizes
 from clipx.config.schema import DdpConfig, Fsdp2Config
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import InputError
@@ -15,6 +16,7 @@ from clipx.train.micro_batch import LiveBytes, largest_micro_batch, loss_bytes, 
 
 BASE, SLOPE = 1_000_000, 50_000
 MODEL = nn.Linear(1, 1)
+SIZES = micro_batch_sizes(120)
 
 
 @pytest.fixture
@@ -49,35 +51,32 @@ def needed(num_pairs: int) -> int:
 @pytest.mark.parametrize(("room", "found"), [(120, 120), (119, 60), (60, 60), (31, 30), (7, 6), (1, 1), (10_000, 120)])
 def test_is_the_largest_divisor_that_fits(room: int, found: int, runtime: Runtime) -> None:
     assert (
-        largest_micro_batch(MODEL, rank_batch_size=120, rehearse=pretend, beside=0, runtime=runtime, limit=needed(room))
+        largest_micro_batch(MODEL, sizes=SIZES, rehearse=pretend, beside=0, runtime=runtime, limit=needed(room))
         == found
     )
     beside = 30 * SLOPE
     larger = needed(room) + -(-10 * beside // 9)
     assert (
-        largest_micro_batch(MODEL, rank_batch_size=120, rehearse=pretend, beside=beside, runtime=runtime, limit=larger)
-        == found
+        largest_micro_batch(MODEL, sizes=SIZES, rehearse=pretend, beside=beside, runtime=runtime, limit=larger) == found
     )
 
 
 @pytest.mark.parametrize("room", [1, 3, 5, 25])
 def test_measures_less_where_little_fits(room: int, runtime: Runtime) -> None:
     limit = needed(room)
-    found = largest_micro_batch(
-        MODEL, rank_batch_size=120, rehearse=limited(limit), beside=0, runtime=runtime, limit=limit
-    )
+    found = largest_micro_batch(MODEL, sizes=SIZES, rehearse=limited(limit), beside=0, runtime=runtime, limit=limit)
     assert found == max(size for size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24) if size <= room)
 
 
 def test_says_when_nothing_fits(runtime: Runtime) -> None:
     for rehearse, limit in ((pretend, needed(1) - SLOPE), (limited(BASE), BASE)):
         with pytest.raises(InputError, match="not one pair fits"):
-            largest_micro_batch(MODEL, rank_batch_size=120, rehearse=rehearse, beside=0, runtime=runtime, limit=limit)
+            largest_micro_batch(MODEL, sizes=SIZES, rehearse=rehearse, beside=0, runtime=runtime, limit=limit)
 
 
 def test_says_what_it_found(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        largest_micro_batch(MODEL, rank_batch_size=120, rehearse=pretend, beside=0, runtime=runtime, limit=needed(31))
+        largest_micro_batch(MODEL, sizes=SIZES, rehearse=pretend, beside=0, runtime=runtime, limit=needed(31))
     assert "micro_batch_size: 30 of the 120 pairs of a rank; 30 took 0.00 GB" in caplog.text
 
 
@@ -86,7 +85,7 @@ def test_other_errors_are_not_taken_for_want_of_memory(runtime: Runtime) -> None
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        largest_micro_batch(MODEL, rank_batch_size=120, rehearse=broken, beside=0, runtime=runtime)
+        largest_micro_batch(MODEL, sizes=SIZES, rehearse=broken, beside=0, runtime=runtime)
 
 
 def test_live_bytes_are_those_alive_at_once() -> None:
@@ -128,7 +127,7 @@ def test_a_real_model_is_measured_and_left_without_gradients(runtime: Runtime) -
     gradients = 4 * sum(parameter.numel() for parameter in model.parameters())
     limit = -(-10 * live.peak // 9)
     found = largest_micro_batch(
-        model, rank_batch_size=768, rehearse=rehearse, beside=gradients, runtime=runtime, limit=limit
+        model, sizes=micro_batch_sizes(768), rehearse=rehearse, beside=gradients, runtime=runtime, limit=limit
     )
     assert found == 96  # the line through small passes promises 128
     assert all(parameter.grad is None for parameter in model.parameters())

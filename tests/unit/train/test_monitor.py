@@ -34,6 +34,8 @@ def outcome(step: int, *, num_tokens: int = 24 * 12) -> StepOutcome:
         save=False,
         num_bad=0,
         bad_here=(),
+        read_wait_s=0.25,
+        num_fallbacks=2,
         num_tokens=num_tokens,
         useful_flops=1e9,
         seconds={"forward": 0.5, "backward": 1.0},
@@ -45,17 +47,17 @@ def test_a_wait_stands_in_the_row_of_its_step(monitor: Monitor, tmp_path: Path) 
     monitor.waited(1.0, step=1)
     monitor.waited(20.0, step=2)  # the next batch is fetched before the step is read
     for step in (1, 2, 3):
-        monitor.record(outcome(step), Progress(), bad_samples=0)
+        monitor.record(outcome(step), Progress(), bad_samples=0, data={})
     assert [row["data_wait_s"] for row in metrics(tmp_path)] == [1.0, 20.0, 0.0]
 
 
 def test_saving_and_evaluating_are_told_apart_from_training(monitor: Monitor, tmp_path: Path) -> None:
-    monitor.record(outcome(1), Progress(), bad_samples=0)
+    monitor.record(outcome(1), Progress(), bad_samples=0, data={})
     for _ in range(2):
         with monitor.pause():
             time.sleep(0.02)
     for step in (2, 3):
-        monitor.record(outcome(step), Progress(), bad_samples=0)
+        monitor.record(outcome(step), Progress(), bad_samples=0, data={})
     first, second, third = metrics(tmp_path)
     assert first["pause_s"] == third["pause_s"] == 0
     assert 0.04 <= second["pause_s"] <= second["elapsed_s"]
@@ -67,7 +69,7 @@ def test_a_row_sums_its_steps(tmp_path: Path) -> None:
         monitor.rewind(0)
         for step in (1, 2, 3, 4):
             monitor.waited(step, step=step)
-            monitor.record(outcome(step, num_tokens=24 * 6 * step), Progress(), bad_samples=0)
+            monitor.record(outcome(step, num_tokens=24 * 6 * step), Progress(), bad_samples=0, data={})
     rows = metrics(tmp_path)
     assert [(row["step"], row["forward_s"], row["backward_s"]) for row in rows] == [(2, 1.0, 2.0), (4, 1.0, 2.0)]
     assert [row["data_wait_s"] for row in rows] == [3, 7]

@@ -9,7 +9,7 @@ from clipx.types import BadSample
 
 
 def bad(number: int, shard: str = "a.tar") -> BadSample:
-    return BadSample(shard, f"key{number}", "broken", number)
+    return BadSample("train", shard, f"key{number}", "broken", number)
 
 
 def test_each_bad_sample_is_listed_and_counted_once(tmp_path: Path) -> None:

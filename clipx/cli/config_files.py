@@ -1,0 +1,44 @@
+"""The arguments CONFIG.yaml [OVERLAY.yaml ...] [KEY=VALUE ...], which several commands take."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipx.errors import InputError
+
+if TYPE_CHECKING:
+    from clipx.config.schema import RunConfig
+
+_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
+
+ConfigArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG.yaml|KEY=VALUE",
+        help="Files merge from left to right; then overrides apply, e.g. optim.lr=3e-4 data.workers=8.",
+        show_default=False,
+    ),
+]
+
+
+def is_config(arguments: Sequence[str]) -> bool:
+    """Whether a config file is among the arguments."""
+    return any(argument.endswith((".yaml", ".yml")) for argument in arguments)
+
+
+def load_arguments(arguments: Sequence[str]) -> "RunConfig":
+    """The config that the arguments describe.
+
+    Raises:
+        InputError: an argument is neither file nor override, or the config is wrong.
+    """
+    from clipx.config.load import load_config
+
+    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    files = [argument for argument in arguments if argument not in overrides]
+    for file in files:
+        if not is_config([file]):
+            raise InputError(f"{file!r} is neither a config file (.yaml, .yml) nor an override (key=value)")
+    return load_config(files, overrides)

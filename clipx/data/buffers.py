@@ -1,0 +1,65 @@
+"""Memory that loader processes fill with pictures and the training process reads: no copy in between.
+
+A picture is written once, into its row of the rank's batch. The memory is anonymous and shared, no file in /dev/shm,
+which containers keep small. A buffer is lent to the batch that it holds and comes back by itself once nothing refers to
+that batch's pictures any more.
+"""
+
+import mmap
+import weakref
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageBuffers:
+    """Buffers for whole batches of pictures, shared with processes forked after they were made.
+
+    Args:
+        num_buffers: how many batches there is room for.
+        shape: (I, H, W, 3) of a batch.
+        pin_memory: lock the pages, so that copies to a CUDA device run beside the host's work.
+    """
+
+    def __init__(self, num_buffers: int, shape: tuple[int, int, int, int], *, pin_memory: bool = False) -> None:
+        size = int(np.prod(shape))
+        self._memory = mmap.mmap(-1, num_buffers * size)
+        self._pictures = np.frombuffer(self._memory, dtype=np.uint8).reshape(num_buffers, *shape)
+        self._pin_memory = pin_memory
+        self._free = deque(range(num_buffers))
+        self._returned: deque[tuple[int, torch.cuda.Event | None]] = deque()
+        if pin_memory:
+            _lock_pages(self._pictures)
+
+    def take(self) -> int | None:
+        """A free buffer's number; None while all are filled, lent or still being copied from."""
+        while self._returned and ((copied := self._returned[0][1]) is None or copied.query()):
+            self._free.append(self._returned.popleft()[0])
+        return self._free.popleft() if self._free else None
+
+    def rows(self, buffer: int, rows: slice) -> Tensor:
+        """Rows of a buffer, uint8, to be written to; in any process."""
+        return torch.from_numpy(self._pictures[buffer, rows])
+
+    def lend(self, buffer: int) -> Tensor:
+        """The whole buffer, uint8 (I, H, W, 3); it is free again when this tensor and all its views are gone."""
+        view = self._pictures[buffer]  # a new object each time, which the tensor's storage keeps alive
+        weakref.finalize(view, self._give_back, buffer).atexit = False
+        return torch.from_numpy(view)
+
+    def _give_back(self, buffer: int) -> None:
+        copied = None
+        if self._pin_memory:  # copies to the device were queued before the last reference went, and may still run
+            copied = torch.cuda.Event()
+            copied.record()
+        self._returned.append((buffer, copied))
+
+
+def _lock_pages(pictures: np.ndarray) -> None:
+    """Registers memory with CUDA until nothing refers to it."""
+    address = pictures.ctypes.data
+    runtime = torch.cuda.cudart()
+    torch.cuda.check_error(int(runtime.cudaHostRegister(address, pictures.nbytes, 0)))
+    weakref.finalize(pictures, runtime.cudaHostUnregister, address).atexit = False

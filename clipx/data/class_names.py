@@ -1,0 +1,72 @@
+"""Lists of class names and prompt templates: from config or text files, for training sources and evaluation sets."""
+
+from collections.abc import Sequence
+
+from clipx.data.files import read_file
+from clipx.errors import InputError
+
+_MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
+
+
+def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
+    """The lines of a UTF-8 text file, without white space around them; those that are blank at its end do not count.
+
+    Args:
+        path: local or any address that `clipx.data.files` reads.
+        needed_by: who asks, for messages.
+
+    Raises:
+        InputError: no such file, one that cannot be read or is not UTF-8, or one without lines.
+    """
+    try:
+        lines = read_file(path).decode("utf-8").rstrip().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} is missing; {needed_by} needs it") from error
+    except OSError as error:
+        reason = " ".join(str(error.strerror or error).split())
+        raise InputError(f"{path} cannot be read ({reason}); {needed_by} needs it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; {needed_by} needs it") from error
+    if not lines:
+        raise InputError(f"{path} is empty; {needed_by} needs it")
+    return tuple(line.strip() for line in lines)
+
+
+def listed(value: str | Sequence[str], *, name: str) -> tuple[str, ...]:
+    """The entries of a list, or of the file that a string names.
+
+    Args:
+        value: as in `data.class_names` and `data.templates`.
+        name: of the config's field, for messages.
+
+    Raises:
+        InputError: as `read_lines`; no entries, or a blank one.
+    """
+    from_file = isinstance(value, str)
+    entries = read_lines(value, needed_by=name) if isinstance(value, str) else tuple(value)
+    if not entries:
+        raise InputError(f"{name}=[] is empty; list at least one, or leave it out")
+    if blank := [number for number, entry in enumerate(entries, 1) if not entry.strip()]:
+        where = f"line {blank[0]} of {value}" if from_file else f"entry {blank[0]}"
+        raise InputError(f"{name}: {where} is blank; each entry needs text")
+    return entries
+
+
+def require_place(templates: Sequence[str], *, name: str) -> None:
+    """Checks that every template says where the class goes.
+
+    Raises:
+        InputError: one lacks `{c}`.
+    """
+    for template in templates:
+        if "{c}" not in template:
+            raise InputError(f"{name}: {template!r} lacks {{c}}, the place of the class or caption")
+
+
+def class_number(said: str, num_classes: int) -> int | None:
+    """The class that a text names, 0 to `num_classes` - 1; None where it names none."""
+    digits = said.strip()
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
+        return None
+    number = int(digits)
+    return number if number < num_classes else None

@@ -1,0 +1,166 @@
+"""Folders of stores, each listed once with sizes and times: a request for a thousand shards, not one per shard."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipx.config.data import RemoteConfig
+from clipx.data import remote as remote_files
+from clipx.data.shard_paths import Run, decoded, found_rows, packed
+
+ASK = RemoteConfig(timeout_s=20, retries=1)
+"""One request; a store that does not answer is given up within a minute."""
+STATS_SUFFIX = "_stats.json"
+_LIST = RemoteConfig(timeout_s=900, retries=1)  # 500,000 names are 500 requests; the store has just answered
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+
+
+class _Listing(NamedTuple):
+    """The files of a folder that matter."""
+
+    tars: np.ndarray
+    """bytes (N,), in ascending order."""
+    sizes: np.ndarray
+    mtimes: np.ndarray
+    others: np.ndarray
+    """bytes (M,), the JSON files that hold counts, in ascending order."""
+
+
+class RemoteFolders:
+    """What lies in folders of stores and web servers; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._listings: dict[str, _Listing] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def tars(self, url: str) -> Iterator[Run]:
+        """The tar files of the folder `url`; or `url` itself where it is a file; nothing where nothing is there.
+
+        Raises:
+            OSError: the store does not answer, or says no.
+        """
+        folder = url.rstrip("/") + "/"
+        if remote_files.is_http(url):
+            is_folder = url.endswith("/")
+        else:
+            try:
+                remote_files.state(url, ASK)
+                is_folder = False
+            except IsADirectoryError:
+                is_folder = True
+            except FileNotFoundError:
+                return
+        if is_folder:
+            yield Run(folder, self._listing(folder).tars)
+        else:
+            yield Run(url[: url.rfind("/") + 1], packed([url[url.rfind("/") + 1 :]]))
+
+    def matches(self, pattern: str) -> Iterator[Run]:
+        """The tar files that a glob matches.
+
+        Raises:
+            OSError: as `tars`.
+        """
+        root = pattern[: min(pattern.find(letter) % (len(pattern) + 1) for letter in "*?[")].rpartition("/")[0]
+        if not remote_files.is_http(root):
+            try:
+                remote_files.state(root, ASK)
+            except IsADirectoryError:
+                pass
+            except FileNotFoundError:
+                return
+        found = remote_files._call(pattern, "glob", remote=_LIST)
+        for path in found:
+            if path.endswith(".tar"):
+                folder, slash, name = path.rpartition("/")
+                yield Run(_with_protocol(pattern, folder + slash), packed([name]))
+
+    def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes (0 where not known, -1 where absent) and times of files of a folder.
+
+        Args:
+            prefix: the folder, with a slash at its end.
+            names: bytes (N,).
+            may_list: list the folder rather than ask for each file. A web server's list tells no sizes, so many of its
+                files are not asked for at all.
+
+        Raises:
+            OSError: as `tars`.
+        """
+        if prefix not in self._listings and not may_list:
+            asked = [_ask(prefix + decoded(name)) for name in names.tolist()]
+            return np.array([size for size, _ in asked], np.int64), np.array([mtime for _, mtime in asked], np.int64)
+        if remote_files.is_http(prefix):
+            return np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+        listing = self._listing(prefix)
+        rows = found_rows(listing.tars, names)
+        there = rows >= 0
+        return np.where(there, _take(listing.sizes, rows), -1), np.where(there, _take(listing.mtimes, rows), 0)
+
+    def has(self, prefix: str, name: str) -> bool | None:
+        """Whether a JSON file with counts lies in a folder; None where the folder was not listed."""
+        listing = self._listings.get(prefix)
+        return None if listing is None else bool(found_rows(listing.others, packed([name]))[0] >= 0)
+
+    def _listing(self, prefix: str) -> _Listing:
+        with self._locks[prefix]:
+            if prefix not in self._listings:
+                self._listings[prefix] = _select(_list(prefix))
+            return self._listings[prefix]
+
+
+def _take(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return column[rows] if len(column) else np.zeros(len(rows), np.int64)
+
+
+def _list(prefix: str) -> list[Mapping[str, Any]]:
+    """What a store or web server says of each file of a folder."""
+    if remote_files.is_http(prefix):
+        return [{"name": name} for name in remote_files.list_names(prefix, ASK)]
+    try:
+        remote_files.state(prefix.rstrip("/"), ASK)  # ends soon where the long wait for the list would not
+    except IsADirectoryError:
+        pass
+    except FileNotFoundError:
+        return []
+    listed: list[Mapping[str, Any]] = remote_files._call(prefix.rstrip("/"), "ls", remote=_LIST, detail=True)
+    return listed
+
+
+def _select(found: Iterable[Mapping[str, Any]]) -> _Listing:
+    tars, others = [], []
+    for info in found:
+        name = info["name"].rstrip("/").rpartition("/")[2]
+        if info.get("type") == "directory":
+            continue
+        if name.endswith(".tar"):
+            tars.append((name.encode(), info.get("size") or 0, _mtime_ns(info)))
+        elif name.endswith(STATS_SUFFIX) or name == "sizes.json":
+            others.append(name.encode())
+    tars.sort()
+    names, sizes, mtimes = zip(*tars, strict=True) if tars else ((), (), ())
+    columns = np.array(sizes, np.int64), np.array(mtimes, np.int64)
+    return _Listing(np.array(names, np.bytes_), *columns, np.array(sorted(others), np.bytes_))
+
+
+def _mtime_ns(info: Mapping[str, Any]) -> int:
+    changed = next((info[key] for key in _TIMES if info.get(key)), 0)
+    if isinstance(changed, str):
+        changed = datetime.fromisoformat(changed)
+    return int((changed.timestamp() if isinstance(changed, datetime) else changed) * 1e9)
+
+
+def _ask(url: str) -> tuple[int, int]:
+    try:
+        size, mtime_ns, _ = remote_files.state(url, ASK)
+    except (FileNotFoundError, IsADirectoryError):
+        return -1, 0
+    return size or 0, mtime_ns
+
+
+def _with_protocol(url: str, path: str) -> str:
+    return path if "://" in path else f"{url.partition('://')[0]}://{path.removeprefix('/')}"

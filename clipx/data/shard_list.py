@@ -1,0 +1,304 @@
+"""From what a person writes to a list of shards: files, folders, globs, braces, `::` lists, commands; local or not.
+
+`expand_shards` looks whether all of them are there; `name_shards` trusts names that end with .tar, so that thousands of
+ranks ask nothing of a store that rank 0 has asked before. A folder is listed once, in one go, and not shard by shard.
+"""
+
+import fnmatch
+import glob
+import os
+import posixpath
+import re
+import stat
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from braceexpand import braceexpand
+
+from clipx.data.failures import mend
+from clipx.data.files import is_local
+from clipx.data.pipe import PREFIX as PIPE
+from clipx.data.remote_folder import RemoteFolders
+from clipx.data.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.errors import InputError
+
+ABSENT = -1
+"""Size of a shard that is not there."""
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_FEW = 16  # shards of a remote folder up to which each is asked for instead of listing the folder
+_THREADS = 16
+_STATS_AT_ONCE = 4096
+_WAITS_S = 0.2  # for so many: the answers come over a network; on a local disk (20 ms) threads halve the speed
+_PENDING = 4096
+
+
+class ShardStates(NamedTuple):
+    """What tells versions of shards apart, int64 (S,) each."""
+
+    size_S: np.ndarray
+    """Bytes; 0 where it is not known, `ABSENT` where the shard is not there."""
+    mtime_S: np.ndarray
+    """Nanoseconds; 0 where the store knows none."""
+
+
+class NamedShards(NamedTuple):
+    """Shards and who named them."""
+
+    paths: ShardPaths
+    patterns: Sequence[str]
+    ends: Sequence[int]
+    """How many shards the patterns up to each one name."""
+
+    def pattern(self, shard: int) -> str:
+        """The pattern that names a shard."""
+        return self.patterns[int(np.searchsorted(np.asarray(self.ends), shard, side="right"))]
+
+
+def expand_shards(patterns: Sequence[str]) -> ShardPaths:
+    """The tar files that `patterns` name, in natural order (2 before 10) within each pattern, folder by folder.
+
+    Args:
+        patterns: files, folders (their *.tar), globs, braces ({00000..01242}, {a,b}), and lists of these joined by
+            `::`; local, anything that fsspec opens, or `pipe:COMMAND`. Many shards of a web server, and commands, are
+            not asked for: one that is absent is found when it is read.
+
+    Raises:
+        InputError: a pattern that matches nothing, or a shard that is named twice.
+    """
+    folders = RemoteFolders()
+    named = name_shards(patterns, folders)
+    shard_states(named, folders)
+    return named.paths
+
+
+def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
+    """As `expand_shards`, but names that end with .tar are not looked for.
+
+    Args:
+        patterns: as for `expand_shards`.
+        folders: keeps the listings that are made.
+    """
+    single = [part for item in patterns for part in ([item] if item.startswith(PIPE) else item.split("::"))]
+    ends = array("q")
+    runs = _Runs()
+    for pattern in single:
+        try:
+            for run in _in_order(_expand(pattern, folders)):
+                runs.add(run)
+        except OSError as error:
+            raise InputError(f"shards {pattern!r} cannot be listed: {error}; {mend(error)}") from error
+        ends.append(runs.count)
+    named = NamedShards(ShardPaths(runs.finished()), single, ends)
+    _refuse_twice(named)
+    return named
+
+
+def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
+    """Sizes and times of shards, of which each must be there.
+
+    Raises:
+        InputError: a shard that is not there, or cannot be asked for.
+    """
+    states = ShardStates(np.zeros(len(named.paths), np.int64), np.zeros(len(named.paths), np.int64))
+    blocks = [
+        (run, start, first)
+        for run, start in zip(named.paths.runs, named.paths.starts, strict=False)
+        for first in range(0, len(run.names), _STATS_AT_ONCE)
+    ]
+
+    def ask(block: tuple[Run, int, int]) -> None:
+        (prefix, names), start, first = block
+        last = min(first + _STATS_AT_ONCE, len(names))
+        into = slice(start + first, start + last)
+        try:
+            if is_local(prefix):
+                states.size_S[into], states.mtime_S[into] = _local_states(prefix, names[first:last])
+            elif prefix != PIPE:
+                states.size_S[into], states.mtime_S[into] = folders.states(
+                    prefix, names[first:last], may_list=len(names) > _FEW
+                )
+        except OSError as error:
+            shard = prefix + decoded(names[first])
+            raise InputError(f"shards {shard!r} cannot be listed: {error}; {mend(error)}") from error
+
+    began = time.perf_counter()
+    for block in blocks[:1]:
+        ask(block)
+    waits = time.perf_counter() - began > _WAITS_S or not all(is_local(run.prefix) for run in named.paths.runs)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for _ in (threads.map if waits else map)(ask, blocks[1:]):
+            pass
+    for shard in np.flatnonzero(states.size_S == ABSENT)[:1].tolist():
+        raise _no_shard(named.paths[shard], named.pattern(shard))
+    return states
+
+
+class _Runs:
+    """Joins what is added to runs of one folder each."""
+
+    def __init__(self) -> None:
+        self._runs: list[Run] = []
+        self._prefix = ""
+        self._pending: list[np.ndarray] = []
+        self.count = 0
+
+    def add(self, run: Run) -> None:
+        if run.prefix != self._prefix:
+            self._close()
+            self._prefix = run.prefix
+        self._pending.append(run.names)
+        self.count += len(run.names)
+        if len(self._pending) == _PENDING:
+            self._pending = [np.concatenate(self._pending)]
+
+    def finished(self) -> list[Run]:
+        self._close()
+        return self._runs
+
+    def _close(self) -> None:
+        if self._pending:
+            names = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+            self._runs.append(Run(self._prefix, names))
+        self._pending = []
+
+
+def _in_order(runs: Iterable[Run]) -> Iterator[Run]:
+    """The shards of a pattern: folders in natural order, and so the names in each."""
+    by_prefix: dict[str, list[np.ndarray]] = {}
+    for run in runs:
+        by_prefix.setdefault(run.prefix, []).append(run.names)
+    sorted_names: dict[int, np.ndarray] = {}  # braces in a folder's name share one array
+    for prefix in map(decoded, naturally_sorted(packed(by_prefix)).tolist()):
+        names = by_prefix[prefix]
+        if len(names) > 1:
+            yield Run(prefix, naturally_sorted(np.concatenate(names)))
+        else:
+            yield Run(prefix, sorted_names.setdefault(id(names[0]), naturally_sorted(names[0])))
+
+
+def _expand(pattern: str, folders: RemoteFolders) -> Iterator[Run]:
+    """The shards of one pattern in any order."""
+    if pattern.startswith(PIPE):
+        yield Run(PIPE, packed(_braces(pattern.removeprefix(PIPE), escape=False)))
+        return
+    path = os.path.expanduser(pattern.removeprefix("file://"))
+    folder, slash, name = path.rpartition("/")
+    plain = name.endswith(".tar") and not glob.has_magic(path) and "\\" not in path
+    if plain and folder.count("{") == folder.count("}"):
+        names = packed(_braces(name, escape=False))
+        yield from (Run(prefix, names) for prefix in _braces(folder + slash, escape=False))
+        return
+    for alternative in _braces(path, escape=True):
+        runs = list(_alternative(alternative, folders))
+        if not any(len(run.names) for run in runs):
+            raise _no_shard(alternative, pattern)
+        yield from runs
+
+
+def _braces(pattern: str, *, escape: bool) -> Iterator[str]:
+    try:
+        return iter(braceexpand(pattern, escape))
+    except ValueError as error:
+        raise InputError(f"shards {pattern!r} cannot be listed: a brace is not closed; close it") from error
+
+
+def _alternative(path: str, folders: RemoteFolders) -> Iterator[Run]:
+    """The shards of a path without braces."""
+    prefix, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
+    if not is_local(path):
+        if glob.has_magic(path):
+            yield from folders.matches(path)
+        elif name.endswith(".tar"):
+            yield Run(prefix, packed([name]))
+        else:
+            yield from folders.tars(path)
+    elif not glob.has_magic(prefix) and glob.has_magic(name):
+        yield from _local_tars(prefix, name)
+    else:
+        for match in glob.glob(path) if glob.has_magic(path) else [path]:
+            if os.path.isdir(match):
+                yield from _local_tars(posixpath.join(match, ""), None)
+            elif match.endswith(".tar") or (match == path and os.path.exists(path)):
+                yield Run(match[: match.rfind("/") + 1], packed([posixpath.basename(match)]))
+
+
+def _local_tars(prefix: str, pattern: str | None) -> Iterator[Run]:
+    """The tar files of a folder whose names match, and those in its folders whose names match; None: all its files."""
+    matches = re.compile(fnmatch.translate(pattern or "*").encode("utf-8", "surrogateescape")).match
+    hidden = pattern is not None and not pattern.startswith(".")
+    deeper: list[bytes] = []
+
+    def files() -> Iterator[bytes]:
+        with os.scandir(os.fsencode(prefix or ".")) as entries:
+            for entry in entries:
+                if not matches(entry.name) or (hidden and entry.name.startswith(b".")):
+                    continue
+                if entry.name.endswith(b".tar") and not entry.is_dir():
+                    yield entry.name
+                elif pattern is not None and entry.is_dir():
+                    deeper.append(entry.name)
+
+    try:
+        yield Run(prefix, packed_bytes(files()))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for folder in deeper:
+        yield from _local_tars(f"{prefix}{decoded(folder)}/", None)
+
+
+def _local_states(prefix: str, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    folder = os.fsencode(prefix)
+    sizes, mtimes = array("q"), array("q")
+    for name in names.tolist():
+        try:
+            status = os.stat(folder + name)
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+        there = status is not None and not stat.S_ISDIR(status.st_mode)
+        sizes.append(status.st_size if status is not None and there else ABSENT)
+        mtimes.append(status.st_mtime_ns if status is not None and there else 0)
+    return np.frombuffer(sizes, np.int64), np.frombuffer(mtimes, np.int64)
+
+
+def _refuse_twice(named: NamedShards) -> None:
+    """Raises where two names are one shard; local folders are compared as absolute paths."""
+    runs: dict[str, list[int]] = {}
+    for number, run in enumerate(named.paths.runs):
+        identity = os.path.abspath(run.prefix) if is_local(run.prefix) else run.prefix
+        runs.setdefault(identity, []).append(number)
+    for numbers in runs.values():
+        names = [named.paths.runs[number].names for number in numbers]
+        together = names[0] if len(names) == 1 else np.concatenate(names)
+        order = np.argsort(together, kind="stable")
+        twice = np.flatnonzero(together[order[1:]] == together[order[:-1]])
+        if len(twice):
+            shards = np.concatenate([np.arange(*named.paths.starts[number : number + 2]) for number in numbers])
+            shard = int(shards[order[1:][twice]].min())
+            raise InputError(
+                f"shard {named.paths[shard]} is named twice (again by {named.pattern(shard)!r}); name each shard once"
+            )
+
+
+def _no_shard(path: str, pattern: str) -> InputError:
+    origin = "" if path == pattern else f" (from {pattern!r})"
+    return InputError(f"shards {path!r}{origin} match no tar file; {_mend(path)}")
+
+
+def _mend(path: str) -> str:
+    """What to do about a pattern without shards, from what lies there."""
+    if not is_local(path):
+        return "nothing is there: check the bucket or host, and the path"
+    if os.path.isdir(path):
+        if path.endswith(".tar"):
+            return f"it is a folder: write {path}/"
+        if packed_files := sorted(name for name in os.listdir(path) if name.endswith(_COMPRESSED)):
+            return (
+                f"{len(packed_files)} compressed files are there, {packed_files[0]} first: unpack them to plain *.tar"
+            )
+        if deeper := sorted(glob.glob(f"{glob.escape(path)}/*/*.tar")):
+            return f"subfolders are not searched: name {os.path.dirname(deeper[0])}"
+    return "give a tar file, a folder of *.tar, or a glob"

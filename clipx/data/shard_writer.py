@@ -1,0 +1,60 @@
+"""Writes shards; owns webdataset's writer.
+
+Equal samples give equal bytes: members carry no time, user or machine. A shard appears under its name when it is whole.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import webdataset
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Writes a tar of samples, replacing what is there; folders are made.
+
+    A key that the shard holds already gets `-2`, `-3`, ... at its end, since equal keys side by side would be read as
+    one sample.
+
+    Args:
+        path: of the shard.
+        samples: key and members by extension; read one at a time.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            count = _write(file, samples)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _write(file: object, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    used: dict[str, int] = {}
+    with webdataset.TarWriter(file, user="", group="", mtime=0, compress=False, encoder=False, keep_meta=True) as tar:
+        count = 0
+        for key, members in samples:
+            tar.write({"__key__": _unused(key, used), **{name: data for name, data in members.items() if name}})
+            count += 1
+    return count
+
+
+def _unused(key: str, used: dict[str, int]) -> str:
+    """`key`, or `key` with a number that makes it new."""
+    found = key
+    while found in used:
+        used[key] += 1
+        found = f"{key}-{used[key]}"
+    used[found] = 1
+    return found

@@ -1,0 +1,148 @@
+"""Makes one shard from its rows; what every process of `clipx data make` does."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from clipx.data.captions import alternatives
+from clipx.data.decode import UndecodableError
+from clipx.data.files import write_file
+from clipx.data.shard_writer import write_shard
+from clipx.errors import RunError
+from clipx.prepare.pictures import PictureOptions, stored_picture
+from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to be made."""
+
+    number: int
+    rows: Sequence[int] | np.ndarray
+    """Of the source, in the shard's order."""
+
+
+@dataclass
+class ShardReport:
+    """What became of a shard's rows."""
+
+    shard: int
+    num_rows: int
+    num_samples: int = 0
+    left_out: list[dict[str, object]] = field(default_factory=list)
+    """Row, name, reason and detail of each that made no sample."""
+    extensions: dict[str, int] = field(default_factory=dict)
+    """Pictures by their extension."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardMaker:
+    """Writes shards and, after each, its report: a shard is done when its report is there."""
+
+    rows: Rows
+    folder: Path
+    """Of the shards."""
+    reports: Path
+    """Folder of the reports."""
+    width: int
+    """Digits of a shard's name."""
+    pictures: PictureOptions
+    image_key: str
+    """Extensions that hold the picture of samples from shards."""
+
+    def report(self, number: int) -> ShardReport | None:
+        """What the report of a shard says, None where it is not done."""
+        try:
+            return ShardReport(**json.loads(self._report_path(number).read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def __call__(self, job: ShardJob) -> ShardReport:
+        """Makes a shard; one without any sample is not written.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        report = ShardReport(job.number, len(job.rows))
+        path = self.folder / f"{job.number:0{self.width}}.tar"
+        try:
+            report.num_samples = write_shard(path, self._samples(job.rows, report))
+            if not report.num_samples:
+                path.unlink()
+            write_file(str(self._report_path(job.number)), json.dumps(asdict(report)).encode())
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be written: {error.strerror or error}; make room, then run the same command again"
+            ) from error
+        return report
+
+    def _report_path(self, number: int) -> Path:
+        return self.reports / f"{number:0{self.width}}.json"
+
+    def _samples(
+        self, rows: Sequence[int] | np.ndarray, report: ShardReport
+    ) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        extensions: Counter[str] = Counter()
+        for row, found in self._read(rows):
+            try:
+                if isinstance(found, LeftOutError):
+                    raise found
+                key, fields, extension = (
+                    self._stored(found) if isinstance(found, StoredSample) else self._new(row, found)
+                )
+            except LeftOutError as error:
+                report.left_out.append(
+                    {"row": int(row), "name": error.name, "reason": error.reason, "detail": error.detail}
+                )
+                continue
+            extensions[extension] += 1
+            yield key, fields
+        report.extensions = dict(extensions.most_common())
+
+    def _read(self, rows: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Row | StoredSample | LeftOutError]]:
+        """The rows in their order; where they can only be read together, they are read in the source's order first."""
+        if self.rows.block_rows == 1:
+            yield from ((row, self._read_one(row)) for row in rows)
+        else:
+            held = {row: self._read_one(row) for row in sorted(rows)}
+            yield from ((row, held.pop(row)) for row in rows)
+
+    def _read_one(self, row: int) -> Row | StoredSample | LeftOutError:
+        try:
+            return self.rows.read(int(row))
+        except LeftOutError as error:
+            return error
+
+    def _new(self, number: int, row: Row) -> tuple[str, dict[str, bytes], str]:
+        """Key, members and the picture's extension of a row."""
+        extension, picture = self._picture(row.picture, row.name)
+        record = dict(row.record)
+        if len(row.captions) > 1:
+            record["captions"] = row.captions
+        fields = {extension: picture, "txt": row.captions[0].encode()}
+        if record:
+            # a lone surrogate from somebody's JSON has no encoding
+            fields["json"] = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
+        return f"{number:09}", fields, extension
+
+    def _stored(self, sample: StoredSample) -> tuple[str, dict[str, bytes], str]:
+        """As `_new`; the members are those of the sample but for a picture that is encoded anew."""
+        keys = [extension for extension, _ in alternatives(self.image_key)]
+        extension = next((key for key in keys if key in sample.fields), None)
+        if not self.pictures.changes_pictures:
+            return sample.key, sample.fields, extension or ""
+        if extension is None:
+            raise LeftOutError("no picture", sample.name, f"none of its members is {self.image_key}")
+        stored, picture = self._picture(sample.fields[extension], sample.name)
+        others = {name: data for name, data in sample.fields.items() if name != extension}
+        return sample.key, {**others, stored: picture}, stored
+
+    def _picture(self, data: bytes, name: str) -> tuple[str, bytes]:
+        try:
+            return stored_picture(data, self.pictures)
+        except UndecodableError as error:
+            raise LeftOutError("unreadable picture", name, str(error)) from error

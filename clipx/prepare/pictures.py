@@ -1,0 +1,69 @@
+"""The pictures that go into shards: as they are, or encoded anew."""
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from clipx.data.decode import FORMATS, decode_image
+
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
+_DEFAULT_QUALITY = 95
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """What is done to pictures."""
+
+    size: int | None = None
+    """Longest that the short side may be; a longer one is reduced to it. None: as it is."""
+    quality: int | None = None
+    """Of JPEG, 1 to 100; given, every picture is encoded anew; None: only those that `size` reduces, with 95."""
+    verify: bool = True
+    """Decode every picture, so that none gets into a shard that cannot be read."""
+
+    @property
+    def changes_pictures(self) -> bool:
+        """Whether any picture may get other bytes."""
+        return self.size is not None or self.quality is not None
+
+
+def stored_picture(data: bytes, options: PictureOptions) -> tuple[str, bytes]:
+    """The extension and the bytes to store; the extension tells the picture's format, whatever its file was called.
+
+    Raises:
+        UndecodableError: it is no picture, or a broken one.
+    """
+    extension, size = picture_header(data)
+    too_large = options.size is not None and min(size) > options.size
+    if too_large or options.quality is not None:
+        return "jpg", _encode(decode_image(data), options)
+    if options.verify:
+        decode_image(data)
+    return extension, data
+
+
+def picture_header(data: bytes) -> tuple[str, tuple[int, int]]:
+    """The extension that fits the format, and (width, height); no pixel is decoded.
+
+    Raises:
+        UndecodableError: it is no picture.
+    """
+    Image.init()
+    try:
+        with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            name = image.format or ""
+            return _EXTENSIONS.get(name, name.lower()), image.size
+    except Exception:
+        decode_image(data)  # says what is wrong
+        raise
+
+
+def _encode(image: Image.Image, options: PictureOptions) -> bytes:
+    if options.size is not None and min(image.size) > options.size:
+        factor = options.size / min(image.size)
+        width, height = (max(options.size, round(side * factor)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=options.quality or _DEFAULT_QUALITY)
+    return buffer.getvalue()

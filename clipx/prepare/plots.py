@@ -1,0 +1,122 @@
+"""Draws what `stats` measured; owns matplotlib, which is optional."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipx.errors import InputError
+from clipx.prepare.stats import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BINS = 61  # odd: a ratio of 1 lies within a bin and not between two
+# Okabe and Ito's colours, told apart by the colour-blind too (Color Universal Design, 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def require_matplotlib() -> None:
+    """Raises InputError where plots cannot be drawn: better said before the data is read than after."""
+    if find_spec("matplotlib") is None:
+        raise InputError("plots need matplotlib: pip install 'clipx[plots]', or leave out --out")
+
+
+def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: int, image_size: int | None) -> None:
+    """Writes one PNG with four histograms, a line for each source; heights are shares, so that sources compare.
+
+    Args:
+        measured: by source.
+        path: of the PNG.
+        context_length: tokens at which captions are cut.
+        image_size: pixels of the model's pictures, None where there is no model.
+
+    Raises:
+        InputError: the PNG cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 7.5), dpi=120, layout="constrained")
+    (tokens, sides), (aspects, sizes) = figure.subplots(2, 2)
+    _tokens(tokens, measured, context_length)
+    _logarithmic(sides, {name: each.short_side for name, each in measured.items()})
+    sides.set(title="Short side of the pictures", xlabel="pixels")
+    if image_size is not None:
+        _mark(sides, image_size, f"image size {image_size}")
+    _logarithmic(aspects, {name: each.aspect for name, each in measured.items()}, limits=(0.2, 5))
+    aspects.set(title="Width over height (from 1:5 to 5:1)", xlabel="ratio")
+    _mark(aspects, 1, "square")
+    _logarithmic(sizes, {name: each.num_bytes / 1000 for name, each in measured.items()})
+    sizes.set(title="Size of the samples", xlabel="kB, all members")
+    for axes in (tokens, sides, aspects, sizes):
+        _tidy(axes)
+    if len(measured) > 1:
+        handles, labels = sides.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
+
+
+def _tokens(axes: "Axes", measured: Mapping[str, Measured], context_length: int) -> None:
+    longest = max(int(each.tokens.max()) for each in measured.values())
+    end = min(longest, 2 * context_length)
+    edges = np.arange(0.5, end + 1.5, max(1, end // _BINS))
+    _lines(axes, {name: np.minimum(each.tokens, edges[-1] - 0.25) for name, each in measured.items()}, edges)
+    axes.set(title="Length of the captions" + (" (longer ones in the last bar)" if longest > end else ""))
+    axes.set_xlabel("tokens")
+    _mark(axes, context_length + 0.5, f"cut after {context_length}")
+
+
+def _logarithmic(axes: "Axes", values: Mapping[str, np.ndarray], limits: tuple[float, float] | None = None) -> None:
+    low, high = limits or _limits(np.concatenate(list(values.values())))
+    edges = np.geomspace(low, high, _BINS + 1)
+    axes.set_xscale("log")
+    _lines(axes, {name: np.clip(each, low * 1.0001, high / 1.0001) for name, each in values.items()}, edges)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """All values, and never a single point."""
+    return float(values.min()) / 1.1, float(values.max()) * 1.1
+
+
+def _lines(axes: "Axes", values: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
+    for number, (name, each) in enumerate(values.items()):
+        colour: Any = _COLOURS[number % len(_COLOURS)]
+        shares = np.histogram(each, edges)[0] / len(each)
+        axes.stairs(shares, edges, color=colour, fill=len(values) == 1, linewidth=1.5, label=name)
+
+
+def _mark(axes: "Axes", place: float, text: str) -> None:
+    low, high = axes.get_xlim()
+    if not low <= place <= high:
+        return
+    axes.axvline(place, color="#888888", linewidth=1, linestyle="--")
+    axes.annotate(
+        text,
+        (place, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -12),
+        textcoords="offset points",
+        color="#666666",
+    )
+
+
+def _tidy(axes: "Axes") -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.set_ylabel("samples")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

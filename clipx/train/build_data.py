@@ -1,0 +1,135 @@
+"""Config to data: the indexes of all sources, the plan over them, and this rank's stream."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clipx.checkpoint.state import DataPlanRecord
+from clipx.config.data import DataConfig, sources
+from clipx.config.phases import Phase
+from clipx.config.schema import RunConfig
+from clipx.data.index import ShardIndex, build_index, load_index
+from clipx.data.pairs import PartReader
+from clipx.data.plan import Plan
+from clipx.data.stream import PairStream, open_reader, rank_slots
+from clipx.data.tokenizer import build_tokenizer
+from clipx.data.workers import choose_workers, measure_picture, own_cores, share_of_cores
+from clipx.distributed.collectives import gather_objects
+from clipx.distributed.hardware import peak_flops
+from clipx.distributed.runtime import Runtime
+
+_BEST_MFU = 0.6  # nothing of this kind has been seen to train faster: a loader that keeps up with it always does
+
+log = logging.getLogger(__name__)
+
+
+def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
+    """Of every source; rank 0 makes what is missing, the others read it then."""
+    indexes: list[ShardIndex] = []
+    with runtime.together():
+        if runtime.is_main:
+            indexes = [build_index(source.shards, index_dir=source.index) for source in sources(data)]
+    with runtime.together():
+        return indexes or [load_index(source.shards, index_dir=source.index) for source in sources(data)]
+
+
+def make_plan(config: RunConfig, indexes: Sequence[ShardIndex]) -> Plan:
+    """The data order of a run.
+
+    Raises:
+        InputError: as `Plan`.
+    """
+    described = sources(config.data)
+    return Plan(
+        [index.counts for index in indexes],
+        weights=[source.weight for source in described],
+        names=[source.name for source in described],
+        global_batch_size=config.global_batch_size // config.data.captions_per_image,
+        seed=config.seed,
+        lanes=config.data.lanes,
+        window=config.data.shuffle_window,
+        allow_repeats=config.data.allow_repeats,
+    )
+
+
+def open_stream(
+    config: RunConfig,
+    runtime: Runtime,
+    indexes: Sequence[ShardIndex],
+    plan: Plan,
+    *,
+    phase: Phase,
+    start: int,
+    flops_per_image: float,
+) -> PairStream:
+    """This rank's batches as the phase wants them.
+
+    Args:
+        config: of the run.
+        runtime: the ranks; all of them call this.
+        indexes: of the sources.
+        plan: over them.
+        phase: what holds for these steps.
+        start: the global batch that will be read first.
+        flops_per_image: of training on a picture, at least; with the GPU's peak it says how fast pictures can be used.
+    """
+    reader = open_reader(
+        indexes,
+        plan,
+        data=config.data,
+        image_size=phase.image_size,
+        tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
+    )
+    slots = rank_slots(plan, rank=runtime.rank, world_size=runtime.world_size)
+    workers = config.data.workers
+    if workers == "auto":
+        peak = peak_flops(runtime.device)
+        pace = None if peak is None else _BEST_MFU * peak / flops_per_image
+        out = torch.empty(1, phase.image_size, phase.image_size, 3, dtype=torch.uint8)
+        workers = _choose_workers(partial(_read_one, reader, slots, start, out), runtime, pace=pace, slots=len(slots))
+    return PairStream(
+        reader,
+        slots=slots,
+        image_size=phase.image_size,
+        workers=workers,
+        prefetch_batches=config.data.prefetch_batches,
+        pin_memory=runtime.device.type == "cuda",
+    )
+
+
+def _read_one(reader: PartReader, slots: range, start: int, out: Tensor, number: int) -> None:
+    """The rank's picture of this number, counted from batch `start` on."""
+    batches, slot = divmod(number, len(slots))
+    reader.read(start + batches, slots[slot : slot + 1], out=out, look_ahead=False)
+
+
+def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: float | None, slots: int) -> int:
+    """As many as this rank needs, by a short measurement on what it will read first."""
+    cores = own_cores()
+    share = share_of_cores(cores, gather_objects(cores, runtime.group))
+    with runtime.together():
+        on_cpu = runtime.device.type == "cpu"
+        choice = choose_workers(measure_picture(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)
+    if runtime.is_main:
+        log.info("%s", choice.why)
+    return choice.workers
+
+
+def plan_record(config: RunConfig, plan: Plan, indexes: Sequence[ShardIndex]) -> DataPlanRecord:
+    """What a checkpoint keeps of the order."""
+    prints = [index.fingerprint() for index in indexes]
+    return DataPlanRecord(
+        fingerprint=prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest(),
+        num_shards=sum(len(index.paths) for index in indexes),
+        num_samples=plan.num_samples,
+        lanes=sum(source.lanes for source in plan.sources),
+        shuffle_window=plan.window,
+        global_batch_size=plan.global_batch_size,
+        seed=plan.seed,
+        weights={name: source.weight for name, source in config.data.sources.items()},
+    )

@@ -1,0 +1,247 @@
+import json
+from collections import Counter
+
+import pytest
+
+from clipx.config.data import DataConfig, SourceConfig, sources
+from clipx.data.captions import CaptionReader, decode_captions, first_present
+from clipx.data.decode import UndecodableError
+from clipx.errors import InputError
+
+FOUR = {"json": json.dumps({"captions": ["one", "two", "three", "four"]}).encode()}
+
+
+def reader(*, captions_per_image=1, seed=0, name="train", **fields):
+    data = DataConfig(sources={name: SourceConfig(shards=["0.tar"], **fields)})
+    return CaptionReader(sources(data)[0], captions_per_image=captions_per_image, seed=seed)
+
+
+def texts(captions, fields, *, epoch=0, sample_id=0):
+    return captions.read(fields, epoch=epoch, sample_id=sample_id).texts
+
+
+def test_captions_of_a_text_member_are_one_caption():
+    assert decode_captions({"txt": "zwei\nZeilen, ä".encode()}, "txt") == ["zwei\nZeilen, ä"]
+
+
+def test_the_first_alternative_that_is_present_counts():
+    fields = {"caption": b"second", "json": json.dumps({"text": "third"}).encode()}
+    assert decode_captions(fields, "txt;caption;json:text") == ["second"]
+    assert decode_captions(fields, "json:absent;json:text") == ["third"]
+
+
+def test_json_fields_hold_a_string_or_a_list_of_which_blank_ones_are_left_out():
+    def fields(value):
+        return {"json": json.dumps({"captions": value}).encode()}
+
+    assert decode_captions(fields("one"), "json:captions") == ["one"]
+    assert decode_captions(fields(["one", " ", "two"]), "json:captions") == ["one", "two"]
+
+
+@pytest.mark.parametrize("decode", [decode_captions, lambda fields, key: texts(reader(caption_key={key: 1.0}), fields)])
+@pytest.mark.parametrize(
+    ("fields", "key", "reason"),
+    [
+        ({"jpg": b"", "cls": b"1"}, "txt", "'txt'; members: cls, jpg"),
+        ({}, "txt;json:text", "'txt;json:text'; members: none"),
+        ({"txt": b"\xff\xfe"}, "txt", "'txt' is not UTF-8"),
+        ({"json": b"{"}, "json:text", "'json' is not JSON"),
+        ({"json": b"[1]"}, "json:text", "a JSON list"),
+        ({"json": b'{"text": null}'}, "json:text", "members: json"),
+        ({"json": b'{"text": ["a", 3]}'}, "json:text", "is a int"),
+        ({"json": b"[" * 100_000}, "json:text", "is not JSON"),
+        ({"json": b'{"number": ' + b"1" * 5000 + b"}"}, "json:text", "is not JSON"),
+        ({"json": b'{"text": "a \\ud83d"}'}, "json:text", "'json:text' holds half of a surrogate pair"),
+    ],
+)
+def test_absent_and_broken_captions_are_undecodable_and_say_why(fields, key, reason, decode):
+    with pytest.raises(UndecodableError) as raised:
+        decode(fields, key)
+    assert reason in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_broken_caption_makes_a_bad_sample_whichever_key_is_drawn():
+    captions = reader(caption_key={"txt": 1000.0, "json:text": 0.001})
+    with pytest.raises(UndecodableError, match="'json' is not JSON"):
+        texts(captions, {"txt": b"whole", "json": b"{"})
+    assert texts(captions, {"txt": b"whole", "json": b"{}"}) == ("whole",)
+
+
+@pytest.mark.parametrize("fields", [{"txt": b" \n\t"}, {"json": b'{"text": []}'}, {"json": b'{"text": ["", " "]}'}])
+def test_blank_captions_are_empty(fields):
+    key = "txt;json:text"
+    with pytest.raises(UndecodableError, match="is empty"):
+        decode_captions(fields, key)
+    with pytest.raises(UndecodableError, match=f"no caption under '{key}' or 'caption'; members:"):
+        texts(reader(caption_key={key: 1.0, "caption": 2.0}), fields)
+    assert texts(reader(caption_key={key: 1000.0, "caption": 0.001}), fields | {"caption": b"there"}) == ("there",)
+
+
+def test_first_present_follows_the_order_of_the_keys():
+    assert first_present({"png": b"p", "jpg": b"j"}, "webp;jpg;png") == b"j"
+    assert first_present({"png": b"p"}, "jpg;webp") is None
+
+
+def test_an_extension_may_be_spelt_with_a_dot_or_in_capitals():
+    assert first_present({"jpg": b"j"}, "png; .JPG") == b"j"
+    assert decode_captions({"txt": b"t"}, ".TXT") == ["t"]
+    assert decode_captions({"json": b'{"Text": "t"}'}, "JSON:Text") == ["t"]
+    assert reader(caption_key={"JSON:Text;.TXT": 1.0, "alt": 2.0}).extensions == {"json", "txt", "alt"}
+
+
+def test_a_single_caption_is_taken_as_it_is():
+    found = reader().read({"txt": b"A  Dog\n"}, epoch=3, sample_id=4)
+    assert found == (("A  Dog\n",), None)
+    assert texts(reader(captions_per_image=3), {"txt": b"a"}) == ("a", "a", "a")
+
+
+def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone():
+    first, second = (reader(caption_key="json:captions", templates=["{c}", "a {c}"], seed=1) for _ in range(2))
+    for epoch in range(5):
+        for sample_id in (0, 7, 5_000_000_000):
+            args = {"epoch": epoch, "sample_id": sample_id}
+            assert texts(first, FOUR, **args) == texts(second, FOUR, **args)
+        texts(first, FOUR, epoch=epoch, sample_id=1)  # no state
+
+    def draws(seed, **changes):
+        return [
+            texts(reader(caption_key="json:captions", seed=seed), FOUR, **changes | {"epoch": e}) for e in range(40)
+        ]
+
+    assert len({tuple(draws(seed, sample_id=sample)) for seed in (0, 1) for sample in (0, 1)}) == 4
+    assert {text for (text,) in draws(0)} == {"one", "two", "three", "four"}
+
+
+def test_every_caption_of_a_list_is_drawn_equally_often():
+    captions = reader(caption_key="json:captions")
+    count = Counter(texts(captions, FOUR, sample_id=sample)[0] for sample in range(4000))
+    assert set(count) == {"one", "two", "three", "four"}
+    assert all(abs(number - 1000) < 130 for number in count.values())  # 4.7 standard deviations
+
+
+def test_keys_are_drawn_by_the_weights_of_those_that_are_there():
+    fields = {"alt": b"alt", "json": b'{"long": ["long 1", "long 2"], "none": null, "blank": " "}'}
+    weights = {"alt": 1.0, "json:long": 3.0, "json:none": 50.0, "json:blank": 50.0, "txt": 50.0}
+    captions = reader(caption_key=weights)
+    count = Counter(texts(captions, fields, sample_id=sample)[0] for sample in range(4000))
+    assert set(count) == {"alt", "long 1", "long 2"}
+    assert abs(count["alt"] - 1000) < 130
+    assert abs(count["long 1"] - 1500) < 145
+
+
+def test_several_captions_of_a_picture_differ_as_long_as_there_are_enough():
+    captions = reader(caption_key="json:captions", captions_per_image=3)
+    drawn = [texts(captions, FOUR, epoch=epoch) for epoch in range(40)]
+    assert all(len(set(found)) == 3 for found in drawn)
+    assert len(set(drawn)) > 10
+    for found in (texts(reader(caption_key="json:captions", captions_per_image=10), FOUR, epoch=e) for e in range(20)):
+        assert set(found[:4]) == {"one", "two", "three", "four"}
+        assert found == (found[:4] * 3)[:10]
+
+
+def test_several_captions_come_from_all_keys_the_first_by_weight():
+    fields = {"txt": b"short", "json": b'{"a": ["short", "x"], "b": "y"}'}
+    captions = reader(caption_key={"txt": 1.0, "json:a": 1.0, "json:b": 6.0}, captions_per_image=3)
+    drawn = [texts(captions, fields, sample_id=sample) for sample in range(1000)]
+    assert all(set(found) == {"short", "x", "y"} for found in drawn)  # of equal ones, one
+    assert abs(sum(found[0] == "y" for found in drawn) - 750) < 65
+    assert {found[0] for found in drawn} == {"short", "x", "y"}
+
+
+def test_templates_are_drawn_for_every_text(tmp_path):
+    path = tmp_path / "templates.txt"
+    path.write_text("a {c}\n{c} {x} {c}\n\n")
+    for templates in (["a {c}", "{c} {x} {c}"], str(path)):
+        captions = reader(captions_per_image=2, templates=templates)
+        drawn = {texts(captions, {"txt": b"cat"}, epoch=epoch) for epoch in range(30)}
+        assert drawn == {(one, two) for one in ("a cat", "cat {x} cat") for two in ("a cat", "cat {x} cat")}
+    assert texts(reader(templates=["just {c}"]), {"txt": b"cat"}) == ("just cat",)
+
+
+def test_a_number_stands_for_the_name_of_its_class(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("red fox\ncat\n dog \n")
+    for names in (["red fox", "cat", "dog"], str(path)):
+        labelled = reader(caption_key="cls;json:label", class_names=names, templates=["a photo of a {c}"])
+        assert texts(labelled, {"cls": b" 2\n"}) == ("a photo of a dog",)
+        assert texts(labelled, {"json": b'{"label": 0}'}) == ("a photo of a red fox",)
+        assert texts(labelled, {"json": b'{"label": "1"}'}) == ("a photo of a cat",)
+    several = reader(caption_key="json:label", class_names=["fox", "cat", "dog"], captions_per_image=2)
+    assert set(texts(several, {"json": b'{"label": [2, 0]}'})) == {"dog", "fox"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"cls": b"3"}, "class is '3'; it must be a number from 0 to 2"),
+        ({"cls": b"-1"}, "class is '-1'"),
+        ({"cls": b"cat"}, "class is 'cat'"),
+        ({"cls": "²".encode()}, "class is '²'"),
+        ({"cls": "٢".encode()}, "class is '٢'"),
+        ({"cls": b"1" * 5000}, "class is '1111"),
+        ({"json": b'{"label": [0, 7]}'}, "class is '7'"),
+        ({"json": b'{"label": true}'}, "is a bool"),
+        ({"json": b'{"label": 1.0}'}, "is a float"),
+        ({}, "no caption under 'cls;json:label'"),
+    ],
+)
+def test_what_is_no_number_of_a_class_is_a_bad_sample(fields, reason):
+    labelled = reader(caption_key="cls;json:label", class_names=["fox", "cat", "dog"])
+    with pytest.raises(UndecodableError) as raised:
+        texts(labelled, fields)
+    assert reason in str(raised.value)
+    assert len(str(raised.value)) < 200
+
+
+def test_equal_captions_have_equal_groups_when_they_are_asked_for():
+    def group(fields, **options):
+        options = {"equal_captions": "ignored"} | options
+        return reader(**options).read(fields, epoch=0, sample_id=0).group_id
+
+    cat = group({"txt": b"a cat"})
+    assert cat == 5_867_787_368_591_784_627  # the same on every machine
+    assert group({"txt": b" A  cat\n"}, templates=["one {c}", "two {c}"]) == cat
+    assert group({"cls": b"1"}, caption_key="cls", class_names=["a dog", "a cat"]) == cat
+    assert group({"txt": b"a dog"}) != cat
+    assert 0 <= cat < 2**63
+    assert group({"txt": b"a cat"}, equal_captions="negatives") is None
+
+
+def test_the_group_of_several_captions_is_that_of_their_set():
+    ignored = reader(caption_key="json:captions", captions_per_image=4, equal_captions="ignored")
+    turned = {"json": b'{"captions": ["four", "two", "One", "three", "one "]}'}
+    found = [ignored.read(fields, epoch=epoch, sample_id=0) for fields in (FOUR, turned) for epoch in range(4)]
+    assert len({item.texts for item in found}) > 2
+    sets = {frozenset(text.strip().lower() for text in item.texts): item.group_id for item in found}
+    assert all(item.group_id == sets[frozenset(text.strip().lower() for text in item.texts)] for item in found)
+    assert len(set(sets.values())) == len(sets)
+    assert sets[frozenset(["one", "two", "three", "four"])] == 3_917_134_155_328_793_277  # in order of the alphabet
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_names": []}, "class_names=[] is empty"),
+        ({"templates": []}, "templates=[] is empty"),
+        ({"templates": ["a {c}", "a {}"]}, "templates: 'a {}' lacks {c}"),
+        ({"class_names": "absent.txt"}, "absent.txt is missing; {name}.class_names needs it"),
+        ({"templates": "empty.txt"}, "empty.txt is empty; {name}.templates needs it"),
+        ({"class_names": "binary.txt"}, "binary.txt is not UTF-8"),
+        ({"class_names": "folder"}, "folder cannot be read"),
+        ({"class_names": "gap.txt"}, "class_names: line 2 of "),
+        ({"class_names": ["a", " "]}, "class_names: entry 2 is blank"),
+    ],
+)
+@pytest.mark.parametrize(("source", "name"), [("train", "data"), ("birds", "data.sources.birds")])
+def test_bad_names_and_templates_are_bad_input(tmp_path, fields, message, source, name):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xff")
+    (tmp_path / "gap.txt").write_text("a\n\nb\n")
+    (tmp_path / "folder").mkdir()
+    fields = {key: str(tmp_path / value) if isinstance(value, str) else value for key, value in fields.items()}
+    with pytest.raises(InputError) as raised:
+        reader(name=source, **fields)
+    assert message.replace("{name}", name) in str(raised.value)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,157 @@
+import os
+import sys
+
+import fsspec
+import numpy as np
+import pytest
+
+from clipx.data.remote_folder import RemoteFolders
+from clipx.data.shard_list import expand_shards, name_shards
+from clipx.data.shard_paths import Run, ShardPaths, found_rows, naturally_sorted, packed
+from clipx.errors import InputError
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return str(folder)
+
+
+def names(paths):
+    return [os.path.basename(path) for path in paths]
+
+
+def test_paths_are_a_sequence_of_strings():
+    paths = ShardPaths([Run("s3://b/a/", packed(["0.tar", "ключ.tar"])), Run("", packed([])), Run("", packed(["x"]))])
+    everything = ["s3://b/a/0.tar", "s3://b/a/ключ.tar", "x"]
+    assert list(paths) == everything
+    assert [paths[i] for i in range(3)] == [paths[i] for i in range(-3, 0)] == everything
+    assert paths[np.int64(1)] == everything[1]
+    assert paths[1:] == everything[1:]
+    assert (len(paths), paths.locate(2)) == (3, (2, 0))
+    assert "x" in paths
+    for outside in (3, -4):
+        with pytest.raises(IndexError):
+            paths[outside]
+
+
+def test_half_a_million_names_are_small_and_in_order():
+    named = name_shards(["s3://bucket/{000000..499999}.tar"], RemoteFolders())  # asks nothing of the store
+    (run,) = named.paths.runs
+    assert run.names.nbytes == 500_000 * len("000000.tar")
+    assert (named.paths[0], named.paths[-1]) == ("s3://bucket/000000.tar", "s3://bucket/499999.tar")
+    folders = name_shards(["s3://bucket/{0..99}/{00000..00999}.tar"], RemoteFolders()).paths
+    assert len({id(run.names) for run in folders.runs}) == 1
+    assert (len(folders), folders[-1]) == (100_000, "s3://bucket/99/00999.tar")
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        ["1.tar", "2.tar", "10.tar", "100.tar"],
+        ["00.tar", "01.tar", "10.tar"],
+        ["a-2-of-10.tar", "a-10-of-10.tar", "b-1-of-10.tar"],
+        ["007.tar", "7.tar", "08.tar"],
+        ["1.tar"],
+        [],
+    ],
+)
+def test_natural_order(ordered):
+    assert naturally_sorted(packed(ordered[::-1])).tolist() == [name.encode() for name in ordered]
+
+
+def test_found_rows():
+    ordered = packed(["a", "bb", "c"])
+    assert found_rows(ordered, packed(["c", "b", "bb", "d", "a"])).tolist() == [2, -1, 1, -1, 0]
+    assert found_rows(packed([]), packed(["a"])).tolist() == [-1]
+
+
+def test_expand_files_folders_globs_braces_and_lists(tmp_path, monkeypatch):
+    root = touch(tmp_path / "a", "2.tar", "10.tar", "1.tar", "notes.txt", "10.tar.clipx-index")
+    other = touch(tmp_path / "b", "x.tar", "y.tar", "plain")
+    assert names(expand_shards([root])) == ["1.tar", "2.tar", "10.tar"]
+    assert names(expand_shards([root + "/"])) == ["1.tar", "2.tar", "10.tar"]
+    assert names(expand_shards([f"{root}/*"])) == ["1.tar", "2.tar", "10.tar"]
+    assert names(expand_shards([f"{tmp_path}/?"])) == ["1.tar", "2.tar", "10.tar", "x.tar", "y.tar"]
+    assert names(expand_shards([f"{tmp_path}/*/1*.tar"])) == ["1.tar", "10.tar"]
+    assert names(expand_shards([f"{tmp_path}/{{b,a}}"])) == ["1.tar", "2.tar", "10.tar", "x.tar", "y.tar"]
+    assert names(expand_shards([f"{root}/{{10,1}}.tar"])) == ["1.tar", "10.tar"]
+    assert names(expand_shards([f"{root}/{{1..2}}.tar"])) == ["1.tar", "2.tar"]
+    assert names(expand_shards([f"{tmp_path}/{{b/y,a/1}}.tar"])) == ["1.tar", "y.tar"]
+    assert names(expand_shards([f"{other}/y.tar::{root}/1*.tar", f"{other}/plain"])) == [
+        "y.tar", "1.tar", "10.tar", "plain"
+    ]  # fmt: skip
+    assert list(expand_shards([f"file://{root}/1.tar"])) == [f"{root}/1.tar"]
+    monkeypatch.chdir(root)
+    assert list(expand_shards(["1.tar", "../b"])) == ["1.tar", "../b/x.tar", "../b/y.tar"]
+    assert names(expand_shards(["."])) == ["1.tar", "2.tar", "10.tar"]
+    assert names(expand_shards(["*.tar"])) == ["1.tar", "2.tar", "10.tar"]
+
+
+def test_expand_commands():
+    commands = expand_shards(["pipe:cat a::b/{9..10}.tar | awk '{print $1}' | tr -d '\\n'"])
+    assert list(commands) == [f"pipe:cat a::b/{i}.tar | awk '{{print $1}}' | tr -d '\\n'" for i in (9, 10)]
+
+
+def test_expand_remote():
+    memory = fsspec.filesystem("memory")
+    for name in ("r/0.tar", "r/1.tar", "r/a.txt", "s/0.tar", "s/odd"):
+        memory.pipe(f"/expand/{name}", b"")
+    base = "memory:///expand"
+    assert names(expand_shards([f"{base}/r"])) == ["0.tar", "1.tar"]
+    assert names(expand_shards([f"{base}/r/{{0..1}}.tar"])) == ["0.tar", "1.tar"]
+    assert list(expand_shards([f"{base}/s/odd"])) == [f"{base}/s/odd"]
+    both = expand_shards([f"{base}/*/0.tar"])
+    assert names(both) == ["0.tar", "0.tar"]
+    assert all(path.startswith("memory://") for path in both)
+    for absent in ("t.tar", "t", "t/*.tar", "r/{0..40}.tar"):
+        with pytest.raises(InputError, match="match no tar file; nothing is there: check the bucket"):
+            expand_shards([f"{base}/{absent}"])
+
+
+def test_a_remote_folder_is_listed_once(monkeypatch):
+    memory = fsspec.filesystem("memory")
+    for number in range(40):
+        memory.pipe(f"/listed/{number:02d}.tar", b"x")
+    calls, real = [], type(memory).ls
+    monkeypatch.setattr(type(memory), "ls", lambda *a, **k: calls.append("ls") or real(*a, **k))
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **_: calls.append("info") or {"type": "directory"})
+    assert len(expand_shards(["memory:///listed/{00..39}.tar"])) == 40
+    assert sorted(calls) == ["info", "ls"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("a/{1..3}.tar", r"a/3.tar' \(from 'a/\{1..3\}.tar'\) match no tar file"),
+        ("a/*.tgz", r"shards 'a/\*.tgz' match no tar file"),
+        ("empty", "shards 'empty' match no tar file"),
+        ("absent/x.tar", "shards 'absent/x.tar' match no tar file"),
+        ("a/1.tar/x.tar", "match no tar file"),
+        ("folder.tar", "it is a folder: write folder.tar/"),
+        ("packed", "2 compressed files are there, 0.tar.gz first: unpack"),
+        ("deep", "subfolders are not searched: name deep/train"),
+        ("a::", "shards '' match no tar file"),
+        ("a/1.tar::./a/1.tar", r"shard ./a/1.tar is named twice \(again by './a/1.tar'\)"),
+        ("a/{1,2,1}.tar", "shard a/1.tar is named twice"),
+        ("a/{1", "cannot be listed: a brace is not closed"),
+        ("nosuchprotocol://a/1.tar", "cannot be listed"),
+    ],
+)
+def test_patterns_that_name_nothing_or_twice(tmp_path, monkeypatch, pattern, message):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "a", "1.tar", "2.tar", "c.tgz")
+    touch(tmp_path / "empty")
+    touch(tmp_path / "folder.tar")
+    touch(tmp_path / "packed", "0.tar.gz", "1.tgz")
+    touch(tmp_path / "deep" / "train", "0.tar")
+    with pytest.raises(InputError, match=message) as caught:
+        expand_shards([pattern])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"shards 'gs://bucket/0.tar' cannot be listed: .*gcsfs"):
+        expand_shards(["gs://bucket/0.tar"])

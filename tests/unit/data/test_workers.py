@@ -1,0 +1,137 @@
+import os
+
+import pytest
+import torch
+
+from clipx.data import workers
+from clipx.data.workers import Cores, choose_workers, measure_picture, own_cores, share_of_cores
+
+
+def cores(numbers, machine="one", quota=None):
+    return Cores(machine, frozenset(numbers), quota)
+
+
+def choose(picture_s=0.001, **changes):
+    return choose_workers(picture_s, **({"cores": 16.0, "pace": 5000.0, "slots": 64, "on_cpu": False} | changes))
+
+
+def test_ranks_that_may_use_the_same_cores_share_them():
+    everywhere = [cores(range(64))] * 8 + [cores(range(64), "two")] * 2
+    assert share_of_cores(everywhere[0], everywhere) == 8
+    assert share_of_cores(everywhere[9], everywhere) == 32
+
+
+def test_ranks_with_cores_of_their_own_keep_them():
+    bound = [cores(range(16 * rank, 16 * rank + 16)) for rank in range(4)]
+    assert [share_of_cores(own, bound) for own in bound] == [16] * 4
+    overlapping = [cores(range(8)), cores(range(4, 12))]
+    assert share_of_cores(overlapping[0], overlapping) == 4 + 4 / 2
+
+
+def test_a_containers_quota_is_shared_by_its_ranks():
+    pods = [cores(range(64), "pod", 12.0), cores(range(64), "pod", 12.0), cores(range(64), "other")]
+    assert share_of_cores(pods[0], pods) == 6
+    assert share_of_cores(pods[2], pods) == 64
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "250000 100000\n"}, 2.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu.max": "nonsense"}, None),
+    ],
+)
+def test_cores_and_quota_of_this_process(tmp_path, files, quota):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = own_cores(tmp_path)
+    assert found.numbers == os.sched_getaffinity(0)
+    assert found.quota == quota
+    assert found.machine
+
+
+class Clock:
+    """Time that passes only in `read`: the first picture takes a second, the others what is said."""
+
+    def __init__(self, monkeypatch, *, cpu_s, wall_s):
+        self.cpu = self.wall = 100.0
+        self.cpu_s, self.wall_s = cpu_s, wall_s
+        self.read_numbers, self.threads = [], set()
+        monkeypatch.setattr(workers, "process_time", lambda: self.cpu)
+        monkeypatch.setattr(workers, "monotonic", lambda: self.wall)
+
+    def read(self, number):
+        self.read_numbers.append(number)
+        self.threads.add(torch.get_num_threads())
+        self.cpu += 1.0 if number == 0 else self.cpu_s
+        self.wall += 1.0 if number == 0 else self.wall_s
+
+
+def test_the_mean_cost_is_measured_without_the_first_picture(monkeypatch):
+    clock = Clock(monkeypatch, cpu_s=0.003, wall_s=0.004)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert measure_picture(clock.read) == pytest.approx(0.003)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert clock.read_numbers == list(range(65))
+    assert clock.threads == {1}
+
+
+@pytest.mark.parametrize(("wall_s", "pictures"), [(0.5, 4), (30.0, 1)])
+def test_slow_pictures_are_measured_for_about_two_seconds(monkeypatch, wall_s, pictures):
+    clock = Clock(monkeypatch, cpu_s=0.2, wall_s=wall_s)
+    assert measure_picture(clock.read) == pytest.approx(0.2)
+    assert len(clock.read_numbers) == 1 + pictures
+
+
+def test_as_many_as_keep_up_with_a_margin():
+    workers, why = choose()
+    assert workers == 7  # 5,000/s at 1 ms is 5 processes; a quarter more is 7
+    assert why == (
+        "data.workers: 7, the fewest that keep up: a picture takes 1.00 ms of CPU, and this rank trains on at most "
+        "5,000 pictures/s"
+    )
+    assert choose(pace=3.0).workers == 1
+
+
+def test_a_core_is_left_to_training():
+    workers, why = choose(cores=4.9)
+    assert workers == 3
+    assert why == (
+        "data.workers: 3, all that can be spared of 4.9 cores, too few to keep up: a picture takes 1.00 ms of CPU, and "
+        "this rank trains on at most 5,000 pictures/s, of which they load some 2,400"
+    )
+    assert choose(cores=2.0).workers == 1
+
+
+@pytest.mark.parametrize("cores", [0.5, 1.0, 1.9])
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_with_one_core_pictures_are_loaded_where_training_runs(cores, on_cpu):
+    workers, why = choose(cores=cores, on_cpu=on_cpu)
+    assert workers == 0
+    assert f"this rank has {cores:.3g} cores" in why
+
+
+def test_no_more_than_pictures():
+    assert choose(slots=2).workers == 2
+    assert choose(slots=2, pace=None).workers == 2
+
+
+def test_an_unknown_pace_takes_what_can_be_spared():
+    workers, why = choose(pace=None)
+    assert workers == 15
+    assert "pace of training is unknown" in why
+
+
+def test_training_on_the_same_cores_leaves_one():
+    workers, why = choose(pace=None, on_cpu=True)
+    assert workers == 1
+    assert why == "data.workers: 1, since training takes the same 16 cores: a picture takes 1.00 ms of CPU"
