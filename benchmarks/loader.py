@@ -45,7 +45,7 @@ from workload import captions
 
 from clipx.config.data import AugmentConfig, DataConfig
 from clipx.data.decode import decode_image, decode_jpeg, jpeg_size, to_tensor
-from clipx.data.index import build_index
+from clipx.data.index.shard_index import build_index
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_reader
 from clipx.data.tokenizer import ClipTokenizer

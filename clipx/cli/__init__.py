@@ -6,21 +6,20 @@ third, 85: stopped on request, start it again.
 
 import json
 import os
-import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from clipx import __version__
+from clipx.cli.config_files import ConfigArguments, load_arguments
 from clipx.cli.data import data_app
 from clipx.errors import ClipxError, InputError
 
 if TYPE_CHECKING:
-    from clipx.config.schema import RunConfig
     from clipx.export.run import Format
 
 app = typer.Typer(
@@ -34,17 +33,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data", rich_help_panel="Data and config")
 
-_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
 _RUN, _MODEL, _PREPARE = "Train", "Use a trained model", "Data and config"
 
-ConfigArguments = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CONFIG.yaml|KEY=VALUE",
-        help="Files merge from left to right; then overrides apply, e.g. optim.lr=3e-4 data.workers=8.",
-        show_default=False,
-    ),
-]
 WeightsOption = Annotated[
     Literal["average", "trained"] | None,
     typer.Option(help="Of a run that kept an average of its weights (ema): which to take; default: the average."),
@@ -89,7 +79,7 @@ def train(arguments: ConfigArguments) -> None:
     Works under plain python, torchrun, accelerate launch and srun. Exit code 0: complete; 85: saved and stopped on
     request, start it again; 1: failed; 2: bad input. `clipx config --describe` lists every key.
     """
-    config = _load(arguments)
+    config = load_arguments(arguments)
     from clipx.train.trainer import train as run
 
     raise typer.Exit(run(config))
@@ -159,7 +149,7 @@ def config(
     else:
         from clipx.config.load import dump_config
 
-        typer.echo(dump_config(_load(arguments)), nl=False)
+        typer.echo(dump_config(load_arguments(arguments)), nl=False)
 
 
 def main() -> None:
@@ -194,18 +184,6 @@ def _fail(message: str, exit_code: int, *, show_traceback: bool) -> int:
     for line in message.splitlines():
         print(f"clipx: error: {rank}{line}", file=sys.stderr)
     return exit_code
-
-
-def _load(arguments: Sequence[str]) -> "RunConfig":
-    """The config of `CONFIG.yaml [OVERLAY.yaml]... [KEY=VALUE]...`."""
-    from clipx.config.load import load_config
-
-    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
-    files = [argument for argument in arguments if argument not in overrides]
-    for file in files:
-        if not file.endswith((".yaml", ".yml")):
-            raise InputError(f"{file!r} is neither a config file (.yaml, .yml) nor an override (key=value)")
-    return load_config(files, overrides)
 
 
 def _print_figures(figures: Mapping[str, Mapping[str, float]]) -> None:

@@ -145,8 +145,8 @@ def index(
 
     A run with `data.index: DIR` then sees only what passed.
     """
-    from clipx.data.filters import Filters
-    from clipx.data.index import build_index
+    from clipx.data.filters.filters import Filters
+    from clipx.data.index.shard_index import build_index
 
     filters = None
     if where or keys or without_keys or unique:

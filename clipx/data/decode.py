@@ -9,6 +9,7 @@ Shapes: H x W pixels, C = 3 channels.
 """
 
 import io
+import re
 import struct
 from functools import cache
 from importlib import import_module
@@ -129,4 +130,5 @@ def _available_formats() -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    message = re.sub(r" <_io\.BytesIO object at 0x\w+>", "", str(error))  # equal bytes, equal words
+    return " ".join(f"{type(error).__name__}: {message}".split())

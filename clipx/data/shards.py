@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from clipx.config.data import CacheConfig, RemoteConfig
-from clipx.data.failures import mend
-from clipx.data.files import LocalFile, RangeReader, is_local, open_ranges
-from clipx.data.index import ShardIndex
+from clipx.data.index.shard_index import ShardIndex
+from clipx.data.index.sidecar import Member, Sidecar
 from clipx.data.plan import Place
 from clipx.data.read_ahead import ReadAhead, read_members
-from clipx.data.remote import DEFAULTS, LONGEST_WAIT_S
-from clipx.data.shard_cache import ShardCache
-from clipx.data.sidecar import Member, Sidecar
+from clipx.data.storage.failures import mend
+from clipx.data.storage.files import LocalFile, RangeReader, is_local, open_ranges
+from clipx.data.storage.remote import DEFAULTS, LONGEST_WAIT_S
+from clipx.data.storage.shard_cache import ShardCache
 from clipx.errors import RunError
 
 _MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
@@ -138,7 +138,7 @@ class _OpenShards:
 
     def _open(self, source: int, shard: int) -> _OpenShard:
         index = self._indexes[source]
-        path, sidecar = index.paths[shard], index.sidecar(shard)
+        path, sidecar = index.paths[shard], index.sidecar(shard, remote=self._remote)
         file = open_ranges(path, state=sidecar.shard, remote=self._remote, cache=self._cache)
         if file.size != sidecar.shard.size:
             raise RunError(

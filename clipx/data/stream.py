@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from clipx.config.data import DataConfig, sources
 from clipx.data.buffers import ImageBuffers
 from clipx.data.captions import CaptionReader
-from clipx.data.index import ShardIndex
+from clipx.data.index.shard_index import ShardIndex
 from clipx.data.pairs import PairReader, Part, PartReader, SourceReader
 from clipx.data.plan import Plan
 from clipx.data.shards import ShardReader

@@ -17,10 +17,10 @@ import torch
 from clipx.config.data import AugmentConfig, Source
 from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
-from clipx.data.files import RangeReader, open_ranges
-from clipx.data.shard_list import expand_shards
+from clipx.data.index.shard_list import expand_shards
+from clipx.data.index.sidecar import NotTarError, TarScan, scan_tar
 from clipx.data.shard_writer import write_shard
-from clipx.data.sidecar import NotTarError, TarScan, scan_tar
+from clipx.data.storage.files import RangeReader, open_ranges
 from clipx.data.transforms import TrainTransform
 from clipx.errors import InputError, RunError
 from clipx.prepare.pool import in_processes

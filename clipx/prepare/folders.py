@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from clipx.data.files import file_state
+from clipx.data.storage.files import file_state
 from clipx.errors import InputError
 from clipx.prepare.rows import Columns, LeftOutError, Row, captions_of, plain, read_picture
 

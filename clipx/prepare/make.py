@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipx.data.files import is_local, write_file
-from clipx.data.index import build_index
+from clipx.data.index.shard_index import build_index
+from clipx.data.storage.files import is_local, write_file
 from clipx.errors import InputError, RunError
 from clipx.prepare.make_shard import ShardJob, ShardMaker, ShardReport
 from clipx.prepare.pictures import PictureOptions

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import get_context, resource_tracker
 from typing import Any, TypeVar
 
 from clipx.data.workers import own_cores, share_of_cores
@@ -42,13 +42,15 @@ def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], *, workers:
     # these fork from one server that has imported it.
     context = get_context("forkserver")
     context.set_forkserver_preload([type(work).__module__])
-    # Ctrl-C reaches the whole group; the parent alone answers it, and ends the others.
-    resource_tracker.ensure_running()  # first: it unblocks the signal when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,))
     try:
+        # Ctrl-C reaches the whole group; the parent alone answers it, once a process is there that can be ended.
+        resource_tracker.ensure_running()  # first: it unblocks the signal when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            pool.submit(num_cores).result()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield from pool.map(_run, jobs)
     except BrokenProcessPool as error:
         raise RunError(

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipx.data.files import RangeReader, open_ranges
-from clipx.data.index import ShardIndex
-from clipx.data.sidecar import Sidecar
+from clipx.data.index.shard_index import ShardIndex
+from clipx.data.index.sidecar import Sidecar
+from clipx.data.storage.files import RangeReader, open_ranges
 from clipx.errors import RunError
 from clipx.prepare.rows import LeftOutError, StoredSample
 

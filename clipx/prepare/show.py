@@ -13,7 +13,7 @@ from clipx.config.data import device_part, sources
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.data.device_augment import DeviceAugment
-from clipx.data.index import ShardIndex, build_index
+from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.stream import open_reader
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import InputError

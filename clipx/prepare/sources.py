@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipx.data.files import is_local
-from clipx.data.index import build_index, load_index
+from clipx.data.index.shard_index import build_index, load_index
+from clipx.data.storage.files import is_local
 from clipx.errors import InputError
 from clipx.prepare.folders import CocoRows, FolderRows
 from clipx.prepare.rows import Chain, Columns, Rows

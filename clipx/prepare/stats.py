@@ -15,7 +15,7 @@ from clipx.config.data import Source
 from clipx.config.model import ModelConfig, TransformerTextConfig
 from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
-from clipx.data.index import ShardIndex, build_index
+from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import RunError
 from clipx.prepare.pictures import picture_header

@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from clipx.data.files import file_state
+from clipx.data.storage.files import file_state
 from clipx.errors import InputError
 from clipx.prepare.rows import Columns, LeftOutError, Record, Row, row_of
 

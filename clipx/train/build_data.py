@@ -13,7 +13,7 @@ from clipx.checkpoint.state import DataPlanRecord
 from clipx.config.data import DataConfig, sources
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
-from clipx.data.index import ShardIndex, build_index, load_index
+from clipx.data.index.shard_index import ShardIndex, build_index, load_index
 from clipx.data.pairs import PartReader
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_reader, rank_slots

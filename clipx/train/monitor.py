@@ -42,6 +42,8 @@ def start_logging(*, is_main: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if is_main else logging.ERROR, format="%(message)s", handlers=[_StderrOfNow()]
     )
+    for talkative in ("botocore", "aiobotocore"):  # where credentials were found, in every process
+        logging.getLogger(talkative).setLevel(logging.WARNING)
 
 
 class Monitor:

@@ -10,6 +10,7 @@ from distributed.ranks import run_ranks
 from tiny import tiny_config
 from torch import Tensor, nn
 
+from clipx.config.geometry import micro_batch_sizes
 from clipx.config.schema import RunConfig
 from clipx.distributed.blocks import compile_blocks
 from clipx.distributed.runtime import start_runtime
@@ -32,7 +33,7 @@ def micro_batch(config: RunConfig, rooms: list[int]) -> int | str:
         try:
             return largest_micro_batch(
                 nn.Linear(1, 1),
-                rank_batch_size=120,
+                sizes=micro_batch_sizes(120),
                 rehearse=rehearse,
                 beside=0,
                 runtime=runtime,

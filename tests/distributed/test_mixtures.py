@@ -1,4 +1,4 @@
-"""Runs on several sources: the same for any number of processes, in exact proportions, with the losses that are meant."""
+"""Runs on several sources: the same for any number of processes, in exact proportions, with the loss that is meant."""
 
 import json
 from pathlib import Path

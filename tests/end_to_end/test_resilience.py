@@ -161,9 +161,9 @@ def test_auto_is_found_again_where_something_that_decides_it_has_changed(
 ) -> None:
     searches: list[int] = []
 
-    def search(model: nn.Module, *, rank_batch_size: int, **_: Any) -> int:
-        searches.append(rank_batch_size)
-        return rank_batch_size // 2
+    def search(model: nn.Module, *, sizes: list[int], **_: Any) -> int:
+        searches.append(sizes[-1])
+        return sizes[-1] // 2
 
     monkeypatch.setattr(build_stepper, "largest_micro_batch", search)
     fixed = ["steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "data.allow_change=true"]

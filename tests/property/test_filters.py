@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import write_tar
 
-from clipx.data import duplicates, index_shard
-from clipx.data.filters import Filters
-from clipx.data.index import build_index, load_index
-from clipx.data.shard_paths import naturally_sorted, packed
+from clipx.data.filters import duplicates
+from clipx.data.filters.filters import Filters
+from clipx.data.index import scan as index_shard
+from clipx.data.index.shard_index import build_index, load_index
+from clipx.data.index.shard_paths import naturally_sorted, packed
 
 Captions = st.lists(st.text(alphabet="ab ", max_size=6), min_size=1, max_size=12)
 

@@ -15,7 +15,7 @@ from tiny import tiny_config
 
 from clipx.config.data import sources
 from clipx.config.schema import RunConfig
-from clipx.data.index import build_index
+from clipx.data.index.shard_index import build_index
 from clipx.data.stream import PairStream, open_reader, rank_slots
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.train.build_data import make_plan

@@ -8,7 +8,7 @@ import pytest
 from pictures import jpeg, natural_picture, write_shards
 from PIL import Image
 
-from clipx.data.index import build_index
+from clipx.data.index.shard_index import build_index
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ def test_pictures_stay_with_their_captions() -> None:
     assert micro_batch_sizes(30, 5) == [5, 10, 15, 30]
     with pytest.raises(InputError, match=r"micro_batch_size=6 .* a multiple of data.captions_per_image=5.*: 5, 10$"):
         resolve_geometry(120, 6, 4, captions_per_image=5)
-    with pytest.raises(InputError, match="the 4 processes with 5 captions per image; nearest that are: 80, 100$"):
+    with pytest.raises(InputError, match=r"the 4 processes with 5 captions per image; nearest that are: 80, 100$"):
         resolve_geometry(90, "auto", 4, captions_per_image=5)
 
 

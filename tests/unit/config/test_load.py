@@ -175,7 +175,10 @@ class TestProblems:
             ("loss: 3", "loss=3: expected a mapping of `key: value`"),
             ("model: {text: {width: 10, heads: 3}}",
              "model.text.heads=3 does not divide model.text.width=10; choose a divisor"),
-            ("data: {caption_key: {txt: -1}}", 'data.caption_key={"txt": -1}: expected string, not blank or mapping to number > 0'),
+            (
+                "data: {caption_key: {txt: -1}}",
+                'data.caption_key={"txt": -1}: expected string, not blank or mapping to number > 0',
+            ),
             (
                 "data: {train: [{shards: [a.tar], weight: 2}]}",
                 "data.train is a list of shards, together one set; a mixture has named sources: "

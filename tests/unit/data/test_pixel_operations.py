@@ -48,8 +48,9 @@ def test_every_picture_is_torchvisions(name, shift):
         assert (ours != expected).float().mean() < 0.03
 
 
-def test_small_pictures_cannot_be_sharpened():
-    images = torch.randint(0, 256, (1, 2, 9, 3), dtype=torch.uint8)
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (9, 1)])
+def test_a_picture_that_is_all_border_cannot_be_sharpened(size):
+    images = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8)
     assert torch.equal(ops.sharpness(images, torch.full((1, 1, 1, 1), 1.9)), images)
 
 

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipx.data import read_ahead
+from clipx.data.index.sidecar import Member
 from clipx.data.plan import Place
 from clipx.data.read_ahead import ReadAhead, Span, merge_spans, read_members
-from clipx.data.sidecar import Member
 
 SIZE = 100
 

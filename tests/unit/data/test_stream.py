@@ -17,7 +17,7 @@ from shard_files import png, write_shards
 from clipx.config.data import AugmentConfig, DataConfig
 from clipx.data.buffers import ImageBuffers
 from clipx.data.decode import UndecodableError
-from clipx.data.index import build_index
+from clipx.data.index.shard_index import build_index
 from clipx.data.pairs import PairReader
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_reader, rank_slots

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from shard_files import png, write_shards, write_tar
 
-from clipx.data.index import load_index
+from clipx.data.index.shard_index import load_index
 from clipx.errors import InputError, RunError
 from clipx.prepare.make import Made, MakeOptions, make_shards
 from clipx.prepare.pictures import PictureOptions

@@ -12,7 +12,7 @@ from shard_files import png, write_shards
 
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
-from clipx.data.index import build_index
+from clipx.data.index.shard_index import build_index
 from clipx.data.stream import PairStream, open_reader
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError

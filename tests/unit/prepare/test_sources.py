@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from shard_files import png, write_shards, write_tar
 
-from clipx.data.index import build_index
+from clipx.data.index.shard_index import build_index
 from clipx.errors import InputError
 from clipx.prepare.rows import Columns, LeftOutError, Row, Rows, StoredSample
 from clipx.prepare.sources import SourceOptions, open_rows
@@ -233,7 +233,7 @@ class TestShards:
             assert (found.key, found.fields) == ("000003", {"png": png(3), "txt": b"picture 3"})
 
     def test_only_what_an_index_holds(self, tmp_path: Path) -> None:
-        from clipx.data.filters import Filters
+        from clipx.data.filters.filters import Filters
 
         write_shards(tmp_path / "shards", [2, 3])
         (tmp_path / "keys").write_text("000001\n000004\n")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from shard_files import write_tar
 
-from clipx.data.files import file_state, open_ranges
-from clipx.data.sidecar import NotTarError, Sidecar, Verdict, scan_tar, sidecar_parts
+from clipx.data.index.sidecar import NotTarError, Sidecar, Verdict, scan_tar, sidecar_parts
+from clipx.data.storage.files import file_state, open_ranges
 
 LONG = "d" * 90 + "/" + "long-" * 40 + "name.jpg"
 

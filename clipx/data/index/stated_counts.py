@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipx.data.catalogue import Origin
-from clipx.data.failures import mend
-from clipx.data.files import is_local, read_file
-from clipx.data.remote_folder import ASK, STATS_SUFFIX, RemoteFolders
-from clipx.data.shard_paths import Run, decoded
+from clipx.data.index.catalogue import Origin
+from clipx.data.index.remote_folder import ASK, STATS_SUFFIX, RemoteFolders
+from clipx.data.index.shard_paths import Run, decoded
+from clipx.data.storage.failures import mend
+from clipx.data.storage.files import is_local, read_file
 from clipx.errors import InputError
 
 _SIZES = "sizes.json"

@@ -18,8 +18,8 @@ import fsspec
 from fsspec.asyn import sync
 
 from clipx.config.data import RemoteConfig
-from clipx.data import pipe
-from clipx.data.failures import ChangedError, explain, is_final
+from clipx.data.storage import pipe
+from clipx.data.storage.failures import ChangedError, explain, is_final
 
 DEFAULTS = RemoteConfig()
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a further try

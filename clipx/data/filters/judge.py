@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from clipx.data.captions import alternatives, decode_captions
-from clipx.data.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition, Value
 from clipx.data.decode import FORMATS, UndecodableError
-from clipx.data.failures import mend
-from clipx.data.files import RangeReader, read_file
-from clipx.data.key_list import KeyList, hashed
-from clipx.data.remote_folder import ASK
-from clipx.data.sidecar import TarScan
+from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition, Value
+from clipx.data.filters.key_list import KeyList, hashed
+from clipx.data.index.remote_folder import ASK
+from clipx.data.index.sidecar import TarScan
+from clipx.data.storage.failures import mend
+from clipx.data.storage.files import RangeReader, read_file
 from clipx.errors import InputError
 
 _HEADER_BYTES = 8192  # of a picture; where they do not hold its size (long EXIF data, WebP) all of it is read

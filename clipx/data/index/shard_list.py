@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from braceexpand import braceexpand
 
-from clipx.data.failures import mend
-from clipx.data.files import is_local
-from clipx.data.pipe import PREFIX as PIPE
-from clipx.data.remote_folder import RemoteFolders
-from clipx.data.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.data.index.remote_folder import RemoteFolders
+from clipx.data.index.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.data.storage.failures import mend
+from clipx.data.storage.files import is_local
+from clipx.data.storage.pipe import PREFIX as PIPE
 from clipx.errors import InputError
 
 ABSENT = -1

@@ -5,9 +5,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from clipx.data.remote_folder import RemoteFolders
-from clipx.data.shard_list import expand_shards, name_shards
-from clipx.data.shard_paths import Run, ShardPaths, found_rows, naturally_sorted, packed
+from clipx.data.index.remote_folder import RemoteFolders
+from clipx.data.index.shard_list import expand_shards, name_shards
+from clipx.data.index.shard_paths import Run, ShardPaths, found_rows, naturally_sorted, packed
 from clipx.errors import InputError
 
 

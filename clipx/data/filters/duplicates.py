@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipx.data.index_folder import IndexFolder
-from clipx.data.index_shard import kept_sidecar
-from clipx.data.sidecar import Sidecar
+from clipx.data.index.folder import IndexFolder
+from clipx.data.index.scan import kept_sidecar
+from clipx.data.index.sidecar import Sidecar
 from clipx.errors import InputError
 
 _AT_ONCE = 1 << 25  # hashes that are compared together, 40 bytes each

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data import remote as remote_files
-from clipx.data.shard_paths import Run, decoded, found_rows, packed
+from clipx.data.index.shard_paths import Run, decoded, found_rows, packed
+from clipx.data.storage import remote as remote_files
 
 ASK = RemoteConfig(timeout_s=20, retries=1)
 """One request; a store that does not answer is given up within a minute."""
@@ -73,7 +73,7 @@ class RemoteFolders:
                 pass
             except FileNotFoundError:
                 return
-        found = remote_files._call(pattern, "glob", remote=_LIST)
+        found = remote_files.ask(pattern, "glob", remote=_LIST)
         for path in found:
             if path.endswith(".tar"):
                 folder, slash, name = path.rpartition("/")
@@ -127,7 +127,7 @@ def _list(prefix: str) -> list[Mapping[str, Any]]:
         pass
     except FileNotFoundError:
         return []
-    listed: list[Mapping[str, Any]] = remote_files._call(prefix.rstrip("/"), "ls", remote=_LIST, detail=True)
+    listed: list[Mapping[str, Any]] = remote_files.ask(prefix.rstrip("/"), "ls", remote=_LIST, detail=True)
     return listed
 
 

@@ -22,7 +22,7 @@ from zlib import adler32
 
 import numpy as np
 
-from clipx.data.files import FileState, RangeReader
+from clipx.data.storage.files import FileState, RangeReader
 
 SUFFIX = ".clipx-index"
 _MAGIC = b"CLIPXIX2"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from clipx.config.data import RemoteConfig
-from clipx.data import pipe
-from clipx.data import remote as remote_files
-from clipx.data.remote import DEFAULTS, RemoteState
-from clipx.data.shard_cache import Identity, ShardCache, mark_used
+from clipx.data.storage import pipe
+from clipx.data.storage import remote as remote_files
+from clipx.data.storage.remote import DEFAULTS, RemoteState
+from clipx.data.storage.shard_cache import Identity, ShardCache, mark_used
 
 _SCAN_BLOCK = 4 << 20  # of a scan over a network: at 50 ms and 80 MB/s half of the time is waiting, half is reading
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from clipx.data import shard_cache
-from clipx.data.shard_cache import Identity, ShardCache
+from clipx.data.storage import shard_cache
+from clipx.data.storage.shard_cache import Identity, ShardCache
 from clipx.errors import InputError
 
 FORK = multiprocessing.get_context("fork")

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from clipx.data import pipe
+from clipx.data.storage import pipe
 
 
 def read(command, timeout_s=5.0):

@@ -13,8 +13,8 @@ from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 from servers import WebServer, object_store
 
 from clipx.config.data import RemoteConfig
-from clipx.data import remote
-from clipx.data.failures import ChangedError, UnusableAddressError, explain, is_final, mend
+from clipx.data.storage import remote
+from clipx.data.storage.failures import ChangedError, UnusableAddressError, explain, is_final, mend
 
 QUICK = RemoteConfig(timeout_s=0.4, retries=2, connections=2)
 CONTENT = bytes(range(256)) * 40

@@ -13,7 +13,7 @@ from struct import Struct
 
 import numpy as np
 
-from clipx.data.shard_paths import found_rows
+from clipx.data.index.shard_paths import found_rows
 
 _MAGIC = b"CLIPXCAT"
 _VERSION = 1

@@ -13,13 +13,15 @@ import pytest
 from servers import WebServer, object_store
 from shard_files import pair, write_shards, write_tar
 
-from clipx.data import index as index_module
-from clipx.data import index_draft, index_shard, remote_folder
-from clipx.data.catalogue import Catalogue, Origin, Rows
-from clipx.data.files import file_state
-from clipx.data.index import CATALOGUE, build_index, load_index
-from clipx.data.index_folder import IndexFolder
-from clipx.data.shard_paths import packed
+from clipx.data.index import draft as index_draft
+from clipx.data.index import remote_folder
+from clipx.data.index import scan as index_shard
+from clipx.data.index import shard_index as index_module
+from clipx.data.index.catalogue import Catalogue, Origin, Rows
+from clipx.data.index.folder import IndexFolder
+from clipx.data.index.shard_index import CATALOGUE, build_index, load_index
+from clipx.data.index.shard_paths import packed
+from clipx.data.storage.files import file_state
 from clipx.errors import InputError, RunError
 
 

@@ -4,7 +4,7 @@ import fsspec
 import pytest
 from servers import WebServer
 
-from clipx.data.files import file_state, is_local, list_folder, open_ranges, read_file, write_file
+from clipx.data.storage.files import file_state, is_local, list_folder, open_ranges, read_file, write_file
 
 
 @pytest.fixture(autouse=True)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipx.data.catalogue import Catalogue, Origin, Rows
-from clipx.data.duplicates import Kept, mark_duplicates
-from clipx.data.files import FileState, is_local
-from clipx.data.filters import Filters
-from clipx.data.index_folder import IndexFolder, find_index_folder
-from clipx.data.index_shard import Indexed, Job, index_shards, tally
-from clipx.data.pipe import PREFIX as PIPE
-from clipx.data.remote_folder import RemoteFolders
-from clipx.data.shard_list import NamedShards, ShardStates
-from clipx.data.shard_paths import Run, decoded, found_rows, packed_bytes
-from clipx.data.stated_counts import stated_counts
+from clipx.data.filters.duplicates import Kept, mark_duplicates
+from clipx.data.filters.filters import Filters
+from clipx.data.index.catalogue import Catalogue, Origin, Rows
+from clipx.data.index.folder import IndexFolder, find_index_folder
+from clipx.data.index.remote_folder import RemoteFolders
+from clipx.data.index.scan import Indexed, Job, index_shards, tally
+from clipx.data.index.shard_list import NamedShards, ShardStates
+from clipx.data.index.shard_paths import Run, decoded, found_rows, packed_bytes
+from clipx.data.index.stated_counts import stated_counts
+from clipx.data.storage.files import FileState, is_local
+from clipx.data.storage.pipe import PREFIX as PIPE
 from clipx.errors import InputError
 
 _SCANNED_AT_ONCE = 2_000  # new local shards, 40 s per 1,000 samples in each on one core; of more, stated counts

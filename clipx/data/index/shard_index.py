@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.catalogue import Origin
-from clipx.data.filters import Filters, filter_id
-from clipx.data.index_draft import Draft, Place
-from clipx.data.index_folder import CATALOGUE, IndexFolder
-from clipx.data.index_shard import scan_to_sidecar
-from clipx.data.pipe import PREFIX as PIPE
-from clipx.data.remote import DEFAULTS
-from clipx.data.remote_folder import RemoteFolders
-from clipx.data.shard_list import expand_shards, name_shards, shard_states
-from clipx.data.shard_paths import ShardPaths, decoded
-from clipx.data.sidecar import Sidecar
+from clipx.data.filters.filters import Filters, filter_id
+from clipx.data.index.catalogue import Origin
+from clipx.data.index.draft import Draft, Place
+from clipx.data.index.folder import CATALOGUE, IndexFolder
+from clipx.data.index.remote_folder import RemoteFolders
+from clipx.data.index.scan import scan_to_sidecar
+from clipx.data.index.shard_list import expand_shards, name_shards, shard_states
+from clipx.data.index.shard_paths import ShardPaths, decoded
+from clipx.data.index.sidecar import Sidecar
+from clipx.data.storage.pipe import PREFIX as PIPE
+from clipx.data.storage.remote import DEFAULTS
 from clipx.errors import InputError, RunError
 
 __all__ = ["CATALOGUE", "ShardIndex", "build_index", "expand_shards", "load_index"]

@@ -13,13 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from clipx.data.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition
-from clipx.data.failures import mend
-from clipx.data.files import RangeReader, read_file, write_file
-from clipx.data.judge import Judge
-from clipx.data.key_list import KeyList
-from clipx.data.remote_folder import ASK
-from clipx.data.sidecar import TarScan, Verdict
+from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition
+from clipx.data.filters.judge import Judge
+from clipx.data.filters.key_list import KeyList
+from clipx.data.index.remote_folder import ASK
+from clipx.data.index.sidecar import TarScan, Verdict
+from clipx.data.storage.failures import mend
+from clipx.data.storage.files import RangeReader, read_file, write_file
 from clipx.errors import InputError
 
 FILTER_FILE = "clipx-filter.json"

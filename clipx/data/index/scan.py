@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipx.data.failures import mend
-from clipx.data.files import FileState, is_local, open_ranges
-from clipx.data.filters import Filters
-from clipx.data.index_folder import IndexFolder
-from clipx.data.remote import DEFAULTS
-from clipx.data.sidecar import NotTarError, Sidecar, TarScan, Verdict, scan_tar, sidecar_parts
+from clipx.data.filters.filters import Filters
+from clipx.data.index.folder import IndexFolder
+from clipx.data.index.sidecar import NotTarError, Sidecar, TarScan, Verdict, scan_tar, sidecar_parts
+from clipx.data.storage.failures import mend
+from clipx.data.storage.files import FileState, is_local, open_ranges
+from clipx.data.storage.remote import DEFAULTS
 from clipx.errors import InputError, RunError
 
 _THREADS = 16  # a scan over a network waits more than it computes

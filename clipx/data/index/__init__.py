@@ -1,0 +1,1 @@
+"""Which shards there are, how many samples each holds and where in it they lie."""
