@@ -29,7 +29,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from types import ModuleType
 from typing import Any, Literal
 
@@ -60,6 +60,7 @@ IMAGE_SIZE = 224
 BATCH = 64
 _SETTLED_S = 0.03
 _QUEUED = 3  # turns that empty the queue of two batches
+_WAITS = 5
 
 
 @dataclass
@@ -82,12 +83,12 @@ class Side:
         return sum(time.clock_gettime(~process << 3 | 2) for process in self.processes)  # Linux: a process's CPU clock
 
     def settle(self) -> float:
-        """Waits until the loader processes sleep; their clock then."""
+        """Waits until the loader processes sleep and stay asleep; their clock then."""
         now = self.clock()
         while self.processes:
             time.sleep(_SETTLED_S)
             before, now = now, self.clock()
-            if now - before < 0.02 * _SETTLED_S:
+            if now - before < 0.02 * _SETTLED_S and all(map(_asleep, self.processes)):
                 break
         return now
 
@@ -101,13 +102,21 @@ class Side:
             self.cpu_s.append((main + loaders) / count)
             self.main_s.append(main / count)
 
-    def waited_s(self, num_queued: int) -> float:
+    def waited_s(self) -> float:
         """Seconds per picture that this process waits for its loader process when it does nothing else."""
-        for _ in range(num_queued):
+        for _ in range(_QUEUED):
             self.turn()
-        wall, main = time.perf_counter(), time.process_time()
-        count = self.turn()
-        return (time.perf_counter() - wall - time.process_time() + main) / count
+        samples = []
+        for _ in range(_WAITS):
+            wall, main = time.perf_counter(), time.process_time()
+            count = self.turn()
+            samples.append((time.perf_counter() - wall - time.process_time() + main) / count)
+        return median(samples)
+
+
+def _asleep(process: int) -> bool:
+    """Whether it waits, and not merely for a core."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def measure(sides: Mapping[str, Side], *, repetitions: int, warmup: int) -> None:
@@ -262,7 +271,7 @@ def rows_of(size: str, part: str, sides: Mapping[str, Side], pictures: Sequence[
                 "times_open_clip_p50": faster and faster.p50,
                 "times_open_clip_p80": faster and faster.p80,
                 "main_ms": Timing.of(side.main_s).p50 * 1e3,
-                "wait_ms": side.waited_s(_QUEUED) * 1e3 if part == "loader" else None,
+                "wait_ms": side.waited_s() * 1e3 if part == "loader" else None,
                 "bytes_per_image": side.bytes_per_image,
                 "difference_to_pillow": difference(pictures, name)  # type: ignore[arg-type]
                 if part == "transform" and name in ("fast", "scaled")

@@ -1,8 +1,9 @@
 """Pictures that cost a decoder and a resize what photographs cost, and shards of them.
 
 A photograph's spectrum falls with the frequency, and its phases make edges: here 1/f fields, cut by a dozen shapes of
-other brightness, with a sensor's noise. As JPEGs of quality 90 and 4:2:0 they take 3.1 bits a pixel at 256 x 256, 2.7
-at 512 x 512 and 2.2 at 1500 x 1000; of 5,783 textbook photographs of 192 pixels the median is 1.7, a tenth above 2.4.
+other brightness, with a little of a sensor's noise. Contrast and fall are set so that JPEGs of quality 90 and 4:2:0
+have the bits of real ones: 2.5 a pixel at 192 pixels, as 400 textbook photographs have in the median (2.46; a tenth
+below 1.6, a tenth above 3.5). Larger ones then take 2.6 bits at 256 x 256, 2.0 at 512 x 512 and 1.4 at 1500 x 1000.
 """
 
 import io
@@ -13,9 +14,9 @@ import numpy as np
 from PIL import Image
 from workload import captions
 
-_FALL_OF_LIGHT, _FALL_OF_COLOUR = 1.35, 1.6
+_FALL_OF_LIGHT, _FALL_OF_COLOUR = 1.4, 1.6
+_LIGHT, _COLOUR, _NOISE = 36.0, 12.0, 1.0
 _NUM_SHAPES = 12
-_NOISE = 3.0
 _SAMPLES_PER_SHARD = 64
 
 
@@ -23,9 +24,9 @@ def natural_picture(seed: int, *, width: int, height: int) -> Image.Image:
     """An RGB picture, another for every seed."""
     draw = np.random.default_rng(seed)
     light = _with_edges(_field(draw, width, height, _FALL_OF_LIGHT), draw)
-    red, blue = (_field(draw, width, height, _FALL_OF_COLOUR) for _ in range(2))
-    light = 120 + 42 * light + draw.normal(0, _NOISE, light.shape)
-    pixels = np.stack([light + 22 * red, light - 10 * (red + blue), light + 22 * blue], axis=-1)
+    red, blue = (_COLOUR * _field(draw, width, height, _FALL_OF_COLOUR) for _ in range(2))
+    light = 120 + _LIGHT * light / light.std() + draw.normal(0, _NOISE, light.shape)
+    pixels = np.stack([light + red, light - 0.45 * (red + blue), light + blue], axis=-1)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 

@@ -6,12 +6,14 @@ int64 arithmetic wraps identically in both. The mixer is the finaliser of SplitM
 """
 
 from enum import IntEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
+if TYPE_CHECKING:
+    import torch  # only named here: commands that draw on the host start without it
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
 class Stream(IntEnum):

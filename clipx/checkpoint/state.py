@@ -31,7 +31,7 @@ class DataPlanRecord:
     num_shards: int
     num_samples: int
     lanes: int
-    """Of all sources."""
+    """Of a mixture: the most that a source has."""
     shuffle_window: int
     global_batch_size: int
     """Pictures, each with all its captions."""

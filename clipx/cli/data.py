@@ -109,7 +109,7 @@ def make(
         made = make_shards(rows, out, options, workers=workers or num_cores(), max_bad=max_bad, on_progress=on_progress)
     typer.echo(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
     if made.left_out:
-        _print_counts("left out", made.left_out)
+        _print_counts("left out", "samples", made.left_out)
         typer.echo(f"each of them: {Path(out) / REPORT}")
     if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
         typer.echo(f"to train on them: data.image_key={';'.join([image_key, *others])}")
@@ -149,19 +149,16 @@ def index(
     from clipx.data.index.shard_index import build_index
 
     filters = None
+    read_with = _given(caption_key=caption_key, image_key=image_key)
     if where or keys or without_keys or unique:
-        filters = Filters.parse(
-            where or [],
-            keys=keys,
-            without_keys=without_keys,
-            unique=unique,
-            **_given(caption_key=caption_key, image_key=image_key),
-        )
+        filters = Filters.parse(where or [], keys=keys, without_keys=without_keys, unique=unique, **read_with)
+    for name in read_with if filters is None else ():
+        raise InputError(f"--{name.replace('_', '-')} says what a filter looks at; give it with --where or --unique")
     with _progress("shards") as on_progress:
         found = build_index(shards, index_dir=out, filters=filters, offsets=offsets, on_progress=on_progress)
     typer.echo(f"{len(found.paths):,} shards, {found.num_samples:,} samples")
     if found.left_out:
-        _print_counts("left out", found.left_out)
+        _print_counts("left out", "samples", found.left_out)
 
 
 @data_app.command()
@@ -196,7 +193,7 @@ def check(
         typer.echo(f"{by_pillow:,} pictures need Pillow, which is slower")
     if not bad_shards:
         return
-    _print_counts("bad", health.by_fault())
+    _print_counts("bad", "times", health.by_fault())
     for problem in health.problems[:5]:
         typer.echo(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}")
     if len(health.problems) > 5:
@@ -319,11 +316,11 @@ def _progress(what: str) -> Generator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _print_counts(title: str, counts: Mapping[str, int]) -> None:
+def _print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(title, Column("samples", justify="right"))
+    table = Table(title, Column(unit, justify="right"))
     for reason, count in counts.items():
         table.add_row(reason, f"{count:,}")
     Console().print(table)

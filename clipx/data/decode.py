@@ -5,6 +5,7 @@ bit for bit (tested), simplejpeg 5 to 10% sooner, and what libjpeg warns about i
 prints. torchvision's PNG decoder takes 0.87 of Pillow's time, which a third path is not worth.
 
 Whatever is wrong with those bytes is an `UndecodableError`; nothing here reads files, so no I/O error is among them.
+torch is imported by what makes tensors: commands that only look at headers start without it.
 Shapes: H x W pixels, C = 3 channels.
 """
 
@@ -13,12 +14,13 @@ import re
 import struct
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Without a list Pillow tries every plugin, and some of them start other programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "MPO")
@@ -51,8 +53,10 @@ def decode_image(data: bytes) -> Image.Image:
         raise UndecodableError(f"picture of {len(data)} bytes: {_one_line(error)}") from error
 
 
-def to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> "Tensor":
     """Pillow's pixels as uint8 (H, W, C), a copy."""
+    import torch
+
     return torch.from_numpy(np.array(image))
 
 
@@ -74,7 +78,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def decode_jpeg(data: bytes, size: tuple[int, int], *, divisor: int = 1) -> Tensor | None:
+def decode_jpeg(data: bytes, size: tuple[int, int], *, divisor: int = 1) -> "Tensor | None":
     """A JPEG's pixels, uint8 (H, W, C) with C innermost in memory, or None where Pillow must judge.
 
     Args:
@@ -86,6 +90,8 @@ def decode_jpeg(data: bytes, size: tuple[int, int], *, divisor: int = 1) -> Tens
     Returns:
         None: truncated or corrupt data, some of which Pillow accepts.
     """
+    import torch
+
     height, width = (-(-side // divisor) for side in size)
     turbo = _simplejpeg()
     try:
@@ -107,7 +113,8 @@ def can_scale() -> bool:
     return _simplejpeg() is not None
 
 
-def _torchvision_jpeg(data: bytes) -> Tensor:
+def _torchvision_jpeg(data: bytes) -> "Tensor":
+    import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # a copy: torch warns of bytes, which are read-only

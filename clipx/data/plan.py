@@ -17,7 +17,7 @@ Shape suffixes: B slots asked for, G slots of a batch, N pictures of one source 
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import accumulate
 from math import isqrt, lcm
@@ -35,7 +35,8 @@ from clipx.errors import InputError
 _MAX_AUTO_LANES = 4096
 _AUTO_SHUFFLED = 65_536  # samples under shuffle in all lanes together
 _MIN_AUTO_WINDOW = 16
-_CACHED_LAYOUTS = 4
+_BATCHES_AT_ONCE, _SLOTS_AT_ONCE = 16, 4096  # the most: numpy takes as long for ten slots as for hundreds
+_CACHED_STRETCHES = 4  # what is read and what is asked for ahead are at different batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,10 @@ class Addresses:
         for source, shard, index, epoch, sample_id in zip(*(column.tolist() for column in columns), strict=True):
             yield Address(Place(source, shard, index), epoch, sample_id)
 
+    def __getitem__(self, slots: slice) -> "Addresses":
+        """Those of some of the slots."""
+        return Addresses(*(getattr(self, column.name)[slots] for column in fields(self)))
+
     def windows(self) -> Iterator[Window]:
         """The window of each slot."""
         columns = (self.source_B, self.epoch_B, self.lane_B, self.window_B)
@@ -134,11 +139,11 @@ def shares(slots: int, weights: Sequence[int]) -> list[int]:
 
 
 class _Layout(NamedTuple):
-    """Which place of which lane stands in each slot of a batch."""
+    """Which place of which lane stands in each of B slots."""
 
-    source_G: np.ndarray
-    lane_G: np.ndarray
-    position_G: np.ndarray
+    source_B: np.ndarray
+    lane_B: np.ndarray
+    position_B: np.ndarray
 
 
 class Plan:
@@ -176,14 +181,18 @@ class Plan:
         self.num_samples = sum(int(counts_S.sum()) for counts_S in counts)
         if not allow_repeats:
             self._check_sizes(counts, names or [str(number) for number in range(len(counts))])
-        lanes_of = self._lanes(counts, lanes)
+        self.lanes = _MAX_AUTO_LANES if lanes == "auto" else lanes
+        if len(counts) == 1:
+            self.lanes = resolve_lanes(lanes, global_batch_size=global_batch_size, num_samples=self.num_samples)
+        lanes_of = self._lanes_of_sources(counts)
         self.window = resolve_window(window, sum(lanes_of))
         self.sources = tuple(
             Lanes(counts_S, lanes=number, window=self.window, seed=_source_seed(seed, source))
             for source, (counts_S, number) in enumerate(zip(counts, lanes_of, strict=True))
         )
         self._first_id = [0, *accumulate(source.num_samples for source in self.sources)]
-        self._layouts: OrderedDict[int, _Layout] = OrderedDict()
+        self._lanes_S = np.array([source.lanes for source in self.sources])
+        self._stretches: OrderedDict[tuple[int, int, int], Addresses] = OrderedDict()
 
     def _check_sizes(self, counts: Sequence[np.ndarray], names: Sequence[str]) -> None:
         total = sum(self.weights)
@@ -197,35 +206,46 @@ class Plan:
                     f"pictures{its_share}; lower global_batch_size, add shards, or set data.allow_repeats=true"
                 )
 
-    def _lanes(self, counts: Sequence[np.ndarray], lanes: int | Literal["auto"]) -> list[int]:
-        sizes = [int(counts_S.sum()) for counts_S in counts]
-        if len(sizes) == 1:
-            return [resolve_lanes(lanes, global_batch_size=self.global_batch_size, num_samples=sizes[0])]
-        most, total = (_MAX_AUTO_LANES if lanes == "auto" else lanes), sum(self.weights)
+    def _lanes_of_sources(self, counts: Sequence[np.ndarray]) -> list[int]:
+        if len(counts) == 1:
+            return [self.lanes]
+        total = sum(self.weights)
         slots = [-(-self.global_batch_size * weight // total) for weight in self.weights]
-        return [min(most, *both) for both in zip(slots, sizes, strict=True)]
+        return [min(self.lanes, most, int(counts_S.sum())) for most, counts_S in zip(slots, counts, strict=True)]
 
     def samples_of_source(self, batch_index: int) -> list[int]:
         """How many pictures each source has in the global batches before this one."""
         return shares(batch_index * self.global_batch_size, self.weights)
 
-    def addresses(self, batch_index: int, slots: slice | np.ndarray = slice(None)) -> Addresses:
+    def addresses(self, batch_index: int, slots: slice = slice(None)) -> Addresses:
         """What stands in `slots` (of 0 to G-1) of global batch `batch_index`, in their order."""
-        layout = self._layout(batch_index)
-        source_B, lane_B, position_B = (column_G[slots] for column_G in layout)
+        start, stop, _ = slots.indices(self.global_batch_size)
+        num_batches = min(_BATCHES_AT_ONCE, max(1, _SLOTS_AT_ONCE // max(stop - start, 1)))
+        number, batch = divmod(batch_index, num_batches)
+        key = (number, start, stop)
+        if key not in self._stretches:
+            first = number * num_batches
+            layouts = [self._layout(index, range(start, stop)) for index in range(first, first + num_batches)]
+            self._stretches[key] = self._locate(_Layout(*map(np.concatenate, zip(*layouts, strict=True))))
+            if len(self._stretches) > _CACHED_STRETCHES:
+                self._stretches.popitem(last=False)
+        self._stretches.move_to_end(key)
+        return self._stretches[key][batch * (stop - start) : (batch + 1) * (stop - start)]
+
+    def _locate(self, layout: _Layout) -> Addresses:
+        source_B, lane_B, position_B = layout
         others = np.empty((5, len(source_B)), dtype=np.int64)
         for number, source in enumerate(self.sources):
             here = np.flatnonzero(source_B == number)
             if len(here):
-                located = source.locate(lane_B[here], position_B[here])
-                others[:, here] = located
+                others[:, here] = source.locate(lane_B[here], position_B[here])
                 others[4, here] += self._first_id[number]
         return Addresses(source_B, lane_B, *others)
 
     def replacement(self, batch_index: int, slot: int, attempt: int) -> Address | None:
         """The sample `attempt` places further in the lane of `slot`; None beyond the horizon."""
         assert attempt >= 1
-        number, lane, position = (int(column_G[slot]) for column_G in self._layout(batch_index))
+        number, lane, position = (int(column_B[0]) for column_B in self._layout(batch_index, range(slot, slot + 1)))
         source = self.sources[number]
         if attempt > source.horizon:
             return None
@@ -242,26 +262,53 @@ class Plan:
         )
         return 1 + max(places)
 
-    def _layout(self, batch_index: int) -> _Layout:
-        if batch_index not in self._layouts:
-            self._layouts[batch_index] = self._lay_out(batch_index)
-            if len(self._layouts) > _CACHED_LAYOUTS:
-                self._layouts.popitem(last=False)
-        self._layouts.move_to_end(batch_index)
-        return self._layouts[batch_index]
+    def _layout(self, batch_index: int, slots: range) -> _Layout:
+        """What stands in these slots, by arithmetic on them alone: a batch may have 65,536, a loader process reads few.
 
-    def _lay_out(self, batch_index: int) -> _Layout:
-        before, after = self.samples_of_source(batch_index), self.samples_of_source(batch_index + 1)
-        columns, progress = [], []
-        for number, (source, first, end) in enumerate(zip(self.sources, before, after, strict=True)):
-            position_N, lane_N = np.divmod(np.arange(first, end, dtype=np.int64), source.lanes)
-            by_lane_N = np.argsort(lane_N, kind="stable")
-            columns.append(_Layout(np.full_like(lane_N, number), lane_N[by_lane_N], position_N[by_lane_N]))
-            progress.append((2 * np.arange(end - first) + 1) / (2 * max(end - first, 1)))
-        if len(columns) == 1:
-            return columns[0]
-        spread_G = np.argsort(np.concatenate(progress), kind="stable")
-        return _Layout(*(np.concatenate(parts)[spread_G] for parts in zip(*columns, strict=True)))
+        The i-th of a source's n pictures is due at (2 i + 1) / 2 n of the batch, and pictures stand as they are due. Of
+        those due in the first x of a batch each source has n x to within 1/2, so a picture's slot is known to within S.
+        """
+        first_S = np.array(self.samples_of_source(batch_index))
+        num_S = np.array(self.samples_of_source(batch_index + 1)) - first_S
+        reach = len(self.sources)
+        low_S = np.maximum(num_S * (slots.start - reach) // self.global_batch_size, 0)
+        high_S = np.minimum(-(-num_S * (slots.stop + reach) // self.global_batch_size), num_S)
+        near_S = high_S - low_S
+        source_N = np.repeat(np.arange(len(self.sources)), near_S)
+        nth_N = np.arange(len(source_N)) + np.repeat(low_S - np.cumsum(near_S) + near_S, near_S)
+        due_N = (2 * nth_N + 1) / (2 * num_S[source_N])
+        skipped = int(low_S.sum())
+        taken_B = np.argsort(due_N, kind="stable")[slots.start - skipped : slots.stop - skipped]
+        source_B = source_N[taken_B]
+        return _Layout(source_B, *_by_lane(nth_N[taken_B], source_B, first_S, num_S, self._lanes_S))
+
+
+def _by_lane(
+    nth_B: np.ndarray, source_B: np.ndarray, first_S: np.ndarray, num_S: np.ndarray, lanes_S: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lane and position of the n-th of a source's pictures in a batch, where they stand lane by lane.
+
+    The batch has pictures k = first to first + num - 1 of the source; k is place k // lanes of lane k mod lanes. So all
+    lanes have num // lanes of them, and the num mod lanes that follow first mod lanes, round the circle, one more.
+    """
+    each_S, extra_S = np.divmod(num_S, lanes_S)
+    start_S = first_S % lanes_S
+    wraps_S = start_S + extra_S > lanes_S
+    # three runs of lanes, of which the outer two have equally many pictures
+    second_S = np.where(wraps_S, start_S + extra_S - lanes_S, start_S)
+    third_S = np.where(wraps_S, start_S, start_S + extra_S)
+    outer_S, middle_S = each_S + wraps_S, each_S + ~wraps_S
+    before_second_S = second_S * outer_S
+    before_third_S = before_second_S + (third_S - second_S) * middle_S
+    run_B = (nth_B >= before_second_S[source_B]).astype(int) + (nth_B >= before_third_S[source_B])
+    run_lane_S3 = np.stack([np.zeros_like(second_S), second_S, third_S], axis=1)
+    before_S3 = np.stack([np.zeros_like(second_S), before_second_S, before_third_S], axis=1)
+    size_S3 = np.stack([outer_S, middle_S, outer_S], axis=1)
+    lane_B, within_B = np.divmod(nth_B - before_S3[source_B, run_B], size_S3[source_B, run_B])
+    lane_B += run_lane_S3[source_B, run_B]
+    lanes_B, start_B = lanes_S[source_B], start_S[source_B]
+    position_B = (first_S[source_B] + (lane_B - start_B) % lanes_B) // lanes_B + within_B
+    return lane_B, position_B
 
 
 def _whole_numbers(weights: Sequence[float]) -> list[int]:

@@ -1,14 +1,15 @@
-"""Writes shards; owns webdataset's writer.
+"""Writes shards.
 
 Equal samples give equal bytes: members carry no time, user or machine. A shard appears under its name when it is whole.
 """
 
+import io
 import os
 import secrets
+import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import webdataset
+from typing import BinaryIO
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
@@ -40,12 +41,17 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     return count
 
 
-def _write(file: object, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+def _write(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
     used: dict[str, int] = {}
-    with webdataset.TarWriter(file, user="", group="", mtime=0, compress=False, encoder=False, keep_meta=True) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         count = 0
         for key, members in samples:
-            tar.write({"__key__": _unused(key, used), **{name: data for name, data in members.items() if name}})
+            name = _unused(key, used)
+            for extension, data in sorted(members.items()):
+                if extension:
+                    member = tarfile.TarInfo(f"{name}.{extension}")
+                    member.size, member.mode = len(data), 0o444
+                    tar.addfile(member, io.BytesIO(data))
             count += 1
     return count
 

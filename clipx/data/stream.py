@@ -8,13 +8,16 @@ import atexit
 import itertools
 import resource
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from clipx.config.data import DataConfig, sources
 from clipx.data.buffers import ImageBuffers
@@ -28,6 +31,7 @@ from clipx.data.transforms import TrainTransform
 from clipx.errors import ClipxError, RunError
 from clipx.types import Batch
 
+_GRACE_S = 2.0  # of loader processes that are in the middle of a sample when they are no longer wanted
 _LENT = 3  # buffers beside those being filled: the batch in training, the one before it, one on its way
 
 
@@ -163,7 +167,7 @@ class PairStream:
             generator=torch.Generator(),  # torch draws a seed for its workers: not from the run's generator
         )
         items = iter(loader)
-        stop: Callable[[], None] = items._shutdown_workers  # type: ignore[attr-defined]  # torch has no public name
+        stop = partial(_end_workers, items)
         atexit.register(stop)  # before multiprocessing's own handler, whose SIGTERM the workers ignore
         try:
             while (item := next(items, None)) is not None:
@@ -205,6 +209,24 @@ class _WorkerDataset(Dataset["_Delivery | ClipxError"]):
         except ClipxError as error:
             return error
         return _Delivery(order, part, out if order.buffer is None else None)
+
+
+def _end_workers(items: Any) -> None:
+    """Ends a loader's processes; those in the middle of a read, which may wait for a server for minutes, by force.
+
+    torch alone waits 5 s for each, and then sends the SIGTERM that they ignore. It has no public names for this.
+    """
+    items._workers_done_event.set()
+    for orders in items._index_queues:
+        orders.put(None)  # torch's word for the end; behind what a process has been asked for, which it drops
+    stops_at = time.monotonic() + _GRACE_S
+    for worker in items._workers:
+        worker.join(max(0.0, stops_at - time.monotonic()))
+    signal_handling._remove_worker_pids(id(items))  # or torch would report the killed as a failure
+    items._worker_pids_set = False
+    for worker in items._workers:
+        worker.kill()
+    items._shutdown_workers()
 
 
 def _start_worker(_: int) -> None:

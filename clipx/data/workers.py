@@ -12,8 +12,6 @@ from pathlib import Path
 from time import monotonic, process_time
 from typing import NamedTuple
 
-import torch
-
 _MOST_PICTURES, _MOST_S = 64, 2.0
 # Measured on a core of its own: with all of them busy, hyper-threads share units and caches, and pictures vary.
 _HEADROOM = 1.25
@@ -67,6 +65,8 @@ def measure_picture(read: Callable[[int], object]) -> float:
         read: is called with 0, 1, ...; reads, decodes and tokenizes as a loader process does. The first call does not
             count: it opens shards and fills caches.
     """
+    import torch  # here: `clipx data make`, which counts cores, starts without it
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader process
     try:

@@ -136,9 +136,7 @@ class _ShardCheck:
             elif not scan.keys:
                 add("no samples", "nothing in it has a key and an extension")
             good = self._look(file, scan, self._decoders[number], health)
-        except NotTarError:
-            add("unreadable shard", "no tar file")
-        except OSError as error:
+        except (NotTarError, OSError) as error:
             add("unreadable shard", str(error))
         else:
             if health.problems and good and self.repair is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipx import counter_random
 from clipx.data.index.shard_index import build_index
 from clipx.data.storage.files import is_local, write_file
 from clipx.errors import InputError, RunError
@@ -170,8 +171,6 @@ def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | 
     """
     if seed is None:
         return range(num_rows)
-    from clipx import counter_random  # torch comes with it
-
     start = counter_random.start(seed, counter_random.Stream.SHARD_ORDER)
     blocks = counter_random.permutation(counter_random.fold(start, 0), -(-num_rows // block_rows))[0]
     if block_rows == 1:

@@ -139,6 +139,8 @@ class Columns:
 
 def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str) -> str:
     found = next((name for name in wanted if name in names), None)
+    if not names:
+        raise InputError(f"{origin} has no columns; it must have those of pictures and captions")
     if found is None:
         which = f"column {wanted[0]!r}" if len(wanted) == 1 else f"{kind} column of a usual name"
         raise InputError(f"{origin} has no {which}; name one of {', '.join(names)} with --{kind}-column")

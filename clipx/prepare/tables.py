@@ -118,12 +118,24 @@ class CsvTable(_TextTable):
             self._delimiter = _delimiter(self._path, file.readline())
             file.seek(0)
             lines = _Lines(file)
-            rows = csv.reader(lines, delimiter=self._delimiter)
+            # strict: a quote that is never closed would take all that follows into one caption
+            rows = csv.reader(lines, delimiter=self._delimiter, strict=True)
+            line = 1
+
+            def ends() -> Iterator[tuple[bool, int]]:
+                nonlocal line
+                for values in rows:
+                    line = rows.line_num + 1
+                    yield bool(values), lines.position
+
             try:
                 self._names = [name.strip() for name in next(rows, [])]
-                self._find_rows(((bool(values), lines.position) for values in rows), first=lines.position)
+                line = rows.line_num + 1
+                self._find_rows(ends(), first=lines.position)
             except (UnicodeDecodeError, csv.Error) as error:
-                raise InputError(f"{self._path} line {rows.line_num + 1}: {error}; save it as CSV in UTF-8") from error
+                raise InputError(
+                    f"{self._path} line {line}: {error}; mend it, or save the file as CSV in UTF-8"
+                ) from error
         return self._names
 
     def _values(self, row: int) -> Record:

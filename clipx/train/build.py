@@ -106,8 +106,8 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
-        plan = make_plan(config, indexes)
-        record = plan_record(config, plan, indexes)
+        record = plan_record(config, indexes, begun=None if checkpoint is None else load_state(checkpoint).plan)
+        plan = make_plan(config, indexes, order=record)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
         check_step(config, runtime, towers)

@@ -38,23 +38,64 @@ def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
         return indexes or [load_index(source.shards, index_dir=source.index) for source in sources(data)]
 
 
-def make_plan(config: RunConfig, indexes: Sequence[ShardIndex]) -> Plan:
+def make_plan(config: RunConfig, indexes: Sequence[ShardIndex], *, order: DataPlanRecord | None = None) -> Plan:
     """The data order of a run.
+
+    Args:
+        config: of the run.
+        indexes: of its sources.
+        order: with the lanes and the window that hold; none: as the config says.
 
     Raises:
         InputError: as `Plan`.
     """
-    described = sources(config.data)
+    described, data = sources(config.data), config.data
     return Plan(
         [index.counts for index in indexes],
         weights=[source.weight for source in described],
         names=[source.name for source in described],
-        global_batch_size=config.global_batch_size // config.data.captions_per_image,
+        global_batch_size=config.global_batch_size // data.captions_per_image,
         seed=config.seed,
-        lanes=config.data.lanes,
-        window=config.data.shuffle_window,
-        allow_repeats=config.data.allow_repeats,
+        lanes=data.lanes if order is None else order.lanes,
+        window=data.shuffle_window if order is None else order.shuffle_window,
+        allow_repeats=data.allow_repeats,
     )
+
+
+def plan_record(
+    config: RunConfig, indexes: Sequence[ShardIndex], *, begun: DataPlanRecord | None = None
+) -> DataPlanRecord:
+    """What determines the order beside the seed, for `make_plan` and for checkpoints.
+
+    Args:
+        config: of the run.
+        indexes: of its sources.
+        begun: of the checkpoint that the run goes on from. What is `auto` stays as it was resolved when the run began,
+            whatever `auto` means by now, unless something else has changed too.
+
+    Raises:
+        InputError: as `Plan`.
+    """
+    plan = make_plan(config, indexes)
+    prints = [index.fingerprint() for index in indexes]
+    record = DataPlanRecord(
+        fingerprint=prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest(),
+        num_shards=sum(len(index.paths) for index in indexes),
+        num_samples=plan.num_samples,
+        lanes=plan.lanes,
+        shuffle_window=plan.window,
+        global_batch_size=plan.global_batch_size,
+        seed=plan.seed,
+        weights={name: source.weight for name, source in config.data.sources.items()},
+    )
+    if begun is None:
+        return record
+    kept = replace(
+        record,
+        lanes=begun.lanes if config.data.lanes == "auto" else record.lanes,
+        shuffle_window=begun.shuffle_window if config.data.shuffle_window == "auto" else record.shuffle_window,
+    )
+    return kept if kept == begun else record
 
 
 def open_stream(
@@ -118,18 +159,3 @@ def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: floa
     if runtime.is_main:
         log.info("%s", choice.why)
     return choice.workers
-
-
-def plan_record(config: RunConfig, plan: Plan, indexes: Sequence[ShardIndex]) -> DataPlanRecord:
-    """What a checkpoint keeps of the order."""
-    prints = [index.fingerprint() for index in indexes]
-    return DataPlanRecord(
-        fingerprint=prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest(),
-        num_shards=sum(len(index.paths) for index in indexes),
-        num_samples=plan.num_samples,
-        lanes=sum(source.lanes for source in plan.sources),
-        shuffle_window=plan.window,
-        global_batch_size=plan.global_batch_size,
-        seed=plan.seed,
-        weights={name: source.weight for name, source in config.data.sources.items()},
-    )

@@ -19,7 +19,9 @@ class Quarantine:
         self.path = path
         rows = read_rows(path)
         self._written = {(row["shard"], row["key"]) for row in rows}
-        self._met = {(row["shard"], row["key"]): row["source"] for row in rows if row["step"] <= resumed_step}
+        self._met = {  # before there were mixtures rows named no source
+            (row["shard"], row["key"]): row.get("source", "train") for row in rows if row["step"] <= resumed_step
+        }
 
     def __len__(self) -> int:
         return len(self._met)

@@ -69,7 +69,7 @@ CONFIGS = st.builds(
     steps=COUNTS,
     global_batch_size=st.integers(2, 10**9),
     micro_batch_size=st.just("auto") | COUNTS,
-    data=st.builds(DataConfig, train=st.lists(WORDS, min_size=1, max_size=4), max_bad_fraction=FRACTIONS),
+    data=st.builds(DataConfig, train=st.lists(TEXTS, min_size=1, max_size=4), max_bad_fraction=FRACTIONS),
     model=MODELS,
     loss=st.builds(SigmoidConfig, tile_size=COUNTS),
     optim=OPTIMS,

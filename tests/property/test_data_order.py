@@ -69,14 +69,17 @@ def test_an_epoch_reads_every_sample_once_but_fewer_than_lanes(plan, epoch):
     assert plan.num_samples - len(read) == plan.num_samples % plan.sources[0].lanes < plan.sources[0].lanes
 
 
+MIXED_WEIGHTS = st.sampled_from([1, 2, 0.1, 0.333333333333, 7.5, 1e-9, 1e9])
+
+
 @st.composite
 def mixtures(draw):
     """The arguments of a mixture's plan."""
-    number = draw(st.integers(1, 5))
+    number = draw(st.sampled_from([1, 2, 3, 5, 20]))
     counts = [draw(st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(sum)) for _ in range(number)]
     return {
         "counts": [np.array(of_source, dtype=np.int64) for of_source in counts],
-        "weights": draw(st.lists(st.sampled_from([1, 2, 3, 0.1, 0.25, 7.5, 100]), min_size=number, max_size=number)),
+        "weights": draw(st.lists(MIXED_WEIGHTS, min_size=number, max_size=number)),
         "global_batch_size": draw(st.integers(2, 24)),
         "seed": draw(st.integers(0, 2**64 - 1)),
         "window": draw(st.integers(1, 30)),
@@ -102,7 +105,7 @@ def test_any_split_of_the_slots_reads_the_same_batch(arguments, data):
 @given(mixtures(), st.integers(0, 10**6))
 def test_a_mixture_equals_the_definition(arguments, batch_index):
     plan = Plan(**arguments)
-    layout = plan._layout(batch_index)
+    layout = plan._layout(batch_index, range(plan.global_batch_size))
     expected = mixed_batch(
         [source.lanes for source in plan.sources],
         [Fraction(str(weight)) for weight in arguments["weights"]],

@@ -116,7 +116,7 @@ def test_check_is_0_for_good_and_1_for_bad(clipx, shards: Path, tmp_path: Path) 
     report, new = tmp_path / "new" / "report.jsonl", tmp_path / "new"
     code, out, err = clipx("check", shards, "--workers", 1, "--report", report, "--repair", new)
     assert (code, err) == (1, "")
-    assert "damaged shard │       1" in out
+    assert "damaged shard │     1" in out
     assert out.splitlines()[-1] == f"{new}: 1 of 1 bad shards anew"
     problems = [json.loads(line) for line in report.read_text().splitlines()]
     assert {problem["fault"] for problem in problems} >= {"damaged shard"}
@@ -126,7 +126,7 @@ def test_check_is_0_for_good_and_1_for_bad(clipx, shards: Path, tmp_path: Path) 
 
 
 def test_check_takes_keys_or_a_config(clipx, shards: Path, tmp_path: Path) -> None:
-    assert "no caption │       8" in clipx("check", shards, "--caption-key", "json:none", "--workers", 1)[1]
+    assert "no caption │     8" in clipx("check", shards, "--caption-key", "json:none", "--workers", 1)[1]
     config = tmp_path / "c.yaml"
     config.write_text(CONFIG.format(shards=shards, index="null"))
     assert clipx("check", config, "data.image_key=jpg", "--workers", 1)[0] == 1
@@ -168,6 +168,7 @@ def test_show_draws_a_batch(clipx, shards: Path, tmp_path: Path, monkeypatch: py
         (["stats", "nope.yaml"], "nope.yaml: cannot read the config file"),
         (["show", "shards"], "'shards' is neither a config file (.yaml, .yml) nor an override (key=value)"),
         (["index", "nope", "--unique", "size"], "Invalid value for '--unique'"),
+        (["index", "nope", "--image-key", "png"], "--image-key says what a filter looks at; give it with --where or"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(clipx, arguments: list[str], message: str) -> None:

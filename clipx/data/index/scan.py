@@ -22,7 +22,6 @@ from clipx.errors import InputError, RunError
 
 _THREADS = 16  # a scan over a network waits more than it computes
 _MANY_SCANNED, _MANY_JUDGED = 256, 32  # shards from which on it pays to start processes, which takes seconds
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class Job(NamedTuple):
@@ -158,10 +157,6 @@ def _scan(job: Job, filters: Filters | None) -> _Scanned:
         scan = scan_tar(file)
         verdict = None if filters is None else filters.judge(job.path, file, scan)
         return _Scanned(scan, FileState(file.size, job.state.mtime_ns), verdict)
-    except NotTarError:
-        if file.read_at(0, 4).startswith((_GZIP, _ZSTD)):
-            raise NotTarError("is compressed; unpack it to a plain tar") from None
-        raise NotTarError("is no tar file; leave it out, or make it again") from None
     finally:
         file.close()
 

@@ -31,10 +31,11 @@ _HEADER = Struct("<8s8q")
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _ADLER = 65521
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip and zstd begin so
 
 
 class NotTarError(Exception):
-    """The file does not begin as an uncompressed tar does."""
+    """The file does not begin as an uncompressed tar does; the message says how that is mended."""
 
 
 class Member(NamedTuple):
@@ -138,7 +139,9 @@ def _check_header(header: bytes, position: int, file_size: int) -> None:
         ):
             return
     if position == 0:
-        raise NotTarError
+        if header.startswith(_COMPRESSED):
+            raise NotTarError("is compressed; unpack it to a plain tar")
+        raise NotTarError("is no tar file; leave it out, or make it again")
     where = "ends inside" if len(header) < _BLOCK else "has a broken"
     raise _DamageError(f"{where} header at byte {position} of {file_size}")
 

@@ -65,13 +65,6 @@ def test_addresses_name_shard_and_index_of_the_sample_id():
         assert {column.dtype for column in vars(addresses).values()} == {np.dtype(np.int64)}
 
 
-def test_slots_may_be_a_slice_or_a_list():
-    plan = make_plan([50, 60], lanes=4)
-    whole = plan.addresses(5).sample_id_B
-    np.testing.assert_array_equal(plan.addresses(5, slice(2, 7)).sample_id_B, whole[2:7])
-    np.testing.assert_array_equal(plan.addresses(5, np.array([6, 0, 3])).sample_id_B, whole[[6, 0, 3]])
-
-
 def test_replacement_is_the_place_so_far_ahead_in_the_lane_across_epochs():
     options = {"seed": 5, "lanes": 2, "window": 4}
     counts = [60, 161]

@@ -2,6 +2,7 @@
 
 import atexit
 import io
+import multiprocessing.util
 import os
 import signal
 import time
@@ -273,6 +274,31 @@ def test_dead_worker_is_one_line(tmp_path):
     assert set(children()) == before
 
 
+class Stuck:
+    """A read that takes for ever from the moment on at which the file is there."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __call__(self, data, *, seed, out):
+        while self.file.exists():
+            time.sleep(0.05)
+        return False
+
+
+def test_workers_in_the_middle_of_a_read_do_not_hold_up_the_end(tmp_path):
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    before = set(children())
+    batches = make_stream(index, make_plan(index), transform=Stuck(tmp_path / "stuck"), workers=3).batches()
+    next(batches)
+    (tmp_path / "stuck").touch()
+    for _ in range(2):  # what was ready; then the processes are at work on the next
+        next(batches)
+    batches.close()
+    assert set(children()) == before
+
+
 class Broken:
     """A transform with a bug."""
 
@@ -296,6 +322,8 @@ def test_process_that_exits_with_an_open_stream_ends_its_workers(tmp_path):
     child = os.fork()
     if child == 0:
         try:
+            atexit._clear()  # what other tests left there is slow, and not the matter here
+            atexit.register(multiprocessing.util._exit_function)
             batches = make_stream(index, make_plan(index), workers=2).batches()
             next(batches)
             os.write(told, " ".join(map(str, children())).encode())

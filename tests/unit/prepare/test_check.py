@@ -1,5 +1,6 @@
 """What training would not take is found, and only that; repaired shards hold all that is good."""
 
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_good_shards_have_no_problems(tmp_path: Path) -> None:
     assert (health.problems, health.by_fault()) == ([], {})
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])  # 2: imports torch anew
 def test_every_fault_is_found(bad: Path, workers: int) -> None:
     health = check(bad, workers=workers)
     assert faults(health) == [
@@ -70,6 +71,14 @@ def test_every_fault_is_found(bad: Path, workers: int) -> None:
     assert health.by_fault()["unreadable picture"] == 2
     assert [(shard.num_samples, shard.num_good) for shard in health.shards] == [(3, 3), (7, 2), (3, 2), (0, 0)]
     assert "10 bytes" in health.problems[0].detail
+
+
+def test_what_processes_are_sent_finds_the_same(bad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = check(bad)
+    monkeypatch.setattr(
+        "clipx.prepare.check.in_processes", lambda work, jobs, workers: map(pickle.loads(pickle.dumps(work)), jobs)
+    )
+    assert check(bad) == here
 
 
 def test_what_is_good_depends_on_the_source(bad: Path) -> None:

@@ -118,7 +118,7 @@ class TestText:
     @pytest.mark.parametrize(("name", "delimiter"), [("t.tsv", "\t"), ("t.csv", "\t"), ("t.csv", ";")])
     def test_other_delimiters(self, folder: Path, tmp_path: Path, name: str, delimiter: str) -> None:
         table = tmp_path / name
-        table.write_text(delimiter.join(["path", "text"]) + "\n" + delimiter.join(["1.png", '"a; b"\u2028c']))
+        table.write_text(delimiter.join(["path", "text"]) + "\n" + delimiter.join(["1.png", '"a; b\u2028c"']))
         row = opened(table, image_folder=folder).read(0)
         assert (row.picture, row.captions) == (png(1), ["a; b\u2028c"])
 
@@ -262,7 +262,6 @@ def test_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
     [
         ("nope.csv", None, "no such file or folder"),
         ("t.xlsx", "a", r"\.xlsx is none of \.csv"),
-        ("t.csv", "", "has no image column of a usual name"),
         ("t.csv", "image,caption\n", "no row in it"),
         (
             "t.csv",
@@ -270,7 +269,10 @@ def test_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
             "no caption column of a usual name; name one of image, words with --caption-",
         ),
         ("t.csv", "bild,caption\n0.png,a", "name one of bild, caption with --image-column"),
-        ("t.csv", b"image,caption\n0.png,\xff", "line 2: .*save it as CSV in UTF-8"),
+        ("t.csv", b"image,caption\n0.png,\xff", "line 2: .*save the file as CSV in UTF-8"),
+        ("t.csv", b'image,caption\n0.png,"two\nlines"\n1.png,"a\n2.png,b', "line 4: unexpected end of data; mend it"),
+        ("t.csv", b'image,caption\n0.png,"a" b', "line 2: ',' expected after"),
+        ("t.csv", "", "has no columns; it must have those of pictures and captions"),
         ("t.json", "{", "is not JSON"),
         ("t.json", '{"images": [], "categories": []}', "is not COCO's captions file: no 'annotations' in it"),
         ("t.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}', "no 'caption' in it"),

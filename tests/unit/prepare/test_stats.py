@@ -1,5 +1,6 @@
 """Figures are those of the samples, per source and together; the plot shows every source."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def model(context_length: int) -> ModelConfig:
     return ModelConfig(embed_dim=8, image=image, text=TransformerTextConfig(context_length=context_length))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])  # 2: imports torch anew
 def test_figures_of_each_source_and_of_all(data: DataConfig, workers: int) -> None:
     found = describe(sources(data), model(4), sample=None, workers=workers)
     assert found.context_length == 4  # so many has "a cat": it is not cut
@@ -54,6 +55,14 @@ def test_figures_of_each_source_and_of_all(data: DataConfig, workers: int) -> No
     assert (both.num_samples, both.num_bad, both.formats) == (15, 1, {"png": 14})
     assert both.duplicate_images == pytest.approx(2 / 14)
     assert large.num_bytes["p50"] == pytest.approx(np.median([len(png(n, size=40)) + 4 for n in range(10)]))
+
+
+def test_what_processes_are_sent_measures_the_same(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = describe(sources(data), model(4), sample=None, workers=1).figures
+    monkeypatch.setattr(
+        "clipx.prepare.stats.in_processes", lambda work, jobs, workers: map(pickle.loads(pickle.dumps(work)), jobs)
+    )
+    assert describe(sources(data), model(4), sample=None, workers=1).figures == here
 
 
 def test_a_sample_is_spread_over_the_source(data: DataConfig) -> None:

@@ -1,0 +1,56 @@
+"""What is `auto` in the data order stays what it was when a run began."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from shard_files import write_shards
+from tiny import tiny_config
+
+from clipx.config.schema import RunConfig
+from clipx.data.index.shard_index import ShardIndex, build_index
+from clipx.train.build_data import make_plan, plan_record
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    write_shards(folder, [30, 20])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(shards: Path) -> ShardIndex:
+    return build_index([str(shards)], index_dir=None)
+
+
+def config_of(shards: Path, *overrides: str) -> RunConfig:
+    return tiny_config(Path("run"), shards, *overrides)  # 24 pairs a batch
+
+
+def test_auto_keeps_what_the_run_began_with(shards: Path, index: ShardIndex) -> None:
+    config = config_of(shards)
+    now = plan_record(config, [index])
+    begun = replace(now, lanes=8, shuffle_window=64)
+    assert (now.lanes, now.shuffle_window) == (24, 2730)
+    assert plan_record(config, [index], begun=now) == now
+    assert plan_record(config, [index], begun=begun) == begun
+    plan = make_plan(config, [index], order=begun)
+    assert (plan.sources[0].lanes, plan.window) == (8, 64)
+
+
+@pytest.mark.parametrize("change", ["data.lanes=12", "data.shuffle_window=5", "global_batch_size=48", "seed=3"])
+def test_what_is_said_or_changed_is_not_what_the_run_began_with(shards: Path, index: ShardIndex, change: str) -> None:
+    begun = replace(plan_record(config_of(shards), [index]), lanes=8, shuffle_window=64)
+    config = config_of(shards, change)
+    assert plan_record(config, [index], begun=begun) == plan_record(config, [index]) != begun
+
+
+def test_of_a_mixture_the_most_lanes_are_kept(shards: Path, index: ShardIndex) -> None:
+    sources = f"data.sources={{big: {{shards: [{shards}], weight: 3}}, small: {{shards: [{shards}]}}}}"
+    config = config_of(shards, "data.train=null", sources)
+    begun = replace(plan_record(config, [index, index]), lanes=4, shuffle_window=9)
+    assert [source.lanes for source in make_plan(config, [index, index]).sources] == [18, 6]
+    assert plan_record(config, [index, index], begun=begun) == begun
+    kept = make_plan(config, [index, index], order=begun)
+    assert ([source.lanes for source in kept.sources], kept.window) == ([4, 4], 9)
