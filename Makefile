@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/clipx demo --out runs/demo
 
 test: check
-	$(PYTEST) -m "not full" $(TEST_FOLDERS)
+	$(PYTEST) -n 2 --dist loadfile -m "not full" $(TEST_FOLDERS)
 
 test-full: check
 	$(PYTEST) --durations=25 $(TEST_FOLDERS)

@@ -56,7 +56,7 @@ class TrainTransform:
     ) -> None:
         if decode == "scaled" and not can_scale():
             raise InputError(
-                "data.decode=scaled needs the package simplejpeg: pip install 'clipx[scaled]', or set data.decode=fast"
+                "data.decode=scaled needs the package simplejpeg: pip install simplejpeg, or set data.decode=fast"
             )
         self._size = image_size
         self._augment = augment

@@ -13,7 +13,7 @@ from clipx.checkpoint.state import DataPlanRecord
 from clipx.config.data import DataConfig, sources
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
-from clipx.data.index.shard_index import ShardIndex, build_index, load_index
+from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.pairs import PartReader
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_reader, rank_slots
@@ -29,13 +29,12 @@ log = logging.getLogger(__name__)
 
 
 def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
-    """Of every source; rank 0 makes what is missing, the others read it then."""
+    """Of every source; rank 0 lists shards and makes what is missing, for all: stores are asked once."""
     indexes: list[ShardIndex] = []
     with runtime.together():
         if runtime.is_main:
             indexes = [build_index(source.shards, index_dir=source.index) for source in sources(data)]
-    with runtime.together():
-        return indexes or [load_index(source.shards, index_dir=source.index) for source in sources(data)]
+    return runtime.from_main(indexes)
 
 
 def make_plan(config: RunConfig, indexes: Sequence[ShardIndex], *, order: DataPlanRecord | None = None) -> Plan:

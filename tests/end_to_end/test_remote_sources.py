@@ -31,7 +31,7 @@ def train(tmp_path: Path, environment: dict[str, str]) -> Iterator[Train]:
         given = [f"run_dir={tmp_path / 'run'}", f"data.train=['{shards}']", f"data.index={tmp_path / 'index'}"]
         process = subprocess.Popen(
             [sys.executable, "-m", "clipx", "train", str(CONFIG), *given, REMOTE, *overrides],
-            env=environment | {"CLIPX_CACHE": str(tmp_path / "user_cache")} | variables,
+            env=without_cloud(environment) | {"CLIPX_CACHE": str(tmp_path / "user_cache")} | variables,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -44,6 +44,10 @@ def train(tmp_path: Path, environment: dict[str, str]) -> Iterator[Train]:
         if members(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def without_cloud(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
 
 
 def members(session: int) -> list[int]:
@@ -74,8 +78,11 @@ def errors(text: str) -> list[str]:
     return [line for line in text.splitlines() if "clipx: error:" in line or "Traceback" in line]
 
 
+in_this_process = pytest.param(0, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize("trouble", ["gone", "silent"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [in_this_process, 2])
 def test_a_server_that_goes_away_ends_the_run(
     tmp_path: Path, web: WebServer, train: Train, trouble: str, workers: int
 ) -> None:
@@ -96,3 +103,24 @@ def test_a_server_that_goes_away_ends_the_run(
     assert members(process.pid) == []
     assert status(tmp_path / "run")["status"] == "failed"
     assert web.url in status(tmp_path / "run")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("credentials", "reason"),
+    [
+        ({}, "no usable credentials: Unable to locate credentials; check the rights"),
+        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, "(the last of 2 tries); check the storage"),
+    ],
+    ids=["absent", "unreachable"],
+)
+def test_a_bucket_that_cannot_be_asked_is_one_line(train: Train, credentials: dict[str, str], reason: str) -> None:
+    with WebServer() as gone:
+        pass  # nothing listens there any more
+    asked = {"AWS_ENDPOINT_URL": gone.url, "AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "/none"}
+    process = train("s3://bucket/a.tar", **asked | credentials)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = errors(text)
+    assert "'s3://bucket/a.tar'" in line
+    assert reason in line
+    assert members(process.pid) == []

@@ -275,27 +275,33 @@ def test_dead_worker_is_one_line(tmp_path):
 
 
 class Stuck:
-    """A read that takes for ever from the moment on at which the file is there."""
+    """A read that takes minutes, from the third batch of a loader process on."""
 
-    def __init__(self, file):
-        self.file = file
+    def __init__(self, folder, *, reads):
+        self.folder, self.reads = folder, reads
 
     def __call__(self, data, *, seed, out):
-        while self.file.exists():
-            time.sleep(0.05)
+        self.reads -= 1
+        if self.reads < 0:
+            (self.folder / str(os.getpid())).touch()
+            time.sleep(90)
         return False
 
 
 def test_workers_in_the_middle_of_a_read_do_not_hold_up_the_end(tmp_path):
-    write_shards(tmp_path, [30])
-    index = build_index([str(tmp_path)])
+    write_shards(tmp_path / "set", [30])
+    index = build_index([str(tmp_path / "set")])
+    (tmp_path / "stuck").mkdir()
     before = set(children())
-    batches = make_stream(index, make_plan(index), transform=Stuck(tmp_path / "stuck"), workers=3).batches()
+    stuck = Stuck(tmp_path / "stuck", reads=2 * 12 // 3)
+    batches = make_stream(index, make_plan(index), transform=stuck, workers=3).batches()
     next(batches)
-    (tmp_path / "stuck").touch()
-    for _ in range(2):  # what was ready; then the processes are at work on the next
-        next(batches)
+    for _ in range(600):
+        if len(list(stuck.folder.iterdir())) == 3:
+            break
+        time.sleep(0.05)
     batches.close()
+    assert len(list(stuck.folder.iterdir())) == 3
     assert set(children()) == before
 
 
