@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils import signal_handling
 
 from clipx.config.data import DataConfig, sources
 from clipx.data.buffers import ImageBuffers
@@ -216,13 +215,16 @@ def _end_workers(items: Any) -> None:
 
     torch alone waits 5 s for each, and then sends the SIGTERM that they ignore. It has no public names for this.
     """
+    if items._shutdown:  # at the end of the orders torch has done it
+        return
     items._workers_done_event.set()
     for orders in items._index_queues:
         orders.put(None)  # torch's word for the end; behind what a process has been asked for, which it drops
     stops_at = time.monotonic() + _GRACE_S
     for worker in items._workers:
         worker.join(max(0.0, stops_at - time.monotonic()))
-    signal_handling._remove_worker_pids(id(items))  # or torch would report the killed as a failure
+    torch_signals: Any = torch.utils.data._utils.signal_handling
+    torch_signals._remove_worker_pids(id(items))  # or it would report the killed as a failure
     items._worker_pids_set = False
     for worker in items._workers:
         worker.kill()

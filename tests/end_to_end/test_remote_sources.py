@@ -105,6 +105,7 @@ def test_a_server_that_goes_away_ends_the_run(
     assert web.url in status(tmp_path / "run")["reason"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("credentials", "reason"),
     [
