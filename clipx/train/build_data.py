@@ -33,7 +33,9 @@ def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
     indexes: list[ShardIndex] = []
     with runtime.together():
         if runtime.is_main:
-            indexes = [build_index(source.shards, index_dir=source.index) for source in sources(data)]
+            indexes = [
+                build_index(source.shards, index_dir=source.index, remote=data.remote) for source in sources(data)
+            ]
     return runtime.from_main(indexes)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipx.config.data import RemoteConfig
 from clipx.data.filters.duplicates import Kept, mark_duplicates
 from clipx.data.filters.filters import Filters
 from clipx.data.index.catalogue import Catalogue, Origin, Rows
@@ -150,7 +151,7 @@ class Draft:
             if len(shards):
                 log.info("%d shards in %s are counted by %s", len(shards), place.run.prefix, said.origin.name.lower())
 
-    def index(self, on_progress: Callable[[int, int], None] | None) -> None:
+    def index(self, remote: RemoteConfig, on_progress: Callable[[int, int], None] | None) -> None:
         """Indexes the shards that are left to do.
 
         Raises:
@@ -160,7 +161,7 @@ class Draft:
         progress = on_progress or (lambda done, total: None)
         if len(todo) < total:
             progress(total - len(todo), total)
-        done = index_shards(self._jobs(), num_jobs=len(todo), filters=self._filters)
+        done = index_shards(self._jobs(remote), num_jobs=len(todo), filters=self._filters)
         for number, (shard, found) in enumerate(zip(todo.tolist(), done, strict=True), start=total - len(todo) + 1):
             self._take(shard, found)
             progress(number, total)
@@ -201,12 +202,12 @@ class Draft:
             mine[place.shards][known] = its
         return rows
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self, remote: RemoteConfig) -> Iterator[Job]:
         for place in self.places:
             for i in np.flatnonzero(self._todo[place.shards]).tolist():
                 shard = place.start + i
                 state = FileState(int(self.sizes[shard]), int(self.mtimes[shard]))
-                yield Job(self.paths[shard], state, place.folder, decoded(place.names[i]))
+                yield Job(self.paths[shard], state, place.folder, decoded(place.names[i]), remote)
 
     def _take(self, shard: int, found: Indexed) -> None:
         self.counts[shard], self.origins[shard], self.left_out[shard] = found.num_samples, Origin.SCAN, found.left_out

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipx.config.data import RemoteConfig
 from clipx.data.filters.filters import Filters
 from clipx.data.index.folder import IndexFolder
 from clipx.data.index.sidecar import NotTarError, Sidecar, TarScan, Verdict, scan_tar, sidecar_parts
@@ -33,6 +34,8 @@ class Job(NamedTuple):
     folder: IndexFolder
     name: str
     """Its name in the index."""
+    remote: RemoteConfig = DEFAULTS
+    """Timeout and retries of a remote one."""
 
 
 class Indexed(NamedTuple):
@@ -119,7 +122,7 @@ def index_shard(job: Job, filters: Filters | None) -> Indexed:
     return Indexed(int((verdict.reasons == 0).sum()), state, tally(verdict.reasons, num_reasons), warning)
 
 
-def scan_to_sidecar(path: str, folder: IndexFolder, name: str) -> None:
+def scan_to_sidecar(path: str, folder: IndexFolder, name: str, remote: RemoteConfig = DEFAULTS) -> None:
     """Makes the sidecar of a shard whose count alone was known, in the index or, where that is read only, in the cache.
 
     Raises:
@@ -127,7 +130,7 @@ def scan_to_sidecar(path: str, folder: IndexFolder, name: str) -> None:
         RunError: it is no tar file.
     """
     try:
-        scan, state, _ = _scan(Job(path, FileState(0, 0), folder, name), None)
+        scan, state, _ = _scan(Job(path, FileState(0, 0), folder, name, remote), None)
     except NotTarError as error:
         raise RunError(f"shard {path} {error}") from None
     folder.keep_sidecar(name, sidecar_parts(scan, state))
@@ -152,7 +155,7 @@ def tally(reasons: np.ndarray, num_reasons: int) -> tuple[int, ...]:
 
 
 def _scan(job: Job, filters: Filters | None) -> _Scanned:
-    file = open_ranges(job.path, sequential=True, remote=DEFAULTS)
+    file = open_ranges(job.path, sequential=True, remote=job.remote)
     try:
         scan = scan_tar(file)
         verdict = None if filters is None else filters.judge(job.path, file, scan)

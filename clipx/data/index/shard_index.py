@@ -90,7 +90,7 @@ class ShardIndex:
         if sidecar is None and folder.fetch_sidecar(name, remote):
             sidecar = self._open(shard)
         if sidecar is None and not self.filter:
-            scan_to_sidecar(self.paths[shard], folder, name)
+            scan_to_sidecar(self.paths[shard], folder, name, remote)
             sidecar = Sidecar(folder.sidecar(name))
         if sidecar is None:
             raise RunError(f"{folder.sidecar(name)} is gone or of another filter; run `clipx data index` again")
@@ -139,6 +139,7 @@ def build_index(
     index_dir: str | os.PathLike[str] | None = None,
     filters: Filters | None = None,
     offsets: bool = False,
+    remote: RemoteConfig = DEFAULTS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ShardIndex:
     """Indexes shards that are new or whose size or time changed.
@@ -154,6 +155,7 @@ def build_index(
         index_dir: folder or address for the index.
         filters: what is counted; None: what the index in `index_dir` was made with.
         offsets: scan also the shards whose counts are stated.
+        remote: timeout and retries of scans over a network.
         on_progress: called with (shards done, shards).
 
     Raises:
@@ -172,7 +174,7 @@ def build_index(
         filters.save(directory)
     if filters is None and not offsets:
         draft.take_stated_counts(folders)
-    draft.index(on_progress)
+    draft.index(remote, on_progress)
     draft.keep()
     index = _finished(draft)
     _warn_of_empty(index)
