@@ -24,6 +24,7 @@ from clipx.config.fields import (
 )
 from clipx.config.model import InfoNCEConfig, LossConfig, ModelConfig
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
+from clipx.config.safety import CheckpointConfig, SpikeConfig, StopSignal
 from clipx.errors import InputError
 
 
@@ -54,22 +55,6 @@ class Fsdp2Config:
 
 
 ParallelConfig = Annotated[DdpConfig | Fsdp2Config, Field(discriminator="type")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When the run is saved, and what is kept."""
-
-    __pydantic_config__ = STRICT
-
-    every_steps: Interval = 1000
-    """Save every N steps; 0: not by steps."""
-    every_minutes: NonNegative = 15.0
-    """Save when so many minutes have passed since the last save; 0: not by time."""
-    keep_last: Count = 3
-    """Newest checkpoints kept."""
-    keep_every: Interval = 0
-    """Also keep every checkpoint whose step is a multiple of this; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +168,13 @@ class RunConfig:
     """Only deterministic kernels on CUDA; CPU runs always repeat bit for bit."""
     max_skipped_steps: Count = 10
     """Steps in a row with a non-finite loss or gradient after which the run ends."""
+    max_minutes: NonNegative = 0.0
+    """Minutes after which a start saves, stops and asks to be started again, as before a scheduler's limit; 0: none."""
+    stop_signals: tuple[StopSignal, ...] = ("SIGTERM", "SIGUSR1")
+    """Signals that ask the run to save and stop, beside Ctrl-C; so does a file named STOP in the run folder."""
+    stall_timeout_s: Interval = 600
+    """Seconds without progress of a rank after which all print where they stand and the run ends; 0: never. The first
+    step, a save and an evaluation may take parallel.timeout_s."""
     data: DataConfig
     """The training stream."""
     model: ModelConfig
@@ -201,6 +193,8 @@ class RunConfig:
     """How ranks share the work."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
+    spikes: SpikeConfig | None = None
+    """What to do when the loss leaps; none: nothing."""
     evaluate: dict[str, EvaluateConfig] = field(default_factory=dict)
     """Evaluations by name; the name is a part of file names."""
     track: TrackConfig = field(default_factory=TrackConfig)
