@@ -153,6 +153,7 @@ class Requests:
     """Stands in for the shard reader: adds up what it would ask of the store."""
 
     sample_bytes: int
+    remote_sources: frozenset[int] = frozenset([0])
     num_requests: int = 0
     num_samples: int = 0
     read_bytes: int = 0
@@ -194,7 +195,6 @@ def reading(
                 plan,
                 requests,  # type: ignore[arg-type]
                 slots=scale.slots(rank, part, workers),
-                sources=frozenset([0]),
                 read_ahead_batches=2,
             )
             for batch in range(first, first + num_batches):

@@ -175,8 +175,8 @@ class DataConfig:
     prefetch_batches: Count = 2
     """Batches that the workers of a rank hold ready."""
     decode: Literal["fast", "scaled", "pil"] = "fast"
-    """fast: torchvision, Pillow for what it cannot read; scaled: JPEGs decoded at 1/2, 1/4 or 1/8 where the crop stays
-    at least as large as the result, faster and 0.5 of 255 away; pil: Pillow for all, the reference."""
+    """fast: libjpeg-turbo, Pillow for what it cannot read; scaled: JPEGs decoded at 1/2 to 1/8 where the crop stays
+    at least as large as the result, faster, and 0.5 to 0.7 of 255 away on average; pil: Pillow for all."""
     max_bad_fraction: Fraction = 0.01
     """Share of distinct samples that may be undecodable or without caption before the run stops (from 100 on)."""
     allow_repeats: bool = False

@@ -17,7 +17,7 @@ from clipx import counter_random
 from clipx.config.data import Source
 from clipx.counter_random import Stream
 from clipx.data.class_names import class_number, listed, require_place
-from clipx.data.decode import UndecodableError
+from clipx.data.decode import UndecodableError, one_line
 
 
 class Captions(NamedTuple):
@@ -195,7 +195,7 @@ class _Members:
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
-                raise UndecodableError(f"member {extension!r} is not JSON: {_one_line(error)}") from error
+                raise UndecodableError(f"member {extension!r} is not JSON: {one_line(error)}") from error
             if not isinstance(record, dict):
                 raise UndecodableError(f"member {extension!r} holds a JSON {type(record).__name__}, not an object")
             self._records[extension] = record
@@ -210,7 +210,7 @@ def _text(data: bytes, extension: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UndecodableError(f"caption under {extension!r} is not UTF-8: {_one_line(error)}") from error
+        raise UndecodableError(f"caption under {extension!r} is not UTF-8: {one_line(error)}") from error
 
 
 def _non_blank(found: _Found | None, *, numbers: bool) -> list[str]:
@@ -248,7 +248,3 @@ def _group_id(captions: Sequence[str]) -> int:
     """63 bits of a hash of the captions in any order, that does not see case or white space."""
     alike = "\n".join(sorted({" ".join(caption.split()).lower() for caption in captions}))
     return int.from_bytes(blake2b(alike.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

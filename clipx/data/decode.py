@@ -50,7 +50,7 @@ def decode_image(data: bytes) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever malformed bytes led them to, not only OSError
-        raise UndecodableError(f"picture of {len(data)} bytes: {_one_line(error)}") from error
+        raise UndecodableError(f"picture of {len(data)} bytes: {one_line(error)}") from error
 
 
 def to_tensor(image: Image.Image) -> "Tensor":
@@ -136,6 +136,7 @@ def _available_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _one_line(error: Exception) -> str:
-    message = re.sub(r" <_io\.BytesIO object at 0x\w+>", "", str(error))  # equal bytes, equal words
+def one_line(error: Exception) -> str:
+    """What is wrong with a sample, for the list of bad ones: equal bytes, equal words."""
+    message = re.sub(r" <_io\.BytesIO object at 0x\w+>", "", str(error))
     return " ".join(f"{type(error).__name__}: {message}".split())

@@ -16,17 +16,13 @@ class LookAhead:
 
     Args:
         plan: the order.
-        shards: is told.
+        shards: is told what its remote sources will be asked for.
         slots: of every global batch, those that this process reads.
-        sources: whose samples are announced.
         read_ahead_batches: batches before its first use at which a window is announced.
     """
 
-    def __init__(
-        self, plan: Plan, shards: ShardReader, *, slots: range, sources: frozenset[int], read_ahead_batches: int
-    ) -> None:
+    def __init__(self, plan: Plan, shards: ShardReader, *, slots: range, read_ahead_batches: int) -> None:
         self.slots = slots
-        self._sources = sources
         self._plan = plan
         self._shards = shards
         self._depth = read_ahead_batches
@@ -43,7 +39,7 @@ class LookAhead:
         for coming in range(self._seen_until, batch_index + self._span + 1):
             addresses = self._plan.addresses(coming, slice(self.slots.start, self.slots.stop))
             for window, address in zip(addresses.windows(), addresses, strict=True):
-                if window.source in self._sources:
+                if window.source in self._shards.remote_sources:
                     self._coming.setdefault(window, []).append((coming, address.place))
             self._seen_until = coming + 1
         due = list(takewhile(lambda window: self._coming[window][0][0] <= batch_index + self._depth, self._coming))

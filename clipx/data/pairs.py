@@ -114,8 +114,7 @@ class PartReader:
         tokenizer: of the text tower.
         captions_per_image: K.
         groups: whether captions name groups whose pairs are no negatives.
-        remote_sources: those whose samples are asked for before their turn.
-        read_ahead_batches: how many batches before.
+        read_ahead_batches: how many batches before their turn remote samples are asked for.
     """
 
     def __init__(
@@ -126,7 +125,6 @@ class PartReader:
         *,
         captions_per_image: int = 1,
         groups: bool = False,
-        remote_sources: frozenset[int] = frozenset(),
         read_ahead_batches: int = 2,
     ) -> None:
         self._plan = plan
@@ -134,7 +132,6 @@ class PartReader:
         self._tokenizer = tokenizer
         self.captions_per_image = captions_per_image
         self._groups = groups
-        self._remote_sources = remote_sources
         self._read_ahead_batches = read_ahead_batches
         self._look_ahead: LookAhead | None = None
         self._known_bad: dict[int, BadSample] = {}
@@ -148,7 +145,7 @@ class PartReader:
             RunError: no good sample within the plan's horizon, or the storage failed.
         """
         waited_before = self._pairs.shards.wait_s
-        if look_ahead and self._remote_sources:
+        if look_ahead and self._pairs.shards.remote_sources:
             self._ask_ahead(batch_index, slots)
         bad: dict[int, BadSample] = {}
         used: list[Address] = []
@@ -182,7 +179,6 @@ class PartReader:
                 self._plan,
                 self._pairs.shards,
                 slots=slots,
-                sources=self._remote_sources,
                 read_ahead_batches=self._read_ahead_batches,
             )
         self._look_ahead.before(batch_index)

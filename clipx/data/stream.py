@@ -270,6 +270,5 @@ def open_reader(
         tokenizer,
         captions_per_image=data.captions_per_image,
         groups=any(source.equal_captions == "ignored" for source in described),
-        remote_sources=shards.remote_sources,
         read_ahead_batches=data.remote.read_ahead_batches,
     )

@@ -40,7 +40,8 @@ class TrainTransform:
 
     The crop is torchvision's RandomResizedCrop in distribution; the same seed gives the same box for every `decode`.
     Mean differences to Pillow, of 255, on pictures like photographs of 256 to 1500 pixels (benchmarks/LOG.md): "fast"
-    0.002 to 0.004, two roundings; "scaled" 0.5 to 0.7, in the box that it was snapped to.
+    0.002 to 0.004, two roundings; "scaled" 0.5 to 0.7 (0.7 to 1.1 on harder ones), in the box
+    that it was snapped to.
 
     Args:
         image_size: S, pixels of the square result.

@@ -35,7 +35,7 @@ from clipx.evaluate.run import check_evaluation
 from clipx.models.clip import build_model
 from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
-from clipx.train.build_data import load_indexes, make_plan, open_stream, plan_record
+from clipx.train.build_data import load_indexes, make_plan, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
 from clipx.train.monitor import Monitor
 from clipx.train.quarantine import Quarantine
@@ -109,12 +109,13 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         record = plan_record(config, indexes, begun=None if checkpoint is None else load_state(checkpoint).plan)
         plan = make_plan(config, indexes, order=record)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
+        progress = Progress() if saved is None else saved.progress
+        phase = phase_at(config, progress.step)
+        reader = phase_reader(config, indexes, plan, phase=phase)
         towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
         check_step(config, runtime, towers)
         if saved is None and config.start_from is not None:
             start_from(Path(config.start_from), towers)
-    progress = Progress() if saved is None else saved.progress
-    phase = phase_at(config, progress.step)
     state = RunState(
         progress=progress,
         plan=record,
@@ -137,7 +138,7 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         stream=open_stream(
             config,
             runtime,
-            indexes,
+            reader,
             plan,
             phase=phase,
             start=state.progress.next_batch,

@@ -99,10 +99,25 @@ def plan_record(
     return kept if kept == begun else record
 
 
+def phase_reader(config: RunConfig, indexes: Sequence[ShardIndex], plan: Plan, *, phase: Phase) -> PartReader:
+    """What reads samples as the phase wants them.
+
+    Raises:
+        InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
+    """
+    return open_reader(
+        indexes,
+        plan,
+        data=config.data,
+        image_size=phase.image_size,
+        tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
+    )
+
+
 def open_stream(
     config: RunConfig,
     runtime: Runtime,
-    indexes: Sequence[ShardIndex],
+    reader: PartReader,
     plan: Plan,
     *,
     phase: Phase,
@@ -114,19 +129,12 @@ def open_stream(
     Args:
         config: of the run.
         runtime: the ranks; all of them call this.
-        indexes: of the sources.
-        plan: over them.
+        reader: of the samples (`phase_reader`).
+        plan: their order.
         phase: what holds for these steps.
         start: the global batch that will be read first.
         flops_per_image: of training on a picture, at least; with the GPU's peak it says how fast pictures can be used.
     """
-    reader = open_reader(
-        indexes,
-        plan,
-        data=config.data,
-        image_size=phase.image_size,
-        tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
-    )
     slots = rank_slots(plan, rank=runtime.rank, world_size=runtime.world_size)
     workers = config.data.workers
     if workers == "auto":

@@ -1,8 +1,8 @@
 """Which shards there are and how many samples each holds: the only thing that the data order is made of.
 
-`build_index` (rank 0, or `clipx data index`) indexes shards that are new or changed; `load_index` (the other ranks,
-after it) only reads, one catalogue per folder of shards. Where offsets of samples stand, a sidecar per shard, is known
-to `ShardIndex.sidecar` alone.
+`build_index` (rank 0 for all ranks, or `clipx data index`) indexes shards that are new or changed; `load_index` only
+reads, one catalogue per folder of shards. Where offsets of samples stand, a sidecar per shard, is known to
+`ShardIndex.sidecar` alone.
 """
 
 import hashlib
@@ -22,17 +22,15 @@ from clipx.config.data import RemoteConfig
 from clipx.data.filters.filters import Filters, filter_id
 from clipx.data.index.catalogue import Origin
 from clipx.data.index.draft import Draft, Place
-from clipx.data.index.folder import CATALOGUE, IndexFolder
+from clipx.data.index.folder import IndexFolder
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.scan import scan_to_sidecar
-from clipx.data.index.shard_list import expand_shards, name_shards, shard_states
+from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
 from clipx.data.index.sidecar import Sidecar
 from clipx.data.storage.pipe import PREFIX as PIPE
 from clipx.data.storage.remote import DEFAULTS
 from clipx.errors import InputError, RunError
-
-__all__ = ["CATALOGUE", "ShardIndex", "build_index", "expand_shards", "load_index"]
 
 _NAMES_AT_ONCE = 1 << 14
 _EMPTY_NAMED = 10
@@ -91,9 +89,9 @@ class ShardIndex:
             sidecar = self._open(shard)
         if sidecar is None and not self.filter:
             scan_to_sidecar(self.paths[shard], folder, name, remote)
-            sidecar = Sidecar(folder.sidecar(name))
+            sidecar = Sidecar(self.sidecar_path(shard))
         if sidecar is None:
-            raise RunError(f"{folder.sidecar(name)} is gone or of another filter; run `clipx data index` again")
+            raise RunError(f"{self.sidecar_path(shard)} is gone or of another filter; run `clipx data index` again")
         self._require_fit(shard, sidecar)
         return sidecar
 
@@ -121,8 +119,7 @@ class ShardIndex:
 
     def _open(self, shard: int) -> Sidecar | None:
         """The sidecar that lies on this machine, None where it is absent or not of the shard that was indexed."""
-        folder, name = self._where(shard)
-        path = folder.sidecar(name)
+        path = self.sidecar_path(shard)
         try:
             sidecar = Sidecar(path)
         except FileNotFoundError:

@@ -10,7 +10,8 @@ from clipx.data.plan import Plan
 class Shards:
     """Writes down what it is told."""
 
-    def __init__(self):
+    def __init__(self, remote_sources=frozenset({0, 1})):
+        self.remote_sources = remote_sources
         self.expected = []
         self.forgotten = []
 
@@ -28,8 +29,8 @@ def plan():
 
 def run(plan, *, slots, start, stop, sources=frozenset({0, 1}), depth=2):
     """(announced during batch, places, until), and the places read in each batch."""
-    shards, announced, read = Shards(), [], {}
-    look_ahead = LookAhead(plan, shards, slots=slots, sources=sources, read_ahead_batches=depth)
+    shards, announced, read = Shards(sources), [], {}
+    look_ahead = LookAhead(plan, shards, slots=slots, read_ahead_batches=depth)
     for batch_index in range(start, stop):
         look_ahead.before(batch_index)
         announced += [(batch_index, *item) for item in shards.expected]
@@ -67,7 +68,7 @@ def test_local_sources_are_not_announced(plan):
 
 def test_a_jump_starts_anew(plan):
     shards = Shards()
-    look_ahead = LookAhead(plan, shards, slots=range(16), sources=frozenset({0, 1}), read_ahead_batches=2)
+    look_ahead = LookAhead(plan, shards, slots=range(16), read_ahead_batches=2)
     look_ahead.before(3)
     shards.expected = []
     look_ahead.before(90)

@@ -13,7 +13,8 @@ from clipx.data.filters import duplicates
 from clipx.data.filters.conditions import Condition
 from clipx.data.filters.filters import FILTER_FILE, Filters
 from clipx.data.filters.key_list import KeyList, hashed
-from clipx.data.index.shard_index import CATALOGUE, build_index, load_index
+from clipx.data.index.folder import CATALOGUE
+from clipx.data.index.shard_index import build_index, load_index
 from clipx.errors import InputError, RunError
 
 

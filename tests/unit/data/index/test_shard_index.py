@@ -18,8 +18,8 @@ from clipx.data.index import remote_folder
 from clipx.data.index import scan as index_shard
 from clipx.data.index import shard_index as index_module
 from clipx.data.index.catalogue import Catalogue, Origin, Rows
-from clipx.data.index.folder import IndexFolder
-from clipx.data.index.shard_index import CATALOGUE, build_index, load_index
+from clipx.data.index.folder import CATALOGUE, IndexFolder
+from clipx.data.index.shard_index import build_index, load_index
 from clipx.data.index.shard_paths import packed
 from clipx.data.storage.files import file_state
 from clipx.errors import InputError, RunError
