@@ -22,7 +22,7 @@ from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.runtime import start_runtime
 from clipx.train.build import Run, build_run
-from clipx.train.step import PendingStep, Requests, StepOutcome
+from clipx.train.outcome import PendingStep, Requests, StepOutcome, Vitals
 from clipx.types import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ class Steps:
         pending: PendingStep | None = None
         for _ in range(self.num_steps):
             batch = self.batches[self.taken % len(self.batches)]
-            launched = self.run.stepper(batch, step=self.taken, requests=Requests())
+            launched = self.run.stepper(batch, step=self.taken, requests=Requests(), vitals=Vitals())
             self.taken += 1
             if pending is not None:
                 self.outcomes.append(pending.read())

@@ -20,6 +20,18 @@ class Progress:
     """The same, since the last good step."""
     overflow_steps: int = 0
     """Steps that the fp16 loss scaler took back; part of its normal work."""
+    left_out: list[int] = field(default_factory=list)
+    """Global batches that are not trained on, ascending: a leap of the loss came with them."""
+    rollbacks: int = 0
+    """Leaps of the loss after which the run went back."""
+    recent_losses: list[float] = field(default_factory=list)
+    """The latest ones of the phase, by which a leap is known; empty where nobody looks for one."""
+
+    def go_to(self, batch: int) -> None:
+        """The next global batch is this one, or the first after it that is not left out."""
+        self.next_batch = batch
+        while self.next_batch in self.left_out:
+            self.next_batch += 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import itertools
 import resource
 import signal
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,7 +84,9 @@ class PairStream:
         cuts = [len(slots) * part // num_parts for part in range(num_parts + 1)]
         self._rows = [slice(*ends) for ends in itertools.pairwise(cuts)]
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
+    def batches(
+        self, start: int = 0, stop: int | None = None, *, left_out: Container[int] = ()
+    ) -> Generator[Batch, None, None]:
         """This rank's share of global batches `start`, `start` + 1, ... up to `stop`, or without end.
 
         A generator: its `close()` ends the loader processes. Keeping many batches costs copies, nothing else.
@@ -92,7 +94,9 @@ class PairStream:
         Raises:
             RunError: no readable sample within reach, failing storage, or a loader process that died.
         """
-        numbers: Iterator[int] = itertools.count(start) if stop is None else iter(range(start, stop))
+        numbers = itertools.filterfalse(
+            left_out.__contains__, itertools.count(start) if stop is None else range(start, stop)
+        )
         batches = self._load_in_workers(numbers) if self.workers else map(self.load, numbers)
         for batch in batches:
             yield batch.pin_memory() if self._pin_memory else batch

@@ -39,6 +39,7 @@ from clipx.train.build_data import load_indexes, make_plan, open_stream, phase_r
 from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
 from clipx.train.monitor import Monitor
 from clipx.train.quarantine import Quarantine
+from clipx.train.rollback import Detour
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
@@ -74,9 +75,11 @@ class Run:
 
     def batches(self) -> Generator[Batch]:
         """This rank's batches, from the next one to the last of the phase."""
-        remaining = self.phase.until - self.progress.step
-        start = self.progress.next_batch
-        return self.stream.batches(start, start + remaining)
+        start, left_out = self.progress.next_batch, self.progress.left_out
+        stop = start + self.phase.until - self.progress.step
+        for batch in left_out:  # ascending
+            stop += start <= batch < stop
+        return self.stream.batches(start, stop, left_out=frozenset(left_out))
 
     def data_figures(self, batches: int) -> dict[str, float]:
         """After so many global batches: the epochs read, of a mixture by source, with its pictures and its bad ones."""
@@ -91,8 +94,13 @@ class Run:
         return figures
 
 
-def build_run(config: RunConfig, runtime: Runtime) -> Run:
+def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
+
+    Args:
+        config: of the run.
+        runtime: the ranks; all of them call this.
+        detour: what the run leaves out from here on, though that checkpoint knows nothing of it.
 
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
@@ -110,6 +118,8 @@ def build_run(config: RunConfig, runtime: Runtime) -> Run:
         plan = make_plan(config, indexes, order=record)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         progress = Progress() if saved is None else saved.progress
+        if detour is not None:
+            detour.take(progress)
         phase = phase_at(config, progress.step)
         reader = phase_reader(config, indexes, plan, phase=phase)
         towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)

@@ -3,9 +3,10 @@
 import json
 import logging
 import resource
+import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime, start_trackers
 from clipx.train.json_lines import append_rows, read_rows
-from clipx.train.step import StepOutcome
+from clipx.train.outcome import StepOutcome, Vitals
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +172,10 @@ class Monitor:
             "bad_samples": bad_samples,
             "pillow_images": since.num_fallbacks,
             "read_wait_s": since.read_wait_s,
+            "image_cosine": outcome.image_cosine,
+            "text_cosine": outcome.text_cosine,
+            **_of_ranks(since.data_waits, since.forwards),
+            "memory_gib": max(vitals.memory_gib for vitals in outcome.vitals),
             "peak_memory_gib": _peak_memory_gib(self._runtime.device),
         }
         if self._peak_flops is not None:
@@ -194,6 +199,10 @@ class _SinceRow:
     num_tokens: int = 0
     useful_flops: float = 0.0
     seconds: Counter[str] = field(default_factory=Counter)
+    data_waits: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds that each rank waited for its batches."""
+    forwards: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds of each rank's own work."""
 
     def add(self, outcome: StepOutcome, *, data_wait_s: float) -> None:
         """Takes one step."""
@@ -203,6 +212,36 @@ class _SinceRow:
         self.num_tokens += outcome.num_tokens
         self.useful_flops += outcome.useful_flops
         self.seconds.update(outcome.seconds)
+        for rank, vitals in enumerate(outcome.vitals):
+            self.data_waits[rank] += vitals.data_wait_s
+            self.forwards[rank] += vitals.forward_s
+
+
+def _of_ranks(data_waits: Mapping[int, float], forwards: Mapping[int, float]) -> dict[str, float]:
+    """Which rank waited longest for data, and which one's own work took longest, beside the middle one's."""
+    waiting, slowest = (max(times, key=times.__getitem__) for times in (data_waits, forwards))
+    return {
+        "data_wait_max_s": data_waits[waiting],
+        "data_wait_rank": waiting,
+        "slowest_s": forwards[slowest],
+        "slowest_rank": slowest,
+        "median_s": statistics.median(forwards.values()),
+    }
+
+
+def own_vitals(outcome: StepOutcome | None, *, data_wait_s: float) -> Vitals:
+    """What this rank tells of itself with a step, after the `outcome` of the last one that it has read."""
+    forward_s = 0.0 if outcome is None else outcome.seconds["forward"]
+    return Vitals(data_wait_s=data_wait_s, forward_s=forward_s, memory_gib=_memory_gib())
+
+
+def _memory_gib() -> float:
+    """Resident memory of this process now; 0 where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * resource.getpagesize() / 2**30
 
 
 def _peak_memory_gib(device: torch.device) -> float:

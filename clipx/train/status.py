@@ -1,6 +1,7 @@
 """How a start of a run ends: the word in status.json, the exit code, and the reason for a person."""
 
 import json
+import os
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -28,7 +29,12 @@ class Status(Enum):
 
     @property
     def exit_code(self) -> int:
-        """Of the process."""
+        """Of the process; of `again` what $CLIPX_EXIT_CODE_AGAIN says, where that is set.
+
+        torchrun restarts whatever does not end with 0; a launch file that lets it do so sets 0 and reads status.json.
+        """
+        if self is Status.AGAIN:
+            return int(os.environ.get("CLIPX_EXIT_CODE_AGAIN") or self.value[1])
         return self.value[1]
 
 

@@ -5,7 +5,7 @@ tensor that the trainer reads one step later.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,87 +24,8 @@ from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
 from clipx.train.clock import Clock
 from clipx.train.grad_cache import cached_backward
-from clipx.types import BadSample, Batch, Embeddings
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What this rank asks of all ranks; combined in the step's own all-reduce."""
-
-    stop: bool = False
-    save: bool = False
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """What a step did, read from the device; equal on all ranks except `bad_here`."""
-
-    step: int
-    loss: float
-    grad_norm: float
-    lr: float
-    logit_scale: float
-    good: bool
-    """Whether the parameters were updated."""
-    stop: bool
-    save: bool
-    num_bad: int
-    """Bad samples met by all ranks."""
-    bad_here: tuple[BadSample, ...]
-    """Those of this rank."""
-    read_wait_s: float
-    """Seconds that this rank's loader processes waited for remote storage, summed."""
-    num_fallbacks: int
-    """Pictures of all ranks that Pillow had to decode."""
-    num_tokens: int
-    """Real tokens of all texts."""
-    useful_flops: float
-    """What the model's arithmetic needs for all pairs (`clipx.models.flops`)."""
-    seconds: Mapping[str, float]
-    """Where this rank's time went: forward, loss, backward, optimizer. Communication is a part of them: the loss's and
-    the step's own; what DDP and FSDP2 move goes on beside the towers' arithmetic and is no figure of its own."""
-    launched_at: float
-    """time.perf_counter() when the host had launched it."""
-
-
-@dataclass(frozen=True)
-class PendingStep:
-    """A step that was launched and not yet read."""
-
-    step: int
-    lr: float
-    bad_here: tuple[BadSample, ...]
-    read_wait_s: float
-    launched_at: float
-    clock: Clock
-    stats: Tensor
-    """On the host; filled once `filled` has happened."""
-    filled: torch.cuda.Event | None
-
-    def read(self) -> StepOutcome:
-        """Waits for the device to finish this step, and for no later one."""
-        if self.filled is not None:
-            self.filled.synchronize()
-        loss, grad_norm, logit_scale, good, stop, save, *counts, useful_flops = self.stats.tolist()
-        num_bad, num_fallbacks, num_tokens = map(int, counts)
-        return StepOutcome(
-            step=self.step,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=self.lr,
-            logit_scale=logit_scale,
-            good=good == 1,
-            stop=stop > 0,
-            save=save > 0,
-            num_bad=num_bad,
-            bad_here=self.bad_here,
-            read_wait_s=self.read_wait_s,
-            num_fallbacks=num_fallbacks,
-            num_tokens=num_tokens,
-            useful_flops=useful_flops,
-            seconds=_sections(self.clock.seconds()),
-            launched_at=self.launched_at,
-        )
+from clipx.train.outcome import PendingStep, Requests, Vitals
+from clipx.types import Batch, Embeddings
 
 
 @dataclass(frozen=True)
@@ -131,13 +52,14 @@ class Stepper:
     ema: Ema | None = None
     """Average of the weights, brought up to date after each step."""
 
-    def __call__(self, batch: Batch, *, step: int, requests: Requests) -> PendingStep:
+    def __call__(self, batch: Batch, *, step: int, requests: Requests, vitals: Vitals) -> PendingStep:
         """Trains on this rank's part of one global batch.
 
         Args:
             batch: on the host (pinned for CUDA); it is cut there, where lengths are known, and moved piece by piece.
             step: optimizer steps taken before this one.
             requests: what this rank wants all ranks to do after the step.
+            vitals: what it tells of itself.
         """
         clock = Clock(self.runtime.device)
         lr = self.learning_rate(step)
@@ -145,10 +67,10 @@ class Stepper:
         self.optimizer.zero_grad()
         with observed(partial(clock.measure, "communication")):
             with clock.measure("towers and loss"):
-                share = self._forward_backward(batch, clock)
+                share, cosines_2 = self._forward_backward(batch, clock)
             with clock.measure("optimizer"):
                 grad_norm = self._clip()
-            sums = self._sum_over_ranks(share, batch, requests)
+            sums = self._sum_over_ranks(share, cosines_2, self._counts(batch, requests), vitals)
             good = torch.isfinite(sums[0]) & torch.isfinite(grad_norm)
             with clock.measure("optimizer"):
                 self._update(good, step)
@@ -159,6 +81,7 @@ class Stepper:
         host_stats, filled = _copy_to_host(stats)
         return PendingStep(
             step=step + 1,
+            batch=batch.index,
             lr=lr,
             bad_here=batch.bad,
             read_wait_s=batch.read_wait_s,
@@ -173,16 +96,29 @@ class Stepper:
         """All ranks."""
         return self.runtime.group
 
-    def _sum_over_ranks(self, share: Tensor, batch: Batch, requests: Requests) -> Tensor:
-        """Loss, stop, save, bad samples, fallbacks, tokens, useful FLOPs of all ranks: float64 (7,), on the device."""
-        counts = [len(batch.bad), batch.num_fallbacks, batch.tokens_T.shape[0], self.useful_flops(batch)]
-        sums = torch.tensor([0.0, requests.stop, requests.save, *counts], dtype=torch.float64)
+    def _counts(self, batch: Batch, requests: Requests) -> list[float]:
+        """What this rank knows on the host and all need as a sum."""
+        counts = (len(batch.bad), batch.num_fallbacks, batch.tokens_T.shape[0], self.useful_flops(batch))
+        return [requests.stop, requests.save, *counts]
+
+    def _sum_over_ranks(self, share: Tensor, cosines_2: Tensor, counts: list[float], vitals: Vitals) -> Tensor:
+        """Loss, counts, mean cosines and every rank's vitals: float64 on the device.
+
+        A rank's vitals stand at its own place among zeros, so that the sum holds those of all.
+        """
+        before = [0.0] * len(vitals) * self.runtime.rank
+        after = [0.0] * len(vitals) * (self.runtime.world_size - self.runtime.rank - 1)
+        sums = torch.tensor([0.0, *counts, 0.0, 0.0, *before, *vitals, *after], dtype=torch.float64)
         sums = sums.to(share.device, non_blocking=True)
         sums[0] = share
+        sums[len(counts) + 1 : len(counts) + 3] = cosines_2 / self.runtime.world_size
         return all_reduce(sums, "sum", self.group)
 
-    def _forward_backward(self, batch: Batch, clock: Clock) -> Tensor:
-        """This rank's share of the loss, detached; gradients are in the parameters."""
+    def _forward_backward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor]:
+        """This rank's share of the loss, and the mean cosines of its images and texts: detached.
+
+        Gradients are in the parameters.
+        """
         pieces = batch.micro_batches(self.micro_batch_size)
         device = self.runtime.device
         ids_B = batch.no_negatives().to(device, non_blocking=True)
@@ -193,16 +129,20 @@ class Stepper:
             with clock.measure("forward"):  # a piece goes to the device when its turn comes: all pixels need gigabytes
                 return self._forward(self.augment(piece.to(device)), number)
 
+        cosines: list[Tensor] = []
+
         def loss(embeddings: Embeddings) -> Tensor:
+            cosines.extend(map(mean_cosine, (embeddings.image_BD, embeddings.text_BD)))
             with clock.measure("loss"):
                 return self.loss(embeddings, group=self.group, ids_B=ids_B, positive_ids_B=positive_ids_B)
 
         if len(pieces) > 1:
             quietly = partial(no_sync, self.model)
-            return cached_backward(pieces, forward=forward, loss=loss, backward=self._backward, no_sync=quietly)
+            share = cached_backward(pieces, forward=forward, loss=loss, backward=self._backward, no_sync=quietly)
+            return share, torch.stack(cosines)
         share = loss(forward(pieces[0], 0))
         self._backward(share)
-        return share.detach()
+        return share.detach(), torch.stack(cosines)
 
     def _forward(self, piece: Batch, number: int) -> Embeddings:
         """Towers on one micro-batch; dropout is seeded here, so the gradient cache's second pass repeats the first."""
@@ -228,11 +168,15 @@ class Stepper:
             self.ema.update(good, step=step)
 
 
-def _sections(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The clock's readings as parts of a step: the backward pass is what the towers' time has left."""
-    backward = seconds["towers and loss"] - seconds["forward"] - seconds["loss"]
-    parts = {name: seconds[name] for name in ("forward", "loss", "optimizer")}
-    return {**parts, "backward": backward, "communication": seconds.get("communication", 0.0)}
+def mean_cosine(x_BD: Tensor) -> Tensor:
+    """The mean cosine between two different rows of unit length, 0-dim float32: (|sum of rows|^2 - B) / (B (B - 1)).
+
+    Args:
+        x_BD: rows of unit length; 0 where there is one.
+    """
+    num_rows = x_BD.shape[0]
+    squared = x_BD.detach().sum(dim=0, dtype=torch.float32).square().sum()
+    return (squared - num_rows) / max(num_rows * (num_rows - 1), 1)
 
 
 def _copy_to_host(stats: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

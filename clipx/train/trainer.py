@@ -5,13 +5,14 @@ import logging
 import math
 import time
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
 
 from clipx.checkpoint.store import discard_unfinished, write_atomically
 from clipx.config.load import dump_config
+from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.parallelize import reshard
@@ -19,12 +20,15 @@ from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import run_evaluation
 from clipx.train.build import Run, build_run
-from clipx.train.monitor import start_logging
+from clipx.train.monitor import own_vitals, start_logging
+from clipx.train.outcome import PendingStep, Requests, StepOutcome
 from clipx.train.profiling import Profiler
+from clipx.train.rollback import Detour, LossLeapError, go_back
+from clipx.train.run_lock import run_lock
 from clipx.train.saving import Saver
-from clipx.train.signals import StopRequest, catch_stop_signals
+from clipx.train.spikes import SpikeDetector
 from clipx.train.status import Status, explain, write_failure, write_status
-from clipx.train.step import PendingStep, Requests, StepOutcome
+from clipx.train.stops import StopRequest, catch_stops
 from clipx.types import Batch
 
 log = logging.getLogger(__name__)
@@ -38,38 +42,47 @@ def train(config: RunConfig) -> int:
     Raises:
         ClipxError: the run cannot start or go on; status.json says `failed` and why.
     """
-    with catch_stop_signals() as stop, start_runtime(config) as runtime:
+    run_dir = Path(config.run_dir)
+    stop = StopRequest(run_dir, max_minutes=config.max_minutes)
+    with catch_stops(stop, config.stop_signals), start_runtime(config) as runtime, ExitStack() as held:
         start_logging(is_main=runtime.is_main)
+        with runtime.together():
+            if runtime.is_main:
+                held.enter_context(run_lock(run_dir))
+        # from here on the folder is this start's, and status.json its word
         run: Run | None = None
         status: Status | None = None
+        detour: Detour | None = None
         step = 0
         try:
             while status is None:
-                run = build_run(config, runtime)
-                status = Loop(run, stop).fit()
+                run = build_run(config, runtime, detour)
+                try:
+                    status, detour = Loop(run, stop).fit(), None
+                except LossLeapError as leap:
+                    assert config.spikes is not None
+                    detour = go_back(leap, run.progress, config=config.spikes, run_dir=run_dir, runtime=runtime)
+                step = run.progress.step
                 if status is None:
-                    step = run.progress.step
-                    if runtime.is_main:
-                        log.info("step %d: the next phase begins", step)
                     run = None  # or this phase's weights would stand beside the next one's
                     runtime.release()
         except Exception as error:
             explained = explain(error)
             step = step if run is None else run.progress.step
-            if Path(config.run_dir).is_dir():
-                write_failure(Path(config.run_dir), explained, step=step, rank=runtime.rank)
+            write_failure(run_dir, explained, step=step, rank=runtime.rank)
             raise explained from error
         assert run is not None
-        _finish(run, status, reason=stop.reason)
+        _finish(run, status, stop)
     return status.exit_code
 
 
-def _finish(run: Run, status: Status, *, reason: str | None) -> None:
+def _finish(run: Run, status: Status, stop: StopRequest) -> None:
     """After all ranks have ended, rank 0 says how."""
     run.runtime.barrier()
     if run.runtime.is_main:
-        why = "all steps done" if status is Status.COMPLETE else reason or "a stop signal at another process"
+        why = "all steps done" if status is Status.COMPLETE else stop.reason or "a stop signal at another process"
         write_status(run.run_dir, status, step=run.progress.step, reason=why)
+        stop.forget_file()
         log.info("%s at step %d: %s", status.word, run.progress.step, run.run_dir)
     run.monitor.close_trackers()
 
@@ -81,12 +94,15 @@ class Loop:
         self.run = run
         self.stop = stop
         self.pending: PendingStep | None = None
+        self.newest: StepOutcome | None = None
+        self.data_wait_s = 0.0
         self.saver = Saver(run)
         self.profiler = Profiler(
             run.run_dir / "profile",
             first_step=run.config.track.profile_step if run.runtime.is_main else 0,
             num_steps=run.config.track.profile_steps,
         )
+        self.spikes = _spike_detector(run)
 
     def fit(self) -> Status | None:
         """Trains to the end of the phase, or to a stop that all ranks agreed on.
@@ -112,6 +128,8 @@ class Loop:
                 self.evaluate_if_due()
         if progress.step == run.config.num_steps:
             return Status.COMPLETE
+        if run.runtime.is_main:
+            log.info("step %d: the next phase begins", progress.step)
         # asked in the last step or since: it is saved already, and the next phase may take minutes to build
         return Status.AGAIN if any(gather_objects(bool(self.stop), run.runtime.group)) else None
 
@@ -119,17 +137,21 @@ class Loop:
         """This rank's next batch, on the host."""
         began = time.perf_counter()
         batch = next(batches)
-        self.run.monitor.waited(time.perf_counter() - began, step=self.run.progress.step + 1)
+        self.data_wait_s = time.perf_counter() - began
+        self.run.monitor.waited(self.data_wait_s, step=self.run.progress.step + 1)
         return batch
 
     def advance(self, batch: Batch) -> Requests:
         """Launches one step, then reads the one before; returns what all ranks were asked for in that one."""
         run, progress = self.run, self.run.progress
         self.profiler.before_step(progress.step + 1)
+        if run.runtime.is_main:
+            self.stop.look()
         requests = Requests(stop=bool(self.stop), save=self.saver.is_late() and run.runtime.is_main)
-        launched = run.stepper(batch, step=progress.step, requests=requests)
+        vitals = own_vitals(self.newest, data_wait_s=self.data_wait_s)
+        launched = run.stepper(batch, step=progress.step, requests=requests, vitals=vitals)
         progress.step += 1
-        progress.next_batch += 1
+        progress.go_to(batch.index + 1)
         progress.samples_seen += run.config.global_batch_size
         outcome = self.settle()
         self.pending = launched
@@ -140,24 +162,27 @@ class Loop:
 
         Raises:
             RunError: too many bad steps in a row, or too many bad samples; on all ranks alike.
+            LossLeapError: the loss leapt; on all ranks alike.
         """
         if self.pending is None:
             return None
         outcome, self.pending = self.pending.read(), None
+        self.newest = outcome
         run, progress = self.run, self.run.progress
         self._count(outcome)
         if outcome.num_bad:
             gathered = gather_objects(outcome.bad_here, run.runtime.group)
             everyones = [sample for of_rank in gathered for sample in of_rank]
             run.quarantine.add(everyones, step=outcome.step, write=run.runtime.is_main)
-        batches = progress.next_batch - (progress.step - outcome.step)
-        run.monitor.record(outcome, progress, bad_samples=len(run.quarantine), data=run.data_figures(batches))
+        figures = run.data_figures(outcome.batch + 1)
+        run.monitor.record(outcome, progress, bad_samples=len(run.quarantine), data=figures)
         run.quarantine.check(
             samples_seen=outcome.step * run.plan.global_batch_size,
             num_samples=run.state.plan.num_samples,
             max_bad_fraction=run.config.data.max_bad_fraction,
         )
         self._check_skipped(outcome)
+        self._check_leap(outcome)
         return outcome
 
     def _count(self, outcome: StepOutcome) -> None:
@@ -183,6 +208,11 @@ class Loop:
                 f"(loss {outcome.loss}, grad_norm {outcome.grad_norm}); the last checkpoint from before, step "
                 f"{self.saver.saved_step}, is intact: lower optim.lr or look at the data, then start again"
             )
+
+    def _check_leap(self, outcome: StepOutcome) -> None:
+        z_score = None if self.spikes is None else self.spikes.look(outcome.loss)
+        if z_score is not None:
+            raise LossLeapError(step=outcome.step, batch=outcome.batch, loss=outcome.loss, z_score=z_score)
 
     def save(self, *, stopping: bool) -> None:
         """Saves the current step.
@@ -247,6 +277,18 @@ class Loop:
             return {}
         missing = [name for name, path in due.items() if not path.exists()]
         return {name: due[name] for name in run.runtime.from_main(missing)}
+
+
+def _spike_detector(run: Run) -> SpikeDetector | None:
+    """Looks at every loss, where the config asks for it; what it remembers is saved with the progress."""
+    config, progress = run.config, run.progress
+    if config.spikes is None:
+        progress.recent_losses.clear()
+        return None
+    detector = SpikeDetector(config.spikes, progress.recent_losses)
+    if progress.step and phase_at(config, progress.step - 1) != run.phase:
+        detector.reset()
+    return detector
 
 
 def _open_folder(run: Run) -> None:

@@ -14,7 +14,7 @@ from tiny_clip import encoded, picture
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.train.build import build_run
-from clipx.train.step import Requests
+from clipx.train.outcome import Requests, Vitals
 from clipx.train.trainer import train
 
 PLAIN = ("data.augment.color_jitter=null", "data.augment.grayscale=0")
@@ -103,7 +103,7 @@ def test_all_captions_are_positives_and_equal_classes_no_negatives(sets: Path, t
             positive_ids_G=batch.sample_of_pair(),
         )
         plain = info_nce(embeddings.image_BD, embeddings.text_BD, embeddings.logit_scale)
-        loss = run.stepper(batch, step=0, requests=Requests()).read().loss
+        loss = run.stepper(batch, step=0, requests=Requests(), vitals=Vitals()).read().loss
     assert len(set(classes_B[labelled_B].tolist())) <= 4 < int(labelled_B.sum())
     assert (len(batch), len(batch.images_IHWC)) == (24, 12)
     assert torch.equal(embeddings.image_BD[0], embeddings.image_BD[1])

@@ -12,7 +12,8 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.train import trainer
 from clipx.train.build import Run, build_run
-from clipx.train.step import Requests
+from clipx.train.outcome import Requests
+from clipx.train.rollback import Detour
 from clipx.train.trainer import Loop, train
 from clipx.types import Batch
 
@@ -89,9 +90,9 @@ def _alive_at_each_build(config: RunConfig) -> list[int]:
     built: list[weakref.ref[object]] = []
     alive: list[int] = []
 
-    def spy(config: RunConfig, runtime: Runtime) -> Run:
+    def spy(config: RunConfig, runtime: Runtime, detour: Detour | None) -> Run:
         alive.append(sum(towers() is not None for towers in built))
-        run = build_run(config, runtime)
+        run = build_run(config, runtime, detour)
         built.append(weakref.ref(run.stepper.towers))
         return run
 

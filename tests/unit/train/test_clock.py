@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from clipx.train.clock import Clock
-from clipx.train.step import _sections
+from clipx.train.outcome import sections
 
 
-def test_sections_repeat_and_nest() -> None:
+def testsections_repeat_and_nest() -> None:
     clock = Clock(torch.device("cpu"))
     for _ in range(2):
         with clock.measure("outer"):
@@ -23,7 +23,7 @@ def test_sections_repeat_and_nest() -> None:
 
 
 def test_the_backward_pass_is_what_forward_and_loss_leave() -> None:
-    parts = _sections({"towers and loss": 10.0, "forward": 3.0, "loss": 2.0, "optimizer": 1.0})
+    parts = sections({"towers and loss": 10.0, "forward": 3.0, "loss": 2.0, "optimizer": 1.0})
     assert parts == {"forward": 3.0, "loss": 2.0, "backward": 5.0, "optimizer": 1.0, "communication": 0.0}
 
 

@@ -9,8 +9,8 @@ from tiny import metrics, tiny_config
 
 from clipx.checkpoint.state import Progress
 from clipx.distributed.runtime import start_runtime
-from clipx.train.monitor import Monitor
-from clipx.train.step import StepOutcome
+from clipx.train.monitor import Monitor, own_vitals
+from clipx.train.outcome import StepOutcome, Vitals
 
 
 @pytest.fixture
@@ -38,6 +38,10 @@ def outcome(step: int, *, num_tokens: int = 24 * 12) -> StepOutcome:
         num_fallbacks=2,
         num_tokens=num_tokens,
         useful_flops=1e9,
+        batch=step - 1,
+        image_cosine=0.1,
+        text_cosine=0.2,
+        vitals=(Vitals(1.0, 0.5, 2.0), Vitals(3.0, 0.25, 4.0)),
         seconds={"forward": 0.5, "backward": 1.0},
         launched_at=time.perf_counter(),
     )
@@ -74,3 +78,20 @@ def test_a_row_sums_its_steps(tmp_path: Path) -> None:
     assert [(row["step"], row["forward_s"], row["backward_s"]) for row in rows] == [(2, 1.0, 2.0), (4, 1.0, 2.0)]
     assert [row["data_wait_s"] for row in rows] == [3, 7]
     assert [row["padding_removed"] for row in rows] == [1 - 3 / 8, 1 - 7 / 8]
+
+
+def test_the_slowest_rank_and_the_one_that_waits_are_named(monitor: Monitor, tmp_path: Path) -> None:
+    monitor._config = tiny_config(tmp_path, "none.tar", "steps=4", "track.every_steps=2")
+    for step in (1, 2):
+        monitor.record(outcome(step), Progress(), bad_samples=0, data={})
+    (row,) = metrics(tmp_path)
+    assert (row["data_wait_max_s"], row["data_wait_rank"]) == (6.0, 1)
+    assert (row["slowest_s"], row["slowest_rank"], row["median_s"]) == (1.0, 0, 0.75)
+    assert (row["memory_gib"], row["image_cosine"], row["text_cosine"]) == (4.0, 0.1, 0.2)
+
+
+def test_a_rank_tells_of_its_own_work() -> None:
+    told = own_vitals(outcome(1), data_wait_s=0.25)
+    assert (told.data_wait_s, told.forward_s) == (0.25, 0.5)
+    assert told.memory_gib > 0.01
+    assert own_vitals(None, data_wait_s=0.0).forward_s == 0.0

@@ -1,0 +1,65 @@
+"""What asks a run to stop: signals, a file, a budget of time. Noted when it comes, acted on between steps.
+
+What a rank notes here travels in the step's own all-reduce, so that all ranks stop after the same step.
+"""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+STOP_FILE = "STOP"
+
+_LOOK_EVERY_S = 1.0  # a run folder may lie on a file system that answers slowly
+
+
+class StopRequest:
+    """Whether and by what this process was asked to stop.
+
+    Args:
+        run_dir: where a file named STOP asks for it.
+        max_minutes: from now on, after which the time is up; 0: never.
+    """
+
+    def __init__(self, run_dir: Path, *, max_minutes: float = 0.0) -> None:
+        self.reason: str | None = None
+        self._file = run_dir / STOP_FILE
+        self._max_minutes = max_minutes
+        self._began = self._looked = time.monotonic()
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler. A second Ctrl-C means now; a second signal of another kind does not break the save."""
+        if number == signal.SIGINT and self.reason == "SIGINT":
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+
+    def look(self) -> None:
+        """Looks at the clock, and about once a second for the file; for one rank, which asks for all."""
+        now = time.monotonic()
+        if self._max_minutes and now - self._began >= 60 * self._max_minutes:
+            self.reason = self.reason or f"max_minutes={self._max_minutes:g}"
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            if self._file.exists():
+                self.reason = self.reason or f"the file {STOP_FILE}"
+
+    def forget_file(self) -> None:
+        """Removes the file, which has done its work: the next start is meant to run."""
+        self._file.unlink(missing_ok=True)
+
+
+@contextmanager
+def catch_stops(request: StopRequest, signals: Sequence[str]) -> Iterator[None]:
+    """Notes `signals`, by name, and SIGINT within the block, and restores the handlers after it."""
+    numbers = {signal.SIGINT, *(signal.Signals[name] for name in signals)}
+    before = {number: signal.signal(number, request.note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
