@@ -5,13 +5,15 @@
 """
 
 import atexit
+import ctypes
 import itertools
 import resource
 import signal
+import sys
 import time
 from collections.abc import Container, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipx.config.data import DataConfig, sources
+from clipx.config.safety import StopSignal
 from clipx.data.buffers import ImageBuffers
 from clipx.data.captions import CaptionReader
 from clipx.data.index.shard_index import ShardIndex
@@ -31,6 +34,8 @@ from clipx.errors import ClipxError, RunError
 from clipx.types import Batch
 
 _GRACE_S = 2.0  # of loader processes that are in the middle of a sample when they are no longer wanted
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ASKED_TO_STOP_BY = (signal.SIGINT, *(signal.Signals[name] for name in get_args(StopSignal)))
 _LENT = 3  # buffers beside those being filled: the batch in training, the one before it, one on its way
 
 
@@ -236,10 +241,16 @@ def _end_workers(items: Any) -> None:
 
 
 def _start_worker(_: int) -> None:
-    """Leaves signals to the parent: a stop signal sent to the whole job must not cost the batches it still wants."""
+    """Ties the process to its parent, and leaves signals to that one.
+
+    A stop signal sent to the whole job must not cost the batches that the parent still wants; but when the parent is
+    killed, this process goes too, also from the middle of a read that would last for minutes.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for the shards that it keeps open
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in _ASKED_TO_STOP_BY:
         signal.signal(number, signal.SIG_IGN)
 
 

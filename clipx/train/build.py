@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import socket
 import subprocess
 import uuid
 from collections.abc import Generator
@@ -29,6 +30,7 @@ from clipx.config.schema import RunConfig
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import build_tokenizer
+from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import check_evaluation
@@ -37,6 +39,7 @@ from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
 from clipx.train.build_data import load_indexes, make_plan, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
+from clipx.train.diagnosis import Diagnosis
 from clipx.train.monitor import Monitor
 from clipx.train.quarantine import Quarantine
 from clipx.train.rollback import Detour
@@ -140,25 +143,37 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
         runtime.load_grad_scaler(saved.grad_scaler)
         if runtime.is_main:
             log.info("resuming from %s", checkpoint)
+    stream = open_stream(
+        config,
+        runtime,
+        reader,
+        plan,
+        phase=phase,
+        start=state.progress.next_batch,
+        flops_per_image=UsefulFlops.of(towers, phase).of_image,
+    )
     return Run(
         config=config,
         runtime=runtime,
         phase=phase,
         plan=plan,
-        stream=open_stream(
-            config,
-            runtime,
-            reader,
-            plan,
-            phase=phase,
-            start=state.progress.next_batch,
-            flops_per_image=UsefulFlops.of(towers, phase).of_image,
-        ),
+        stream=stream,
         stepper=stepper,
         encoder=Pretrained(towers, config.model, tokenizer=tokenizer),
         state=state,
-        monitor=Monitor(runtime, config),
+        monitor=Monitor(runtime, config, _diagnosis(config, runtime, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=state.progress.step),
+    )
+
+
+def _diagnosis(config: RunConfig, runtime: Runtime, *, workers: int) -> Diagnosis:
+    optim = config.optim
+    return Diagnosis(
+        max_logit_scale=config.model.max_logit_scale,
+        warmup_steps=optim.warmup_steps if optim.warmup_samples is None else config.in_steps(optim.warmup_samples),
+        max_bad_fraction=config.data.max_bad_fraction,
+        workers=workers,
+        hosts=gather_objects(socket.gethostname(), runtime.group),
     )
 
 

@@ -23,6 +23,7 @@ from clipx.checkpoint.store import write_atomically
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime, start_trackers
+from clipx.train.diagnosis import Diagnosis
 from clipx.train.json_lines import append_rows, read_rows
 from clipx.train.outcome import StepOutcome, Vitals
 
@@ -48,13 +49,20 @@ def start_logging(*, is_main: bool) -> None:
 
 
 class Monitor:
-    """Figures of a run, for files, trackers and the person; a context that opens and closes the display."""
+    """Figures of a run, for files, trackers and the person; a context that opens and closes the display.
 
-    def __init__(self, runtime: Runtime, config: RunConfig) -> None:
+    Args:
+        runtime: the ranks.
+        config: of the run.
+        diagnosis: says what rows mean, where it is bad.
+    """
+
+    def __init__(self, runtime: Runtime, config: RunConfig, diagnosis: Diagnosis) -> None:
         self._runtime = runtime
         self._config = config
         self._metrics = Path(config.run_dir) / "metrics.jsonl"
         self._num_steps = config.num_steps
+        self._diagnosis = diagnosis
         self._peak_flops = peak_flops(runtime.device)
         self._since_row: _SinceRow | None = None
         self._waits: dict[int, float] = {}
@@ -102,6 +110,8 @@ class Monitor:
         if not self._runtime.is_main:
             return
         append_rows(self._metrics, [row])
+        for warning in self._diagnosis.look(row):
+            log.warning("step %d: %s", outcome.step, warning)
         self.track({f"train/{name}": value for name, value in row.items() if name != "step"}, step=outcome.step)
         assert self._display is not None, "record outside of the monitor's context"
         now = time.perf_counter()

@@ -4,8 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.parallelize import reshard
-from clipx.distributed.runtime import start_runtime
+from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import run_evaluation
 from clipx.train.build import Run, build_run
+from clipx.train.life_signs import join_life_signs
 from clipx.train.monitor import own_vitals, start_logging
 from clipx.train.outcome import PendingStep, Requests, StepOutcome
 from clipx.train.profiling import Profiler
@@ -29,6 +30,7 @@ from clipx.train.saving import Saver
 from clipx.train.spikes import SpikeDetector
 from clipx.train.status import Status, explain, write_failure, write_status
 from clipx.train.stops import StopRequest, catch_stops
+from clipx.train.watchdog import Watchdog
 from clipx.types import Batch
 
 log = logging.getLogger(__name__)
@@ -54,11 +56,18 @@ def train(config: RunConfig) -> int:
         status: Status | None = None
         detour: Detour | None = None
         step = 0
+
+        def note(reason: str) -> None:
+            reached = step if run is None else run.progress.step
+            write_failure(run_dir, RunError(reason), step=reached, rank=runtime.rank)
+
+        watchdog = held.enter_context(_watchdog(config, runtime, note))
         try:
             while status is None:
+                watchdog.enters("start", step=step)
                 run = build_run(config, runtime, detour)
                 try:
-                    status, detour = Loop(run, stop).fit(), None
+                    status, detour = Loop(run, stop, watchdog).fit(), None
                 except LossLeapError as leap:
                     assert config.spikes is not None
                     detour = go_back(leap, run.progress, config=config.spikes, run_dir=run_dir, runtime=runtime)
@@ -68,10 +77,11 @@ def train(config: RunConfig) -> int:
                     runtime.release()
         except Exception as error:
             explained = explain(error)
-            step = step if run is None else run.progress.step
-            write_failure(run_dir, explained, step=step, rank=runtime.rank)
+            reached = step if run is None else run.progress.step
+            write_failure(run_dir, explained, step=reached, rank=runtime.rank)
             raise explained from error
         assert run is not None
+        watchdog.enters("end", step=step)
         _finish(run, status, stop)
     return status.exit_code
 
@@ -87,12 +97,25 @@ def _finish(run: Run, status: Status, stop: StopRequest) -> None:
     run.monitor.close_trackers()
 
 
+def _watchdog(config: RunConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:
+    """Of this rank; all ranks call this."""
+    return Watchdog(
+        stall_timeout_s=config.stall_timeout_s,
+        timeout_s=config.parallel.timeout_s,
+        rank=runtime.rank,
+        run_dir=Path(config.run_dir),
+        signs=join_life_signs(runtime),
+        on_stall=note,
+    )
+
+
 class Loop:
     """One start of a run: the steps, and what happens between them."""
 
-    def __init__(self, run: Run, stop: StopRequest) -> None:
+    def __init__(self, run: Run, stop: StopRequest, watchdog: Watchdog) -> None:
         self.run = run
         self.stop = stop
+        self.watchdog = watchdog
         self.pending: PendingStep | None = None
         self.newest: StepOutcome | None = None
         self.data_wait_s = 0.0
@@ -135,6 +158,7 @@ class Loop:
 
     def next_batch(self, batches: Generator[Batch]) -> Batch:
         """This rank's next batch, on the host."""
+        self.watchdog.enters("data", step=self.run.progress.step)
         began = time.perf_counter()
         batch = next(batches)
         self.data_wait_s = time.perf_counter() - began
@@ -144,6 +168,7 @@ class Loop:
     def advance(self, batch: Batch) -> Requests:
         """Launches one step, then reads the one before; returns what all ranks were asked for in that one."""
         run, progress = self.run, self.run.progress
+        self.watchdog.enters("step", step=progress.step)
         self.profiler.before_step(progress.step + 1)
         if run.runtime.is_main:
             self.stop.look()
@@ -221,6 +246,7 @@ class Loop:
             RunError: the run ends here and the disk did not take its state.
         """
         self.settle()
+        self.watchdog.enters("save", step=self.run.progress.step)
         with self.run.monitor.pause():
             self.saver.save(stopping=stopping)
         step = self.run.progress.step
@@ -253,7 +279,7 @@ class Loop:
 
         def score() -> dict[str, float]:
             try:
-                with torch.no_grad(), run.runtime.accelerator.autocast():
+                with torch.no_grad(), self._alive(), run.runtime.accelerator.autocast():
                     return run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
             finally:
                 reshard(run.stepper.model)
@@ -263,6 +289,21 @@ class Loop:
             with run.stepper.ema.swapped():
                 scores |= {f"ema_{metric}": value for metric, value in score().items()}
         return scores
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Tells the watchdog of every forward pass: a long evaluation is no stalled one."""
+        enters, towers = self.watchdog.enters, self.run.stepper.towers
+        enters("evaluation", step=self.run.progress.step)
+        hooks = [
+            tower.register_forward_pre_hook(lambda *_: enters("evaluation", step=self.run.progress.step))
+            for tower in (towers.image_tower, towers.text_tower)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def missing_evaluations(self) -> dict[str, Path]:
         """The evaluations due at the current step whose result file does not exist, with that file."""

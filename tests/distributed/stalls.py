@@ -53,7 +53,7 @@ def read_that_never_returns() -> None:
 
 
 def start(case: Case, folder: Path) -> list[ForkServerProcess]:
-    """All ranks of a case; what they print is in rank-0.txt, ..., and the reasons for status.json in reason-0.txt, ..."""
+    """All ranks of a case; what they print goes to rank-0.txt, ..., the reasons for status.json to reason-0.txt, ..."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,6 +100,7 @@ def _live(case: Case, rank: int, port: int, folder: Path) -> None:
             next(numbers)
             guard.enters("step", step=step)
             if hangs and step == HANGS_AT:
+                time.sleep(2 * watchdog._LOOK_EVERY_S)  # until it has been seen here
                 hang(case.name)
             dist.all_reduce(torch.ones(1))
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from distributed.ranks import run_ranks
 from distributed.stalls import HANGS_AT, Case, start
+from tiny import tiny_config
+
+from clipx.config.schema import RunConfig
+from clipx.distributed.runtime import start_runtime
+from clipx.train.life_signs import Stage, join_life_signs
 
 CASES = {
     "read": Case("read", rank=1, world_size=3),
@@ -56,10 +62,11 @@ def end(case: Case, ranks: list[ForkServerProcess], folder: Path) -> Ended:
         if process is not stopped:
             process.join(max(0.0, deadline - time.monotonic()))
     exit_codes = [process.exitcode for process in ranks]
-    leaked = [
+    loaders = [
         int((folder / f"loader-{rank}.txt").read_text()) for rank, code in enumerate(exit_codes) if code is not None
     ]
-    leaked = [pid for pid in leaked if is_alive(pid)]
+    while any(map(is_alive, loaders)) and time.monotonic() < deadline:
+        time.sleep(0.1)  # killed with its rank, it needs a moment
     if stopped is not None:
         assert stopped.pid is not None
         os.kill(stopped.pid, signal.SIGCONT)
@@ -75,7 +82,7 @@ def end(case: Case, ranks: list[ForkServerProcess], folder: Path) -> Ended:
         printed=texts("rank-{rank}.txt"),
         reasons=texts("reason-{rank}.txt"),
         stacks=texts("stacks/rank-{rank:05d}.txt"),
-        leaked=leaked,
+        leaked=[pid for pid in loaders if is_alive(pid)],
         afterwards=None if stopped is None else stopped.exitcode,
     )
 
@@ -108,7 +115,7 @@ def test_a_stopped_rank_is_named_and_ends_once_it_is_continued(ended: dict[str, 
     case = ended["stopped"]
     assert case.exit_codes == [1, 1, None]
     for rank in (0, 1):
-        assert f"no sign of life from rank 2 (" in case.reasons[rank]
+        assert "no sign of life from rank 2 (" in case.reasons[rank]
         assert f"pid {case.pids[2]}), last seen in step {HANGS_AT + 1}" in case.reasons[rank]
         assert "in _live" in case.stacks[rank]
     assert case.afterwards == 1
@@ -135,3 +142,20 @@ def test_a_rank_alone_ends_too(ended: dict[str, Ended]) -> None:
     assert f"in step {HANGS_AT + 1}" in case.reasons[0]
     assert "in hang" in case.stacks[0]
     assert case.leaked == []
+
+
+def exchange(config: RunConfig) -> tuple[list[tuple[Stage, int]], str | None, str | None]:
+    """What this rank reads of both, the verdict of one, and what the next start sees of it."""
+    with start_runtime(config) as runtime:
+        signs = join_life_signs(runtime)
+        signs.leave("step", 5 + runtime.rank)
+        if runtime.is_main:
+            signs.declare("held up")
+        runtime.barrier()
+        next_start = join_life_signs(runtime)  # in the same store, as after a restart by torchrun
+        return [(sign.stage, sign.step) for sign in signs.read()], signs.verdict(), next_start.verdict()
+
+
+def test_ranks_meet_in_the_store_that_brought_them_together(tmp_path: Path) -> None:
+    expected = ([("step", 5), ("step", 6)], "held up", None)
+    assert run_ranks(exchange, 2, tiny_config(tmp_path, "none.tar"), timeout_s=60) == [expected] * 2

@@ -9,14 +9,17 @@ from tiny import metrics, tiny_config
 
 from clipx.checkpoint.state import Progress
 from clipx.distributed.runtime import start_runtime
+from clipx.train.diagnosis import Diagnosis
 from clipx.train.monitor import Monitor, own_vitals
 from clipx.train.outcome import StepOutcome, Vitals
+
+DIAGNOSIS = Diagnosis(max_logit_scale=100, warmup_steps=0, max_bad_fraction=0.01, workers=1, hosts=["a", "b"])
 
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[Monitor]:
     config = tiny_config(tmp_path, "none.tar", "steps=4")
-    with start_runtime(config) as runtime, Monitor(runtime, config) as opened:
+    with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as opened:
         opened.rewind(0)
         yield opened
 
@@ -69,7 +72,7 @@ def test_saving_and_evaluating_are_told_apart_from_training(monitor: Monitor, tm
 
 def test_a_row_sums_its_steps(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "none.tar", "steps=4", "track.every_steps=2")
-    with start_runtime(config) as runtime, Monitor(runtime, config) as monitor:
+    with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as monitor:
         monitor.rewind(0)
         for step in (1, 2, 3, 4):
             monitor.waited(step, step=step)

@@ -1,0 +1,81 @@
+"""Where all threads of this process and of its loader processes stand, as stacks of Python frames.
+
+faulthandler prints them from a signal handler in C, which needs neither the GIL nor a thread that still runs.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Self
+
+STDERR = 2  # the file descriptor
+
+_TO_STDERR = signal.SIGRTMAX
+_TO_MEMORY = signal.SIGRTMAX - 1
+_ANSWERS_WITHIN_S = 0.5  # of one process; it takes some 10 ms
+_ALL_WITHIN_S = 5.0
+_QUIET_S = 0.05  # an answer that has not grown for so long is complete
+
+
+class Stacks:
+    """A context in which this process, and every process forked from it, answers signals with its stacks.
+
+    `kill -RTMAX PID`, by a person, prints them on standard error, and the process goes on. One signal below is
+    `collect`'s: its answers go to a file in memory that a fork inherits with the handlers, so that those of many
+    processes come out in one piece, and no disk that hangs is in their way.
+    """
+
+    def __enter__(self) -> Self:
+        self._memory = os.memfd_create("clipx-stacks")
+        faulthandler.register(_TO_STDERR, file=STDERR, all_threads=True)
+        faulthandler.register(_TO_MEMORY, file=self._memory, all_threads=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (_TO_STDERR, _TO_MEMORY):
+            faulthandler.unregister(number)
+        os.close(self._memory)
+
+    def collect(self) -> str:
+        """The stacks of this process and of its multiprocessing children, within seconds; from any thread, once."""
+        self._write(f"--- process {os.getpid()}, the rank\n")
+        faulthandler.dump_traceback(self._memory, all_threads=True)
+        stops_at = time.monotonic() + _ALL_WITHIN_S
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            state, answers = _look_at(child.pid)
+            self._write(f"\n--- process {child.pid}, {child.name}, {state}\n")
+            if answers and time.monotonic() < stops_at:
+                before = self._size()
+                os.kill(child.pid, _TO_MEMORY)
+                self._await_answer(before)
+        return os.pread(self._memory, self._size(), 0).decode(errors="replace")
+
+    def _await_answer(self, before: int) -> None:
+        size, stops_at = before, time.monotonic() + _ANSWERS_WITHIN_S
+        while time.monotonic() < stops_at:
+            time.sleep(_QUIET_S)
+            last, size = size, self._size()
+            if size == last > before:
+                return
+        if size == before:
+            self._write("no answer: it is stopped, or stuck in the kernel\n")
+
+    def _size(self) -> int:
+        return os.fstat(self._memory).st_size
+
+    def _write(self, text: str) -> None:
+        os.write(self._memory, text.encode())
+
+
+def _look_at(pid: int) -> tuple[str, bool]:
+    """The state of a process in the kernel's words, and whether it handles `collect`'s signal: if not, it would die."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return "gone", False
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return fields["State"], bool(int(fields["SigCgt"], 16) >> (_TO_MEMORY - 1) & 1)

@@ -1,0 +1,125 @@
+"""A leap of the loss: the run goes back, leaves batches out, and ends as one that never had them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import losses, saved_tensors, tiny_config
+
+from clipx.config.schema import RunConfig
+from clipx.errors import RunError
+from clipx.train import trainer
+from clipx.train.outcome import PendingStep, StepOutcome
+from clipx.train.rollback import Detour
+from clipx.train.trainer import train
+
+STEPS = 20
+Fails = Callable[[StepOutcome], bool]
+
+
+def config(run_dir: Path, scenes: Path, *overrides: str) -> RunConfig:
+    settings = ["checkpoint.every_steps=3", "spikes={z_score: 20, window: 8, leave_out: 2}", *overrides]
+    return tiny_config(run_dir, scenes / "train", f"steps={STEPS}", *settings)
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fails], None]:
+    """Makes the loss that is read of some steps ten times as high."""
+    read = PendingStep.read
+
+    def apply(fails: Fails) -> None:
+        def spoilt(self: PendingStep) -> StepOutcome:
+            outcome = read(self)
+            return replace(outcome, loss=10 * outcome.loss) if fails(outcome) else outcome
+
+        monkeypatch.setattr(PendingStep, "read", spoilt)
+
+    return apply
+
+
+@pytest.fixture
+def without(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """The same run, told from the start what to leave out."""
+
+    def run(*batches: int) -> Path:
+        build = trainer.build_run
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "build_run", lambda c, r, _: build(c, r, Detour(batches, 0)))
+            assert train(config(tmp_path / "without", scenes)) == 0
+        return tmp_path / "without"
+
+    return run
+
+
+def assert_same(run_dir: Path, other: Path) -> None:
+    assert losses(run_dir) == losses(other)
+    ends = [
+        saved_tensors(folder / "checkpoints" / f"step-{STEPS:08d}", folder / "scratch") for folder in (run_dir, other)
+    ]
+    assert [name for name in ends[0] if not ends[0][name].equal(ends[1][name])] == []
+
+
+def test_back_and_on_without_the_batches(
+    scenes: Path, tmp_path: Path, spoil: Callable[[Fails], None], without: Callable[..., Path]
+) -> None:
+    spoil(lambda outcome: outcome.batch == 13)
+    assert train(config(tmp_path / "run", scenes)) == 0
+    (row,) = map(json.loads, (tmp_path / "run" / "rollbacks.jsonl").read_text().splitlines())
+    assert (row["step"], row["back_to"], row["left_out"]) == (14, 12, [12, 13])
+    state = json.loads((tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}" / "state.json").read_text())
+    progress = state["progress"]
+    assert (progress["left_out"], progress["rollbacks"], progress["next_batch"]) == ([12, 13], 1, STEPS + 2)
+    assert_same(tmp_path / "run", without(12, 13))
+
+
+def test_killed_on_its_way_back_it_goes_back_again(
+    scenes: Path,
+    tmp_path: Path,
+    spoil: Callable[[Fails], None],
+    without: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(lambda outcome: outcome.batch in (13, 16))
+    build, starts = trainer.build_run, []
+
+    def killed_after_both(*arguments: object) -> object:
+        starts.append(arguments[2])
+        if len(starts) == 3:
+            raise KeyboardInterrupt
+        return build(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "build_run", killed_after_both)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path / "run", scenes))
+    assert starts == [None, Detour((12, 13), 1), Detour((12, 13, 15, 16), 2)]
+    assert train(config(tmp_path / "run", scenes)) == 0
+    assert len((tmp_path / "run" / "rollbacks.jsonl").read_text().splitlines()) == 2
+    assert_same(tmp_path / "run", without(12, 13, 15, 16))
+
+
+def test_a_loss_that_leaps_again_and_again_ends_the_run(
+    scenes: Path, tmp_path: Path, spoil: Callable[[Fails], None]
+) -> None:
+    spoil(lambda outcome: outcome.step >= 14)
+    with pytest.raises(
+        RunError, match=r"the loss leapt to .* at step 14, .* after 2 rollbacks \(spikes.max_rollbacks\)"
+    ):
+        train(config(tmp_path / "run", scenes, "spikes.max_rollbacks=2"))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("failed", 15)
+
+
+def test_losses_of_one_phase_are_not_compared_with_those_of_another(scenes: Path, tmp_path: Path) -> None:
+    """Smaller pictures until step 10: what the first large ones lose has nothing to be compared with."""
+    staged = ["stages.small={until_step: 10, image_size: 16}", "checkpoint.keep_last=9"]
+    assert train(config(tmp_path / "run", scenes, *staged)) == 0
+    remembered = {
+        int(folder.name.removeprefix("step-")): len(
+            json.loads((folder / "state.json").read_text())["progress"]["recent_losses"]
+        )
+        for folder in (tmp_path / "run" / "checkpoints").glob("step-*")
+    }
+    assert remembered == {3: 3, 6: 6, 9: 8, 10: 8, 12: 2, 15: 5, 18: 8, 20: 8}
