@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TEST_FOLDERS := tests/unit tests/golden tests/property tests/distributed tests/end_to_end
+TEST_FOLDERS := tests/unit tests/golden tests/property tests/distributed tests/end_to_end tests/faults tests/slurm
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install demo test test-full check format clean

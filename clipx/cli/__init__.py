@@ -17,6 +17,9 @@ import typer
 from clipx import __version__
 from clipx.cli.config_files import ConfigArguments, load_arguments
 from clipx.cli.data import data_app
+from clipx.cli.doctor import doctor
+from clipx.cli.launch import launch_app
+from clipx.cli.plan import plan
 from clipx.errors import ClipxError, InputError
 
 if TYPE_CHECKING:
@@ -31,9 +34,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.add_typer(data_app, name="data", rich_help_panel="Data and config")
-
 _RUN, _MODEL, _PREPARE = "Train", "Use a trained model", "Data and config"
+
+app.add_typer(data_app, name="data", rich_help_panel=_PREPARE)
+app.add_typer(launch_app, name="launch", rich_help_panel=_RUN)
 
 WeightsOption = Annotated[
     Literal["average", "trained"] | None,
@@ -83,6 +87,10 @@ def train(arguments: ConfigArguments) -> None:
     from clipx.train.trainer import train as run
 
     raise typer.Exit(run(config))
+
+
+app.command(rich_help_panel=_RUN)(plan)
+app.command(rich_help_panel=_RUN)(doctor)
 
 
 @app.command(rich_help_panel=_MODEL)
