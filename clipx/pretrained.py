@@ -3,6 +3,7 @@
 Shapes: B pictures or texts, S image size, T tokens, D embedding.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipx.checkpoint.store import holds_average, list_checkpoints, load_weights, newest_checkpoint, verify
-from clipx.config.load import load_config
+from clipx.checkpoint.folders import Folder, folder_at
+from clipx.checkpoint.manifest import MANIFEST
+from clipx.checkpoint.store import CONFIG, Checkpoint, CheckpointStore, checkpoints_of, stored_config
+from clipx.checkpoint.tensors import holds_average, load_weights
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
@@ -126,34 +129,53 @@ class ModelFiles:
     """Where the parts of a stored model lie."""
 
     kind: Literal["checkpoint", "export"]
-    folder: Path
-    config: Path
-    """The resolved config of the run that trained it."""
+    folder: Folder
+    config: str
+    """Name of the file in it with the resolved config of the run that trained it."""
 
 
-def find_model(path: Path) -> ModelFiles:
+def find_model(path: Path | str) -> ModelFiles:
     """What MODEL on the command line means: a run folder (its newest good checkpoint), a checkpoint, or an export.
 
+    Checkpoints, and a folder of them, may have an address (s3://...); a run folder says where its own are.
+
     Raises:
-        InputError: the path is none of these, a checkpoint that is broken, or a run without a good one.
+        InputError: the path is none of these or cannot be read, a checkpoint that is broken, or a run without a good
+            one.
     """
-    if not path.is_dir():
-        fault = "is a file" if path.exists() else "no such folder"
-        raise InputError(f"{path}: {fault}; give a run folder, a checkpoint, or an export folder")
-    if (path / EXPORT_CONFIG).is_file():
-        return ModelFiles("export", path, path / EXPORT_CONFIG)
-    if (path / "manifest.json").is_file():
-        if problem := verify(path):
-            raise InputError(f"{path}: the checkpoint is broken ({problem}); give another, or the run folder")
-        return ModelFiles("checkpoint", path, path / "config.yaml")
-    if (path / "checkpoints").is_dir():
-        checkpoint = newest_checkpoint(path)
-        if checkpoint is None:
-            broken = len(list_checkpoints(path))
-            mend = f"all {broken} are broken, train it anew" if broken else "train until its first save"
-            raise InputError(f"{path}: the run has no good checkpoint; {mend}")
-        return ModelFiles("checkpoint", checkpoint, checkpoint / "config.yaml")
-    raise InputError(f"{path} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)")
+    folder = folder_at(re.sub(r"^(\w+):/(?!/)", r"\1://", str(path)))  # pathlib takes a slash from addresses
+    try:
+        return _find_model(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error}); check the address and the storage") from error
+
+
+def _find_model(folder: Folder) -> ModelFiles:
+    if folder.path is not None and not folder.path.is_dir():
+        fault = "is a file" if folder.path.exists() else "no such folder"
+        raise InputError(f"{folder}: {fault}; give a run folder, a checkpoint, or an export folder")
+    names = folder.names()
+    if EXPORT_CONFIG in names:
+        return ModelFiles("export", folder, EXPORT_CONFIG)
+    if MANIFEST in names:
+        if problem := Checkpoint(folder).problem():
+            raise InputError(f"{folder}: the checkpoint is broken ({problem}); give another, or the run folder")
+        return ModelFiles("checkpoint", folder, CONFIG)
+    store = CheckpointStore(folder.address)
+    if CONFIG in names:
+        store = checkpoints_of(replace(stored_config(folder), run_dir=folder.address))  # it may have been moved
+    elif "checkpoints" in names:
+        store = CheckpointStore(f"{folder}/checkpoints")
+    elif not store.checkpoints():
+        raise InputError(
+            f"{folder} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)"
+        )
+    checkpoint = store.newest()
+    if checkpoint is None:
+        broken = len(store.checkpoints())
+        mend = f"all {broken} are broken, train it anew" if broken else "train until its first save"
+        raise InputError(f"{folder}: the run has no good checkpoint; {mend}")
+    return ModelFiles("checkpoint", checkpoint.folder, CONFIG)
 
 
 def load(
@@ -162,33 +184,33 @@ def load(
     """The model in a run folder, a checkpoint or an export folder, in float32.
 
     Args:
-        path: of the folder.
+        path: of the folder; checkpoints may also have an address (s3://...).
         device: where the model is put.
         weights: of a checkpoint, the trained ones or their average (`ema`); none: the average where one was kept.
 
     Raises:
         InputError: the path holds no model, its weights do not fit its config, or it has no average.
     """
-    files = find_model(Path(path))
-    config = load_config([files.config]).model
+    files = find_model(path)
+    config = stored_config(files.folder, files.config).model
     tokenizer = build_tokenizer(config.text)
     model = build_model(_without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
     match files.kind:
         case "checkpoint":
             load_weights(files.folder, model, average=_choose_average(files.folder, weights))
         case "export":
-            _load_export(files.folder, model)
+            _load_export(Path(files.folder.address), model)
     return Pretrained(model.to(device).eval(), config, tokenizer=tokenizer)
 
 
-def _choose_average(checkpoint: Path, weights: Literal["average", "trained"] | None) -> bool:
+def _choose_average(checkpoint: Folder, weights: Literal["average", "trained"] | None) -> bool:
     kept = holds_average(checkpoint)
     if weights == "average" and not kept:
         raise InputError(f"{checkpoint} holds no average of the weights; take the trained ones, or train with `ema`")
     return kept and weights != "trained"
 
 
-def start_from(path: Path, model: CLIP) -> None:
+def start_from(path: Path | str, model: CLIP) -> None:
     """Fills a bare model with the weights stored at `path`, as the beginning of another run.
 
     The position embeddings may differ in size: that of images is resampled, that of texts cut. A bias of the logits

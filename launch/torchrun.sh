@@ -5,15 +5,22 @@
 #
 # On several nodes, run the same line on each with NNODES and MASTER_ADDR set. What may be set, and what holds if not:
 #
-#   NPROC_PER_NODE  processes on this node           its GPUs, or 1
-#   NNODES          number of nodes                  1
-#   MASTER_ADDR     a node that all others reach     (needed for more than one)
-#   MASTER_PORT     a free port there                29500
-#   RUN_ID          names this start on all nodes    SLURM_JOB_ID, or clipx
-#   SAVE_SECONDS    time to save after a signal      300
-#   PYTHON          interpreter                      .venv/bin/python of this repository, else python3
+#   NPROC_PER_NODE  processes on this node                       its GPUs, or 1
+#   NNODES          number of nodes, or a range: 2:4 is elastic  1
+#   MASTER_ADDR     a node that all others reach                 (needed for more than one)
+#   MASTER_PORT     a free port there                            29500
+#   MAX_RESTARTS    times that torchrun restarts what failed     3 for a range, else 0: a scheduler's task
+#   RUN_ID          names this start on all nodes                SLURM_JOB_ID, or clipx
+#   SAVE_SECONDS    time to save after a signal                  300
+#   PYTHON          interpreter                                  .venv/bin/python of this repository, or python3
 #
-# Exit code: 0 complete; 85 saved and stopped on request, start it again; else failed.
+# The first four may also have torchrun's own names (PET_NNODES ...), as Kubeflow Trainer sets them.
+#
+# Elastic: when a node is lost, those that stay go on from the last checkpoint. When one comes, all stop, save in the
+# 30 s that torchrun gives them, and go on together. Every number of processes that can arise must divide
+# global_batch_size. The node of MASTER_ADDR holds the rendezvous and must stay.
+#
+# Exit code: 0 complete; 85 saved and stopped on request, start it again; 2 bad input; else failed.
 set -euo pipefail
 
 if [[ $# -eq 0 ]]; then
@@ -25,37 +32,52 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
 
+# The shell passes signals on, then waits again; a terminal sends Ctrl-C to torchrun itself.
+asked_to_stop=0 torchrun=
+for signal in TERM HUP QUIT USR1 USR2 XCPU; do # shellcheck disable=SC2064 # the name is meant as it is now
+  trap "interrupted=1; asked_to_stop=1; [[ -z \$torchrun ]] || kill -s $signal \$torchrun 2>/dev/null || true" "$signal"
+done
+
 # A mistake in the config is one line here instead of one per process; the run folder is needed at the end.
 config=$("$python" -m clipx config "$@")
 run_dir=$(sed -n 's/^run_dir: //p' <<<"$config" | tr -d "'\"")
 
-nproc=${NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')}
-nnodes=${NNODES:-1}
+nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-}}
+nproc=${nproc:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')}
+nnodes=${NNODES:-${PET_NNODES:-1}}
+master=${MASTER_ADDR:-${PET_MASTER_ADDR:-}}
 if [[ $nnodes == 1 ]]; then
   rendezvous=(--standalone)
+elif [[ -z $master ]]; then
+  echo "launch/torchrun.sh: MASTER_ADDR is not set: with NNODES=$nnodes, name a node that all others reach" >&2
+  exit 2
 else
-  : "${MASTER_ADDR:?is not set: with NNODES=$nnodes, name a node that all others reach}"
-  rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:${MASTER_PORT:-29500}"
+  rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$master:${MASTER_PORT:-${PET_MASTER_PORT:-29500}}"
     --rdzv-id="${RUN_ID:-${SLURM_JOB_ID:-clipx}}")
+  # Where torchrun shares its store with the processes, a node that comes later waits in vain for their address.
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
+if [[ $nnodes == *:* ]]; then restarts=3; else restarts=0; fi
 
 # torchrun's options --signals-to-handle and --shutdown-timeout, as variables: a torch that lacks one passes over it.
 # Unhandled, SIGUSR1 would kill torchrun and leave its processes orphaned.
-export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2,SIGXCPU
 export PET_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-300}
+# A run that was asked to stop has not failed: torchrun must not start it again. Its word stands in status.json.
+export CLIPX_EXIT_CODE_AGAIN=0
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
-started=$(mktemp)
-trap 'rm -f "$started"' EXIT
-"$python" -m torch.distributed.run --nnodes="$nnodes" --nproc-per-node="$nproc" --max-restarts=0 \
-  "${rendezvous[@]}" -m clipx train "$@" &
+# status.json of an earlier start is no word of this one. Its time is compared with its own, not with this node's clock.
+status=$run_dir/status.json
+before=$(mktemp)
+trap 'rm -f "$before"' EXIT
+touch -r "$status" "$before" 2>/dev/null || rm "$before"
+
+if [[ $asked_to_stop -eq 1 ]]; then exit 85; fi
+"$python" -m torch.distributed.run --nnodes="$nnodes" --nproc-per-node="$nproc" \
+  --max-restarts="${MAX_RESTARTS:-$restarts}" "${rendezvous[@]}" -m clipx train "$@" &
 torchrun=$!
 
-# The shell passes signals on, then waits again; a terminal sends Ctrl-C to torchrun itself.
-asked_to_stop=0
-for signal in TERM HUP QUIT USR1; do
-  trap "interrupted=1; asked_to_stop=1; kill -s $signal $torchrun 2>/dev/null || true" "$signal"
-done
 trap 'interrupted=1' INT
 interrupted=1
 while [[ $interrupted -eq 1 ]]; do
@@ -64,13 +86,14 @@ while [[ $interrupted -eq 1 ]]; do
   wait "$torchrun" || code=$?
 done
 
-# torchrun turns every failure into 1. Whether to start the run again is its own word, if that is of this start; if it
-# has not got as far as a word when it was asked to stop, nothing was lost.
-if [[ $code -ne 0 ]]; then
-  if [[ $run_dir/status.json -nt $started ]]; then
-    grep -q '"status": "again"' "$run_dir/status.json" && code=85
-  elif [[ $asked_to_stop -eq 1 ]]; then
-    code=85
-  fi
+# torchrun ends with 0 or 1. What happened is the run's own word: after a failure only if it is of this start; if a run
+# that was asked to stop has not got as far as a word, nothing was lost.
+says() { grep -qs "$1" "$status"; }
+if [[ $code -eq 0 ]]; then
+  if says '"status": "again"'; then code=85; fi
+elif [[ $status -nt $before ]]; then
+  if says '"status": "again"'; then code=85; elif says '"exit_code": 2'; then code=2; fi
+elif [[ $asked_to_stop -eq 1 ]]; then
+  code=85
 fi
 exit "$code"

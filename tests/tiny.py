@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from clipx.checkpoint.store import CheckpointStore
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
 from clipx.data.synthetic import write_synthetic_set
@@ -43,6 +44,19 @@ def status(run_dir: Path) -> dict[str, Any]:
     """The content of status.json."""
     content: dict[str, Any] = json.loads((run_dir / "status.json").read_text())
     return content
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The folders of a run's checkpoints, oldest first, broken ones too."""
+    found = CheckpointStore(run_dir / "checkpoints").checkpoints()
+    return [Path(checkpoint.folder.address) for checkpoint in found]
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    """The folder of the newest one that is whole."""
+    newest = CheckpointStore(run_dir / "checkpoints").newest()
+    assert newest is not None
+    return Path(newest.folder.address)
 
 
 def saved_tensors(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:

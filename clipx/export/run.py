@@ -57,7 +57,7 @@ def export_model(
     with _named_failure(to), _folder_aside(to) as aside:
         for name in formats:
             _write(name, pretrained, shape, aside)
-        shutil.copyfile(files.config, aside / EXPORT_CONFIG)
+        (aside / EXPORT_CONFIG).write_bytes(files.folder.read(files.config))
         parity = check(pretrained, aside, formats)
         parity["files"] = sorted([PARITY, *(path.name for path in aside.iterdir())])
         (aside / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")

@@ -12,18 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipx.checkpoint.state import DataPlanRecord, MicroBatch, Progress, RunState
-from clipx.checkpoint.store import (
-    checkpoint_name,
-    checkpoint_step,
-    holds_average,
-    list_checkpoints,
-    load_state,
-    load_tensors,
-    newest_checkpoint,
-    set_aside,
-)
+from clipx.checkpoint.store import Checkpoint, checkpoints_of
+from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
-from clipx.config.load import load_config
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
@@ -110,14 +101,14 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
     """
     captions = config.data.captions_per_image  # checked before anything is made
     resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions)
-    checkpoint = _prepare_folder(config, runtime)
+    checkpoint = _newest_checkpoint(config, runtime)
     indexes = load_indexes(config.data, runtime)
     with runtime.together():
         check_stages(config)
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
-        record = plan_record(config, indexes, begun=None if checkpoint is None else load_state(checkpoint).plan)
+        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().plan)
         plan = make_plan(config, indexes, order=record)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         progress = Progress() if saved is None else saved.progress
@@ -177,51 +168,47 @@ def _diagnosis(config: RunConfig, runtime: Runtime, *, workers: int) -> Diagnosi
     )
 
 
-def _load(checkpoint: Path, stepper: Stepper) -> None:
+def _load(checkpoint: Checkpoint, stepper: Stepper) -> None:
     """Weights, moments and their average; an average that the run has not kept so far begins with the weights."""
-    average = stepper.ema.state_dict() if stepper.ema is not None and holds_average(checkpoint) else None
-    load_tensors(checkpoint, stepper.model, inner_optimizer(stepper.optimizer), average=average)
+    average = stepper.ema.state_dict() if stepper.ema is not None and holds_average(checkpoint.folder) else None
+    load_tensors(checkpoint.folder, stepper.model, inner_optimizer(stepper.optimizer), average=average)
     if stepper.ema is not None and average is None:
         stepper.ema.load_state_dict(dict(stepper.towers.named_parameters()))
 
 
-def _prepare_folder(config: RunConfig, runtime: Runtime) -> Path | None:
-    """Rank 0 makes the run folder and picks the checkpoint to resume from; every rank learns which."""
-    run_dir = Path(config.run_dir)
-    step: int | None = None
+def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
+    """What the run goes on from: rank 0 looks through its checkpoints, every rank learns which."""
+    store, step = checkpoints_of(config), None
     with runtime.together():
         if runtime.is_main:
             try:
-                (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-                newest = newest_checkpoint(run_dir)
+                newest = store.newest()
+                if newest is None and store.checkpoints():
+                    raise RunError(f"no checkpoint in {store} is whole; move them away to start from the beginning")
+                if newest is not None:
+                    step = newest.step
+                    store.set_aside(after_step=step, reason="broken")
             except OSError as problem:
                 raise InputError(
-                    f"run_dir={run_dir} cannot be used ({problem}); mend the storage or choose another"
+                    f"the checkpoints in {store} cannot be read ({problem}); mend the storage or choose another place"
                 ) from problem
-            if newest is None and list_checkpoints(run_dir):
-                raise RunError(
-                    f"no checkpoint in {run_dir / 'checkpoints'} is whole; move them away to start from the beginning"
-                )
-            if newest is not None:
-                step = checkpoint_step(newest)
-                set_aside(run_dir, after_step=step, reason="broken")
     step = runtime.from_main(step)
-    return None if step is None else run_dir / "checkpoints" / checkpoint_name(step)
+    return None if step is None else store.checkpoint(step)
 
 
-def _compatible_state(config: RunConfig, checkpoint: Path, record: DataPlanRecord) -> RunState:
+def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPlanRecord) -> RunState:
     """The state to resume from.
 
     Raises:
         InputError: model or data order are not those that the run began with, or it has gone further than its end.
     """
-    saved = load_state(checkpoint)
+    saved = checkpoint.state()
     if saved.progress.step > config.num_steps:
         raise InputError(
             f"{config.run_dir} has done {saved.progress.step} steps, more than steps={config.num_steps}; "
             "raise steps or choose a new run_dir"
         )
-    before, now = (asdict(_shape(model)) for model in (load_config([checkpoint / "config.yaml"]).model, config.model))
+    before, now = (asdict(_shape(model)) for model in (checkpoint.config().model, config.model))
     if before != now:
         changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
         raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")
@@ -236,9 +223,9 @@ def _compatible_state(config: RunConfig, checkpoint: Path, record: DataPlanRecor
     return saved
 
 
-def _found_before(config: RunConfig, runtime: Runtime, *, checkpoint: Path, phase: Phase) -> int | None:
+def _found_before(config: RunConfig, runtime: Runtime, *, checkpoint: Checkpoint, phase: Phase) -> int | None:
     """What `micro_batch_size: auto` found when this phase began, where all that decides it is as it was then."""
-    saved, before = load_state(checkpoint), load_config([checkpoint / "config.yaml"])
+    saved, before = checkpoint.state(), checkpoint.config()
     found, step = saved.micro_batch, saved.progress.step
     if found is None or (found.world_size, found.until) != (runtime.world_size, phase.until):
         return None

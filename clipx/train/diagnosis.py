@@ -76,8 +76,8 @@ class Diagnosis:
         self._counters: deque[_Counters] = deque(maxlen=_WINDOW + 1)
         self._clamped = _Alarm(on=0.999, off=0.99, rows=10)
         self._alike = {side: _Alarm(on=0.9, off=0.8, rows=3) for side in _INPUTS}
-        self._starved = _Alarm(on=_WAIT_SHARE, off=_WAIT_OVER, rows=3)
-        self._slow = _Alarm(on=_SLOW_RATIO, off=_SLOW_OVER, rows=5)
+        self._starved = _Alarm(on=_WAIT_SHARE, off=_WAIT_OVER, rows=5)  # a start waits for its first batches
+        self._slow = _Alarm(on=_SLOW_RATIO, off=_SLOW_OVER, rows=10)
         self._skipping = _Alarm(on=_MOST_SKIPPED, off=1)
         self._spoiling = _Alarm(on=0.5, off=0.25)
 

@@ -114,9 +114,8 @@ def find_culprit(earlier: Sequence[Sign], later: Sequence[Sign]) -> str:
     Ranks whose signs have not changed: they are stopped or dead, or their machines out of reach. Else those that are
     furthest behind, for the others wait for them. Else what all wait for.
     """
-    if silent := [
-        rank for rank, signs in enumerate(zip(earlier, later, strict=True)) if signs[0].beat == signs[1].beat
-    ]:
+    silent = [rank for rank, (one, two) in enumerate(zip(earlier, later, strict=True)) if one.beat == two.beat]
+    if silent:
         return f"no sign of life from {_named(silent, later)}, last seen {describe(later[silent[0]])}"
     behind = min(map(_place, later))
     late = [rank for rank, sign in enumerate(later) if _place(sign) == behind]

@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clipx.checkpoint.folders import write_atomically
 from clipx.checkpoint.state import Progress as RunProgress
-from clipx.checkpoint.store import write_atomically
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime, start_trackers
@@ -89,6 +89,11 @@ class Monitor:
     def waited(self, seconds: float, *, step: int) -> None:
         """Notes how long a step, from 1, stood waiting for its data; it may be known before the step before is read."""
         self._waits[step] = seconds
+
+    def saved(self, lost_s: float) -> None:
+        """Notes what a save has cost the training, within a pause."""
+        assert self._since_row is not None, "saved before rewind"
+        self._since_row.checkpoint_s += lost_s
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -176,6 +181,7 @@ class Monitor:
             "data_wait_s": since.data_wait_s,
             **{f"{section}_s": seconds for section, seconds in since.seconds.items()},
             "pause_s": since.pause_s,
+            "checkpoint_s": since.checkpoint_s,
             "padding_removed": 1 - since.num_tokens / (pairs * self._config.model.text.context_length),
             "skipped_steps": progress.skipped_steps,
             "overflow_steps": progress.overflow_steps,
@@ -202,6 +208,8 @@ class _SinceRow:
     data_wait_s: float = 0.0
     pause_s: float = 0.0
     """Saving and evaluating."""
+    checkpoint_s: float = 0.0
+    """Saving alone."""
     read_wait_s: float = 0.0
     """Of the loader processes, for remote storage, summed."""
     num_fallbacks: int = 0

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipx.checkpoint.state import Progress
-from clipx.checkpoint.store import checkpoint_step, list_checkpoints, set_aside
-from clipx.config.safety import SpikeConfig
+from clipx.checkpoint.store import checkpoints_of
+from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.train.json_lines import append_rows, read_rows
@@ -53,14 +53,13 @@ class _Row:
     left_out: list[int]
 
 
-def go_back(leap: LossLeapError, progress: Progress, *, config: SpikeConfig, run_dir: Path, runtime: Runtime) -> Detour:
+def go_back(leap: LossLeapError, progress: Progress, *, config: RunConfig, runtime: Runtime) -> Detour:
     """Sets the checkpoints aside that the leap may have spoilt, so that the run is built from the one before.
 
     Args:
         leap: what happened.
         progress: of the run when it did.
-        config: how much to leave out, and how often to go back.
-        run_dir: gets the record, rollbacks.jsonl, from rank 0.
+        config: of the run; how much to leave out, and how often to go back. Rank 0 adds to run_dir/rollbacks.jsonl.
         runtime: the ranks; all of them call this.
 
     Returns:
@@ -69,7 +68,9 @@ def go_back(leap: LossLeapError, progress: Progress, *, config: SpikeConfig, run
     Raises:
         RunError: it has gone back too often; on all ranks alike.
     """
-    if progress.rollbacks >= config.max_rollbacks:
+    run_dir, spikes, store = Path(config.run_dir), config.spikes, checkpoints_of(config)
+    assert spikes is not None
+    if progress.rollbacks >= spikes.max_rollbacks:
         raise RunError(
             f"{leap}, after {progress.rollbacks} rollbacks (spikes.max_rollbacks); see {run_dir / 'rollbacks.jsonl'}, "
             "lower optim.lr or look at the data, then start again"
@@ -77,11 +78,11 @@ def go_back(leap: LossLeapError, progress: Progress, *, config: SpikeConfig, run
     back_to = 0
     with runtime.together():
         if runtime.is_main:
-            steps = [checkpoint_step(folder) for folder in list_checkpoints(run_dir)]
-            back_to = last_before(leap.step, steps, leave_out=config.leave_out)
-            set_aside(run_dir, after_step=back_to, reason="leapt")
+            steps = [checkpoint.step for checkpoint in store.checkpoints()]
+            back_to = last_before(leap.step, steps, leave_out=spikes.leave_out)
+            store.set_aside(after_step=back_to, reason="leapt")
     back_to = runtime.from_main(back_to)
-    batches = batches_before(leap.batch, min(config.leave_out, leap.step - back_to), left_out=progress.left_out)
+    batches = batches_before(leap.batch, min(spikes.leave_out, leap.step - back_to), left_out=progress.left_out)
     if runtime.is_main:
         row = asdict(_Row(leap.step, leap.loss, leap.z_score, back_to, list(batches)))
         log.warning("%s; BACK TO STEP %d, without the global batches %d to %d", leap, back_to, batches[0], batches[-1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from clipx.checkpoint.store import write_atomically
+from clipx.checkpoint.folders import write_atomically
 from clipx.errors import ClipxError, RunError
 
 

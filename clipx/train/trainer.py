@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from clipx.checkpoint.store import discard_unfinished, write_atomically
+from clipx.checkpoint.folders import write_atomically
+from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
@@ -69,8 +70,7 @@ def train(config: RunConfig) -> int:
                 try:
                     status, detour = Loop(run, stop, watchdog).fit(), None
                 except LossLeapError as leap:
-                    assert config.spikes is not None
-                    detour = go_back(leap, run.progress, config=config.spikes, run_dir=run_dir, runtime=runtime)
+                    detour = go_back(leap, run.progress, config=config, runtime=runtime)
                 step = run.progress.step
                 if status is None:
                     run = None  # or this phase's weights would stand beside the next one's
@@ -140,7 +140,7 @@ class Loop:
             _open_folder(run)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         run.monitor.rewind(progress.step)
-        with run.monitor, closing(run.batches()) as batches, closing(self.profiler):
+        with run.monitor, closing(run.batches()) as batches, closing(self.profiler), closing(self.saver):
             self.evaluate_if_due()  # what a kill between a save and its evaluation left undone
             while progress.step < run.phase.until:
                 orders = self.advance(self.next_batch(batches))
@@ -249,6 +249,7 @@ class Loop:
         self.watchdog.enters("save", step=self.run.progress.step)
         with self.run.monitor.pause():
             self.saver.save(stopping=stopping)
+        self.run.monitor.saved(self.saver.take_lost_s())
         step = self.run.progress.step
         if self.saver.saved_step != step and (stopping or step == self.run.phase.until):
             raise RunError(
@@ -336,10 +337,17 @@ def _open_folder(run: Run) -> None:
     """Rank 0: the config as it now is; nothing left of an unfinished save, or of steps that will be trained again."""
     write_atomically(run.run_dir / "config.yaml", dump_config(run.config))
     (run.run_dir / "status.json").unlink(missing_ok=True)
-    discard_unfinished(run.run_dir)
+    _discard_unfinished(checkpoints_of(run.config))
     for path in (run.run_dir / "eval").glob("*-[0-9]*.json"):
         if int(path.stem.rpartition("-")[2]) > run.progress.step:
             path.unlink()
+
+
+def _discard_unfinished(store: CheckpointStore) -> None:
+    try:
+        store.discard_unfinished()
+    except OSError as error:
+        log.warning("cannot remove an unfinished checkpoint in %s (%s); it stays until the next start", store, error)
 
 
 def _write_scores(path: Path, scores: dict[str, object]) -> None:

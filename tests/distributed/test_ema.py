@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.ranks import run_ranks
-from tiny import losses, saved_tensors, tiny_config, write_scenes
+from tiny import checkpoints, losses, saved_tensors, tiny_config, write_scenes
 
-from clipx.checkpoint.store import list_checkpoints
 from clipx.errors import InputError
 from clipx.pretrained import load
 from clipx.train.trainer import train
@@ -51,7 +50,7 @@ def test_begun_in_the_middle_it_starts_with_the_weights(scenes: Path, tmp_path: 
         load(tmp_path / "run", weights="average")
     longer = tiny_config(tmp_path / "run", scenes / "train", "steps=5", "ema.decay=0.5", "optim.lr=0")
     assert run_ranks(train, 1, longer) == [0]
-    assert len(list_checkpoints(tmp_path / "run")) == 2
+    assert len(checkpoints(tmp_path / "run")) == 2
     average = _average(tmp_path / "run", 5, tmp_path / "scratch")
     trained = load(tmp_path / "run", weights="trained").model.state_dict()
     assert all(trained[name].equal(value) for name, value in average.items())

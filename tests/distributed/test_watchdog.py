@@ -18,13 +18,13 @@ from clipx.distributed.runtime import start_runtime
 from clipx.train.life_signs import Stage, join_life_signs
 
 CASES = {
-    "read": Case("read", rank=1, world_size=3),
+    "read": Case("read", rank=1, world_size=4),
     "stopped": Case("stopped", rank=2, world_size=3),
     "rank 0 stopped": Case("stopped", rank=0, world_size=2),
     "with the GIL": Case("with the GIL", rank=1, world_size=2),
     "alone": Case("alone", rank=0, world_size=1),
 }
-ENDS_WITHIN_S = 60  # of the start: 3 s of limit and some 10 more in a calm machine
+ENDS_WITHIN_S = 120  # of the start; on a calm machine all have ended in 20
 
 
 class Ended(NamedTuple):
@@ -48,15 +48,15 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended]
     folders = {name: tmp_path_factory.mktemp("stall") for name in CASES}
     ranks = {name: start(case, folders[name]) for name, case in CASES.items()}
     try:
-        yield {name: end(case, ranks[name], folders[name]) for name, case in CASES.items()}
+        deadline = time.monotonic() + ENDS_WITHIN_S
+        yield {name: end(case, ranks[name], folders[name], deadline) for name, case in CASES.items()}
     finally:
         for process in [process for processes in ranks.values() for process in processes]:
             process.kill()
             process.join()
 
 
-def end(case: Case, ranks: list[ForkServerProcess], folder: Path) -> Ended:
-    deadline = time.monotonic() + ENDS_WITHIN_S
+def end(case: Case, ranks: list[ForkServerProcess], folder: Path, deadline: float) -> Ended:
     stopped = ranks[case.rank] if case.name == "stopped" else None
     for process in ranks:
         if process is not stopped:
@@ -94,9 +94,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_read_that_hangs_is_named_and_shown(ended: dict[str, Ended]) -> None:
+def test_a_read_that_hangs_is_named_and_shown_by_all_ranks(ended: dict[str, Ended]) -> None:
     case = ended["read"]
-    assert case.exit_codes == [1, 1, 1]
+    assert case.exit_codes == [1] * 4
     culprit = f"pid {case.pids[1]}): waiting for the data of step {HANGS_AT + 1}"
     for printed, reason, stacks in zip(case.printed, case.reasons, case.stacks, strict=True):
         (headline,) = [line for line in printed.splitlines() if line.startswith("STALLED")]
@@ -107,7 +107,7 @@ def test_a_read_that_hangs_is_named_and_shown(ended: dict[str, Ended]) -> None:
         assert "in _live" in stacks  # of the rank
         assert "in _live" in printed
     reading = [stacks.count("in read_that_never_returns") for stacks in case.stacks]
-    assert reading == [0, 1, 0]  # of its loader process
+    assert reading == [0, 1, 0, 0]  # of its loader process
     assert case.leaked == []
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from distributed.ranks import run_ranks
-from tiny import losses, metrics, status, tiny_config
+from tiny import checkpoints, losses, metrics, newest_checkpoint, status, tiny_config
 from torch import nn
 
-from clipx.checkpoint.store import list_checkpoints, newest_checkpoint
 from clipx.config.schema import RunConfig, ZeroShotConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
@@ -110,7 +109,7 @@ def test_fewer_steps_than_were_done(tmp_path: Path, scenes: Path) -> None:
 
 def test_a_run_whose_checkpoints_are_all_broken_does_not_start_over(tmp_path: Path, scenes: Path) -> None:
     assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
-    (list_checkpoints(tmp_path / "run")[0] / ".metadata").unlink()
+    (checkpoints(tmp_path / "run")[0] / ".metadata").unlink()
     before = metrics(tmp_path / "run")
     with pytest.raises(RunError, match=r"no checkpoint in .* is whole"):
         train(tiny_config(tmp_path / "run", scenes / "train", "steps=6"))
@@ -122,7 +121,6 @@ def test_a_broken_newest_checkpoint_costs_the_steps_since_the_one_before(tmp_pat
     for folder in (whole, mended):
         assert train(tiny_config(folder, scenes / "train", "steps=8", "checkpoint.every_steps=3")) == 0
     newest = newest_checkpoint(mended)
-    assert newest is not None
     data = newest / "__0_0.distcp"
     content = bytearray(data.read_bytes())
     content[len(content) // 3] ^= 4

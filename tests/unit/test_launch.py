@@ -9,10 +9,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from misspelt import key_paths, misspell
+
+from clipx.config.safety import StopSignal
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "torchrun.sh"
@@ -20,6 +23,9 @@ ACCELERATE = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 
 FAKE_PYTHON = """#!/usr/bin/env bash
 # Python, but for torchrun: that one notes its arguments and its environment, and ends as the test wants.
+if [[ "$1 $2 $3" == "-m clipx config" ]]; then
+  eval "$CHECKING"
+fi
 if [[ "$1 $2" == "-m torch.distributed.run" ]]; then
   printf '%s\\n' "${@:3}" > "$NOTES/arguments"
   env > "$NOTES/environment"
@@ -31,6 +37,9 @@ if [[ "$1 $2" == "-m torch.distributed.run" ]]; then
 fi
 exec REAL "$@"
 """
+
+
+UNSET = "(a variable that is not there)"
 
 
 class Launch:
@@ -48,9 +57,9 @@ class Launch:
             "data: {train: [a.tar]}\nmodel: {image: {name: vit_base_patch32_clip_224}}\n"
         )
 
-    def say(self, status: str) -> str:
+    def say(self, status: str, **more: int) -> str:
         """A shell command that writes status.json as the trainer does."""
-        text = json.dumps({"status": status, "step": 1, "reason": "a test"})
+        text = json.dumps({"status": status, "step": 1, "reason": "a test", **more})
         return f"mkdir -p {shlex.quote(str(self.run_dir))}; echo {shlex.quote(text)} > '{self.run_dir}/status.json'; "
 
     def start(
@@ -59,7 +68,8 @@ class Launch:
         names = ("PATH", "HOME", "LANG", "TMPDIR")
         environment = {name: os.environ[name] for name in names if name in os.environ}
         environment |= {"PYTHON": str(self.folder / "python"), "NOTES": str(self.folder), "TORCHRUN": torchrun}
-        environment |= {"ON_SIGNAL": on_signal, "NPROC_PER_NODE": "2", "PYTHONPATH": str(ROOT), **env}
+        environment |= {"CHECKING": "", "ON_SIGNAL": on_signal, "NPROC_PER_NODE": "2", "PYTHONPATH": str(ROOT), **env}
+        environment = {name: value for name, value in environment.items() if value != UNSET}
         command = [str(SCRIPT), str(self.config), *arguments]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -82,12 +92,15 @@ class Launch:
         """What torchrun's own parser makes of the call, in the environment it was given."""
         from torch.distributed.run import get_args_parser
 
-        pairs = (line.partition("=") for line in (self.folder / "environment").read_text().splitlines())
-        environment = {name: value for name, _, value in pairs if name.startswith("PET_")}
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
+            for name, value in self.torchrun_environment().items():
+                if name.startswith("PET_"):
+                    patch.setenv(name, value)
             return get_args_parser().parse_args((self.folder / "arguments").read_text().splitlines())
+
+    def torchrun_environment(self) -> dict[str, str]:
+        pairs = (line.partition("=") for line in (self.folder / "environment").read_text().splitlines())
+        return {name: value for name, _, value in pairs}
 
 
 @pytest.fixture
@@ -103,8 +116,10 @@ class TestTorchrun:
         assert (arguments.nnodes, arguments.nproc_per_node, arguments.max_restarts) == ("1", "2", 0)
         assert (arguments.module, arguments.training_script) == (True, "clipx")
         assert arguments.training_script_args == ["train", str(launch.config), "seed=3", "data.train=[a b.tar]"]
-        assert set(arguments.signals_to_handle.split(",")) >= {"SIGTERM", "SIGINT", "SIGUSR1"}
+        stop_signals = get_args(StopSignal)
+        assert set(arguments.signals_to_handle.split(",")) >= {*stop_signals, "SIGINT"}
         assert arguments.shutdown_timeout == 300
+        assert launch.torchrun_environment()["CLIPX_EXIT_CODE_AGAIN"] == "0"
 
     def test_several_nodes(self, launch: Launch) -> None:
         env = {"NNODES": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "1234", "SLURM_JOB_ID": "77", "SAVE_SECONDS": "60"}
@@ -113,12 +128,30 @@ class TestTorchrun:
         assert not arguments.standalone
         assert (arguments.nnodes, arguments.rdzv_backend, arguments.rdzv_id) == ("4", "c10d", "77")
         assert arguments.rdzv_endpoint == "node0:1234"
-        assert arguments.shutdown_timeout == 60
+        assert (arguments.shutdown_timeout, arguments.max_restarts) == (60, 0)
+
+    def test_a_range_of_nodes_is_elastic(self, launch: Launch) -> None:
+        assert launch.run(NNODES="2:4", MASTER_ADDR="node0") == (0, "")
+        arguments = launch.torchrun_arguments()
+        assert (arguments.nnodes, arguments.max_restarts, arguments.rdzv_endpoint) == ("2:4", 3, "node0:29500")
+        # torch caches the shared store's address over rounds, and a node that comes later never hears it
+        assert launch.torchrun_environment()["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+    def test_restarts_are_the_person_s_choice(self, launch: Launch) -> None:
+        assert launch.run(MAX_RESTARTS="7") == (0, "")
+        assert launch.torchrun_arguments().max_restarts == 7
+
+    def test_torchrun_s_own_names_serve_as_well(self, launch: Launch) -> None:
+        """As the runtime of Kubeflow Trainer sets them."""
+        theirs = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_MASTER_ADDR": "pod-0", "PET_MASTER_PORT": "29400"}
+        assert launch.run(NPROC_PER_NODE=UNSET, **theirs) == (0, "")
+        arguments = launch.torchrun_arguments()
+        assert (arguments.nnodes, arguments.nproc_per_node, arguments.rdzv_endpoint) == ("2", "8", "pod-0:29400")
 
     def test_several_nodes_need_an_address(self, launch: Launch) -> None:
         code, err = launch.run(NNODES="2")
-        assert code != 0
-        assert "MASTER_ADDR: is not set: with NNODES=2" in err
+        assert (code, err.count("\n")) == (2, 1)
+        assert "MASTER_ADDR is not set: with NNODES=2, name a node that all others reach" in err
         assert not (launch.folder / "started").exists()
 
     def test_a_bad_config_is_one_line_and_starts_nothing(self, launch: Launch) -> None:
@@ -134,7 +167,14 @@ class TestTorchrun:
 
     @pytest.mark.parametrize(
         ("status", "torchrun_code", "expected"),
-        [("again", 1, 85), ("failed", 1, 1), ("complete", 0, 0), (None, 1, 1), (None, 7, 7)],
+        [
+            ("again", 1, 85),
+            ("again", 0, 85),  # CLIPX_EXIT_CODE_AGAIN: torchrun saw nothing to restart
+            ("failed", 1, 1),
+            ("complete", 0, 0),
+            (None, 1, 1),
+            (None, 7, 7),
+        ],
     )
     def test_exit_code_is_the_run_s_own_word(
         self, launch: Launch, status: str | None, torchrun_code: int, expected: int
@@ -142,11 +182,23 @@ class TestTorchrun:
         said = launch.say(status) if status else ""
         assert launch.run(torchrun=f"sleep 0.05; {said} exit {torchrun_code}")[0] == expected
 
-    def test_the_word_of_an_earlier_start_does_not_count(self, launch: Launch) -> None:
+    def test_bad_input_found_by_the_run_is_bad_input(self, launch: Launch) -> None:
+        """torchrun says 1; who restarts what failed must know that this one is not worth it."""
+        assert launch.run(torchrun=f"{launch.say('failed', exit_code=2)} exit 1")[0] == 2
+
+    @pytest.mark.parametrize("age_s", [10, -3600], ids=["in the past", "by a clock that is ahead"])
+    def test_the_word_of_an_earlier_start_does_not_count(self, launch: Launch, age_s: int) -> None:
         subprocess.run(launch.say("again"), shell=True, check=True)
-        past = time.time() - 10
-        os.utime(launch.run_dir / "status.json", (past, past))
+        written = time.time() - age_s
+        os.utime(launch.run_dir / "status.json", (written, written))
         assert launch.run(torchrun="exit 1")[0] == 1
+
+    def test_a_new_word_counts_by_a_clock_that_is_behind(self, launch: Launch) -> None:
+        subprocess.run(launch.say("failed"), shell=True, check=True)
+        past = time.time() - 3600
+        os.utime(launch.run_dir / "status.json", (past, past))
+        on_the_server = f"touch -d @{past + 60} {shlex.quote(str(launch.run_dir / 'status.json'))};"
+        assert launch.run(torchrun=f"{launch.say('again')} {on_the_server} exit 1")[0] == 85
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
     def test_signals_reach_torchrun_and_its_end_is_waited_for(self, launch: Launch, number: signal.Signals) -> None:
@@ -155,6 +207,11 @@ class TestTorchrun:
 
     def test_stopped_before_the_run_began_it_is_to_be_started_again(self, launch: Launch) -> None:
         assert launch.stop(signal.SIGTERM, on_signal="exit 1") == (85, "")
+
+    def test_stopped_while_the_config_is_checked_it_starts_nothing(self, launch: Launch) -> None:
+        """The first process of a container, which no signal ends unless it listens for it."""
+        assert launch.run(CHECKING="kill -TERM $PPID; sleep 0.2") == (85, "")
+        assert not (launch.folder / "started").exists()
 
     def test_failed_while_it_was_stopped_it_has_failed(self, launch: Launch) -> None:
         assert launch.stop(signal.SIGTERM, on_signal=f"sleep 0.05; {launch.say('failed')} exit 1") == (1, "")
@@ -176,15 +233,17 @@ def load_strictly(path: Path) -> Any:
 
 
 class TestAccelerate:
-    def test_both_kinds_are_there(self) -> None:
-        assert [path.stem for path in ACCELERATE] == ["ddp", "fsdp2"]
+    def test_all_kinds_are_there(self) -> None:
+        assert [path.stem for path in ACCELERATE] == ["ddp", "fsdp2", "multinode"]
 
-    @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
-    def test_accelerate_reads_it(self, name: str, kind: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "kind", "machines"), [("ddp", "MULTI_GPU", 1), ("fsdp2", "FSDP", 1), ("multinode", "MULTI_GPU", 2)]
+    )
+    def test_accelerate_reads_it(self, name: str, kind: str, machines: int) -> None:
         config = load_strictly(ROOT / "launch" / "accelerate" / f"{name}.yaml")
         assert config.distributed_type.value == kind
         assert config.mixed_precision == "no"  # the run's config says it
-        assert config.num_processes == 8
+        assert (config.num_machines, config.num_processes) == (machines, 8 * machines)
 
     def test_fsdp_is_the_second(self) -> None:
         config = load_strictly(ROOT / "launch" / "accelerate" / "fsdp2.yaml")
@@ -192,13 +251,8 @@ class TestAccelerate:
 
     @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
     def test_a_misspelt_key_is_found(self, path: Path, tmp_path: Path) -> None:
-        keys = yaml.safe_load(path.read_text())
-        flat = [(key, None) for key in keys if key not in ("compute_environment", "distributed_type")]
-        inner = [(outer, key) for outer, value in keys.items() if isinstance(value, dict) for key in value]
-        for outer, key in flat + inner:
-            tree = yaml.safe_load(path.read_text())
-            node, name = (tree, outer) if key is None else (tree[outer], key)
-            node[name + "x"] = node.pop(name)
-            (tmp_path / "misspelt.yaml").write_text(yaml.safe_dump(tree))
-            with pytest.raises(ValueError, match="unknown"):
+        tree = yaml.safe_load(path.read_text())
+        for place in key_paths(tree):
+            (tmp_path / "misspelt.yaml").write_text(yaml.safe_dump(misspell(tree, place)))
+            with pytest.raises(ValueError, match=r"unknown|`distributed_type` must be specified"):
                 load_strictly(tmp_path / "misspelt.yaml")

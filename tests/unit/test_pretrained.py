@@ -7,7 +7,8 @@ from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrain
 
 import clipx
 from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
-from clipx.checkpoint.store import aside_folder, publish, save_tensors
+from clipx.checkpoint.store import CheckpointStore
+from clipx.checkpoint.tensors import state_of, write_state
 from clipx.config.model import HuggingFaceTextConfig
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
@@ -30,11 +31,12 @@ def run_dir(pretrained, tmp_path_factory):
         fingerprint="", num_shards=1, num_samples=9, lanes=1, shuffle_window=1, global_batch_size=2, seed=0
     )
     for step, source in ((1, tiny_pretrained(seed=1)), (2, pretrained)):
-        aside = aside_folder(run_dir, step)
-        aside.mkdir(parents=True)
-        save_tensors(aside, source.model, torch.optim.AdamW(source.model.parameters()))
+        store = CheckpointStore(run_dir / "checkpoints")
+        written = write_state(
+            store.draft(step), state_of(source.model, torch.optim.AdamW(source.model.parameters())), None
+        )
         state = RunState(progress=Progress(step=step), plan=plan, wandb_id="")
-        publish(aside, state, run_config_text(pretrained.config))
+        store.publish(step, written, state=state, config_text=run_config_text(pretrained.config))
     return run_dir
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipx.checkpoint.store import load_tensors, save_tensors
+from clipx.checkpoint import tensors
+from clipx.checkpoint.folders import folder_at
+from clipx.checkpoint.tensors import state_of, write_state
 from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
 from clipx.optim.locking import set_locked
 from clipx.optim.optimizers import build_optimizer, update
@@ -20,6 +22,14 @@ CONFIGS: dict[str, OptimConfig] = {
     "stable_adamw": StableAdamWConfig(lr=0.01),
     **{name: TimmOptimConfig(name=name, lr=0.01) for name in TIMM},
 }
+
+
+def save_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    write_state(folder_at(folder), state_of(model, optimizer), None)
+
+
+def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    tensors.load_tensors(folder_at(folder), model, optimizer)
 
 
 class Small(nn.Module):

@@ -1,6 +1,7 @@
 """Where a run goes back to after a leap of the loss, and which batches it leaves out from then on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,9 @@ def test_the_next_batch_is_one_that_is_trained_on() -> None:
 
 
 def back(run_dir: Path, progress: Progress, **changes: int) -> Detour:
-    with start_runtime(tiny_config(run_dir, "none.tar")) as runtime:
-        return go_back(LEAP, progress, config=SpikeConfig(**changes), run_dir=run_dir, runtime=runtime)
+    config = replace(tiny_config(run_dir, "none.tar"), spikes=SpikeConfig(**changes))
+    with start_runtime(config) as runtime:
+        return go_back(LEAP, progress, config=config, runtime=runtime)
 
 
 def test_spoilt_checkpoints_are_set_aside_and_the_record_is_written_once(tmp_path: Path) -> None:

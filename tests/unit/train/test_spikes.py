@@ -40,6 +40,10 @@ def test_a_slow_rise_is_no_leap() -> None:
     assert leaps(2 + STEPS / 300) == []  # by a factor of 4 in all, and far beyond the deviation within a window
 
 
+def test_a_fall_is_no_leap() -> None:
+    assert leaps(np.append(np.full(64, 4.0), 1.0)) == []
+
+
 def test_a_plateau_is_no_leap_until_the_loss_rises_by_8_percent() -> None:
     flat = np.full(200, 4.0)
     assert leaps(np.append(flat, 4.0 * 1.079)) == []

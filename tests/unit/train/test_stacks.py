@@ -75,6 +75,7 @@ def test_a_process_that_does_not_know_the_signal_is_spared() -> None:
 def test_a_stopped_process_gives_no_answer() -> None:
     with Stacks() as stacks, child(wait_in_a_child) as pid:
         os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)  # returns when it has stopped
         of_child = stacks.collect().split("--- process ")[2].splitlines()
     assert of_child[0].endswith("T (stopped)")
     assert of_child[1] == "no answer: it is stopped, or stuck in the kernel"

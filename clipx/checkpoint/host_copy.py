@@ -1,0 +1,76 @@
+"""A copy of a state in the host's memory: what an asynchronous save costs the training."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
+
+from clipx.checkpoint.tensors import State
+
+
+class HostCopy:
+    """Memory for one state, allocated at the first and used again for those that follow; page-locked where CUDA is.
+
+    One copy stands at a time: the next `take` overwrites it.
+    """
+
+    def __init__(self) -> None:
+        self._stager: DefaultStager | None = None
+        self._copy: State = {}
+
+    @torch.no_grad()
+    def take(self, state: State) -> State:
+        """The state as it is now; on return the training may change it.
+
+        The copies from a device are queued behind the step that was launched last, and waited for.
+        """
+        if _layout(state) != _layout(self._copy):
+            self._copy = self._allocate(state)
+        else:
+            for section, values in state.items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor):
+                        _local(self._copy[section][name]).copy_(_local(value), non_blocking=True)
+                    else:
+                        self._copy[section][name] = deepcopy(value)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        return {section: dict(values) for section, values in self._copy.items()}
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._copy = {}
+        if self._stager is not None:
+            self._stager.close()
+            self._stager = None
+
+    def _allocate(self, state: State) -> State:
+        """torch's own copy of a state, in new memory; slower, for it also copies what describes each shard."""
+        self.close()
+        on_gpu = torch.cuda.is_available()
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=on_gpu,
+            )
+        )
+        staged = self._stager.stage(state)
+        assert isinstance(staged, dict)
+        return staged
+
+
+def _layout(state: State) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype] | None]:
+    """What has to be equal for a copy to take the place of another."""
+    return {
+        (section, name): (_local(value).shape, value.dtype) if isinstance(value, Tensor) else None
+        for section, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

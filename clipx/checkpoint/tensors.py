@@ -1,0 +1,305 @@
+"""Weights, optimizer state and averages in a folder, by torch.distributed.checkpoint: what one number of ranks wrote,
+any other number reads, replicated or sharded.
+
+A state is two levels of names: model, optimizer and average, and in each of them tensors and numbers.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
+from torch.futures import Future
+from torch.optim import Optimizer
+
+from clipx.checkpoint.folders import Folder
+from clipx.checkpoint.manifest import MANIFEST, Entry, recorded
+from clipx.distributed.collectives import rank, world_size
+from clipx.errors import InputError, RunError
+
+State = dict[str, dict[str, Any]]
+
+log = logging.getLogger(__name__)
+
+_READ_AHEAD = 10_000_000  # bytes on their way from a GPU while others are written; torch's default
+_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)  # names instead of positions: loads on another wrapping
+
+# one process without a process group is a plain case here, not one to warn of at every save; and a filter for a block
+# would be one for all threads
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+def state_of(model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Tensor] | None = None) -> State:
+    """The live tensors and numbers of a training, by name.
+
+    Args:
+        model: as it trains.
+        optimizer: the same.
+        average: of the weights by parameter name, where one is kept.
+    """
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
+    return _state(model_state, optimizer_state, average)
+
+
+def own_share(state: State, group: ProcessGroup | None) -> State:
+    """What this rank has to write: its shards, and of what all ranks hold alike, tensors and numbers, one part in W.
+
+    Every rank finds the same parts without asking: by size, from the largest down, to the rank that has least.
+    """
+    if (size := world_size(group)) == 1:
+        return state
+    copies = {
+        (section, name): value.nbytes if isinstance(value, Tensor) else 0
+        for section, values in state.items()
+        for name, value in values.items()
+        if not isinstance(value, DTensor)
+    }
+    loads, owners = [0] * size, {}
+    for key in sorted(copies, key=lambda key: (-copies[key], key)):
+        owners[key] = loads.index(min(loads))
+        loads[owners[key]] += max(copies[key], 1)
+    here = rank(group)
+    return {
+        section: {name: value for name, value in values.items() if owners.get((section, name), here) == here}
+        for section, values in state.items()
+    }
+
+
+def write_state(folder: Folder, share: State, group: ProcessGroup | None) -> dict[str, Entry]:
+    """All ranks together: writes the state, each rank its share; what is written is on the disk for good.
+
+    Args:
+        folder: where no complete checkpoint lies.
+        share: of this rank; the tensors may lie anywhere.
+        group: all ranks; none: this process alone.
+
+    Returns:
+        Size and sum of the files that this rank wrote.
+
+    Raises:
+        OSError: on every rank, when any rank could not write.
+    """
+    writer = _Writer(folder, on_host=all(_on_host(value) for values in share.values() for value in values.values()))
+    try:
+        save(share, storage_writer=writer, process_group=group, no_dist=group is None)
+    except CheckpointException as error:  # a BaseException, which no caller would think to catch
+        raise OSError(_one_line(_first_cause(error))) from error
+    return writer.entries
+
+
+def load_tensors(
+    folder: Folder, model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Tensor] | None = None
+) -> None:
+    """All ranks together: fills model, optimizer and average in place, whatever the number of ranks that saved.
+
+    Weights and moments come from the checkpoint; betas, weight decay and the like stay as the config built them.
+    Weights that had no update before the checkpoint, for they were locked, have no moments after it either.
+
+    Raises:
+        InputError: the checkpoint is of another model.
+        RunError: it cannot be read.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    # only now: it takes a step without gradients, in which some optimizers (adan, lamb) put a count into their groups
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
+    saved = _saved_names(folder)
+    fresh = _without_moments(optimizer_state, saved)
+    known = {
+        name: value
+        for name, value in optimizer_state.items()
+        if f"optimizer.{name}" in saved and _owner(name) not in fresh
+    }
+    state = _state(model_state, known, average)
+    with _named_mismatch(folder):
+        load(state, storage_reader=_Reader(folder))
+    optimizer_state |= state["optimizer"]  # tensors were filled in place, numbers were replaced
+    set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=_OPTIONS)
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
+    for name, parameter in model.named_parameters():
+        if name.removeprefix("module.") in fresh:
+            optimizer.state.pop(parameter, None)
+
+
+def load_weights(folder: Folder, model: nn.Module, *, average: bool = False) -> None:
+    """Fills the weights of a bare model in this process, with the trained ones or their average; for inference.
+
+    Raises:
+        InputError, RunError: as `load_tensors`.
+    """
+    state = get_model_state_dict(model, options=_OPTIONS)
+    with _named_mismatch(folder):
+        load({"average" if average else "model": state}, storage_reader=_Reader(folder), no_dist=True)
+    set_model_state_dict(model, state, options=_OPTIONS)
+
+
+def holds_average(folder: Folder) -> bool:
+    """Whether a checkpoint has an average of the weights beside them."""
+    return any(name.startswith("average.") for name in _saved_names(folder))
+
+
+class _Writer(FileSystemWriter):
+    """torch's files, written to a `Folder` and summed up on the way."""
+
+    def __init__(self, folder: Folder, *, on_host: bool) -> None:
+        # files are synced by the folder; reading ahead from a GPU would, in a thread, be from GPU 0 on every rank
+        super().__init__(folder.address, sync_files=False, per_thread_copy_ahead=0 if on_host else _READ_AHEAD)
+        self.entries: dict[str, Entry] = {}
+        self.fs = _Files(folder, self.entries)  # type: ignore[assignment]  # torch declares the class it sets
+        self.path = folder.address
+        self._folder = folder
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Before any rank writes, what had this place before counts no more."""
+        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+        if is_coordinator:
+            self._folder.remove_file(MANIFEST)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """One file, or as many as keep below the folder's limit."""
+        if self._folder.largest_file is None:
+            return super().write_data(plan, planner)
+        results: list[WriteResult] = []
+        for number, items in enumerate(_batches(plan.items, self._folder.largest_file)):
+            prefix = replace(plan.storage_data, prefix=f"{plan.storage_data.prefix}{number}_")
+            results += super().write_data(replace(plan, items=items, storage_data=prefix), planner).value()
+        written: Future[list[WriteResult]] = Future()
+        written.set_result(results)
+        return written
+
+
+class _Reader(FileSystemReader):
+    """torch's files, read from a `Folder`."""
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder.address)
+        self.fs = _Files(folder, {})  # type: ignore[assignment]  # as above
+        self.path = folder.address
+
+
+class _Files(FileSystemBase):
+    """A `Folder` as torch sees it. It appears whole later on, so that no file of it needs to."""
+
+    def __init__(self, folder: Folder, entries: dict[str, Entry]) -> None:
+        self._folder = folder
+        self._entries = entries
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        name = str(path).rpartition("/")[2].removesuffix(".tmp")
+        with self._folder.open(name) if mode == "rb" else recorded(self._folder, name, self._entries) as stream:
+            yield stream
+
+    def concat_path(self, path: Any, suffix: str) -> str:
+        return f"{path}/{suffix}"
+
+    def init_path(self, path: Any) -> Any:
+        return path
+
+    def mkdir(self, path: Any) -> None:
+        self._folder.make()
+
+    def exists(self, path: Any) -> bool:
+        return False
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        """It has its name already."""
+
+    def rm_file(self, path: Any) -> None:
+        """Nothing is ever in the way."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+
+def _on_host(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.device.type == "cpu"
+
+
+def _batches(items: list[WriteItem], limit: int) -> Iterator[list[WriteItem]]:
+    """The items in their order, in lists of at most `limit` bytes, or of one item."""
+    batch: list[WriteItem] = []
+    size = 0
+    for item in items:
+        data = item.tensor_data
+        bytes_of_item = 0 if data is None else data.chunk.sizes.numel() * data.properties.dtype.itemsize
+        if batch and size + bytes_of_item > limit:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += bytes_of_item
+    if batch:
+        yield batch
+
+
+def _state(
+    model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any], average: Mapping[str, Tensor] | None
+) -> State:
+    state = {"model": dict(model_state), "optimizer": dict(optimizer_state)}
+    return state if average is None else {**state, "average": dict(average)}
+
+
+def _saved_names(folder: Folder) -> frozenset[str]:
+    """Dotted names of all that a checkpoint holds."""
+    return frozenset(_Reader(folder).read_metadata().state_dict_metadata)
+
+
+def _without_moments(optimizer_state: Mapping[str, Any], saved: frozenset[str]) -> frozenset[str]:
+    """Parameters of which the checkpoint lacks a part of the state: never trained, or by another optimizer."""
+    states = [name for name in optimizer_state if name.startswith("state.")]
+    lacking = frozenset(_owner(name) for name in states if f"optimizer.{name}" not in saved)
+    if lacking:
+        log.warning(
+            "%d of %d parameters have no optimizer state in the checkpoint and begin with none",
+            len(lacking),
+            len({_owner(name) for name in states}),
+        )
+    return lacking
+
+
+def _owner(name: str) -> str:
+    """The parameter in `state.PARAMETER.MOMENT`."""
+    return name.removeprefix("state.").rpartition(".")[0]
+
+
+@contextmanager
+def _named_mismatch(folder: Folder) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointException as error:
+        cause = _first_cause(error)
+        if isinstance(cause, OSError):
+            raise RunError(f"{folder} cannot be read ({_one_line(cause)}); mend the storage and start again") from error
+        raise InputError(
+            f"{folder} does not fit the model of this config ({_one_line(cause)}); "
+            "use the config that trained it or a new run_dir"
+        ) from error
+
+
+def _first_cause(error: CheckpointException) -> BaseException:
+    """What went wrong on the first rank where something did."""
+    _, (cause, _) = min(error.failures.items())
+    return cause
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

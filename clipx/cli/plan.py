@@ -1,0 +1,75 @@
+"""`clipx plan`: what a run needs and takes, before it is paid for."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipx.cli.config_files import ConfigArguments, load_arguments
+from clipx.errors import InputError
+
+_GB = 1e9
+
+
+def plan(
+    arguments: ConfigArguments,
+    *,
+    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs.", show_default=False)],
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="Which, e.g. H100, A100-40GB, L40S.", show_default=False)],
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine.")] = 8,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the peak that arithmetic reaches.")] = 0.35,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="For the cost.")] = None,
+    intra_node_gb_s: Annotated[
+        float | None, typer.Option(min=0.001, help="One way, per GPU, in a machine; default: the data sheet's.")
+    ] = None,
+    inter_node_gb_s: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="One way, per GPU, between machines; default: the maker's machines'."),
+    ] = None,
+    caption_tokens: Annotated[int, typer.Option(min=2, help="Mean tokens of a caption, start and end included.")] = 16,
+    cpu_ms_per_picture: Annotated[
+        float | None, typer.Option(min=0.001, help="Of a core, to load one; default: measured at 512 pixels.")
+    ] = None,
+    kb_per_sample: Annotated[
+        float | None, typer.Option(min=0.001, help="In the shards; default: from their index, where it is here, or 60.")
+    ] = None,
+    write_gb_s: Annotated[float, typer.Option(min=0.001, help="Speed of the checkpoints' storage.")] = 1.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+) -> None:
+    """Reckon memory, time and cost of a run, on GPUs that are not here; nothing is computed or read but the config."""
+    config = load_arguments(arguments)
+    from clipx.distributed.hardware import find_gpu
+    from clipx.plan.cluster import Cluster
+    from clipx.plan.loader import BYTES_PER_SAMPLE, CPU_MS, indexed_bytes
+    from clipx.plan.report import print_plan
+    from clipx.plan.run import Stated, make_plan
+
+    kind = find_gpu(gpu)
+    cluster = Cluster(
+        gpu=kind,
+        gpus_per_node=gpus_per_node,
+        mfu=mfu,
+        intra_node_bytes_per_s=kind.link_bytes_per_s if intra_node_gb_s is None else intra_node_gb_s * _GB,
+        inter_node_bytes_per_s=kind.network_bytes_per_s if inter_node_gb_s is None else inter_node_gb_s * _GB,
+    )
+    stated = Stated(
+        cluster=cluster,
+        caption_tokens=caption_tokens,
+        cpu_s=(cpu_ms_per_picture or CPU_MS[config.data.decode]) / 1e3,
+        bytes_per_sample=1e3 * kb_per_sample if kb_per_sample else indexed_bytes(config) or BYTES_PER_SAMPLE,
+        write_bytes_per_s=write_gb_s * _GB,
+        price_per_gpu_hour=price_per_gpu_hour,
+    )
+    found = make_plan(config, stated, world_size=gpus)
+    print_plan(found, stated)
+    if json_file is not None:
+        try:
+            json_file.write_text(
+                json.dumps({"stated": asdict(stated), **asdict(found)}, indent=2, default=sorted) + "\n"
+            )
+        except OSError as error:
+            raise InputError(f"--json {json_file}: cannot be written: {error.strerror}") from error

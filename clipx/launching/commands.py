@@ -1,0 +1,96 @@
+"""The command line of each launcher, over the file in launch/ that a person would start by hand."""
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.errors import InputError
+from clipx.launching.files import LAUNCH_FILES
+from clipx.launching.nodes import Nodes
+
+SAVE_SECONDS = 300
+"""Time to save after a signal; as in launch/torchrun.sh."""
+
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""Passed on to the processes of a run; as in launch/torchrun.sh."""
+
+_SIZES = re.compile(r"(--nodes|-N|--gpus-per-node)(\b|=|\d)")
+
+
+@dataclass(frozen=True)
+class LaunchCommand:
+    """A program with its arguments, and the variables set for it; as text, a line to paste into a shell."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    def __str__(self) -> str:
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.arguments)])
+
+
+def sbatch_command(
+    run: Sequence[str], *, file: Path, nodes: int, gpus_per_node: int, options: Sequence[str] = ()
+) -> LaunchCommand:
+    """Submits a file of launch/slurm/.
+
+    Args:
+        run: config files and overrides, as for `clipx train`.
+        options: further options of sbatch, e.g. its partition.
+
+    Raises:
+        InputError: `options` holds what has an option of its own here.
+    """
+    for option in options:
+        if _SIZES.match(option):
+            raise InputError(f"--sbatch {option!r}: give --nodes and --gpus-per-node to `clipx launch slurm` itself")
+    sizes = (f"--nodes={nodes}", f"--gpus-per-node={gpus_per_node}")
+    return LaunchCommand(("sbatch", *sizes, *options, str(file), *run), {"PYTHON": sys.executable})
+
+
+def torchrun_command(run: Sequence[str], *, nodes: Nodes, processes_per_node: int) -> LaunchCommand:
+    """launch/torchrun.sh, which has its settings in the environment."""
+    sizes = {"NNODES": str(nodes), "NPROC_PER_NODE": str(processes_per_node)}
+    script = str(LAUNCH_FILES / "torchrun.sh")  # by bash: an archive may have lost the executable bit
+    return LaunchCommand(("bash", script, *run), sizes | {"PYTHON": sys.executable})
+
+
+def accelerate_command(
+    run: Sequence[str],
+    config: RunConfig,
+    *,
+    nodes: int,
+    processes_per_node: int,
+    environment: Mapping[str, str],
+    options: Sequence[str] = (),
+) -> LaunchCommand:
+    """`accelerate launch` with a file of launch/accelerate/: for one node that of the config's parallelism.
+
+    Args:
+        environment: where MASTER_ADDR and MASTER_PORT of several nodes stand, and variables that win over ours.
+        options: further options of accelerate launch.
+
+    Raises:
+        InputError: several nodes without MASTER_ADDR.
+    """
+    one_node = "fsdp2" if isinstance(config.parallel, Fsdp2Config) else "ddp"
+    file = LAUNCH_FILES / "accelerate" / f"{one_node if nodes == 1 else 'multinode'}.yaml"
+    sizes = [f"--num_machines={nodes}", f"--num_processes={nodes * processes_per_node}"]
+    if nodes > 1:
+        if not environment.get("MASTER_ADDR"):
+            raise InputError(f"MASTER_ADDR is not set: with nodes={nodes}, name a node that all others reach")
+        port = environment.get("MASTER_PORT", "29500")
+        sizes += [f"--main_process_ip={environment['MASTER_ADDR']}", f"--main_process_port={port}"]
+        sizes += ["--rdzv_backend=c10d"]  # accelerate 1.15 takes it from here only, and not from its file
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", f"--config_file={file}", *sizes, *options)
+    ours = {
+        "PET_SIGNALS_TO_HANDLE": ",".join(STOP_SIGNALS),
+        "PET_SHUTDOWN_TIMEOUT": environment.get("SAVE_SECONDS", str(SAVE_SECONDS)),
+        "CLIPX_EXIT_CODE_AGAIN": "0",  # a run that was asked to stop has not failed
+        "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "4"),  # accelerate's own default is 1
+    }
+    return LaunchCommand((*launcher, "-m", "clipx", "train", *run), ours)

@@ -1,0 +1,212 @@
+"""The model of one phase without its numbers: parameters, work per pair, and the memory that a pass over pairs takes.
+
+The towers stand on the meta device, and a pass runs on fake tensors, which have shapes and no content. So the memory is
+what torch's own autograd keeps and makes, for any model, found as `micro_batch_size: auto` finds it in the real run.
+A fake GPU is not to be had without a real one, so the pass is a CPU's. It keeps what CUDA's keeps, but for the text
+tower in half precision: there a varlen kernel spares one copy of what attention gives out (2 of 38 bytes per channel).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipx.config.model import HuggingFaceTextConfig
+from clipx.config.optim import TimmOptimConfig
+from clipx.config.phases import Phase
+from clipx.config.schema import RunConfig
+from clipx.data.tokenizer import build_tokenizer
+from clipx.distributed.blocks import checkpoint_blocks, evenly_spread
+from clipx.models.clip import CLIP, build_model
+from clipx.models.text_tower import TextTower
+from clipx.optim.locking import set_locked
+from clipx.optim.optimizers import build_optimizer
+from clipx.train.build_stepper import UsefulFlops
+from clipx.train.micro_batch import LiveBytes, rehearsal
+from clipx.types import Batch, Embeddings
+
+_FLOAT = 4  # bytes
+_PAIRS = (128, 512)
+"""Pictures of the two passes: enough for the height of a pass to be where it is with all larger numbers of them, and
+with equal shares of padding among the tokens of their texts (`clipx.models.packing.pad_to_bucket`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Floating-point operations of the towers for one pair."""
+
+    image_forward: float
+    text_forward: float
+    useful: float
+    """Of training: three times the forward pass, of a locked tower once (`clipx.models.flops`)."""
+    recomputed: float
+    """What activation checkpointing computes again in the backward pass."""
+
+    def again(self, num_micro_batches: int) -> float:
+        """The gradient cache's second forward pass, which all micro-batches but the last need."""
+        return (self.image_forward + self.text_forward) * (num_micro_batches - 1) / num_micro_batches
+
+
+class PhaseModel:
+    """The towers as they train in a phase.
+
+    Args:
+        config: of the run.
+        phase: what holds for its steps.
+        caption_tokens: tokens of a caption on average, start and end included.
+
+    Raises:
+        InputError: the towers cannot be built.
+    """
+
+    def __init__(self, config: RunConfig, phase: Phase, *, caption_tokens: int) -> None:
+        self.phase = phase
+        self._config = config
+        self.towers = _without_numbers(config, phase)
+        self._tokens = min(caption_tokens, phase.context_length)
+        self.work = _work(config, phase, self.towers, tokens=self._tokens)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers by part."""
+        image, text = self.towers.image_tower, self.towers.text_tower
+        tables = sum(_count(module) for module in text.modules() if isinstance(module, nn.Embedding))
+        return {
+            "image tower": _count(image),
+            "text tower": _count(text) - tables,
+            "text embeddings": tables,
+            "scale and bias": _count(self.towers) - _count(image) - _count(text),
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return _count(self.towers)
+
+    @property
+    def num_trainable(self) -> int:
+        """Parameters that have a gradient in this phase."""
+        return sum(weight.numel() for weight in self.towers.parameters() if weight.requires_grad)
+
+    @cached_property
+    def counted_flops(self) -> float:
+        """What torch's own counter finds in a pass of ours over captions of mean length, for one pair.
+
+        Less than useful work, where our towers leave out what nobody reads and gradients of pixels, and more by what is
+        computed again for activation checkpointing.
+        """
+        num_pairs = _PAIRS[0] * self._config.data.captions_per_image
+        with self._fake_towers() as towers, FlopCounterMode(display=False) as counter:
+            self._rehearsal(towers, num_tokens=self._tokens)(num_pairs)
+        return counter.get_total_flops() / num_pairs
+
+    @cached_property
+    def optimizer_bytes(self) -> int:
+        """State of the whole model after a step, before it is sharded, beside a few numbers per tensor.
+
+        Found by a step, as timm's optimizers keep none, one, two or four tensors of a weight's size, or parts of such;
+        two are taken for those whose step needs real numbers.
+        """
+        if not isinstance(self._config.optim, TimmOptimConfig):
+            return 2 * _FLOAT * self.num_trainable  # the moments
+        with self._fake_towers() as towers:
+            optimizer = build_optimizer(self._config.optim, towers)
+            try:
+                optimizer.step()
+            except Exception:  # it looks into its tensors, and here they have no numbers
+                return 2 * _FLOAT * self.num_trainable
+            values = (value for state in optimizer.state.values() for value in state.values())
+            return sum(value.nbytes for value in values if torch.is_tensor(value))
+
+    def pass_bytes(self, num_pairs: int) -> int:
+        """Most bytes alive at once in a forward and backward pass over pairs with the longest texts.
+
+        Beyond weights and their gradients; narrow copies of weights, which autocast keeps, are among them.
+        """
+        base, slope = self._line
+        return round(base + slope * num_pairs)
+
+    @cached_property
+    def _line(self) -> tuple[float, float]:
+        """(base, slope)."""
+        few, many = (self._config.data.captions_per_image * pictures for pictures in _PAIRS)
+        with self._fake_towers() as towers:
+            rehearse = self._rehearsal(towers, num_tokens=self.phase.context_length)
+            small, large = (_peak(rehearse, num_pairs) for num_pairs in (few, many))
+        slope = (large - small) / (many - few)
+        return small - few * slope, slope
+
+    @contextmanager
+    def _fake_towers(self) -> Iterator[CLIP]:
+        """The towers with gradients, of fake tensors; all that is made within is fake."""
+        towers = deepcopy(self.towers)
+        if isinstance(towers.text_tower, TextTower):
+            towers.text_tower.bucketed = True  # the other way reads the texts' lengths, and here they have none
+        with FakeTensorMode():
+            towers._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+            for weight in towers.parameters():
+                weight.grad = torch.empty_like(weight) if weight.requires_grad else None
+            yield towers
+
+    def _rehearsal(self, towers: CLIP, *, num_tokens: int) -> Callable[[int], None]:
+        for blocks in towers.block_lists():
+            checkpoint_blocks(blocks, fraction=self._config.activation_checkpointing)
+        half = self._config.precision != "fp32"
+
+        def forward(batch: Batch) -> Embeddings:
+            # Of fp16 too, which a CPU has not, and of fp8, whose products keep their inputs in bf16.
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                return towers(batch, seed=0, patch_drop=self.phase.patch_drop)
+
+        return rehearsal(
+            forward,
+            image_size=self.phase.image_size,
+            context_length=num_tokens,
+            captions_per_image=self._config.data.captions_per_image,
+            device=torch.device("cpu"),
+        )
+
+
+def _without_numbers(config: RunConfig, phase: Phase) -> CLIP:
+    """On the meta device, or in memory with a transformers encoder, which is tried out while it is built."""
+    model = replace(config.model, image=replace(config.model.image, pretrained=False))
+    if isinstance(model.text, HuggingFaceTextConfig):
+        model = replace(model, text=replace(model.text, pretrained=False))
+        towers = build_model(model, vocab_size=0, seed=0)  # its vocabulary is its own
+    else:
+        with torch.device("meta"):
+            towers = build_model(model, vocab_size=build_tokenizer(model.text).vocab_size, seed=0)
+    set_locked(towers, phase.locked)
+    return towers
+
+
+def _work(config: RunConfig, phase: Phase, towers: CLIP, *, tokens: int) -> Work:
+    flops = UsefulFlops.of(towers, phase)
+    image = flops.per_image / config.data.captions_per_image
+    text = flops.text.forward(num_texts=1, num_tokens=tokens, sum_squared_lengths=tokens**2)
+    of_image, of_text = (
+        len(evenly_spread(blocks, config.activation_checkpointing)) / max(1, len(blocks))
+        for blocks in towers.block_lists()
+    )
+    return Work(
+        image_forward=image,
+        text_forward=text,
+        useful=flops.image_passes * image + flops.text_passes * text,
+        recomputed=of_image * image * (flops.image_passes > 1) + of_text * text * (flops.text_passes > 1),
+    )
+
+
+def _peak(rehearse: Callable[[int], None], num_pairs: int) -> int:
+    with LiveBytes() as live:
+        rehearse(num_pairs)
+    return live.peak
+
+
+def _count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())

@@ -1,0 +1,219 @@
+"""Config and cluster to plan: every phase of the run on so many GPUs, and the same run on 8 to 1,024."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from clipx.config.phases import Phase, check_stages, phase_at
+from clipx.config.schema import RunConfig
+from clipx.errors import InputError
+from clipx.plan.cluster import Cluster
+from clipx.plan.communication import transfers
+from clipx.plan.loader import Loader, plan_loader
+from clipx.plan.memory import MemoryPlan, plan_memory
+from clipx.plan.model import PhaseModel, Work
+from clipx.plan.pace import Pace, plan_pace
+
+WORLD_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
+_FLOAT = 4  # bytes
+_MUCH = 0.25  # of the model's own arithmetic
+Limit = Literal["memory", "loader", "communication", "optimizer", "arithmetic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What a person states and no config says."""
+
+    cluster: Cluster
+    caption_tokens: int
+    """Of a caption on average, start and end included."""
+    cpu_s: float
+    """Of a core, to load a picture."""
+    bytes_per_sample: float
+    """In the shards."""
+    write_bytes_per_s: float
+    """Of the storage that holds checkpoints."""
+    price_per_gpu_hour: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """A stretch of steps that are alike."""
+
+    phase: Phase
+    first_step: int
+    parameters: dict[str, int]
+    """By part of the model."""
+    num_trainable: int
+    work: Work
+    counted_flops: float
+    """Of a pair, by torch's counter in our towers; without the gradient cache."""
+    memory: MemoryPlan
+    pace: Pace
+    loader: Loader
+    pairs_per_s: float
+    """By the slower of GPUs and loader."""
+    limit: Limit
+    """What to improve first."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Of the last phase."""
+
+    num_bytes: int
+    seconds: float
+    """To write it."""
+    share: float
+    """Of the time of the run, if steps wait for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """The run on so many GPUs."""
+
+    world_size: int
+    phases: tuple[PhasePlan, ...]
+    days: float
+    """Of training alone: starts, evaluations and saves come on top."""
+    gpu_hours: float
+    cost: float | None
+    """In the currency of the price."""
+    checkpoint: Checkpoint
+
+    @property
+    def heaviest(self) -> PhasePlan:
+        """The phase that takes the most memory: what is asked is whether that fits."""
+        return max(self.phases, key=lambda part: part.memory.parts.total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The run as asked, and on other numbers of GPUs."""
+
+    asked: RunPlan
+    others: tuple[RunPlan, ...]
+    left_out: dict[int, str]
+    """Numbers of GPUs that cannot run it, and why."""
+
+
+def make_plan(config: RunConfig, stated: Stated, *, world_size: int) -> Plan:
+    """Reckons all; takes seconds, no GPU and no data.
+
+    Raises:
+        InputError: the model cannot be built, or GPUs or micro-batches do not divide the batch.
+    """
+    check_stages(config)
+    _check_gpus(config, world_size)
+    models = list(_models(config, stated.caption_tokens))
+    others, left_out = list[RunPlan](), dict[int, str]()
+    asked = _plan_run(config, stated, models, world_size=world_size)
+    for number in WORLD_SIZES:
+        try:
+            _check_gpus(config, number)
+            others.append(_plan_run(config, stated, models, world_size=number))
+        except InputError as problem:
+            left_out[number] = str(problem)
+    return Plan(asked=asked, others=tuple(others), left_out=left_out)
+
+
+def _check_gpus(config: RunConfig, world_size: int) -> None:
+    pictures = config.global_batch_size // config.data.captions_per_image
+    if pictures % world_size:
+        divisors = [number for number in range(1, pictures + 1) if pictures % number == 0]
+        nearest = [number for number in divisors if number < world_size][-1:]
+        nearest += [number for number in divisors if number > world_size][:1]
+        of = f" of {config.data.captions_per_image} captions a picture" if config.data.captions_per_image > 1 else ""
+        raise InputError(
+            f"--gpus {world_size} does not divide global_batch_size={config.global_batch_size}{of}; "
+            f"nearest that do: {', '.join(map(str, nearest))}"
+        )
+
+
+def _models(config: RunConfig, caption_tokens: int) -> Iterator[tuple[int, PhaseModel]]:
+    """Each phase's first step and model."""
+    step = 0
+    while step < config.num_steps:
+        phase = phase_at(config, step)
+        yield step, PhaseModel(config, phase, caption_tokens=caption_tokens)
+        step = phase.until
+
+
+def _plan_run(
+    config: RunConfig, stated: Stated, models: Sequence[tuple[int, PhaseModel]], *, world_size: int
+) -> RunPlan:
+    phases = tuple(
+        _plan_phase(config, stated, model, first_step=first_step, world_size=world_size) for first_step, model in models
+    )
+    seconds = sum(part.seconds for part in phases)
+    gpu_hours = world_size * seconds / 3600
+    price = stated.price_per_gpu_hour
+    return RunPlan(
+        world_size=world_size,
+        phases=phases,
+        days=seconds / 86400,
+        gpu_hours=gpu_hours,
+        cost=None if price is None else price * gpu_hours,
+        checkpoint=_checkpoint(config, stated, models[-1][1], step_s=config.global_batch_size / phases[-1].pairs_per_s),
+    )
+
+
+def _plan_phase(config: RunConfig, stated: Stated, model: PhaseModel, *, first_step: int, world_size: int) -> PhasePlan:
+    memory = plan_memory(config, model, gpu=stated.cluster.gpu, world_size=world_size)
+    pace = plan_pace(
+        config,
+        model,
+        cluster=stated.cluster,
+        geometry=memory.geometry,
+        memory=memory.parts,
+        moved=transfers(config, model, memory.geometry),
+    )
+    loader = plan_loader(
+        config,
+        pairs_per_s=pace.pairs_per_s,
+        world_size=world_size,
+        cpu_s=stated.cpu_s,
+        bytes_per_sample=stated.bytes_per_sample,
+    )
+    loaded = inf if loader.most_pictures_per_s is None else loader.most_pictures_per_s * config.data.captions_per_image
+    pairs_per_s = min(pace.pairs_per_s, loaded)
+    return PhasePlan(
+        phase=model.phase,
+        first_step=first_step,
+        parameters=model.parameters,
+        num_trainable=model.num_trainable,
+        work=model.work,
+        counted_flops=model.counted_flops,
+        memory=memory,
+        pace=pace,
+        loader=loader,
+        pairs_per_s=pairs_per_s,
+        limit=_limit(memory, pace, is_starved=pairs_per_s < pace.pairs_per_s),
+        seconds=(model.phase.until - first_step) * config.global_batch_size / pairs_per_s,
+    )
+
+
+def _limit(memory: MemoryPlan, pace: Pace, *, is_starved: bool) -> Limit:
+    """The most urgent one; arithmetic where nothing else takes a quarter of its time."""
+    if not memory.fits:
+        return "memory"
+    if is_starved:
+        return "loader"
+    lost: dict[Limit, float] = {
+        "communication": pace.exposed_s,
+        "memory": pace.recomputed_s,
+        "optimizer": pace.optimizer_s,
+    }
+    worst = max(lost, key=lambda limit: lost[limit])
+    return worst if lost[worst] > _MUCH * pace.useful_s else "arithmetic"
+
+
+def _checkpoint(config: RunConfig, stated: Stated, model: PhaseModel, *, step_s: float) -> Checkpoint:
+    copies = 1 if config.ema is None else 2
+    num_bytes = copies * _FLOAT * model.num_parameters + model.optimizer_bytes
+    seconds = num_bytes / stated.write_bytes_per_s
+    every_s = (config.checkpoint.every_steps * step_s, 60 * config.checkpoint.every_minutes)
+    between_s = min((interval for interval in every_s if interval), default=inf)
+    return Checkpoint(num_bytes=num_bytes, seconds=seconds, share=seconds / (between_s + seconds))

@@ -1,0 +1,149 @@
+"""Checkpoints that are broken, half written, or cannot be written: no good one is lost, none that is bad is used."""
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.harness import EVERY, STEPS, Job, Scenario
+from faults.processes import wait_until
+from tiny import losses
+
+FILE_EVENTS = [2, 5, *(pytest.param(nth, marks=pytest.mark.full) for nth in (1, 3, 4, 6, 7, 8, 9, 10, 11, 12))]
+SIZES = [1_000_000, *(pytest.param(size, marks=pytest.mark.full) for size in (30_000, 5_000_000, 18_000_000))]
+in_background = pytest.mark.parametrize("background", [False, True])
+
+
+@in_background
+@pytest.mark.parametrize("nth", FILE_EVENTS)
+def test_kill_9_at_a_file_operation_of_a_save(scenario: Scenario, nth: int, background: bool) -> None:
+    fault = ("die_at_file_event", {"part": "step-00000008", "nth": nth})
+    job = scenario.start(f"checkpoint.async_save={background}", faults=[fault])
+    assert job.wait() in ([-9], [0])  # 0: the save takes fewer operations
+    assert set(scenario.checkpoints) <= {4, 8, 12}
+    assert 4 in scenario.checkpoints
+    scenario.recover(outcome="went on from the newest whole one")
+    scenario.assert_as_undisturbed()
+
+
+@in_background
+@pytest.mark.parametrize("size", SIZES)
+def test_kill_after_so_many_bytes_of_a_save(scenario: Scenario, size: int, background: bool) -> None:
+    job = start_limited(scenario, size, fatal=True, background=background)
+    assert job.wait() == [-signal.SIGXFSZ]
+    assert scenario.checkpoints == [4]
+    scenario.recover(outcome="went on from the one before")
+    scenario.assert_as_undisturbed()
+
+
+def start_limited(scenario: Scenario, size: int, *, fatal: bool, background: bool) -> Job:
+    """A run that can write no larger file once its first checkpoint is there."""
+    gate = scenario.gate(6)
+    limit = ("limit_file_size", {"step": 6, "size": size, "fatal": fatal})
+    job = scenario.start(f"checkpoint.async_save={background}", faults=[limit, gate])
+    gate.wait(job)
+    wait_until(lambda: scenario.checkpoints == [4], "the first checkpoint")
+    gate.open()
+    return job
+
+
+def test_kill_9_of_one_rank_during_a_save(scenario: Scenario) -> None:
+    scenario.world_size = 2
+    job = scenario.start(faults=[("die_at_file_event", {"part": "step-00000008", "nth": 2, "rank": 1})])
+    codes = job.wait()
+    assert codes[1] == -9
+    assert codes[0] == 1
+    assert scenario.checkpoints == [4]
+    scenario.recover(outcome="the other rank ended; went on from the one before")
+    scenario.assert_as_undisturbed()
+
+
+def flip_a_byte(checkpoint: Path) -> None:
+    largest = max(checkpoint.rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 3] ^= 4
+    largest.write_bytes(content)
+
+
+def truncate(checkpoint: Path) -> None:
+    largest = max(checkpoint.rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+
+
+def remove_a_file(checkpoint: Path) -> None:
+    max(checkpoint.rglob("*"), key=lambda path: path.stat().st_size).unlink()
+
+
+def remove_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
+
+
+def empty_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (flip_a_byte, "differs from its checksum"),
+        (truncate, "bytes instead of"),
+        (remove_a_file, "is missing"),
+        (remove_the_manifest, "manifest.json"),
+        pytest.param(empty_the_manifest, "manifest.json", marks=pytest.mark.full),
+    ],
+)
+def test_the_newest_is_damaged(scenario: Scenario, damage: Callable[[Path], None], named: str) -> None:
+    shutil.copytree(scenario.undisturbed.run_dir(1, ()), scenario.run_dir)
+    newest = scenario.checkpoint_folder / f"step-{STEPS:08d}"
+    damage(newest)
+    job = scenario.recover(outcome="passed over for the one before, with a warning")
+    assert scenario.row["lost"] == EVERY
+    (warning,) = [line for line in job.text.splitlines() if "is broken" in line]
+    assert str(newest) in warning
+    assert named in warning
+    scenario.assert_as_undisturbed()
+
+
+def test_all_are_damaged(scenario: Scenario) -> None:
+    shutil.copytree(scenario.undisturbed.run_dir(1, ()), scenario.run_dir)
+    for folder in scenario.checkpoint_folder.iterdir():
+        truncate(folder)
+    before = losses(scenario.run_dir)
+    job = scenario.start()
+    assert job.wait() == [1]
+    (line,) = job.errors
+    assert f"no checkpoint in {scenario.checkpoint_folder} is whole; move them away to start" in line
+    assert losses(scenario.run_dir) == before
+    shutil.rmtree(scenario.checkpoint_folder)
+    scenario.recover(outcome="refused to start over; moved away, it does")
+    scenario.assert_as_undisturbed()
+
+
+@in_background
+def test_a_save_that_fails_harms_no_older_one(scenario: Scenario, background: bool) -> None:
+    gate = scenario.gate(8)
+    fault = ("fail_at_file_event", {"part": "step-00000008", "nth": 3})
+    job = scenario.start(f"checkpoint.async_save={background}", "checkpoint.keep_last=1", faults=[fault, gate])
+    gate.wait(job)
+    wait_until(lambda: scenario.checkpoints == [4], "the first checkpoint")
+    gate.open()
+    assert job.wait() == [0], job.text
+    assert "CHECKPOINT OF STEP 8 FAILED" in job.text
+    assert "the newest good one is step 4" in job.text
+    assert scenario.checkpoints == [12]
+    scenario.report("said so and went on; the next save was good", lost=0)
+    scenario.assert_as_undisturbed()
+
+
+@in_background
+def test_the_last_save_fails(scenario: Scenario, background: bool) -> None:
+    job = start_limited(scenario, 1_000_000, fatal=False, background=background)
+    assert job.wait() == [1]
+    (line,) = job.errors
+    assert "step 12 ends the run" in line
+    assert "the newest good one is step 4: free space and start again" in line
+    assert scenario.status["status"] == "failed"
+    assert scenario.checkpoints == [4]
+    scenario.recover(outcome="ended with the reason; went on from the last good one")
+    scenario.assert_as_undisturbed()

@@ -1,0 +1,130 @@
+"""Checks that raise or hang become lines; the report as a table, as plain lines and as JSON."""
+
+import io
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from clipx.doctor import report
+from clipx.doctor.bounded import HungError, Worker
+from clipx.doctor.examine import Check, Examiner
+from clipx.doctor.findings import Figure, Finding, Verdict, num_bytes, ok, problem, rounded, speed, warning
+from clipx.doctor.report import print_report, worst, write_json
+from clipx.errors import InputError
+
+OK, WARNING, PROBLEM = Verdict
+FINDINGS = [
+    Finding("versions", "Python 3.11", OK, area="software"),
+    Finding("memory", "1 GiB [free]", WARNING, "buy some", Figure(1.0, "1 GiB"), area="machine"),
+]
+
+
+def _look(look, *, area: str = "machine") -> tuple[Finding, Examiner]:
+    examiner = Examiner(lambda what: None)
+    [finding] = examiner.look(Check(area, "thing", look, timeout_s=0.2))
+    return finding, examiner
+
+
+def _raise(error: Exception):
+    def look() -> Finding:
+        raise error
+
+    return look
+
+
+@pytest.mark.parametrize(
+    ("error", "area", "verdict", "said"),
+    [
+        (ValueError("odd\nvalue"), "machine", WARNING, "could not be told: ValueError: odd value"),
+        (InputError("x=1: no"), "storage", PROBLEM, "x=1: no"),
+        (PermissionError(13, "Permission denied"), "storage", PROBLEM, "Permission denied"),
+        (RuntimeError("Connection closed by peer"), "ranks", PROBLEM, "RuntimeError: Connection closed by peer"),
+    ],
+)
+def test_a_check_that_raises_is_a_line(error: Exception, area: str, verdict: Verdict, said: str) -> None:
+    finding, examiner = _look(_raise(error), area=area)
+    assert (finding.name, finding.area, finding.verdict) == ("thing", area, verdict)
+    assert said in finding.found
+    assert finding.advice
+    assert not examiner.hung
+
+
+def test_a_check_that_hangs_is_a_line_and_the_next_one_runs() -> None:
+    release = threading.Event()
+    finding, examiner = _look(lambda: release.wait(60))
+    assert (finding.verdict, finding.found) == (PROBLEM, "no answer within 0.2 s")
+    assert examiner.hung
+    assert examiner.look(Check("machine", "next", lambda: ok("next", "1")))[0].found == "1"
+    release.set()
+
+
+def test_findings_get_their_area() -> None:
+    examiner = Examiner(lambda what: None)
+    found = examiner.look(Check("data", "two", lambda: [ok("a", "1"), ok("b", "2")]))
+    assert [(finding.name, finding.area) for finding in found] == [("a", "data"), ("b", "data")]
+
+
+def test_a_worker_keeps_its_thread_and_is_done_once_it_hangs() -> None:
+    worker, release = Worker(), threading.Event()
+    assert worker.call(threading.get_ident, 5) == worker.call(threading.get_ident, 5) != threading.get_ident()
+    with pytest.raises(KeyError):
+        worker.call(lambda: {}["x"], 5)
+    began = time.monotonic()
+    with pytest.raises(HungError, match=r"no answer within 0\.1 s"):
+        worker.call(lambda: release.wait(60), 0.1)
+    with pytest.raises(HungError, match="earlier check"):
+        worker.call(lambda: 1, 60)
+    assert time.monotonic() - began < 30
+    release.set()
+
+
+def test_plain_lines_when_piped() -> None:
+    file = io.StringIO()
+    print_report(FINDINGS, file, seconds=2.4)
+    assert file.getvalue().splitlines() == [
+        "ok       software    versions: Python 3.11",
+        "warning  machine     memory: 1 GiB [free] -> buy some",
+        "1 warning, 1 ok; 2 s",
+    ]
+
+
+def test_a_table_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(report, "Console", lambda **options: Console(force_terminal=True, width=60, **options))
+    print_report([*FINDINGS, *FINDINGS], file, seconds=1)
+    text = file.getvalue()
+    assert "\x1b[33mbuy some\x1b[0m" in text
+    assert "1 GiB [free]" in text  # no markup
+    assert "2 warnings, 2 ok" in text
+
+
+def test_json_holds_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "new" / "d.json", FINDINGS, hosts=["a", "b"])
+    content = json.loads((tmp_path / "new" / "d.json").read_text())
+    assert (content["verdict"], content["hosts"]) == ("warning", ["a", "b"])
+    assert content["findings"][1] == {
+        "name": "memory",
+        "found": "1 GiB [free]",
+        "verdict": "warning",
+        "advice": "buy some",
+        "figure": 1.0,
+        "area": "machine",
+    }
+    with pytest.raises(InputError, match="cannot be written"):
+        write_json(Path("/proc/x/y"), FINDINGS, hosts=[])
+
+
+def test_the_worst_counts() -> None:
+    assert worst([]) is OK
+    assert worst(FINDINGS) is WARNING
+    assert worst([*FINDINGS, problem("x", "y", "z"), warning("x", "y", "z")]) is PROBLEM
+
+
+def test_units() -> None:
+    assert [num_bytes(1536 << 20), num_bytes(64 << 20)] == ["1.5 GiB", "64 MiB"]
+    assert [speed(9.54e9), speed(120e6)] == ["9.54 GB/s", "120 MB/s"]
+    assert [rounded(1234.5), rounded(0.01234), rounded(10, 2), rounded(98_765)] == ["1,230", "0.0123", "10", "98,800"]

@@ -1,0 +1,147 @@
+"""A pass without arithmetic beside a real one: memory, FLOPs, the optimizer's state."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tiny import tiny_config
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipx.config.phases import phase_at
+from clipx.config.schema import RunConfig
+from clipx.distributed.blocks import checkpoint_blocks
+from clipx.models.clip import build_model
+from clipx.optim.optimizers import build_optimizer
+from clipx.plan.model import PhaseModel
+from clipx.train.micro_batch import LiveBytes, rehearsal
+from clipx.types import Batch, Embeddings
+
+PAIRS = 256
+CLIP_WORDS = 49_408
+CONVOLUTIONS = ["model.image.name=resnet10t", "model.image.options={}"]
+# blocks large beside the vocabulary's table, or the gradient of that would be the height of every pass
+IMAGE = "model.image.options={patch_size: 8, embed_dim: 64, depth: 3, num_heads: 2}"
+TEXT = "model.text={type: transformer, width: 64, layers: 3, heads: 2, context_length: 24}"
+
+
+def config_of(folder: Path, *settings: str) -> RunConfig:
+    return tiny_config(folder / "run", "none.tar", IMAGE, TEXT, *settings)
+
+
+def model_of(config: RunConfig, *, tokens: int | None = None) -> PhaseModel:
+    return PhaseModel(config, phase_at(config, 0), caption_tokens=tokens or config.model.text.context_length)
+
+
+def real_pass(config: RunConfig, words: int = CLIP_WORDS) -> tuple[int, int]:
+    """Most bytes alive and FLOPs, of PAIRS pairs, with gradients there before."""
+    towers = build_model(config.model, vocab_size=words, seed=0)
+    for blocks in towers.block_lists():
+        checkpoint_blocks(blocks, fraction=config.activation_checkpointing)
+
+    def forward(batch: Batch) -> Embeddings:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            return towers(batch, seed=0, patch_drop=config.model.image.patch_drop)
+
+    rehearse = rehearsal(
+        forward,
+        image_size=config.model.image.image_size,
+        context_length=config.model.text.context_length,
+        captions_per_image=config.data.captions_per_image,
+        device=torch.device("cpu"),
+    )
+    rehearse(2)
+    with LiveBytes() as live:
+        rehearse(PAIRS)
+    with FlopCounterMode(display=False) as counter:  # not at once: it keeps what checkpointing lets go
+        rehearse(PAIRS)
+    return live.peak, counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["activation_checkpointing=1"],
+        ["activation_checkpointing=0.5", "precision=bf16", "model.image.patch_drop=0.5"],
+        ["data.captions_per_image=2"],
+        CONVOLUTIONS,
+    ],
+    ids=" ".join,
+)
+def test_memory_and_flops_are_those_of_a_real_pass(settings: list[str], tmp_path: Path) -> None:
+    config = config_of(tmp_path, *settings)
+    model = model_of(config)
+    peak, flops = real_pass(config)
+    assert model.pass_bytes(PAIRS) == pytest.approx(peak, rel=0.1)
+    assert model.counted_flops * PAIRS == pytest.approx(flops, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["BertConfig", "T5Config"])  # the first runs packed, the second padded
+def test_transformers_encoders_are_run_too(kind: str, tmp_path: Path) -> None:
+    sizes = {
+        "BertConfig": {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256, "hidden_size": 64},
+        "T5Config": {"num_layers": 3, "num_heads": 4, "d_ff": 256, "d_model": 64, "d_kv": 16},
+    }[kind]
+    getattr(transformers, kind)(vocab_size=CLIP_WORDS, **sizes).save_pretrained(tmp_path)
+    text = f"model.text={{type: huggingface, name: {tmp_path}, context_length: 24, pretrained: false}}"
+    config = config_of(tmp_path, text)
+    model = model_of(config)
+    peak, flops = real_pass(config, words=0)
+    assert model.pass_bytes(PAIRS) == pytest.approx(peak, rel=0.1)
+    assert model.counted_flops * PAIRS == pytest.approx(flops, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["{type: stable_adamw}", "{type: timm, name: lion}", "{type: timm, name: adafactorbv}"],
+)
+def test_state_of_the_optimizer_is_that_after_a_real_step(optimizer: str, tmp_path: Path) -> None:
+    config = config_of(tmp_path, f"optim={optimizer}")
+    towers = build_model(config.model, vocab_size=CLIP_WORDS, seed=0)
+    for weight in towers.parameters():
+        weight.grad = torch.ones_like(weight)
+    steps = build_optimizer(config.optim, towers)
+    steps.step()
+    states = (value for state in steps.state.values() for value in state.values())
+    found = sum(value.nbytes for value in states if torch.is_tensor(value))
+    assert model_of(config).optimizer_bytes == pytest.approx(found, rel=1e-3)
+
+
+def test_parameters_are_those_of_the_built_model(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    model = model_of(config)
+    towers = build_model(config.model, vocab_size=CLIP_WORDS, seed=0)
+    whole = sum(weight.numel() for weight in towers.parameters())
+    assert model.num_parameters == model.num_trainable == sum(model.parameters.values()) == whole
+    assert model.parameters["text embeddings"] == (CLIP_WORDS + 24) * 64
+    assert model.parameters["scale and bias"] == 1
+
+
+def test_a_locked_tower_learns_nothing_and_takes_its_forward_pass_alone(tmp_path: Path) -> None:
+    free, locked = (
+        model_of(config_of(tmp_path, "activation_checkpointing=1", *settings))
+        for settings in ([], ["optim.image.locked_steps=all"])
+    )
+    image = free.towers.image_tower
+    frozen = sum(weight.numel() for weight in image.parameters()) - image.projection.weight.numel()
+    assert free.num_trainable - locked.num_trainable == frozen
+    work = free.work
+    assert work.useful == 3 * (work.image_forward + work.text_forward)
+    assert locked.work.useful == work.image_forward + 3 * work.text_forward
+    assert (work.recomputed, locked.work.recomputed) == (work.image_forward + work.text_forward, work.text_forward)
+    assert locked.pass_bytes(PAIRS) < free.pass_bytes(PAIRS)
+
+
+def test_the_gradient_cache_repeats_all_forward_passes_but_the_last(tmp_path: Path) -> None:
+    work = model_of(config_of(tmp_path)).work
+    forward = work.image_forward + work.text_forward
+    assert [work.again(k) for k in (1, 2, 4)] == [0, forward / 2, 3 * forward / 4]
+
+
+def test_captions_are_as_long_as_they_are_said_to_be(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    short, longest, cut = (model_of(config, tokens=tokens) for tokens in (8, 24, 77))
+    assert short.work.text_forward < longest.work.text_forward == cut.work.text_forward
+    assert short.work.image_forward == longest.work.image_forward
+    assert short.pass_bytes(PAIRS) == longest.pass_bytes(PAIRS)  # memory is kept for the longest

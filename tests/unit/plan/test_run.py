@@ -1,0 +1,181 @@
+"""Plans of whole runs: memory and pace by hand, phases, numbers of GPUs, and what a person sees."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from tiny import tiny_config
+from typer.testing import CliRunner
+
+from clipx.cli.plan import plan as plan_command
+from clipx.config.geometry import micro_batch_sizes
+from clipx.config.load import dump_config
+from clipx.config.phases import phase_at
+from clipx.config.schema import RunConfig
+from clipx.distributed.hardware import find_gpu
+from clipx.errors import InputError
+from clipx.plan.cluster import Cluster
+from clipx.plan.communication import transfers
+from clipx.plan.memory import CONTEXT_BYTES, USABLE, plan_memory
+from clipx.plan.model import PhaseModel
+from clipx.plan.pace import Pace, plan_pace
+from clipx.plan.run import Stated, make_plan
+from clipx.train import micro_batch
+
+H100 = find_gpu("H100")
+CLUSTER = Cluster(gpu=H100, gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9)
+STATED = Stated(
+    cluster=CLUSTER,
+    caption_tokens=8,
+    cpu_s=1e-3,
+    bytes_per_sample=1000,
+    write_bytes_per_s=1e9,
+    price_per_gpu_hour=2.0,
+)
+BATCH = 768
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("runs")
+    return tiny_config(folder / "run", "none.tar", f"global_batch_size={BATCH}", "data.workers=auto", "precision=bf16")
+
+
+@pytest.fixture(scope="module")
+def model(config: RunConfig) -> PhaseModel:
+    return PhaseModel(config, phase_at(config, 0), caption_tokens=8)
+
+
+def pace_of(config: RunConfig, model: PhaseModel, cluster: Cluster = CLUSTER, *, world_size: int = 4) -> Pace:
+    memory = plan_memory(config, model, gpu=cluster.gpu, world_size=world_size)
+    moved = transfers(config, model, memory.geometry)
+    return plan_pace(config, model, cluster=cluster, geometry=memory.geometry, memory=memory.parts, moved=moved)
+
+
+def test_parts_are_what_the_search_for_a_micro_batch_reckons_with(config: RunConfig, model: PhaseModel) -> None:
+    assert USABLE == micro_batch._SHARE
+    for settings in ("ddp", "fsdp2", "fsdp2 offload"):
+        overrides = {"type": settings.split()[0]} | ({"cpu_offload": True} if "offload" in settings else {})
+        other = tiny_config(
+            Path(config.run_dir), "none.tar", f"global_batch_size={BATCH}", f"parallel={json.dumps(overrides)}"
+        )
+        parts = plan_memory(other, model, gpu=H100, world_size=4).parts
+        state = micro_batch.state_bytes(model.towers, config=other.parallel, blocks=model.towers.blocks(), world_size=4)
+        loss = micro_batch.loss_bytes(rank_batch_size=BATCH // 4, world_size=4, embed_dim=16)
+        whole = 4 * model.num_parameters
+        assert parts.total - parts.activations - whole == pytest.approx(state + loss, abs=4), settings
+        assert parts.activations == model.pass_bytes(BATCH // 4)
+
+
+def test_the_largest_micro_batch_that_fits_is_taken(config: RunConfig, model: PhaseModel) -> None:
+    sizes = micro_batch_sizes(BATCH // 4)
+    roomy = plan_memory(config, model, gpu=H100, world_size=4)
+    beside = roomy.parts.total - roomy.parts.activations
+    weights = 4 * model.num_parameters
+    for size, larger in zip(sizes, [*sizes[1:], 2 * sizes[-1]], strict=True):
+        for room in (model.pass_bytes(size) + 10, (model.pass_bytes(size) + model.pass_bytes(larger)) // 2):
+            total = (beside + room - weights) / USABLE + weights + CONTEXT_BYTES
+            found = plan_memory(config, model, gpu=replace(H100, memory_bytes=round(total)), world_size=4)
+            assert found.fits
+            assert found.geometry.micro_batch_size == size
+    tight = plan_memory(config, model, gpu=replace(H100, memory_bytes=CONTEXT_BYTES), world_size=4)
+    assert (tight.fits, tight.geometry.micro_batch_size) == (False, 1)
+
+
+def test_a_step_is_arithmetic_optimizer_and_what_nothing_hides(config: RunConfig, model: PhaseModel) -> None:
+    pace = pace_of(config, model)
+    speed = 0.5 * H100.bf16_flops
+    assert pace.useful_s == pytest.approx(BATCH / 4 * model.work.useful / speed)
+    assert pace.recomputed_s == 0
+    assert pace.loss_s == pytest.approx(8 * BATCH / 4 * BATCH * 16 / speed)
+    # 4 passes over gradients, and weights and two moments read and written
+    assert pace.optimizer_s == pytest.approx((4 * 4 + 2 * 12) * model.num_parameters / H100.memory_bytes_per_s)
+    gradients_s = 2 * 3 / 4 * 4 * model.num_parameters / 100e9
+    of_loss_s = pace.communication_s - gradients_s
+    assert pace.exposed_s == pytest.approx(of_loss_s + max(0, gradients_s - 2 / 3 * pace.useful_s))
+    assert pace.step_s == pytest.approx(pace.useful_s + pace.loss_s + pace.optimizer_s + pace.exposed_s)
+    assert pace.least_step_s <= pace.step_s <= pace.most_step_s
+    assert pace.pairs_per_s == pytest.approx(BATCH / pace.step_s)
+    alone = pace_of(config, model, world_size=1)
+    assert alone.communication_s == alone.exposed_s == 0
+
+
+def test_the_gradient_cache_costs_its_second_forward_passes(config: RunConfig, model: PhaseModel) -> None:
+    forward = model.work.image_forward + model.work.text_forward
+    pace = pace_of(replace(config, micro_batch_size=BATCH // 16), model)
+    assert pace.recomputed_s == pytest.approx(BATCH / 4 * forward * 3 / 4 / (0.5 * H100.bf16_flops))
+
+
+def test_float32_is_not_computed_on_tensor_cores(config: RunConfig, model: PhaseModel) -> None:
+    bf16, fp32 = (pace_of(replace(config, precision=precision), model) for precision in ("bf16", "fp32"))
+    assert fp32.useful_s == pytest.approx(bf16.useful_s * H100.bf16_flops / H100.fp32_flops)
+
+
+def test_a_run_adds_up_its_phases(config: RunConfig) -> None:
+    staged = tiny_config(
+        Path(config.run_dir),
+        "none.tar",
+        f"global_batch_size={BATCH}",
+        "stages={small: {until_step: 15, image_size: 16}}",
+        "data.workers=2",
+        "ema={}",
+    )
+    found = make_plan(staged, STATED, world_size=4)
+    small, full = found.asked.phases
+    assert (small.first_step, small.phase.until, full.first_step, full.phase.until) == (0, 15, 15, 20)
+    assert small.work.image_forward < full.work.image_forward
+    # two processes a GPU load a thousand pictures a second each, far less than GPUs train on
+    assert {part.limit for part in found.asked.phases} == {"loader"}
+    assert small.pairs_per_s == full.pairs_per_s == 4 * 2 * 1000
+    assert found.asked.days * 86400 == pytest.approx(20 * BATCH / 8000)
+    assert found.asked.gpu_hours == pytest.approx(4 * 20 * BATCH / 8000 / 3600)
+    assert found.asked.cost == pytest.approx(2 * found.asked.gpu_hours)
+    assert full.loader.storage_bytes_per_s == pytest.approx(1000 * full.pace.pairs_per_s)
+    weights = 4 * sum(full.parameters.values())
+    assert found.asked.checkpoint.num_bytes == 4 * weights  # weights, moments, average
+    # 768 = 3 x 256
+    assert [run.world_size for run in found.others] == [8, 16, 32, 64, 128, 256]
+    assert sorted(found.left_out) == [512, 1024]
+    assert found.left_out[512].endswith("nearest that do: 384, 768")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--gpus", "7", "--gpu", "H100"], "--gpus 7 does not divide global_batch_size=768; nearest that do: 6, 8"),
+        (["--gpus", "8", "--gpu", "H1000"], "--gpu H1000 is not known; nearest: H100"),
+        (["--gpus", "8", "--gpu", "H100", "micro_batch_size=7"], "micro_batch_size=7 does not divide the 96 pairs"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(arguments: list[str], problem: str, config: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_config(config))
+    with pytest.raises(InputError, match=problem):
+        CliRunner().invoke(command(), [str(file), *arguments], catch_exceptions=False, standalone_mode=False)
+
+
+def test_figures_are_printed_and_written(config: RunConfig, tmp_path: Path) -> None:
+    file, out = tmp_path / "run.yaml", tmp_path / "plan.json"
+    file.write_text(dump_config(config))
+    arguments = [str(file), "--gpus", "8", "--gpu", "a100-40gb", "--json", str(out), "--price-per-gpu-hour", "3"]
+    result = CliRunner().invoke(command(), arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    written = json.loads(out.read_text())
+    assert written["stated"]["cluster"]["gpu"]["name"] == "A100 40GB"
+    asked = written["asked"]
+    phase = asked["phases"][0]
+    assert asked["gpu_hours"] == pytest.approx(8 * 24 * asked["days"])
+    memory = phase["memory"]["parts"]
+    assert sum(memory.values()) <= phase["memory"]["available"]
+    for part in ("8 x A100 40GB", "all-reduce", "micro-batch", "GPU hours", "activations"):
+        assert part in result.output
+    assert max(map(len, result.output.splitlines()), default=0) <= 100 or "nearest" in result.output
+    assert [row["world_size"] for row in written["others"]] == [8, 16, 32, 64, 128, 256]
+
+
+def command() -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(plan_command)
+    return app
