@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipx.checkpoint.folders import Folder, folder_at
 from clipx.checkpoint.manifest import MANIFEST
-from clipx.checkpoint.store import CONFIG, Checkpoint, CheckpointStore, checkpoints_of, stored_config
+from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
 from clipx.checkpoint.tensors import holds_average, load_weights
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
@@ -162,7 +162,7 @@ def _find_model(folder: Folder) -> ModelFiles:
             raise InputError(f"{folder}: the checkpoint is broken ({problem}); give another, or the run folder")
         return ModelFiles("checkpoint", folder, CONFIG)
     store = CheckpointStore(folder.address)
-    if CONFIG in names:
+    if CONFIG in names and STATE not in names:
         store = checkpoints_of(replace(stored_config(folder), run_dir=folder.address))  # it may have been moved
     elif "checkpoints" in names:
         store = CheckpointStore(f"{folder}/checkpoints")

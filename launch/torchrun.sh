@@ -32,11 +32,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
 
-# The shell passes signals on, then waits again; a terminal sends Ctrl-C to torchrun itself.
-asked_to_stop=0 torchrun=
-for signal in TERM HUP QUIT USR1 USR2 XCPU; do # shellcheck disable=SC2064 # the name is meant as it is now
-  trap "interrupted=1; asked_to_stop=1; [[ -z \$torchrun ]] || kill -s $signal \$torchrun 2>/dev/null || true" "$signal"
-done
+# Stopped before anything was started, nothing is lost. (In a container, the first process hears only what it asks for.)
+trap 'exit 85' TERM HUP QUIT USR1 USR2 XCPU
 
 # A mistake in the config is one line here instead of one per process; the run folder is needed at the end.
 config=$("$python" -m clipx config "$@")
@@ -67,33 +64,7 @@ export PET_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-300}
 export CLIPX_EXIT_CODE_AGAIN=0
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
-# status.json of an earlier start is no word of this one. Its time is compared with its own, not with this node's clock.
-status=$run_dir/status.json
-before=$(mktemp)
-trap 'rm -f "$before"' EXIT
-touch -r "$status" "$before" 2>/dev/null || rm "$before"
-
-if [[ $asked_to_stop -eq 1 ]]; then exit 85; fi
-"$python" -m torch.distributed.run --nnodes="$nnodes" --nproc-per-node="$nproc" \
-  --max-restarts="${MAX_RESTARTS:-$restarts}" "${rendezvous[@]}" -m clipx train "$@" &
-torchrun=$!
-
-trap 'interrupted=1' INT
-interrupted=1
-while [[ $interrupted -eq 1 ]]; do
-  interrupted=0
-  code=0
-  wait "$torchrun" || code=$?
-done
-
-# torchrun ends with 0 or 1. What happened is the run's own word: after a failure only if it is of this start; if a run
-# that was asked to stop has not got as far as a word, nothing was lost.
-says() { grep -qs "$1" "$status"; }
-if [[ $code -eq 0 ]]; then
-  if says '"status": "again"'; then code=85; fi
-elif [[ $status -nt $before ]]; then
-  if says '"status": "again"'; then code=85; elif says '"exit_code": 2'; then code=2; fi
-elif [[ $asked_to_stop -eq 1 ]]; then
-  code=85
-fi
-exit "$code"
+# Passes signals on to the processes, so that all nodes save and end together; its exit code is the run's.
+exec "$python" -m clipx.launching.supervise "$run_dir" \
+  "$python" -m torch.distributed.run --nnodes="$nnodes" --nproc-per-node="$nproc" \
+  --max-restarts="${MAX_RESTARTS:-$restarts}" "${rendezvous[@]}" -m clipx train "$@"

@@ -1,10 +1,8 @@
 """Work beside the training: one job at a time, in a thread, over a process group of its own."""
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from datetime import timedelta
 from typing import Generic, TypeVar
 
@@ -14,8 +12,6 @@ from torch.distributed import ProcessGroup
 from clipx.distributed.collectives import world_size
 
 T = TypeVar("T")
-
-_NICENESS = 10  # of the thread: where the training takes all cores, it has them
 
 
 class Background(Generic[T]):
@@ -51,7 +47,8 @@ class Background(Generic[T]):
         """Begins a job; the one before must have been taken."""
         assert self.idle, "one job at a time"
         self._job = Future()
-        # a daemon: where storage hangs for ever, the process can end all the same
+        # a daemon: where storage hangs for ever, the process can end all the same. Of normal priority: a thread that
+        # loader processes keep from its core may hold the interpreter's lock, and the training would wait for it
         threading.Thread(target=_run, args=(job, self._job), name="checkpoint", daemon=True).start()
 
     def take(self, timeout_s: float | None = None) -> T:
@@ -73,8 +70,6 @@ class Background(Generic[T]):
 
 
 def _run(job: Callable[[], T], future: Future[T]) -> None:
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # Linux: of this thread alone
     try:
         future.set_result(job())
     except BaseException as error:

@@ -90,7 +90,7 @@ def accelerate(
     """Run accelerate launch with the file of launch/accelerate/ that fits; on several nodes, with MASTER_ADDR set."""
     from clipx.launching.commands import accelerate_command
     from clipx.launching.nodes import check_batch, nodes_from, processes_from
-    from clipx.launching.start import supervise
+    from clipx.launching.supervise import supervise
 
     config = load_arguments(arguments)
     number, processes = nodes_from(os.environ, nodes), processes_from(os.environ, gpus_per_node)
@@ -104,7 +104,8 @@ def accelerate(
         options=shlex.split(accelerate),
     )
     if not _printed(command, dry_run=dry_run):
-        raise typer.Exit(supervise(command, Path(config.run_dir)))
+        environment = {**os.environ, **command.environment}
+        raise typer.Exit(supervise(command.arguments, Path(config.run_dir), environment=environment))
 
 
 @launch_app.command()

@@ -19,7 +19,7 @@ from clipx.data.captions import CaptionReader, Captions, alternatives, first_pre
 from clipx.data.decode import UndecodableError
 from clipx.data.look_ahead import LookAhead
 from clipx.data.plan import Address, Plan
-from clipx.data.shards import BadSampleError, ShardReader
+from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.errors import RunError
 from clipx.types import BadSample
@@ -216,9 +216,13 @@ class PartReader:
         first = bad[address.sample_id]
         members = self._pairs.shards.name(address.place).members
         source = self._pairs.sources[address.place.source]
+        mend = (
+            "the shard was longer when it was indexed: restore it"
+            if first.reason == TRUNCATED
+            else f"looked for a picture under {source.image_key!r} and a caption under {source.caption_key!r}: "
+            "set data.image_key and data.caption_key to what the shards hold"
+        )
         return RunError(
             f"none of {tries} samples in a row is a readable pair, from {first.key} of {first.shard} on "
-            f"({first.reason}; members there: {', '.join(members)}); looked for a picture under "
-            f"{source.image_key!r} and a caption under {source.caption_key!r}: "
-            "set data.image_key and data.caption_key to what the shards hold"
+            f"({first.reason}; members there: {', '.join(members)}); {mend}"
         )

@@ -24,6 +24,8 @@ from clipx.errors import RunError
 
 _MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
+TRUNCATED = "shard truncated"
+"""Why a sample is bad that lies behind the end of its shard, which was longer when it was indexed."""
 
 T = TypeVar("T")
 
@@ -261,7 +263,7 @@ class ShardReader:
         fields = {}
         for member, content in zip(members, contents, strict=True):
             if len(content) < member.size:
-                raise BadSampleError("shard truncated")
+                raise BadSampleError(TRUNCATED)
             fields[member.extension] = content
         return RawSample(path, sidecar.key(place.index), fields)
 

@@ -5,11 +5,9 @@
 """
 
 import atexit
-import ctypes
 import itertools
 import resource
 import signal
-import sys
 import time
 from collections.abc import Container, Generator, Iterator, Sequence
 from functools import partial
@@ -30,11 +28,11 @@ from clipx.data.plan import Plan
 from clipx.data.shards import ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
+from clipx.distributed.parent import end_with_parent
 from clipx.errors import ClipxError, RunError
 from clipx.types import Batch
 
 _GRACE_S = 2.0  # of loader processes that are in the middle of a sample when they are no longer wanted
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ASKED_TO_STOP_BY = (signal.SIGINT, *(signal.Signals[name] for name in get_args(StopSignal)))
 _LENT = 3  # buffers beside those being filled: the batch in training, the one before it, one on its way
 
@@ -246,8 +244,7 @@ def _start_worker(_: int) -> None:
     A stop signal sent to the whole job must not cost the batches that the parent still wants; but when the parent is
     killed, this process goes too, also from the middle of a read that would last for minutes.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for the shards that it keeps open
     for number in _ASKED_TO_STOP_BY:

@@ -6,6 +6,7 @@ One process is the plain case: no process group exists, `group` is None, and eve
 import importlib.util
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch.distributed import ProcessGroup
 
 from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
-from clipx.errors import InputError
+from clipx.distributed.parent import end_with_parent
+from clipx.errors import InputError, RunError
 
 T = TypeVar("T")
 
@@ -116,14 +118,18 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
 
     Raises:
         InputError: for a precision or a parallelism that this machine does not have.
+        RunError: the other processes did not come within `parallel.timeout_s`.
     """
     _check_machine(config)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)  # which saves: torchrun's agent was killed
     _adopt_slurm_ranks()
     _quiet_libraries()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    accelerator = Accelerator(
+    accelerator = _join(
+        config,
         # accelerate starts no process group on a machine without GPUs unless told so: N ranks would be N lone runs
         cpu=not torch.cuda.is_available(),
         mixed_precision=_MIXED_PRECISION[config.precision],
@@ -145,6 +151,18 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
             dist.destroy_process_group()
         # accelerate keeps its state for the process; a second run in it may want another precision
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _join(config: RunConfig, **options: Any) -> Accelerator:
+    try:
+        return Accelerator(**options)
+    except dist.DistError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"not all {os.environ.get('WORLD_SIZE')} processes met within parallel.timeout_s="
+            f"{config.parallel.timeout_s} ({reason}); see that all were started and reach "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        ) from error
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def judge_clocks(offsets_s: Sequence[float], hosts: Sequence[str]) -> Finding:
     worst = max(range(len(offsets_s)), key=lambda i: abs(offsets_s[i]))
     apart = abs(offsets_s[worst])
     found = f"within {max(1.0, 1e3 * apart):,.0f} ms"
-    if apart >= 1:
+    if apart > _CLOCKS_DIFFER_S:
         found = f"{hosts[worst]} is {apart:,.1f} s from {hosts[0]}"
     advice = "start time synchronisation (chrony or systemd-timesyncd)"
     if apart > _CLOCKS_WRONG_S:

@@ -11,14 +11,9 @@ from clipx.config.schema import Fsdp2Config, RunConfig
 from clipx.errors import InputError
 from clipx.launching.files import LAUNCH_FILES
 from clipx.launching.nodes import Nodes
+from clipx.launching.supervise import SAVE_SECONDS, STOP_SIGNALS
 
-SAVE_SECONDS = 300
-"""Time to save after a signal; as in launch/torchrun.sh."""
-
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""Passed on to the processes of a run; as in launch/torchrun.sh."""
-
-_SIZES = re.compile(r"(--nodes|-N|--gpus-per-node)(\b|=|\d)")
+_SIZES = re.compile(r"--(nodes|gpus-per-node)(=|$)|-N")
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def accelerate_command(
     launcher = (sys.executable, "-m", "accelerate.commands.launch", f"--config_file={file}", *sizes, *options)
     ours = {
         "PET_SIGNALS_TO_HANDLE": ",".join(STOP_SIGNALS),
-        "PET_SHUTDOWN_TIMEOUT": environment.get("SAVE_SECONDS", str(SAVE_SECONDS)),
+        "PET_SHUTDOWN_TIMEOUT": environment.get("SAVE_SECONDS", f"{SAVE_SECONDS:.0f}"),
         "CLIPX_EXIT_CODE_AGAIN": "0",  # a run that was asked to stop has not failed
         "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "4"),  # accelerate's own default is 1
     }

@@ -32,9 +32,9 @@ from clipx.train.micro_batch import LiveBytes, rehearsal
 from clipx.types import Batch, Embeddings
 
 _FLOAT = 4  # bytes
-_PAIRS = (128, 512)
-"""Pictures of the two passes: enough for the height of a pass to be where it is with all larger numbers of them, and
-with equal shares of padding among the tokens of their texts (`clipx.models.packing.pad_to_bucket`)."""
+_PICTURES = (8, 128)
+"""Of passes that are tried, each once more with four times as many. Memory grows along one line while passes are so
+small that their height is where the largest weight's gradient is made, and along another one later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class PhaseModel:
         Less than useful work, where our towers leave out what nobody reads and gradients of pixels, and more by what is
         computed again for activation checkpointing.
         """
-        num_pairs = _PAIRS[0] * self._config.data.captions_per_image
+        num_pairs = _PICTURES[1] * self._config.data.captions_per_image
         with self._fake_towers() as towers, FlopCounterMode(display=False) as counter:
             self._rehearsal(towers, num_tokens=self._tokens)(num_pairs)
         return counter.get_total_flops() / num_pairs
@@ -115,9 +115,10 @@ class PhaseModel:
         """
         if not isinstance(self._config.optim, TimmOptimConfig):
             return 2 * _FLOAT * self.num_trainable  # the moments
-        with self._fake_towers() as towers:
-            optimizer = build_optimizer(self._config.optim, towers)
+        # Compiled code would look for the numbers in memory and end the process.
+        with self._fake_towers() as towers, torch.compiler.set_stance("force_eager"):
             try:
+                optimizer = build_optimizer(self._config.optim, towers)
                 optimizer.step()
             except Exception:  # it looks into its tensors, and here they have no numbers
                 return 2 * _FLOAT * self.num_trainable
@@ -129,18 +130,14 @@ class PhaseModel:
 
         Beyond weights and their gradients; narrow copies of weights, which autocast keeps, are among them.
         """
-        base, slope = self._line
-        return round(base + slope * num_pairs)
+        return round(max(base + slope * num_pairs for base, slope in self._lines))
 
     @cached_property
-    def _line(self) -> tuple[float, float]:
-        """(base, slope)."""
-        few, many = (self._config.data.captions_per_image * pictures for pictures in _PAIRS)
+    def _lines(self) -> list[tuple[float, float]]:
+        """(base, slope) of small and of large passes."""
         with self._fake_towers() as towers:
             rehearse = self._rehearsal(towers, num_tokens=self.phase.context_length)
-            small, large = (_peak(rehearse, num_pairs) for num_pairs in (few, many))
-        slope = (large - small) / (many - few)
-        return small - few * slope, slope
+            return [_line(rehearse, self._config.data.captions_per_image * pictures) for pictures in _PICTURES]
 
     @contextmanager
     def _fake_towers(self) -> Iterator[CLIP]:
@@ -200,6 +197,14 @@ def _work(config: RunConfig, phase: Phase, towers: CLIP, *, tokens: int) -> Work
         useful=flops.image_passes * image + flops.text_passes * text,
         recomputed=of_image * image * (flops.image_passes > 1) + of_text * text * (flops.text_passes > 1),
     )
+
+
+def _line(rehearse: Callable[[int], None], num_pairs: int) -> tuple[float, float]:
+    """Through so many pairs and four times as many: the padding among their tokens (`clipx.models.packing`) is the same
+    share of both."""
+    few, many = _peak(rehearse, num_pairs), _peak(rehearse, 4 * num_pairs)
+    slope = (many - few) / (3 * num_pairs)
+    return few - num_pairs * slope, slope
 
 
 def _peak(rehearse: Callable[[int], None], num_pairs: int) -> int:

@@ -66,7 +66,7 @@ def go_back(leap: LossLeapError, progress: Progress, *, config: RunConfig, runti
         What the run is to be built with.
 
     Raises:
-        RunError: it has gone back too often; on all ranks alike.
+        RunError: it has gone back too often, or the storage failed; on all ranks alike.
     """
     run_dir, spikes, store = Path(config.run_dir), config.spikes, checkpoints_of(config)
     assert spikes is not None
@@ -78,9 +78,15 @@ def go_back(leap: LossLeapError, progress: Progress, *, config: RunConfig, runti
     back_to = 0
     with runtime.together():
         if runtime.is_main:
-            steps = [checkpoint.step for checkpoint in store.checkpoints()]
-            back_to = last_before(leap.step, steps, leave_out=spikes.leave_out)
-            store.set_aside(after_step=back_to, reason="leapt")
+            try:
+                steps = [checkpoint.step for checkpoint in store.checkpoints()]
+                back_to = last_before(leap.step, steps, leave_out=spikes.leave_out)
+                store.set_aside(after_step=back_to, reason="leapt")
+            except OSError as error:
+                raise RunError(
+                    f"{leap}, and the checkpoints in {store} cannot be set aside ({error}); mend the storage, then "
+                    "run the same command again"
+                ) from error
     back_to = runtime.from_main(back_to)
     batches = batches_before(leap.batch, min(spikes.leave_out, leap.step - back_to), left_out=progress.left_out)
     if runtime.is_main:

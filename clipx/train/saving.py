@@ -107,9 +107,12 @@ class Saver:
         self.wait()
         steps: list[int] = []
         if self._run.runtime.is_main:
-            steps = [each.step for each in self.store.checkpoints()]
-            if any(step <= after_step for step in steps):
-                self.store.set_aside(after_step=after_step, reason="diverged")
+            try:
+                steps = [each.step for each in self.store.checkpoints()]
+                if any(step <= after_step for step in steps):
+                    self.store.set_aside(after_step=after_step, reason="diverged")
+            except OSError as error:
+                log.error("cannot set the checkpoints after step %d aside (%s); move them yourself", after_step, error)
         older = [step for step in self._run.runtime.from_main(steps) if step <= after_step]
         if older:
             self.saved_step = max(older)
@@ -122,7 +125,7 @@ class Saver:
             try:
                 self._background.take(_PATIENCE_S)
             except Exception as error:
-                log.error("the checkpoint that was being written is lost (%s)", error or type(error).__name__)
+                log.error("the checkpoint that was being written is lost (%s)", str(error) or type(error).__name__)
                 return
         self._background.close()
         self._host.close()

@@ -60,6 +60,6 @@ def explain(error: Exception) -> Exception:
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, RuntimeError) and "DataLoader worker" in reason:  # torch's SIGCHLD handler raises it anywhere
         return RunError(f"a loader process died ({reason}); often memory or /dev/shm is full: lower data.workers")
-    if isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in reason:
+    if isinstance(error, torch.distributed.DistError) or "gloo/transport" in reason:  # gloo has no type
         return LostContactError(f"lost contact with another process, whose own message says why ({reason})")
     return error

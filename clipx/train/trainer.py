@@ -228,10 +228,12 @@ class Loop:
         if self.run.progress.skipped_in_row >= limit:
             # the first bad loss came from the weights after the step before it, and they have not changed since
             self.saver.drop_suspects(after_step=outcome.step - limit - 1)
+            saved = self.saver.saved_step
+            intact = f"the last checkpoint from before, step {saved}, is intact" if saved else "there is no checkpoint"
             raise RunError(
                 f"loss or gradient was not finite in {limit} steps in a row, up to step {outcome.step} "
-                f"(loss {outcome.loss}, grad_norm {outcome.grad_norm}); the last checkpoint from before, step "
-                f"{self.saver.saved_step}, is intact: lower optim.lr or look at the data, then start again"
+                f"(loss {outcome.loss}, grad_norm {outcome.grad_norm}); {intact}: lower optim.lr or look at the data, "
+                "then start again"
             )
 
     def _check_leap(self, outcome: StepOutcome) -> None:

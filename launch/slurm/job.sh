@@ -8,8 +8,7 @@
 # A failed start is one that ended with an error: a rank died, or was stuck, or the storage was gone. Bad input ends the
 # job at once (exit code 2): a second start would find it again.
 #
-# shellcheck shell=bash disable=SC2034
-set -euo pipefail
+# shellcheck shell=bash disable=SC2034,SC2154
 
 if [[ $# -eq 0 ]]; then
   echo "usage: sbatch [options] launch/slurm/NAME.sbatch CONFIG.yaml [OVERLAY.yaml ...] [key=value ...]" >&2
@@ -93,8 +92,11 @@ after_failure() {
 
 # queue_again WHY CODE: the same job, in the same log; ends with CODE where that cannot be.
 queue_again() {
-  # else it was cancelled by a person, or Slurm has queued it again already
-  if [[ $(job_field JobState) != RUNNING && $(job_field Reason) != TimeLimit ]]; then exit "$2"; fi
+  case $(job_field JobState):$(job_field Reason) in
+    *:TimeLimit) ;; # Slurm ends it, and leaves it at that
+    COMPLETING:* | CANCELLED:*) exit "$2" ;; # by a person
+    PENDING:* | REQUEUE*:* | PREEMPTED:* | NODE_FAIL:*) exit "$2" ;; # Slurm queues it again itself
+  esac
   echo "clipx: $1; job $SLURM_JOB_ID is queued again" >&2
   scontrol requeue "$SLURM_JOB_ID" || exit "$2"
   exit 0

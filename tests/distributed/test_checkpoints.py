@@ -1,6 +1,7 @@
 """Checkpoints of one parallelism and number of ranks in another, written in the way of the training or beside it."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,14 @@ def tensors_of(bare: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, T
 def saved_by(kind: str, store: CheckpointStore, beside: bool) -> tuple[dict[str, Tensor], dict[str, Entry]]:
     """Trains a little and saves as step 1; returns the state at that moment, and what this rank wrote."""
     model, bare, optimizer = made(kind, seed=1, steps=3)
+    if beside:
+        host, background = HostCopy(), Background[dict[str, Entry]](dist.group.WORLD, timeout_s=60)
+        assert background.group is not dist.group.WORLD
+        host.take(own_share(state_of(model, optimizer), background.group))
+        optimizer.step()
     expected = tensors_of(bare, optimizer)
     if beside:
-        background = Background[dict[str, Entry]](dist.group.WORLD, timeout_s=60)
-        assert background.group is not dist.group.WORLD
-        share = HostCopy().take(own_share(state_of(model, optimizer), background.group))
+        share = host.take(own_share(state_of(model, optimizer), background.group))  # in the memory of the first
         go = Path(f"{store}.go")
         background.start(lambda: (_wait_for(go), write_state(store.draft(1), share, background.group))[1])
         optimizer.zero_grad()  # the training goes on, with collectives of its own
@@ -82,7 +86,7 @@ def saved_by(kind: str, store: CheckpointStore, beside: bool) -> tuple[dict[str,
 
 def _wait_for(path: Path) -> None:
     while not path.exists():
-        pass
+        time.sleep(0.005)
 
 
 def loaded_by(kind: str, store: CheckpointStore) -> dict[str, Tensor]:
@@ -93,10 +97,20 @@ def loaded_by(kind: str, store: CheckpointStore) -> dict[str, Tensor]:
     return tensors_of(bare, optimizer)
 
 
-@pytest.mark.parametrize("beside", [False, True])
+DDP_TO_FSDP2, FSDP2_TO_DDP = (("ddp", 2), ("fsdp2", 3)), (("fsdp2", 3), ("ddp", 2))
+MORE_SHARDS, FEWER_COPIES = (("fsdp2", 2), ("fsdp2", 4)), (("ddp", 3), ("ddp", 1))
+
+
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [(("ddp", 2), ("fsdp2", 3)), (("fsdp2", 3), ("ddp", 2)), (("fsdp2", 2), ("fsdp2", 4)), (("ddp", 3), ("ddp", 1))],
+    ("before", "after", "beside"),
+    [
+        (*DDP_TO_FSDP2, True),
+        (*FSDP2_TO_DDP, True),
+        (*MORE_SHARDS, False),
+        (*FEWER_COPIES, False),
+        *[pytest.param(*places, False, marks=pytest.mark.full) for places in (DDP_TO_FSDP2, FSDP2_TO_DDP)],
+        *[pytest.param(*places, True, marks=pytest.mark.full) for places in (MORE_SHARDS, FEWER_COPIES)],
+    ],
 )
 def test_any_parallelism_loads_what_any_other_saved(
     before: tuple[str, int], after: tuple[str, int], beside: bool, tmp_path: Path

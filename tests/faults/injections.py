@@ -71,18 +71,15 @@ def fail_at_file_event(*, part: str, nth: int = 1) -> None:
     _at_file_event(fail, part=part, nth=nth, after="")
 
 
-def limit_file_size(step: int, size: int, *, until_step: int | None = None, fatal: bool = False) -> None:
-    """From step `step` on no file grows beyond `size` bytes: writes fail, or kill where `fatal`; to `until_step`."""
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+def limit_file_size(step: int, size: int, *, fatal: bool = False) -> None:
+    """From step `step` on no file grows beyond `size` bytes: the write fails, or it kills where `fatal`."""
 
     def begin() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fatal else signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     _before_step(step, begin)
-    if until_step is not None:
-        _before_step(until_step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
 
 
 def limit(name: str, amount: int, *, step: int) -> None:
@@ -92,13 +89,8 @@ def limit(name: str, amount: int, *, step: int) -> None:
 
 
 def exhaust_memory(step: int) -> None:
-    """From step `step` on the process gets no more address space than it has."""
-
-    def begin() -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
-
-    _before_step(step, begin)
+    """From step `step` on the kernel gives the process no more memory."""
+    _before_step(step, lambda: resource.setrlimit(resource.RLIMIT_AS, (1, resource.RLIM_INFINITY)))
 
 
 def spoil_embeddings(first: int, last: int, *, factor: float = float("nan")) -> None:

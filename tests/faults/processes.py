@@ -178,7 +178,7 @@ def nothing_left(starter: Starter) -> Iterator[None]:
 
 
 def _shared_files() -> set[str]:
-    return {str(path) for path in Path("/dev/shm").iterdir()}
+    return {str(path) for path in Path("/dev/shm").iterdir() if path.is_file()}  # folders are people's own
 
 
 def _files_in_use() -> set[str]:

@@ -28,7 +28,7 @@ def test_no_more_memory(scenario: Scenario) -> None:
     job = scenario.start(faults=[fault])
     codes = job.wait()
     assert 0 not in codes
-    assert any("memory" in line for line in job.errors), job.text
+    assert any("[rank 1]" in line and "memory" in line for line in job.errors), job.text
     scenario.recover(outcome="all ranks ended with the reason; went on from the last checkpoint")
     scenario.assert_as_undisturbed()
 

@@ -21,6 +21,8 @@ _CONFIG = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+# the port where ranks meet comes from the job's number: another Slurm on this machine shall not have the same
+FirstJobId={ports[0]}
 AuthType=auth/munge
 # a job waits so long and a second more before it starts anew: cred_expire, which is 2 minutes if not said
 AuthInfo=socket={folder}/munge.sock,cred_expire=5
@@ -56,7 +58,7 @@ def why_not() -> str | None:
     missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:{_SBIN}") is None]
     if missing:
         return f"no Slurm here ({', '.join(missing)}): apt-get install slurmctld slurmd slurm-client munge"
-    return None if os.geteuid() == 0 else "slurmd starts tasks as root only"
+    return None if os.geteuid() == 0 else "a Slurm of the tests' own needs root"
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ class Job:
         """What it has printed, over all its starts."""
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait(self, *, timeout_s: float = 180) -> dict[str, str]:
+    def wait(self, *, timeout_s: float = 300) -> dict[str, str]:
         """Its fields when it has ended for good; fails when it has not in time."""
         deadline = time.monotonic() + timeout_s
-        while (fields := self.fields)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"):
+        while (fields := self.fields)["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
             assert time.monotonic() < deadline, f"{fields['JobState']} after {timeout_s} s:\n{self.text}"
             time.sleep(0.2)
         return fields
@@ -129,16 +131,21 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends all jobs, then the daemons."""
-        with suppress(subprocess.CalledProcessError):
-            self.ask("scancel", "--user=root")
-            deadline = time.monotonic() + 30
-            while self.ask("squeue", "--noheader").strip() and time.monotonic() < deadline:
-                time.sleep(0.2)
+        with suppress(AssertionError):  # of a controller that did not start
+            self.cancel_all()
         daemons = [int(file.read_text()) for file in self.folder.glob("*.pid")]
         for pid in daemons:
             os.kill(pid, signal.SIGTERM)
         for pid in daemons:
             _wait_for_end(pid)
+
+    def cancel_all(self) -> None:
+        """Ends all jobs; returns when they are gone."""
+        self.ask("scancel", "--user=root")
+        deadline = time.monotonic() + 60
+        while left := self.ask("squeue", "--noheader"):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
 
     def ask(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """What a command prints; it must succeed."""

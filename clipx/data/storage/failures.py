@@ -67,6 +67,10 @@ def mend(error: OSError) -> str:
         return "run `clipx data index` again and leave shards alone while a run reads them"
     if error.errno == errno.ENOSPC:
         return "make room on the disk"
+    if error.errno == errno.ENOMEM:
+        return "free memory, or lower data.workers"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (`ulimit -n`)"
     return "check the storage and the network"
 
 

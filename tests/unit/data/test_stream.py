@@ -5,8 +5,10 @@ import io
 import multiprocessing.util
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,6 +320,30 @@ def test_bug_in_a_worker_keeps_its_traceback(tmp_path):
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process") as caught:
         next(make_stream(index, make_plan(index), transform=Broken(), workers=1).batches())
     assert not isinstance(caught.value, RunError)
+
+
+def test_workers_die_with_a_trainer_that_is_killed(tmp_path, monkeypatch):
+    """Also in a read that never returns, where no worker looks for its parent."""
+    write_shards(tmp_path, [30])
+    index = build_index([str(tmp_path)])
+    pids, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        stream = make_stream(index, make_plan(index), workers=2)
+        monkeypatch.setattr(stream._reader, "read", lambda *_, **__: time.sleep(1000))
+        threading.Timer(1.0, lambda: os.write(told, " ".join(map(str, children())).encode())).start()
+        next(stream.batches())
+    workers = list(map(int, os.read(pids, 100).split()))
+    assert len(workers) == 2
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail("a worker outlived its trainer")
+        time.sleep(0.05)
 
 
 def test_process_that_exits_with_an_open_stream_ends_its_workers(tmp_path):

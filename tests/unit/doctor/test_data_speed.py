@@ -1,6 +1,7 @@
 """Decoding and reading: judged on made-up values, measured on small files."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -116,12 +117,16 @@ def test_a_command_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_is_read_and_left_as_it_was(tmp_path: Path) -> None:
+def test_reads_end_by_number_or_by_time_but_one_is_made() -> None:
+    now = time.perf_counter()
+    assert data._until(now + 60, lambda number: number) == [0, 1]
+    assert data._until(now, lambda number: 7) == [7]
+
+
+def test_a_folder_is_read_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert look_at_folder(tmp_path).figure is not None
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "big").write_bytes(bytes(data._BLOCK))
-    (tmp_path / "big").chmod(0o400)
-    tmp_path.chmod(0o500)
+    monkeypatch.setattr(data.tempfile, "NamedTemporaryFile", None)  # what lies there is enough
     assert look_at_folder(tmp_path).found.startswith(f"{tmp_path}: ")
-    tmp_path.chmod(0o700)
     assert look_at_folder(tmp_path / "none").verdict is PROBLEM

@@ -42,6 +42,7 @@ def test_bandwidth(gigabytes: float, device: str, one_machine: bool, verdict: Ve
     finding = judge_bandwidth(gigabytes * 1e9, device, size=4, one_machine=one_machine, gradient=None)
     assert finding.verdict is verdict
     assert advice in finding.advice
+    assert ("NCCL" if device == "cuda" else "gloo") in finding.found
 
 
 def test_bandwidth_says_what_the_gradient_costs() -> None:
@@ -64,7 +65,7 @@ def test_a_link_is_held_against_those_of_its_kind(links: list[float], found: str
     assert not found or finding.found == found
 
 
-@pytest.mark.parametrize(("apart", "verdict"), [(0.9, OK), (1.1, WARNING), (300, WARNING), (-301, PROBLEM)])
+@pytest.mark.parametrize(("apart", "verdict"), [(0.9, OK), (1.0, OK), (1.1, WARNING), (300, WARNING), (-301, PROBLEM)])
 def test_clocks(apart: float, verdict: Verdict) -> None:
     finding = judge_clocks([0, 0.001, apart, 0.5], HOSTS)
     assert finding.verdict is verdict
@@ -148,6 +149,17 @@ def test_places_in_words(numbers: Sequence[int], words: str) -> None:
 def test_many_places_are_counted() -> None:
     many = [Place(f"rank {number}", f"n{number}") for number in range(9)]
     assert where(range(9), many) == "rank 0 on n0, rank 1 on n1, rank 2 on n2, rank 3 on n3 and 5 more"
+    assert "more" not in where(range(4), many)
+
+
+def test_many_values_are_counted() -> None:
+    many = [Place(f"rank {number}", f"n{number}") for number in range(6)]
+    for count, said in ((4, ""), (6, "2 ")):
+        places = many[:count]
+        [finding] = merge([[ok("x", str(number))] for number in range(count)], places)
+        assert finding.found.endswith(f"and {said}more") is bool(said)
+        [finding] = judge_agreement([replace(SAME, hardware={"GPU": str(n)}) for n in range(count)], places)
+        assert finding.found.endswith(f"and {said}other values") is bool(said)
 
 
 def _figures(*values: float, alike: bool = True) -> list[list[Finding]]:

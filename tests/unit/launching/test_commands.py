@@ -53,7 +53,7 @@ class TestSlurm:
         with pytest.raises(InputError, match="give --nodes and --gpus-per-node to `clipx launch slurm`"):
             sbatch_command(RUN, file=self.FILE, nodes=1, gpus_per_node=1, options=[option])
 
-    @pytest.mark.parametrize("option", ["--nodelist=n1", "--no-requeue", "--gpus-per-task=1"])
+    @pytest.mark.parametrize("option", ["--nodelist=n1", "--nodes-of-mine=1", "--no-requeue", "--gpus-per-task=1"])
     def test_other_options_pass(self, option: str) -> None:
         command = sbatch_command(RUN, file=self.FILE, nodes=1, gpus_per_node=1, options=[option])
         assert option in command.arguments
@@ -103,11 +103,15 @@ class TestAccelerate:
         assert environment["CLIPX_EXIT_CODE_AGAIN"] == "0"
         assert environment["PET_SIGNALS_TO_HANDLE"].split(",") == list(STOP_SIGNALS)
         assert environment["PET_SHUTDOWN_TIMEOUT"] == "300"
-        assert self.make(SAVE_SECONDS="60").environment["PET_SHUTDOWN_TIMEOUT"] == "60"
+        assert environment["OMP_NUM_THREADS"] == "4"
+
+    def test_what_a_person_has_set_wins(self) -> None:
+        environment = self.make(SAVE_SECONDS="60", OMP_NUM_THREADS="7").environment
+        assert (environment["PET_SHUTDOWN_TIMEOUT"], environment["OMP_NUM_THREADS"]) == ("60", "7")
 
 
 def test_what_stands_twice_is_the_same() -> None:
     assert set(STOP_SIGNALS) == {*get_args(StopSignal), "SIGINT"}
     script = (LAUNCH_FILES / "torchrun.sh").read_text()
     assert f"PET_SIGNALS_TO_HANDLE={','.join(STOP_SIGNALS)}\n" in script
-    assert f"PET_SHUTDOWN_TIMEOUT=${{SAVE_SECONDS:-{SAVE_SECONDS}}}\n" in script
+    assert f"PET_SHUTDOWN_TIMEOUT=${{SAVE_SECONDS:-{SAVE_SECONDS:.0f}}}\n" in script

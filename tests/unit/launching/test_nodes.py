@@ -92,6 +92,11 @@ class TestBatch:
         with pytest.raises(InputError, match=r"8 processes of 4 nodes.*divide: 48$"):
             check_batch(config, Nodes(1, 4), processes_per_node=2)
 
+    def test_so_they_do_in_a_micro_batch(self) -> None:
+        config = tiny_config("run", "a.tar", "data.captions_per_image=2", "micro_batch_size=3")
+        with pytest.raises(InputError, match=r"micro_batch_size=3 .* a multiple of data.captions_per_image=2"):
+            check_batch(config, Nodes(1, 1), processes_per_node=1)
+
     def test_the_micro_batch_must_fit_every_number(self) -> None:
         config = tiny_config("run", "a.tar", "micro_batch_size=4")
         check_batch(config, Nodes(1, 3), processes_per_node=1)

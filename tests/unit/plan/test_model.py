@@ -17,7 +17,7 @@ from clipx.plan.model import PhaseModel
 from clipx.train.micro_batch import LiveBytes, rehearsal
 from clipx.types import Batch, Embeddings
 
-PAIRS = 256
+PAIRS = 160
 CLIP_WORDS = 49_408
 CONVOLUTIONS = ["model.image.name=resnet10t", "model.image.options={}"]
 # blocks large beside the vocabulary's table, or the gradient of that would be the height of every pass
@@ -33,8 +33,8 @@ def model_of(config: RunConfig, *, tokens: int | None = None) -> PhaseModel:
     return PhaseModel(config, phase_at(config, 0), caption_tokens=tokens or config.model.text.context_length)
 
 
-def real_pass(config: RunConfig, words: int = CLIP_WORDS) -> tuple[int, int]:
-    """Most bytes alive and FLOPs, of PAIRS pairs, with gradients there before."""
+def real_pass(config: RunConfig, num_pairs: int, words: int = CLIP_WORDS) -> tuple[int, int]:
+    """Most bytes alive and FLOPs, with gradients there before."""
     towers = build_model(config.model, vocab_size=words, seed=0)
     for blocks in towers.block_lists():
         checkpoint_blocks(blocks, fraction=config.activation_checkpointing)
@@ -52,9 +52,9 @@ def real_pass(config: RunConfig, words: int = CLIP_WORDS) -> tuple[int, int]:
     )
     rehearse(2)
     with LiveBytes() as live:
-        rehearse(PAIRS)
+        rehearse(num_pairs)
     with FlopCounterMode(display=False) as counter:  # not at once: it keeps what checkpointing lets go
-        rehearse(PAIRS)
+        rehearse(num_pairs)
     return live.peak, counter.get_total_flops()
 
 
@@ -62,22 +62,24 @@ def real_pass(config: RunConfig, words: int = CLIP_WORDS) -> tuple[int, int]:
     "settings",
     [
         [],
-        ["activation_checkpointing=1"],
+        pytest.param(["activation_checkpointing=1"], marks=pytest.mark.full),
         ["activation_checkpointing=0.5", "precision=bf16", "model.image.patch_drop=0.5"],
         ["data.captions_per_image=2"],
-        CONVOLUTIONS,
+        pytest.param(CONVOLUTIONS, marks=pytest.mark.full),
     ],
     ids=" ".join,
 )
 def test_memory_and_flops_are_those_of_a_real_pass(settings: list[str], tmp_path: Path) -> None:
     config = config_of(tmp_path, *settings)
     model = model_of(config)
-    peak, flops = real_pass(config)
-    assert model.pass_bytes(PAIRS) == pytest.approx(peak, rel=0.1)
-    assert model.counted_flops * PAIRS == pytest.approx(flops, rel=0.1)
+    for num_pairs in (48, PAIRS):
+        peak, flops = real_pass(config, num_pairs)
+        assert model.pass_bytes(num_pairs) == pytest.approx(peak, rel=0.1)
+        assert model.counted_flops * num_pairs == pytest.approx(flops, rel=0.1)
 
 
-@pytest.mark.parametrize("kind", ["BertConfig", "T5Config"])  # the first runs packed, the second padded
+# the first runs packed, the second padded
+@pytest.mark.parametrize("kind", ["BertConfig", pytest.param("T5Config", marks=pytest.mark.full)])
 def test_transformers_encoders_are_run_too(kind: str, tmp_path: Path) -> None:
     sizes = {
         "BertConfig": {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256, "hidden_size": 64},
@@ -87,7 +89,7 @@ def test_transformers_encoders_are_run_too(kind: str, tmp_path: Path) -> None:
     text = f"model.text={{type: huggingface, name: {tmp_path}, context_length: 24, pretrained: false}}"
     config = config_of(tmp_path, text)
     model = model_of(config)
-    peak, flops = real_pass(config, words=0)
+    peak, flops = real_pass(config, PAIRS, words=0)
     assert model.pass_bytes(PAIRS) == pytest.approx(peak, rel=0.1)
     assert model.counted_flops * PAIRS == pytest.approx(flops, rel=0.1)
 
