@@ -20,6 +20,7 @@ from clipx.data.storage.remote import ask
 
 REMOTE = RemoteConfig(timeout_s=180.0, retries=4)
 """Further tries come 0.5, 1, 2 and 4 s after a failure; `_Remote.largest_file` takes 180 s at 0.75 MB/s."""
+_PIECE = 64 << 20  # of a file on a disk, between two waits for it
 _READ_AHEAD = 4 << 20  # of remote files: many small tensors lie in it side by side
 
 
@@ -125,8 +126,8 @@ class _Local(Folder):
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        with (self.path / name).open("wb") as file:
-            yield file
+        with io.BufferedWriter(_WrittenThrough(self.path / name, "wb")) as file:
+            yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -207,6 +208,25 @@ def write_atomically(path: Path, text: str) -> None:
     aside = f".{path.name}.new"
     _Local(str(path.parent)).write(aside, text)
     path.with_name(aside).replace(path)
+
+
+class _WrittenThrough(io.FileIO):
+    """A file that goes to the disk piece by piece and does not stay in the page cache.
+
+    Nobody reads a checkpoint soon. A cache full of it costs the kernel more time than the writing itself does
+    (benchmarks/LOG.md), takes the place of the training's shards, and is a long wait at the end.
+    """
+
+    _unsynced = 0
+
+    def write(self, data: Any, /) -> int:
+        written = super().write(data)
+        self._unsynced += written
+        if self._unsynced >= _PIECE:
+            os.fdatasync(self.fileno())
+            os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._unsynced = 0
+        return written
 
 
 class _Ranges(io.RawIOBase):

@@ -56,7 +56,13 @@ def state_of(model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Te
         average: of the weights by parameter name, where one is kept.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
-    return _state(model_state, optimizer_state, average)
+    settings = {*optimizer.defaults, "lr_scale"}  # a dozen numbers for each parameter, which the config holds
+    kept = {
+        name: value
+        for name, value in optimizer_state.items()
+        if not (name.startswith("param_groups.") and name.rpartition(".")[2] in settings)
+    }
+    return _state(model_state, kept, average)
 
 
 def own_share(state: State, group: ProcessGroup | None) -> State:

@@ -32,8 +32,9 @@ _LEAVE_SECONDS = 10.0  # for a launcher whose processes have ended; it takes 0.1
 def supervise(command: Sequence[str], run_dir: Path, *, environment: Mapping[str, str]) -> int:
     """Runs the launcher to its end and returns the run's exit code.
 
-    What happened is the run's own word, in status.json. After a failure it counts if it is of this start; a run that
-    was asked to stop and has not got as far as a word has lost nothing.
+    What happened is the run's own word, in status.json. After a failure it counts if it is of this start; without one
+    it is, though a network file system may show its time late. A run that was asked to stop and has not got as far as
+    a word has lost nothing.
     """
     before = _written_at(run_dir)
     launcher = _Launcher(command, environment)

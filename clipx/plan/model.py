@@ -32,7 +32,7 @@ from clipx.train.micro_batch import LiveBytes, rehearsal
 from clipx.types import Batch, Embeddings
 
 _FLOAT = 4  # bytes
-_PICTURES = (8, 128)
+_PICTURES = (4, 256)
 """Of passes that are tried, each once more with four times as many. Memory grows along one line while passes are so
 small that their height is where the largest weight's gradient is made, and along another one later."""
 

@@ -100,7 +100,7 @@ class Plan:
 
 
 def make_plan(config: RunConfig, stated: Stated, *, world_size: int) -> Plan:
-    """Reckons all; takes seconds, no GPU and no data.
+    """Reckons all, without a GPU and without data; most of the time goes into passes without arithmetic.
 
     Raises:
         InputError: the model cannot be built, or GPUs or micro-batches do not divide the batch.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from clipx.checkpoint.folders import write_atomically
-from clipx.errors import ClipxError, RunError
+from clipx.errors import ClipxError, InputError, RunError
 
 
 class Status(Enum):
@@ -42,9 +42,9 @@ class LostContactError(RunError):
     """Another process went away in the middle of a collective: a consequence, never the cause."""
 
 
-def write_status(run_dir: Path, status: Status, *, step: int, reason: str) -> None:
-    """Replaces status.json."""
-    write_atomically(run_dir / "status.json", json.dumps({"status": status.word, "step": step, "reason": reason}))
+def write_status(run_dir: Path, status: Status, **more: object) -> None:
+    """Replaces status.json: the word, and what `more` there is to say."""
+    write_atomically(run_dir / "status.json", json.dumps({"status": status.word, **more}))
 
 
 def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> None:
@@ -52,7 +52,8 @@ def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> N
     path = run_dir / "status.json"
     if not path.exists() or (isinstance(error, ClipxError) and not isinstance(error, LostContactError)):
         with suppress(OSError):  # a full disk may be the very reason; the error itself goes on to the person
-            write_status(run_dir, Status.FAILED, step=step, reason=f"rank {rank}: {error}")
+            exit_code = 2 if isinstance(error, InputError) else Status.FAILED.exit_code  # which torchrun turns into 1
+            write_status(run_dir, Status.FAILED, step=step, reason=f"rank {rank}: {error}", exit_code=exit_code)
 
 
 def explain(error: Exception) -> Exception:

@@ -53,6 +53,10 @@ keep_going() {
       if grep -qs '"reason": "the file STOP"' "$status"; then exit 0; fi
       queue_again "saved and stopped on request" 85
       ;;
+    failed:*) # torchrun turns 2 into 1
+      if grep -q '"exit_code": 2' "$status"; then exit 2; fi
+      after_failure "$code" "failed with exit code $code"
+      ;;
     *:2) exit 2 ;;
     *) after_failure "$code" "failed with exit code $code" ;;
   esac

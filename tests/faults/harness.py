@@ -166,6 +166,7 @@ class Scenario:
             f"steps={STEPS}",
             f"micro_batch_size={24 // self.world_size}",
             f"checkpoint.every_steps={EVERY}",
+            "model.text.width=16",  # most of a checkpoint is the vocabulary
             *self.options,
             *overrides,
         )

@@ -178,7 +178,9 @@ def nothing_left(starter: Starter) -> Iterator[None]:
 
 
 def _shared_files() -> set[str]:
-    return {str(path) for path in Path("/dev/shm").iterdir() if path.is_file()}  # folders are people's own
+    """All but folders, which are people's own, and semaphores: those of a run have no name, others' do."""
+    files = [path for path in Path("/dev/shm").iterdir() if path.is_file()]
+    return {str(path) for path in files if not path.name.startswith("sem.")}
 
 
 def _files_in_use() -> set[str]:

@@ -12,7 +12,7 @@ from tiny import losses
 
 full = pytest.mark.full
 FILE_EVENTS = [2, *(pytest.param(nth, marks=full) for nth in (1, *range(3, 13)))]
-SIZES = [1_000_000, *(pytest.param(size, marks=full) for size in (30_000, 5_000_000, 18_000_000))]
+SIZES = [1_000_000, *(pytest.param(size, marks=full) for size in (30_000, 5_000_000, 9_000_000))]
 in_background = pytest.mark.parametrize("background", [True, pytest.param(False, marks=full)])
 
 

@@ -20,6 +20,7 @@ def launched(scenario: Scenario) -> tuple[Job, Gate]:
     return job, gate
 
 
+@pytest.mark.full
 def test_the_launcher_is_killed(scenario: Scenario) -> None:
     job, gate = launched(scenario)
     running = descendants(job.ranks[0].pid)

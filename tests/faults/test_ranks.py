@@ -50,7 +50,7 @@ def test_a_rank_that_never_comes(scenario: Scenario) -> None:
     job = scenario.start("parallel.timeout_s=3", faults=[("die_at_start", {"rank": 1})])
     assert job.wait() == [1, 3]
     line = job.errors[-1]
-    assert "[rank 0] not all 2 processes met within parallel.timeout_s=3 s" in line
+    assert "[rank 0] not all 2 processes met within parallel.timeout_s=3" in line
     scenario.recover("parallel.timeout_s=3", outcome="ended with the reason; the next start is the first")
     scenario.assert_as_undisturbed()
 

@@ -170,7 +170,9 @@ def test_a_killed_rank_ends_the_start_and_the_next_one_goes_on(submitted: Submit
     os.kill(submitted.cluster.task_pid(job, node="n2"), signal.SIGKILL)
     submitted.assert_complete(job, undisturbed, restarts=1)
     assert f"resuming from {submitted.run_dir}/checkpoints/step-{EVERY:08d}" in job.text
-    assert (submitted.run_dir / "failed_starts").read_text().startswith(f"job {job.id}, start 0: exit code ")
+    assert (
+        (submitted.run_dir / "failed_starts").read_text().startswith(f"job {job.id}, start 0: failed with exit code ")
+    )
 
 
 @pytest.mark.full
@@ -204,13 +206,18 @@ def test_one_task_per_gpu(submitted: Submitted) -> None:
 
 
 def test_torchrun_once_per_node(submitted: Submitted) -> None:
-    job = submitted.submit(*TWO_NODES, script="torchrun", PYTHON=submitted.fake_python('echo "$@"'))
+    python = submitted.fake_python('echo "$PET_SIGNALS_TO_HANDLE $PET_SHUTDOWN_TIMEOUT $*"')
+    job = submitted.submit(*TWO_NODES, script="torchrun", PYTHON=python)
     assert job.wait()["JobState"] == "COMPLETED"
     first, second = job.text.splitlines()
     assert first == second
+    signals, timeout_s, command = first.split(" ", 2)
+    assert set(signals.split(",")) >= {"SIGTERM", "SIGUSR1"}  # torchrun dies of what it does not handle
+    assert int(timeout_s) >= 300
     sizes = "--nnodes=2 --nproc-per-node=1 --max-restarts=0"
-    rendezvous = f"--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{20_000 + job.id % 10_000} --rdzv-id={job.id}-0"
-    assert first == f"-m torch.distributed.run {sizes} {rendezvous} -m clipx train {submitted.config}"
+    endpoint = f"127.0.0.1:{20_000 + job.id % 10_000}"
+    rendezvous = f"--rdzv-backend=c10d --rdzv-endpoint={endpoint} --rdzv-id={job.id}-0"
+    assert command == f"-m torch.distributed.run {sizes} {rendezvous} -m clipx train {submitted.config}"
 
 
 def test_asked_for_it_the_job_is_queued_again_and_an_old_word_does_not_count(submitted: Submitted) -> None:

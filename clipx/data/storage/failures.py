@@ -29,6 +29,7 @@ class ChangedError(OSError):
 
 
 _OWN = (UnusableAddressError, ChangedError)
+_OF_THIS_MACHINE = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def is_final(error: OSError) -> bool:
@@ -38,7 +39,7 @@ def is_final(error: OSError) -> bool:
 
 def explain(error: Exception, timeout_s: float) -> OSError:
     """`error` as an OSError whose text is one line with the reason; what no retry mends is so by `is_final`."""
-    if isinstance(error, OSError) and (isinstance(error, _OWN) or error.errno == errno.ENOSPC):
+    if isinstance(error, OSError) and (isinstance(error, _OWN) or error.errno in _OF_THIS_MACHINE):
         return error
     status, text = _http_status(error), _one_line(error)
     kind = _kind(error, status)

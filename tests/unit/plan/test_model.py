@@ -72,7 +72,7 @@ def real_pass(config: RunConfig, num_pairs: int, words: int = CLIP_WORDS) -> tup
 def test_memory_and_flops_are_those_of_a_real_pass(settings: list[str], tmp_path: Path) -> None:
     config = config_of(tmp_path, *settings)
     model = model_of(config)
-    for num_pairs in (48, PAIRS):
+    for num_pairs in (32, PAIRS):
         peak, flops = real_pass(config, num_pairs)
         assert model.pass_bytes(num_pairs) == pytest.approx(peak, rel=0.1)
         assert model.counted_flops * num_pairs == pytest.approx(flops, rel=0.1)

@@ -24,6 +24,14 @@ def test_the_cause_stands_against_its_consequences(tmp_path: Path, order: list[E
     assert reason(tmp_path) == "rank 1: shard x.tar cannot be read"
 
 
+@pytest.mark.parametrize(("error", "exit_code"), [(InputError("shard x.tar is missing"), 2), (CAUSE, 1)])
+def test_bad_input_is_told_from_other_failures_where_a_launcher_tells_no_more(
+    tmp_path: Path, error: Exception, exit_code: int
+) -> None:
+    write_failure(tmp_path, error, step=3, rank=1)
+    assert json.loads((tmp_path / "status.json").read_text())["exit_code"] == exit_code
+
+
 def test_an_unknown_error_is_better_than_none(tmp_path: Path) -> None:
     write_failure(tmp_path, KeyError("x"), step=3, rank=0)
     assert reason(tmp_path) == "rank 0: 'x'"
@@ -44,7 +52,10 @@ def test_words_and_exit_codes_are_what_launchers_read(tmp_path: Path) -> None:
     ("error", "kind"),
     [
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), RunError),
-        (RuntimeError("[gloo/pair.cc:561] Connection closed by peer [::1]:20396"), LostContactError),
+        (
+            RuntimeError("[/build/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:20396"),
+            LostContactError,
+        ),
         (torch.distributed.DistNetworkError("timed out"), LostContactError),
     ],
 )

@@ -273,6 +273,8 @@ class NoCredentialsError(Exception):
         (NoCredentialsError("none"), PermissionError, True, "credentials"),
         (ImportError("gcsfs"), UnusableAddressError, True, "install"),
         (OSError(28, "No space left on device"), OSError, True, "make room"),
+        (OSError(12, "Cannot allocate memory"), OSError, False, "free memory"),
+        (OSError(24, "Too many open files"), OSError, False, "ulimit -n"),
         (ConnectionResetError(104, "Connection reset by peer"), OSError, False, "the network"),
     ],
 )
