@@ -23,6 +23,8 @@ from clipx.train.build_stepper import build_stepper
 from clipx.train.outcome import Requests, Vitals
 from clipx.types import Batch
 
+pytestmark = pytest.mark.full  # every case starts two processes and profiles a step
+
 W, PAIRS, TOKENS = 2, 12, 8
 FSDP2 = "parallel.type=fsdp2"
 SETTINGS = {
