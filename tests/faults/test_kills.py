@@ -52,6 +52,7 @@ def test_kill_9_between_a_save_and_its_evaluation(scenario: Scenario, scenes: Pa
     assert evaluations(scenario.run_dir) == evaluations(scenario.undisturbed.run_dir(1, scenario.options))
 
 
+@pytest.mark.full
 def test_kill_9_while_evaluating(scenario: Scenario, scenes: Path) -> None:
     evaluated(scenario, scenes)
     job = scenario.start(faults=[("die_at_file_event", {"part": ".scenes-00000008.json"})])

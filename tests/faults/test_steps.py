@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from faults.harness import STEPS, Scenario
 from tiny import losses, metrics
 
@@ -58,6 +59,7 @@ def test_a_leap_of_the_loss(scenario: Scenario) -> None:
     scenario.report("back to the checkpoint before, without the batch, on record", lost=3)
 
 
+@pytest.mark.full
 def test_leaps_that_do_not_end(scenario: Scenario) -> None:
     scenario.options = (WATCHED,)
     job = scenario.start(faults=[("spoil_embeddings", {"first": 10, "last": 99, "factor": 30.0})])

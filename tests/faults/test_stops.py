@@ -74,6 +74,7 @@ def test_ctrl_c(scenario: Scenario) -> None:
     assert_stopped(scenario, job, reason="SIGINT")
 
 
+@full
 def test_a_signal_of_ones_own(scenario: Scenario) -> None:
     gate = scenario.gate(6)
     job = scenario.start("stop_signals=[SIGUSR2]", faults=[gate])
