@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import CONFIG
@@ -97,6 +98,22 @@ def test_a_job_is_submitted_and_its_number_printed(tmp_path: Path) -> None:
     file = LAUNCH_FILES / "slurm" / "train.sbatch"
     expected = f"{sys.executable} --nodes=2 --gpus-per-node=4 {file} {CONFIG}\nSubmitted batch job 77\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
+def test_accelerate_is_supervised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its variables, and over the config's run folder; the exit code is the run's."""
+    called: dict[str, Any] = {}
+
+    def supervise(command: tuple[str, ...], run_dir: Path, *, environment: dict[str, str]) -> int:
+        called.update(command=command, run_dir=run_dir, environment=environment)
+        return 85
+
+    monkeypatch.setattr("clipx.launching.supervise.supervise", supervise)
+    monkeypatch.setenv("KEPT", "1")
+    assert launch("accelerate", "--gpus-per-node", "2", "run_dir=runs/mine").exit_code == 85
+    assert called["command"][:3] == (sys.executable, "-m", "accelerate.commands.launch")
+    assert called["run_dir"] == Path("runs/mine")
+    assert (called["environment"]["CLIPX_EXIT_CODE_AGAIN"], called["environment"]["KEPT"]) == ("0", "1")
 
 
 def test_the_files_are_copied(tmp_path: Path) -> None:
