@@ -182,7 +182,15 @@ def _free_ports(count: int) -> list[int]:
 def _wait_for_end(pid: int, *, timeout_s: float = 20) -> None:
     """Returns when a process is gone; kills it when it takes too long."""
     deadline = time.monotonic() + timeout_s
-    while Path(f"/proc/{pid}").exists():
+    while _runs(pid):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process lives; one that has ended may stay in the table until the machine's first process looks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
