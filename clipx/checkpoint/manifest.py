@@ -29,12 +29,17 @@ class Entry(TypedDict):
 
 
 class Recorder(io.RawIOBase):
-    """A file for writing, from the front on, that keeps the sum of what passes."""
+    """A file for writing, from the front on, that keeps the sum of what passes.
+
+    What the disk refuses comes out of `entry`: torch.save, told of it, would still close its archive, and that fails
+    with a message about positions, which is all that its caller sees.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._sum = hashlib.sha256()
         self._size = 0
+        self._error: OSError | None = None
 
     def writable(self) -> bool:
         """As of every such file."""
@@ -47,15 +52,24 @@ class Recorder(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         """Takes all of `data`."""
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), _CACHED):
-            block = view[start : start + _CACHED]
-            self._sum.update(block)
-            self._file.write(block)
         self._size += len(view)
+        try:
+            for start in range(0, len(view) if self._error is None else 0, _CACHED):
+                block = view[start : start + _CACHED]
+                self._sum.update(block)
+                self._file.write(block)
+        except OSError as error:
+            self._error = error
         return len(view)
 
     def entry(self) -> Entry:
-        """Size and sum of what has passed."""
+        """Size and sum of what has passed.
+
+        Raises:
+            OSError: not all of it could be written.
+        """
+        if self._error is not None:
+            raise self._error
         return Entry(size=self._size, sha256=self._sum.hexdigest())
 
 
@@ -65,7 +79,8 @@ def recorded(folder: Folder, name: str, entries: dict[str, Entry]) -> Iterator[R
     with folder.create(name) as file:
         recorder = Recorder(file)
         yield recorder
-    entries[name] = recorder.entry()
+        entry = recorder.entry()
+    entries[name] = entry
 
 
 def write_manifest(folder: Folder, entries: Mapping[str, Entry]) -> None:

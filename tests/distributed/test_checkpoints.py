@@ -142,7 +142,7 @@ def shares(kind: str) -> dict[tuple[str, str], tuple[str, int]]:
 def test_what_all_ranks_hold_is_copied_and_written_once(kind: str) -> None:
     of_ranks = run_ranks(shares, 3, kind)
     copies = [key for share in of_ranks for key, (held, _) in share.items() if held == "copy"]
-    assert len(copies) == len(set(copies)) > 10
+    assert len(copies) == len(set(copies)) >= 5  # counts of steps at least
     sizes = [sum(size for held, size in share.values() if held == "copy") for share in of_ranks]
     assert max(sizes) - min(sizes) <= 4 * 7 * 10  # the largest tensor
     shards = [{key for key, (held, _) in share.items() if held == "shard"} for share in of_ranks]
