@@ -22,6 +22,7 @@ def test_no_more_open_files(scenario: Scenario) -> None:
     scenario.assert_as_undisturbed()
 
 
+@pytest.mark.full
 def test_no_more_memory(scenario: Scenario) -> None:
     scenario.world_size = 2
     fault = ("exhaust_memory", {"step": 6, "rank": 1})

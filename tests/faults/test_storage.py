@@ -41,6 +41,7 @@ def fill(folder: Path, *, but: int) -> Path:
     return file
 
 
+@pytest.mark.full
 def test_a_disk_that_is_full_for_a_while(scenario: Scenario, mount: Mount) -> None:
     scenario.run_dir.mkdir()
     mount("-t", "tmpfs", "-o", "size=128m", "tmpfs", scenario.run_dir)
