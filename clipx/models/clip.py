@@ -70,10 +70,11 @@ class CLIP(nn.Module):
         """
         captions = batch.captions_per_image
         keys_I = patch_keys(seed, batch.index, batch.slot_I) if patch_drop > 0 else None
-        image_ID = self.encode_image(batch.images_IHWC, keys_I, patch_drop=patch_drop)
+        # Not by `self.encode_image`: under FSDP2 that is a forward pass of its own, after which weights are let go.
+        image_ID = CLIP.encode_image(self, batch.images_IHWC, keys_I, patch_drop=patch_drop)
         return Embeddings(
             image_BD=image_ID if captions == 1 else image_ID.repeat_interleave(captions, dim=0),
-            text_BD=self.encode_text(batch.tokens_T, batch.lengths_B, max_length=batch.max_length),
+            text_BD=CLIP.encode_text(self, batch.tokens_T, batch.lengths_B, max_length=batch.max_length),
             logit_scale=self.log_logit_scale.exp(),
             # A copy, so that every field is the result of this forward pass and none is a parameter itself.
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),

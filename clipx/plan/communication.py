@@ -49,7 +49,8 @@ def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batch
     """Blocks are gathered in what they compute in, the rest in float32; gradients are summed in float32.
 
     With k micro-batches there are 2k - 1 forward and k backward passes, and each gathers what the last one has let go.
-    Blocks that are kept are gathered once for all passes up to the end of the next backward pass: k times.
+    What is kept, as the weights outside of blocks always are, is gathered once for all passes up to the end of the next
+    backward pass: k times.
     """
     blocks = model.towers.blocks()
     in_blocks = sum(_numel(block) for block in blocks)
@@ -63,9 +64,7 @@ def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batch
             times=3 * k - 1 if config.reshard_after_forward else k,
             behind="towers",
         ),
-        Transfer(
-            part="other weights", collective="all-gather", payload=rest * _FLOAT, times=3 * k - 1, behind="towers"
-        ),
+        Transfer(part="other weights", collective="all-gather", payload=rest * _FLOAT, times=k, behind="towers"),
         Transfer(
             part="gradients",
             collective="reduce-scatter",

@@ -12,12 +12,10 @@ from clipx.config.geometry import BatchGeometry, micro_batch_sizes, resolve_geom
 from clipx.config.schema import Fsdp2Config, RunConfig
 from clipx.distributed.hardware import Gpu
 from clipx.plan.model import PhaseModel
-from clipx.train.micro_batch import loss_bytes, state_bytes
+from clipx.train.micro_batch import USABLE, loss_bytes, state_bytes
 
 CONTEXT_BYTES = 3 * 2**29
 """What CUDA, cuBLAS and NCCL take beside torch's allocator: an assumption, 1.5 GiB."""
-USABLE = 0.9
-"""Share of the memory that `micro_batch_size: auto` gives out; allocators lose some of the rest between blocks."""
 _FLOAT = 4  # bytes
 
 

@@ -6,8 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from clipx.plan.memory import CONTEXT_BYTES, USABLE
+from clipx.plan.memory import CONTEXT_BYTES
 from clipx.plan.run import PhasePlan, Plan, RunPlan, Stated
+from clipx.train.micro_batch import USABLE
 
 _WIDTH = 100
 _TEXTS = ("", "input", "needs", "calls")

@@ -30,7 +30,8 @@ from clipx.types import Batch, Embeddings
 
 log = logging.getLogger(__name__)
 
-_SHARE = 0.9  # of the memory; the rest is for what allocators lose between blocks
+USABLE = 0.9
+"""Share of the memory that a search gives out; allocators lose some of the rest between blocks."""
 _PAIRS = 8  # the smaller of the two measured sizes; the larger is 3 times that
 _TILE = 4096  # rows and columns of the largest block of similarities that a loss holds
 _FLOAT = 4  # bytes
@@ -60,7 +61,7 @@ def largest_micro_batch(
         InputError: not one pair fits; on all ranks alike.
     """
     with runtime.together():
-        budget = int(_SHARE * (_free_memory(runtime.device) if limit is None else limit)) - beside
+        budget = int(USABLE * (_free_memory(runtime.device) if limit is None else limit)) - beside
         try:
             size, peak = _largest(sizes, partial(_peak, rehearse, device=runtime.device), budget)
         finally:

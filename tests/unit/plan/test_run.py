@@ -18,11 +18,12 @@ from clipx.distributed.hardware import find_gpu
 from clipx.errors import InputError
 from clipx.plan.cluster import Cluster
 from clipx.plan.communication import transfers
-from clipx.plan.memory import CONTEXT_BYTES, USABLE, plan_memory
+from clipx.plan.memory import CONTEXT_BYTES, plan_memory
 from clipx.plan.model import PhaseModel
 from clipx.plan.pace import Pace, plan_pace
 from clipx.plan.run import Stated, make_plan
 from clipx.train import micro_batch
+from clipx.train.micro_batch import USABLE
 
 H100 = find_gpu("H100")
 CLUSTER = Cluster(gpu=H100, gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9)
@@ -55,7 +56,6 @@ def pace_of(config: RunConfig, model: PhaseModel, cluster: Cluster = CLUSTER, *,
 
 
 def test_parts_are_what_the_search_for_a_micro_batch_reckons_with(config: RunConfig, model: PhaseModel) -> None:
-    assert USABLE == micro_batch._SHARE
     for settings in ("ddp", "fsdp2", "fsdp2 offload"):
         overrides = {"type": settings.split()[0]} | ({"cpu_offload": True} if "offload" in settings else {})
         other = tiny_config(
