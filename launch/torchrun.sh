@@ -65,6 +65,7 @@ export CLIPX_EXIT_CODE_AGAIN=0
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 # Passes signals on to the processes, so that all nodes save and end together; its exit code is the run's.
+# Under srun too, where Slurm signals torchrun itself as well: it waits for those who save, whatever torchrun does.
 exec "$python" -m clipx.launching.supervise "$run_dir" \
   "$python" -m torch.distributed.run --nnodes="$nnodes" --nproc-per-node="$nproc" \
   --max-restarts="${MAX_RESTARTS:-$restarts}" "${rendezvous[@]}" -m clipx train "$@"

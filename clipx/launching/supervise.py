@@ -37,9 +37,9 @@ def supervise(command: Sequence[str], run_dir: Path, *, environment: Mapping[str
     a word has lost nothing.
     """
     before = _written_at(run_dir)
-    launcher = _Launcher(command, environment)
+    launcher = _Launcher(environment)
     with launcher.hears_signals():
-        code = launcher.wait()
+        code = launcher.run(command)
     written = _written_at(run_dir)
     if written is not None and (code == 0 or written != before):
         return _exit_code(json.loads((run_dir / "status.json").read_text()), code)
@@ -64,12 +64,13 @@ def _written_at(run_dir: Path) -> int | None:
 class _Launcher:
     """A launcher that runs, and the stop that was asked of it."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self.asked_to_stop = False
+        self._environment = environment
         self._save_s = float(environment.get("SAVE_SECONDS", SAVE_SECONDS))
         self._saving: set[int] = set()
         self._give_up_at = math.inf
-        self._process = subprocess.Popen(command, env=environment)
+        self._process: subprocess.Popen[bytes] | None = None
 
     @contextmanager
     def hears_signals(self) -> Iterator[None]:
@@ -81,46 +82,69 @@ class _Launcher:
             for name, handler in before.items():
                 signal.signal(signal.Signals[name], handler)
 
-    def wait(self) -> int:
-        """The launcher's exit code when it has ended, as a shell says it: 128 + the signal that killed it."""
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                code = self._process.wait(timeout=0.5)
-                return code if code >= 0 else 128 - code
-            self._end_if_it_stays()
+    def run(self, command: Sequence[str]) -> int:
+        """The launcher's exit code when it and what was asked to save have ended; 128 + the signal that killed it."""
+        self._process = process = subprocess.Popen(command, env=self._environment)
+        if self.asked_to_stop:  # before there was anything to pass it on to
+            process.terminate()
+        while (code := _ended(process)) is None:
+            self._end_if_it_stays(process)
+        # Slurm signals all processes of a step, and torchrun leaves its own behind at a second signal. When this
+        # process ends, whoever started it ends them, with half a checkpoint.
+        gives_up_at = min(self._give_up_at, time.monotonic() + self._save_s)
+        while any(map(_lives, self._saving)) and time.monotonic() < gives_up_at:
+            time.sleep(0.1)
+        return code if code >= 0 else 128 - code
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.asked_to_stop = True
+        if self._process is None:
+            return
+        processes = _children(self._process.pid)
+        self._saving |= processes
         if number == signal.SIGINT:
             return  # a terminal sends it to the launcher itself
-        processes = _children(self._process.pid)
         if not processes:  # it has not started them yet
             self._process.send_signal(number)
             return
-        self._saving |= processes
         self._give_up_at = min(self._give_up_at, time.monotonic() + self._save_s)
         for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(process, number)
 
-    def _end_if_it_stays(self) -> None:
+    def _end_if_it_stays(self, process: "subprocess.Popen[bytes]") -> None:
         """Ends a launcher whose processes were asked to stop and have not, or that has started them again."""
-        if self._give_up_at < math.inf and not self._saving & _children(self._process.pid):
+        if self._give_up_at < math.inf and not any(map(_lives, self._saving)):
             self._give_up_at = min(self._give_up_at, time.monotonic() + _LEAVE_SECONDS)
         if time.monotonic() >= self._give_up_at:
-            self._process.terminate()
+            process.terminate()
             self._give_up_at = math.inf
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> int | None:
+    """Its exit code; None after half a second."""
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=0.5)
+    return None
 
 
 def _children(pid: int) -> set[int]:
     """The processes that `pid` has started and that live, on Linux; elsewhere none are found."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, parent, *_ = stat.read_text().rpartition(")")[2].split()  # what is before may hold anything
-            if int(parent) == pid and state != "Z":
-                found.add(int(stat.parent.name))
-    return found
+    numbers = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return {number for number in numbers if _parent(number) == pid}
+
+
+def _lives(pid: int) -> bool:
+    return _parent(pid) is not None
+
+
+def _parent(pid: int) -> int | None:
+    """Of a process that has not ended."""
+    with suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        state, parent, *_ = stat.rpartition(")")[2].split()  # what is before may hold anything
+        return None if state == "Z" else int(parent)
+    return None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -134,6 +135,25 @@ class TestSignals:
     def test_a_launcher_that_has_not_started_its_processes_hears_itself(self, tmp_path: Path, send: Sender) -> None:
         send(signal.SIGTERM)
         assert run(f"touch {tmp_path}/ready; exec sleep 60", tmp_path) == 85
+
+    def test_stopped_before_it_is_started_it_says_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A signal that comes before there is anything to pass it on to is not forgotten."""
+        popen = subprocess.Popen
+
+        def signalled(*arguments: object, **options: object) -> "subprocess.Popen[bytes]":
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return popen(*arguments, **options)  # type: ignore[call-overload, no-any-return]
+
+        monkeypatch.setattr(subprocess, "Popen", signalled)
+        assert run("exec sleep 60", tmp_path) == 85
+
+    def test_a_launcher_that_leaves_its_processes_saving_is_no_end(self, tmp_path: Path, send: Sender) -> None:
+        """torchrun does at a second signal; Slurm would end its processes with this one."""
+        one = process(tmp_path, on_signal=f"touch {tmp_path}/left; sleep 1; {say(tmp_path, 'again')} exit 0")
+        send(signal.SIGTERM)
+        script = f"bash {one} & until [[ -e {tmp_path}/left ]]; do sleep 0.05; done; exit 1"
+        assert run(script, tmp_path) == 85
+        assert (tmp_path / "status.json").exists()
 
     def test_one_that_starts_its_processes_again_is_ended(
         self, tmp_path: Path, send: Sender, monkeypatch: pytest.MonkeyPatch
