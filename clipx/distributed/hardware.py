@@ -15,7 +15,7 @@ from clipx.errors import InputError
 _GIB, _T = 2**30, 1e12
 _NVLINK3, _NVLINK4, _NVLINK5 = 300e9, 450e9, 900e9  # bytes/s one way, half of 600, 900 and 1,800 GB/s
 _PCIE4, _PCIE5 = 32e9, 64e9  # 16 lanes, one way
-_HDR, _NDR = 25e9, 50e9  # an InfiniBand adapter of 200 or 400 Gbit/s for every GPU: DGX A100; DGX H100, H200 and B200
+_HDR, _NDR = 25e9, 50e9  # an InfiniBand adapter of 200 or 400 Gbit/s for every GPU: DGX A100; DGX H100 to GB200
 _SHARED_NETWORK = 12.5e9 / 8  # no data sheet: 100 Gbit/s for a machine of eight
 
 
@@ -39,6 +39,7 @@ class Gpu:
 
 # NVIDIA's data sheets. Of several names that fit a device, the first counts.
 _GPUS = (
+    Gpu("GB200", 2500 * _T, 80 * _T, 186 * _GIB, 8.0e12, _NVLINK5, _NDR),
     Gpu("B200", 2250 * _T, 75 * _T, 180 * _GIB, 8.0e12, _NVLINK5, _NDR),
     Gpu("H100 PCIe", 756 * _T, 51 * _T, 80 * _GIB, 2.0e12, _PCIE5, _SHARED_NETWORK),
     Gpu("H100 NVL", 835 * _T, 60 * _T, 94 * _GIB, 3.9e12, _PCIE5, _SHARED_NETWORK),
@@ -46,6 +47,7 @@ _GPUS = (
     Gpu("H200", 989.4 * _T, 67 * _T, 141 * _GIB, 4.8e12, _NVLINK4, _NDR),
     Gpu("GH200", 989.4 * _T, 67 * _T, 96 * _GIB, 4.0e12, _NVLINK4, _NDR),
     Gpu("H20", 148 * _T, 44 * _T, 96 * _GIB, 4.0e12, _NVLINK4, _NDR),
+    Gpu("A100 PCIe 40GB", 311.9 * _T, 19.5 * _T, 40 * _GIB, 1.555e12, _PCIE4, _SHARED_NETWORK),
     Gpu("A100 PCIe", 311.9 * _T, 19.5 * _T, 80 * _GIB, 1.935e12, _PCIE4, _SHARED_NETWORK),
     Gpu("A100 40GB", 311.9 * _T, 19.5 * _T, 40 * _GIB, 1.555e12, _NVLINK3, _HDR),
     Gpu("A100", 311.9 * _T, 19.5 * _T, 80 * _GIB, 2.039e12, _NVLINK3, _HDR),

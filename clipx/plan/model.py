@@ -24,6 +24,7 @@ from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.blocks import checkpoint_blocks, evenly_spread
 from clipx.models.clip import CLIP, build_model
+from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.models.text_tower import TextTower
 from clipx.optim.locking import set_locked
 from clipx.optim.optimizers import build_optimizer
@@ -43,6 +44,8 @@ class Work:
 
     image_forward: float
     text_forward: float
+    text_tokens: int
+    """Of the text that is reckoned with."""
     useful: float
     """Of training: three times the forward pass, of a locked tower once (`clipx.models.flops`)."""
     recomputed: float
@@ -69,7 +72,7 @@ class PhaseModel:
         self.phase = phase
         self._config = config
         self.towers = _without_numbers(config, phase)
-        self._tokens = min(caption_tokens, phase.context_length)
+        self._tokens = computed_tokens(self.towers.text_tower, mean=caption_tokens, longest=phase.context_length)
         self.work = _work(config, phase, self.towers, tokens=self._tokens)
 
     @property
@@ -170,6 +173,16 @@ class PhaseModel:
         )
 
 
+def computed_tokens(text_tower: nn.Module, *, mean: int, longest: int) -> int:
+    """Tokens of a text as the tower sees it: those of the mean caption, where it runs packed.
+
+    Else texts are padded to the longest of their micro-batch, which is taken to be `longest`. Useful work of a plan
+    then holds the padding, which MFU in metrics.jsonl does not: it has to be paid for.
+    """
+    is_padded = isinstance(text_tower, HuggingFaceTextTower) and text_tower.first_position is None
+    return longest if is_padded else min(mean, longest)
+
+
 def _without_numbers(config: RunConfig, phase: Phase) -> CLIP:
     """On the meta device, or in memory with a transformers encoder, which is tried out while it is built."""
     model = replace(config.model, image=replace(config.model.image, pretrained=False))
@@ -194,6 +207,7 @@ def _work(config: RunConfig, phase: Phase, towers: CLIP, *, tokens: int) -> Work
     return Work(
         image_forward=image,
         text_forward=text,
+        text_tokens=tokens,
         useful=flops.image_passes * image + flops.text_passes * text,
         recomputed=of_image * image * (flops.image_passes > 1) + of_text * text * (flops.text_passes > 1),
     )

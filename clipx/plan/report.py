@@ -27,12 +27,14 @@ def print_plan(plan: Plan, stated: Stated, *, console: Console | None = None) ->
     """Writes the tables of the plan."""
     console = console or Console(width=_WIDTH, highlight=False)
     asked = plan.asked
-    phase, cluster = asked.heaviest, stated.cluster
+    phase, cluster, gpu = asked.heaviest, stated.cluster, stated.cluster.gpu
     console.print(
-        f"{asked.world_size} x {cluster.gpu.name}, {_machines(cluster.num_nodes(asked.world_size))}; at an MFU of "
-        f"{cluster.mfu:.0%}, {_rate(cluster.intra_node_bytes_per_s)} in a machine and "
+        f"{asked.world_size} x {gpu.name} of {gpu.memory_bytes / 2**30:g} GiB, "
+        f"{_machines(cluster.num_nodes(asked.world_size))}; at an MFU of {cluster.mfu:.0%}, "
+        f"{_rate(cluster.intra_node_bytes_per_s)} in a machine and "
         f"{_rate(cluster.inter_node_bytes_per_s)} per GPU between them (one way), captions of "
-        f"{stated.caption_tokens:g} tokens. Not measured: a reckoning."
+        f"{stated.caption_tokens:g} tokens. Not measured: a reckoning, without latencies; "
+        "steps of a few ms take longer."
     )
     if len(asked.phases) > 1:
         _print(console, "Phases", _phases(asked), ("steps", "input", "micro-batch", "pairs/s", "hours"))
@@ -44,7 +46,8 @@ def print_plan(plan: Plan, stated: Stated, *, console: Console | None = None) ->
     fastest = max(asked.phases, key=lambda part: part.loader.pictures_per_s)
     _print(console, "Data", _data(fastest, asked, stated), ("", "needs"))
     _print(console, "The run", _run(asked), ("", ""))
-    columns = ("GPUs", "pairs each", "at once", "GB", "waits", "pairs/s", "hours", "GPU hours", "useful", "limit")
+    price = "GPU hours" if asked.cost is None else "cost"
+    columns = ("GPUs", "pairs each", "at once", "GB", "waits", "pairs/s", "hours", price, "useful", "limit")
     _print(console, "On other numbers of GPUs", map(_row, plan.others), columns)
     for number, reason in plan.left_out.items():
         console.print(f"{number} GPUs: {reason.partition('; ')[2] or reason}", soft_wrap=True)
@@ -60,6 +63,7 @@ def _print(console: Console, title: str, rows: Iterable[Sequence[str]], columns:
         title_style="bold",
         box=SIMPLE_HEAD,
         show_header=any(columns),
+        padding=(0, 0, 0, 1),
         pad_edge=False,
     )
     for row in rows:
@@ -92,7 +96,7 @@ def _model(part: PhasePlan) -> Iterator[tuple[str, str]]:
     yield "all", f"{total / 1e6:,.1f} M parameters{trained}"
     work, again = part.work, part.work.again(part.memory.geometry.num_micro_batches)
     yield "forward, image", f"{work.image_forward / 1e9:,.2f} GFLOP"
-    yield "forward, text", f"{work.text_forward / 1e9:,.2f} GFLOP"
+    yield f"forward, text of {work.text_tokens} tokens", f"{work.text_forward / 1e9:,.2f} GFLOP"
     yield "training", f"{work.useful / 1e9:,.2f} GFLOP"
     if work.recomputed:
         yield "again for activation checkpointing", f"{work.recomputed / 1e9:,.2f} GFLOP"
@@ -201,8 +205,8 @@ def _row(run: RunPlan) -> tuple[str, ...]:
         f"{memory.parts.total / 1e9:,.1f}",
         f"{pace.exposed_s / pace.step_s:.1%}",
         f"{pairs / (86400 * run.days):,.0f}",
-        f"{24 * run.days:,.1f}",
-        f"{run.gpu_hours:,.0f}",
+        f"{24 * run.days:,.{1 if run.days > 1 else 2}f}",
+        f"{run.gpu_hours if run.cost is None else run.cost:,.0f}",
         f"{pace.efficiency:.0%}",
         "does not fit" if not memory.fits else part.limit,
     )

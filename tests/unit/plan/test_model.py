@@ -12,8 +12,9 @@ from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.blocks import checkpoint_blocks
 from clipx.models.clip import build_model
+from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.optim.optimizers import build_optimizer
-from clipx.plan.model import PhaseModel
+from clipx.plan.model import PhaseModel, computed_tokens
 from clipx.train.micro_batch import LiveBytes, rehearsal
 from clipx.types import Batch, Embeddings
 
@@ -139,6 +140,20 @@ def test_the_gradient_cache_repeats_all_forward_passes_but_the_last(tmp_path: Pa
     work = model_of(config_of(tmp_path)).work
     forward = work.image_forward + work.text_forward
     assert [work.again(k) for k in (1, 2, 4)] == [0, forward / 2, 3 * forward / 4]
+
+
+@pytest.mark.parametrize(("first_position", "expected"), [(0, 8), (None, 24)], ids=["packed", "padded"])
+def test_texts_of_an_encoder_that_runs_padded_are_all_long(first_position: int | None, expected: int) -> None:
+    tower = HuggingFaceTextTower(
+        torch.nn.Identity(),
+        hidden_size=4,
+        pool="last",
+        pad_token_id=0,
+        embed_dim=4,
+        context_length=24,
+        first_position=first_position,
+    )
+    assert computed_tokens(tower, mean=8, longest=24) == expected
 
 
 def test_captions_are_as_long_as_they_are_said_to_be(tmp_path: Path) -> None:

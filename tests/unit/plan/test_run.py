@@ -169,9 +169,17 @@ def test_figures_are_printed_and_written(config: RunConfig, tmp_path: Path) -> N
     assert asked["gpu_hours"] == pytest.approx(8 * 24 * asked["days"])
     memory = phase["memory"]["parts"]
     assert sum(memory.values()) <= phase["memory"]["available"]
-    for part in ("8 x A100 40GB", "all-reduce", "micro-batch", "GPU hours", "activations"):
+    for part in (
+        "8 x A100 40GB of 40 GiB, 1 machine;",
+        "all-reduce",
+        "micro-batch",
+        "GPU hours",
+        "activations",
+    ):
         assert part in result.output
-    assert max(map(len, result.output.splitlines()), default=0) <= 100 or "nearest" in result.output
+    table = result.output.partition("On other numbers of GPUs")[2]
+    assert "…" not in result.output
+    assert " ".join(table.splitlines()[2].split()) == "GPUs pairs each at once GB waits pairs/s hours cost useful limit"
     assert [row["world_size"] for row in written["others"]] == [8, 16, 32, 64, 128, 256]
 
 
