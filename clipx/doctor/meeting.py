@@ -1,4 +1,4 @@
-"""The ranks that a launcher started come together, in bounded time: who does not come is named."""
+"""The ranks that a launcher started come together, in bounded time; one that leaves later is named."""
 
 import os
 import socket

@@ -175,7 +175,7 @@ def _judge_threads(value: str | None, *, ranks_here: int, cores: int) -> Finding
     if value is None:
         found = f"unset with {ranks_here} ranks on {cores} cores: each would start a thread per core"
         return warning("OMP_NUM_THREADS", found, f"export OMP_NUM_THREADS={share}")
-    if value.isdigit() and int(value) * ranks_here > cores:
+    if value.isdigit() and int(value) > share:
         found = f"{value} x {ranks_here} ranks on {cores} cores"
         return warning("OMP_NUM_THREADS", found, f"export OMP_NUM_THREADS={share}")
     return None
