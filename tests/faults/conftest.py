@@ -39,9 +39,9 @@ def scenario(
 ) -> Iterator[Scenario]:
     """A run of one process, until the test says otherwise; nothing of it may be left at the end."""
     scenario = Scenario(tmp_path, scenes / "train", starter, undisturbed)
+    request.node.user_properties.append(("fault", scenario.row))
     with nothing_left(starter):
         yield scenario
-    request.node.user_properties.append(("fault", scenario.row))
 
 
 @pytest.fixture
@@ -55,17 +55,22 @@ def shards(scenario: Scenario, scenes: Path) -> Path:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The table: of each scenario its outcome, the steps that were trained twice, and the way back to the last step."""
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for report in chain.from_iterable(terminalreporter.stats.values()):
         found = dict(report.user_properties).get("fault") if isinstance(report, pytest.TestReport) else None
-        if found and report.when == "teardown":
-            rows.append((report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " "), found))
+        if found is None:
+            continue
+        name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        if report.failed:
+            rows[name] = {"outcome": "FAILED"}  # though it may have told an outcome before it did
+        elif found and report.when == "teardown":
+            rows.setdefault(name, found)
     if not rows:
         return
-    width = max(len(name) for name, _ in rows)
+    width = max(map(len, rows))
     terminalreporter.section("faults: seconds are those from the next start, without imports, to the step before")
     terminalreporter.write_line(f"{'fault':{width}}  steps lost  seconds  outcome")
-    for name, row in sorted(rows):
+    for name, row in sorted(rows.items()):
         lost, seconds = row.get("lost"), row.get("seconds")
         figures = f"{'-' if lost is None else lost:>10}  {'-' if seconds is None else f'{seconds:.1f}':>7}"
-        terminalreporter.write_line(f"{name:{width}}  {figures}  {row.get('outcome', 'FAILED')}")
+        terminalreporter.write_line(f"{name:{width}}  {figures}  {row['outcome']}")

@@ -26,7 +26,7 @@ def test_a_rank_that_is_stopped(scenario: Scenario) -> None:
     job.send(signal.SIGCONT, 1)
     assert job.wait()[1] not in (0, AGAIN)
     assert scenario.status["status"] == "failed"
-    scenario.recover(STALL, outcome=f"named, with all stacks, and ended after {seconds:.0f} s (limit 3 s); went on")
+    scenario.recover(outcome=f"named, with all stacks, and ended after {seconds:.0f} s (limit 3 s); went on")
     scenario.assert_as_undisturbed()
 
 
@@ -41,7 +41,7 @@ def test_a_read_that_hangs(scenario: Scenario) -> None:
     assert job.wait(timeout_s=40) == [1, 1]
     assert "rank 1" in job.ranks[0].text
     assert "waiting for the data of step" in job.text
-    scenario.recover(STALL, "data.workers=1", outcome="named as waiting for data, and ended; went on")
+    scenario.recover("data.workers=1", outcome="named as waiting for data, and ended; went on")
     scenario.assert_as_undisturbed()
 
 
@@ -51,7 +51,7 @@ def test_a_rank_that_never_comes(scenario: Scenario) -> None:
     assert job.wait() == [1, 3]
     line = job.errors[-1]
     assert "[rank 0] not all 2 processes met within parallel.timeout_s=3" in line
-    scenario.recover("parallel.timeout_s=3", outcome="ended with the reason; the next start is the first")
+    scenario.recover(outcome="ended with the reason; the next start is the first")
     scenario.assert_as_undisturbed()
 
 

@@ -5,16 +5,15 @@ Needs Debian's packages slurmctld, slurmd, slurm-client and munge, and root, as 
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
+PROGRAMS = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 _SBIN = "/usr/sbin:/sbin"  # not in everybody's PATH
 
 _CONFIG = """\
@@ -103,11 +102,12 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._daemons: list[subprocess.Popen[bytes]] = []
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
         self.environment = kept | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:{_SBIN}"}
 
     def start(self) -> None:
-        """Starts munged, slurmctld and both slurmd, which become daemons; returns when both nodes are idle."""
+        """Starts munged, slurmctld and both slurmd; returns when both nodes are idle."""
         folder = self.folder
         for name in ("state", "spool-n1", "spool-n2"):
             (folder / name).mkdir()
@@ -120,39 +120,54 @@ class Cluster:
         (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, host=host, ports=_free_ports(3)))
         files = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "munged.pid"}
         files |= {"log-file": "munged.log", "seed-file": "munge.seed"}
-        self.ask("munged", "--force", *(f"--{option}={folder / name}" for option, name in files.items()))
-        self.ask("slurmctld")
+        self._start_daemon(
+            "munged", "--foreground", "--force", *(f"--{option}={folder / name}" for option, name in files.items())
+        )
+        wait_until((folder / "munge.sock").exists, "munge")
+        self._start_daemon("slurmctld", "-D")
         for node in ("n1", "n2"):
-            self.ask("slurmd", "-N", node)
-        deadline = time.monotonic() + 30
-        while self.ask("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D").strip() != "2":
-            assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()
-            time.sleep(0.2)
+            self._start_daemon("slurmd", "-D", "-N", node)
+        wait_until(self._is_idle, "both nodes")
 
     def stop(self) -> None:
         """Ends all jobs, then the daemons."""
         with suppress(AssertionError):  # of a controller that did not start
             self.cancel_all()
-        daemons = [int(file.read_text()) for file in self.folder.glob("*.pid")]
-        for pid in daemons:
-            os.kill(pid, signal.SIGTERM)
-        for pid in daemons:
-            _wait_for_end(pid)
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
 
     def cancel_all(self) -> None:
         """Ends all jobs; returns when they are gone."""
         self.ask("scancel", "--user=root")
-        deadline = time.monotonic() + 60
-        while left := self.ask("squeue", "--noheader"):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.2)
+        wait_until(lambda: not self.ask("squeue", "--noheader"), "the end of all jobs")
+
+    def _start_daemon(self, *command: str) -> None:
+        """A child of this process, with which it ends even when this one is killed."""
+        guarded = ["setpriv", "--pdeathsig=TERM", *command]
+        with (self.folder / "daemons.log").open("ab") as log:
+            self._daemons.append(
+                subprocess.Popen(guarded, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            )
+
+    def _is_idle(self) -> bool:
+        for daemon in self._daemons:
+            assert daemon.poll() is None, (self.folder / "daemons.log").read_text()
+        try:
+            idle = self.ask("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D")
+        except AssertionError:  # the controller does not listen yet
+            return False
+        return idle.strip() == "2"
 
     def ask(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """What a command prints; it must succeed."""
         environment = self.environment | variables
         try:
-            # daemons keep what they inherit open, and a pipe would never end
-            done = subprocess.run(command, env=environment, cwd=cwd, stdout=-1, stderr=-1, text=True, check=True)
+            done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=True)
         except subprocess.CalledProcessError as error:
             raise AssertionError(f"{command}: {error.stderr}") from error
         return done.stdout
@@ -179,18 +194,9 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_for_end(pid: int, *, timeout_s: float = 20) -> None:
-    """Returns when a process is gone; kills it when it takes too long."""
+def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 60) -> None:
+    """Returns when `condition()` is true; fails after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while _runs(pid):
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process lives; one that has ended may stay in the table until the machine's first process looks."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.1)

@@ -130,9 +130,9 @@ def test_two_nodes_train_to_the_end(submitted: Submitted, undisturbed: Path, scr
 def test_before_the_time_is_up_it_saves_and_goes_on_in_a_second_start(
     submitted: Submitted, undisturbed: Path, script: str
 ) -> None:
-    job = submitted.submit(*ONE_NODE, "--time=60", "--signal=USR1@60", script=script, step_seconds=2.5)
+    job = submitted.submit(*ONE_NODE, "--time=60", "--signal=USR1@60", script=script, step_seconds=4)
     submitted.wait_for_step(3, job)
-    # Slurm looks twice a minute, and signals half a minute early
+    # Slurm looks twice a minute, and signals half a minute early: within a minute from now, and 21 steps take longer
     minutes = int(job.fields["RunTime"].split(":")[1]) + 2
     submitted.cluster.ask("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")
     wait_until(lambda: job.fields["Restarts"] == "1", "the second start", job)
@@ -145,7 +145,7 @@ def test_before_the_time_is_up_it_saves_and_goes_on_in_a_second_start(
 @pytest.mark.full
 @pytest.mark.parametrize("script", ["train", "torchrun"])
 def test_preempted_it_saves_makes_place_and_comes_back(submitted: Submitted, undisturbed: Path, script: str) -> None:
-    job = submitted.submit(*TWO_NODES, script=script, step_seconds=1)
+    job = submitted.submit(*TWO_NODES, script=script, step_seconds=2)
     submitted.wait_for_step(5, job)
     options = ("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
     other = submitted.cluster.submit(options, cwd=submitted.folder, log=submitted.folder / "other.txt", variables={})
@@ -166,10 +166,10 @@ def test_a_signal_by_hand_saves_and_queues_again(submitted: Submitted, undisturb
 @pytest.mark.full
 def test_a_killed_rank_ends_the_start_and_the_next_one_goes_on(submitted: Submitted, undisturbed: Path) -> None:
     job = submitted.submit(*TWO_NODES, step_seconds=0.5)
-    submitted.wait_for_step(6, job)
+    submitted.wait_for_step(EVERY + 1, job)
     os.kill(submitted.cluster.task_pid(job, node="n2"), signal.SIGKILL)
     submitted.assert_complete(job, undisturbed, restarts=1)
-    assert f"resuming from {submitted.run_dir}/checkpoints/step-{EVERY:08d}" in job.text
+    assert re.search(rf"resuming from {submitted.run_dir}/checkpoints/step-\d+", job.text)
     assert (
         (submitted.run_dir / "failed_starts").read_text().startswith(f"job {job.id}, start 0: failed with exit code ")
     )

@@ -1,4 +1,4 @@
-"""`clipx launch` with real launchers and real training: two processes on this machine's CPU."""
+"""`clipx launch` with real launchers and real training on this machine's CPU."""
 
 import os
 import re
@@ -21,7 +21,7 @@ Launch = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("data") / "scenes") / "train"
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=48) / "train"
 
 
 @pytest.fixture
@@ -55,8 +55,9 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
     wait_for(lambda: (run_dir / "metrics.jsonl").exists() and len(metrics(run_dir)) >= step, process)
 
 
-def test_two_processes_train_to_the_end(launch: Launch, tmp_path: Path) -> None:
-    assert launch("torchrun", "steps=3", "--gpus-per-node=2").wait(200) == 0
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.full)])  # each imports for seconds
+def test_it_trains_to_the_end(launch: Launch, tmp_path: Path, processes: int) -> None:
+    assert launch("torchrun", "steps=3", f"--gpus-per-node={processes}").wait(200) == 0
     assert status(tmp_path / "run")["status"] == "complete"
     assert len(losses(tmp_path / "run")) == 3
 
