@@ -4,6 +4,7 @@ Nothing here is differentiable: losses write their own backward pass over these.
 tensors of equal shape and dtype. NCCL and gloo both have every one of them for torch >= 2.11.
 """
 
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed import ProcessGroup
+
+from clipx.errors import RunError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -122,3 +125,28 @@ def gather_objects(value: Any, group: ProcessGroup | None) -> list[Any]:
     values: list[Any] = [None] * world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+@contextmanager
+def together(group: ProcessGroup | None) -> Iterator[None]:
+    """What one rank raises within, all ranks raise at its end, so that none waits for one that has left.
+
+    The block must not communicate. The rank that has the error raises it; the others raise a copy.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as problem:
+        error = problem
+    for found in (error, *gather_objects(None if error is None else _copied(error), group)):
+        if found is not None:
+            raise found
+
+
+def _copied(error: Exception) -> Exception:
+    """The error, or in place of one that cannot travel (huggingface_hub's hold a connection) its text."""
+    try:
+        copy: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a foreign class does there
+        return RunError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return copy

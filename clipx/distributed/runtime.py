@@ -22,6 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch.distributed import ProcessGroup
 
 from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
+from clipx.distributed.collectives import together
 from clipx.distributed.parent import end_with_parent
 from clipx.errors import InputError, RunError
 
@@ -88,18 +89,8 @@ class Runtime:
 
         The block must not communicate. The rank that has the error raises it; the others raise a copy.
         """
-        error: Exception | None = None
-        try:
+        with together(self.group):
             yield
-        except Exception as problem:
-            error = problem
-        errors: list[Exception | None] = [error]
-        if self.group is not None:
-            errors = [None] * self.world_size
-            dist.all_gather_object(errors, error)
-        for found in (error, *errors):
-            if found is not None:
-                raise found
 
     def grad_scaler_state(self) -> dict[str, float] | None:
         """State of the fp16 loss scaler, or None in other precisions."""

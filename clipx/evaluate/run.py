@@ -17,6 +17,7 @@ from clipx.data.labelled import (
     read_labelled,
     require_type,
 )
+from clipx.distributed.collectives import together
 from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
@@ -32,7 +33,9 @@ def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: Proces
         case ZeroShotConfig():
             return zero_shot(pretrained, Path(config.data), batch_size=config.batch_size, group=group)
         case RetrievalConfig():
-            return retrieval(pretrained, _captioned(config), batch_size=config.batch_size, group=group)
+            with together(group):
+                pictures = _captioned(config)
+            return retrieval(pretrained, pictures, batch_size=config.batch_size, group=group)
         case _:
             assert_never(config)
 
@@ -63,7 +66,9 @@ def evaluate_folder(
     Raises:
         InputError: as `run_evaluation`.
     """
-    match dataset_type(folder):
+    with together(group):
+        kind = dataset_type(folder)
+    match kind:
         case "classification":
             return run_evaluation(ZeroShotConfig(data=str(folder), batch_size=batch_size), pretrained, group)
         case "retrieval":

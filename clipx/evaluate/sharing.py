@@ -6,6 +6,7 @@ them: who has nothing left embeds a filler and drops the result. Shapes: B items
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.data.decode import UndecodableError, decode_image
 from clipx.data.labelled import Picture
-from clipx.distributed.collectives import all_gather, gather_objects, rank, world_size
+from clipx.distributed.collectives import all_gather, gather_objects, rank, together, world_size
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained
 
@@ -27,19 +28,23 @@ _DECODERS = 4  # threads; Pillow decodes and resizes without holding the interpr
 def share(items: Iterable[Item], *, batch_size: int, group: ProcessGroup | None) -> Iterator[list[Item]]:
     """This rank's items in batches of at most `batch_size`; equally many batches on every rank, some maybe empty.
 
-    Every rank iterates over all items, so none has to be told how many there are.
+    Every rank iterates over all items, so none has to be told how many there are. Before a batch is embedded, each
+    tells the others whether it could read as far as that.
+
+    Raises:
+        InputError: of reading on any rank, on all of them.
     """
     own_rank, num_ranks = rank(group), world_size(group)
-    own: list[Item] = []
-    seen = 0
-    for item in items:
-        if seen % num_ranks == own_rank:
-            own.append(item)
-        seen += 1
-        if seen % (num_ranks * batch_size) == 0:
-            yield own
-            own = []
-    if seen % (num_ranks * batch_size):
+    rest = enumerate(items)
+    while True:
+        own: list[Item] = []
+        number = -1
+        with together(group):
+            for number, item in islice(rest, num_ranks * batch_size):
+                if number % num_ranks == own_rank:
+                    own.append(item)
+        if number < 0:
+            return
         yield own
 
 

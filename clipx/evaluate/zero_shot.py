@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.data.labelled import open_classification_set, read_labelled
-from clipx.distributed.collectives import all_reduce
+from clipx.distributed.collectives import all_reduce, together
 from clipx.evaluate.prompts import class_embeddings
 from clipx.evaluate.sharing import embed_pictures
 from clipx.pretrained import Pretrained
@@ -33,7 +33,8 @@ def zero_shot(pretrained: Pretrained, folder: Path, *, batch_size: int, group: P
     Raises:
         InputError: the folder breaks the layout, or a picture cannot be decoded.
     """
-    data = open_classification_set(folder)
+    with together(group):
+        data = open_classification_set(folder)
     num_classes = len(data.class_names)
     classes_CD = class_embeddings(
         pretrained, data.class_names, templates=data.templates, batch_size=batch_size, group=group

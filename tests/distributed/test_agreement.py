@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clipx.config.geometry import micro_batch_sizes
 from clipx.config.schema import RunConfig
 from clipx.distributed.blocks import compile_blocks
+from clipx.distributed.collectives import together
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError
 from clipx.train.micro_batch import largest_micro_batch
@@ -79,3 +80,28 @@ def compiled(broken_rank: int) -> tuple[bool, bool]:
 def test_one_rank_that_cannot_compile_holds_all_back() -> None:
     assert run_ranks(compiled, 2, 1) == [(False, False)] * 2
     assert run_ranks(compiled, 2, -1) == [(True, True)] * 2
+
+
+class ForeignError(Exception):
+    """Of a library: it can be sent, and not be read."""
+
+    def __init__(self, *, response: str) -> None:
+        super().__init__(f"no answer\nbut {response}")
+
+
+def raised() -> tuple[str, str]:
+    """What this rank raises when rank 1 does."""
+    try:
+        with together(dist.group.WORLD):
+            if dist.get_rank() == 1:
+                raise ForeignError(response="404")
+    except Exception as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("nothing was raised")
+
+
+def test_an_error_that_cannot_travel_is_told_all_the_same() -> None:
+    assert run_ranks(raised, 2) == [
+        ("RunError", "ForeignError: no answer but 404"),
+        ("ForeignError", "no answer\nbut 404"),
+    ]

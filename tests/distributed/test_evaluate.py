@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from distributed.ranks import run_ranks
 from shard_files import write_tar
@@ -77,6 +78,27 @@ def _message(folder):
     except InputError as error:
         return str(error)
     return "no error"
+
+
+def _message_of_own_folder(folders):
+    message = _message(folders[dist.get_rank()])
+    in_step = torch.ones(1)  # ranks that had parted would not meet here
+    dist.all_reduce(in_step)
+    return message, in_step.item()
+
+
+@pytest.mark.parametrize("damage", ["no folder", "half a shard"])
+def test_what_one_rank_cannot_read_ends_all_of_them(tmp_path, damage):
+    folders = [tmp_path / "seen by rank 0", tmp_path / "seen by rank 1"]
+    write_retrieval_set(folders[0], [["a"], ["b"], ["c"]])
+    if damage == "half a shard":
+        write_retrieval_set(folders[1], [["a"], ["b"], ["c"]])
+        shard = sorted((folders[1] / "test").glob("*.tar"))[-1]
+        shard.write_bytes(shard.read_bytes()[:700])
+    (one, _), (other, _) = found = run_ranks(_message_of_own_folder, 2, list(map(str, folders)), timeout_s=30)
+    assert one == other != "no error"
+    assert str(folders[1]) in one
+    assert [in_step for _, in_step in found] == [2.0, 2.0]
 
 
 def _shares(num_items, batch_size):
