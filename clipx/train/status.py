@@ -50,8 +50,8 @@ def write_status(run_dir: Path, status: Status, **more: object) -> None:
 def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> None:
     """Any rank may fail alone; its reason stands against those of ranks that fail because it went away."""
     path = run_dir / "status.json"
-    if not path.exists() or (isinstance(error, ClipxError) and not isinstance(error, LostContactError)):
-        with suppress(OSError):  # a full disk may be the very reason; the error itself goes on to the person
+    with suppress(OSError):  # a full disk may be the very reason; the error itself goes on to the person
+        if not path.exists() or (isinstance(error, ClipxError) and not isinstance(error, LostContactError)):
             exit_code = 2 if isinstance(error, InputError) else Status.FAILED.exit_code  # which torchrun turns into 1
             write_status(run_dir, Status.FAILED, step=step, reason=f"rank {rank}: {error}", exit_code=exit_code)
 
@@ -63,4 +63,9 @@ def explain(error: Exception) -> Exception:
         return RunError(f"a loader process died ({reason}); often memory or /dev/shm is full: lower data.workers")
     if isinstance(error, torch.distributed.DistError) or "gloo/transport" in reason:  # gloo has no type
         return LostContactError(f"lost contact with another process, whose own message says why ({reason})")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in reason:
+        return RunError(
+            f"out of memory ({reason or 'MemoryError'}); lower micro_batch_size or leave it to auto, and where the "
+            "host's memory is full data.workers"
+        )
     return error

@@ -57,6 +57,9 @@ def test_words_and_exit_codes_are_what_launchers_read(tmp_path: Path) -> None:
             LostContactError,
         ),
         (torch.distributed.DistNetworkError("timed out"), LostContactError),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), RunError),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), RunError),
+        (MemoryError(), RunError),
     ],
 )
 def test_failures_from_outside_get_one_line(error: Exception, kind: type[RunError]) -> None:
