@@ -208,7 +208,15 @@ def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPla
             f"{config.run_dir} has done {saved.progress.step} steps, more than steps={config.num_steps}; "
             "raise steps or choose a new run_dir"
         )
-    before, now = (asdict(_shape(model)) for model in (checkpoint.config().model, config.model))
+    begun = checkpoint.config()
+    if config.checkpoint.folder is not None and begun.run_dir != config.run_dir:
+        log.warning(
+            "%s was written by the run in %s; if that one still lives, give this one a checkpoint.folder of its own, "
+            "or they remove each other's checkpoints",
+            checkpoint,
+            begun.run_dir,
+        )
+    before, now = (asdict(_shape(model)) for model in (begun.model, config.model))
     if before != now:
         changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
         raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")

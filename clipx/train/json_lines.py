@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; what a crash or a full disk left torn is passed over."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError):
             rows.append(json.loads(line))
     return rows

@@ -13,6 +13,7 @@ from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.checkpoint.tensors import State, own_share, state_of, write_state
 from clipx.config.load import dump_config
 from clipx.distributed.collectives import gather_objects, world_size
+from clipx.errors import RunError
 from clipx.optim.optimizers import inner_optimizer
 from clipx.train.build import Run
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 60.0  # after a failure; doubled with each, until saves are due anyway
 _PATIENCE_S = 120.0  # with a save that is under way when the run ends by an error
+_BEHIND_S = 10.0  # a save may end so much later on one rank than on another
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,15 @@ class Saver:
             self._background = Background(self._group, timeout_s=run.config.parallel.timeout_s)
         self._tried_at = time.monotonic()
         self._failures = 0
-        """Saves that failed since the last good one; on rank 0 known before the other ranks know."""
+        """Saves that failed since the last good one; counted by rank 0, which decides on further tries."""
         self._missed = False
         self._lost_s = 0.0
 
     def is_late(self) -> bool:
-        """Whether rank 0 should ask for a save: time has passed, the last one failed, or one had to be left out."""
+        """Whether rank 0 should ask for a save: time has passed, the last one failed, was left out, or hangs."""
         policy = self._run.config.checkpoint
         if self._background is not None and not self._background.idle and not self._background.done:
-            return False
+            return self._is_overdue()
         if self._missed:
             return True
         waits_s = [60 * policy.every_minutes] if policy.every_minutes else []
@@ -90,9 +92,21 @@ class Saver:
         self._lost_s += time.perf_counter() - began
 
     def wait(self) -> None:
-        """Lets a save in the background end; all ranks together."""
-        if self._background is not None and not self._background.idle:
-            self._note(self._background.take())
+        """Lets a save in the background end; all ranks together.
+
+        Raises:
+            RunError: it has taken longer than `parallel.timeout_s`: what hangs in the storage is not tried again.
+        """
+        if self._background is None or self._background.idle:
+            return
+        limit_s = self._run.config.parallel.timeout_s
+        try:
+            self._note(self._background.take(max(self._tried_at + limit_s - time.monotonic(), _BEHIND_S)))
+        except TimeoutError as error:
+            raise RunError(
+                f"a checkpoint has not been written within parallel.timeout_s={limit_s}; the newest good one is step "
+                f"{self.saved_step}: see that {self.store} answers, then start again"
+            ) from error
 
     def take_lost_s(self) -> float:
         """Seconds of training that saves have cost this rank since the last call."""
@@ -123,7 +137,7 @@ class Saver:
             return
         if not self._background.idle:
             try:
-                self._background.take(_PATIENCE_S)
+                self._background.take(_BEHIND_S if self._is_overdue() else _PATIENCE_S)
             except Exception as error:
                 log.error("the checkpoint that was being written is lost (%s)", str(error) or type(error).__name__)
                 return
@@ -134,7 +148,7 @@ class Saver:
         """Whether a save is under way, so that this one is left out; rank 0 decides."""
         if self._background is None or self._background.idle:
             return False
-        busy = self._run.runtime.from_main(not self._background.done)
+        busy = self._run.runtime.from_main(not self._background.done and not self._is_overdue())
         if busy and not self._missed:
             self._missed = True
             if self._run.runtime.is_main:
@@ -144,6 +158,10 @@ class Saver:
                     self._run.progress.step,
                 )
         return busy
+
+    def _is_overdue(self) -> bool:
+        """Whether the save that is under way hangs; its collectives have given up, or will."""
+        return time.monotonic() - self._tried_at > self._run.config.parallel.timeout_s
 
     def _save(self, began: float, *, wait: bool) -> None:
         """Writes, or copies and lets the background write."""
@@ -180,16 +198,17 @@ class Saver:
                     self.store.publish(step, entries, state=state, config_text=dump_config(run.config))
             except OSError as error:
                 problem = str(error)
-            problem = gather_objects(problem, group)[0]
-            self._failures = 0 if problem is None else self._failures + 1
             if run.runtime.is_main and problem is None:
+                self._failures = 0
                 self._report(step, entries, began, lost_s)
                 if tidy:
                     self._remove_old()
             elif run.runtime.is_main:
+                self._failures += 1
                 self.store.discard(step)
                 self._complain(step, problem)
-            return _Saved(step, problem)
+            # last: ranks that left rank 0 to its tidying would wait for it in a step, where it has less time
+            return _Saved(step, gather_objects(problem, group)[0])
 
         return job
 

@@ -3,6 +3,7 @@
 What a rank notes here travels in the step's own all-reduce, so that all ranks stop after the same step.
 """
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ class StopRequest:
             self.reason = self.reason or f"max_minutes={self._max_minutes:g}"
         if now - self._looked >= _LOOK_EVERY_S:
             self._looked = now
-            if self._file.exists():
+            if os.path.exists(self._file):  # unlike Path.exists, False where the file system fails for a moment
                 self.reason = self.reason or f"the file {STOP_FILE}"
 
     def forget_file(self) -> None:

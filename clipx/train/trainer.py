@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -91,8 +92,11 @@ def _finish(run: Run, status: Status, stop: StopRequest) -> None:
     run.runtime.barrier()
     if run.runtime.is_main:
         why = "all steps done" if status is Status.COMPLETE else stop.reason or "a stop signal at another process"
-        write_status(run.run_dir, status, step=run.progress.step, reason=why)
-        stop.forget_file()
+        try:
+            write_status(run.run_dir, status, step=run.progress.step, reason=why)
+            stop.forget_file()
+        except OSError as error:  # all is saved, maybe elsewhere, and the exit code says so too
+            log.error("cannot write status.json in %s (%s)", run.run_dir, error)
         log.info("%s at step %d: %s", status.word, run.progress.step, run.run_dir)
     run.monitor.close_trackers()
 
@@ -136,11 +140,10 @@ class Loop:
         run, progress = self.run, self.run.progress
         if progress.step == run.config.num_steps and not self.missing_evaluations():
             return Status.COMPLETE
-        if run.runtime.is_main:
+        with run.runtime.together():
             _open_folder(run)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
-        run.monitor.rewind(progress.step)
-        with run.monitor, closing(run.batches()) as batches, closing(self.profiler), closing(self.saver):
+        with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():
             self.evaluate_if_due()  # what a kill between a save and its evaluation left undone
             while progress.step < run.phase.until:
                 orders = self.advance(self.next_batch(batches))
@@ -226,6 +229,7 @@ class Loop:
         if self.run.config.precision == "fp16":
             limit += _FP16_SEARCH
         if self.run.progress.skipped_in_row >= limit:
+            self.watchdog.enters("save", step=outcome.step)
             # the first bad loss came from the weights after the step before it, and they have not changed since
             self.saver.drop_suspects(after_step=outcome.step - limit - 1)
             saved = self.saver.saved_step
@@ -239,6 +243,8 @@ class Loop:
     def _check_leap(self, outcome: StepOutcome) -> None:
         z_score = None if self.spikes is None else self.spikes.look(outcome.loss)
         if z_score is not None:
+            self.watchdog.enters("save", step=outcome.step)
+            self.saver.wait()  # or it would come to stand among the checkpoints after these were set aside
             raise LossLeapError(step=outcome.step, batch=outcome.batch, loss=outcome.loss, z_score=z_score)
 
     def save(self, *, stopping: bool) -> None:
@@ -258,6 +264,14 @@ class Loop:
                 f"step {step} ends the run or its phase, and its checkpoint could not be written to "
                 f"{self.run.run_dir}; the newest good one is step {self.saver.saved_step}: free space and start again"
             )
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.watchdog.enters("save", step=self.run.progress.step)  # which may be waited for
+            self.saver.close()
 
     def evaluate_if_due(self) -> None:
         """Runs the evaluations that belong to the current step and have no result yet, on all ranks."""
@@ -319,7 +333,7 @@ class Loop:
         }
         if not due:
             return {}
-        missing = [name for name, path in due.items() if not path.exists()]
+        missing = [name for name, path in due.items() if not os.path.exists(path)]
         return {name: due[name] for name in run.runtime.from_main(missing)}
 
 
@@ -336,13 +350,27 @@ def _spike_detector(run: Run) -> SpikeDetector | None:
 
 
 def _open_folder(run: Run) -> None:
-    """Rank 0: the config as it now is; nothing left of an unfinished save, or of steps that will be trained again."""
-    write_atomically(run.run_dir / "config.yaml", dump_config(run.config))
-    (run.run_dir / "status.json").unlink(missing_ok=True)
+    """The config as it now is; nothing left of an unfinished save, or of steps that will be trained again.
+
+    Written by rank 0.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        run.monitor.rewind(run.progress.step)
+        if not run.runtime.is_main:
+            return
+        write_atomically(run.run_dir / "config.yaml", dump_config(run.config))
+        (run.run_dir / "status.json").unlink(missing_ok=True)
+        for path in (run.run_dir / "eval").glob("*-[0-9]*.json"):
+            if int(path.stem.rpartition("-")[2]) > run.progress.step:
+                path.unlink()
+    except OSError as error:
+        raise RunError(
+            f"run_dir={run.run_dir} cannot be written ({error}); free space or mend it, then start again"
+        ) from error
     _discard_unfinished(checkpoints_of(run.config))
-    for path in (run.run_dir / "eval").glob("*-[0-9]*.json"):
-        if int(path.stem.rpartition("-")[2]) > run.progress.step:
-            path.unlink()
 
 
 def _discard_unfinished(store: CheckpointStore) -> None:

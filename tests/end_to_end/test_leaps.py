@@ -1,19 +1,26 @@
 """A leap of the loss: the run goes back, leaves batches out, and ends as one that never had them."""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import losses, saved_tensors, tiny_config
 
+from clipx.checkpoint import folders
+from clipx.checkpoint.background import Background
 from clipx.config.schema import RunConfig
 from clipx.errors import RunError
-from clipx.train import trainer
+from clipx.train import saving, trainer
 from clipx.train.outcome import PendingStep, StepOutcome
 from clipx.train.rollback import Detour
+from clipx.train.spikes import SpikeDetector
 from clipx.train.trainer import train
+from clipx.train.watchdog import Watchdog
 
 STEPS = 20
 Fails = Callable[[StepOutcome], bool]
@@ -72,6 +79,40 @@ def test_back_and_on_without_the_batches(
     progress = state["progress"]
     assert (progress["left_out"], progress["rollbacks"], progress["next_batch"]) == ([12, 13], 1, STEPS + 2)
     assert_same(tmp_path / "run", without(12, 13))
+
+
+def test_a_checkpoint_that_is_still_being_written_is_waited_for(
+    scenes: Path, tmp_path: Path, spoil: Callable[[Fails], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(lambda outcome: outcome.batch == 13)
+    opened, stages, waited_in = threading.Event(), [], []
+    create, look, take, enters = folders._Local.create, SpikeDetector.look, Background.take, Watchdog.enters
+
+    @contextmanager
+    def gated(folder: Any, name: str) -> Iterator[Any]:
+        assert "00000012" not in str(folder) or opened.wait(60)
+        with create(folder, name) as file:
+            yield file
+
+    def looked(detector: SpikeDetector, loss: float) -> float | None:
+        z_score = look(detector, loss)
+        if z_score is not None:
+            threading.Timer(0.2, opened.set).start()
+        return z_score
+
+    def taken(background: Background[Any], *arguments: Any) -> Any:
+        waited_in.append(stages[-1])
+        return take(background, *arguments)
+
+    monkeypatch.setattr(folders._Local, "create", gated)
+    monkeypatch.setattr(SpikeDetector, "look", looked)
+    monkeypatch.setattr(Background, "take", taken)
+    monkeypatch.setattr(Watchdog, "enters", lambda *a, **k: stages.append(a[1]) or enters(*a, **k))
+    monkeypatch.setattr(saving, "_PATIENCE_S", 0.0)
+    assert train(config(tmp_path / "run", scenes, "checkpoint.async_save=true", "checkpoint.every_steps=12")) == 0
+    (row,) = map(json.loads, (tmp_path / "run" / "rollbacks.jsonl").read_text().splitlines())
+    assert (row["back_to"], row["left_out"]) == (12, [12, 13])
+    assert set(waited_in) == {"save"}  # in which a rank has more time than in a step
 
 
 def test_killed_on_its_way_back_it_goes_back_again(

@@ -133,8 +133,8 @@ def test_a_broken_newest_checkpoint_costs_the_steps_since_the_one_before(tmp_pat
 def test_torn_lines_are_passed_over(tmp_path: Path, scenes: Path) -> None:
     run_dir = tmp_path / "run"
     assert train(tiny_config(run_dir, scenes / "train", "steps=3")) == 0
-    with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')
+    with (run_dir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "lo\xff\0\0')
     (run_dir / "quarantine.jsonl").write_text('{"shard": "a.t')
     assert train(tiny_config(run_dir, scenes / "train", "steps=6")) == 0
     assert len(losses(run_dir)) == 6
@@ -211,3 +211,30 @@ def test_a_start_that_is_nowhere_is_named_and_a_resumed_run_needs_none(tmp_path:
     shutil.rmtree(tmp_path / "after" / "checkpoints" / "step-00000003")
     shutil.rmtree(tmp_path / "before")
     assert train(tiny_config(tmp_path / "after", scenes / "train", *begun)) == 0
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = tiny_config(tmp_path / "run", scenes / "train", "steps=2", f"checkpoint.folder={tmp_path / 'elsewhere'}")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_atomically", full)
+        with pytest.raises(RunError, match=r"run_dir=.*run cannot be written \(\[Errno 28\].*\); free space"):
+            train(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_status", full)
+        assert train(config) == 0  # it has saved, after all
+    assert "cannot write status.json" in caplog.text
+
+
+def test_two_runs_with_one_place_for_their_checkpoints_are_warned_of(
+    tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = f"checkpoint.folder={tmp_path / 'place'}"
+    for steps, name in ((1, "one"), (2, "one"), (3, "other")):
+        assert "was written by the run in" not in caplog.text
+        assert train(tiny_config(tmp_path / name, scenes / "train", f"steps={steps}", place)) == 0
+    assert f"step-00000002 was written by the run in {tmp_path / 'one'}; if that one still lives" in caplog.text

@@ -44,10 +44,18 @@ def test_the_second_names_the_first(tmp_path: Path, holder: Any, monkeypatch: py
         pass
 
 
-@pytest.mark.parametrize("end", ["die", "leave"])
+@pytest.mark.parametrize(("end", "elsewhere"), [("die", False), ("leave", False), ("die", True)])
 def test_it_waits_for_the_first_to_leave(
-    tmp_path: Path, holder: Any, end: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    holder: Any,
+    end: str,
+    elsewhere: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if elsewhere:  # a machine that died: the file system does not know it yet
+        monkeypatch.setattr(module.socket, "gethostname", lambda: "another")
+        monkeypatch.setattr(module, "_WAIT_S", 0.0)
     process, connection, pid = holder
     sleep = module.time.sleep
 
@@ -79,3 +87,12 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="mend the storage or choose another"), run_lock(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_full_disk_costs_the_name_of_the_holder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "write", full)
+    with run_lock(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").read_text() == ""

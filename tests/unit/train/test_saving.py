@@ -13,6 +13,7 @@ from tiny import saved_tensors, tiny_config, write_scenes
 
 from clipx.checkpoint import folders
 from clipx.distributed.runtime import start_runtime
+from clipx.errors import RunError
 from clipx.train import saving
 from clipx.train.build import Run, build_run
 from clipx.train.saving import Saver
@@ -204,3 +205,31 @@ def test_a_run_that_ends_by_an_error_lets_its_save_end(
         assert "the checkpoint that was being written is lost" in caplog.text
         gate.opened.set()
         wait_until_done(saver)
+
+
+def test_a_save_that_hangs_ends_the_run_in_time(tmp_path: Path, shards: Path, gate: Gate, monkeypatch: Any) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(saving, "_BEHIND_S", 0.1)
+    with opened(tmp_path, shards, "checkpoint.async_save=true", "parallel.timeout_s=600") as (run, saver):
+        gate.opened.clear()
+        save_at(run, saver, 1)
+        clock[0] += 599
+        assert not saver.is_late()
+        save_at(run, saver, 2)  # left out
+        clock[0] += 2
+        assert saver.is_late()
+        with pytest.raises(RunError, match=r"within parallel.timeout_s=600; the newest good one is step 0: see that"):
+            save_at(run, saver, 3)
+        gate.opened.set()
+        wait_until_done(saver)
+
+
+def test_no_rank_goes_on_while_rank_0_removes_old_checkpoints(tmp_path: Path, shards: Path, monkeypatch: Any) -> None:
+    with opened(tmp_path, shards) as (run, saver):
+        order = []
+        gather = saving.gather_objects
+        monkeypatch.setattr(saving, "gather_objects", lambda *args: order.append("gather") or gather(*args))
+        monkeypatch.setattr(saver.store, "apply_retention", lambda **_: order.append("remove"))
+        save_at(run, saver, 1)
+        assert order[-2:] == ["remove", "gather"]

@@ -1,7 +1,10 @@
 """What asks a run to stop, and that it is noted once, with its reason."""
 
+import errno
+import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +65,21 @@ def test_the_file_is_found_and_removed(tmp_path: Path, clock: list[float]) -> No
     assert request.reason == "the file STOP"
     request.forget_file()
     assert not (tmp_path / "STOP").exists()
+
+
+def test_a_folder_that_cannot_be_looked_into_stops_nothing(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, stat, asked = StopRequest(tmp_path), os.stat, []
+
+    def stale(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("STOP"):
+            asked.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", stale)
+    clock[0] += 2
+    request.look()
+    assert asked
+    assert not request
