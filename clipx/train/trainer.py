@@ -1,15 +1,11 @@
 """The training loop. `train` is what `clipx train` calls: it starts, resumes, or reports that the run is complete."""
 
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-
-import torch
 
 from clipx.checkpoint.folders import write_atomically
 from clipx.checkpoint.store import CheckpointStore, checkpoints_of
@@ -17,11 +13,10 @@ from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
-from clipx.distributed.parallelize import reshard
 from clipx.distributed.runtime import Runtime, start_runtime
-from clipx.errors import InputError, RunError
-from clipx.evaluate.run import run_evaluation
+from clipx.errors import RunError
 from clipx.train.build import Run, build_run
+from clipx.train.evaluations import evaluate, missing_evaluations
 from clipx.train.life_signs import join_life_signs
 from clipx.train.monitor import own_vitals, start_logging
 from clipx.train.outcome import PendingStep, Requests, StepOutcome
@@ -138,7 +133,7 @@ class Loop:
             How the run stands; None where another phase follows.
         """
         run, progress = self.run, self.run.progress
-        if progress.step == run.config.num_steps and not self.missing_evaluations():
+        if progress.step == run.config.num_steps and not missing_evaluations(run):
             return Status.COMPLETE
         with run.runtime.together():
             _open_folder(run)
@@ -275,66 +270,9 @@ class Loop:
 
     def evaluate_if_due(self) -> None:
         """Runs the evaluations that belong to the current step and have no result yet, on all ranks."""
-        run, step = self.run, self.run.progress.step
-        for name, path in self.missing_evaluations().items():
+        if missing := missing_evaluations(self.run):
             self.settle()
-            try:
-                with run.monitor.pause():
-                    scores = self.evaluate(name)
-            except InputError as error:  # the same on all ranks; an evaluation set is no reason to lose a run
-                if run.runtime.is_main:
-                    log.error("EVALUATION %s OF STEP %d FAILED (%s); the run goes on", name, step, error)
-                continue
-            if run.runtime.is_main:
-                _write_scores(path, {"step": step, "name": name, **scores})
-                run.monitor.track({f"eval/{name}/{metric}": value for metric, value in scores.items()}, step=step)
-                log.info("step %d  %s  %s", step, name, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-
-    def evaluate(self, name: str) -> dict[str, float]:
-        """The figures of the weights, and with `ema_` before their names those of their average, where one is kept."""
-        run = self.run
-
-        def score() -> dict[str, float]:
-            try:
-                with torch.no_grad(), self._alive(), run.runtime.accelerator.autocast():
-                    return run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
-            finally:
-                reshard(run.stepper.model)
-
-        scores = score()
-        if run.stepper.ema is not None:
-            with run.stepper.ema.swapped():
-                scores |= {f"ema_{metric}": value for metric, value in score().items()}
-        return scores
-
-    @contextmanager
-    def _alive(self) -> Iterator[None]:
-        """Tells the watchdog of every forward pass: a long evaluation is no stalled one."""
-        enters, towers = self.watchdog.enters, self.run.stepper.towers
-        enters("evaluation", step=self.run.progress.step)
-        hooks = [
-            tower.register_forward_pre_hook(lambda *_: enters("evaluation", step=self.run.progress.step))
-            for tower in (towers.image_tower, towers.text_tower)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def missing_evaluations(self) -> dict[str, Path]:
-        """The evaluations due at the current step whose result file does not exist, with that file."""
-        run, step = self.run, self.run.progress.step
-        last = step == run.config.num_steps
-        due = {
-            name: run.run_dir / "eval" / f"{name}-{step:08d}.json"
-            for name, config in run.config.evaluate.items()
-            if last or (config.every_steps > 0 and step > 0 and step % config.every_steps == 0)
-        }
-        if not due:
-            return {}
-        missing = [name for name, path in due.items() if not os.path.exists(path)]
-        return {name: due[name] for name in run.runtime.from_main(missing)}
+            evaluate(self.run, missing, watchdog=self.watchdog)
 
 
 def _spike_detector(run: Run) -> SpikeDetector | None:
@@ -378,11 +316,3 @@ def _discard_unfinished(store: CheckpointStore) -> None:
         store.discard_unfinished()
     except OSError as error:
         log.warning("cannot remove an unfinished checkpoint in %s (%s); it stays until the next start", store, error)
-
-
-def _write_scores(path: Path, scores: dict[str, object]) -> None:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, json.dumps(scores, indent=2))
-    except OSError as error:
-        log.error("cannot write %s (%s); the run goes on", path, error)

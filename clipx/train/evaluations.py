@@ -1,0 +1,97 @@
+"""The evaluations of a run while it trains: which of them are due, and what becomes of their figures."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from clipx.checkpoint.folders import write_atomically
+from clipx.distributed.parallelize import reshard
+from clipx.errors import InputError
+from clipx.evaluate.run import run_evaluation
+from clipx.train.build import Run
+from clipx.train.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+
+def missing_evaluations(run: Run) -> dict[str, Path]:
+    """The evaluations due at the current step whose result file does not exist, with that file; equal on all ranks."""
+    step = run.progress.step
+    last = step == run.config.num_steps
+    due = {
+        name: run.run_dir / "eval" / f"{name}-{step:08d}.json"
+        for name, config in run.config.evaluate.items()
+        if last or (config.every_steps > 0 and step > 0 and step % config.every_steps == 0)
+    }
+    if not due:
+        return {}
+    missing = [name for name, path in due.items() if not os.path.exists(path)]
+    return {name: due[name] for name in run.runtime.from_main(missing)}
+
+
+def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> None:
+    """Runs evaluations on all ranks; rank 0 writes their figures. One that cannot be read is told of, and left out.
+
+    Args:
+        run: no step of it is pending.
+        missing: names of evaluations, with the files for their results.
+        watchdog: is told of every forward pass: a long evaluation is no stalled one.
+    """
+    step = run.progress.step
+    for name, path in missing.items():
+        try:
+            with run.monitor.pause(), _alive(run, watchdog):
+                scores = _scores(run, name)
+        except InputError as error:  # the same on all ranks; an evaluation set is no reason to lose a run
+            if run.runtime.is_main:
+                log.error("EVALUATION %s OF STEP %d FAILED (%s); the run goes on", name, step, error)
+            continue
+        if run.runtime.is_main:
+            _write_scores(path, {"step": step, "name": name, **scores})
+            run.monitor.track({f"eval/{name}/{metric}": value for metric, value in scores.items()}, step=step)
+            log.info("step %d  %s  %s", step, name, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+
+
+def _scores(run: Run, name: str) -> dict[str, float]:
+    """The figures of the weights, and with `ema_` before their names those of their average, where one is kept."""
+
+    def score() -> dict[str, float]:
+        try:
+            with torch.no_grad(), run.runtime.accelerator.autocast():
+                return run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
+        finally:
+            reshard(run.stepper.model)
+
+    scores = score()
+    if run.stepper.ema is not None:
+        with run.stepper.ema.swapped():
+            scores |= {f"ema_{metric}": value for metric, value in score().items()}
+    return scores
+
+
+@contextmanager
+def _alive(run: Run, watchdog: Watchdog) -> Iterator[None]:
+    def tell(*_: object) -> None:
+        watchdog.enters("evaluation", step=run.progress.step)
+
+    tell()
+    towers = run.stepper.towers
+    hooks = [tower.register_forward_pre_hook(tell) for tower in (towers.image_tower, towers.text_tower)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _write_scores(path: Path, scores: dict[str, object]) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(scores, indent=2))
+    except OSError as error:
+        log.error("cannot write %s (%s); the run goes on", path, error)
