@@ -4,7 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TEST_FOLDERS := tests/unit tests/golden tests/property tests/distributed tests/end_to_end tests/faults tests/slurm
+# files in this order, those first that take long: what comes last is short enough to fill the cores evenly
+TEST_FOLDERS := tests/slurm tests/faults tests/distributed tests/end_to_end tests/property tests/golden tests/unit
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install demo test test-full check format clean
@@ -24,7 +25,7 @@ demo: $(INSTALLED)
 	$(BIN)/clipx demo --out runs/demo
 
 test: check
-	$(PYTEST) -n 2 --dist loadfile -m "not full" $(TEST_FOLDERS)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not full" $(TEST_FOLDERS)
 
 test-full: check
 	$(PYTEST) --durations=25 $(TEST_FOLDERS)
@@ -43,12 +44,14 @@ clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs/demo
 	find clipx tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A pyenv shim is a `uv` or `python3` that may be found and still not run, so each candidate is asked, not looked up.
+# Bytecode is compiled at once: where Python may not write it later, every process of a run or a test would need seconds
+# more for torch. A pyenv shim is a `uv` or `python3` that may be found and still not run, so each candidate is asked,
+# not looked up.
 $(INSTALLED): pyproject.toml constraints.txt
 	@set -eu; \
 	if uv --version >/dev/null 2>&1; then \
 		test -x $(BIN)/python || uv venv --quiet --python '>=3.11' $(VENV); \
-		uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+		uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
 		if ! test -x $(BIN)/python; then \
 			found=; \
