@@ -16,7 +16,7 @@ from clipx.config.schema import RunConfig, ZeroShotConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.pretrained import load
-from clipx.train import build_stepper, trainer
+from clipx.train import build_stepper, evaluations, trainer
 from clipx.train.build import build_run
 from clipx.train.trainer import train
 
@@ -34,7 +34,7 @@ def test_an_evaluation_that_fails_changes_nothing_in_training(
     def broken(*_: Any) -> dict[str, float]:
         raise InputError("picture 3 cannot be decoded")
 
-    monkeypatch.setattr(trainer, "run_evaluation", broken)
+    monkeypatch.setattr(evaluations, "run_evaluation", broken)
     with caplog.at_level(logging.ERROR):
         assert train(tiny_config(tmp_path / "broken", scenes / "train", *dropped, evaluation(scenes))) == 0
     assert "EVALUATION scenes OF STEP 2 FAILED (picture 3 cannot be decoded)" in caplog.text
@@ -47,6 +47,21 @@ def test_evaluating_changes_nothing_in_training(tmp_path: Path, scenes: Path) ->
     assert train(tiny_config(tmp_path / "evaluated", scenes / "train", *dropped, evaluation(scenes))) == 0
     assert losses(tmp_path / "evaluated") == losses(tmp_path / "plain")
     assert len(list((tmp_path / "evaluated" / "eval").iterdir())) == 3
+
+
+def test_a_complete_run_says_so_and_changes_nothing(tmp_path: Path, scenes: Path) -> None:
+    config, run_dir = tiny_config(tmp_path / "run", scenes / "train", "steps=3", evaluation(scenes)), tmp_path / "run"
+
+    def written() -> dict[Path, int]:
+        files = [path for path in run_dir.rglob("*") if path.is_file() and path.name not in (".lock", "status.json")]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    assert train(config) == 0
+    before = written()
+    (run_dir / "status.json").unlink()
+    assert train(config) == 0
+    assert status(run_dir) == {"status": "complete", "step": 3, "reason": "all steps done"}
+    assert written() == before
 
 
 def test_a_misspelt_evaluation_folder_is_found_before_training(tmp_path: Path, scenes: Path) -> None:

@@ -152,15 +152,6 @@ def write_file(path: str, *parts: bytes, remote: RemoteConfig = DEFAULTS) -> Non
         raise
 
 
-def list_folder(path: str, *, remote: RemoteConfig = DEFAULTS) -> list[str]:
-    """The names in a folder, sorted; of a web server those that its page of the folder links to.
-
-    Raises:
-        OSError: FileNotFoundError when the folder is not there.
-    """
-    return sorted(os.listdir(path)) if is_local(path) else remote_files.list_names(path, remote)
-
-
 class LocalFile:
     """An open descriptor, closed with the last reference at the latest.
 

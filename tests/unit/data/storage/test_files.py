@@ -4,7 +4,7 @@ import fsspec
 import pytest
 from servers import WebServer
 
-from clipx.data.storage.files import file_state, is_local, list_folder, open_ranges, read_file, write_file
+from clipx.data.storage.files import file_state, is_local, open_ranges, read_file, write_file
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,6 @@ def test_writes_and_reads_back(folder):
     write_file(f"{folder}/sub/b.bin", b"yy")
     assert read_file(f"{folder}/sub/a.bin") == b"hello world"
     assert read_file(f"{folder}/sub/b.bin") == b"yy"
-    assert list_folder(f"{folder}/sub") == ["a.bin", "b.bin"]
-    assert list_folder(folder) == ["sub"]
     assert file_state(f"{folder}/sub/a.bin").size == 11
     assert file_state(f"{folder}/sub/a.bin").mtime_ns > 0
 
@@ -54,7 +52,7 @@ def test_reads_ranges(folder):
 
 def test_what_is_absent_is_an_os_error(folder):
     write_file(f"{folder}/a.bin", b"x")
-    for action in (file_state, open_ranges, read_file, list_folder):
+    for action in (file_state, open_ranges, read_file):
         with pytest.raises(FileNotFoundError):
             action(f"{folder}/none")
 
