@@ -84,9 +84,7 @@ def _beside(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> Me
     share, gathered = 1.0, 0.0
     if isinstance(config.parallel, Fsdp2Config):
         share = 0.0 if config.parallel.cpu_offload else 1 / geometry.world_size
-        state = state_bytes(
-            model.towers, config=config.parallel, blocks=blocks, world_size=geometry.world_size, copies=0
-        )
+        state = state_bytes(model.towers, config=config.parallel, blocks=blocks, world_size=geometry.world_size, kept=0)
         gathered = state + whole - 2 * share * whole
     loss = loss_bytes(
         rank_batch_size=geometry.rank_batch_size, world_size=geometry.world_size, embed_dim=config.model.embed_dim

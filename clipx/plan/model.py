@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.model import HuggingFaceTextConfig
-from clipx.config.optim import TimmOptimConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
@@ -27,7 +26,7 @@ from clipx.models.clip import CLIP, build_model
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.models.text_tower import TextTower
 from clipx.optim.locking import set_locked
-from clipx.optim.optimizers import build_optimizer
+from clipx.optim.state_bytes import optimizer_bytes
 from clipx.train.build_stepper import UsefulFlops
 from clipx.train.micro_batch import LiveBytes, rehearsal
 from clipx.types import Batch, Embeddings
@@ -111,22 +110,8 @@ class PhaseModel:
 
     @cached_property
     def optimizer_bytes(self) -> int:
-        """State of the whole model after a step, before it is sharded, beside a few numbers per tensor.
-
-        Found by a step, as timm's optimizers keep none, one, two or four tensors of a weight's size, or parts of such;
-        two are taken for those whose step needs real numbers.
-        """
-        if not isinstance(self._config.optim, TimmOptimConfig):
-            return 2 * _FLOAT * self.num_trainable  # the moments
-        # Compiled code would look for the numbers in memory and end the process.
-        with self._fake_towers() as towers, torch.compiler.set_stance("force_eager"):
-            try:
-                optimizer = build_optimizer(self._config.optim, towers)
-                optimizer.step()
-            except Exception:  # it looks into its tensors, and here they have no numbers
-                return 2 * _FLOAT * self.num_trainable
-            values = (value for state in optimizer.state.values() for value in state.values())
-            return sum(value.nbytes for value in values if torch.is_tensor(value))
+        """State of the whole model, before it is sharded, beside a few numbers per tensor."""
+        return optimizer_bytes(self._config.optim, self.towers)
 
     def pass_bytes(self, num_pairs: int) -> int:
         """Most bytes alive at once in a forward and backward pass over pairs with the longest texts.

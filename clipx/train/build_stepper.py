@@ -32,6 +32,7 @@ from clipx.optim.from_timm import check_sharded
 from clipx.optim.locking import set_locked
 from clipx.optim.optimizers import build_optimizer
 from clipx.optim.schedules import build_schedule
+from clipx.optim.state_bytes import optimizer_bytes
 from clipx.train.micro_batch import largest_micro_batch, loss_bytes, rehearsal, state_bytes
 from clipx.train.step import Stepper
 from clipx.types import Batch, Embeddings
@@ -225,12 +226,13 @@ def _micro_batch_size(config: RunConfig, runtime: Runtime, towers: CLIP, rehears
     )
     if config.micro_batch_size != "auto":
         return geometry.micro_batch_size
+    average = 0 if config.ema is None else sum(weight.nbytes for weight in towers.parameters())
     beside = state_bytes(
         towers,
         config=config.parallel,
         blocks=towers.blocks(),
         world_size=runtime.world_size,
-        copies=2 if config.ema is None else 3,
+        kept=optimizer_bytes(config.optim, towers) + average,
     ) + loss_bytes(
         rank_batch_size=geometry.rank_batch_size,
         world_size=runtime.world_size,

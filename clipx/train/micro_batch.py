@@ -119,7 +119,7 @@ def rehearsal(
 
 
 def state_bytes(
-    model: nn.Module, *, config: ParallelConfig, blocks: Sequence[nn.Module], world_size: int, copies: int = 2
+    model: nn.Module, *, config: ParallelConfig, blocks: Sequence[nn.Module], world_size: int, kept: int
 ) -> int:
     """Bytes per rank that training adds to a bare float32 model: gradients and more; below 0 where sharding frees more.
 
@@ -128,16 +128,17 @@ def state_bytes(
         config: DDP or FSDP2.
         blocks: what FSDP2 gathers one at a time.
         world_size: W.
-        copies: tensors of the weights' size that stay: AdamW's two moments, one more for an average.
+        kept: bytes, before they are sharded, of what stays beside weights and gradients: the optimizer's state, an
+            average of the weights.
     """
     whole = _FLOAT * _numel(model)
     if isinstance(config, DdpConfig):
-        return (1 + copies) * whole
+        return whole + kept
     sizes = [_FLOAT * _numel(block) for block in blocks]
     rest, largest = whole - sum(sizes), max(sizes, default=0)
     # the rest stays gathered with its gradients, and of the blocks one in use, one on its way, and both's gradients
     gathered = 2 * rest + (2 * largest if config.reshard_after_forward else sum(sizes)) + 2 * largest
-    shards = 0 if config.cpu_offload else (2 + copies) * whole // world_size
+    shards = 0 if config.cpu_offload else (2 * whole + kept) // world_size
     return gathered + shards - whole
 
 

@@ -62,7 +62,13 @@ def test_parts_are_what_the_search_for_a_micro_batch_reckons_with(config: RunCon
             Path(config.run_dir), "none.tar", f"global_batch_size={BATCH}", f"parallel={json.dumps(overrides)}"
         )
         parts = plan_memory(other, model, gpu=H100, world_size=4).parts
-        state = micro_batch.state_bytes(model.towers, config=other.parallel, blocks=model.towers.blocks(), world_size=4)
+        state = micro_batch.state_bytes(
+            model.towers,
+            config=other.parallel,
+            blocks=model.towers.blocks(),
+            world_size=4,
+            kept=8 * model.num_parameters,
+        )
         loss = micro_batch.loss_bytes(rank_batch_size=BATCH // 4, world_size=4, embed_dim=16)
         whole = 4 * model.num_parameters
         assert parts.total - parts.activations - whole == pytest.approx(state + loss, abs=4), settings

@@ -141,8 +141,7 @@ def tiny_parts() -> tuple[CLIP, list[nn.Module], int]:
 
 def test_state_under_ddp_is_the_optimizers() -> None:
     model, blocks, whole = tiny_parts()
-    assert state_bytes(model, config=DdpConfig(), blocks=blocks, world_size=8) == 3 * whole
-    assert state_bytes(model, config=DdpConfig(), blocks=blocks, world_size=8, copies=3) == 4 * whole
+    assert state_bytes(model, config=DdpConfig(), blocks=blocks, world_size=8, kept=2 * whole) == 3 * whole
 
 
 def test_sharding_frees_weights_and_gradients() -> None:
@@ -150,11 +149,13 @@ def test_sharding_frees_weights_and_gradients() -> None:
     block = max(4 * sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
     in_blocks = sum(4 * sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
     gathered = 2 * (whole - in_blocks) + 4 * block
-    sharded = state_bytes(model, config=Fsdp2Config(), blocks=blocks, world_size=4)
+    sharded = state_bytes(model, config=Fsdp2Config(), blocks=blocks, world_size=4, kept=2 * whole)
     assert sharded == gathered + whole - whole
-    offloaded = state_bytes(model, config=Fsdp2Config(cpu_offload=True), blocks=blocks, world_size=4)
+    offloaded = state_bytes(model, config=Fsdp2Config(cpu_offload=True), blocks=blocks, world_size=4, kept=2 * whole)
     assert offloaded == gathered - whole
-    kept = state_bytes(model, config=Fsdp2Config(reshard_after_forward=False), blocks=blocks, world_size=4)
+    kept = state_bytes(
+        model, config=Fsdp2Config(reshard_after_forward=False), blocks=blocks, world_size=4, kept=2 * whole
+    )
     assert kept == sharded - 2 * block + in_blocks
 
 
