@@ -3,6 +3,7 @@
 import copy
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ ROOT = Path(__file__).parents[3]
 LAUNCH = ROOT / "launch"
 CONFIG = ROOT / "configs" / "vit_b16_datacomp_large_16xh100.yaml"
 Check = Callable[[Any], None]
+
+
+@pytest.fixture(autouse=True)
+def _whole_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SkyPilot cuts off those of the whole process when it finds a mistake, and leaves it at that."""
+    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
 
 
 def read(name: str) -> Any:
