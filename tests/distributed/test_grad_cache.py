@@ -137,8 +137,10 @@ def errors(kind: str, folder: Path) -> tuple[dict[str, float], dict[str, float]]
     return shares, worst
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("kind", "world_size"),
+    [("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp2", 1), ("fsdp2", 2), pytest.param("fsdp2", 4, marks=pytest.mark.full)],
+)
 def test_loss_and_every_gradient_are_the_textbooks(kind: str, world_size: int, tmp_path: Path) -> None:
     results = run_ranks(errors, world_size, kind, tmp_path)
     assert len(results[0][1]) == len(LOSSES) * len(DIMS) * len(PIECES)

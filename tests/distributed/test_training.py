@@ -23,7 +23,9 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return config
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(2, 12), (4, 6), (4, 2), (1, 8)])
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch_size"), [(2, 12), pytest.param(4, 6, marks=pytest.mark.full), (4, 2), (1, 8)]
+)
 def test_loss_curve_is_that_of_one_process(
     world_size: int, micro_batch_size: int, alone: RunConfig, shards: Path, tmp_path: Path
 ) -> None:
