@@ -51,9 +51,10 @@ elif [[ -z $master ]]; then
 else
   rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$master:${MASTER_PORT:-${PET_MASTER_PORT:-29500}}"
     --rdzv-id="${RUN_ID:-${SLURM_JOB_ID:-clipx}}")
-  # Where torchrun shares its store with the processes, a node that comes later waits in vain for their address.
-  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
+# Where torchrun shares its store with the processes, a start finds the addresses of the one before in it, which nobody
+# answers any more; and a node that comes later waits in vain for the store's own.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 if [[ $nnodes == *:* ]]; then restarts=3; else restarts=0; fi
 
 # torchrun's options --signals-to-handle and --shutdown-timeout, as variables: a torch that lacks one passes over it.

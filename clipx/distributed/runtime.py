@@ -147,7 +147,9 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
 def _join(config: RunConfig, **options: Any) -> Accelerator:
     try:
         return Accelerator(**options)
-    except dist.DistError as error:
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):  # gloo has no type
+            raise
         reason = " ".join(str(error).split())[:200]
         raise RunError(
             f"not all {os.environ.get('WORLD_SIZE')} processes met within parallel.timeout_s="

@@ -148,6 +148,8 @@ class TestTorchrun:
     def test_restarts_are_the_person_s_choice(self, launch: Launch) -> None:
         assert launch.run(MAX_RESTARTS="7") == (0, "")
         assert launch.torchrun_arguments().max_restarts == 7
+        # a shared store would still hold the addresses of ranks that have died
+        assert launch.torchrun_environment()["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
     def test_torchrun_s_own_names_serve_as_well(self, launch: Launch) -> None:
         """As the runtime of Kubeflow Trainer sets them."""

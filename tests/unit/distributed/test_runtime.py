@@ -8,7 +8,7 @@ import torch.distributed as dist
 from tiny import tiny_config
 
 from clipx.distributed.runtime import _adopt_slurm_ranks, _check_fp8, _check_machine, start_runtime
-from clipx.errors import InputError
+from clipx.errors import InputError, RunError
 
 TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SRUN = {
@@ -107,3 +107,19 @@ def test_fsdp2_alone_has_a_group_of_one(tmp_path: Path) -> None:
     assert not dist.is_initialized()
     with start_runtime(tiny_config(tmp_path, "none.tar")) as runtime:
         assert runtime.group is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (dist.DistStoreError("timed out"), RunError),
+        (RuntimeError("Gloo connectFullMesh failed with [/x/gloo/transport/tcp/pair.cc:152] timed out"), RunError),
+        (RuntimeError("no such device"), RuntimeError),
+    ],
+)
+def test_ranks_that_do_not_meet_are_one_line(error: RuntimeError, kind: type[Exception], tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", "none.tar")
+    failing = patch("clipx.distributed.runtime.Accelerator", side_effect=error)
+    with failing, pytest.raises(kind) as raised, start_runtime(config):
+        pass
+    assert ("processes met within parallel.timeout_s=" in str(raised.value)) == (kind is RunError)
