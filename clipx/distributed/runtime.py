@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -83,14 +83,9 @@ class Runtime:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What one rank raises within, all ranks raise at its end, so that none waits for one that has left.
-
-        The block must not communicate. The rank that has the error raises it; the others raise a copy.
-        """
-        with together(self.group):
-            yield
+    def together(self) -> AbstractContextManager[None]:
+        """What one rank raises within, all raise: `clipx.distributed.collectives.together`."""
+        return together(self.group)
 
     def grad_scaler_state(self) -> dict[str, float] | None:
         """State of the fp16 loss scaler, or None in other precisions."""
