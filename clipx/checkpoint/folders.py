@@ -223,8 +223,9 @@ class _WrittenThrough(io.FileIO):
         written = super().write(data)
         self._unsynced += written
         if self._unsynced >= _PIECE:
-            os.fdatasync(self.fileno())
-            os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.fsync(self.fileno())
+            if hasattr(os, "posix_fadvise"):  # macOS has none
+                os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             self._unsynced = 0
         return written
 

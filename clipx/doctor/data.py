@@ -195,6 +195,8 @@ def _bytes_per_second(read_until: Callable[[float], int]) -> float:
 
 def _drop_from_cache(path: str, offset: int) -> None:
     """What lay in memory says nothing about the disk. Pages go by folios of up to 2 MiB, and only whole ones."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
     start = offset - offset % _FOLIOS
     descriptor = os.open(path, os.O_RDONLY)
     try:
