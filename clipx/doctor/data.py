@@ -21,13 +21,13 @@ from clipx.config.data import DataConfig, RemoteConfig, sources
 from clipx.config.schema import RunConfig
 from clipx.data.decode import can_scale
 from clipx.data.index.shard_list import expand_shards
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import is_local, open_ranges
-from clipx.data.storage.remote import state
 from clipx.data.transforms import TrainTransform
 from clipx.data.workers import measure_picture
 from clipx.doctor.findings import MIB, Figure, Finding, ok, problem, rounded, speed, warning
 from clipx.errors import InputError
+from clipx.storage.failures import mend
+from clipx.storage.files import is_local, open_ranges
+from clipx.storage.remote import state
 
 PACE = 1000
 """Pairs per second in which figures are put: a third of what an H100 trains of ViT-B/16 (123 GFLOP a pair, MFU 40%)."""

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 
 from clipx.config.schema import RunConfig
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import is_local, read_file, write_file
-from clipx.data.storage.remote import ask
 from clipx.data.tokenizer import build_tokenizer
 from clipx.doctor.findings import MIB, Figure, Finding, num_bytes, ok, problem, rounded, speed, warning
 from clipx.models.clip import build_model
+from clipx.storage.failures import mend
+from clipx.storage.files import is_local, read_file, write_file
+from clipx.storage.remote import ask
 
 # Weights and two moments in float32; an average of the weights is a fourth.
 _BYTES_PER_PARAMETER, _BYTES_OF_AVERAGE = 12, 4
