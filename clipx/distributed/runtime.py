@@ -19,6 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
@@ -86,6 +87,17 @@ class Runtime:
     def together(self) -> AbstractContextManager[None]:
         """What one rank raises within, all raise: `clipx.distributed.collectives.together`."""
         return together(self.group)
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """What the backward pass starts from: in fp16 the loss times the loss scaler's factor, else the loss itself.
+
+        Not by accelerate's `backward`, which also divides by its own number of accumulation steps.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return loss
+        scaled: Tensor = scaler.scale(loss)
+        return scaled
 
     def grad_scaler_state(self) -> dict[str, float] | None:
         """State of the fp16 loss scaler, or None in other precisions."""

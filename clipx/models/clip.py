@@ -12,7 +12,7 @@ from torch.nn import functional
 from clipx.config.model import ModelConfig
 from clipx.errors import InputError
 from clipx.models.patch_drop import patch_keys
-from clipx.models.text_tower import build_text_tower
+from clipx.models.text_tower import TextTower, build_text_tower
 from clipx.models.vision_tower import VisionTower, build_vision_tower
 from clipx.types import Batch, Embeddings
 
@@ -87,6 +87,11 @@ class CLIP(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The blocks of both towers."""
         return [block for blocks in self.block_lists() for block in blocks]
+
+    def use_few_shapes(self, on: bool) -> None:
+        """Whether texts are padded so that the blocks see few different shapes (`TextTower.bucketed`)."""
+        if isinstance(self.text_tower, TextTower):
+            self.text_tower.bucketed = on
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:

@@ -18,6 +18,7 @@ from clipx.config.geometry import resolve_geometry
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
+from clipx.data.build import make_plan
 from clipx.data.order import Plan
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import build_tokenizer
@@ -25,11 +26,12 @@ from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import check_evaluation
-from clipx.models.clip import build_model
+from clipx.objectives.build import build_objective
+from clipx.objectives.objective import BuildObjective
 from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
-from clipx.train.build_data import load_indexes, make_plan, open_stream, phase_reader, plan_record
-from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
+from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
+from clipx.train.build_stepper import build_stepper, check_step
 from clipx.train.loss_spikes import Detour
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
@@ -88,13 +90,20 @@ class Run:
         return figures
 
 
-def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None) -> Run:
+def build_run(
+    config: RunConfig,
+    runtime: Runtime,
+    detour: Detour | None = None,
+    *,
+    build: BuildObjective = build_objective,
+) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
 
     Args:
         config: of the run.
         runtime: the ranks; all of them call this.
         detour: what the run leaves out from here on, though that checkpoint knows nothing of it.
+        build: config to objective.
 
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
@@ -109,17 +118,18 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
         record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().plan)
-        plan = make_plan(config, indexes, order=record)
+        plan = make_plan(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         progress = Progress() if saved is None else saved.progress
         if detour is not None:
             detour.take(progress)
         phase = phase_at(config, progress.step)
-        reader = phase_reader(config, indexes, plan, phase=phase)
-        towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
-        check_step(config, runtime, towers)
+        objective = build(config, phase, vocab_size=tokenizer.vocab_size)
+        reader = phase_reader(config, indexes, plan, phase=phase, column_readers=objective.column_readers)
+        model = objective.model.to(runtime.device)
+        check_step(config, runtime, model)
         if saved is None and config.start_from is not None:
-            start_from(Path(config.start_from), towers)
+            start_from(Path(config.start_from), model)
     state = RunState(
         progress=progress,
         plan=record,
@@ -127,7 +137,7 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
         versions=versions(),
     )
     found = None if checkpoint is None else _found_before(config, runtime, checkpoint=checkpoint, phase=phase)
-    stepper = build_stepper(config, runtime, towers, phase=phase, micro_batch_size=found)
+    stepper = build_stepper(config, runtime, objective, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
         _load(checkpoint, stepper)
@@ -141,7 +151,7 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
         plan,
         phase=phase,
         start=state.progress.next_batch,
-        flops_per_image=UsefulFlops.of(towers, phase).of_image,
+        flops_per_image=objective.flops.image,
     )
     return Run(
         config=config,
@@ -150,7 +160,7 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
         plan=plan,
         stream=stream,
         stepper=stepper,
-        encoder=Pretrained(towers, config.model, tokenizer=tokenizer),
+        encoder=Pretrained(model, config.model, tokenizer=tokenizer),
         state=state,
         monitor=Monitor(runtime, config, _diagnosis(config, runtime, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=state.progress.step),
@@ -173,7 +183,7 @@ def _load(checkpoint: Checkpoint, stepper: Stepper) -> None:
     average = stepper.ema.state_dict() if stepper.ema is not None and holds_average(checkpoint.folder) else None
     load_tensors(checkpoint.folder, stepper.model, inner_optimizer(stepper.optimizer), average=average)
     if stepper.ema is not None and average is None:
-        stepper.ema.load_state_dict(dict(stepper.towers.named_parameters()))
+        stepper.ema.load_state_dict(dict(stepper.objective.model.named_parameters()))
 
 
 def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:

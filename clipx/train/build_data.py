@@ -13,15 +13,18 @@ from clipx.checkpoint.state import DataPlanRecord
 from clipx.config.data import DataConfig, sources
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
+from clipx.data.build import make_plan, open_reader
+from clipx.data.columns import ColumnReader
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.order import Plan
-from clipx.data.pairs import PartReader
-from clipx.data.stream import PairStream, open_reader, rank_slots
+from clipx.data.pairs import BatchReader
+from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
-from clipx.data.workers import choose_workers, measure_picture, own_cores, share_of_cores
+from clipx.data.workers import choose_workers, measure_picture
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
+from clipx.host import own_cores, share_of_cores
 
 _BEST_MFU = 0.6  # nothing of this kind has been seen to train faster: a loader that keeps up with it always does
 
@@ -37,30 +40,6 @@ def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
                 build_index(source.shards, index_dir=source.index, remote=data.remote) for source in sources(data)
             ]
     return runtime.from_main(indexes)
-
-
-def make_plan(config: RunConfig, indexes: Sequence[ShardIndex], *, order: DataPlanRecord | None = None) -> Plan:
-    """The data order of a run.
-
-    Args:
-        config: of the run.
-        indexes: of its sources.
-        order: with the lanes and the window that hold; none: as the config says.
-
-    Raises:
-        InputError: as `Plan`.
-    """
-    described, data = sources(config.data), config.data
-    return Plan(
-        [index.counts for index in indexes],
-        weights=[source.weight for source in described],
-        names=[source.name for source in described],
-        global_batch_size=config.global_batch_size // data.captions_per_image,
-        seed=config.seed,
-        lanes=data.lanes if order is None else order.lanes,
-        window=data.shuffle_window if order is None else order.shuffle_window,
-        allow_repeats=data.allow_repeats,
-    )
 
 
 def plan_record(
@@ -99,8 +78,15 @@ def plan_record(
     return kept if kept == begun else record
 
 
-def phase_reader(config: RunConfig, indexes: Sequence[ShardIndex], plan: Plan, *, phase: Phase) -> PartReader:
-    """What reads samples as the phase wants them.
+def phase_reader(
+    config: RunConfig,
+    indexes: Sequence[ShardIndex],
+    plan: Plan,
+    *,
+    phase: Phase,
+    column_readers: Sequence[ColumnReader],
+) -> BatchReader:
+    """What reads samples as the phase wants them, with the columns of the objective.
 
     Raises:
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
@@ -111,13 +97,14 @@ def phase_reader(config: RunConfig, indexes: Sequence[ShardIndex], plan: Plan, *
         data=config.data,
         image_size=phase.image_size,
         tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
+        column_readers=column_readers,
     )
 
 
 def open_stream(
     config: RunConfig,
     runtime: Runtime,
-    reader: PartReader,
+    reader: BatchReader,
     plan: Plan,
     *,
     phase: Phase,
@@ -152,7 +139,7 @@ def open_stream(
     )
 
 
-def _read_one(reader: PartReader, slots: range, start: int, out: Tensor, number: int) -> None:
+def _read_one(reader: BatchReader, slots: range, start: int, out: Tensor, number: int) -> None:
     """The rank's picture of this number, counted from batch `start` on."""
     batches, slot = divmod(number, len(slots))
     reader.read(start + batches, slots[slot : slot + 1], out=out, look_ahead=False)

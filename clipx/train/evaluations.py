@@ -80,7 +80,7 @@ def _alive(run: Run, watchdog: Watchdog) -> Iterator[None]:
         watchdog.enters("evaluation", step=run.progress.step)
 
     tell()
-    towers = run.stepper.towers
+    towers = run.stepper.objective.model
     hooks = [tower.register_forward_pre_hook(tell) for tower in (towers.image_tower, towers.text_tower)]
     try:
         yield

@@ -14,6 +14,8 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
+from clipx.objectives.build import build_objective
+from clipx.objectives.objective import BuildObjective
 from clipx.storage.folders import write_atomically
 from clipx.train.build import Run, build_run
 from clipx.train.evaluations import evaluate, missing_evaluations
@@ -23,9 +25,9 @@ from clipx.train.liveness.status import Status, explain, write_failure, write_st
 from clipx.train.liveness.stops import StopRequest, catch_stops
 from clipx.train.liveness.watchdog import Watchdog
 from clipx.train.loss_spikes import Detour, LossLeapError, go_back
-from clipx.train.metrics.monitor import own_vitals, start_logging
+from clipx.train.metrics.monitor import own_stats, start_logging
 from clipx.train.metrics.profiling import Profiler
-from clipx.train.metrics.step_metrics import PendingStep, Requests, StepOutcome
+from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics, StopOrSave
 from clipx.train.saving import Saver
 from clipx.train.spikes import SpikeDetector
 from clipx.types import Batch
@@ -35,8 +37,12 @@ log = logging.getLogger(__name__)
 _FP16_SEARCH = 32  # overflows in a row in which the loss scaler may search its scale, from 2^16 down
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> int:
     """Runs a config to its end or to a stop; returns the exit code.
+
+    Args:
+        config: the run.
+        objective: what builds the objective that is trained; by default the one that the config describes.
 
     Raises:
         ClipxError: the run cannot start or go on; status.json says `failed` and why.
@@ -62,7 +68,7 @@ def train(config: RunConfig) -> int:
         try:
             while status is None:
                 watchdog.enters("start", step=step)
-                run = build_run(config, runtime, detour)
+                run = build_run(config, runtime, detour, build=objective)
                 try:
                     status, detour = Loop(run, stop, watchdog).fit(), None
                 except LossLeapError as leap:
@@ -115,8 +121,8 @@ class Loop:
         self.run = run
         self.stop = stop
         self.watchdog = watchdog
-        self.pending: PendingStep | None = None
-        self.newest: StepOutcome | None = None
+        self.pending: InFlightStep | None = None
+        self.newest: StepMetrics | None = None
         self.data_wait_s = 0.0
         self.saver = Saver(run)
         self.profiler = Profiler(
@@ -163,24 +169,24 @@ class Loop:
         self.run.monitor.waited(self.data_wait_s, step=self.run.progress.step + 1)
         return batch
 
-    def advance(self, batch: Batch) -> Requests:
+    def advance(self, batch: Batch) -> StopOrSave:
         """Launches one step, then reads the one before; returns what all ranks were asked for in that one."""
         run, progress = self.run, self.run.progress
         self.watchdog.enters("step", step=progress.step)
         self.profiler.before_step(progress.step + 1)
         if run.runtime.is_main:
             self.stop.look()
-        requests = Requests(stop=bool(self.stop), save=self.saver.is_late() and run.runtime.is_main)
-        vitals = own_vitals(self.newest, data_wait_s=self.data_wait_s)
-        launched = run.stepper(batch, step=progress.step, requests=requests, vitals=vitals)
+        requests = StopOrSave(stop=bool(self.stop), save=self.saver.is_late() and run.runtime.is_main)
+        stats = own_stats(self.newest, data_wait_s=self.data_wait_s, read_wait_s=batch.read_wait_s)
+        launched = run.stepper(batch, step=progress.step, requests=requests, stats=stats)
         progress.step += 1
         progress.go_to(batch.index + 1)
         progress.samples_seen += run.config.global_batch_size
         outcome = self.settle()
         self.pending = launched
-        return Requests() if outcome is None else Requests(stop=outcome.stop, save=outcome.save)
+        return StopOrSave() if outcome is None else StopOrSave(stop=outcome.stop, save=outcome.save)
 
-    def settle(self) -> StepOutcome | None:
+    def settle(self) -> StepMetrics | None:
         """Reads the step that is still pending, if any: counts, records, and ends a run that cannot go on.
 
         Raises:
@@ -208,7 +214,7 @@ class Loop:
         self._check_leap(outcome)
         return outcome
 
-    def _count(self, outcome: StepOutcome) -> None:
+    def _count(self, outcome: StepMetrics) -> None:
         progress = self.run.progress
         if outcome.good:
             progress.skipped_in_row = 0
@@ -219,7 +225,7 @@ class Loop:
         else:
             progress.skipped_steps += 1
 
-    def _check_skipped(self, outcome: StepOutcome) -> None:
+    def _check_skipped(self, outcome: StepMetrics) -> None:
         limit = self.run.config.max_skipped_steps
         if self.run.config.precision == "fp16":
             limit += _FP16_SEARCH
@@ -235,7 +241,7 @@ class Loop:
                 "then start again"
             )
 
-    def _check_leap(self, outcome: StepOutcome) -> None:
+    def _check_leap(self, outcome: StepMetrics) -> None:
         z_score = None if self.spikes is None else self.spikes.look(outcome.loss)
         if z_score is not None:
             self.watchdog.enters("save", step=outcome.step)
