@@ -16,13 +16,13 @@ from clipx.config.geometry import resolve_geometry
 from clipx.config.schema import RunConfig, TrackConfig
 from clipx.data.storage.failures import mend
 from clipx.data.storage.files import is_local
-from clipx.data.workers import own_cores, share_of_cores
 from clipx.doctor import data, gpus, machine, ranks, run_folder, software, trackers
 from clipx.doctor.agreement import Identity, Place, judge_agreement, merge, own_identity
 from clipx.doctor.bounded import HungError, Worker
 from clipx.doctor.findings import Finding, Verdict, ok, problem, warning
 from clipx.doctor.meeting import Meeting, expected_rank, meet
 from clipx.errors import ClipxError
+from clipx.host import own_cores, share_of_cores
 
 AREAS = ("software", "machine", "GPUs", "ranks", "data", "storage", "trackers")
 """In the order of the report."""

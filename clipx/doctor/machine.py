@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clipx.data.workers import Cores
 from clipx.doctor.findings import GIB, MIB, Figure, Finding, num_bytes, ok, problem, warning
+from clipx.host import Cores
 
 # One trains, the others load: a picture takes 0.9 to 4.6 ms of a core (benchmarks/LOG.md), 3 cores load 650 to 3,300/s.
 _CORES_PER_GPU = 4

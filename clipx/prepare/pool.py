@@ -7,8 +7,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, resource_tracker
 from typing import Any, TypeVar
 
-from clipx.data.workers import own_cores, share_of_cores
 from clipx.errors import RunError
+from clipx.host import own_cores, share_of_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -18,10 +18,11 @@ from clipx.data.pairs import PartReader
 from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_reader, rank_slots
 from clipx.data.tokenizer import build_tokenizer
-from clipx.data.workers import choose_workers, measure_picture, own_cores, share_of_cores
+from clipx.data.workers import choose_workers, measure_picture
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
+from clipx.host import own_cores, share_of_cores
 
 _BEST_MFU = 0.6  # nothing of this kind has been seen to train faster: a loader that keeps up with it always does
 

@@ -8,12 +8,9 @@ moments, shards, the loss) is reckoned.
 """
 
 import logging
-import os
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +23,7 @@ from clipx.config.schema import DdpConfig, ParallelConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
+from clipx.host import rank_memory
 from clipx.types import Batch, Embeddings
 
 log = logging.getLogger(__name__)
@@ -238,27 +236,4 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    free = _host_memory()
-    limit, used, file_cache = (_cgroup(name) for name in ("memory.max", "memory.current", "memory.stat"))
-    if limit is not None and used is not None:
-        free = min(free, limit - used + (file_cache or 0))
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _host_memory() -> int:
-    """Bytes that Linux says are available; elsewhere half of what is built in."""
-    with suppress(OSError):
-        rows = dict(row.split(":") for row in Path("/proc/meminfo").read_text().splitlines())
-        return 1024 * int(rows["MemAvailable"].split()[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _cgroup(name: str) -> int | None:
-    """A figure of this container; of memory.stat, what can be taken back from the file cache."""
-    try:
-        text = (Path("/sys/fs/cgroup") / name).read_text()
-    except OSError:
-        return None
-    if name == "memory.stat":
-        text = dict(line.split() for line in text.splitlines()).get("inactive_file", "0")
-    return int(text) if text.strip().isdecimal() else None
+    return rank_memory()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from clipx.data.workers import Cores
 from clipx.doctor import machine
 from clipx.doctor.findings import GIB, MIB, Verdict
 from clipx.doctor.machine import (
@@ -22,6 +21,7 @@ from clipx.doctor.machine import (
     own_limits,
     own_memory,
 )
+from clipx.host import Cores
 
 OK, WARNING, PROBLEM = Verdict
 NO_LIMIT = resource.RLIM_INFINITY
