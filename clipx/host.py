@@ -1,4 +1,4 @@
-"""The machine or container that this process runs in: cores, memory and limits. The one place that reads them.
+"""The machine or container that this process runs in: cores and memory. The one place that reads them.
 
 A container, or a job of a scheduler, may use less than its machine has. Linux says so in the files of cgroup version 2
 or, on older systems, version 1; both are read here and give the same answers. Nothing here needs torch.
@@ -6,7 +6,6 @@ or, on older systems, version 1; both are read here and give the same answers. N
 
 import os
 import re
-import resource
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,15 +32,6 @@ class Memory(NamedTuple):
     total: int
     available: int
     """What can still be taken, the reclaimable file cache included."""
-
-
-class Limits(NamedTuple):
-    """Limits of the system for a process of this user; None means no limit."""
-
-    open_files: int | None
-    """The hard limit: loader processes raise their own to it."""
-    tasks: int | None
-    """Threads and processes together."""
 
 
 def own_cores(cgroup: Path = _CGROUP) -> Cores:
@@ -92,20 +82,6 @@ def rank_memory(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
     return own_memory(meminfo, cgroup).available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def own_limits(cgroup: Path = _CGROUP) -> Limits:
-    """Limits of this process.
-
-    Args:
-        cgroup: folder with the container's limits.
-    """
-    tasks = [] if os.geteuid() == 0 else [_hard_limit(resource.RLIMIT_NPROC)]  # root has no such limit
-    tasks.append(_first_number(cgroup, "pids.max", "pids/pids.max"))
-    return Limits(
-        open_files=_hard_limit(resource.RLIMIT_NOFILE),
-        tasks=min((limit for limit in tasks if limit is not None), default=None),
-    )
-
-
 def _machine_memory(meminfo: Path) -> tuple[int, int]:
     """(total, available) bytes; without Linux's table half of the memory counts as available."""
     try:
@@ -145,11 +121,6 @@ def _first_number(cgroup: Path, *names: str) -> int | None:
     """
     text = next((text for name in names if (text := _text(cgroup / name))), "")
     return int(text) if text.isdecimal() else None
-
-
-def _hard_limit(kind: int) -> int | None:
-    limit = resource.getrlimit(kind)[1]
-    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _text(path: Path) -> str:

@@ -1,24 +1,21 @@
-"""Cores, memory and limits of the machine or container, read from made-up files of both versions of cgroup."""
+"""Cores and memory of the machine or container, read from made-up files of both versions of cgroup."""
 
 import os
-import resource
 from pathlib import Path
 
 import pytest
 
-from clipx import host
-from clipx.host import Cores, own_cores, own_limits, own_memory, rank_memory, share_of_cores
+from clipx.host import Cores, own_cores, own_memory, rank_memory, share_of_cores
 
 GIB = 1 << 30
 V1_NO_LIMIT = "9223372036854771712"
-# The same container in both versions: 2.5 cores, 8 GiB of which 5 are used, 2 of them for the file cache, 700 tasks.
+# The same container in both versions: 2.5 cores, 8 GiB of which 5 are used, 2 of them for the file cache.
 LIMITED = {
     "v2": {
         "cpu.max": "250000 100000\n",
         "memory.max": f"{8 * GIB}\n",
         "memory.current": f"{5 * GIB}\n",
         "memory.stat": f"anon {3 * GIB}\nfile {2 * GIB}\ninactive_file {2 * GIB}\nactive_file 0\n",
-        "pids.max": "700\n",
     },
     "v1": {
         "cpu/cpu.cfs_quota_us": "250000\n",
@@ -27,7 +24,6 @@ LIMITED = {
         "memory/memory.usage_in_bytes": f"{5 * GIB}\n",
         # a container with folders below it: its own pages are fewer than the total
         "memory/memory.stat": f"inactive_file 4096\ntotal_rss {3 * GIB}\ntotal_inactive_file {2 * GIB}\n",
-        "pids/pids.max": "700\n",
     },
 }
 UNLIMITED = {
@@ -37,7 +33,6 @@ UNLIMITED = {
         "memory.max": "max\n",
         "memory.current": f"{5 * GIB}\n",
         "memory.stat": "inactive_file 0\n",
-        "pids.max": "max\n",
     },
     "v1": {
         "cpu/cpu.cfs_quota_us": "-1\n",
@@ -45,9 +40,8 @@ UNLIMITED = {
         "memory/memory.limit_in_bytes": f"{V1_NO_LIMIT}\n",
         "memory/memory.usage_in_bytes": f"{5 * GIB}\n",
         "memory/memory.stat": "total_inactive_file 0\n",
-        "pids/pids.max": "max\n",
     },
-    "nonsense": {"cpu.max": "nonsense", "memory.max": "nonsense", "pids.max": "nonsense"},
+    "nonsense": {"cpu.max": "nonsense", "memory.max": "nonsense"},
 }
 
 
@@ -77,17 +71,12 @@ class TestContainers:
         cgroup = cgroup_folder(tmp_path, LIMITED[version])
         assert own_cores(cgroup).quota == 2.5
         assert own_memory(meminfo, cgroup) == (8 * GIB, 5 * GIB)  # 8 - 5 + 2 that the kernel gives back
-        assert own_limits(cgroup).tasks == 700
 
     @pytest.mark.parametrize("version", UNLIMITED)
-    def test_without_limits_the_machine_counts(
-        self, tmp_path: Path, meminfo: Path, version: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(os, "geteuid", lambda: 0)
+    def test_without_limits_the_machine_counts(self, tmp_path: Path, meminfo: Path, version: str) -> None:
         cgroup = cgroup_folder(tmp_path, UNLIMITED[version])
         assert own_cores(cgroup).quota is None
         assert own_memory(meminfo, cgroup) == (64 * GIB, 48 * GIB)
-        assert own_limits(cgroup).tasks is None
 
     @pytest.mark.parametrize("version", LIMITED)
     def test_a_full_machine_has_less_than_the_container_may_take(self, tmp_path: Path, version: str) -> None:
@@ -128,15 +117,6 @@ def test_all_cores_count_where_none_can_be_chosen(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert own_cores().numbers == {0, 1, 2}
-
-
-@pytest.mark.parametrize(("hard", "limit"), [(4096, 4096), (resource.RLIM_INFINITY, None)])
-def test_limits_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hard: int, limit: int | None) -> None:
-    monkeypatch.setattr(host.resource, "getrlimit", lambda kind: (1, hard))
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert own_limits(tmp_path) == (limit, limit)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)  # may start as many processes as it likes
-    assert own_limits(tmp_path) == (limit, None)
 
 
 def test_ranks_that_may_use_the_same_cores_share_them() -> None:
