@@ -33,15 +33,15 @@ from typing import NamedTuple
 import numpy as np
 from harness import RESULTS, print_table, write_rows
 
-from clipx.data.look_ahead import LookAhead
-from clipx.data.plan import Place, Plan
-from clipx.data.read_ahead import Span, merge_spans
+from clipx.data.order import Place, Plan
+from clipx.data.prefetch import Span, merge_spans
+from clipx.data.prefetch_schedule import LookAhead
 
 PROCESSES, RANKS = 512, 64  # of webdataset
 BUFFER, INITIAL = 5_000, 1_000  # open_clip's, in each process
 FEW_SHARDS = (2_000, 5_000)  # shards of a second set, and samples of each
 HEADER = 512  # bytes before a member of a tar file
-REQUEST_S, BYTES_PER_S = 0.03, 75e6  # of an object store: the middle of what `clipx.data.read_ahead` counts on
+REQUEST_S, BYTES_PER_S = 0.03, 75e6  # of an object store: the middle of what `clipx.data.prefetch` counts on
 
 COLUMNS = {
     "planning": (

@@ -47,7 +47,7 @@ measure() {
 }
 
 short_run() {
-    local run=("$PYTHON" -m clipx train clipx/demo.yaml "run_dir=$scratch/run" "data.train=[$scratch/scenes/train]")
+    local run=("$PYTHON" -m clipx train clipx/demo/demo.yaml "run_dir=$scratch/run" "data.train=[$scratch/scenes/train]")
     run+=("evaluate.seen.data=$scratch/scenes/wds_scenes" "evaluate.unseen.data=$scratch/scenes/wds_scenes_unseen")
     run+=(track.wandb=disabled data.workers=2 "$@")
     "$PYTHON" -m clipx data synth --out "$scratch/scenes" --train 600 --size 48 &&

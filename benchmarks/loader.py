@@ -46,7 +46,7 @@ from workload import captions
 from clipx.config.data import AugmentConfig, DataConfig
 from clipx.data.decode import decode_image, decode_jpeg, jpeg_size, to_tensor
 from clipx.data.index.shard_index import build_index
-from clipx.data.plan import Plan
+from clipx.data.order import Plan
 from clipx.data.stream import PairStream, open_reader
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.data.transforms import TrainTransform

@@ -161,8 +161,8 @@ def measure(case: Case, device: torch.device, repetitions: int) -> list[dict[str
 
 
 def time_blocks(device: torch.device, repetitions: int) -> None:
-    """Times the kernels with other shapes of their programs, to choose `clipx.losses.kernels.NARROW_BLOCKS`."""
-    from clipx.losses import kernels
+    """Times the kernels with other shapes of their programs, to choose `clipx.losses.triton_ops.NARROW_BLOCKS`."""
+    from clipx.losses import triton_ops
 
     shapes = (
         (128, 128, 64, 8, 3),
@@ -171,13 +171,13 @@ def time_blocks(device: torch.device, repetitions: int) -> None:
         (128, 64, 64, 4, 4),
         (128, 256, 64, 8, 3),
     )
-    shaped = {str(shape): kernels.Blocks(*shape) for shape in shapes}
+    shaped = {str(shape): triton_ops.Blocks(*shape) for shape in shapes}
     for loss in ("info_nce", "sigmoid"):
         case = Case(loss, 32768, 1, 768, torch.bfloat16)
         pairs, call = draw(case, device), contenders(case, device)["triton"]
 
-        def run(blocks: kernels.Blocks, call: Any = call, pairs: Any = pairs) -> None:
-            kernels.NARROW_BLOCKS = blocks
+        def run(blocks: triton_ops.Blocks, call: Any = call, pairs: Any = pairs) -> None:
+            triton_ops.NARROW_BLOCKS = blocks
             value_and_gradients(call, pairs)
 
         runs = {name: (lambda blocks=blocks: run(blocks)) for name, blocks in shaped.items()}

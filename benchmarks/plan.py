@@ -21,7 +21,7 @@ from clipx.config.load import load_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
-from clipx.distributed.blocks import checkpoint_blocks
+from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.models.clip import build_model
 from clipx.plan.model import PhaseModel
 from clipx.train.micro_batch import rehearsal

@@ -22,7 +22,7 @@ from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.runtime import start_runtime
 from clipx.train.build import Run, build_run
-from clipx.train.outcome import PendingStep, Requests, StepOutcome, Vitals
+from clipx.train.metrics.step_metrics import PendingStep, Requests, StepOutcome, Vitals
 from clipx.types import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ MODELS = {
     "b32": ROOT / "configs/vit_b32_cc12m_8xh100.yaml",
     "b16": ROOT / "configs/vit_b16_datacomp_large_16xh100.yaml",
     "l14": ROOT / "configs/vit_l14_datacomp1b_64xh100.yaml",
-    "demo": ROOT / "clipx/demo.yaml",
+    "demo": ROOT / "clipx/demo/demo.yaml",
     "tiny": ROOT / "configs/vit_tiny_photos_cpu.yaml",
 }
 """Where each model's shape and optimizer stand."""

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipx.checkpoint.folders import Folder, folder_at
 from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
 from clipx.checkpoint.tensors import holds_average, load_weights
@@ -27,6 +26,7 @@ from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
 from clipx.models.key_maps import HUGGINGFACE, OPEN_CLIP
 from clipx.models.vit import fit_positions
+from clipx.storage.folders import Folder, folder_at
 
 EXPORT_CONFIG = "clipx_config.yaml"
 HUGGINGFACE_WEIGHTS = "model.safetensors"

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from clipx.checkpoint.store import CheckpointStore
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
-from clipx.data.synthetic import write_synthetic_set
+from clipx.demo.scenes import write_synthetic_set
 
 CONFIG = Path(__file__).with_name("tiny.yaml")
 

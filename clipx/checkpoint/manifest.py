@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO, TypedDict
 
-from clipx.checkpoint.folders import Folder
+from clipx.storage.folders import Folder
 
 MANIFEST = "manifest.json"
 _THREADS = 16

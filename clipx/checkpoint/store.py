@@ -20,11 +20,11 @@ from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clipx.checkpoint.folders import Folder, folder_at
 from clipx.checkpoint.manifest import MANIFEST, Entry, misfit, problem, recorded, write_manifest
 from clipx.checkpoint.state import RunState
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
+from clipx.storage.folders import Folder, folder_at
 
 log = logging.getLogger(__name__)
 

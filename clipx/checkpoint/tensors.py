@@ -30,10 +30,10 @@ from torch.distributed.tensor import DTensor
 from torch.futures import Future
 from torch.optim import Optimizer
 
-from clipx.checkpoint.folders import Folder
 from clipx.checkpoint.manifest import MANIFEST, Entry, recorded
 from clipx.distributed.collectives import rank, world_size
 from clipx.errors import InputError, RunError
+from clipx.storage.folders import Folder
 
 State = dict[str, dict[str, Any]]
 

@@ -71,7 +71,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo"),
 ) -> None:
     """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export."""
-    from clipx.demo import run_demo
+    from clipx.demo.run import run_demo
 
     raise typer.Exit(run_demo(out))
 

@@ -278,7 +278,7 @@ def synth(
     shard_size: Annotated[int, typer.Option(min=1, help="Pairs per training shard.")] = 1000,
 ) -> None:
     """Write shards of rendered scenes with captions, and evaluation sets of scenes never trained on."""
-    from clipx.data.synthetic import write_synthetic_set
+    from clipx.demo.scenes import write_synthetic_set
 
     write_synthetic_set(
         out, num_train=train, num_eval_per_class=eval_per_class, image_size=size, seed=seed, shard_size=shard_size

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from clipx.config.fields import STRICT, Count, Fraction, Interval, NonNegative, Number, Positive, Text
+from clipx.config.field_types import STRICT, Count, Fraction, Interval, NonNegative, Number, Positive, Text
 from clipx.errors import InputError
 
 CaptionKey = Text | Annotated[dict[Text, Positive], Field(min_length=1)]

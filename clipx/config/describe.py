@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
-from clipx.config.fields import NOT_BLANK
+from clipx.config.field_types import NOT_BLANK
 from clipx.config.optim import Optim
 from clipx.config.schema import RunConfig
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from clipx.config.fields import STRICT, ContextLength, Count, FractionBelowOne, Number, Positive
+from clipx.config.field_types import STRICT, ContextLength, Count, FractionBelowOne, Number, Positive
 from clipx.errors import InputError
 
 

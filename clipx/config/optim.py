@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from clipx.config.fields import STRICT, FractionBelowOne, Interval, NonNegative, Positive, PositiveFraction, Text
+from clipx.config.field_types import STRICT, FractionBelowOne, Interval, NonNegative, Positive, PositiveFraction, Text
 
 
 @dataclass(frozen=True, kw_only=True)

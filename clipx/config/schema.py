@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from clipx.config.checkpoint import CheckpointConfig, SpikeConfig, StopSignal
 from clipx.config.data import DataConfig
-from clipx.config.fields import (
+from clipx.config.field_types import (
     NO_BOOL,
     STRICT,
     ContextLength,
@@ -24,7 +25,6 @@ from clipx.config.fields import (
 )
 from clipx.config.model import InfoNCEConfig, LossConfig, ModelConfig
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
-from clipx.config.safety import CheckpointConfig, SpikeConfig, StopSignal
 from clipx.errors import InputError
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from clipx.data.storage.files import read_file
 from clipx.errors import InputError
+from clipx.storage.files import read_file
 
 _MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
 
@@ -12,7 +12,7 @@ def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
     """The lines of a UTF-8 text file, without white space around them; those that are blank at its end do not count.
 
     Args:
-        path: local or any address that `clipx.data.storage.files` reads.
+        path: local or any address that `clipx.storage.files` reads.
         needed_by: who asks, for messages.
 
     Raises:

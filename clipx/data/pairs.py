@@ -17,8 +17,8 @@ from clipx import counter_random
 from clipx.counter_random import Stream
 from clipx.data.captions import CaptionReader, Captions, alternatives, first_present
 from clipx.data.decode import UndecodableError
-from clipx.data.look_ahead import LookAhead
-from clipx.data.plan import Address, Plan
+from clipx.data.order import Address, Plan
+from clipx.data.prefetch_schedule import LookAhead
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.errors import RunError

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from clipx.config.data import CacheConfig, RemoteConfig
+from clipx.data.index.offsets import Member, Sidecar
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.index.sidecar import Member, Sidecar
-from clipx.data.plan import Place
-from clipx.data.read_ahead import ReadAhead, read_members
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import LocalFile, RangeReader, is_local, open_ranges
-from clipx.data.storage.remote import DEFAULTS, LONGEST_WAIT_S
-from clipx.data.storage.shard_cache import ShardCache
+from clipx.data.order import Place
+from clipx.data.prefetch import ReadAhead, read_members
 from clipx.errors import RunError
+from clipx.storage.failures import mend
+from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
+from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
+from clipx.storage.shard_cache import ShardCache
 
 _MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)

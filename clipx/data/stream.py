@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clipx.config.checkpoint import StopSignal
 from clipx.config.data import DataConfig, sources
-from clipx.config.safety import StopSignal
 from clipx.data.buffers import ImageBuffers
 from clipx.data.captions import CaptionReader
 from clipx.data.index.shard_index import ShardIndex
+from clipx.data.order import Plan
 from clipx.data.pairs import PairReader, Part, PartReader, SourceReader
-from clipx.data.plan import Plan
 from clipx.data.shards import ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
-from clipx.distributed.parent import end_with_parent
+from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import ClipxError, RunError
 from clipx.types import Batch
 

@@ -1,6 +1,6 @@
 """Spreads a model over the ranks: DDP or FSDP2. The only place that wraps a model.
 
-What changes the blocks themselves (`clipx.distributed.blocks`) comes before.
+What changes the blocks themselves (`clipx.distributed.block_transforms`) comes before.
 """
 
 import warnings

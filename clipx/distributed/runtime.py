@@ -23,12 +23,12 @@ from torch.distributed import ProcessGroup
 
 from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
 from clipx.distributed.collectives import together
-from clipx.distributed.parent import end_with_parent
+from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import InputError, RunError
 
 T = TypeVar("T")
 
-# fp8 is bf16 with other linear layers in the blocks (`clipx.distributed.blocks`)
+# fp8 is bf16 with other linear layers in the blocks (`clipx.distributed.block_transforms`)
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "fp8": "bf16"}
 _FP8_CAPABILITY = (8, 9)  # Ada and Hopper have float8 matrix products, what came before has not
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 
 from clipx.config.schema import RunConfig, TrackConfig
-from clipx.data.storage.files import is_local
 from clipx.doctor import gpus, machine, ranks, software, storage
 from clipx.doctor.compare import compare_ranks, merge, own_environment
 from clipx.doctor.finding import Finding, Verdict, failed, problem, warning
@@ -21,6 +20,7 @@ from clipx.doctor.process_groups import ProcessGroups, expected_rank
 from clipx.doctor.timeouts import HungError, Worker
 from clipx.errors import ClipxError
 from clipx.host import own_cores, own_memory, share_of_cores
+from clipx.storage.files import is_local
 
 AREAS = ("software", "machine", "GPUs", "ranks", "data", "storage", "trackers")
 """In the order of the report."""

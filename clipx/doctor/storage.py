@@ -16,13 +16,13 @@ import torch
 from clipx.config.data import RemoteConfig, sources
 from clipx.config.schema import RunConfig
 from clipx.data.index.shard_list import expand_shards
-from clipx.data.storage.files import RangeReader, is_local, open_ranges, read_file, write_file
-from clipx.data.storage.remote import ask, state
 from clipx.data.tokenizer import build_tokenizer
 from clipx.doctor.finding import MIB, Finding, Measurement, failed, num_bytes, ok, problem, rounded, speed, warning
 from clipx.doctor.machine import PACE
 from clipx.errors import ClipxError, InputError
 from clipx.models.clip import build_model
+from clipx.storage.files import RangeReader, is_local, open_ranges, read_file, write_file
+from clipx.storage.remote import ask, state
 
 # A JPEG of 512 px as img2dataset writes them (benchmarks/LOG.md).
 _BYTES_PER_PAIR = 60_000

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
+from clipx.losses.backend import use_kernels
 from clipx.losses.exchange import Exchange, all_gather, make_exchange
-from clipx.losses.implementation import use_kernels
 from clipx.losses.tiles import Grid, Tile, gain, input_gradients, make_grid, operand, similarities, wide
 from clipx.types import Embeddings
 
@@ -44,7 +44,7 @@ class InfoNCELoss:
     2 all-reduces of G numbers.
 
     Args:
-        implementation: what computes a tile, `clipx.losses.implementation`.
+        implementation: what computes a tile, `clipx.losses.backend`.
         exchange: gather all texts, or pass them round in a ring where G x D does not fit.
         tile_size: its square is the most similarities that torch holds at once; a kernel holds none, and writes g in
             blocks of 4 times as many.
@@ -106,7 +106,7 @@ def _info_nce(  # noqa: PLR0913, PLR0917
     group = collectives.named_group(group_name)
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
-        from clipx.losses.kernels import info_nce_statistics as tile_statistics
+        from clipx.losses.triton_ops import info_nce_statistics as tile_statistics
 
         grid = grid.for_kernels(4)  # a kernel leaves 1/8 byte per similarity: what its rows and columns sum to
     else:
@@ -148,7 +148,7 @@ def _info_nce_backward(  # noqa: PLR0913, PLR0917
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
     scale = logit_scale.to(wide(image_BD))
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
-        from clipx.losses.kernels import info_nce_gradient as tile_gradient
+        from clipx.losses.triton_ops import info_nce_gradient as tile_gradient
 
         grid = grid.for_kernels(2)  # a kernel leaves g and nothing else
     else:

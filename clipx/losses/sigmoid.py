@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
+from clipx.losses.backend import use_kernels
 from clipx.losses.exchange import all_gather, make_exchange
-from clipx.losses.implementation import use_kernels
 from clipx.losses.tiles import Tile, gain, input_gradients, make_grid, similarities, wide
 from clipx.types import Embeddings
 
@@ -80,7 +80,7 @@ def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain value
     group = collectives.named_group(group_name)
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
-        from clipx.losses.kernels import sigmoid_tile
+        from clipx.losses.triton_ops import sigmoid_tile
 
         grid = grid.for_kernels(2)  # a kernel leaves g and nothing else
     else:

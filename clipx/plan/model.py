@@ -21,7 +21,7 @@ from clipx.config.model import HuggingFaceTextConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
-from clipx.distributed.blocks import checkpoint_blocks, evenly_spread
+from clipx.distributed.block_transforms import checkpoint_blocks, evenly_spread
 from clipx.models.clip import CLIP, build_model
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.models.text_tower import TextTower

@@ -17,13 +17,13 @@ import torch
 from clipx.config.data import AugmentConfig, Source
 from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
+from clipx.data.index.offsets import NotTarError, TarScan, scan_tar
 from clipx.data.index.shard_list import expand_shards
-from clipx.data.index.sidecar import NotTarError, TarScan, scan_tar
 from clipx.data.shard_writer import write_shard
-from clipx.data.storage.files import RangeReader, open_ranges
 from clipx.data.transforms import TrainTransform
 from clipx.errors import InputError, RunError
 from clipx.prepare.pool import in_processes
+from clipx.storage.files import RangeReader, open_ranges
 
 Fault = Literal[
     "unreadable shard", "damaged shard", "no samples", "cut sample", "no caption", "no picture", "unreadable picture"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from clipx.data.storage.files import file_state
 from clipx.errors import InputError
 from clipx.prepare.rows import Columns, LeftOutError, Row, captions_of, plain, read_picture
+from clipx.storage.files import file_state
 
 PICTURES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm"])
 

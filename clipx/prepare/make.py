@@ -21,12 +21,12 @@ import numpy as np
 
 from clipx import counter_random
 from clipx.data.index.shard_index import build_index
-from clipx.data.storage.files import is_local, write_file
 from clipx.errors import InputError, RunError
 from clipx.prepare.make_shard import ShardJob, ShardMaker, ShardReport
 from clipx.prepare.pictures import PictureOptions
 from clipx.prepare.pool import in_processes
 from clipx.prepare.rows import Rows
+from clipx.storage.files import is_local, write_file
 
 REPORT = "left_out.jsonl"
 _MIN_ROWS_FOR_LIMIT = 100

@@ -11,10 +11,10 @@ import numpy as np
 from clipx.data.captions import alternatives
 from clipx.data.decode import UndecodableError
 from clipx.data.shard_writer import write_shard
-from clipx.data.storage.files import write_file
 from clipx.errors import RunError
 from clipx.prepare.pictures import PictureOptions, stored_picture
 from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample
+from clipx.storage.files import write_file
 
 
 @dataclass(frozen=True)

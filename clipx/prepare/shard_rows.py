@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipx.data.index.offsets import Sidecar
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.index.sidecar import Sidecar
-from clipx.data.storage.files import RangeReader, open_ranges
 from clipx.errors import RunError
 from clipx.prepare.rows import LeftOutError, StoredSample
+from clipx.storage.files import RangeReader, open_ranges
 
 _MAX_OPEN_SHARDS = 64
 

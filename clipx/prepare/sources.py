@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipx.data.index.shard_index import build_index, load_index
-from clipx.data.storage.files import is_local
 from clipx.errors import InputError
 from clipx.prepare.folders import CocoRows, FolderRows
 from clipx.prepare.rows import Chain, Columns, Rows
 from clipx.prepare.shard_rows import ShardRows
 from clipx.prepare.tables import ArrowTable, CsvTable, JsonlTable, ListTable, ParquetTable, Table
+from clipx.storage.files import is_local
 
 _TABLES: Mapping[str, type[Table]] = {
     ".csv": CsvTable,

@@ -19,9 +19,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from clipx.data.storage.files import file_state
 from clipx.errors import InputError
 from clipx.prepare.rows import Columns, LeftOutError, Record, Row, row_of
+from clipx.storage.files import file_state
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's numbers: "007" stays a text
 _ROWS_WITH_NAMES = 1000  # of a JSON file: fields may be absent from some rows

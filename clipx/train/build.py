@@ -18,7 +18,7 @@ from clipx.config.geometry import resolve_geometry
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
-from clipx.data.plan import Plan
+from clipx.data.order import Plan
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.collectives import gather_objects
@@ -30,10 +30,10 @@ from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
 from clipx.train.build_data import load_indexes, make_plan, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
-from clipx.train.diagnosis import Diagnosis
-from clipx.train.monitor import Monitor
-from clipx.train.quarantine import Quarantine
-from clipx.train.rollback import Detour
+from clipx.train.loss_spikes import Detour
+from clipx.train.metrics.monitor import Monitor
+from clipx.train.metrics.quarantine import Quarantine
+from clipx.train.metrics.warnings import Diagnosis
 from clipx.train.step import Stepper
 from clipx.types import Batch
 

@@ -14,8 +14,8 @@ from clipx.config.data import DataConfig, sources
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.index.shard_index import ShardIndex, build_index
+from clipx.data.order import Plan
 from clipx.data.pairs import PartReader
-from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_reader, rank_slots
 from clipx.data.tokenizer import build_tokenizer
 from clipx.data.workers import choose_workers, measure_picture

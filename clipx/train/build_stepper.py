@@ -16,11 +16,11 @@ from clipx.config.optim import TimmOptimConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import Fsdp2Config, RunConfig
 from clipx.data.device_augment import DeviceAugment
-from clipx.distributed.blocks import checkpoint_blocks, compile_blocks, float8_blocks
+from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, float8_blocks
 from clipx.distributed.parallelize import parallelize
 from clipx.distributed.runtime import Runtime
 from clipx.losses import ContrastiveLoss
-from clipx.losses.implementation import check_implementation
+from clipx.losses.backend import check_implementation
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss
 from clipx.models.clip import CLIP

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from clipx.checkpoint.folders import write_atomically
 from clipx.distributed.parallelize import reshard
 from clipx.errors import InputError
 from clipx.evaluate.run import run_evaluation
+from clipx.storage.folders import write_atomically
 from clipx.train.build import Run
-from clipx.train.watchdog import Watchdog
+from clipx.train.liveness.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from clipx.config.safety import SpikeConfig
+from clipx.config.checkpoint import SpikeConfig
 
 _SIGMA_PER_MAD = 1.4826  # of a normal distribution: 1 / its 75% quantile
 # On a plateau the deviation goes to zero, and the smallest rise would be many of them. So a deviation counts as 1% of

@@ -22,9 +22,9 @@ from clipx.losses import ContrastiveLoss
 from clipx.models.clip import CLIP
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
-from clipx.train.clock import Clock
 from clipx.train.grad_cache import cached_backward
-from clipx.train.outcome import PendingStep, Requests, Vitals
+from clipx.train.metrics.clock import Clock
+from clipx.train.metrics.step_metrics import PendingStep, Requests, Vitals
 from clipx.types import Batch, Embeddings
 
 

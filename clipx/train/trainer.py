@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from clipx.checkpoint.folders import write_atomically
 from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
@@ -15,19 +14,20 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
+from clipx.storage.folders import write_atomically
 from clipx.train.build import Run, build_run
 from clipx.train.evaluations import evaluate, missing_evaluations
-from clipx.train.life_signs import join_life_signs
-from clipx.train.monitor import own_vitals, start_logging
-from clipx.train.outcome import PendingStep, Requests, StepOutcome
-from clipx.train.profiling import Profiler
-from clipx.train.rollback import Detour, LossLeapError, go_back
-from clipx.train.run_lock import run_lock
+from clipx.train.liveness.heartbeat import join_life_signs
+from clipx.train.liveness.run_lock import run_lock
+from clipx.train.liveness.status import Status, explain, write_failure, write_status
+from clipx.train.liveness.stops import StopRequest, catch_stops
+from clipx.train.liveness.watchdog import Watchdog
+from clipx.train.loss_spikes import Detour, LossLeapError, go_back
+from clipx.train.metrics.monitor import own_vitals, start_logging
+from clipx.train.metrics.profiling import Profiler
+from clipx.train.metrics.step_metrics import PendingStep, Requests, StepOutcome
 from clipx.train.saving import Saver
 from clipx.train.spikes import SpikeDetector
-from clipx.train.status import Status, explain, write_failure, write_status
-from clipx.train.stops import StopRequest, catch_stops
-from clipx.train.watchdog import Watchdog
 from clipx.types import Batch
 
 log = logging.getLogger(__name__)

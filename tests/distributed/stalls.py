@@ -71,8 +71,8 @@ def start(case: Case, folder: Path) -> list[ForkServerProcess]:
 
 def _live(case: Case, rank: int, port: int, folder: Path) -> None:
     """The life of one rank, as that of a run: data, step, data, step, ..."""
-    from clipx.train import watchdog
-    from clipx.train.life_signs import LifeSigns
+    from clipx.train.liveness import watchdog
+    from clipx.train.liveness.heartbeat import LifeSigns
 
     stderr = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stderr, 2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clipx.config.geometry import micro_batch_sizes
 from clipx.config.schema import RunConfig
-from clipx.distributed.blocks import compile_blocks
+from clipx.distributed.block_transforms import compile_blocks
 from clipx.distributed.collectives import together
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError

@@ -209,12 +209,12 @@ def test_a_compiled_caller_goes_on_on_several_ranks() -> None:
 def one_rank_without_kernels(exchange: Literal["gather", "ring"]) -> list[Tensor]:
     """Rank 0 has kernels, or what looks like them; on rank 1 they fail, and torch's tiles take over."""
     from clipx.losses import info_nce as module
-    from clipx.losses import kernels
+    from clipx.losses import triton_ops
 
     if dist.get_rank() == 0:
         module.use_kernels = lambda *_, **__: True  # type: ignore[assignment]
-        kernels.info_nce_statistics = partial(module._tile_statistics, weight_B=None)  # type: ignore[assignment]
-        kernels.info_nce_gradient = partial(module._tile_gradient, weight_B=None)  # type: ignore[assignment]
+        triton_ops.info_nce_statistics = partial(module._tile_statistics, weight_B=None)  # type: ignore[assignment]
+        triton_ops.info_nce_gradient = partial(module._tile_gradient, weight_B=None)  # type: ignore[assignment]
     whole = _float64_embeddings(2 * BATCH, 48)
     parts = [x.detach().chunk(2)[dist.get_rank()].requires_grad_() for x in (whole.image_BD, whole.text_BD)]
     loss = InfoNCELoss(tile_size=3, exchange=exchange)

@@ -14,7 +14,7 @@ from tiny_clip import encoded, picture
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.train.build import build_run
-from clipx.train.outcome import Requests, Vitals
+from clipx.train.metrics.step_metrics import Requests, Vitals
 from clipx.train.trainer import train
 
 PLAIN = ("data.augment.color_jitter=null", "data.augment.grayscale=0")

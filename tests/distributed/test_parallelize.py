@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import clipx
 from clipx.config.schema import RunConfig
-from clipx.distributed.blocks import checkpoint_blocks, compile_blocks
+from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks
 from clipx.distributed.parallelize import parallelize, reshard, whole
 from clipx.distributed.runtime import start_runtime
 from clipx.models.clip import CLIP, build_model

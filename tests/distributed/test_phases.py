@@ -12,8 +12,8 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.train import trainer
 from clipx.train.build import Run, build_run
-from clipx.train.outcome import Requests
-from clipx.train.rollback import Detour
+from clipx.train.loss_spikes import Detour
+from clipx.train.metrics.step_metrics import Requests
 from clipx.train.trainer import Loop, train
 from clipx.types import Batch
 

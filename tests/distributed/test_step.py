@@ -8,7 +8,7 @@ import torch.distributed as dist
 from distributed.ranks import run_ranks
 from torch.nn.functional import normalize
 
-from clipx.train.outcome import Vitals
+from clipx.train.metrics.step_metrics import Vitals
 from clipx.train.step import Stepper, mean_cosine
 
 

@@ -15,7 +15,7 @@ from tiny import tiny_config
 
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
-from clipx.train.life_signs import Stage, join_life_signs
+from clipx.train.liveness.heartbeat import Stage, join_life_signs
 
 CASES = {
     "read": Case("read", rank=1, world_size=4),

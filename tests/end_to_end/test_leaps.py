@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from tiny import losses, saved_tensors, tiny_config
 
-from clipx.checkpoint import folders
 from clipx.checkpoint.background import Background
 from clipx.config.schema import RunConfig
 from clipx.errors import RunError
+from clipx.storage import folders
 from clipx.train import saving, trainer
-from clipx.train.outcome import PendingStep, StepOutcome
-from clipx.train.rollback import Detour
+from clipx.train.liveness.watchdog import Watchdog
+from clipx.train.loss_spikes import Detour
+from clipx.train.metrics.step_metrics import PendingStep, StepOutcome
 from clipx.train.spikes import SpikeDetector
 from clipx.train.trainer import train
-from clipx.train.watchdog import Watchdog
 
 STEPS = 20
 Fails = Callable[[StepOutcome], bool]

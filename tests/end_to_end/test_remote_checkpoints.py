@@ -13,9 +13,9 @@ from tiny import losses, metrics, status, tiny_config
 
 import clipx
 from clipx.checkpoint.store import CheckpointStore
-from clipx.data.storage import remote
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained
+from clipx.storage import remote
 from clipx.train.trainer import train
 
 

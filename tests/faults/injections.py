@@ -127,7 +127,7 @@ def spoil_embeddings(first: int, last: int, *, factor: float = float("nan")) -> 
 
 def slow_reads(part: str, seconds: float, *, after: int = 0) -> None:
     """Reads of local files with `part` in their address take so long, from the `after`-th on."""
-    from clipx.data.storage.files import LocalFile
+    from clipx.storage.files import LocalFile
 
     read_at = LocalFile.read_at
     reads = 0

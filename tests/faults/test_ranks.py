@@ -8,7 +8,7 @@ from faults.harness import AGAIN, Scenario
 from faults.processes import descendants
 
 STALL = "stall_timeout_s=3"
-RUN_LOCK = "clipx.train.run_lock"
+RUN_LOCK = "clipx.train.liveness.run_lock"
 
 
 def test_a_rank_that_is_stopped(scenario: Scenario) -> None:

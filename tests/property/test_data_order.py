@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.data_order import global_batch, lane_stretch, mixed_batch
 
-from clipx.data.plan import Plan, shares
+from clipx.data.order import Plan, shares
 
 COUNTS = {
     "many shards": [7, 3, 11, 5, 0, 13, 2, 9, 8, 6, 10, 4, 1, 12],

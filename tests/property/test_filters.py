@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import write_tar
 
-from clipx.data.filters import duplicates
 from clipx.data.filters.filters import Filters
+from clipx.data.index import duplicates
 from clipx.data.index import scan as index_shard
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.data.index.shard_paths import naturally_sorted, packed

@@ -1,4 +1,4 @@
-"""The data order in plain Python loops, straight from the definitions at the top of clipx/data/lanes.py and plan.py."""
+"""The data order in plain Python loops, straight from the definitions at the top of order_of_source.py and order.py."""
 
 from collections.abc import Sequence
 from fractions import Fraction

@@ -212,7 +212,7 @@ class TestCommands:
 
     def test_demo_runs_in_the_folder_given(self, clipx, library) -> None:
         seen = []
-        library("clipx.demo", run_demo=lambda out: seen.append(out) or 0)
+        library("clipx.demo.run", run_demo=lambda out: seen.append(out) or 0)
         assert clipx("demo", "--out", "runs/here")[0] == 0
         assert seen == [Path("runs/here")]
 

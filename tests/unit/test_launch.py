@@ -15,7 +15,7 @@ import pytest
 import yaml
 from misspelt import key_paths, misspell
 
-from clipx.config.safety import StopSignal
+from clipx.config.checkpoint import StopSignal
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "torchrun.sh"

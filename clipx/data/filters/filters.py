@@ -16,11 +16,11 @@ from typing import Literal
 from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition
 from clipx.data.filters.judge import Judge
 from clipx.data.filters.key_list import KeyList
+from clipx.data.index.offsets import TarScan, Verdict
 from clipx.data.index.remote_folder import ASK
-from clipx.data.index.sidecar import TarScan, Verdict
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import RangeReader, read_file, write_file
 from clipx.errors import InputError
+from clipx.storage.failures import mend
+from clipx.storage.files import RangeReader, read_file, write_file
 
 FILTER_FILE = "clipx-filter.json"
 Unique = Literal["image", "caption", "pair"]

@@ -16,11 +16,11 @@ from clipx.data.captions import alternatives, decode_captions
 from clipx.data.decode import FORMATS, UndecodableError
 from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition, Value
 from clipx.data.filters.key_list import KeyList, hashed
+from clipx.data.index.offsets import TarScan
 from clipx.data.index.remote_folder import ASK
-from clipx.data.index.sidecar import TarScan
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import RangeReader, read_file
 from clipx.errors import InputError
+from clipx.storage.failures import mend
+from clipx.storage.files import RangeReader, read_file
 
 _HEADER_BYTES = 8192  # of a picture; where they do not hold its size (long EXIF data, WebP) all of it is read
 _NO_CAPTION, _NO_PICTURE = "no caption", "no readable picture"

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.index.catalogue import Catalogue
+from clipx.data.index.offsets import SUFFIX
 from clipx.data.index.remote_folder import ASK
+from clipx.data.index.shard_counts import Catalogue
 from clipx.data.index.shard_paths import packed_bytes
-from clipx.data.index.sidecar import SUFFIX
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import is_local, read_file, write_file
-from clipx.data.storage.pipe import PREFIX as PIPE
 from clipx.errors import InputError
+from clipx.storage.failures import mend
+from clipx.storage.files import is_local, read_file, write_file
+from clipx.storage.pipe import PREFIX as PIPE
 
 CATALOGUE = "clipx-index.bin"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipx.config.data import RemoteConfig
 from clipx.data.index.shard_paths import Run, decoded, found_rows, packed
-from clipx.data.storage import remote as remote_files
+from clipx.storage import remote as remote_files
 
 ASK = RemoteConfig(timeout_s=20, retries=1)
 """One request; a store that does not answer is given up within a minute."""

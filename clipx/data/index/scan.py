@@ -15,11 +15,11 @@ import numpy as np
 from clipx.config.data import RemoteConfig
 from clipx.data.filters.filters import Filters
 from clipx.data.index.folder import IndexFolder
-from clipx.data.index.sidecar import NotTarError, Sidecar, TarScan, Verdict, scan_tar, sidecar_parts
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import FileState, is_local, open_ranges
-from clipx.data.storage.remote import DEFAULTS
+from clipx.data.index.offsets import NotTarError, Sidecar, TarScan, Verdict, scan_tar, sidecar_parts
 from clipx.errors import InputError, RunError
+from clipx.storage.failures import mend
+from clipx.storage.files import FileState, is_local, open_ranges
+from clipx.storage.remote import DEFAULTS
 
 _THREADS = 16  # a scan over a network waits more than it computes
 _MANY_SCANNED, _MANY_JUDGED = 256, 32  # shards from which on it pays to start processes, which takes seconds

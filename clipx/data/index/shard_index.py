@@ -20,17 +20,17 @@ import numpy as np
 
 from clipx.config.data import RemoteConfig
 from clipx.data.filters.filters import Filters, filter_id
-from clipx.data.index.catalogue import Origin
-from clipx.data.index.draft import Draft, Place
+from clipx.data.index.builder import Draft, Place
 from clipx.data.index.folder import IndexFolder
+from clipx.data.index.offsets import Sidecar
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.scan import scan_to_sidecar
+from clipx.data.index.shard_counts import Origin
 from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
-from clipx.data.index.sidecar import Sidecar
-from clipx.data.storage.pipe import PREFIX as PIPE
-from clipx.data.storage.remote import DEFAULTS
 from clipx.errors import InputError, RunError
+from clipx.storage.pipe import PREFIX as PIPE
+from clipx.storage.remote import DEFAULTS
 
 _NAMES_AT_ONCE = 1 << 14
 _EMPTY_NAMED = 10

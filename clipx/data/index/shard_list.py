@@ -21,10 +21,10 @@ from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import is_local
-from clipx.data.storage.pipe import PREFIX as PIPE
 from clipx.errors import InputError
+from clipx.storage.failures import mend
+from clipx.storage.files import is_local
+from clipx.storage.pipe import PREFIX as PIPE
 
 ABSENT = -1
 """Size of a shard that is not there."""

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipx.data.index.catalogue import Origin
 from clipx.data.index.remote_folder import ASK, STATS_SUFFIX, RemoteFolders
+from clipx.data.index.shard_counts import Origin
 from clipx.data.index.shard_paths import Run, decoded
-from clipx.data.storage.failures import mend
-from clipx.data.storage.files import is_local, read_file
 from clipx.errors import InputError
+from clipx.storage.failures import mend
+from clipx.storage.files import is_local, read_file
 
 _SIZES = "sizes.json"
 _THREADS = 16

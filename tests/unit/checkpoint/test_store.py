@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from clipx.checkpoint.folders import Folder
 from clipx.checkpoint.manifest import misfit
 from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, CheckpointStore
@@ -20,6 +19,7 @@ from clipx.checkpoint.tensors import load_tensors, load_weights, state_of, write
 from clipx.config.optim import AdamWConfig
 from clipx.errors import InputError
 from clipx.optim.optimizers import build_optimizer
+from clipx.storage.folders import Folder
 
 PLAN = DataPlanRecord(
     fingerprint="f", num_shards=2, num_samples=9, lanes=4, shuffle_window=64, global_batch_size=8, seed=0

@@ -11,11 +11,11 @@ from shard_files import pair, write_shards, write_tar
 from clipx.config.data import CacheConfig, RemoteConfig
 from clipx.data import shards as shards_module
 from clipx.data.index.shard_index import build_index
-from clipx.data.plan import Place
+from clipx.data.order import Place
 from clipx.data.shards import BadSampleError, RawSample, SampleName, ShardReader
-from clipx.data.storage import remote as remote_module
-from clipx.data.storage.files import open_ranges
 from clipx.errors import RunError
+from clipx.storage import remote as remote_module
+from clipx.storage.files import open_ranges
 
 QUICK = RemoteConfig(timeout_s=0.5, retries=1, connections=3)
 

@@ -21,8 +21,8 @@ from clipx.config.data import AugmentConfig, DataConfig
 from clipx.data.buffers import ImageBuffers
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import build_index
+from clipx.data.order import Plan
 from clipx.data.pairs import PairReader
-from clipx.data.plan import Plan
 from clipx.data.stream import PairStream, open_reader, rank_slots
 from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from tiny import tiny_config
 
-from clipx.config.safety import StopSignal
+from clipx.config.checkpoint import StopSignal
 from clipx.errors import InputError
 from clipx.launching.commands import (
     SAVE_SECONDS,

@@ -13,7 +13,7 @@ import pytest
 
 from clipx.launching import supervise as supervising
 from clipx.launching.supervise import AGAIN, supervise
-from clipx.train.status import Status
+from clipx.train.liveness.status import Status
 
 
 def run(script: str, run_dir: Path, **variables: str) -> int:

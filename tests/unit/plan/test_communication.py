@@ -20,7 +20,7 @@ from clipx.models.clip import build_model
 from clipx.plan.communication import transfers
 from clipx.plan.model import PhaseModel
 from clipx.train.build_stepper import build_stepper
-from clipx.train.outcome import Requests, Vitals
+from clipx.train.metrics.step_metrics import Requests, Vitals
 from clipx.types import Batch
 
 pytestmark = pytest.mark.full  # every case starts two processes and profiles a step

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
-from clipx.distributed.blocks import checkpoint_blocks
+from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.models.clip import build_model
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.plan.model import PhaseModel, computed_tokens

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tiny import saved_tensors, tiny_config, write_scenes
 
-from clipx.checkpoint import folders
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import RunError
+from clipx.storage import folders
 from clipx.train import saving
 from clipx.train.build import Run, build_run
 from clipx.train.saving import Saver

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from clipx.config.safety import SpikeConfig
+from clipx.config.checkpoint import SpikeConfig
 from clipx.train.spikes import SpikeDetector
 
 CONFIG = SpikeConfig(window=64)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from shard_files import write_shards, write_tar
 
-from clipx.data.filters import duplicates
 from clipx.data.filters.conditions import Condition
 from clipx.data.filters.filters import FILTER_FILE, Filters
 from clipx.data.filters.key_list import KeyList, hashed
+from clipx.data.index import duplicates
 from clipx.data.index.folder import CATALOGUE
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.errors import InputError, RunError

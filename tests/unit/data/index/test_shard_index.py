@@ -13,16 +13,16 @@ import pytest
 from servers import WebServer, object_store
 from shard_files import pair, write_shards, write_tar
 
-from clipx.data.index import draft as index_draft
+from clipx.data.index import builder as index_draft
 from clipx.data.index import remote_folder
 from clipx.data.index import scan as index_shard
 from clipx.data.index import shard_index as index_module
-from clipx.data.index.catalogue import Catalogue, Origin, Rows
 from clipx.data.index.folder import CATALOGUE, IndexFolder
+from clipx.data.index.shard_counts import Catalogue, Origin, Rows
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.data.index.shard_paths import packed
-from clipx.data.storage.files import file_state
 from clipx.errors import InputError, RunError
+from clipx.storage.files import file_state
 
 
 @pytest.fixture(autouse=True)

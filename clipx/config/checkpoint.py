@@ -1,0 +1,48 @@
+"""What keeps a run: when it is saved and where, what stops it, what a leap of the loss leads to."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clipx.config.field_types import NO_BOOL, STRICT, Count, Interval, NonNegative, Text
+
+StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved, where, and what is kept."""
+
+    __pydantic_config__ = STRICT
+
+    every_steps: Interval = 1000
+    """Save every N steps; 0: not by steps."""
+    every_minutes: NonNegative = 15.0
+    """Save when so many minutes have passed since the last save; 0: not by time."""
+    keep_last: Count = 3
+    """Newest checkpoints kept."""
+    keep_every: Interval = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0: none."""
+    folder: Text | None = None
+    """Where checkpoints go: a folder or an address of fsspec (s3://bucket/run); none: checkpoints/ in run_dir."""
+    async_save: bool = False
+    """Write while the next steps train: a save costs a copy into the host's memory, which stays for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpikeConfig:
+    """Leaps of the loss: the run goes back to the last checkpoint from before, and leaves batches out (as PaLM did by
+    hand, arXiv 2204.02311, section 5.1)."""
+
+    __pydantic_config__ = STRICT
+
+    z_score: Annotated[float, Field(gt=0), NO_BOOL] = 8.0
+    """A loss so many robust standard deviations (1.4826 times the median absolute deviation) above the median of the
+    last losses is a leap."""
+    window: Annotated[int, Field(ge=8), NO_BOOL] = 256
+    """Losses, the latest ones, that median and deviation come from; before there are so many, nothing is a leap."""
+    leave_out: Count = 8
+    """Global batches left out: that of the leap and those before it."""
+    max_rollbacks: Count = 10
+    """Leaps after which the run ends instead of going back once more."""

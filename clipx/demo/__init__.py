@@ -1,0 +1,1 @@
+"""`clipx demo`: the whole job on pictures that it draws itself."""

@@ -1,0 +1,224 @@
+"""Where bytes come from: local files by `pread`, any other address through fsspec or a command.
+
+The index, the sidecars and the reader know files only through this module. An address with `://` in it goes to fsspec,
+one range request per read (`remote.py`); `pipe:COMMAND` (webdataset's notation) is what a command writes to its
+standard output. Neither a command nor some web servers can give a part: such a shard is fetched whole into a local file
+(`shard_cache.py`) and read from there.
+"""
+
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from clipx.config.data import RemoteConfig
+from clipx.storage import pipe
+from clipx.storage import remote as remote_files
+from clipx.storage.remote import DEFAULTS, RemoteState
+from clipx.storage.shard_cache import Identity, ShardCache, mark_used
+
+_SCAN_BLOCK = 4 << 20  # of a scan over a network: at 50 ms and 80 MB/s half of the time is waiting, half is reading
+
+log = logging.getLogger(__name__)
+_without_ranges: set[str] = set()  # hosts that were named in the log
+
+
+class FileState(NamedTuple):
+    """What tells one version of a file from another."""
+
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change in nanoseconds; 0 where the store knows none."""
+
+
+class RangeReader(Protocol):
+    """An open file that reads byte ranges, from any thread, without a position."""
+
+    size: int
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset` on; fewer only at the end of the file."""
+
+    def close(self) -> None:
+        """Gives the descriptor back."""
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` is opened by the operating system rather than fetched."""
+    return "://" not in path and not path.startswith("pipe:")
+
+
+def file_state(path: str, *, remote: RemoteConfig = DEFAULTS) -> FileState:
+    """Size and time of `path`; what has no size before it is read is fetched for it.
+
+    Raises:
+        OSError: when it is not there or cannot be asked.
+    """
+    if is_local(path):
+        status = os.stat(path)
+        return FileState(status.st_size, status.st_mtime_ns)
+    size, mtime_ns = None, 0
+    if not path.startswith(pipe.PREFIX):
+        size, mtime_ns, _ = remote_files.state(path, remote)
+    return FileState(_fetch_whole(path, None, remote=remote, cache=None).size if size is None else size, mtime_ns)
+
+
+def open_ranges(
+    path: str,
+    *,
+    sequential: bool = False,
+    state: FileState | None = None,
+    remote: RemoteConfig = DEFAULTS,
+    cache: ShardCache | None = None,
+) -> RangeReader:
+    """Opens `path` for reading by ranges.
+
+    Args:
+        path: local path or address.
+        sequential: reads will go from the front to the end (a scan): fetching ahead saves requests.
+        state: of the file as it should be, where it is known; saves a request where the cache holds it.
+        remote: timeout and retries.
+        cache: keeps remote files whole; None fetches only what is read, where the store can give that.
+
+    Raises:
+        OSError: when it cannot be opened.
+    """
+    if is_local(path):
+        return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    if path.startswith(pipe.PREFIX):
+        return _fetch_whole(path, None, remote=remote, cache=cache)
+    if cache is not None:
+        kept = cache.open(
+            Identity(path, *(state or file_state(path, remote=remote))),
+            lambda write: remote_files.download(path, write, remote),
+        )
+        if kept is not None:
+            return LocalFile(kept)
+    now = remote_files.state(path, remote)
+    if now.size is None or not now.ranges:
+        return _fetch_whole(path, now, remote=remote, cache=cache)
+    file = RemoteFile(path, now.size, remote=remote)
+    return _Scanned(file) if sequential else file
+
+
+def _fetch_whole(
+    path: str, state: RemoteState | None, *, remote: RemoteConfig, cache: ShardCache | None
+) -> "LocalFile":
+    """A local copy of what cannot be read by ranges."""
+    cache = cache or ShardCache.default()
+    origin = pipe.PREFIX if path.startswith(pipe.PREFIX) else "/".join(path.split("/")[:3])
+    if origin not in _without_ranges:
+        _without_ranges.add(origin)
+        log.warning(
+            "%s gives no parts of files: each shard is fetched whole, to %s, before it is read", origin, cache.folder
+        )
+    identity = Identity(path, None, 0) if state is None else Identity(path, state.size, state.mtime_ns)
+    kept = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
+    assert kept is not None
+    return LocalFile(kept)
+
+
+def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    if is_local(path):
+        return Path(path).read_bytes()
+    return remote_files.read_whole(path, remote)
+
+
+def write_file(path: str, *parts: bytes, remote: RemoteConfig = DEFAULTS) -> None:
+    """Writes `parts`, one after the other, so that a reader sees the old content or the new one, never a part.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    if not is_local(path):
+        remote_files.write_whole(path, b"".join(parts), remote)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.writelines(parts)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class LocalFile:
+    """An open descriptor, closed with the last reference at the latest.
+
+    Args:
+        descriptor: now owned by this object.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """As `RangeReader`."""
+        data = os.pread(self._descriptor, length, offset)
+        while len(data) < length and (more := os.pread(self._descriptor, length - len(data), offset + len(data))):
+            data += more  # Linux returns at most 2 GiB at once, and network file systems may return less
+        return data
+
+    def mark_used(self) -> None:
+        """Tells the cache of which this is a shard that it is in use."""
+        mark_used(self._descriptor)
+
+    def close(self) -> None:
+        """As `RangeReader`."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class RemoteFile:
+    """A file that is read by range requests; holds nothing open.
+
+    Args:
+        url: its address.
+        size: its bytes; a read fails when it has others.
+        remote: timeout and retries.
+    """
+
+    def __init__(self, url: str, size: int, *, remote: RemoteConfig = DEFAULTS) -> None:
+        self._url = url
+        self._remote = remote
+        self.size = size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """As `RangeReader`, in one request."""
+        return remote_files.read_range(self._url, offset, offset + length, size=self.size, remote=self._remote)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Scanned:
+    """Reads larger blocks than it is asked for, and serves the next reads from the last block."""
+
+    def __init__(self, file: RangeReader) -> None:
+        self._file = file
+        self.size = file.size
+        self._start, self._block = 0, b""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        stop = min(offset + length, self.size)
+        if offset < self._start or stop > self._start + len(self._block):
+            self._start, self._block = offset, self._file.read_at(offset, max(length, _SCAN_BLOCK))
+        return self._block[offset - self._start :][:length]
+
+    def close(self) -> None:
+        self._file.close()

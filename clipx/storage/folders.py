@@ -1,0 +1,267 @@
+"""Folders of files on a disk or behind an address of fsspec: the few things that checkpoints ask of either.
+
+The two differ in one thing: a disk renames a folder in one go, an object store knows only single files. Whoever needs a
+folder to appear whole asks `renames` which of the two it has.
+"""
+
+import io
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Self, cast
+
+from clipx.config.data import RemoteConfig
+from clipx.storage.files import RangeReader, RemoteFile, file_state, is_local, read_file, write_file
+from clipx.storage.remote import ask
+
+REMOTE = RemoteConfig(timeout_s=180.0, retries=4)
+"""Further tries come 0.5, 1, 2 and 4 s after a failure; `_Remote.largest_file` takes 180 s at 0.75 MB/s."""
+_PIECE = 64 << 20  # of a file on a disk, between two waits for it
+_READ_AHEAD = 4 << 20  # of remote files: many small tensors lie in it side by side
+
+
+@dataclass(frozen=True)
+class Folder(ABC):
+    """A folder, there or not."""
+
+    address: str
+    """Its path or URL, without a slash at the end."""
+
+    renames: ClassVar[bool]
+    """Whether `move` is one step that happens or does not."""
+    largest_file: ClassVar[int | None]
+    """Bytes that one file should have at most, because it is held in memory and sent again when that fails."""
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.address.rpartition("/")[2]
+
+    @property
+    def path(self) -> Path | None:
+        """On a disk: where."""
+        return None
+
+    def child(self, name: str) -> Self:
+        """The folder of that name in this one."""
+        return type(self)(f"{self.address}/{name}")
+
+    @abstractmethod
+    def make(self) -> None:
+        """Lets files be written; what is there stays."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Of files and folders, sorted; none where the folder is not there."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the files by name; none where the folder is not there."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a small file."""
+
+    @abstractmethod
+    def open(self, name: str) -> BinaryIO:
+        """A file for reading, from any place."""
+
+    @abstractmethod
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file for writing, which is stored for good when the block ends without an error."""
+
+    @abstractmethod
+    def remove_file(self, name: str) -> None:
+        """Removes a file, if it is there."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Removes the folder with all that is in it, if it is there."""
+
+    @abstractmethod
+    def move(self, name: str) -> Self:
+        """Gives the folder another name, which is free; returns it."""
+
+    def write(self, name: str, content: str) -> None:
+        """Creates a small text file."""
+        with self.create(name) as file:
+            file.write(content.encode())
+
+
+class _Local(Folder):
+    """On a disk that this machine mounts."""
+
+    renames = True
+    largest_file = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.address)
+
+    def make(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        with suppress(FileNotFoundError):
+            return sorted(os.listdir(self.path))
+        return []
+
+    def sizes(self) -> dict[str, int]:
+        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        return {}
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        return (self.path / name).open("rb")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        with io.BufferedWriter(_WrittenThrough(self.path / name, "wb")) as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove_file(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path)
+
+    def move(self, name: str) -> Self:
+        _sync(self.path)
+        target = self.path.rename(self.path.with_name(name))
+        _sync(target.parent)
+        return type(self)(str(target))
+
+
+class _Remote(Folder):
+    """In a store that fsspec knows; every request is tried again as `REMOTE` says before it fails."""
+
+    renames = False
+    largest_file = 128 << 20
+
+    def make(self) -> None:
+        """Nothing: stores have files only."""
+
+    def names(self) -> list[str]:
+        return sorted(_last(entry["name"]) for entry in self._entries())
+
+    def sizes(self) -> dict[str, int]:
+        return {_last(entry["name"]): entry["size"] for entry in self._entries() if entry["type"] == "file"}
+
+    def read(self, name: str) -> bytes:
+        return read_file(f"{self.address}/{name}", remote=REMOTE)
+
+    def open(self, name: str) -> BinaryIO:
+        url = f"{self.address}/{name}"
+        file = RemoteFile(url, file_state(url, remote=REMOTE).size, remote=REMOTE)
+        return cast(BinaryIO, io.BufferedReader(_Ranges(file), _READ_AHEAD))
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        content = io.BytesIO()
+        yield content
+        write_file(f"{self.address}/{name}", content.getvalue(), remote=REMOTE)
+
+    def remove_file(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            ask(f"{self.address}/{name}", "rm_file", remote=REMOTE)
+
+    def remove(self) -> None:
+        with suppress(FileNotFoundError):
+            ask(self.address, "rm", recursive=True, remote=REMOTE)
+
+    def move(self, name: str) -> Self:
+        """Copies, within the store, and removes: when it breaks off, both are there."""
+        target = f"{self.address.removesuffix(self.name)}{name}"
+        ask(self.address, "copy", target, recursive=True, remote=REMOTE)
+        self.remove()
+        return type(self)(target)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        with suppress(FileNotFoundError):  # refresh: some stores' file systems remember what they have listed
+            entries = ask(self.address, "ls", detail=True, refresh=True, remote=REMOTE)
+            own = self.address.partition("://")[2].strip("/")  # some stores list the folder itself as a file in it
+            return [entry for entry in entries if entry["name"].strip("/") != own]
+        return []
+
+
+def folder_at(address: Path | str) -> Folder:
+    """The folder at a path or URL."""
+    text = str(address).removeprefix("file://").rstrip("/")
+    return _Local(text) if is_local(text) else _Remote(text)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a small file so that a reader, or a crash, sees the old or the new content and nothing between."""
+    aside = f".{path.name}.new"
+    _Local(str(path.parent)).write(aside, text)
+    path.with_name(aside).replace(path)
+
+
+class _WrittenThrough(io.FileIO):
+    """A file that goes to the disk piece by piece and does not stay in the page cache.
+
+    Nobody reads a checkpoint soon. A cache full of it costs the kernel more time than the writing itself does
+    (benchmarks/LOG.md), takes the place of the training's shards, and is a long wait at the end.
+    """
+
+    _unsynced = 0
+
+    def write(self, data: Any, /) -> int:
+        written = super().write(data)
+        self._unsynced += written
+        if self._unsynced >= _PIECE:
+            os.fsync(self.fileno())
+            if hasattr(os, "posix_fadvise"):  # macOS has none
+                os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._unsynced = 0
+        return written
+
+
+class _Ranges(io.RawIOBase):
+    """A file that is read by range requests, as Python's own files are read."""
+
+    def __init__(self, file: RangeReader) -> None:
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._file.read_at(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _last(address: str) -> str:
+    return address.rstrip("/").rpartition("/")[2]
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

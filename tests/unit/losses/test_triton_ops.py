@@ -1,0 +1,194 @@
+"""The Triton kernels under Triton's interpreter, on the CPU, against float64.
+
+The interpreter must be chosen before triton is imported, so one test runs this file again in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from reference.info_nce import info_nce
+from reference.sigmoid import sigmoid
+from torch import Tensor
+from torch.nn import functional
+
+from clipx.losses.exchange import Columns
+from clipx.losses.info_nce import InfoNCELoss, _tile_gradient, _tile_statistics
+from clipx.losses.sigmoid import SigmoidLoss, _sigmoid_tile
+from clipx.losses.tiles import Grid, Tile
+from clipx.types import Embeddings
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETING, reason="runs in the process that the first test starts")
+LOSSES: dict[str, type[InfoNCELoss] | type[SigmoidLoss]] = {"info_nce": InfoNCELoss, "sigmoid": SigmoidLoss}
+CLOSE = {"rtol": 2e-5, "atol": 1e-6}
+
+
+@pytest.mark.skipif(INTERPRETING, reason="is that process")
+def test_this_file_under_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def draw(size: int, width: int, *, scale: float = 12.0, seed: int = 0) -> Embeddings:
+    generator = torch.Generator().manual_seed(seed)
+    image_BD, text_BD = (
+        functional.normalize(torch.randn(size, width, generator=generator), dim=1).requires_grad_() for _ in range(2)
+    )
+    logit_scale, bias = (torch.full((1,), value, requires_grad=True) for value in (scale, -3.0))
+    return Embeddings(image_BD=image_BD, text_BD=text_BD, logit_scale=logit_scale, logit_bias=bias)
+
+
+def leaves(pairs: Embeddings, name: str) -> list[Tensor]:
+    assert pairs.logit_bias is not None
+    bias = [pairs.logit_bias] if name == "sigmoid" else []
+    return [pairs.image_BD, pairs.text_BD, pairs.logit_scale, *bias]
+
+
+def textbook(name: str, pairs: Embeddings, ids_G: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    inputs = leaves(pairs, name)
+    value = (info_nce if name == "info_nce" else sigmoid)(*inputs, ids_G=ids_G)
+    return value.float(), torch.autograd.grad(3 * value, inputs)
+
+
+@interpreted
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("size", "width", "tile_size", "scale", "with_ids"),
+    [
+        (1, 1, 4, 12.0, False),
+        (7, 48, 2, 12.0, True),
+        (65, 70, 40, 12.0, False),
+        (70, 640, 20, 12.0, True),
+        (128, 32, 32, 12.0, True),
+        (70, 5, 40, 1e4, False),
+    ],
+)
+def test_value_and_gradients_are_the_textbooks(
+    name: str, size: int, width: int, tile_size: int, scale: float, with_ids: bool
+) -> None:
+    pairs = draw(size, width, scale=scale)
+    ids_B = torch.randint(0, size, (size,), generator=torch.Generator().manual_seed(1)) if with_ids else None
+    loss = LOSSES[name](implementation="triton", tile_size=tile_size)
+    value = loss(pairs, ids_B=ids_B)
+    expected, wanted = textbook(name, pairs, ids_B)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5 if scale > 100 else 1e-6)
+    for found, exact in zip(torch.autograd.grad(3 * value, leaves(pairs, name)), wanted, strict=True):
+        limit = 1e-3 if scale > 100 else 1e-6  # a logit of 1e4 has 1e-3 between neighbouring float32 numbers
+        assert (found - exact).norm() <= limit * exact.norm() + 1e-8
+
+
+def tile_of(num_rows: int, num_columns: int) -> Tile:
+    """This rank's rows, and texts of which the first `num_rows` are theirs."""
+    grid = Grid(rank=0, world_size=1, batch_size=num_rows, tile_size=num_rows)
+    return Tile(grid, slice(0, num_rows), Columns(slice(0, 1), slice(0, num_columns)))
+
+
+@interpreted
+def test_narrow_operands_give_float32_statistics_and_a_gradient_rounded_once() -> None:
+    """In float16, since the interpreter multiplies bfloat16 wrongly; bfloat16 is for test_kernels_cuda.py."""
+    from clipx.losses import triton_ops
+
+    dtype, gain = torch.float16, 4096
+    pairs = draw(130, 48, scale=50.0)
+    x_RD, y_ND = pairs.image_BD.detach().to(dtype), pairs.text_BD.detach().to(dtype)
+    scale, tile = torch.tensor([50.0]), tile_of(130, 130)
+    logits = 50.0 * x_RD.double() @ y_ND.double().T
+    row_lse_R, column_lse_N, pair_R = triton_ops.info_nce_statistics(x_RD, y_ND, scale, tile)
+    for found, exact in (
+        (row_lse_R, logits.logsumexp(1)),
+        (column_lse_N, logits.logsumexp(0)),
+        (pair_R, logits.diag()),
+    ):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=2e-5)
+
+    gradient_RN = triton_ops.info_nce_gradient(x_RD, y_ND, scale, tile, row_lse_R=row_lse_R, column_lse_N=column_lse_N)
+    exact = (logits.softmax(1) + logits.softmax(0)) / 2 - torch.eye(130)
+    assert gradient_RN.dtype == dtype
+    torch.testing.assert_close(gradient_RN.double() / gain, exact, rtol=torch.finfo(dtype).eps, atol=1e-8)
+
+    loss, gradient_sum, gradient_RN = triton_ops.sigmoid_tile(x_RD, y_ND, scale, torch.tensor([-10.0]), tile)
+    signs = 1 - 2 * torch.eye(130, dtype=torch.float64)
+    opposed = (logits - 10) * signs
+    exact = opposed.sigmoid() * signs
+    torch.testing.assert_close(loss.double(), functional.softplus(opposed, threshold=1e9).sum(), **CLOSE)
+    torch.testing.assert_close(gradient_sum.double(), exact.sum(), **CLOSE)
+    torch.testing.assert_close(gradient_RN.double() / gain, exact, rtol=torch.finfo(dtype).eps, atol=1e-8)
+
+
+@interpreted
+def test_small_losses_keep_their_digits() -> None:
+    """exp(-25) would vanish in the float32 number 1 + exp(-25)."""
+    from clipx.losses import triton_ops
+
+    x_RD, y_ND = torch.eye(4)[:2], torch.eye(4)[2:]
+    tile = Tile(Grid(rank=0, world_size=2, batch_size=2, tile_size=2), slice(0, 2), Columns(slice(1, 2), slice(0, 2)))
+    loss, gradient_sum, _ = triton_ops.sigmoid_tile(x_RD, y_ND, torch.ones(1), torch.tensor([-25.0]), tile)
+    exact = 4 * torch.tensor(-25.0, dtype=torch.float64).exp()
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient_sum.double(), exact, rtol=1e-5, atol=0)
+
+
+@interpreted
+def test_log1p_in_the_kernel_is_accurate_everywhere() -> None:
+    """One logit per tile, over the whole range."""
+    from clipx.losses import triton_ops
+
+    tile = Tile(Grid(rank=0, world_size=2, batch_size=1, tile_size=1), slice(0, 1), Columns(slice(1, 2), slice(0, 1)))
+    for logit in (-80.0, -15.0, -3.0, -0.7, -1e-3, 0.0, 1e-3, 0.7, 3.0, 15.0, 80.0):
+        loss, gradient_sum, _ = triton_ops.sigmoid_tile(
+            torch.ones(1, 1), torch.ones(1, 1), torch.tensor([logit]), torch.zeros(1), tile
+        )
+        exact = torch.tensor(logit, dtype=torch.float64)
+        torch.testing.assert_close(loss.double(), functional.softplus(exact, threshold=1e9), rtol=3e-6, atol=0)
+        torch.testing.assert_close(gradient_sum.double(), exact.sigmoid(), rtol=1e-5, atol=0)
+
+
+@interpreted
+def test_several_positives_go_to_torchs_tiles() -> None:
+    pairs = draw(9, 6)
+    positive_ids_B = torch.tensor([0, 1, 0, 3, 4, 1, 6, 7, 8])
+    for loss in LOSSES.values():
+        found, wanted = (
+            loss(implementation=name)(pairs, positive_ids_B=positive_ids_B) for name in ("triton", "tiled")
+        )
+        assert torch.equal(found, wanted)
+
+
+@interpreted
+@pytest.mark.parametrize("owners", [slice(0, 3), slice(1, 2), slice(2, 3)])
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_every_tile_of_a_rank_in_the_middle_is_torchs(owners: slice, with_ids: bool) -> None:
+    """Gathered slices hold all owners' texts, a ring's one owner's: pairs lie elsewhere in each of them."""
+    from clipx.losses import triton_ops
+
+    pairs, batch_size = draw(21, 10), 7
+    ids_G = torch.randint(0, 9, (21,), generator=torch.Generator().manual_seed(1)) if with_ids else None
+    grid = Grid(rank=1, world_size=3, batch_size=batch_size, tile_size=4, ids_G=ids_G)
+    scale, bias = pairs.logit_scale.detach(), torch.tensor([-3.0])
+    lse_G = torch.full((21,), 20.0)
+    for rows in grid.row_slices(4):
+        for places in (slice(0, 3), slice(3, 7)):
+            tile = Tile(grid, rows, Columns(owners, places))
+            x_RD = pairs.image_BD.detach()[7:14][rows]
+            y_ND = grid.take(pairs.text_BD.detach(), tile.columns)
+            arguments = (x_RD, y_ND, scale)
+            torch.testing.assert_close(
+                triton_ops.info_nce_statistics(*arguments, tile),
+                _tile_statistics(*arguments, tile, weight_B=None),
+                **CLOSE,
+            )
+            lse = {"row_lse_R": grid.own(lse_G)[rows] / 2, "column_lse_N": grid.take(lse_G, tile.columns)}
+            torch.testing.assert_close(
+                triton_ops.info_nce_gradient(*arguments, tile, **lse),
+                _tile_gradient(*arguments, tile, **lse, weight_B=None),
+                **CLOSE,
+            )
+            torch.testing.assert_close(
+                triton_ops.sigmoid_tile(*arguments, bias, tile), _sigmoid_tile(*arguments, bias, tile), **CLOSE
+            )
