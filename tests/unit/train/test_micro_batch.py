@@ -12,6 +12,7 @@ from clipx.config.schema import DdpConfig, Fsdp2Config
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
+from clipx.train import micro_batch
 from clipx.train.micro_batch import LiveBytes, largest_micro_batch, loss_bytes, rehearsal, state_bytes
 
 BASE, SLOPE = 1_000_000, 50_000
@@ -72,6 +73,11 @@ def test_says_when_nothing_fits(runtime: Runtime) -> None:
     for rehearse, limit in ((pretend, needed(1) - SLOPE), (limited(BASE), BASE)):
         with pytest.raises(InputError, match="not one pair fits"):
             largest_micro_batch(MODEL, sizes=SIZES, rehearse=rehearse, beside=0, runtime=runtime, limit=limit)
+
+
+def test_without_a_limit_the_free_memory_of_this_rank_counts(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_batch, "rank_memory", lambda: needed(31))
+    assert largest_micro_batch(MODEL, sizes=SIZES, rehearse=pretend, beside=0, runtime=runtime) == 30
 
 
 def test_says_what_it_found(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
