@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from clipx.checkpoint.state import DataPlanRecord, MicroBatch, Progress, RunState
+from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
 from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
@@ -30,7 +30,7 @@ from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
 from clipx.train.build_data import load_indexes, make_plan, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
-from clipx.train.loss_spikes import Detour
+from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.metrics.warnings import Diagnosis
@@ -69,11 +69,11 @@ class Run:
 
     def batches(self) -> Generator[Batch]:
         """This rank's batches, from the next one to the last of the phase."""
-        start, left_out = self.progress.next_batch, self.progress.left_out
+        start, skipped = self.progress.next_batch, self.progress.skipped_batches
         stop = start + self.phase.until - self.progress.step
-        for batch in left_out:  # ascending
+        for batch in skipped:  # ascending
             stop += start <= batch < stop
-        return self.stream.batches(start, stop, left_out=frozenset(left_out))
+        return self.stream.batches(start, stop, left_out=frozenset(skipped))
 
     def data_figures(self, batches: int) -> dict[str, float]:
         """After so many global batches: the epochs read, of a mixture by source, with its pictures and its bad ones."""
@@ -88,13 +88,13 @@ class Run:
         return figures
 
 
-def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None) -> Run:
+def build_run(config: RunConfig, runtime: Runtime, rollback: Rollback | None = None) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
 
     Args:
         config: of the run.
         runtime: the ranks; all of them call this.
-        detour: what the run leaves out from here on, though that checkpoint knows nothing of it.
+        rollback: the batches that the run skips from here on, which that checkpoint does not know of.
 
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
@@ -108,12 +108,12 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
-        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().plan)
+        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
         plan = make_plan(config, indexes, order=record)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         progress = Progress() if saved is None else saved.progress
-        if detour is not None:
-            detour.take(progress)
+        if rollback is not None:
+            rollback.apply(progress)
         phase = phase_at(config, progress.step)
         reader = phase_reader(config, indexes, plan, phase=phase)
         towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
@@ -122,7 +122,7 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
             start_from(Path(config.start_from), towers)
     state = RunState(
         progress=progress,
-        plan=record,
+        data_order=record,
         wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
@@ -196,7 +196,7 @@ def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None
     return None if step is None else store.checkpoint(step)
 
 
-def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPlanRecord) -> RunState:
+def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
     """The state to resume from.
 
     Raises:
@@ -220,7 +220,7 @@ def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPla
     if before != now:
         changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
         raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")
-    changes = saved.plan.differences(record)
+    changes = saved.data_order.differences(record)
     if changes and not config.data.allow_change:
         raise InputError(
             f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "

@@ -77,7 +77,7 @@ def _scores(run: Run, name: str) -> dict[str, float]:
 @contextmanager
 def _alive(run: Run, watchdog: Watchdog) -> Iterator[None]:
     def tell(*_: object) -> None:
-        watchdog.enters("evaluation", step=run.progress.step)
+        watchdog.set_activity("evaluation", step=run.progress.step)
 
     tell()
     towers = run.stepper.towers

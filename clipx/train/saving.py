@@ -108,7 +108,7 @@ class Saver:
                 f"{self.saved_step}: see that {self.store} answers, then start again"
             ) from error
 
-    def take_lost_s(self) -> float:
+    def pop_pause_seconds(self) -> float:
         """Seconds of training that saves have cost this rank since the last call."""
         lost_s, self._lost_s = self._lost_s, 0.0
         return lost_s
