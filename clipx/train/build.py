@@ -84,7 +84,7 @@ class Run:
         figures: dict[str, float] = {}
         for name, count, epoch in zip(self.config.data.sources, counts, epochs, strict=True):
             figures |= {f"samples/{name}": count, f"epoch/{name}": epoch}
-            figures[f"bad_samples/{name}"] = self.quarantine.of_source(name)
+            figures[f"bad_samples/{name}"] = self.quarantine.count(name)
         return figures
 
 
