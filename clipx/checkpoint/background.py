@@ -47,8 +47,8 @@ class Background(Generic[T]):
         """Starts a job; the result of the one before must have been taken."""
         assert self.idle, "one job at a time"
         self._job = Future()
-        # a daemon, so that the process can end even if storage hangs for ever; with normal priority, since a thread that
-        # loader processes keep from its core may hold the interpreter's lock, and the training would wait for it
+        # a daemon, so that the process can end even if storage hangs for ever; and with normal priority, since a thread
+        # that loader processes keep from its core may hold the interpreter's lock, for which the training would wait
         threading.Thread(target=_run, args=(job, self._job), name="checkpoint", daemon=True).start()
 
     def take(self, timeout_s: float | None = None) -> T:
