@@ -120,8 +120,8 @@ def find_problem(folder: Folder, *, checksums: bool) -> str | None:
 def _find_wrong_checksum(folder: Folder, entries: Mapping[str, Entry]) -> str | None:
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         sums = pool.map(partial(_sha256, folder), entries)
-        for (name, entry), found in zip(entries.items(), sums, strict=True):
-            if found != entry["sha256"]:
+        for (name, entry), actual in zip(entries.items(), sums, strict=True):
+            if actual != entry["sha256"]:
                 return f"{name} differs from its checksum"
     return None
 

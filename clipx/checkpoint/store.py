@@ -164,9 +164,10 @@ class CheckpointStore:
         A checkpoint counts only if its files are there and have their sizes, so that the last good one stays whatever
         else has the name of a checkpoint. Broken ones that are newer than the oldest of the `keep_last` stay too.
         """
-        good = [each for each in self.checkpoints() if find_problem(each.folder, checksums=False) is None]
+        checkpoints = self.checkpoints()
+        good = [checkpoint for checkpoint in checkpoints if find_problem(checkpoint.folder, checksums=False) is None]
         oldest_kept = good[-keep_last:][0].step if good else 0
-        for checkpoint in self.checkpoints():
+        for checkpoint in checkpoints:
             if checkpoint.step < oldest_kept and not (keep_every and checkpoint.step % keep_every == 0):
                 checkpoint.folder.remove_file(MANIFEST)  # first, so that a half removed one does not count
                 checkpoint.folder.remove()

@@ -141,8 +141,8 @@ def load_tensors(
         load(state, storage_reader=FolderReader(folder))
     optimizer_state |= state["optimizer"]  # tensors were filled in place, numbers were replaced
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=_OPTIONS)
-    for group, kept in zip(optimizer.param_groups, settings, strict=True):
-        group.update(kept)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     for name, parameter in model.named_parameters():
         if name.removeprefix("module.") in fresh:
             optimizer.state.pop(parameter, None)

@@ -78,7 +78,7 @@ class LossSpikeError(Exception):
 
 @dataclass(frozen=True)
 class Rollback:
-    """What the run knows after a rollback and the checkpoint that it goes on from does not."""
+    """The part of a run's progress after a rollback that the checkpoint it goes on from does not have."""
 
     skipped_batches: tuple[int, ...]
     """Numbers of global batches in the data order, ascending."""

@@ -182,8 +182,8 @@ class Saver:
         self._tried_at, self._left_out = time.monotonic(), False
         run = self._run
         average = None if run.stepper.ema is None else run.stepper.ema.state_dict()
-        whole = state_of(run.stepper.model, inner_optimizer(run.stepper.optimizer), average=average)
-        share = own_share(whole, self._group)
+        full_state = state_of(run.stepper.model, inner_optimizer(run.stepper.optimizer), average=average)
+        share = own_share(full_state, self._group)
         run.state.grad_scaler = run.runtime.grad_scaler_state()
         state = deepcopy(run.state)
         if wait or self._background is None:

@@ -1,4 +1,4 @@
-"""Heartbeats that ranks publish for each other, and what they tell about which rank holds up the run.
+"""Heartbeats that ranks publish for each other, and the search for the rank that holds up the run.
 
 They go through the store by which the ranks found each other, and not through collectives, which are what hangs. The
 store is served by rank 0's process or by torchrun's agent. When that process hangs, so does every call here: call these

@@ -34,7 +34,7 @@ _STARTUP_STEPS = 2  # the first step compiles and chooses kernels, and what its 
 
 
 class _Position(NamedTuple):
-    """Where the main thread is; a new object for every call of `set_activity`."""
+    """Activity of the main thread and its limit; a new object for every call of `set_activity`."""
 
     activity: Activity
     step: int

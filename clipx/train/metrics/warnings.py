@@ -16,7 +16,7 @@ _PILLOW_SHARE = 0.1  # of the images: above it, Pillow's slower decoding is noti
 # Equal GPUs differ by a few percent (clocks, temperature); a rank that takes a quarter longer has something wrong.
 _SLOW_RATIO, _SLOW_OVER = 1.25, 1.1
 _MAX_SKIPPED = 3  # steps in the window; one or two are an unlucky batch
-_INPUTS = {"image": "pictures", "text": "captions"}
+_INPUTS = {"image": "images", "text": "captions"}
 _MIN_BAD = 10  # samples in the window; fewer say nothing about a share
 
 
@@ -86,9 +86,9 @@ class Diagnosis:
         self._counters.append(
             _Counters(*(row.get(name, math.nan) for name in ("samples_seen", "skipped_steps", "bad_samples")))
         )
-        found = [self._scale(row), *(self._collapse(row, side) for side in self._alike)]
-        found += [self._loader(row), self._rank(row), self._skips(), self._spoils()]
-        return [warning for warning in found if warning is not None]
+        warnings = [self._scale(row), *(self._collapse(row, side) for side in self._alike)]
+        warnings += [self._loader(row), self._rank(row), self._skips(), self._spoils()]
+        return [warning for warning in warnings if warning is not None]
 
     def _scale(self, row: Mapping[str, float]) -> str | None:
         if not self._clamped.sounds(row.get("logit_scale", math.nan) / self._max_logit_scale):
@@ -125,10 +125,10 @@ class Diagnosis:
             )
         pillow = row.get("pillow_images", 0.0) / max(row.get("samples_per_s", 0.0) * row["elapsed_s"], 1.0)
         if pillow > _PILLOW_SHARE:
-            return f"Pillow decodes {pillow:.0%} of the pictures, slowly; `clipx data make` writes them as plain JPEG"
+            return f"Pillow decodes {pillow:.0%} of the images, slowly; `clipx data make` writes them as plain JPEG"
         return (
             f"decoding is too slow; raise data.workers (now {self._workers}), give the job more cores per GPU, or "
-            "store the pictures smaller"
+            "store the images smaller"
         )
 
     def _rank(self, row: Mapping[str, float]) -> str | None:
