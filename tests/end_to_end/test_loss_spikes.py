@@ -84,8 +84,8 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
     scenes: Path, tmp_path: Path, spoil: Callable[[Fails], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(lambda outcome: outcome.batch == 13)
-    opened, stages, waited_in = threading.Event(), [], []
-    create, look, take, enters = folders._Local.create, SpikeDetector.look, Background.take, Watchdog.set_activity
+    opened, activities, waited_in = threading.Event(), [], []
+    create, look, take, set_activity = folders._Local.create, SpikeDetector.look, Background.take, Watchdog.set_activity
 
     @contextmanager
     def gated(folder: Any, name: str) -> Iterator[Any]:
@@ -100,13 +100,13 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
         return z_score
 
     def taken(background: Background[Any], *arguments: Any) -> Any:
-        waited_in.append(stages[-1])
+        waited_in.append(activities[-1])
         return take(background, *arguments)
 
     monkeypatch.setattr(folders._Local, "create", gated)
     monkeypatch.setattr(SpikeDetector, "look", looked)
     monkeypatch.setattr(Background, "take", taken)
-    monkeypatch.setattr(Watchdog, "set_activity", lambda *a, **k: stages.append(a[1]) or enters(*a, **k))
+    monkeypatch.setattr(Watchdog, "set_activity", lambda *a, **k: activities.append(a[1]) or set_activity(*a, **k))
     monkeypatch.setattr(saving, "_PATIENCE_S", 0.0)
     assert train(config(tmp_path / "run", scenes, "checkpoint.async_save=true", "checkpoint.every_steps=12")) == 0
     (row,) = map(json.loads, (tmp_path / "run" / "rollbacks.jsonl").read_text().splitlines())
