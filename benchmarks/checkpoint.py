@@ -43,7 +43,7 @@ class Saved:
         if self.saver is not None:
             self.steps.run.progress.step += 1
             self.saver.save(stopping=False)
-            self.pauses_s.append(self.saver.take_lost_s())
+            self.pauses_s.append(self.saver.pop_pause_seconds())
         self.steps()
         if self.saver is not None:
             self.saver.wait()

@@ -39,7 +39,6 @@ def slurm(
     from clipx.launching.commands import sbatch_command
     from clipx.launching.files import LAUNCH_FILES, slurm_sizes
     from clipx.launching.nodes import Nodes, check_batch
-    from clipx.launching.start import become
 
     config = load_arguments(arguments)
     file = LAUNCH_FILES / "slurm" / ("torchrun.sbatch" if torchrun else "train.sbatch")
@@ -50,7 +49,7 @@ def slurm(
         arguments, file=file, nodes=number.one_number("Slurm"), gpus_per_node=gpus, options=shlex.split(sbatch)
     )
     if not _printed(command, dry_run=dry_run):
-        become(command)
+        command.replace_process()
 
 
 @launch_app.command()
@@ -66,14 +65,13 @@ def torchrun(
     """Run launch/torchrun.sh on this node; on several nodes, the same line on each, with MASTER_ADDR set."""
     from clipx.launching.commands import torchrun_command
     from clipx.launching.nodes import check_batch, nodes_from, processes_from
-    from clipx.launching.start import become
 
     config = load_arguments(arguments)
     number, processes = nodes_from(os.environ, nodes), processes_from(os.environ, gpus_per_node)
     check_batch(config, number, processes_per_node=processes)
     command = torchrun_command(arguments, nodes=number, processes_per_node=processes)
     if not _printed(command, dry_run=dry_run):
-        become(command)
+        command.replace_process()
 
 
 @launch_app.command()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from clipx.checkpoint.state import DataPlanRecord, MicroBatch, Progress, RunState
+from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
 from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
@@ -32,7 +32,7 @@ from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import build_stepper, check_step
-from clipx.train.loss_spikes import Detour
+from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.metrics.warnings import Diagnosis
@@ -71,11 +71,11 @@ class Run:
 
     def batches(self) -> Generator[Batch]:
         """This rank's batches, from the next one to the last of the phase."""
-        start, left_out = self.progress.next_batch, self.progress.left_out
+        start, skipped = self.progress.next_batch, self.progress.skipped_batches
         stop = start + self.phase.until - self.progress.step
-        for batch in left_out:  # ascending
+        for batch in skipped:  # ascending
             stop += start <= batch < stop
-        return self.stream.batches(start, stop, left_out=frozenset(left_out))
+        return self.stream.batches(start, stop, left_out=frozenset(skipped))
 
     def data_figures(self, batches: int) -> dict[str, float]:
         """After so many global batches: the epochs read, of a mixture by source, with its pictures and its bad ones."""
@@ -86,14 +86,14 @@ class Run:
         figures: dict[str, float] = {}
         for name, count, epoch in zip(self.config.data.sources, counts, epochs, strict=True):
             figures |= {f"samples/{name}": count, f"epoch/{name}": epoch}
-            figures[f"bad_samples/{name}"] = self.quarantine.of_source(name)
+            figures[f"bad_samples/{name}"] = self.quarantine.count(name)
         return figures
 
 
 def build_run(
     config: RunConfig,
     runtime: Runtime,
-    detour: Detour | None = None,
+    rollback: Rollback | None = None,
     *,
     build: BuildObjective = build_objective,
 ) -> Run:
@@ -102,7 +102,7 @@ def build_run(
     Args:
         config: of the run.
         runtime: the ranks; all of them call this.
-        detour: what the run leaves out from here on, though that checkpoint knows nothing of it.
+        rollback: the batches that the run skips from here on, which that checkpoint does not know of.
         build: config to objective.
 
     Raises:
@@ -117,12 +117,12 @@ def build_run(
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
-        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().plan)
+        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
         plan = make_plan(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         progress = Progress() if saved is None else saved.progress
-        if detour is not None:
-            detour.take(progress)
+        if rollback is not None:
+            rollback.apply(progress)
         phase = phase_at(config, progress.step)
         objective = build(config, phase, vocab_size=tokenizer.vocab_size)
         reader = phase_reader(config, indexes, plan, phase=phase, column_readers=objective.column_readers)
@@ -132,7 +132,7 @@ def build_run(
             start_from(Path(config.start_from), model)
     state = RunState(
         progress=progress,
-        plan=record,
+        data_order=record,
         wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
@@ -206,7 +206,7 @@ def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None
     return None if step is None else store.checkpoint(step)
 
 
-def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPlanRecord) -> RunState:
+def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
     """The state to resume from.
 
     Raises:
@@ -230,7 +230,7 @@ def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPla
     if before != now:
         changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
         raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")
-    changes = saved.plan.differences(record)
+    changes = saved.data_order.differences(record)
     if changes and not config.data.allow_change:
         raise InputError(
             f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipx.checkpoint.state import DataPlanRecord
+from clipx.checkpoint.state import DataOrderRecord
 from clipx.config.data import DataConfig, sources
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
@@ -43,8 +43,8 @@ def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
 
 
 def plan_record(
-    config: RunConfig, indexes: Sequence[ShardIndex], *, begun: DataPlanRecord | None = None
-) -> DataPlanRecord:
+    config: RunConfig, indexes: Sequence[ShardIndex], *, begun: DataOrderRecord | None = None
+) -> DataOrderRecord:
     """What determines the order beside the seed, for `make_plan` and for checkpoints.
 
     Args:
@@ -58,7 +58,7 @@ def plan_record(
     """
     plan = make_plan(config, indexes)
     prints = [index.fingerprint() for index in indexes]
-    record = DataPlanRecord(
+    record = DataOrderRecord(
         fingerprint=prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest(),
         num_shards=sum(len(index.paths) for index in indexes),
         num_samples=plan.num_samples,

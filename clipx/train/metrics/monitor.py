@@ -79,20 +79,20 @@ class Monitor:
         if self._display is not None:
             self._display.close()
 
-    def rewind(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
         self._since_row = _SinceRow(step=step, began=time.perf_counter())
         if self._runtime.is_main and self._metrics.exists():
             kept = [row for row in read_rows(self._metrics) if row["step"] <= step]
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def waited(self, seconds: float, *, step: int) -> None:
+    def record_data_wait(self, seconds: float, *, step: int) -> None:
         """Notes how long a step, from 1, stood waiting for its data; it may be known before the step before is read."""
         self._waits[step] = seconds
 
     def saved(self, lost_s: float) -> None:
         """Notes what a save has cost the training, within a pause."""
-        assert self._since_row is not None, "saved before rewind"
+        assert self._since_row is not None, "saved before truncate_after"
         self._since_row.checkpoint_s += lost_s
 
     @contextmanager
@@ -100,14 +100,14 @@ class Monitor:
         """Time within is that of saving or evaluating, between two steps."""
         began = time.perf_counter()
         yield
-        assert self._since_row is not None, "pause before rewind"
+        assert self._since_row is not None, "pause before truncate_after"
         self._since_row.pause_s += time.perf_counter() - began
 
     def record(
         self, outcome: StepMetrics, progress: RunProgress, *, bad_samples: int, data: Mapping[str, float]
     ) -> None:
         """Takes one finished step; writes a row, with what is known of the `data` then, when one is due."""
-        assert self._since_row is not None, "record before rewind"
+        assert self._since_row is not None, "record before truncate_after"
         self._since_row.add(outcome, data_wait_s=self._waits.pop(outcome.step, 0.0))
         if outcome.step % self._config.track.every_steps and outcome.step != self._num_steps:
             return

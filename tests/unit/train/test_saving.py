@@ -91,8 +91,8 @@ def test_a_save_beside_the_training_holds_the_state_of_its_step(
             gate.opened.set()
             saver.wait()
             assert saver.saved_step == 3
-            assert saver.take_lost_s() > 0
-            assert saver.take_lost_s() == 0
+            assert saver.pop_pause_seconds() > 0
+            assert saver.pop_pause_seconds() == 0
             checkpoint = saver.store.newest()
             assert checkpoint is not None
             assert checkpoint.state().progress.samples_seen == 7

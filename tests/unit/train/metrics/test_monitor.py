@@ -20,7 +20,7 @@ DIAGNOSIS = Diagnosis(max_logit_scale=100, warmup_steps=0, max_bad_fraction=0.01
 def monitor(tmp_path: Path) -> Iterator[Monitor]:
     config = tiny_config(tmp_path, "none.tar", "steps=4")
     with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as opened:
-        opened.rewind(0)
+        opened.truncate_after(0)
         yield opened
 
 
@@ -51,8 +51,8 @@ def outcome(step: int, *, num_tokens: int = 24 * 12) -> StepOutcome:
 
 
 def test_a_wait_stands_in_the_row_of_its_step(monitor: Monitor, tmp_path: Path) -> None:
-    monitor.waited(1.0, step=1)
-    monitor.waited(20.0, step=2)  # the next batch is fetched before the step is read
+    monitor.record_data_wait(1.0, step=1)
+    monitor.record_data_wait(20.0, step=2)  # the next batch is fetched before the step is read
     for step in (1, 2, 3):
         monitor.record(outcome(step), Progress(), bad_samples=0, data={})
     assert [row["data_wait_s"] for row in metrics(tmp_path)] == [1.0, 20.0, 0.0]
@@ -73,9 +73,9 @@ def test_saving_and_evaluating_are_told_apart_from_training(monitor: Monitor, tm
 def test_a_row_sums_its_steps(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "none.tar", "steps=4", "track.every_steps=2")
     with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as monitor:
-        monitor.rewind(0)
+        monitor.truncate_after(0)
         for step in (1, 2, 3, 4):
-            monitor.waited(step, step=step)
+            monitor.record_data_wait(step, step=step)
             monitor.record(outcome(step, num_tokens=24 * 6 * step), Progress(), bad_samples=0, data={})
     rows = metrics(tmp_path)
     assert [(row["step"], row["forward_s"], row["backward_s"]) for row in rows] == [(2, 1.0, 2.0), (4, 1.0, 2.0)]
