@@ -65,7 +65,7 @@ def rows_of(
     arguments: argparse.Namespace, run: Run, sides: dict[str, Saved], timings: dict[str, Timing]
 ) -> list[dict[str, object]]:
     """One row for each way of saving."""
-    weights = sum(parameter.nbytes for parameter in run.stepper.towers.parameters())
+    weights = sum(parameter.nbytes for parameter in run.stepper.objective.model.parameters())
     none, timed = timings["none"], slice(arguments.warmup, None)
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():

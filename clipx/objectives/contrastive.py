@@ -34,7 +34,11 @@ class ContrastiveObjective(Objective):
         self._loss = loss
         self._seed = seed
         self._patch_drop = patch_drop
-        self.coupled = {"contrastive": CoupledLoss(share=self.contrastive_share, cost=loss.cost)}
+
+    @property
+    def coupled(self) -> Mapping[str, CoupledLoss]:
+        """The one loss."""
+        return {"contrastive": CoupledLoss(share=self.contrastive_share, cost=self._loss.cost)}
 
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Embeddings:
         """The embeddings of a piece."""

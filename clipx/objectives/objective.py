@@ -15,7 +15,6 @@ Both are exact for every number of ranks and micro-batches. The loss that is min
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -78,10 +77,21 @@ class Objective(Protocol):
     """The bare model in float32: both towers, with whatever the objective adds to them. All of it trains."""
     flops: ModelFlops
     """Model FLOPs of a batch, for MFU and `clipx plan`."""
-    coupled: Mapping[str, CoupledLoss] = MappingProxyType({})
-    terms: Mapping[str, Term] = MappingProxyType({})
-    column_readers: Sequence[ColumnReader] = ()
-    """Read further columns of every sample, which come with the batch as `Batch.columns`."""
+
+    @property
+    def coupled(self) -> Mapping[str, CoupledLoss]:
+        """The coupled losses by name."""
+        return {}
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        """The terms by name."""
+        return {}
+
+    @property
+    def column_readers(self) -> Sequence[ColumnReader]:
+        """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
+        return ()
 
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Outputs:
         """The outputs of one piece of a batch, on its device.

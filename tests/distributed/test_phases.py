@@ -3,6 +3,7 @@
 import signal
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed.ranks import run_ranks
@@ -13,7 +14,7 @@ from clipx.distributed.runtime import Runtime
 from clipx.train import trainer
 from clipx.train.build import Run, build_run
 from clipx.train.loss_spikes import Rollback
-from clipx.train.metrics.step_metrics import Requests
+from clipx.train.metrics.step_metrics import StopOrSave
 from clipx.train.trainer import Loop, train
 from clipx.types import Batch
 
@@ -90,10 +91,10 @@ def _alive_at_each_build(config: RunConfig) -> list[int]:
     built: list[weakref.ref[object]] = []
     alive: list[int] = []
 
-    def spy(config: RunConfig, runtime: Runtime, rollback: Rollback | None) -> Run:
+    def spy(config: RunConfig, runtime: Runtime, rollback: Rollback | None, **options: Any) -> Run:
         alive.append(sum(towers() is not None for towers in built))
-        run = build_run(config, runtime, rollback)
-        built.append(weakref.ref(run.stepper.towers))
+        run = build_run(config, runtime, rollback, **options)
+        built.append(weakref.ref(run.stepper.objective.model))
         return run
 
     trainer.build_run = spy
@@ -113,7 +114,7 @@ def _stopped_in_the_last_step_of_a_phase(config: RunConfig) -> int:
     """Rank 1 alone gets the signal."""
     launch_step = Loop.launch_step
 
-    def signalled(self: Loop, batch: Batch) -> Requests:
+    def signalled(self: Loop, batch: Batch) -> StopOrSave:
         if self.run.progress.step == 4 and self.run.runtime.rank == 1:
             signal.raise_signal(signal.SIGTERM)
         return launch_step(self, batch)

@@ -18,11 +18,11 @@ from clipx.storage import folders
 from clipx.train import saving, trainer
 from clipx.train.liveness.watchdog import Watchdog
 from clipx.train.loss_spikes import Rollback, SpikeDetector
-from clipx.train.metrics.step_metrics import PendingStep, StepOutcome
+from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics
 from clipx.train.trainer import train
 
 STEPS = 20
-Fails = Callable[[StepOutcome], bool]
+Fails = Callable[[StepMetrics], bool]
 
 
 def config(run_dir: Path, scenes: Path, *overrides: str) -> RunConfig:
@@ -33,14 +33,16 @@ def config(run_dir: Path, scenes: Path, *overrides: str) -> RunConfig:
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fails], None]:
     """Makes the loss that is read of some steps ten times as high."""
-    read = PendingStep.read
+    read = InFlightStep.read
 
     def apply(fails: Fails) -> None:
-        def spoilt(self: PendingStep) -> StepOutcome:
+        def spoilt(self: InFlightStep) -> StepMetrics:
             outcome = read(self)
-            return replace(outcome, loss=10 * outcome.loss) if fails(outcome) else outcome
+            return (
+                replace(outcome, figures={**outcome.figures, "loss": 10 * outcome.loss}) if fails(outcome) else outcome
+            )
 
-        monkeypatch.setattr(PendingStep, "read", spoilt)
+        monkeypatch.setattr(InFlightStep, "read", spoilt)
 
     return apply
 
@@ -52,7 +54,7 @@ def without(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     def run(*batches: int) -> Path:
         build = trainer.build_run
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "build_run", lambda c, r, _: build(c, r, Rollback(batches, 0)))
+            patch.setattr(trainer, "build_run", lambda c, r, _, **options: build(c, r, Rollback(batches, 0), **options))
             assert train(config(tmp_path / "without", scenes)) == 0
         return tmp_path / "without"
 
@@ -124,11 +126,11 @@ def test_killed_during_a_rollback_it_rolls_back_again(
     spoil(lambda outcome: outcome.batch in (13, 16))
     build, starts = trainer.build_run, []
 
-    def killed_after_both(*arguments: object) -> object:
+    def killed_after_both(*arguments: object, **options: object) -> object:
         starts.append(arguments[2])
         if len(starts) == 3:
             raise KeyboardInterrupt
-        return build(*arguments)  # type: ignore[arg-type]
+        return build(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "build_run", killed_after_both)
