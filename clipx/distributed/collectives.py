@@ -92,7 +92,7 @@ def all_reduce(x: Tensor, op: Literal["sum", "max"], group: ProcessGroup | None)
     return x
 
 
-def start_shift(x: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
+def ring_shift_async(x: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
     """Starts to send x to the next rank (the last one's goes to rank 0); alone, x comes back itself.
 
     Returns:
@@ -128,7 +128,7 @@ def gather_objects(value: Any, group: ProcessGroup | None) -> list[Any]:
 
 
 @contextmanager
-def together(group: ProcessGroup | None) -> Iterator[None]:
+def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
     """What one rank raises within, all ranks raise at its end, so that none waits for one that has left.
 
     The block must not communicate. The rank that has the error raises it; the others raise a copy.

@@ -111,6 +111,6 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor's whole value, gathered by all ranks together; any other tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

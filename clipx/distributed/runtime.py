@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch.distributed import ProcessGroup
 
 from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
-from clipx.distributed.collectives import together
+from clipx.distributed.collectives import raise_on_all_ranks
 from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import InputError, RunError
 
@@ -75,7 +75,7 @@ class Runtime:
         """Lets go of what `parallelize` prepared, so that another model can be."""
         self.accelerator.free_memory()
 
-    def from_main(self, value: T) -> T:
+    def broadcast_from_rank0(self, value: T) -> T:
         """The value that rank 0 passed, on every rank."""
         if self.group is None:
             return value
@@ -83,9 +83,9 @@ class Runtime:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def together(self) -> AbstractContextManager[None]:
-        """What one rank raises within, all raise: `clipx.distributed.collectives.together`."""
-        return together(self.group)
+    def raise_on_all_ranks(self) -> AbstractContextManager[None]:
+        """What one rank raises within, all raise: `clipx.distributed.collectives.raise_on_all_ranks`."""
+        return raise_on_all_ranks(self.group)
 
     def grad_scaler_state(self) -> dict[str, float] | None:
         """State of the fp16 loss scaler, or None in other precisions."""

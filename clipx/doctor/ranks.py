@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.distributed import ProcessGroup
 
-from clipx.distributed.collectives import all_reduce, gather_objects, rank, start_shift, world_size
+from clipx.distributed.collectives import all_reduce, gather_objects, rank, ring_shift_async, world_size
 from clipx.doctor.findings import MIB, Finding, ok, problem, rounded, speed, warning
 from clipx.doctor.run_folder import existing_parent
 
@@ -65,7 +65,7 @@ def measure_ranks(group: ProcessGroup, device: torch.device, *, side: ProcessGro
     block = torch.zeros(_BLOCK[device.type] // 4, device=device)
 
     def shift() -> None:
-        start_shift(block, group)()
+        ring_shift_async(block, group)()
 
     shift_s = median(_times(shift, group, device))
     latency_s, bandwidth = gather_objects((latency_s, bandwidth), side)[0]

@@ -17,7 +17,7 @@ from clipx.data.labelled import (
     read_labelled,
     require_type,
 )
-from clipx.distributed.collectives import together
+from clipx.distributed.collectives import raise_on_all_ranks
 from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
@@ -33,7 +33,7 @@ def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: Proces
         case ZeroShotConfig():
             return zero_shot(pretrained, Path(config.data), batch_size=config.batch_size, group=group)
         case RetrievalConfig():
-            with together(group):
+            with raise_on_all_ranks(group):
                 pictures = _captioned(config)
             return retrieval(pretrained, pictures, batch_size=config.batch_size, group=group)
         case _:
@@ -66,7 +66,7 @@ def evaluate_folder(
     Raises:
         InputError: as `run_evaluation`.
     """
-    with together(group):
+    with raise_on_all_ranks(group):
         kind = dataset_type(folder)
     match kind:
         case "classification":

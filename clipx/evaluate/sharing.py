@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.data.decode import UndecodableError, decode_image
 from clipx.data.labelled import Picture
-from clipx.distributed.collectives import all_gather, gather_objects, rank, together, world_size
+from clipx.distributed.collectives import all_gather, gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained
 
@@ -39,7 +39,7 @@ def share(items: Iterable[Item], *, batch_size: int, group: ProcessGroup | None)
     while True:
         own: list[Item] = []
         number = -1
-        with together(group):
+        with raise_on_all_ranks(group):
             for number, item in islice(rest, num_ranks * batch_size):
                 if number % num_ranks == own_rank:
                     own.append(item)

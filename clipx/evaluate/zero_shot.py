@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.data.labelled import open_classification_set, read_labelled
-from clipx.distributed.collectives import all_reduce, together
+from clipx.distributed.collectives import all_reduce, raise_on_all_ranks
 from clipx.evaluate.prompts import class_embeddings
 from clipx.evaluate.sharing import embed_pictures
 from clipx.pretrained import Pretrained
@@ -33,7 +33,7 @@ def zero_shot(pretrained: Pretrained, folder: Path, *, batch_size: int, group: P
     Raises:
         InputError: the folder breaks the layout, or a picture cannot be decoded.
     """
-    with together(group):
+    with raise_on_all_ranks(group):
         data = open_classification_set(folder)
     num_classes = len(data.class_names)
     classes_CD = class_embeddings(

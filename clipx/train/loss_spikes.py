@@ -76,7 +76,7 @@ def go_back(leap: LossLeapError, progress: Progress, *, config: RunConfig, runti
             "lower optim.lr or look at the data, then start again"
         )
     back_to = 0
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if runtime.is_main:
             try:
                 steps = [checkpoint.step for checkpoint in store.checkpoints()]
@@ -87,7 +87,7 @@ def go_back(leap: LossLeapError, progress: Progress, *, config: RunConfig, runti
                     f"{leap}, and the checkpoints in {store} cannot be set aside ({error}); mend the storage, then "
                     "run the same command again"
                 ) from error
-    back_to = runtime.from_main(back_to)
+    back_to = runtime.broadcast_from_rank0(back_to)
     batches = batches_before(leap.batch, min(spikes.leave_out, leap.step - back_to), left_out=progress.left_out)
     if runtime.is_main:
         row = asdict(_Row(leap.step, leap.loss, leap.z_score, back_to, list(batches)))

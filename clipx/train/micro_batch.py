@@ -60,7 +60,7 @@ def largest_micro_batch(
     Raises:
         InputError: not one pair fits; on all ranks alike.
     """
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         budget = int(USABLE * (_free_memory(runtime.device) if limit is None else limit)) - beside
         try:
             size, peak = _largest(sizes, partial(_peak, rehearse, device=runtime.device), budget)

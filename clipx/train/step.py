@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from clipx.counter_random import Stream, key
 from clipx.distributed.collectives import all_reduce, observed
-from clipx.distributed.parallelize import no_sync, whole
+from clipx.distributed.parallelize import full_tensor, no_sync
 from clipx.distributed.runtime import Runtime
 from clipx.losses import ContrastiveLoss
 from clipx.models.clip import CLIP
@@ -74,7 +74,7 @@ class Stepper:
             good = torch.isfinite(sums[0]) & torch.isfinite(grad_norm)
             with clock.measure("optimizer"):
                 self._update(good, step)
-        log_logit_scale = whole(self.towers.log_logit_scale.detach()).to(self.runtime.device)
+        log_logit_scale = full_tensor(self.towers.log_logit_scale.detach()).to(self.runtime.device)
         logit_scale = log_logit_scale.exp().double().squeeze()
         loss, *others = sums.unbind()
         stats = torch.stack([loss, grad_norm.double(), logit_scale, good.double(), *others])
@@ -158,7 +158,7 @@ class Stepper:
         """Scales gradients to the largest norm; returns the norm before, 0-dim, equal on all ranks."""
         limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
         norm: Tensor = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return whole(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
+        return full_tensor(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
 
     def _update(self, good: Tensor, step: int) -> None:
         """The optimizer step, or none."""

@@ -27,7 +27,7 @@ def everything(dtype: torch.dtype) -> dict[str, object]:
         "scattered": collectives.reduce_scatter_sum(mine, group),
         "sum": collectives.all_reduce(mine.clone(), "sum", group),
         "max": collectives.all_reduce(mine.clone(), "max", group),
-        "shifted": collectives.start_shift(strided, group)(),
+        "shifted": collectives.ring_shift_async(strided, group)(),
         "group": collectives.named_group(group.group_name) is group,
         "objects": collectives.gather_objects({"rank": rank}, group),
         "alone": collectives.all_gather(mine, None),
@@ -62,7 +62,7 @@ def times_observed() -> list[int]:
         entered.append(1)
         yield
 
-    shift = collectives.start_shift(x, group)
+    shift = collectives.ring_shift_async(x, group)
     calls = [
         lambda: collectives.all_gather(x, group),
         lambda: collectives.reduce_scatter_sum(x, group),
@@ -89,7 +89,7 @@ def test_alone_there_is_nothing_to_do() -> None:
     assert (collectives.rank(None), collectives.world_size(None)) == (0, 1)
     assert collectives.all_gather(x, None) is x
     assert collectives.reduce_scatter_sum(x, None) is x
-    assert collectives.start_shift(x, None)() is x
+    assert collectives.ring_shift_async(x, None)() is x
     assert collectives.named_group("") is None
     assert collectives.all_reduce(x, "max", None) is x
     assert collectives.gather_objects("x", None) == ["x"]

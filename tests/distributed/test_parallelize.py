@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 import clipx
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks
-from clipx.distributed.parallelize import parallelize, reshard, whole
+from clipx.distributed.parallelize import full_tensor, parallelize, reshard
 from clipx.distributed.runtime import start_runtime
 from clipx.models.clip import CLIP, build_model
 from clipx.optim.optimizers import build_optimizer
@@ -162,7 +162,7 @@ def wrapped(config: RunConfig) -> dict[str, Any]:
             "float32": {parameter.dtype for parameter in model.parameters()},
             "gathered": gathered,
             "embedded": embedded_BD.dtype,
-            "scale": whole(towers.log_logit_scale.detach()).item(),
+            "scale": full_tensor(towers.log_logit_scale.detach()).item(),
         }
 
 
@@ -203,7 +203,7 @@ def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool)
 
         towers.zero_grad(set_to_none=True)
         rehearsal(forward, image_size=32, context_length=24, device=torch.device("cpu"))(6)
-        return dtypes, {name: whole(parameter.grad) for name, parameter in towers.named_parameters()}
+        return dtypes, {name: full_tensor(parameter.grad) for name, parameter in towers.named_parameters()}
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def join_life_signs(runtime: Runtime) -> LifeSigns:
 
     if runtime.is_main:
         signs(name).open()
-    return signs(runtime.from_main(name))
+    return signs(runtime.broadcast_from_rank0(name))
 
 
 def find_culprit(earlier: Sequence[Sign], later: Sequence[Sign]) -> str:
