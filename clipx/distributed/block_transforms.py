@@ -18,7 +18,7 @@ from clipx.distributed.collectives import gather_objects
 
 log = logging.getLogger(__name__)
 
-_MOST_GRAPHS = 64
+_MAX_GRAPHS = 64
 """Of one forward pass: with and without gradients, in training and evaluation, of each phase's shapes, for last blocks
 and others. torch's own limit of 8 is passed by a run with two phases and evaluations, which would go on uncompiled."""
 
@@ -73,30 +73,30 @@ def evenly_spread(blocks: Sequence[nn.Module], fraction: float) -> list[nn.Modul
 def compile_blocks(
     blocks: Sequence[nn.Module],
     *,
-    rehearse: Callable[[], object],
+    dry_run: Callable[[], object],
     group: ProcessGroup | None,
-    of_many_shapes: Collection[nn.Module] = (),
+    dynamic_blocks: Collection[nn.Module] = (),
     backend: str | Callable[..., Any] = "inductor",
 ) -> bool:
     """Compiles every block, and tries them; where any rank cannot, all ranks stay as they were, and the log says why.
 
     Args:
         blocks: of all towers; blocks of one kind share their code.
-        rehearse: a forward and backward pass of the bare model, without communication.
+        dry_run: a forward and backward pass of the bare model, without communication.
         group: the ranks.
-        of_many_shapes: those of the blocks whose inputs' shapes change from step to step.
+        dynamic_blocks: those of the blocks whose inputs' shapes change from step to step.
         backend: of torch.compile.
 
     Returns:
         Whether the blocks are compiled.
     """
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MOST_GRAPHS)
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_GRAPHS)
     for block in blocks:
-        block.compile(backend=backend, dynamic=True if block in of_many_shapes else None)
+        block.compile(backend=backend, dynamic=True if block in dynamic_blocks else None)
     began = time.perf_counter()
     problem: str | None = None
     try:
-        rehearse()
+        dry_run()
     except Exception as error:  # the compiler's, the C++ compiler's, the kernel's: all mean that it cannot be done
         problem = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200] or repr(error)
     problems = [found for found in gather_objects(problem, group) if found is not None]

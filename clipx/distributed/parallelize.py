@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from clipx.config.schema import DdpConfig, Fsdp2Config
+from clipx.config.parallel import DdpConfig, Fsdp2Config
 from clipx.distributed.runtime import Runtime
 
 _COMPUTE_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

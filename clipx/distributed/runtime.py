@@ -21,7 +21,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed import ProcessGroup
 
-from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
+from clipx.config.parallel import Fsdp2Config, ParallelConfig
+from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import raise_on_all_ranks
 from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import InputError, RunError

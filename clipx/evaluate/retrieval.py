@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.data.labelled import CaptionedPicture
 from clipx.distributed.collectives import all_reduce, rank, world_size
-from clipx.evaluate.sharing import embed_pictures, embed_texts, gather_shared
+from clipx.evaluate.sharing import embed_images, embed_texts, gather_shared
 from clipx.pretrained import Pretrained
 
 DEPTHS = (1, 5, 10)
@@ -41,7 +41,7 @@ def retrieval(
         InputError: a picture or caption is missing or cannot be decoded.
     """
     pairs = _Pairs()
-    own_images = embed_pictures(pretrained, pairs.collect(pictures), batch_size=batch_size, group=group)
+    own_images = embed_images(pretrained, pairs.collect(pictures), batch_size=batch_size, group=group)
     image_ND = _gathered([image_BD for _, image_BD in own_images], pairs.num_pictures, group)
     own_texts = embed_texts(pretrained, pairs.texts, batch_size=batch_size, group=group)
     text_MD = _gathered([text_BD for _, text_BD in own_texts], len(pairs.texts), group)

@@ -6,7 +6,7 @@ from typing import assert_never
 
 from torch.distributed import ProcessGroup
 
-from clipx.config.schema import EvaluateConfig, RetrievalConfig, ZeroShotConfig
+from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled import (
     CaptionedPicture,

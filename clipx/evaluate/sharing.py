@@ -48,7 +48,7 @@ def share(items: Iterable[Item], *, batch_size: int, group: ProcessGroup | None)
         yield own
 
 
-def embed_pictures(
+def embed_images(
     pretrained: Pretrained, pictures: Iterable[Pictured], *, batch_size: int, group: ProcessGroup | None
 ) -> Iterator[tuple[list[Pictured], Tensor]]:
     """This rank's pictures, batch by batch, with their embeddings, float32 (B, D).

@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from clipx.data.labelled import open_classification_set, read_labelled
 from clipx.distributed.collectives import all_reduce, raise_on_all_ranks
 from clipx.evaluate.prompts import class_embeddings
-from clipx.evaluate.sharing import embed_pictures
+from clipx.evaluate.sharing import embed_images
 from clipx.pretrained import Pretrained
 
 
@@ -41,7 +41,7 @@ def zero_shot(pretrained: Pretrained, folder: Path, *, batch_size: int, group: P
     )
     counts_3C = torch.zeros(3, num_classes, dtype=torch.int64, device=pretrained.device)
     pictures = read_labelled(data.shards, num_classes=num_classes)
-    for own, image_BD in embed_pictures(pretrained, pictures, batch_size=batch_size, group=group):
+    for own, image_BD in embed_images(pretrained, pictures, batch_size=batch_size, group=group):
         label_B = torch.tensor([picture.label for picture in own], dtype=torch.int64, device=pretrained.device)
         with torch.autocast(pretrained.device.type, enabled=False):  # in bf16 near classes would tie
             score_BC = image_BD @ classes_CD.T

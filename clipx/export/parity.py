@@ -38,7 +38,7 @@ class Outputs:
     logits_BN: Tensor
 
 
-def pictures(image_size: int) -> list[Image.Image]:
+def parity_images(image_size: int) -> list[Image.Image]:
     """Smooth and noisy pictures: square, wide, high, grey, larger and smaller than the model's size.
 
     The margins of the centre crop are chosen so that transformers and open_clip cut the same square (see
@@ -47,7 +47,7 @@ def pictures(image_size: int) -> list[Image.Image]:
     third = image_size // 3
     sizes = ((image_size, image_size), (2 * image_size, 2 * image_size + 4 * third), (image_size + 5, image_size))
     small = max(image_size // 2, 1)
-    made = [_picture(width, height, seed) for seed, (width, height) in enumerate((*sizes, (small, small)))]
+    made = [_image(width, height, seed) for seed, (width, height) in enumerate((*sizes, (small, small)))]
     return [*made, made[1].transpose(Image.Transpose.ROTATE_90), made[0].convert("L").convert("RGB")]
 
 
@@ -76,11 +76,11 @@ def differences(ours: Outputs, theirs: Outputs) -> dict[str, float]:
     }
 
 
-def faults(found: dict[str, float]) -> list[str]:
+def above_limit(measured: dict[str, float]) -> list[str]:
     """What in `differences` is more than rounding; NaN is."""
     return [
         f"{name} by {value:.3g}"
-        for name, value in found.items()
+        for name, value in measured.items()
         if not value <= (0 if name == "texts_with_other_token_ids" else LIMIT)
     ]
 
@@ -96,7 +96,7 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
     return (ours.double() - theirs.double()).abs().max().item()
 
 
-def _picture(width: int, height: int, seed: int) -> Image.Image:
+def _image(width: int, height: int, seed: int) -> Image.Image:
     """Two waves per channel, and noise on top: low and high frequencies, for the resampling to differ on."""
     generator = np.random.default_rng(seed)
     y_H1, x_1W = np.mgrid[0:height, 0:1][0] / height, np.mgrid[0:1, 0:width][1] / width

@@ -11,7 +11,7 @@ from typing import Any, Literal, assert_never, get_args
 from clipx import __version__
 from clipx.errors import InputError, RunError
 from clipx.export import huggingface, open_clip
-from clipx.export.parity import LIMIT, TEXTS, differences, faults, our_outputs, pictures
+from clipx.export.parity import LIMIT, TEXTS, above_limit, differences, our_outputs, parity_images
 from clipx.export.shape import ClipShape, read_shape
 from clipx.pretrained import EXPORT_CONFIG, Pretrained, find_model, load
 
@@ -71,7 +71,7 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
     Raises:
         RunError: a library fails on the export, or a difference is above `LIMIT`.
     """
-    images = pictures(pretrained.config.image.image_size)
+    images = parity_images(pretrained.config.image.image_size)
     ours = our_outputs(pretrained, images, TEXTS)
     parity: dict[str, Any] = {"clipx": __version__, "limit": LIMIT, "pictures": len(images), "texts": len(TEXTS)}
     for name in formats:
@@ -80,17 +80,17 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
             parity[name] = {"checked": False, "reason": f"the library of format {name} is not installed"}
             continue
         try:
-            found = differences(ours, module.outputs(folder, images, TEXTS))
+            measured = differences(ours, module.outputs(folder, images, TEXTS))
         except Exception as error:  # a library raises what it likes
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise RunError(f"{module.library()} fails on the export ({reason}); {_REPORT}") from error
-        if wrong := faults(found):
+        if wrong := above_limit(measured):
             named = ", ".join(wrong)
             raise RunError(f"{module.library()} computes something else: {named} (limit {LIMIT}); {_REPORT}")
         parity[name] = {
             "checked": True,
             "library": module.library(),
-            "largest_difference": found,
+            "largest_difference": measured,
             "notes": list(module.NOTES),
         }
     return parity

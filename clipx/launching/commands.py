@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.config.parallel import Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.launching.files import LAUNCH_FILES
 from clipx.launching.nodes import Nodes

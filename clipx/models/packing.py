@@ -91,7 +91,7 @@ def group_by_length(tokens_T: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor
     return tokens_T[source_T], sorted_B, groups, order_B.argsort()
 
 
-def pad_to_bucket(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, most: int) -> tuple[Tensor, Tensor, int]:
+def pad_to_bucket(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, limit: int) -> tuple[Tensor, Tensor, int]:
     """Adds texts of tokens 0 behind the real ones, so that shapes take few values and one compilation serves many.
 
     T grows to the next of 16 sizes per octave and `max_length` to a multiple of 16. The added tokens, T / 16 at most,
@@ -102,14 +102,14 @@ def pad_to_bucket(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, most:
         tokens_T: int64 (T,).
         lengths_B: int64 (B,).
         max_length: at least the longest text.
-        most: what it may grow to at most.
+        limit: what it may grow to at most.
 
     Returns:
         The three, padded.
     """
     num_tokens, num_texts = tokens_T.shape[0], lengths_B.shape[0]
     padding = -num_tokens % max(1, 2 ** (num_tokens.bit_length() - 5))
-    max_length = min(most, -(-max_length // 16) * 16)
+    max_length = min(limit, -(-max_length // 16) * 16)
     before = max_length * torch.arange(-(-num_texts // 16), device=lengths_B.device)
     added = (padding - before).clamp_(0, max_length)
     return functional.pad(tokens_T, (0, padding)), torch.cat((lengths_B, added)), max_length

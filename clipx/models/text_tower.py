@@ -149,7 +149,7 @@ class TextTower(nn.Module):
         num_texts, groups, rank_B = lengths_B.shape[0], list[int](), None
         if self.bucketed:
             tokens_T, lengths_B, max_length = pad_to_bucket(
-                tokens_T, lengths_B, max_length=max_length, most=self.context_length
+                tokens_T, lengths_B, max_length=max_length, limit=self.context_length
             )
         elif tokens_T.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens_T, lengths_B, groups, rank_B = group_by_length(tokens_T, lengths_B)

@@ -9,7 +9,8 @@ from typing import Literal
 from torch import nn
 
 from clipx.config.geometry import BatchGeometry
-from clipx.config.schema import DdpConfig, Fsdp2Config, RunConfig
+from clipx.config.parallel import DdpConfig, Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.plan.cluster import Collective
 from clipx.plan.model import PhaseModel
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from clipx.config.data import DataConfig, device_part, sources
 from clipx.config.geometry import micro_batch_sizes, resolve_geometry
-from clipx.config.model import InfoNCEConfig, LossConfig, SigmoidConfig
+from clipx.config.loss import InfoNCEConfig, LossConfig, SigmoidConfig
 from clipx.config.optim import TimmOptimConfig
+from clipx.config.parallel import Fsdp2Config
 from clipx.config.phases import Phase
-from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.config.schema import RunConfig
 from clipx.data.device_augment import DeviceAugment
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, float8_blocks
 from clipx.distributed.parallelize import parallelize
@@ -210,10 +211,10 @@ def _rehearsal(towers: CLIP, runtime: Runtime, phase: Phase, *, captions_per_ima
 
 def _compile(towers: CLIP, runtime: Runtime, rehearse: Callable[[], None]) -> bool:
     """Whether the blocks could be compiled; texts come in few shapes from then on, and meanwhile."""
-    _, of_text = towers.block_lists()
+    _, text_blocks = towers.block_lists()
     if isinstance(towers.text_tower, TextTower):
         towers.text_tower.bucketed = True
-    compiled = compile_blocks(towers.blocks(), rehearse=rehearse, group=runtime.group, of_many_shapes=of_text)
+    compiled = compile_blocks(towers.blocks(), dry_run=rehearse, group=runtime.group, dynamic_blocks=text_blocks)
     towers.zero_grad(set_to_none=True)
     return compiled
 

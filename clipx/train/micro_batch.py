@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from clipx.config.schema import DdpConfig, ParallelConfig
+from clipx.config.parallel import DdpConfig, ParallelConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError

@@ -70,7 +70,7 @@ def compiled(broken_rank: int) -> tuple[bool, bool]:
 
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     possible = compile_blocks(
-        list(model), rehearse=lambda: model(torch.ones(2, 3)), group=dist.group.WORLD, backend=backend
+        list(model), dry_run=lambda: model(torch.ones(2, 3)), group=dist.group.WORLD, backend=backend
     )
     calls.clear()
     model(torch.ones(2, 3))

@@ -192,7 +192,7 @@ def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool)
             lambda batch: towers(batch, seed=0), image_size=32, context_length=24, device=torch.device("cpu")
         )
         if compiled:
-            assert compile_blocks(every_block, rehearse=partial(rehearse, 2), group=runtime.group, backend="aot_eager")
+            assert compile_blocks(every_block, dry_run=partial(rehearse, 2), group=runtime.group, backend="aot_eager")
         model, _ = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=every_block)
         dtypes: list[str] = []
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from shard_files import write_tar
 from tiny_clip import encoded, picture, tiny_pretrained, write_classification_set
 
-from clipx.config.schema import RetrievalConfig, ZeroShotConfig
+from clipx.config.evaluate import RetrievalConfig, ZeroShotConfig
 from clipx.data.decode import decode_image
 from clipx.errors import InputError
 from clipx.evaluate import check_evaluation, evaluate_folder, run_evaluation

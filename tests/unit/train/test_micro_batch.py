@@ -8,7 +8,7 @@ from tiny_clip import CLIP_VOCABULARY, tiny_model_config
 from torch import nn
 
 from clipx.config.geometry import micro_batch_sizes
-from clipx.config.schema import DdpConfig, Fsdp2Config
+from clipx.config.parallel import DdpConfig, Fsdp2Config
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
