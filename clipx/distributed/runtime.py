@@ -7,11 +7,10 @@ import importlib.util
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -232,25 +231,3 @@ def _quiet_libraries() -> None:
     """Libraries that print per rank and per step are limited to warnings; ours stay at info."""
     for name in ("accelerate", "wandb", "torch.distributed.checkpoint"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def start_trackers(
-    runtime: Runtime, *, project: str, config: dict[str, Any], wandb_mode: str, wandb_id: str, run_dir: Path
-) -> None:
-    """Opens wandb and tensorboard through accelerate; a resumed run goes on in its own wandb run."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    wandb = {"id": wandb_id, "resume": "allow", "mode": wandb_mode, "dir": str(run_dir), "name": run_dir.name}
-    runtime.accelerator.init_trackers(project, config=_scalars(config), init_kwargs={"wandb": wandb})
-
-
-def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config as flat dotted keys with scalar values, which every tracker takes."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _scalars(value, f"{prefix}{name}.")
-        elif isinstance(value, bool | int | float | str):
-            flat[prefix + name] = value
-        elif isinstance(value, Sequence) or value is None:
-            flat[prefix + name] = str(value)
-    return flat
