@@ -1,4 +1,4 @@
-"""Optimizers, learning rates and what trains when: the part of the schema that says how weights change."""
+"""The part of the schema about the update of the weights: optimizers, learning rates, locked towers, the average."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal

@@ -161,5 +161,5 @@ class RunConfig:
         return self.in_steps(self.samples)
 
     def in_steps(self, samples: int) -> int:
-        """Optimizer steps that see at least so many pairs."""
+        """The number of optimizer steps that see at least `samples` pairs."""
         return -(-samples // self.global_batch_size)
