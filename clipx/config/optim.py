@@ -25,7 +25,7 @@ class TowerOptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """What every optimizer has: the learning rate over time, and its share for each part of the model."""
+    """Settings of every optimizer: the learning rate over time, and its scale for each part of the model."""
 
     __pydantic_config__ = STRICT
 

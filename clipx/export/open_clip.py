@@ -22,7 +22,7 @@ from clipx.models.key_maps import OPEN_CLIP
 from clipx.pretrained import OPEN_CLIP_WEIGHTS, Pretrained
 
 NOTES: tuple[str, ...] = ()
-"""Notes in parity.json for people who use the export with open_clip; none: preprocessing and tokens are equal."""
+"""Notes in parity.json for people who use the export with open_clip: none, since preprocessing and tokens are equal."""
 
 
 def library() -> str | None:

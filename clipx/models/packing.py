@@ -41,7 +41,7 @@ class Packing(NamedTuple):
     source_N: Tensor
     """int64 (N,), the index of the token in each place; after a text's end a token of another text."""
     filled: tuple[Tensor, ...]
-    """For each group bool (B, L), with its own B and L: whether a place belongs to the text."""
+    """One bool (B, L) per group, with the group's B and L: whether a place belongs to the text."""
 
 
 def pack(lengths_B: Tensor, *, num_tokens: int, max_length: int, groups: Sequence[int] = ()) -> Packing:
