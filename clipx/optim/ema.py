@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
+from clipx.distributed.parallelize import reshard
 from clipx.optim.sharding import local_parts
 
 
@@ -34,7 +34,7 @@ class Ema:
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self._model = model
         self._decay = decay
-        self._average = {name: parameter.detach().clone() for name, parameter in _parameters(model).items()}
+        self._average = {name: parameter.detach().clone() for name, parameter in self._parameters().items()}
 
     @torch.no_grad()
     def update(self, good: Tensor, *, step: int) -> None:
@@ -80,17 +80,10 @@ class Ema:
             average.copy_(trained)
 
     def _weights(self) -> list[Tensor]:
-        parameters = _parameters(self._model)
+        parameters = self._parameters()
         return local_parts(parameters[name] for name in self._average)
 
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by name, the same tensors that the optimizer holds.
-
-    After a forward pass without a backward pass FSDP2 leaves gathered copies in their place, and would use them again:
-    so the copies are freed first.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    return dict(model.named_parameters())
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters by name, the same tensors that the optimizer holds, and not FSDP2's gathered copies."""
+        reshard(self._model)
+        return dict(self._model.named_parameters())
