@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from clipx.config.schema import DdpConfig, ParallelConfig
+from clipx.config.parallel import DdpConfig, ParallelConfig
 
 MEMORY_FRACTION = 0.9
 """Share of the free memory that is given out; allocators lose some of the rest between blocks."""

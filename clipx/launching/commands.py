@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.config.parallel import Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.launching.files import LAUNCH_FILES
 from clipx.launching.nodes import Nodes

@@ -108,7 +108,8 @@ class Ring:
         text_BD = self._text_BD
         for step in range(world_size):
             is_last = step == world_size - 1
-            arrival = None if is_last else collectives.start_shift(text_BD, self._group)  # while this block is used
+            # The next block travels while this one is used.
+            arrival = None if is_last else collectives.ring_shift_async(text_BD, self._group)
             owner = (rank - step) % world_size
             for places in _slices(len(text_BD), self._slice_size):
                 yield Columns(slice(owner, owner + 1), places), text_BD[places]
@@ -122,7 +123,7 @@ class Ring:
             yield columns, text_ND, self._gradient_BD[columns.places]
             if columns.places.stop == len(self._text_BD):
                 # Goes where its texts go; after the last of W steps that is home.
-                self._gradient_BD = collectives.start_shift(self._gradient_BD, self._group)()
+                self._gradient_BD = collectives.ring_shift_async(self._gradient_BD, self._group)()
 
     def text_gradient(self) -> Tensor:
         """See `Exchange`."""

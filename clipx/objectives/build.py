@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from clipx.config.geometry import BatchGeometry
-from clipx.config.model import InfoNCEConfig, LossConfig, SigmoidConfig
+from clipx.config.loss import InfoNCEConfig, LossConfig, SigmoidConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.losses import ContrastiveLoss

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.distributed.parallelize import whole
+from clipx.distributed.parallelize import full_tensor
 from clipx.losses import ContrastiveLoss
 from clipx.models.clip import CLIP
 from clipx.objectives.flops import ModelFlops
@@ -63,7 +63,7 @@ class ContrastiveObjective(Objective):
 
     def figures(self) -> Mapping[str, Tensor]:
         """The multiplier of the similarities."""
-        return {"logit_scale": whole(self.model.log_logit_scale.detach()).exp().squeeze()}
+        return {"logit_scale": full_tensor(self.model.log_logit_scale.detach()).exp().squeeze()}
 
 
 def no_negatives(batch: Batch) -> Tensor:

@@ -6,7 +6,8 @@ Left out are the step's own all-reduce of seven numbers and the gradient norm's.
 from torch import nn
 
 from clipx.config.geometry import BatchGeometry
-from clipx.config.schema import DdpConfig, Fsdp2Config, RunConfig
+from clipx.config.parallel import DdpConfig, Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.losses.cost import Transfer
 from clipx.objectives.build import loss_shape
 from clipx.plan.model import PhaseModel

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from clipx.config.geometry import BatchGeometry, micro_batch_sizes, resolve_geometry
-from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.config.parallel import Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import Gpu
 from clipx.distributed.memory import MEMORY_FRACTION, state_bytes
 from clipx.objectives.build import loss_shape

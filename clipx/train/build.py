@@ -112,7 +112,7 @@ def build_run(
     resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions)
     checkpoint = _newest_checkpoint(config, runtime)
     indexes = load_indexes(config.data, runtime)
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         check_stages(config)
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
@@ -133,7 +133,7 @@ def build_run(
     state = RunState(
         progress=progress,
         data_order=record,
-        wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
+        wandb_id=runtime.broadcast_from_rank0(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
     found = None if checkpoint is None else _found_before(config, runtime, checkpoint=checkpoint, phase=phase)
@@ -189,7 +189,7 @@ def _load(checkpoint: Checkpoint, stepper: Stepper) -> None:
 def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
     """What the run goes on from: rank 0 looks through its checkpoints, every rank learns which."""
     store, step = checkpoints_of(config), None
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if runtime.is_main:
             try:
                 newest = store.newest()
@@ -202,7 +202,7 @@ def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None
                 raise InputError(
                     f"the checkpoints in {store} cannot be read ({problem}); mend the storage or choose another place"
                 ) from problem
-    step = runtime.from_main(step)
+    step = runtime.broadcast_from_rank0(step)
     return None if step is None else store.checkpoint(step)
 
 

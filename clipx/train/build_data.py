@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
     """Of every source; rank 0 lists shards and makes what is missing, for all: stores are asked once."""
     indexes: list[ShardIndex] = []
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if runtime.is_main:
             indexes = [
                 build_index(source.shards, index_dir=source.index, remote=data.remote) for source in sources(data)
             ]
-    return runtime.from_main(indexes)
+    return runtime.broadcast_from_rank0(indexes)
 
 
 def plan_record(
@@ -149,7 +149,7 @@ def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: floa
     """As many as this rank needs, by a short measurement on what it will read first."""
     cores = own_cores()
     share = share_of_cores(cores, gather_objects(cores, runtime.group))
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         on_cpu = runtime.device.type == "cpu"
         choice = choose_workers(measure_picture(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)
     if runtime.is_main:

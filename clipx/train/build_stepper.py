@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from clipx.config.data import DataConfig, device_part, sources
 from clipx.config.geometry import micro_batch_sizes, resolve_geometry
 from clipx.config.optim import TimmOptimConfig
+from clipx.config.parallel import Fsdp2Config
 from clipx.config.phases import Phase
-from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
 from clipx.data.device_augment import DeviceAugment
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, float8_blocks
@@ -153,7 +154,7 @@ def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: P
 def _compile(objective: Objective, blocks: Sequence[nn.Module], runtime: Runtime, run: Callable[[], None]) -> bool:
     """Whether the blocks could be compiled; inputs come in few shapes from then on, and meanwhile."""
     objective.use_few_shapes(True)
-    compiled = compile_blocks(blocks, rehearse=run, group=runtime.group, of_many_shapes=objective.varying_blocks())
+    compiled = compile_blocks(blocks, dry_run=run, group=runtime.group, dynamic_blocks=objective.varying_blocks())
     objective.model.zero_grad(set_to_none=True)
     return compiled
 

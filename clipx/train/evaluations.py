@@ -35,7 +35,7 @@ def missing_evaluations(run: Run) -> dict[str, Path]:
     if not due:
         return {}
     missing = [name for name, path in due.items() if not os.path.exists(path)]
-    return {name: due[name] for name in run.runtime.from_main(missing)}
+    return {name: due[name] for name in run.runtime.broadcast_from_rank0(missing)}
 
 
 def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> None:

@@ -133,7 +133,7 @@ def _set_aside_spoilt(spike: LossSpikeError, *, config: RunConfig, runtime: Runt
     """Renames the checkpoints that the spike may have spoilt; returns the step of the newest one left, 0 if none."""
     assert config.spikes is not None
     store, back_to = checkpoints_of(config), 0
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if runtime.is_main:
             try:
                 steps = [checkpoint.step for checkpoint in store.checkpoints()]
@@ -144,7 +144,7 @@ def _set_aside_spoilt(spike: LossSpikeError, *, config: RunConfig, runtime: Runt
                     f"{spike}, and the checkpoints in {store} cannot be set aside ({error}); mend the storage, then "
                     "run the same command again"
                 ) from error
-    return runtime.from_main(back_to)
+    return runtime.broadcast_from_rank0(back_to)
 
 
 def last_before(step: int, saved: Sequence[int], *, skipping: int) -> int:

@@ -44,7 +44,7 @@ def largest_micro_batch(
     Raises:
         InputError: not one pair fits; on all ranks alike.
     """
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         budget = int(MEMORY_FRACTION * (_free_memory(runtime.device) if limit is None else limit)) - reserved_bytes
         try:
             size, peak = _largest(sizes, run, budget, runtime.device)

@@ -136,7 +136,7 @@ class Saver:
                     self.store.set_aside(after_step=after_step, reason="diverged")
             except OSError as error:
                 log.error("cannot set the checkpoints after step %d aside (%s); move them yourself", after_step, error)
-        older = [step for step in self._run.runtime.from_main(steps) if step <= after_step]
+        older = [step for step in self._run.runtime.broadcast_from_rank0(steps) if step <= after_step]
         if older:
             self.saved_step = max(older)
 
@@ -157,7 +157,7 @@ class Saver:
         """Whether a save is under way, so that this one is left out; rank 0 decides."""
         if self._background is None or self._background.idle:
             return False
-        busy = self._run.runtime.from_main(not self._background.done and not self._is_overdue())
+        busy = self._run.runtime.broadcast_from_rank0(not self._background.done and not self._is_overdue())
         if busy and not self._left_out:
             self._left_out = True
             if self._run.runtime.is_main:

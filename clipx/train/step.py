@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from clipx.counter_random import Stream, key
 from clipx.distributed.collectives import all_reduce, observed
-from clipx.distributed.parallelize import no_sync, whole
+from clipx.distributed.parallelize import full_tensor, no_sync
 from clipx.distributed.runtime import Runtime
 from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
@@ -161,7 +161,7 @@ class Stepper:
         """Scales gradients to the largest norm; returns the norm before, 0-dim, equal on all ranks."""
         limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
         norm: Tensor = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return whole(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
+        return full_tensor(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
 
     def _update(self, good: Tensor, step: int) -> None:
         """The optimizer step, or none."""

@@ -50,7 +50,7 @@ def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> 
     stop = StopRequest(run_dir, max_minutes=config.max_minutes)
     with catch_stops(stop, config.stop_signals), start_runtime(config) as runtime, ExitStack() as held:
         start_logging(is_main=runtime.is_main)
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             if runtime.is_main:
                 held.enter_context(run_lock(run_dir))
         # from here on the folder is this start's, and status.json its word
@@ -140,7 +140,7 @@ class Loop:
         run, progress = self.run, self.run.progress
         if progress.step == run.config.num_steps and not missing_evaluations(run):
             return Status.COMPLETE
-        with run.runtime.together():
+        with run.runtime.raise_on_all_ranks():
             _open_folder(run)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():

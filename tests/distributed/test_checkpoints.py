@@ -21,7 +21,7 @@ from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import CheckpointStore
 from clipx.checkpoint.tensors import load_tensors, own_share, state_of, write_state
 from clipx.distributed.collectives import gather_objects
-from clipx.distributed.parallelize import whole
+from clipx.distributed.parallelize import full_tensor
 
 DATA_ORDER = DataOrderRecord(
     fingerprint="f", num_shards=2, num_samples=9, lanes=4, shuffle_window=64, global_batch_size=8, seed=0
@@ -48,10 +48,10 @@ def made(kind: str, *, seed: int, steps: int) -> tuple[nn.Module, nn.Module, tor
 
 
 def tensors_of(bare: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found = {name: whole(parameter.detach()) for name, parameter in bare.named_parameters()}
+    found = {name: full_tensor(parameter.detach()) for name, parameter in bare.named_parameters()}
     for name, parameter in bare.named_parameters():
         for moment, value in optimizer.state[parameter].items():
-            found[f"{name}.{moment}"] = whole(value)
+            found[f"{name}.{moment}"] = full_tensor(value)
     return {name: value.clone() for name, value in found.items()}
 
 

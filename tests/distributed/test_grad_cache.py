@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
-from clipx.distributed.parallelize import no_sync, parallelize, whole
+from clipx.distributed.parallelize import full_tensor, no_sync, parallelize
 from clipx.distributed.runtime import start_runtime
 from clipx.losses import ContrastiveLoss
 from clipx.losses.info_nce import InfoNCELoss
@@ -108,7 +108,7 @@ def cached(kind: str, folder: Path, loss_name: str, embed_dim: int, num_pieces: 
             no_sync=partial(no_sync, model),
         )
         assert isinstance(model, DistributedDataParallel) == (kind == "ddp")
-        gradients = {name: whole(parameter.grad) for name, parameter in towers.named_parameters()}
+        gradients = {name: full_tensor(parameter.grad) for name, parameter in towers.named_parameters()}
     return shares[0].item(), gradients
 
 

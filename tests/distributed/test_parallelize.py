@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 import clipx
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks
-from clipx.distributed.parallelize import parallelize, reshard, whole
+from clipx.distributed.parallelize import full_tensor, parallelize, reshard
 from clipx.distributed.runtime import start_runtime
 from clipx.models.clip import CLIP, build_model
 from clipx.models.dry_run import dry_run
@@ -164,7 +164,7 @@ def wrapped(config: RunConfig) -> dict[str, Any]:
             "float32": {parameter.dtype for parameter in model.parameters()},
             "gathered": gathered,
             "embedded": embedded_BD.dtype,
-            "scale": whole(towers.log_logit_scale.detach()).item(),
+            "scale": full_tensor(towers.log_logit_scale.detach()).item(),
         }
 
 
@@ -197,7 +197,7 @@ def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool)
             device=torch.device("cpu"),
         )
         if compiled:
-            assert compile_blocks(every_block, rehearse=partial(run, 2), group=runtime.group, backend="aot_eager")
+            assert compile_blocks(every_block, dry_run=partial(run, 2), group=runtime.group, backend="aot_eager")
         model, _ = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=every_block)
         dtypes: list[str] = []
 
@@ -208,7 +208,7 @@ def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool)
 
         towers.zero_grad(set_to_none=True)
         dry_run(forward, image_size=32, context_length=24, device=torch.device("cpu"))(6)
-        return dtypes, {name: whole(parameter.grad) for name, parameter in towers.named_parameters()}
+        return dtypes, {name: full_tensor(parameter.grad) for name, parameter in towers.named_parameters()}
 
 
 @pytest.mark.parametrize(

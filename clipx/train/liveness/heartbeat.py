@@ -106,7 +106,7 @@ def join_heartbeats(runtime: Runtime) -> HeartbeatExchange:
 
     if runtime.is_main:
         exchange(name).open()
-    return exchange(runtime.from_main(name))
+    return exchange(runtime.broadcast_from_rank0(name))
 
 
 def find_straggler(earlier: Sequence[Heartbeat], later: Sequence[Heartbeat]) -> str:

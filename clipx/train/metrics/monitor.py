@@ -21,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from clipx.checkpoint.state import Progress as RunProgress
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
-from clipx.distributed.runtime import Runtime, start_trackers
+from clipx.distributed.runtime import Runtime
 from clipx.storage.folders import write_atomically
 from clipx.train.metrics.json_lines import append_rows, read_rows
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
+from clipx.train.metrics.trackers import start_trackers
 from clipx.train.metrics.warnings import Diagnosis
 
 log = logging.getLogger(__name__)
