@@ -25,7 +25,6 @@ from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
-from clipx.evaluate.run import check_evaluation
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
 from clipx.optim.optimizers import inner_optimizer
@@ -115,6 +114,8 @@ def build_run(
     with runtime.raise_on_all_ranks():
         check_stages(config)
         for evaluation in config.evaluate.values():
+            from clipx.evaluate.run import check_evaluation
+
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
         record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)

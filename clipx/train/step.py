@@ -21,8 +21,7 @@ from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
 from clipx.train.accumulate import Losses, accumulate
-from clipx.train.metrics.clock import Clock
-from clipx.train.metrics.step_metrics import InFlightStep, RankStats, StopOrSave, check_names, sum_over_ranks
+from clipx.train.metrics.step_metrics import Clock, InFlightStep, RankStats, StopOrSave, check_names, sum_over_ranks
 from clipx.types import Batch
 
 

@@ -22,7 +22,7 @@ from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.runtime import start_runtime
 from clipx.train.build import build_run
-from clipx.train.metrics.clock import Clock
+from clipx.train.metrics.step_metrics import Clock
 from clipx.train.step import Stepper
 from clipx.train.trainer import train
 
