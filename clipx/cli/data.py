@@ -85,9 +85,9 @@ def make(
     Pictures keep their bytes unless --size or --quality is given. Equal input gives equal shards, whatever --workers.
     Interrupted, the same command goes on. What is left out stands with its reason in DIR/left_out.jsonl.
     """
+    from clipx.data.parallel import num_cores
     from clipx.prepare.make import REPORT, MakeOptions, make_shards
     from clipx.prepare.pictures import PictureOptions
-    from clipx.prepare.pool import num_cores
     from clipx.prepare.rows import Columns
     from clipx.prepare.sources import SourceOptions, open_rows
 
@@ -145,13 +145,13 @@ def index(
 
     A run with `data.index: DIR` then sees only what passed.
     """
-    from clipx.data.filters.filters import Filters
+    from clipx.data.filters.filters import SampleFilter
     from clipx.data.index.shard_index import build_index
 
     filters = None
     read_with = _given(caption_key=caption_key, image_key=image_key)
     if where or keys or without_keys or unique:
-        filters = Filters.parse(where or [], keys=keys, without_keys=without_keys, unique=unique, **read_with)
+        filters = SampleFilter.parse(where or [], keys=keys, without_keys=without_keys, unique=unique, **read_with)
     for name in read_with if filters is None else ():
         raise InputError(f"--{name.replace('_', '-')} says what a filter looks at; give it with --where or --unique")
     with _progress("shards") as on_progress:
@@ -177,8 +177,8 @@ def check(
 
     Exit code 0: all good; 1: something is bad. The shards themselves are never changed.
     """
+    from clipx.data.parallel import num_cores
     from clipx.prepare.check import check_shards
-    from clipx.prepare.pool import num_cores
 
     described = _sources(shards, image_key, caption_key)
     with _progress("shards") as on_progress:
@@ -219,7 +219,7 @@ def stats(
 
     Tokens are those of the config's tokenizer; without a config, CLIP's with a context of 77.
     """
-    from clipx.prepare.pool import num_cores
+    from clipx.data.parallel import num_cores
     from clipx.prepare.stats import describe
 
     config = load_arguments(shards) if is_config(shards) else None

@@ -25,7 +25,7 @@ from clipx.data.transforms import TrainTransform
 from clipx.data.workers import measure_picture
 from clipx.doctor.findings import MIB, Figure, Finding, ok, problem, rounded, speed, warning
 from clipx.errors import InputError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import is_local, open_ranges
 from clipx.storage.remote import state
 
@@ -108,7 +108,7 @@ def look_at_folder(folder: Path) -> Finding:
             os.fsync(file.fileno())
             return _in(folder, judge_reading(name, _measure_files([file.name], RemoteConfig())))
     except OSError as error:
-        return problem(name, f"{folder}: {error.strerror or error}", mend(error))
+        return problem(name, f"{folder}: {error.strerror or error}", hint(error))
 
 
 def judge_reading(name: str, found: ReadSpeed) -> Finding:
@@ -141,7 +141,7 @@ def _look_at_source(*, name: str, patterns: Sequence[str], remote: RemoteConfig)
     try:
         found = judge_reading(name, _measure_files(readable, _once(remote)))
     except OSError as error:
-        return problem(name, f"{readable[0]}: {error}", mend(error))
+        return problem(name, f"{readable[0]}: {error}", hint(error))
     return _in(f"{len(paths):,} shards", found)
 
 

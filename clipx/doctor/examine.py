@@ -21,7 +21,7 @@ from clipx.doctor.bounded import HungError, Worker
 from clipx.doctor.findings import Finding, Verdict, ok, problem, warning
 from clipx.doctor.meeting import Meeting, expected_rank, meet
 from clipx.errors import ClipxError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import is_local
 
 AREAS = ("software", "machine", "GPUs", "ranks", "data", "storage", "trackers")
@@ -83,7 +83,7 @@ class Examiner:
         except ClipxError as error:
             found = problem(check.name, _one_line(error), "a run would end with the same words")
         except OSError as error:
-            found = problem(check.name, _one_line(error), mend(error))
+            found = problem(check.name, _one_line(error), hint(error))
         except Exception as error:
             said = f"{type(error).__name__}: {_one_line(error)}"
             if check.area == "ranks":

@@ -19,7 +19,7 @@ from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.doctor.findings import MIB, Figure, Finding, num_bytes, ok, problem, rounded, speed, warning
 from clipx.models.clip import build_model
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
 from clipx.storage.remote import ask
 
@@ -79,7 +79,7 @@ def look_at_folder(folder: Path) -> Finding:
     try:
         found = judge_speed("write", measure_writing(folder).bytes_per_s, checkpoint=None, background=False)
     except OSError as error:
-        return problem("write", f"{folder}: {error.strerror or error}", mend(error))
+        return problem("write", f"{folder}: {error.strerror or error}", hint(error))
     return replace(found, found=f"{folder}: {found.found}")
 
 
@@ -163,7 +163,7 @@ def _look_at_local(key: str, folder: Path, *, config: RunConfig, checkpoint: int
     try:
         found = measure_writing(folder)
     except OSError as error:
-        return [problem(name, f"{folder}: {error.strerror or error}", mend(error))]
+        return [problem(name, f"{folder}: {error.strerror or error}", hint(error))]
     background = config.checkpoint.async_save
     findings = [judge_speed(name, found.bytes_per_s, checkpoint=checkpoint, background=background)]
     if checkpoint is not None:
@@ -185,7 +185,7 @@ def _look_at_remote(folder: str, *, checkpoint: int | None, background: bool) ->
         whole = read_file(url) == content
         ask(url, "rm_file")
     except OSError as error:
-        return problem(name, f"{folder}: {error}", mend(error))
+        return problem(name, f"{folder}: {error}", hint(error))
     if not whole:
         return problem(name, f"{folder}: what was written is not what is read", "do not keep checkpoints there")
     return judge_speed(name, _PIECE / written_s, checkpoint=checkpoint, background=background)

@@ -21,10 +21,10 @@ import numpy as np
 
 from clipx import counter_random
 from clipx.data.index.shard_index import build_index
+from clipx.data.parallel import in_processes
 from clipx.errors import InputError, RunError
 from clipx.prepare.make_shard import ShardJob, ShardMaker, ShardReport
 from clipx.prepare.pictures import PictureOptions
-from clipx.prepare.pool import in_processes
 from clipx.prepare.rows import Rows
 from clipx.storage.files import is_local, write_file
 
@@ -226,6 +226,5 @@ def _by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
 
 def _write_report(folder: Path, reports: Iterable[ShardReport]) -> None:
     rows = [row for report in sorted(reports, key=lambda report: report.shard) for row in report.left_out]
-    write_file(
-        str(folder / REPORT), *(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for row in rows)
-    )
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_file(str(folder / REPORT), lines.encode("utf-8", "replace"))

@@ -104,10 +104,8 @@ class _RecordedTexts:
 
 def _key(indexes: Sequence[ShardIndex], source: int, sample_id: int) -> str:
     """The key of the sample that has this id in a run with these sources."""
-    number = sample_id - sum(index.num_samples for index in indexes[:source])
-    ends_S = np.cumsum(indexes[source].counts)
-    shard = int(np.searchsorted(ends_S, number, side="right"))
-    return indexes[source].sidecar(shard).key(number - int(ends_S[shard] - indexes[source].counts[shard]))
+    shard, place = indexes[source].locate(sample_id - sum(index.num_samples for index in indexes[:source]))
+    return indexes[source].offsets(shard).key(place)
 
 
 def _draw(shown: Sequence[_Shown], title: str) -> Image.Image:

@@ -56,7 +56,7 @@ def explain(error: Exception, timeout_s: float) -> OSError:
     return kind(text)
 
 
-def mend(error: OSError) -> str:
+def hint(error: OSError) -> str:
     """What a person can do about an error that reading or writing an address met."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return "check the address"

@@ -1,6 +1,6 @@
 """Where bytes come from: local files by `pread`, any other address through fsspec or a command.
 
-The index, the sidecars and the reader know files only through this module. An address with `://` in it goes to fsspec,
+The index and the reader know files only through this module. An address with `://` in it goes to fsspec,
 one range request per read (`remote.py`); `pipe:COMMAND` (webdataset's notation) is what a command writes to its
 standard output. Neither a command nor some web servers can give a part: such a shard is fetched whole into a local file
 (`shard_cache.py`) and read from there.
@@ -131,21 +131,21 @@ def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
     return remote_files.read_whole(path, remote)
 
 
-def write_file(path: str, *parts: bytes, remote: RemoteConfig = DEFAULTS) -> None:
-    """Writes `parts`, one after the other, so that a reader sees the old content or the new one, never a part.
+def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) -> None:
+    """Replaces a file so that a reader sees the old content or the new one, never a part.
 
     Raises:
         OSError: when it cannot be written.
     """
     if not is_local(path):
-        remote_files.write_whole(path, b"".join(parts), remote)
+        remote_files.write_whole(path, content, remote)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
-            file.writelines(parts)
+            file.write(content)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

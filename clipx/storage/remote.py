@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
@@ -22,9 +22,12 @@ from clipx.storage import pipe
 from clipx.storage.failures import ChangedError, explain, is_final
 
 DEFAULTS = RemoteConfig()
+ASK = RemoteConfig(timeout_s=20, retries=1)
+"""For a question before a run starts: a store that does not answer is given up within a minute."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a further try
 _CHUNK = 1 << 20
 _PIECE = 16 << 20  # of a download: ends within the timeout also at 0.3 MB/s
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")  # as the file systems name it
 _OK, _PARTIAL, _NOT_SATISFIABLE = 200, 206, 416
 _LINE_EVERY_S = 5.0  # of failures that will be tried again
 
@@ -124,6 +127,14 @@ def ask(url: str, method: str, *arguments: Any, remote: RemoteConfig = DEFAULTS,
         OSError: as `read_range`.
     """
     return with_retries(url, lambda: _call(url, method, *arguments, remote=remote, **options), remote)
+
+
+def modified_ns(info: Mapping[str, Any]) -> int:
+    """Time of the last change in nanoseconds by an entry that fsspec lists, 0 if the store knows none."""
+    changed = next((info[key] for key in _TIMES if info.get(key)), 0)
+    if isinstance(changed, str):
+        changed = datetime.fromisoformat(changed)
+    return int((changed.timestamp() if isinstance(changed, datetime) else changed) * 1e9)
 
 
 def download(url: str, write: Callable[[bytes, int], None], remote: RemoteConfig = DEFAULTS) -> None:
@@ -257,12 +268,7 @@ def _state(url: str, remote: RemoteConfig) -> RemoteState:
     info = _call(url, "info", remote=remote)
     if info["type"] == "directory":
         raise IsADirectoryError("it is a folder")
-    times = (info.get(key) for key in ("LastModified", "last_modified", "mtime", "updated", "created"))
-    changed = next((time for time in times if time), None)
-    if isinstance(changed, str):
-        changed = datetime.fromisoformat(changed)
-    seconds = changed.timestamp() if isinstance(changed, datetime) else (changed or 0)
-    return RemoteState(info["size"], int(seconds * 1e9), ranges=True)
+    return RemoteState(info["size"], modified_ns(info), ranges=True)
 
 
 def _read_range(url: str, start: int, stop: int, size: int, remote: RemoteConfig) -> bytes:

@@ -38,7 +38,7 @@ class KeyList:
         """Reads what `to_bytes` made.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: `data` is something else.
         """
         return cls(np.load(io.BytesIO(data), allow_pickle=False))
 

@@ -13,7 +13,6 @@ import stat
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +20,9 @@ from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.data.parallel import in_threads
 from clipx.errors import InputError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import is_local
 from clipx.storage.pipe import PREFIX as PIPE
 
@@ -30,7 +30,6 @@ ABSENT = -1
 """Size of a shard that is not there."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _FEW = 16  # shards of a remote folder up to which each is asked for instead of listing the folder
-_THREADS = 16
 _STATS_AT_ONCE = 4096
 _WAITS_S = 0.2  # for so many: the answers come over a network; on a local disk (20 ms) threads halve the speed
 _PENDING = 4096
@@ -90,7 +89,7 @@ def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
             for run in _in_order(_expand(pattern, folders)):
                 runs.add(run)
         except OSError as error:
-            raise InputError(f"shards {pattern!r} cannot be listed: {error}; {mend(error)}") from error
+            raise InputError(f"shards {pattern!r} cannot be listed: {error}; {hint(error)}") from error
         ends.append(runs.count)
     named = NamedShards(ShardPaths(runs.finished()), single, ends)
     _refuse_twice(named)
@@ -123,15 +122,14 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
                 )
         except OSError as error:
             shard = prefix + decoded(names[first])
-            raise InputError(f"shards {shard!r} cannot be listed: {error}; {mend(error)}") from error
+            raise InputError(f"shards {shard!r} cannot be listed: {error}; {hint(error)}") from error
 
     began = time.perf_counter()
     for block in blocks[:1]:
         ask(block)
     waits = time.perf_counter() - began > _WAITS_S or not all(is_local(run.prefix) for run in named.paths.runs)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for _ in (threads.map if waits else map)(ask, blocks[1:]):
-            pass
+    for _ in (in_threads if waits else map)(ask, blocks[1:]):
+        pass
     for shard in np.flatnonzero(states.size_S == ABSENT)[:1].tolist():
         raise _no_shard(named.paths[shard], named.pattern(shard))
     return states

@@ -233,11 +233,11 @@ class TestShards:
             assert (found.key, found.fields) == ("000003", {"png": png(3), "txt": b"picture 3"})
 
     def test_only_what_an_index_holds(self, tmp_path: Path) -> None:
-        from clipx.data.filters.filters import Filters
+        from clipx.data.filters.filters import SampleFilter
 
         write_shards(tmp_path / "shards", [2, 3])
         (tmp_path / "keys").write_text("000001\n000004\n")
-        filters = Filters.parse([], keys=tmp_path / "keys")
+        filters = SampleFilter.parse([], keys=tmp_path / "keys")
         build_index([str(tmp_path / "shards")], index_dir=str(tmp_path / "index"), filters=filters)
         rows = opened(tmp_path / "shards", index=str(tmp_path / "index"))
         assert [rows.read(number).key for number in range(len(rows))] == ["000001", "000004"]

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from clipx.data.parallel import in_processes, num_cores
 from clipx.errors import RunError
-from clipx.prepare.pool import in_processes, num_cores
 
 
 @pytest.mark.parametrize("workers", [1, 2])
