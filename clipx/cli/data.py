@@ -86,8 +86,8 @@ def make(
     Interrupted, the same command goes on. What is left out stands with its reason in DIR/left_out.jsonl.
     """
     from clipx.data.parallel import num_cores
+    from clipx.prepare.images import ImageOptions
     from clipx.prepare.make import REPORT, MakeOptions, make_shards
-    from clipx.prepare.pictures import PictureOptions
     from clipx.prepare.rows import Columns
     from clipx.prepare.sources import SourceOptions, open_rows
 
@@ -102,7 +102,7 @@ def make(
         shard_size=shard_size,
         num_shards=num_shards,
         shuffle=shuffle,
-        pictures=PictureOptions(size=size, quality=quality, verify=verify),
+        images=ImageOptions(size=size, quality=quality, verify=verify),
         image_key=image_key,
     )
     with _progress("samples") as on_progress:

@@ -23,8 +23,8 @@ from clipx import counter_random
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
 from clipx.errors import InputError, RunError
+from clipx.prepare.images import ImageOptions
 from clipx.prepare.make_shard import ShardJob, ShardMaker, ShardReport
-from clipx.prepare.pictures import PictureOptions
 from clipx.prepare.rows import Rows
 from clipx.storage.files import is_local, write_file
 
@@ -42,11 +42,11 @@ class MakeOptions:
     num_shards: int | None = None
     """Shards, as equal as can be; instead of `shard_size`."""
     shuffle: int | None = None
-    """Seed of a random order; None: the order of the source."""
-    pictures: PictureOptions = field(default_factory=PictureOptions)
-    """What is done to pictures."""
+    """Seed of a random order; None keeps the order of the source."""
+    images: ImageOptions = field(default_factory=ImageOptions)
+    """What is done to images."""
     image_key: str = "jpg;jpeg;png;webp"
-    """Extensions that hold the picture of samples that come from shards."""
+    """Extensions that hold the image of samples that come from shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ class Made:
     num_shards: int
     num_samples: int
     left_out: dict[str, int]
-    """Rows by reason."""
+    """Rows that made no sample, by reason."""
     extensions: dict[str, int]
-    """Pictures by their extension, the most frequent first."""
+    """Images by their extension, the most frequent first."""
 
 
 def make_shards(
@@ -77,7 +77,7 @@ def make_shards(
         out: local folder; new, empty, or begun by an equal call.
         options: what is made.
         workers: processes.
-        max_bad: share of all rows that may be left out, where there are 100 or more; beyond it no more is made.
+        max_bad: share of all rows that may be left out if there are 100 or more; beyond it no more is made.
         on_progress: called with (rows done, rows).
 
     Raises:
@@ -96,7 +96,7 @@ def make_shards(
         folder=folder,
         reports=folder / ".making",
         width=max(5, len(str(len(jobs) - 1))),
-        pictures=options.pictures,
+        images=options.images,
         image_key=options.image_key,
     )
     reports = [report for job in jobs if (report := make.report(job.number)) is not None]
@@ -118,7 +118,7 @@ def make_shards(
 def _request(rows: Rows, options: MakeOptions) -> dict[str, object]:
     """What decides the bytes of the shards, as JSON gives it back."""
     chosen = asdict(options)
-    chosen |= chosen.pop("pictures")
+    chosen |= chosen.pop("images")
     chosen["source"] = hashlib.sha256(json.dumps(rows.identity()).encode()).hexdigest()
     request: dict[str, object] = json.loads(json.dumps(chosen))
     return request

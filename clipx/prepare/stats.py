@@ -18,7 +18,7 @@ from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.parallel import in_processes
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import RunError
-from clipx.prepare.pictures import picture_header
+from clipx.prepare.images import image_header
 from clipx.prepare.rows import LeftOutError
 from clipx.prepare.samples import BadSampleError, SampleReader
 from clipx.prepare.shard_rows import ShardRows
@@ -194,7 +194,7 @@ class _Measure:
             try:
                 fields = self.rows[source].read(row).fields
                 caption, image = self._readers[source].read(fields, sample_id=row)
-                extension, size = picture_header(image)
+                extension, size = image_header(image)
             except (UndecodableError, LeftOutError, BadSampleError):
                 num_bad += 1
                 continue

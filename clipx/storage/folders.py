@@ -7,9 +7,8 @@ folder to appear whole asks `renames` which of the two it has.
 import io
 import os
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self, cast
@@ -19,21 +18,21 @@ from clipx.storage.files import RangeReader, RemoteFile, file_state, is_local, r
 from clipx.storage.remote import ask
 
 REMOTE = RemoteConfig(timeout_s=180.0, retries=4)
-"""Further tries come 0.5, 1, 2 and 4 s after a failure; `_Remote.largest_file` takes 180 s at 0.75 MB/s."""
+"""Further tries come 0.5, 1, 2 and 4 s after a failure; `_RemoteFolder.largest_file` takes 180 s at 0.75 MB/s."""
 _PIECE = 64 << 20  # of a file on a disk, between two waits for it
 _READ_AHEAD = 4 << 20  # of remote files: many small tensors lie in it side by side
 
 
 @dataclass(frozen=True)
-class Folder(ABC):
-    """A folder, there or not."""
+class Folder:
+    """A folder on a disk that this machine mounts, there or not."""
 
     address: str
     """Its path or URL, without a slash at the end."""
 
-    renames: ClassVar[bool]
+    renames: ClassVar[bool] = True
     """Whether `move` is one step that happens or does not."""
-    largest_file: ClassVar[int | None]
+    largest_file: ClassVar[int | None] = None
     """Bytes that one file should have at most, because it is held in memory and sent again when that fails."""
 
     def __str__(self) -> str:
@@ -42,114 +41,84 @@ class Folder(ABC):
     @property
     def name(self) -> str:
         """The last part of the address."""
-        return self.address.rpartition("/")[2]
+        return _last(self.address)
 
     @property
     def path(self) -> Path | None:
-        """On a disk: where."""
-        return None
+        """The path on a disk; None in a store."""
+        return self._path
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.address)
 
     def child(self, name: str) -> Self:
         """The folder of that name in this one."""
         return type(self)(f"{self.address}/{name}")
 
-    @abstractmethod
     def make(self) -> None:
         """Lets files be written; what is there stays."""
+        self._path.mkdir(parents=True, exist_ok=True)
 
-    @abstractmethod
     def names(self) -> list[str]:
-        """Of files and folders, sorted; none where the folder is not there."""
+        """Names of files and folders, sorted; empty if the folder is not there."""
+        with suppress(FileNotFoundError):
+            return sorted(os.listdir(self._path))
+        return []
 
-    @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Bytes of the files by name; none where the folder is not there."""
+        """Bytes of the files by name; empty if the folder is not there."""
+        with suppress(FileNotFoundError), os.scandir(self._path) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        return {}
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a small file."""
+        return (self._path / name).read_bytes()
 
-    @abstractmethod
     def open(self, name: str) -> BinaryIO:
         """A file for reading, from any place."""
+        return (self._path / name).open("rb")
 
-    @abstractmethod
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
         """A file for writing, which is stored for good when the block ends without an error."""
-
-    @abstractmethod
-    def remove_file(self, name: str) -> None:
-        """Removes a file, if it is there."""
-
-    @abstractmethod
-    def remove(self) -> None:
-        """Removes the folder with all that is in it, if it is there."""
-
-    @abstractmethod
-    def move(self, name: str) -> Self:
-        """Gives the folder another name, which is free; returns it."""
+        with io.BufferedWriter(_WrittenThrough(self._path / name, "wb")) as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def write(self, name: str, content: str) -> None:
         """Creates a small text file."""
         with self.create(name) as file:
             file.write(content.encode())
 
-
-class _Local(Folder):
-    """On a disk that this machine mounts."""
-
-    renames = True
-    largest_file = None
-
-    @property
-    def path(self) -> Path:
-        return Path(self.address)
-
-    def make(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def names(self) -> list[str]:
-        with suppress(FileNotFoundError):
-            return sorted(os.listdir(self.path))
-        return []
-
-    def sizes(self) -> dict[str, int]:
-        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        return {}
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
-
-    @contextmanager
-    def create(self, name: str) -> Iterator[BinaryIO]:
-        with io.BufferedWriter(_WrittenThrough(self.path / name, "wb")) as file:
-            yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
-
     def remove_file(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
+        """Removes a file, if it is there."""
+        (self._path / name).unlink(missing_ok=True)
 
     def remove(self) -> None:
+        """Removes the folder with all that is in it, if it is there."""
         with suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+            shutil.rmtree(self._path)
 
     def move(self, name: str) -> Self:
-        _sync(self.path)
-        target = self.path.rename(self.path.with_name(name))
+        """Gives the folder another name, which is free; returns it."""
+        _sync(self._path)
+        target = self._path.rename(self._path.with_name(name))
         _sync(target.parent)
         return type(self)(str(target))
 
 
-class _Remote(Folder):
-    """In a store that fsspec knows; every request is tried again as `REMOTE` says before it fails."""
+class _RemoteFolder(Folder):
+    """A folder in a store that fsspec knows; every request is tried again as `REMOTE` says before it fails."""
 
     renames = False
     largest_file = 128 << 20
+
+    @property
+    def path(self) -> None:
+        return None
 
     def make(self) -> None:
         """Nothing: stores have files only."""
@@ -200,13 +169,13 @@ class _Remote(Folder):
 def folder_at(address: Path | str) -> Folder:
     """The folder at a path or URL."""
     text = str(address).removeprefix("file://").rstrip("/")
-    return _Local(text) if is_local(text) else _Remote(text)
+    return Folder(text) if is_local(text) else _RemoteFolder(text)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a small file so that a reader, or a crash, sees the old or the new content and nothing between."""
     aside = f".{path.name}.new"
-    _Local(str(path.parent)).write(aside, text)
+    Folder(str(path.parent)).write(aside, text)
     path.with_name(aside).replace(path)
 
 

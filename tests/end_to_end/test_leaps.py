@@ -86,7 +86,7 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
 ) -> None:
     spoil(lambda outcome: outcome.batch == 13)
     opened, stages, waited_in = threading.Event(), [], []
-    create, look, take, enters = folders._Local.create, SpikeDetector.look, Background.take, Watchdog.enters
+    create, look, take, enters = folders.Folder.create, SpikeDetector.look, Background.take, Watchdog.enters
 
     @contextmanager
     def gated(folder: Any, name: str) -> Iterator[Any]:
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
         waited_in.append(stages[-1])
         return take(background, *arguments)
 
-    monkeypatch.setattr(folders._Local, "create", gated)
+    monkeypatch.setattr(folders.Folder, "create", gated)
     monkeypatch.setattr(SpikeDetector, "look", looked)
     monkeypatch.setattr(Background, "take", taken)
     monkeypatch.setattr(Watchdog, "enters", lambda *a, **k: stages.append(a[1]) or enters(*a, **k))
