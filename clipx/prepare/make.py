@@ -159,14 +159,14 @@ def _jobs(rows: Rows, options: MakeOptions) -> list[ShardJob]:
         cuts = [*range(0, len(rows), options.shard_size), len(rows)]
     else:
         num_shards = min(options.num_shards, len(rows))
-        cuts = [len(rows) * number // num_shards for number in range(num_shards + 1)]
-    return [ShardJob(number, order[start:stop]) for number, (start, stop) in enumerate(pairwise(cuts))]
+        cuts = [len(rows) * i // num_shards for i in range(num_shards + 1)]
+    return [ShardJob(i, order[start:stop]) for i, (start, stop) in enumerate(pairwise(cuts))]
 
 
 def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | np.ndarray:
     """Row numbers in the order of the shards.
 
-    Where rows can only be read in blocks, the blocks are permuted, and then the rows of 8 blocks at a time: a shard
+    If rows can only be read in blocks, the blocks are permuted, and then the rows of 8 blocks at a time: a shard
     that drew its rows from everywhere would cost reading everything.
     """
     if seed is None:
@@ -176,10 +176,10 @@ def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | 
     if block_rows == 1:
         return blocks
     mixed = []
-    for number, first in enumerate(range(0, len(blocks), _SHUFFLED_BLOCKS), start=1):
+    for round_index, first in enumerate(range(0, len(blocks), _SHUFFLED_BLOCKS), start=1):
         near = blocks[first : first + _SHUFFLED_BLOCKS, None] * block_rows + np.arange(block_rows)
         near = near[near < num_rows]
-        mixed.append(near[counter_random.permutation(counter_random.fold(start, number), len(near))[0]])
+        mixed.append(near[counter_random.permutation(counter_random.fold(start, round_index), len(near))[0]])
     return np.concatenate(mixed)
 
 

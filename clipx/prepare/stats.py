@@ -26,51 +26,44 @@ from clipx.prepare.shard_rows import ShardRows
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _ROWS_PER_JOB = 500
 _UNCUT = 1 << 20  # tokens, more than any caption has
-_COLUMNS = ("width", "height", "num_bytes", "image_hash", "caption_hash")
+_SAMPLE = np.dtype(
+    [
+        ("width", "<i8"),  # pixels
+        ("height", "<i8"),
+        ("num_bytes", "<i8"),  # of all members
+        ("image_hash", "<i8"),  # of the encoded image
+        ("caption_hash", "<i8"),
+        ("tokens", "<i8"),  # of one caption, start and end tokens included, uncut
+    ]
+)
+_SPREADS = ("tokens", "width", "height", "short_side", "aspect", "num_bytes")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was read of a source; one entry per good sample."""
+    """What was read of a source."""
 
-    tokens: np.ndarray
-    """int64: of one caption, start and end tokens included, uncut."""
-    width: np.ndarray
-    """int64, pixels."""
-    height: np.ndarray
-    """int64, pixels."""
-    num_bytes: np.ndarray
-    """int64, of all members."""
-    image_hash: np.ndarray
-    """int64, of the picture's bytes."""
-    caption_hash: np.ndarray
-    """int64, of the caption."""
+    samples: np.ndarray
+    """`_SAMPLE` (N,), one entry per good sample."""
     formats: Counter[str]
-    """Pictures by the extension that fits their format."""
+    """Images by the extension that fits their format."""
     num_bad: int
-    """Samples without readable caption or picture header."""
+    """Samples without readable caption or image header."""
 
     @staticmethod
     def join(parts: Sequence["Measured"]) -> "Measured":
         """All of `parts`."""
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", *_COLUMNS)}
+        samples = np.concatenate([part.samples for part in parts])
         formats = sum((part.formats for part in parts), Counter[str]())
-        return Measured(**arrays, formats=formats, num_bad=sum(part.num_bad for part in parts))
+        return Measured(samples, formats, sum(part.num_bad for part in parts))
 
-    @property
-    def short_side(self) -> np.ndarray:
-        """int64, pixels."""
-        return np.minimum(self.width, self.height)
-
-    @property
-    def aspect(self) -> np.ndarray:
-        """float64, width over height."""
-        return self.width / self.height
-
-    @property
-    def pair_hash(self) -> np.ndarray:
-        """int64, of picture and caption."""
-        return self.image_hash * 31 + self.caption_hash
+    def values(self, name: str) -> np.ndarray:
+        """A column of `samples`, or what follows from it: `short_side` in pixels, `aspect` as width over height."""
+        if name == "short_side":
+            return np.minimum(self.samples["width"], self.samples["height"])
+        if name == "aspect":
+            return self.samples["width"] / self.samples["height"]
+        return self.samples[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +129,7 @@ def describe(
     parts = _measure(measure, indexes, sample=sample, workers=workers, on_progress=on_progress)
     measured = {source.name: part for source, part in zip(sources, parts, strict=True)}
     for name, part in measured.items():
-        if not len(part.tokens):
+        if not len(part.samples):
             raise RunError(
                 f"source {name}: none of {part.num_bad:,} samples has a picture and a caption under its image_key and "
                 "caption_key; set them to what the shards hold"
@@ -200,10 +193,12 @@ class _Measure:
                 continue
             captions.append(caption)
             formats[extension] += 1
-            columns.append((*size, sum(map(len, fields.values())), _hash(image), _hash(caption.encode())))
-        tokens = self.tokenizer.encode(captions)[1].numpy() if captions else np.empty(0, np.int64)
-        arrays = zip(_COLUMNS, np.array(columns, np.int64).reshape(-1, len(_COLUMNS)).T, strict=True)
-        return Measured(tokens=tokens, **dict(arrays), formats=formats, num_bad=num_bad)
+            columns.append((*size, sum(map(len, fields.values())), _hash(image), _hash(caption.encode()), 0))
+        samples = np.zeros(len(rows) - num_bad, _SAMPLE)
+        if captions:
+            samples[:] = columns
+            samples["tokens"] = self.tokenizer.encode(captions)[1].numpy()
+        return Measured(samples, formats, num_bad)
 
 
 def _hash(data: bytes) -> int:
@@ -218,17 +213,17 @@ def figures(measured: Measured, *, num_samples: int, context_length: int) -> Fig
         num_samples: of the source, read or not.
         context_length: tokens at which captions are cut.
     """
-    spreads = ("tokens", "width", "height", "short_side", "aspect", "num_bytes")
+    samples = measured.samples
     return Figures(
         num_samples=num_samples,
-        num_read=len(measured.tokens) + measured.num_bad,
+        num_read=len(samples) + measured.num_bad,
         num_bad=measured.num_bad,
-        cut_captions=float((measured.tokens > context_length).mean()),
-        duplicate_images=_duplicates(measured.image_hash),
-        duplicate_captions=_duplicates(measured.caption_hash),
-        duplicate_pairs=_duplicates(measured.pair_hash),
+        cut_captions=float((samples["tokens"] > context_length).mean()),
+        duplicate_images=_duplicates(samples["image_hash"]),
+        duplicate_captions=_duplicates(samples["caption_hash"]),
+        duplicate_pairs=_duplicates(samples["image_hash"] * 31 + samples["caption_hash"]),
         formats=dict(measured.formats.most_common()),
-        **{name: _spread(getattr(measured, name)) for name in spreads},
+        **{name: _spread(measured.values(name)) for name in _SPREADS},
     )
 
 

@@ -38,7 +38,7 @@ def is_final(error: OSError) -> bool:
 
 
 def explain(error: Exception, timeout_s: float) -> OSError:
-    """`error` as an OSError whose text is one line with the reason; what no retry mends is so by `is_final`."""
+    """`error` as an OSError whose text is one line with the reason; `is_final` of it tells whether no retry helps."""
     if isinstance(error, OSError) and (isinstance(error, _OWN) or error.errno in _OF_THIS_MACHINE):
         return error
     status, text = _http_status(error), _one_line(error)

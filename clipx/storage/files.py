@@ -30,7 +30,7 @@ class FileState(NamedTuple):
     size: int
     """Bytes."""
     mtime_ns: int
-    """Time of the last change in nanoseconds; 0 where the store knows none."""
+    """Time of the last change in nanoseconds; 0 if the store knows none."""
 
 
 class RangeReader(Protocol):
@@ -54,7 +54,7 @@ def file_state(path: str, *, remote: RemoteConfig = DEFAULTS) -> FileState:
     """Size and time of `path`; what has no size before it is read is fetched for it.
 
     Raises:
-        OSError: when it is not there or cannot be asked.
+        OSError: it is not there or cannot be asked.
     """
     if is_local(path):
         status = os.stat(path)
@@ -78,24 +78,24 @@ def open_ranges(
     Args:
         path: local path or address.
         sequential: reads will go from the front to the end (a scan): fetching ahead saves requests.
-        state: of the file as it should be, where it is known; saves a request where the cache holds it.
+        state: of the file as it should be, if it is known; saves a request if the cache holds it.
         remote: timeout and retries.
-        cache: keeps remote files whole; None fetches only what is read, where the store can give that.
+        cache: keeps remote files whole; None fetches only what is read, if the store can give that.
 
     Raises:
-        OSError: when it cannot be opened.
+        OSError: it cannot be opened.
     """
     if is_local(path):
         return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     if path.startswith(pipe.PREFIX):
         return _fetch_whole(path, None, remote=remote, cache=cache)
     if cache is not None:
-        kept = cache.open(
+        descriptor = cache.open(
             Identity(path, *(state or file_state(path, remote=remote))),
             lambda write: remote_files.download(path, write, remote),
         )
-        if kept is not None:
-            return LocalFile(kept)
+        if descriptor is not None:
+            return LocalFile(descriptor)
     now = remote_files.state(path, remote)
     if now.size is None or not now.ranges:
         return _fetch_whole(path, now, remote=remote, cache=cache)
@@ -115,16 +115,16 @@ def _fetch_whole(
             "%s gives no parts of files: each shard is fetched whole, to %s, before it is read", origin, cache.folder
         )
     identity = Identity(path, None, 0) if state is None else Identity(path, state.size, state.mtime_ns)
-    kept = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
-    assert kept is not None
-    return LocalFile(kept)
+    descriptor = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
+    assert descriptor is not None
+    return LocalFile(descriptor)
 
 
 def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
     """The content of a small file.
 
     Raises:
-        OSError: when it cannot be read.
+        OSError: it cannot be read.
     """
     if is_local(path):
         return Path(path).read_bytes()
@@ -135,7 +135,7 @@ def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) ->
     """Replaces a file so that a reader sees the old content or the new one, never a part.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: it cannot be written.
     """
     if not is_local(path):
         remote_files.write_whole(path, content, remote)
@@ -164,7 +164,7 @@ class LocalFile:
         self.size = os.fstat(descriptor).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """As `RangeReader`."""
+        """See `RangeReader`."""
         data = os.pread(self._descriptor, length, offset)
         while len(data) < length and (more := os.pread(self._descriptor, length - len(data), offset + len(data))):
             data += more  # Linux returns at most 2 GiB at once, and network file systems may return less
@@ -175,7 +175,7 @@ class LocalFile:
         mark_used(self._descriptor)
 
     def close(self) -> None:
-        """As `RangeReader`."""
+        """See `RangeReader`."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
@@ -199,7 +199,7 @@ class RemoteFile:
         self.size = size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """As `RangeReader`, in one request."""
+        """See `RangeReader`; makes one request."""
         return remote_files.read_range(self._url, offset, offset + length, size=self.size, remote=self._remote)
 
     def close(self) -> None:

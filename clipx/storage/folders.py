@@ -161,8 +161,8 @@ class _RemoteFolder(Folder):
     def _entries(self) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):  # refresh: some stores' file systems remember what they have listed
             entries = ask(self.address, "ls", detail=True, refresh=True, remote=REMOTE)
-            own = self.address.partition("://")[2].strip("/")  # some stores list the folder itself as a file in it
-            return [entry for entry in entries if entry["name"].strip("/") != own]
+            folder = self.address.partition("://")[2].strip("/")  # some stores list the folder itself as a file in it
+            return [entry for entry in entries if entry["name"].strip("/") != folder]
         return []
 
 

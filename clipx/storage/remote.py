@@ -44,9 +44,9 @@ class RemoteState(NamedTuple):
     """What a store says of a file."""
 
     size: int | None
-    """Bytes; None where the server does not say."""
+    """Bytes; None if the server does not say."""
     mtime_ns: int
-    """Time of the last change in nanoseconds; 0 where the store knows none."""
+    """Time of the last change in nanoseconds; 0 if the store knows none."""
     ranges: bool
     """Whether a part can be asked for."""
 
@@ -70,16 +70,16 @@ def state(url: str, remote: RemoteConfig = DEFAULTS) -> RemoteState:
     """Size, time and abilities of `url`, in one request.
 
     Raises:
-        OSError: when it is not there or does not answer.
+        OSError: it is not there or does not answer.
     """
     return with_retries(url, lambda: _state(url, remote), remote)
 
 
 def read_range(url: str, start: int, stop: int, *, size: int, remote: RemoteConfig = DEFAULTS) -> bytes:
-    """The bytes from `start` to `stop` of a file of `size` bytes, in one request; fewer only where the file ends.
+    """The bytes from `start` to `stop` of a file of `size` bytes, in one request; fewer only at its end.
 
     Raises:
-        OSError: after the last retry, or when the file has another size by now.
+        OSError: the last retry failed, or the file has another size by now.
     """
     stop = min(stop, size)
     if start >= stop:
@@ -91,7 +91,7 @@ def read_whole(url: str, remote: RemoteConfig = DEFAULTS) -> bytes:
     """The content of a small file.
 
     Raises:
-        OSError: as `read_range`.
+        OSError: see `read_range`.
     """
     if is_http(url):
         return with_retries(url, lambda: b"".join(_http_stream(url, remote)), remote)
@@ -102,7 +102,7 @@ def write_whole(url: str, content: bytes, remote: RemoteConfig = DEFAULTS) -> No
     """Puts a small file.
 
     Raises:
-        OSError: as `read_range`; also where the store cannot be written, as over http.
+        OSError: see `read_range`; also if the store cannot be written, as over http.
     """
     if is_http(url):
         raise PermissionError("http servers are only read")
@@ -113,10 +113,10 @@ def list_names(url: str, remote: RemoteConfig = DEFAULTS) -> list[str]:
     """The names in the folder `url`, those of folders without their slash.
 
     Raises:
-        OSError: FileNotFoundError when nothing is there, else as `read_range`.
+        OSError: FileNotFoundError when nothing is there, else see `read_range`.
     """
-    found = ask(url, "ls", remote=remote, detail=False)
-    names = {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != url.rstrip("/")}
+    paths = ask(url, "ls", remote=remote, detail=False)
+    names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != url.rstrip("/")}
     return sorted(names)
 
 
@@ -124,7 +124,7 @@ def ask(url: str, method: str, *arguments: Any, remote: RemoteConfig = DEFAULTS,
     """What a method of fsspec's file system for `url` (ls, glob, info) returns for its path.
 
     Raises:
-        OSError: as `read_range`.
+        OSError: see `read_range`.
     """
     return with_retries(url, lambda: _call(url, method, *arguments, remote=remote, **options), remote)
 
@@ -138,10 +138,10 @@ def modified_ns(info: Mapping[str, Any]) -> int:
 
 
 def download(url: str, write: Callable[[bytes, int], None], remote: RemoteConfig = DEFAULTS) -> None:
-    """Hands the whole of a file to `write` as (bytes, offset): in pieces where the store gives parts, else as a stream.
+    """Hands the whole of a file to `write` as (bytes, offset): in pieces if the store gives parts, else as a stream.
 
     Raises:
-        OSError: as `read_range`, or from `write`.
+        OSError: see `read_range`, or from `write`.
     """
     now = None if url.startswith(pipe.PREFIX) else state(url, remote)
     if now is None or now.size is None or not now.ranges:
@@ -178,7 +178,7 @@ def with_retries(url: str, action: Callable[[], T], remote: RemoteConfig) -> T:
     """The result of `action`, tried again after 0.5, 1, 2, ... (at most 30) seconds.
 
     Raises:
-        OSError: one line; at once what no retry mends (`is_final`), else what the last try met.
+        OSError: one line; at once if no retry helps (`is_final`), else what the last try met.
     """
     for attempt in itertools.count():
         try:
@@ -308,7 +308,7 @@ def _http_part(url: str, start: int, stop: int, remote: RemoteConfig) -> _Part:
 
 
 async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> _Part:
-    """Bytes `start` to `stop`, or none where the server ignores the range: the whole file is not read then."""
+    """Bytes `start` to `stop`, or none if the server ignores the range: the whole file is not read then."""
     response = await _http_get(filesystem, url, {"Range": f"bytes={start}-{stop - 1}"})
     try:
         mtime_ns = 0

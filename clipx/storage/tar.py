@@ -87,8 +87,8 @@ def scan_tar(file: RangeReader) -> TarScan:
     and says so in `damage`.
 
     Raises:
-        NotTarError: when the file is none from its first byte on.
-        OSError: when it cannot be read.
+        NotTarError: the file is none from its first byte on.
+        OSError: it cannot be read.
     """
     scan = TarScan()
     try:
@@ -161,12 +161,12 @@ def _check_header(header: bytes, position: int, file_size: int) -> None:
         if header.startswith(_COMPRESSED):
             raise NotTarError("is compressed; unpack it to a plain tar")
         raise NotTarError("is no tar file; leave it out, or make it again")
-    where = "ends inside" if len(header) < _BLOCK else "has a broken"
-    raise _DamageError(f"{where} header at byte {position} of {file_size}")
+    fault = "ends inside" if len(header) < _BLOCK else "has a broken"
+    raise _DamageError(f"{fault} header at byte {position} of {file_size}")
 
 
 def _parse_number(data: bytes) -> int:
-    """A numeric field: octal digits, or big-endian binary where the first bit is set (sizes from 8 GiB on)."""
+    """A numeric field: octal digits, or big-endian binary if the first bit is set (sizes from 8 GiB on)."""
     if data[0] & 0x80:
         return int.from_bytes(data[1:], "big")
     return int(data.strip(b"\0 ") or b"0", 8)

@@ -12,7 +12,7 @@ from clipx.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class KeyList:
-    """Keys of samples, or `SHARD.tar/KEY` where a key alone is not unique."""
+    """Keys of samples, or `SHARD.tar/KEY` if a key alone is not unique."""
 
     hashes: np.ndarray
     """uint64 (N,), ascending."""

@@ -63,8 +63,8 @@ class IndexBuilder:
     ) -> None:
         self.paths = named.paths
         prefixes = list(dict.fromkeys(run.prefix for run in self.paths.runs))
-        found = in_threads(lambda prefix: find_index_folder(prefix, index_dir, may_write=may_write), prefixes)
-        by_prefix = dict(zip(prefixes, found, strict=True))
+        folders = in_threads(lambda prefix: find_index_folder(prefix, index_dir, may_write=may_write), prefixes)
+        by_prefix = dict(zip(prefixes, folders, strict=True))
         self.runs = tuple(
             IndexedRun(run, start, by_prefix[run.prefix][0], _index_names(run))
             for run, start in zip(self.paths.runs, self.paths.starts, strict=False)

@@ -51,7 +51,7 @@ class RemoteFolders:
         """The tar files that a glob matches.
 
         Raises:
-            OSError: as `tars`.
+            OSError: see `tars`.
         """
         root = pattern[: min(pattern.find(letter) % (len(pattern) + 1) for letter in "*?[")].rpartition("/")[0]
         if _kind(root) == "absent":
@@ -71,11 +71,11 @@ class RemoteFolders:
                 files are not asked for at all.
 
         Raises:
-            OSError: as `tars`.
+            OSError: see `tars`.
         """
         if prefix not in self._listings and not may_list:
-            asked = [_ask(prefix + decoded(name)) for name in names.tolist()]
-            return np.array([size for size, _ in asked], np.int64), np.array([mtime for _, mtime in asked], np.int64)
+            states = [_ask(prefix + decoded(name)) for name in names.tolist()]
+            return np.array([size for size, _ in states], np.int64), np.array([mtime for _, mtime in states], np.int64)
         if remote_files.is_http(prefix):
             return np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
         listing = self._listing(prefix)

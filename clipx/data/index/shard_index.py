@@ -152,14 +152,14 @@ def build_index(
 ) -> ShardIndex:
     """Indexes shards that are new or whose size or time changed.
 
-    The index of a folder lies in `index_dir`, else beside the shards, else, where that folder cannot be written, under
+    The index of a folder lies in `index_dir`, else beside the shards, else, if that folder cannot be written, under
     `$CLIPX_CACHE` (default ~/.cache/clipx). Files are replaced whole, so two runs may index at the same time; one that
     was interrupted goes on where it was. Headers of shards are scanned, on all cores; but of remote shards, and of more
-    than 2,000 new local ones, the counts of NNNNN_stats.json or sizes.json are taken where these are present, and a
+    than 2,000 new local ones, the counts of NNNNN_stats.json or sizes.json are taken if these are present, and a
     shard is scanned when it is first opened.
 
     Args:
-        patterns: as for `expand_shards`.
+        patterns: see `expand_shards`.
         index_dir: folder or address for the index.
         filters: what is counted; None means what the index in `index_dir` was made with.
         offsets: scan also the shards whose counts are stated.
@@ -193,7 +193,7 @@ def load_index(patterns: Sequence[str], *, index_dir: str | os.PathLike[str] | N
     """The index that `build_index` made with the same arguments; reads one file per folder of shards.
 
     Raises:
-        InputError: as `build_index`, or when a shard is not indexed where this process looks.
+        InputError: see `build_index`; or a shard is not indexed where this process looks.
     """
     named = name_shards(patterns, RemoteFolders())
     directory = None if index_dir is None else os.fspath(index_dir)
