@@ -86,7 +86,8 @@ def make(
     """
     from clipx.data.parallel import num_cores
     from clipx.prepare.images import ImageOptions
-    from clipx.prepare.make import REPORT, MakeOptions, make_shards
+    from clipx.prepare.make import REPORT, make_shards
+    from clipx.prepare.make_shard import MakeOptions
     from clipx.prepare.rows import Columns
     from clipx.prepare.sources import SourceOptions, open_rows
 

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,30 +23,13 @@ from clipx import counter_random
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
 from clipx.errors import InputError, RunError
-from clipx.prepare.images import ImageOptions
-from clipx.prepare.make_shard import ShardJob, ShardMaker, ShardReport
+from clipx.prepare.make_shard import MAKING, MakeOptions, ShardJob, ShardMaker, ShardReport
 from clipx.prepare.rows import Rows
 from clipx.storage.files import is_local, write_file
 
 REPORT = "left_out.jsonl"
 _MIN_ROWS_FOR_LIMIT = 100
 _SHUFFLED_BLOCKS = 8  # of rows that can only be read together, so many are mixed: a shard reads parts of all of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakeOptions:
-    """What is made of the rows."""
-
-    shard_size: int = 1000
-    """Rows per shard."""
-    num_shards: int | None = None
-    """Shards, as equal as can be; instead of `shard_size`."""
-    shuffle: int | None = None
-    """Seed of a random order; None keeps the order of the source."""
-    images: ImageOptions = field(default_factory=ImageOptions)
-    """What is done to images."""
-    image_key: str = "jpg;jpeg;png;webp"
-    """Extensions that hold the image of samples that come from shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +74,7 @@ def make_shards(
     if _prepare_folder(folder, request):
         return Made(**json.loads((folder / "make.json").read_bytes())["made"])
     jobs = _jobs(rows, options)
-    make = ShardMaker(
-        rows=rows,
-        folder=folder,
-        reports=folder / ".making",
-        width=max(5, len(str(len(jobs) - 1))),
-        images=options.images,
-        image_key=options.image_key,
-    )
+    make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, len(str(len(jobs) - 1))))
     reports = [report for job in jobs if (report := make.report(job.number)) is not None]
     done = {report.shard for report in reports}
     num_rows, num_left_out = sum(report.num_rows for report in reports), sum(len(report.left_out) for report in reports)
@@ -128,13 +104,13 @@ def _prepare_folder(folder: Path, request: dict[str, object]) -> bool:
     """Makes the folder, or sees that an equal request began it; returns whether that one is complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / "make.json", folder / ".making" / "request.json"):
+        for path in (folder / "make.json", folder / MAKING / "request.json"):
             if path.is_file():
                 _require_equal(json.loads(path.read_bytes())["request"], request, folder)
                 return path.name == "make.json"
         if any(folder.iterdir()):
             raise InputError(f"--out {folder} holds something else; choose a new folder")
-        write_file(str(folder / ".making" / "request.json"), json.dumps({"request": request}).encode())
+        write_file(str(folder / MAKING / "request.json"), json.dumps({"request": request}).encode())
     except OSError as error:
         raise InputError(f"--out {folder} cannot be used: {error.strerror or error}; choose another folder") from error
     return False
@@ -213,7 +189,7 @@ def _finish(folder: Path, request: dict[str, object], reports: list[ShardReport]
     )
     content = json.dumps({"request": request, "made": asdict(made)}, indent=2)
     write_file(str(folder / "make.json"), content.encode())
-    shutil.rmtree(folder / ".making")
+    shutil.rmtree(folder / MAKING)
     for leftover in folder.glob(".*.tar.*"):  # of processes that were killed while they wrote
         leftover.unlink()
     return made

@@ -16,6 +16,25 @@ from clipx.prepare.images import ImageOptions, stored_image
 from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample
 from clipx.storage.files import write_file
 
+MAKING = ".making"
+"""Folder in that of the shards, which holds the reports until all shards are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeOptions:
+    """What is made of the rows."""
+
+    shard_size: int = 1000
+    """Rows per shard."""
+    num_shards: int | None = None
+    """Shards, as equal as can be; instead of `shard_size`."""
+    shuffle: int | None = None
+    """Seed of a random order; None keeps the order of the source."""
+    images: ImageOptions = field(default_factory=ImageOptions)
+    """What is done to images."""
+    image_key: str = "jpg;jpeg;png;webp"
+    """Extensions that hold the image of samples that come from shards."""
+
 
 @dataclass(frozen=True)
 class ShardJob:
@@ -46,13 +65,9 @@ class ShardMaker:
     rows: Rows
     folder: Path
     """The shards' folder."""
-    reports: Path
-    """The reports' folder."""
+    options: MakeOptions
     width: int
     """Digits of a shard's name."""
-    images: ImageOptions
-    image_key: str
-    """Extensions that hold the image of samples from shards."""
 
     def report(self, number: int) -> ShardReport | None:
         """What the report of a shard says, None if the shard is not done."""
@@ -81,7 +96,7 @@ class ShardMaker:
         return report
 
     def _report_path(self, number: int) -> Path:
-        return self.reports / f"{number:0{self.width}}.json"
+        return self.folder / MAKING / f"{number:0{self.width}}.json"
 
     def _samples(self, rows: Sequence[int] | np.ndarray, report: ShardReport) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Key and members of each good sample; the others, and the extensions, go into the report."""
@@ -126,17 +141,17 @@ class ShardMaker:
 
     def _stored(self, sample: StoredSample) -> tuple[str, dict[str, bytes], str]:
         """Key, members and the image's extension of a sample; an image that is not encoded anew stays as it is."""
-        extension = next((key for key, _ in alternatives(self.image_key) if key in sample.fields), None)
-        if not self.images.changes_images:
+        extension = next((key for key, _ in alternatives(self.options.image_key) if key in sample.fields), None)
+        if not self.options.images.changes_images:
             return sample.key, sample.fields, extension or ""
         if extension is None:
-            raise LeftOutError("no picture", sample.name, f"none of its members is {self.image_key}")
+            raise LeftOutError("no picture", sample.name, f"none of its members is {self.options.image_key}")
         new_extension, image = self._image(sample.fields[extension], sample.name)
         others = {name: data for name, data in sample.fields.items() if name != extension}
         return sample.key, {**others, new_extension: image}, new_extension
 
     def _image(self, data: bytes, name: str) -> tuple[str, bytes]:
         try:
-            return stored_image(data, self.images)
+            return stored_image(data, self.options.images)
         except UndecodableError as error:
             raise LeftOutError("unreadable picture", name, str(error)) from error

@@ -1,10 +1,13 @@
 """Work spread over processes comes back in order; what goes wrong there is said here."""
 
 import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
-from clipx.data.parallel import in_processes, num_cores
+from clipx.data.parallel import in_processes, in_threads, num_cores
 from clipx.errors import RunError
 
 
@@ -22,3 +25,31 @@ def test_a_process_that_dies_is_an_error_with_a_mend() -> None:
 
 def test_cores_are_at_least_one() -> None:
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
+
+
+def test_threads_keep_the_order_and_drop_what_was_not_begun() -> None:
+    barrier = threading.Barrier(2, timeout=30)
+
+    def work(job: int) -> int:
+        if job < 2:
+            barrier.wait()  # both run at once
+        return -job
+
+    assert list(in_threads(work, iter(range(100)))) == [-job for job in range(100)]
+    begun: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda job: begun.append(job) or 1 // job, range(10_000)))
+    assert len(begun) < 1000
+
+
+@pytest.mark.parametrize("run", [in_threads, partial(in_processes, workers=2)])
+def test_jobs_are_taken_when_their_turn_comes_near(run: Callable[..., Iterator[int]]) -> None:
+    taken = []
+    results = run(abs, (taken.append(job) or job for job in range(10_000)))
+    assert next(results) == 0
+    assert 0 < len(taken) < 100
+    results.close()
+
+
+def test_a_single_job_needs_no_process() -> None:
+    assert list(in_processes(lambda job: (job, os.getpid()), iter([7]), workers=8)) == [(7, os.getpid())]

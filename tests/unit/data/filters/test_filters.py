@@ -293,7 +293,7 @@ def test_a_filter_that_nothing_passes_says_why(tmp_path):
         filtered(tmp_path, ["caption.words>=9"])
 
 
-def test_a_filtered_sidecar_that_is_gone_is_made_by_the_index_alone(tmp_path):
+def test_filtered_offsets_that_are_gone_are_made_by_the_index_alone(tmp_path):
     write_shards(tmp_path / "s", [3, 2])
     index = filtered(tmp_path, ["caption.words>=2"])
     plain = build_index([str(tmp_path / "s")])

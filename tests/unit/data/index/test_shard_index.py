@@ -4,7 +4,9 @@ import logging
 import os
 import pickle
 import shutil
+import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -99,7 +101,7 @@ def test_processes_index_as_threads_do(tmp_path, monkeypatch):
         build_index([str(tmp_path / "t")])
 
 
-def test_one_catalogue_serves_other_selections_and_spellings(tmp_path, monkeypatch):
+def test_one_index_serves_other_selections_and_spellings(tmp_path, monkeypatch):
     write_shards(tmp_path / "s", [3, 1, 4])
     monkeypatch.chdir(tmp_path)
     assert build_index(["s/00000.tar", "./s/00001.tar", f"{tmp_path}/s/00002.tar"]).counts.tolist() == [3, 1, 4]
@@ -120,7 +122,7 @@ def test_fingerprint_is_names_and_counts_not_places(tmp_path, monkeypatch):
     assert build_index([str(tmp_path / "b")]).fingerprint() != fingerprint("a", [3, 1])
 
 
-def test_changed_shard_is_scanned_again_and_lost_catalogue_is_not(tmp_path, scanned):
+def test_changed_shard_is_scanned_again_and_lost_counts_are_not(tmp_path, scanned):
     paths = write_shards(tmp_path / "s", [3, 1, 4])
     build_index([str(tmp_path / "s")])
     scanned.clear()
@@ -134,7 +136,7 @@ def test_changed_shard_is_scanned_again_and_lost_catalogue_is_not(tmp_path, scan
     assert sorted(scanned) == paths[:2]
 
 
-def test_a_sidecar_that_is_gone_is_made_when_it_is_opened(tmp_path, scanned):
+def test_offsets_that_are_gone_are_made_when_they_are_opened(tmp_path, scanned):
     paths = write_shards(tmp_path / "s", [3, 1])
     index = build_index([str(tmp_path / "s")])
     scanned.clear()
@@ -151,7 +153,7 @@ def test_a_sidecar_that_is_gone_is_made_when_it_is_opened(tmp_path, scanned):
         index.offsets(0)
 
 
-def test_an_old_or_broken_catalogue_is_made_again(tmp_path):
+def test_counts_that_are_foreign_or_broken_are_made_again(tmp_path):
     write_shards(tmp_path / "s", [3])
     (tmp_path / "s" / "clipx-index.json").write_text('{"version": 1, "shards": {"00000.tar": [7, 1, 1]}}')
     for content in (None, b"", b"{}", b"CLIPXCAT" + bytes(100)):
@@ -159,6 +161,19 @@ def test_an_old_or_broken_catalogue_is_made_again(tmp_path):
             (tmp_path / "s" / COUNTS_FILE).write_bytes(content)
         assert build_index([str(tmp_path / "s")]).counts.tolist() == [3]
         assert load_index([str(tmp_path / "s")]).counts.tolist() == [3]
+
+
+def test_an_index_of_the_version_before_is_loaded(tmp_path, scanned):
+    write_shards(tmp_path / "s", [3, 1])
+    state = file_state(str(tmp_path / "s" / "00000.tar"))
+    body = json.dumps({"shards": 1, "width": 9, "filter": "", "reasons": []}).encode() + b"00000.tar"
+    body += np.array([3, *state], "<i8").tobytes() + bytes(1)
+    header = struct.pack("<8sIIq", b"CLIPXCAT", 1, zlib.crc32(body), body.index(b"}") + 1)
+    (tmp_path / "s" / COUNTS_FILE).write_bytes(header + body)
+    assert load_index([f"{tmp_path}/s/00000.tar"]).counts.tolist() == [3]
+    assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 1]
+    assert scanned == [f"{tmp_path}/s/00001.tar"]
+    assert load_index([str(tmp_path / "s")]).counts.tolist() == [3, 1]
 
 
 def test_index_dir_and_cache_when_the_folder_cannot_be_written(tmp_path, monkeypatch, cache, scanned):
@@ -237,7 +252,7 @@ def test_shard_that_cannot_be_read(tmp_path, monkeypatch):
         build_index([str(tmp_path)])
 
 
-def test_counts_of_many_new_local_shards_are_those_that_are_stated(tmp_path, monkeypatch, scanned):
+def test_counts_of_many_new_local_shards_are_those_of_the_metadata(tmp_path, monkeypatch, scanned):
     paths = write_shards(tmp_path / "s", [3, 1, 4])
     for number, said in enumerate(['{"successes": 3}', '{"successes": 2}', "broken"]):
         (tmp_path / "s" / f"{number:05d}_stats.json").write_text(said)
@@ -253,7 +268,7 @@ def test_counts_of_many_new_local_shards_are_those_that_are_stated(tmp_path, mon
         RunError, match=r"00001.tar holds 1 samples, its index \(from 00001_stats.json\) says 2; run `c"
     ):
         load_index([str(tmp_path / "s")]).offsets(1)
-    assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 1, 4]  # the mend
+    assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 1, 4]  # as the message says
     scanned.clear()
     assert load_index([str(tmp_path / "s")]).offsets(1).num_samples == 1
     assert scanned == []
@@ -279,7 +294,7 @@ def test_remote_shards_are_indexed_in_the_cache_by_one_listing(tmp_path, store, 
     assert names(scanned) == ["00000.tar"]
 
 
-def test_stated_counts_of_a_store(tmp_path, store, scanned):
+def test_metadata_counts_of_a_store(tmp_path, store, scanned):
     put(store, "d", write_shards(tmp_path / "s", [5, 2, 3]))
     store.pipe("bucket/d/00000_stats.json", b'{"successes": 5}')
     store.pipe("bucket/d/00001_stats.json", b'{"successes": 2}')
@@ -292,14 +307,14 @@ def test_stated_counts_of_a_store(tmp_path, store, scanned):
     assert wrong.counts.tolist() == [4, 2, 3]
     with pytest.raises(RunError, match=r"00000.tar holds 5 samples, its index \(from 00000_stats.json\) says 4"):
         wrong.offsets(0)
-    assert build_index(["s3://bucket/d"], index_dir=tmp_path / "wrong").counts.tolist() == [5, 2, 3]  # the mend
+    assert build_index(["s3://bucket/d"], index_dir=tmp_path / "wrong").counts.tolist() == [5, 2, 3]  # as the message says
 
 
 def test_an_index_in_a_store_and_beside_the_shards(tmp_path, store, cache, scanned):
     put(store, "d", write_shards(tmp_path / "s", [5, 2]))
     for folder in ("s3://bucket/index", "s3://bucket/d"):
         build_index(["s3://bucket/d"])
-        build_index(["s3://bucket/d"], index_dir=folder)  # sidecars of this machine are not scanned again, but sent
+        build_index(["s3://bucket/d"], index_dir=folder)  # offsets of this machine are not scanned again, but sent
         assert sum(name.endswith(".clipx-index") for name in store.find(folder)) == 2
         shutil.rmtree(cache)  # another machine
         scanned.clear()
