@@ -99,8 +99,7 @@ def open_ranges(
     now = remote_files.state(path, remote)
     if now.size is None or not now.ranges:
         return _fetch_whole(path, now, remote=remote, cache=cache)
-    file = RemoteFile(path, now.size, remote=remote)
-    return _Scanned(file) if sequential else file
+    return RemoteFile(path, now.size, remote=remote, read_ahead=_SCAN_BLOCK if sequential else 0)
 
 
 def _fetch_whole(
@@ -191,34 +190,24 @@ class RemoteFile:
         url: its address.
         size: its bytes; a read fails when it has others.
         remote: timeout and retries.
+        read_ahead: bytes that a request asks for at least; the next reads are served from them, in one thread only.
     """
 
-    def __init__(self, url: str, size: int, *, remote: RemoteConfig = DEFAULTS) -> None:
-        self._url = url
-        self._remote = remote
+    def __init__(self, url: str, size: int, *, remote: RemoteConfig = DEFAULTS, read_ahead: int = 0) -> None:
+        self._url, self._remote, self._read_ahead = url, remote, read_ahead
         self.size = size
+        self._start, self._block = 0, b""
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """See `RangeReader`; makes one request."""
+        """See `RangeReader`; makes one request at most."""
+        if not self._read_ahead:
+            return self._request(offset, length)
+        if offset < self._start or min(offset + length, self.size) > self._start + len(self._block):
+            self._start, self._block = offset, self._request(offset, max(length, self._read_ahead))
+        return self._block[offset - self._start :][:length]
+
+    def _request(self, offset: int, length: int) -> bytes:
         return remote_files.read_range(self._url, offset, offset + length, size=self.size, remote=self._remote)
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-class _Scanned:
-    """Reads larger blocks than it is asked for, and serves the next reads from the last block."""
-
-    def __init__(self, file: RangeReader) -> None:
-        self._file = file
-        self.size = file.size
-        self._start, self._block = 0, b""
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        stop = min(offset + length, self.size)
-        if offset < self._start or stop > self._start + len(self._block):
-            self._start, self._block = offset, self._file.read_at(offset, max(length, _SCAN_BLOCK))
-        return self._block[offset - self._start :][:length]
-
-    def close(self) -> None:
-        self._file.close()

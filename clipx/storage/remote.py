@@ -200,19 +200,19 @@ class _FailureLog:
 
     def __init__(self) -> None:
         self._known: set[str] = set()
-        self._unsaid = 0
+        self._not_logged = 0
         self._next_line = 0.0
 
     def log(self, url: str, text: str) -> None:
         if url in self._known:
             return
         if time.monotonic() < self._next_line:
-            self._unsaid += 1
+            self._not_logged += 1
             return
         self._known.add(url)
-        more = f" ({self._unsaid} failures of other addresses were not logged)" if self._unsaid else ""
+        more = f" ({self._not_logged} failures of other addresses were not logged)" if self._not_logged else ""
         log.warning("%s: %s%s", url, text, more)
-        self._unsaid, self._next_line = 0, time.monotonic() + _LINE_EVERY_S
+        self._not_logged, self._next_line = 0, time.monotonic() + _LINE_EVERY_S
 
 
 _failures = _FailureLog()

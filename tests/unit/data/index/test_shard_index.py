@@ -307,7 +307,11 @@ def test_metadata_counts_of_a_store(tmp_path, store, scanned):
     assert wrong.counts.tolist() == [4, 2, 3]
     with pytest.raises(RunError, match=r"00000.tar holds 5 samples, its index \(from 00000_stats.json\) says 4"):
         wrong.offsets(0)
-    assert build_index(["s3://bucket/d"], index_dir=tmp_path / "wrong").counts.tolist() == [5, 2, 3]  # as the message says
+    assert build_index(["s3://bucket/d"], index_dir=tmp_path / "wrong").counts.tolist() == [
+        5,
+        2,
+        3,
+    ]  # as the message says
 
 
 def test_an_index_in_a_store_and_beside_the_shards(tmp_path, store, cache, scanned):
