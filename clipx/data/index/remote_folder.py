@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.index.shard_paths import Run, decoded, found_rows, packed
+from clipx.data.index.shard_paths import Run, decoded, found_rows, packed, packed_bytes
 from clipx.storage import remote as remote_files
 from clipx.storage.remote import ASK
 
@@ -21,8 +21,8 @@ class _Listing(NamedTuple):
 
     tars: np.ndarray
     """bytes (N,), in ascending order."""
-    sizes: np.ndarray
-    mtimes: np.ndarray
+    states: np.ndarray
+    """int64 (2, N), sizes and times of `tars`."""
     others: np.ndarray
     """bytes (M,), the JSON files that hold counts, in ascending order."""
 
@@ -61,8 +61,8 @@ class RemoteFolders:
                 folder, slash, name = path.rpartition("/")
                 yield Run(_with_protocol(pattern, folder + slash), packed([name]))
 
-    def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes (0 if not known, -1 if absent) and times of files of a folder.
+    def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> np.ndarray:
+        """int64 (2, N): sizes (0 if not known, -1 if absent) and times of files of a folder.
 
         Args:
             prefix: the folder, with a slash at its end.
@@ -74,14 +74,15 @@ class RemoteFolders:
             OSError: see `tars`.
         """
         if prefix not in self._listings and not may_list:
-            states = [_ask(prefix + decoded(name)) for name in names.tolist()]
-            return np.array([size for size, _ in states], np.int64), np.array([mtime for _, mtime in states], np.int64)
+            return np.array([_ask(prefix + decoded(name)) for name in names.tolist()], np.int64).T
+        states = np.zeros((2, len(names)), np.int64)
         if remote_files.is_http(prefix):
-            return np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+            return states
         listing = self._listing(prefix)
         rows = found_rows(listing.tars, names)
-        there = rows >= 0
-        return np.where(there, _take(listing.sizes, rows), -1), np.where(there, _take(listing.mtimes, rows), 0)
+        states[0] = -1
+        states[:, rows >= 0] = listing.states[:, rows[rows >= 0]]
+        return states
 
     def has(self, prefix: str, name: str) -> bool | None:
         """Whether a JSON file with counts lies in a folder; None if the folder was not listed."""
@@ -93,10 +94,6 @@ class RemoteFolders:
             if prefix not in self._listings:
                 self._listings[prefix] = _select(_list(prefix))
             return self._listings[prefix]
-
-
-def _take(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return column[rows] if len(column) else np.zeros(len(rows), np.int64)
 
 
 def _kind(url: str) -> Literal["file", "folder", "absent"]:
@@ -127,19 +124,19 @@ def _list(prefix: str) -> list[Mapping[str, Any]]:
 
 
 def _select(entries: Iterable[Mapping[str, Any]]) -> _Listing:
-    tars, others = [], []
+    tars: dict[bytes, tuple[int, int]] = {}
+    others = []
     for info in entries:
         name = info["name"].rstrip("/").rpartition("/")[2]
         if info.get("type") == "directory":
             continue
         if name.endswith(".tar"):
-            tars.append((name.encode(), info.get("size") or 0, remote_files.modified_ns(info)))
+            tars[name.encode()] = info.get("size") or 0, remote_files.modified_ns(info)
         elif name.endswith(STATS_SUFFIX) or name == "sizes.json":
             others.append(name.encode())
-    tars.sort()
-    names, sizes, mtimes = zip(*tars, strict=True) if tars else ((), (), ())
-    columns = np.array(sizes, np.int64), np.array(mtimes, np.int64)
-    return _Listing(np.array(names, np.bytes_), *columns, np.array(sorted(others), np.bytes_))
+    names = sorted(tars)
+    states = np.array([tars[name] for name in names], np.int64).reshape(-1, 2).T
+    return _Listing(packed_bytes(names), states, packed_bytes(sorted(others)))
 
 
 def _ask(url: str) -> tuple[int, int]:
