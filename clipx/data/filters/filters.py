@@ -54,7 +54,7 @@ class SampleFilter:
     without_keys: KeyList | None
     """None of these."""
     unique: Unique | None
-    """Of samples whose bytes of this are equal the first stays."""
+    """Whose bytes must differ: of samples with equal ones the first stays."""
     caption_key: str
     image_key: str
 
