@@ -43,7 +43,7 @@ class Saved:
         if self.saver is not None:
             self.steps.run.progress.step += 1
             self.saver.save(stopping=False)
-            self.pauses_s.append(self.saver.take_lost_s())
+            self.pauses_s.append(self.saver.pop_pause_seconds())
         self.steps()
         if self.saver is not None:
             self.saver.wait()
@@ -65,7 +65,7 @@ def rows_of(
     arguments: argparse.Namespace, run: Run, sides: dict[str, Saved], timings: dict[str, Timing]
 ) -> list[dict[str, object]]:
     """One row for each way of saving."""
-    weights = sum(parameter.nbytes for parameter in run.stepper.towers.parameters())
+    weights = sum(parameter.nbytes for parameter in run.stepper.objective.model.parameters())
     none, timed = timings["none"], slice(arguments.warmup, None)
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():

@@ -44,10 +44,11 @@ from webdataset.tariterators import tar_file_expander
 from workload import captions
 
 from clipx.config.data import AugmentConfig, DataConfig
+from clipx.data.build import open_reader
 from clipx.data.decode import decode_image, decode_jpeg, jpeg_size, to_tensor
 from clipx.data.index.shard_index import build_index
 from clipx.data.order import Plan
-from clipx.data.stream import PairStream, open_reader
+from clipx.data.stream import PairStream
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.data.transforms import TrainTransform
 

@@ -9,11 +9,13 @@ products that torch's counter finds. `useful_ratio` is the work of the plain mod
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 
 import torch
 from harness import device_argument, peak_memory, prepare, print_table, write_rows
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from workload import MODELS
 
@@ -23,9 +25,9 @@ from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.models.clip import build_model
+from clipx.models.dry_run import dry_run
 from clipx.plan.model import PhaseModel
-from clipx.train.micro_batch import rehearsal
-from clipx.types import Batch, Embeddings
+from clipx.types import Batch, tensors_of
 
 
 def measure(config: RunConfig, num_pairs: int, device: torch.device) -> tuple[int, int]:
@@ -35,20 +37,20 @@ def measure(config: RunConfig, num_pairs: int, device: torch.device) -> tuple[in
         checkpoint_blocks(blocks, fraction=config.activation_checkpointing)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
 
-    def forward(batch: Batch) -> Embeddings:
+    def forward(batch: Batch) -> Iterable[Tensor]:
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
-            return towers(batch, seed=0, patch_drop=config.model.image.patch_drop)
+            return tensors_of(towers(batch, seed=0, patch_drop=config.model.image.patch_drop)).values()
 
-    rehearse = rehearsal(
+    run = dry_run(
         forward,
         image_size=config.model.image.image_size,
         context_length=config.model.text.context_length,
         device=device,
     )
-    rehearse(1)  # makes the gradients
+    run(1)  # makes the gradients
     with FlopCounterMode(display=False) as counter:
-        rehearse(num_pairs)
-    return peak_memory(lambda: rehearse(num_pairs), device), counter.get_total_flops()
+        run(num_pairs)
+    return peak_memory(lambda: run(num_pairs), device), counter.get_total_flops()
 
 
 def row(config: RunConfig, num_pairs: int, device: torch.device) -> dict[str, object]:

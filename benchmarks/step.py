@@ -132,14 +132,14 @@ def compare(run: Run, theirs: Any, batch: Batch, *, most: int = 32) -> float:
         SystemExit: they are not equals, so no comparison of speed would mean anything.
     """
     piece = batch.micro_batches(most)[0]
-    device, towers = run.runtime.device, run.stepper.towers.eval()
+    device, towers = run.runtime.device, run.stepper.objective.model.eval()
     part = piece.to(device)
     embeddings = Embeddings(
         image_BD=towers.encode_image(part.images_IHWC),
         text_BD=towers.encode_text(part.tokens_T, part.lengths_B, max_length=part.max_length),
         logit_scale=towers.log_logit_scale.exp(),
     )
-    ours = run.stepper.loss(embeddings, group=None, ids_B=part.sample_id_I)
+    ours = run.stepper.objective.coupled["contrastive"].share(embeddings, piece, None).loss
     images, texts = (tensor.to(device) for tensor in as_open_clip(piece, run))
     other = open_clip.ClipLoss()(**theirs.eval()(images, texts))
     norms = [_gradient_norm(loss, model) for loss, model in ((ours, towers), (other, theirs))]
@@ -187,7 +187,7 @@ def rows_of(
     """One row per contender."""
     ours = next(side for side in sides.values() if isinstance(side, Steps))
     run, batch = ours.run, ours.batches[0]
-    useful_flops = median(outcome.useful_flops for outcome in ours.outcomes) * arguments.steps
+    useful_flops = median(outcome.counts["model_flops"] for outcome in ours.outcomes) * arguments.steps
     peak = peak_flops(run.runtime.device)
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():

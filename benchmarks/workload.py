@@ -22,7 +22,7 @@ from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.runtime import start_runtime
 from clipx.train.build import Run, build_run
-from clipx.train.metrics.step_metrics import PendingStep, Requests, StepOutcome, Vitals
+from clipx.train.metrics.step_metrics import InFlightStep, RankStats, StepMetrics, StopOrSave
 from clipx.types import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -163,15 +163,15 @@ class Steps:
     def __init__(self, run: Run, batches: Sequence[Batch], *, num_steps: int = 1) -> None:
         self.run, self.batches, self.num_steps = run, batches, num_steps
         self.taken = 0
-        self.outcomes: list[StepOutcome] = []
+        self.outcomes: list[StepMetrics] = []
         """Of all steps taken."""
 
     def __call__(self) -> float:
         """Takes the steps and waits for their end; returns the last loss."""
-        pending: PendingStep | None = None
+        pending: InFlightStep | None = None
         for _ in range(self.num_steps):
             batch = self.batches[self.taken % len(self.batches)]
-            launched = self.run.stepper(batch, step=self.taken, requests=Requests(), vitals=Vitals())
+            launched = self.run.stepper(batch, step=self.taken, requests=StopOrSave(), stats=RankStats())
             self.taken += 1
             if pending is not None:
                 self.outcomes.append(pending.read())

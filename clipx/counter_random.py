@@ -1,7 +1,7 @@
-"""Counter-based randomness: a number is a function of its keys, so no generator state exists to save or lose.
+"""Counter-based random numbers: a number is a function of its keys, so there is no generator state to save.
 
-One formula serves numpy on the host (data order, augmentation seeds) and torch on the device (patch dropout);
-int64 arithmetic wraps identically in both. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood,
+The same formula is used by numpy on the host (data order, augmentation seeds) and torch on the device (patch dropout);
+int64 arithmetic overflows identically in both. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood,
 "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16).
 """
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch  # only named here: commands that draw on the host start without it
+    import torch  # only for types: commands that draw on the host start without torch
 
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
 class Stream(IntEnum):
-    """What a number is drawn for; first key after the seed, so that draws for different purposes are independent."""
+    """The purpose of a number: the first key after the seed, so that different purposes are independent."""
 
     SHARD_ORDER = 1
     ROTATION = 2
@@ -43,7 +43,7 @@ _FACTOR_2 = _signed(0x94D049BB133111EB)
 
 
 def _shift(bits: Array, amount: int) -> Array:
-    """Logical right shift; int64's own `>>` copies the sign bit, which the mask takes off again."""
+    """Logical right shift: int64's own `>>` copies the sign bit, which the mask removes."""
     return (bits >> amount) & ((1 << (64 - amount)) - 1)
 
 
@@ -54,14 +54,14 @@ def _mix(bits: Array) -> Array:
 
 
 def fold(bits: Array, *keys: Array | int) -> Array:
-    """Hashes `bits` with further keys, one after the other; keys broadcast against `bits`.
+    """Hashes `bits` with more keys, one after another; keys broadcast against `bits`.
 
     Args:
-        bits: int64 array or tensor, any shape: the hash so far (`start` gives the first one).
-        keys: ints or int64 arrays of the same kind.
+        bits: the hash until now, an int64 array or tensor of any shape (`start` makes the first one).
+        keys: ints, or int64 arrays or tensors like `bits`.
 
     Returns:
-        int64 of the broadcast shape, all 64 bits uniform.
+        int64 of the broadcast shape; all 64 bits are uniform.
     """
     for key in keys:
         bits = _mix((bits ^ key) + _INCREMENT)
@@ -69,15 +69,15 @@ def fold(bits: Array, *keys: Array | int) -> Array:
 
 
 def start(seed: int, stream: Stream) -> np.ndarray:
-    """The hash of (seed, purpose) on the host, shape (1,), to be folded with further keys."""
-    # the seed is folded in, not started from: raw seeds that differ in a bit would meet other streams' hashes
+    """The hash of (seed, purpose) on the host, int64 (1,), to fold with more keys."""
+    # The seed is a key and not the initial hash: seeds that differ in one bit would collide with other streams.
     return fold(np.zeros(1, dtype=np.int64), _signed(seed), int(stream))
 
 
 def key(seed: int, stream: Stream, *keys: int) -> int:
-    """One non-negative 63-bit integer for scalar keys, fit to seed a generator: the top bits of `fold`'s hash.
+    """A non-negative 63-bit integer for scalar keys, for example to seed a generator: the top bits of `fold`'s hash.
 
-    In plain Python, since it is called several times for every picture: numpy takes 48 us for an array of one element.
+    It is plain Python, because it is called several times per image: numpy takes 48 us for an array of one element.
     """
     bits = 0
     for value in (seed, int(stream), *keys):
@@ -89,19 +89,19 @@ def key(seed: int, stream: Stream, *keys: int) -> int:
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:
-    """Float64 in [0, 1) from the top 53 bits of each hash."""
+    """float64 numbers in [0, 1) from the top 53 bits of each hash."""
     return _shift(bits, 11).astype(np.float64) * 2.0**-53
 
 
 def permutation(bits: np.ndarray, length: int) -> np.ndarray:
     """A permutation of range(length) for each hash in `bits`.
 
-    Sorting hashes gives every order with equal probability up to 64-bit collisions, and unlike numpy's Generator the
-    result cannot change with numpy's version (its NEP 19 lets streams change).
+    It sorts hashes: every order has the same probability, up to 64-bit collisions. Unlike numpy's Generator the result
+    cannot change with numpy's version (NEP 19 allows its streams to change).
 
     Args:
-        bits: int64 (N,).
-        length: elements to permute.
+        bits: hashes, int64 (N,).
+        length: number of elements to permute.
 
     Returns:
         int64 (N, length), each row a permutation.

@@ -1,6 +1,6 @@
-"""A trained model with its tokenizer and preprocessing: what `clipx.load` returns, and what evaluation and export take.
+"""A trained model with its tokenizer and preprocessing: the result of `clipx.load`, used by evaluation and export.
 
-Shapes: B pictures or texts, S image size, T tokens, D embedding.
+Shapes: B images or texts, S image size, T tokens, D embedding.
 """
 
 import re
@@ -36,12 +36,12 @@ _TEXT_POSITIONS = "text_tower.position_embedding.weight"
 
 
 class Pretrained:
-    """Pictures and texts to embeddings; the model stays in its mode, its dtype and on its device.
+    """Computes embeddings of images and texts; the mode, dtype and device of the model do not change.
 
     Args:
-        model: may be in training; every call evaluates and puts it back.
-        config: from which it was built.
-        tokenizer: the one it was trained with; default: built from the config.
+        model: may be in training mode; every call evaluates and restores the mode.
+        config: the config that the model was built from.
+        tokenizer: the tokenizer of its training; None means that it is built from the config.
     """
 
     def __init__(self, model: CLIP, config: ModelConfig, *, tokenizer: Tokenizer | None = None) -> None:
@@ -52,7 +52,7 @@ class Pretrained:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """The device of the model's weights."""
         return self.model.log_logit_scale.device
 
     @property
@@ -61,20 +61,20 @@ class Pretrained:
         return self.model.log_logit_scale.detach().exp().item()
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Short side resized, centre cropped: uint8 (S, S, 3); the model itself normalises.
+        """Resizes the short side and crops the centre: uint8 (S, S, 3). The model itself normalises.
 
         Raises:
-            InputError: not a picture of Pillow's.
+            InputError: the argument is not an image of Pillow.
         """
         if not isinstance(image, Image.Image):
             raise InputError(f"a picture must be a PIL.Image, not {type(image).__name__}; open files with Image.open")
         return self.transform(image)
 
     def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Flat token ids int64 (T,) and lengths int64 (B,) of a text or several.
+        """Flat token ids int64 (T,) and lengths int64 (B,) of one or several texts.
 
         Raises:
-            InputError: no text, or something else.
+            InputError: there is no text, or one is not a string.
         """
         listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [texts]
         if wrong := [type(text).__name__ for text in listed if not isinstance(text, str)]:
@@ -85,10 +85,10 @@ class Pretrained:
 
     @torch.no_grad()
     def encode_image(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
-        """Unit-length embeddings (B, D) of a picture, several, or uint8 (B, S, S, 3) from `preprocess`.
+        """Unit-length embeddings (B, D) of one image, of several, or of uint8 (B, S, S, 3) from `preprocess`.
 
         Raises:
-            InputError: no picture, something else, or a tensor of another dtype or shape.
+            InputError: there is no image, one is not an image, or a tensor has another dtype or shape.
         """
         if not isinstance(images, Tensor):
             rows = [self.preprocess(image) for image in (images if isinstance(images, Iterable) else [images])]
@@ -104,10 +104,10 @@ class Pretrained:
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Unit-length embeddings (B, D) of a text or several.
+        """Unit-length embeddings (B, D) of one or several texts.
 
         Raises:
-            InputError: as `tokenize`.
+            InputError: the cases of `tokenize`.
         """
         tokens_T, lengths_B = self.tokenize(texts)
         max_length = int(lengths_B.max())
@@ -126,22 +126,22 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the parts of a stored model lie."""
+    """The folder of a stored model, and its kind."""
 
     kind: Literal["checkpoint", "export"]
     folder: Folder
     config: str
-    """Name of the file in it with the resolved config of the run that trained it."""
+    """Name of the file, in the folder, with the resolved config of the run that trained the model."""
 
 
 def find_model(path: Path | str) -> ModelFiles:
-    """What MODEL on the command line means: a run folder (its newest good checkpoint), a checkpoint, or an export.
+    """Finds a stored model, the MODEL of the command line: a run folder, a checkpoint, or an export.
 
-    Checkpoints, and a folder of them, may have an address (s3://...); a run folder says where its own are.
+    For a run folder it is the newest good checkpoint. Checkpoints, and a folder of them, may have an address
+    (s3://...); a run folder knows the address of its own.
 
     Raises:
-        InputError: the path is none of these or cannot be read, a checkpoint that is broken, or a run without a good
-            one.
+        InputError: the path is none of these or cannot be read, the checkpoint is broken, or the run has no good one.
     """
     folder = folder_at(re.sub(r"^(\w+):/(?!/)", r"\1://", str(path)))  # pathlib takes a slash from addresses
     try:
@@ -173,23 +173,23 @@ def _find_model(folder: Folder) -> ModelFiles:
     checkpoint = store.newest()
     if checkpoint is None:
         broken = len(store.checkpoints())
-        mend = f"all {broken} are broken, train it anew" if broken else "train until its first save"
-        raise InputError(f"{folder}: the run has no good checkpoint; {mend}")
+        hint = f"all {broken} are broken, train it anew" if broken else "train until its first save"
+        raise InputError(f"{folder}: the run has no good checkpoint; {hint}")
     return ModelFiles("checkpoint", checkpoint.folder, CONFIG)
 
 
 def load(
     path: str | Path, *, device: str | torch.device = "cpu", weights: Literal["average", "trained"] | None = None
 ) -> Pretrained:
-    """The model in a run folder, a checkpoint or an export folder, in float32.
+    """Loads the model of a run folder, a checkpoint or an export folder, in float32.
 
     Args:
-        path: of the folder; checkpoints may also have an address (s3://...).
-        device: where the model is put.
-        weights: of a checkpoint, the trained ones or their average (`ema`); none: the average where one was kept.
+        path: the folder; checkpoints may also have an address (s3://...).
+        device: the device for the model.
+        weights: of a checkpoint, "trained" or their "average" (`ema`); None means the average if there is one.
 
     Raises:
-        InputError: the path holds no model, its weights do not fit its config, or it has no average.
+        InputError: the path has no model, the weights do not fit the config, or there is no average.
     """
     files = find_model(path)
     config = stored_config(files.folder, files.config).model
@@ -204,20 +204,24 @@ def load(
 
 
 def _choose_average(checkpoint: Folder, weights: Literal["average", "trained"] | None) -> bool:
-    kept = holds_average(checkpoint)
-    if weights == "average" and not kept:
+    has_average = holds_average(checkpoint)
+    if weights == "average" and not has_average:
         raise InputError(f"{checkpoint} holds no average of the weights; take the trained ones, or train with `ema`")
-    return kept and weights != "trained"
+    return has_average and weights != "trained"
 
 
 def start_from(path: Path | str, model: CLIP) -> None:
-    """Fills a bare model with the weights stored at `path`, as the beginning of another run.
+    """Copies the weights stored at `path` into a model, to start another run from them.
 
-    The position embeddings may differ in size: that of images is resampled, that of texts cut. A bias of the logits
-    that is not stored keeps its own start.
+    The position embeddings may have other sizes: that of images is resampled, that of texts is cut. A bias of the
+    logits that is not stored keeps its initial value.
+
+    Args:
+        path: a run folder, checkpoint or export folder.
+        model: not wrapped or sharded.
 
     Raises:
-        InputError: the path holds no model, or another architecture.
+        InputError: the path has no model, or a model of another architecture.
     """
     try:
         stored = load(path).model.state_dict()
@@ -240,7 +244,7 @@ def start_from(path: Path | str, model: CLIP) -> None:
 
 
 def _without_download(config: ModelConfig) -> ModelConfig:
-    """The same architecture without the weights that it once started from: those that follow replace them."""
+    """The same config without pretrained weights, because stored weights replace them."""
     text = config.text
     if isinstance(text, HuggingFaceTextConfig):
         text = replace(text, pretrained=False)

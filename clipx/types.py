@@ -1,14 +1,63 @@
-"""What crosses borders: `Batch` from the data stream to the towers, `Embeddings` from the towers to the loss.
+"""What crosses borders: `Batch` from the data stream to the model, `Embeddings` from the towers to the loss.
 
-Shape suffixes: B pairs of this rank (or micro-batch), I pictures of them, H x W pixels, C channels, D embedding, T
-tokens of B texts.
+The letters after the last underscore of a tensor's name are its axes, and the first one says how it is cut and joined:
+B pairs of this rank (or micro-batch), I images of them, T tokens of B texts. A name without such letters is one value
+for the whole batch. H x W pixels, C channels, D embedding.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+_AXES = "BIT"
+
+
+def axis_of(name: str) -> str | None:
+    """The axis along which a tensor of this name is cut and joined.
+
+    Returns:
+        B, I or T; None for one value of the whole batch (`image_BD`: B; `logit_scale`: None).
+    """
+    axes = name.rpartition("_")[2]
+    return axes[0] if axes.isupper() and axes[0] in _AXES else None
+
+
+def tensor_fields(record: type[Any]) -> frozenset[str]:
+    """Names of a dataclass's fields that stand for tensors: those with an axis."""
+    return frozenset(item.name for item in fields(record) if axis_of(item.name) is not None)
+
+
+def tensors_of(record: Any) -> dict[str, Tensor]:
+    """The fields of a dataclass that hold tensors, by name."""
+    named = {item.name: getattr(record, item.name) for item in fields(record)}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def join(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of consecutive pieces, by name, joined along their axes; without an axis the first piece's counts."""
+    return {
+        name: tensor if axis_of(name) is None else torch.cat([piece[name] for piece in pieces])
+        for name, tensor in pieces[0].items()
+    }
+
+
+def cut(tensors: Mapping[str, Tensor], sizes: Sequence[Mapping[str, int]]) -> list[dict[str, Tensor]]:
+    """Consecutive pieces of tensors, by name, the inverse of `join`; what has no axis is the same in every piece.
+
+    Args:
+        tensors: by name, each with the length of its axis first.
+        sizes: for each piece its length along B, I and T.
+    """
+    pieces: list[dict[str, Tensor]] = [{} for _ in sizes]
+    for name, tensor in tensors.items():
+        axis = axis_of(name)
+        parts = [tensor] * len(sizes) if axis is None else tensor.split([size[axis] for size in sizes])
+        for piece, part in zip(pieces, parts, strict=True):
+            piece[name] = part
+    return pieces
 
 
 @dataclass(frozen=True)
@@ -24,14 +73,14 @@ class BadSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B image-text pairs of one rank, ordered by slot.
+    """B image-text pairs of one rank, in the order of the global batch.
 
-    Each picture stands once and has `captions_per_image` texts, one after the other: I = B / captions_per_image.
+    Each image stands once and has `captions_per_image` texts, one after the other: I = B / captions_per_image.
     Texts are one flat array of real tokens, without padding: text i is `tokens[sum(lengths[:i]):][:lengths[i]]`.
     """
 
     index: int
-    """Place of the global batch in the data order, from 0."""
+    """Position of the global batch in the data order, from 0."""
     images_IHWC: Tensor
     """uint8 (I, H, W, 3), RGB."""
     tokens_T: Tensor
@@ -43,67 +92,61 @@ class Batch:
     sample_id_I: Tensor
     """int64 (I,), names the sample within the run; equal ids in a batch are not each other's negatives."""
     slot_I: Tensor
-    """int64 (I,), place in the global batch, 0 to G / captions_per_image - 1."""
+    """int64 (I,), position in the global batch, 0 to G / captions_per_image - 1."""
     source_I: Tensor
     """int64 (I,), index of the data source."""
-    captions_per_image: int = 1
+    augment_seed_I: Tensor | None = None
+    """int64 (I,), for the augmentations that the device computes; None if there is nothing to augment."""
     group_id_B: Tensor | None = None
-    """int64 (B,), pairs of equal id are not each other's negatives; none: those of the same sample alone."""
-    augment_seeds: tuple[int, ...] = ()
-    """Of the I pictures, for the augmentations that the device computes; empty where there are none."""
+    """int64 (B,), pairs with equal ids are not each other's negatives; None means those of the same sample alone."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """What an objective has its readers add to every sample (`clipx.data.pairs.ColumnReader`), by name with axes."""
+    captions_per_image: int = 1
     bad: tuple[BadSample, ...] = field(default=())
     """Samples found bad while this part of the batch was read."""
-    num_fallbacks: int = 0
-    """Pictures that the fast decoder could not read and Pillow did."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Figures counted while it was read, summed over ranks and steps for metrics.jsonl; the same names on all ranks."""
     read_wait_s: float = 0.0
     """Seconds that the loader processes waited for remote storage, summed."""
 
     def __len__(self) -> int:
         return self.lengths_B.shape[0]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Its length along B, I and T."""
+        return {"B": len(self), "I": self.slot_I.shape[0], "T": self.tokens_T.shape[0]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, fields and columns alike."""
+        return {**tensors_of(self), **self.columns}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], **changes: Any) -> Self:
+        """The same batch with these tensors, fields and columns alike, and other changed fields."""
+        columns = {name: tensors.get(name, value) for name, value in self.columns.items()}
+        own: dict[str, Any] = {name: value for name, value in tensors.items() if name not in columns}
+        return replace(self, **own, columns=columns, **changes)
+
     def to(self, device: torch.device) -> Self:
-        """The same batch with every tensor on `device` (asynchronously where memory is pinned)."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in self._tensors().items()}
-        return replace(self, **moved)
+        """The same batch with every tensor on `device` (asynchronously if memory is pinned)."""
+        return self.with_tensors({name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory; what lies there already is not copied."""
-        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+        return self.with_tensors({name: value.pin_memory() for name, value in self.tensors().items()})
 
-    def no_negatives(self) -> Tensor:
-        """int64 (B,): pairs of equal numbers are not each other's negatives."""
-        return self.sample_of_pair() if self.group_id_B is None else self.group_id_B
+    def micro_batches(self, size: int) -> list[Self]:
+        """Consecutive pieces of `size` pairs; images stay with their captions, texts are cut at their borders.
 
-    def sample_of_pair(self) -> Tensor:
-        """int64 (B,): the sample of each pair."""
-        return self.sample_id_I.repeat_interleave(self.captions_per_image)
-
-    def micro_batches(self, size: int) -> list["Batch"]:
-        """Consecutive pieces of `size` pairs; pictures stay with their captions, texts are cut at their borders."""
+        Bad samples, counts and waits stay with the whole batch.
+        """
         if size >= len(self):
             return [self]
-        token_counts = [int(part.sum()) for part in self.lengths_B.split(size)]
-        num_images = size // self.captions_per_image
-        pieces = {
-            name: value.split(token_counts if name == "tokens_T" else size if name.endswith("_B") else num_images)
-            for name, value in self._tensors().items()
-        }
-        seeds = [self.augment_seeds[first : first + num_images] for first in range(0, len(self.slot_I), num_images)]
-        return [
-            replace(
-                self,
-                **{name: parts[number] for name, parts in pieces.items()},
-                augment_seeds=seeds[number],
-                bad=(),
-                num_fallbacks=0,
-                read_wait_s=0.0,
-            )
-            for number in range(len(token_counts))
+        sizes = [
+            {"B": len(part_B), "I": len(part_B) // self.captions_per_image, "T": int(part_B.sum())}
+            for part_B in self.lengths_B.split(size)
         ]
-
-    def _tensors(self) -> dict[str, Any]:
-        named = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        return [self.with_tensors(piece, bad=(), counts={}, read_wait_s=0.0) for piece in cut(self.tensors(), sizes)]
 
 
 @dataclass(frozen=True, kw_only=True)

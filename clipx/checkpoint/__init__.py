@@ -1,1 +1,6 @@
-"""Saving and finding runs: what a checkpoint holds (`state`) and how it lies on disk (`store`)."""
+"""Saving and finding the state of runs.
+
+store        the checkpoints of a run; `state` is the content of state.json, `manifest` the checksums of the files
+tensors      weights, optimizer and averages; `torch_files` has torch's files in a folder or an object store
+background   a save beside the training, from a `host_copy` of the state
+"""

@@ -1,4 +1,4 @@
-"""Work beside the training: one job at a time, in a thread, over a process group of its own."""
+"""Runs one job at a time beside the training, in a thread and with a process group of its own."""
 
 import threading
 from collections.abc import Callable
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """Runs a job beside the training; all ranks make one together, and start the same jobs in the same order.
+    """Runs jobs beside the training; all ranks create one together, and start the same jobs in the same order.
 
-    A job communicates over `group` and nothing else, and ends alike on all ranks, though not at the same moment: what
-    ranks decide together must not hang on `done`, unless one of them decides for all.
+    A job may communicate over `group` only. It ends with the same outcome on all ranks, but not at the same moment: do
+    not decide on each rank by `done`; let one rank decide for all.
 
     Args:
-        group: all ranks; none: this process alone.
-        timeout_s: of the jobs' collectives.
+        group: all ranks; None means this process alone.
+        timeout_s: time limit of the jobs' collectives.
     """
 
     def __init__(self, group: ProcessGroup | None, *, timeout_s: float) -> None:
@@ -35,7 +35,7 @@ class Background(Generic[T]):
 
     @property
     def idle(self) -> bool:
-        """Whether there is no job, finished or not, whose result was not taken."""
+        """Whether no job is running and no result waits to be taken."""
         return self._job is None
 
     @property
@@ -44,18 +44,22 @@ class Background(Generic[T]):
         return self._job is not None and self._job.done()
 
     def start(self, job: Callable[[], T]) -> None:
-        """Begins a job; the one before must have been taken."""
+        """Starts a job; the result of the one before must have been taken."""
         assert self.idle, "one job at a time"
         self._job = Future()
-        # a daemon: where storage hangs for ever, the process can end all the same. Of normal priority: a thread that
-        # loader processes keep from its core may hold the interpreter's lock, and the training would wait for it
+        # a daemon, so that the process can end even if storage hangs for ever; and with normal priority, since a thread
+        # that loader processes keep from its core may hold the interpreter's lock, for which the training would wait
         threading.Thread(target=_run, args=(job, self._job), name="checkpoint", daemon=True).start()
 
     def take(self, timeout_s: float | None = None) -> T:
-        """The result of the job, waited for.
+        """Waits for the job to end and returns its result.
+
+        Args:
+            timeout_s: seconds to wait; None means no limit.
 
         Raises:
-            TimeoutError: it did not end in time; else whatever the job raised.
+            TimeoutError: the job did not end in time.
+            Exception: what the job raised.
         """
         assert self._job is not None, "no job"
         result = self._job.result(timeout_s)
@@ -63,7 +67,7 @@ class Background(Generic[T]):
         return result
 
     def close(self) -> None:
-        """Leaves the group; all ranks do, and a job has ended."""
+        """Destroys the group; all ranks call this when no job runs."""
         if self.group is not None:
             dist.destroy_process_group(self.group)
             self.group = None

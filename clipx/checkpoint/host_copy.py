@@ -1,4 +1,4 @@
-"""A copy of a state in the host's memory: what an asynchronous save costs the training."""
+"""A copy of a state in the host's memory: the part of an asynchronous save for which the training waits."""
 
 from copy import deepcopy
 
@@ -11,9 +11,9 @@ from clipx.checkpoint.tensors import State
 
 
 class HostCopy:
-    """Memory for one state, allocated at the first and used again for those that follow; page-locked where CUDA is.
+    """Memory for one copy of a state; the next `take` overwrites it. Page-locked if CUDA is available.
 
-    One copy stands at a time: the next `take` overwrites it.
+    It is allocated at the first `take`, and again only if names, shapes or dtypes change.
     """
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class HostCopy:
 
     @torch.no_grad()
     def take(self, state: State) -> State:
-        """The state as it is now; on return the training may change it.
+        """Copies the state as it is now; when this returns, the training may change the original.
 
-        The copies from a device are queued behind the step that was launched last, and waited for.
+        Copies from a device are queued behind the step that was launched last; this waits for them.
         """
         if _layout(state) != _layout(self._copy):
             self._copy = self._allocate(state)
@@ -40,14 +40,14 @@ class HostCopy:
         return {section: dict(values) for section, values in self._copy.items()}
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         self._copy = {}
         if self._stager is not None:
             self._stager.close()
             self._stager = None
 
     def _allocate(self, state: State) -> State:
-        """torch's own copy of a state, in new memory; slower, for it also copies what describes each shard."""
+        """Copies a state to new memory by torch's stager, which is slower: it copies the metadata of each shard too."""
         self.close()
         on_gpu = torch.cuda.is_available()
         self._stager = DefaultStager(
@@ -64,7 +64,7 @@ class HostCopy:
 
 
 def _layout(state: State) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype] | None]:
-    """What has to be equal for a copy to take the place of another."""
+    """Shape and dtype by section and name: if they are equal, the memory of one copy fits the other."""
     return {
         (section, name): (_local(value).shape, value.dtype) if isinstance(value, Tensor) else None
         for section, values in state.items()

@@ -1,6 +1,6 @@
-"""`manifest.json`: size and SHA-256 of every other file of a checkpoint, and the comparison of the two.
+"""`manifest.json`: size and SHA-256 of every other file of a checkpoint, and the check of the files against it.
 
-A sum is that of the bytes as they were handed to the disk, by the rank that wrote them: nothing is read for it.
+A checksum is that of the bytes as the rank that wrote them handed them to the disk: nothing is read to compute it.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ from clipx.storage.folders import Folder
 MANIFEST = "manifest.json"
 _THREADS = 16
 _BLOCK = 16 << 20
-_CACHED = 1 << 20  # bytes that are still in the processor's cache when they are written after they were summed up
+_CACHED = 1 << 20  # bytes that are still in the processor's cache when they are written after their checksum
 
 
 class Entry(TypedDict):
-    """What is known of a file."""
+    """What the manifest records of one file."""
 
     size: int
     sha256: str
 
 
 class Recorder(io.RawIOBase):
-    """A file for writing, from the front on, that keeps the sum of what passes.
+    """A file that is written from start to end, and the size and checksum of what is written.
 
-    What the disk refuses comes out of `entry`: torch.save, told of it, would still close its archive, and that fails
-    with a message about positions, which is all that its caller sees.
+    A failing disk raises in `entry` and not in `write`: torch.save would close its archive after an error in `write`,
+    and this fails with a message about positions that would hide the error.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -42,15 +42,15 @@ class Recorder(io.RawIOBase):
         self._error: OSError | None = None
 
     def writable(self) -> bool:
-        """As of every such file."""
+        """Always True."""
         return True
 
     def tell(self) -> int:
-        """Bytes so far."""
+        """Bytes written so far."""
         return self._size
 
     def write(self, data: Any, /) -> int:
-        """Takes all of `data`."""
+        """Writes all of `data`."""
         view = memoryview(data).cast("B")
         self._size += len(view)
         try:
@@ -63,7 +63,7 @@ class Recorder(io.RawIOBase):
         return len(view)
 
     def entry(self) -> Entry:
-        """Size and sum of what has passed.
+        """Size and checksum of what was written.
 
         Raises:
             OSError: not all of it could be written.
@@ -75,7 +75,7 @@ class Recorder(io.RawIOBase):
 
 @contextmanager
 def recorded(folder: Folder, name: str, entries: dict[str, Entry]) -> Iterator[Recorder]:
-    """A new file of a folder; its entry is added to `entries` once it is stored."""
+    """Opens a new file of a folder for writing; adds its entry to `entries` once it is stored."""
     with folder.create(name) as file:
         recorder = Recorder(file)
         yield recorder
@@ -84,59 +84,45 @@ def recorded(folder: Folder, name: str, entries: dict[str, Entry]) -> Iterator[R
 
 
 def write_manifest(folder: Folder, entries: Mapping[str, Entry]) -> None:
-    """The last file of a checkpoint."""
+    """Writes the manifest, which is the last file of a checkpoint."""
     folder.write(MANIFEST, json.dumps({name: entries[name] for name in sorted(entries)}, indent=2))
 
 
-def misfit(folder: Folder) -> str | None:
-    """What is wrong at first sight, or None: every file of the manifest is there and has its size.
+def find_problem(folder: Folder, *, checksums: bool) -> str | None:
+    """Checks that every file of the manifest is there and has its size.
+
+    Args:
+        folder: a checkpoint.
+        checksums: whether to compare the SHA-256 too, which reads all files, several at a time.
+
+    Returns:
+        The first thing that is wrong, or None.
 
     Raises:
         OSError: the storage did not answer, which says nothing about the checkpoint.
     """
-    manifest = _read(folder)
-    return manifest if isinstance(manifest, str) else _misfit(folder, manifest)
-
-
-def problem(folder: Folder) -> str | None:
-    """What is wrong, or None: every file of the manifest is there and has its size and SHA-256.
-
-    Reads all of it, several files at a time.
-
-    Raises:
-        OSError: as `misfit`.
-    """
-    manifest = _read(folder)
-    if isinstance(manifest, str):
-        return manifest
-    if (found := _misfit(folder, manifest)) is not None:
-        return found
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        sums = pool.map(partial(_sha256, folder), manifest)
-        for (name, entry), found in zip(manifest.items(), sums, strict=True):
-            if found != entry["sha256"]:
-                return f"{name} differs from its checksum"
-    return None
-
-
-def _read(folder: Folder) -> dict[str, Entry] | str:
-    """The manifest, or what is wrong with it."""
     try:
         content = json.loads(folder.read(MANIFEST))
-        return {name: Entry(size=entry["size"], sha256=entry["sha256"]) for name, entry in content.items()}
+        entries = {name: Entry(size=entry["size"], sha256=entry["sha256"]) for name, entry in content.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} is damaged"
-
-
-def _misfit(folder: Folder, manifest: Mapping[str, Entry]) -> str | None:
     sizes = folder.sizes()
-    for name, entry in manifest.items():
+    for name, entry in entries.items():
         if name not in sizes:
             return f"{name} is missing"
         if sizes[name] != entry["size"]:
             return f"{name} has {sizes[name]} bytes instead of {entry['size']}"
+    return _find_wrong_checksum(folder, entries) if checksums else None
+
+
+def _find_wrong_checksum(folder: Folder, entries: Mapping[str, Entry]) -> str | None:
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        sums = pool.map(partial(_sha256, folder), entries)
+        for (name, entry), actual in zip(entries.items(), sums, strict=True):
+            if actual != entry["sha256"]:
+                return f"{name} differs from its checksum"
     return None
 
 

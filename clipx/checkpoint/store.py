@@ -1,13 +1,13 @@
-"""The checkpoints of a run: a folder of folders, each of which is whole or does not count.
+"""The checkpoints of a run: a folder of folders, each of which is complete or does not count.
 
     step-00001000/
-        .metadata, __R_0.distcp    torch.distributed.checkpoint: model and optimizer, loadable on any number of ranks
+        .metadata, __R_0.distcp    torch.distributed.checkpoint: model and optimizer, for any number of ranks
         state.json                 `RunState`
         config.yaml                the resolved config
         manifest.json              size and SHA-256 of every other file; written last
 
-On a disk a checkpoint is written under `.saving-step-...`, fsynced and renamed. An object store has no renaming: there
-the files stand under the final name at once, and the manifest makes them a checkpoint. One that does not fit its
+On a disk a checkpoint is written under `.saving-step-...`, fsynced and renamed. An object store cannot rename: there
+the files have their final names at once, and the manifest makes them a checkpoint. A checkpoint that does not fit its
 manifest is passed over for the one before.
 """
 
@@ -20,7 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clipx.checkpoint.manifest import MANIFEST, Entry, misfit, problem, recorded, write_manifest
+from clipx.checkpoint.manifest import MANIFEST, Entry, find_problem, recorded, write_manifest
 from clipx.checkpoint.state import RunState
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
@@ -35,7 +35,7 @@ _ASIDE = ".saving-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One of them, by its place; it may be broken."""
+    """One checkpoint, by its folder. It may be broken or not exist."""
 
     folder: Folder
 
@@ -44,28 +44,28 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Of the folder; names sort as steps do."""
+        """Name of the folder; names sort in the order of steps."""
         return self.folder.name
 
     @property
     def step(self) -> int:
-        """After which it was saved."""
+        """The step after which it was saved."""
         return int(self.name.removeprefix(_PREFIX))
 
     def problem(self) -> str | None:
-        """What is wrong with it, or None; reads all of it.
+        """Reads all of it; returns what is wrong with it, or None.
 
         Raises:
             OSError: the storage did not answer, which says nothing about the checkpoint.
         """
-        return problem(self.folder)
+        return find_problem(self.folder, checksums=True)
 
     def state(self) -> RunState:
-        """The numbers in it."""
+        """The content of its state.json."""
         return RunState.from_json(json.loads(self.folder.read(STATE)))
 
     def config(self) -> RunConfig:
-        """That of the run when it was saved."""
+        """The config of the run when it was saved."""
         return stored_config(self.folder)
 
 
@@ -83,20 +83,20 @@ class CheckpointStore:
         return str(self.root)
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """That of a step, there or not."""
+        """The checkpoint of a step, whether it exists or not."""
         return Checkpoint(self.root.child(f"{_PREFIX}{step:08d}"))
 
     def checkpoints(self) -> list[Checkpoint]:
-        """All, oldest first, broken ones too; in an object store those that were completed.
+        """All checkpoints, oldest first, broken ones too; in an object store only those with a manifest.
 
         Raises:
             OSError: the storage did not answer.
         """
-        found = self._named()
-        return found if self.root.renames else [each for each in found if _completed(each)]
+        named = self._named()
+        return named if self.root.renames else [checkpoint for checkpoint in named if _completed(checkpoint)]
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is whole, or None; each broken one on the way is named in a warning.
+        """The newest checkpoint that is not broken, or None; logs a warning for each newer one that is broken.
 
         Raises:
             OSError: the storage did not answer.
@@ -109,70 +109,71 @@ class CheckpointStore:
         return None
 
     def draft(self, step: int) -> Folder:
-        """Where the files of a new checkpoint are written."""
+        """The folder into which the files of a new checkpoint are written."""
         final = self.checkpoint(step).folder
         return self.root.child(_ASIDE + final.name) if self.root.renames else final
 
     def publish(self, step: int, entries: Mapping[str, Entry], *, state: RunState, config_text: str) -> Checkpoint:
-        """Rank 0, once all ranks have written: adds state, config and manifest to the draft, and makes it count.
+        """Adds state, config and manifest to the draft and makes it a checkpoint. Rank 0, after all ranks have written.
 
         Args:
-            step: of the draft.
-            entries: of the files that all ranks wrote.
-            state: goes into state.json.
-            config_text: goes into config.yaml.
+            step: the step of the draft.
+            entries: size and checksum of the files that all ranks wrote.
+            state: content of state.json.
+            config_text: content of config.yaml.
 
         Raises:
             OSError: the storage did not take it; the draft is left for `discard`.
         """
-        draft, checkpoint, every = self.draft(step), self.checkpoint(step), dict(entries)
+        draft, checkpoint, entries = self.draft(step), self.checkpoint(step), dict(entries)
         for name, text in ((STATE, json.dumps(state.to_json(), indent=2)), (CONFIG, config_text)):
-            with recorded(draft, name, every) as file:
+            with recorded(draft, name, entries) as file:
                 file.write(text.encode())
-        write_manifest(draft, every)
+        write_manifest(draft, entries)
         if self.root.renames:
-            checkpoint.folder.remove()  # one of the same step that was passed over
+            checkpoint.folder.remove()  # a broken one of the same step
             draft.move(checkpoint.name)
         return checkpoint
 
     def discard(self, step: int) -> None:
-        """Removes what an unfinished save left behind, as far as the storage lets it."""
+        """Removes the files of an unfinished save; if the storage fails, they stay."""
         with suppress(OSError):
             self.draft(step).remove()
 
     def discard_unfinished(self) -> None:
-        """Removes every unfinished save; called before the first save of a process."""
+        """Removes all unfinished saves; call it before the first save of a process."""
         if self.root.renames:
             unfinished = [self.root.child(name) for name in self.root.names() if name.startswith(_ASIDE)]
         else:
-            unfinished = [each.folder for each in self._named() if not _completed(each)]
+            unfinished = [checkpoint.folder for checkpoint in self._named() if not _completed(checkpoint)]
         for folder in unfinished:
             folder.remove()
 
     def set_aside(self, *, after_step: int, reason: str) -> None:
-        """Renames checkpoints after a step to `REASON-step-...`, out of the way; kept for a person to look at."""
+        """Renames the checkpoints after a step to `REASON-step-...`. They count no more; a person can look at them."""
         taken = self.root.names()
         for checkpoint in self.checkpoints():
             if checkpoint.step > after_step:
                 wanted = f"{reason}-{checkpoint.name}"
-                numbered = chain([wanted], (f"{wanted}.{number}" for number in count(1)))
-                checkpoint.folder.move(next(name for name in numbered if name not in taken))
+                candidates = chain([wanted], (f"{wanted}.{number}" for number in count(1)))
+                checkpoint.folder.move(next(name for name in candidates if name not in taken))
 
     def apply_retention(self, *, keep_last: int, keep_every: int) -> None:
-        """Removes old checkpoints: all but the newest `keep_last` and every one at a multiple of `keep_every` steps.
+        """Removes old checkpoints: all but the newest `keep_last` and those at a multiple of `keep_every` steps.
 
-        Only those count whose files are there and have their sizes, so that the last good one stays, whatever else has
-        the name of a checkpoint; what is newer than the last one kept is left to `newest`.
+        A checkpoint counts only if its files are there and have their sizes, so that the last good one stays whatever
+        else has the name of a checkpoint. Broken ones that are newer than the oldest of the `keep_last` stay too.
         """
-        good = [checkpoint for checkpoint in self.checkpoints() if misfit(checkpoint.folder) is None]
+        checkpoints = self.checkpoints()
+        good = [checkpoint for checkpoint in checkpoints if find_problem(checkpoint.folder, checksums=False) is None]
         oldest_kept = good[-keep_last:][0].step if good else 0
-        for checkpoint in self.checkpoints():
+        for checkpoint in checkpoints:
             if checkpoint.step < oldest_kept and not (keep_every and checkpoint.step % keep_every == 0):
-                checkpoint.folder.remove_file(MANIFEST)  # first: half of a checkpoint is none
+                checkpoint.folder.remove_file(MANIFEST)  # first, so that a half removed one does not count
                 checkpoint.folder.remove()
 
     def _named(self) -> list[Checkpoint]:
-        """What has the name of a checkpoint, oldest first."""
+        """All folders with the name of a checkpoint, oldest first."""
         names = [name for name in self.root.names() if name.startswith(_PREFIX)]
         return [Checkpoint(self.root.child(name)) for name in names if name.removeprefix(_PREFIX).isdecimal()]
 
@@ -182,16 +183,16 @@ def _completed(checkpoint: Checkpoint) -> bool:
 
 
 def checkpoints_of(config: RunConfig) -> CheckpointStore:
-    """Where a run keeps its checkpoints."""
+    """The checkpoints of the run with this config."""
     return CheckpointStore(config.checkpoint.folder or Path(config.run_dir) / "checkpoints")
 
 
 def stored_config(folder: Folder, name: str = CONFIG) -> RunConfig:
-    """The config in a folder.
+    """Reads a config from a file in a folder.
 
     Raises:
-        InputError: it does not describe a run.
-        OSError: it cannot be read.
+        InputError: the file does not describe a run.
+        OSError: the file cannot be read.
     """
     if folder.path is not None:
         return load_config([folder.path / name])

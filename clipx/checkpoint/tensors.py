@@ -1,21 +1,18 @@
-"""Weights, optimizer state and averages in a folder, by torch.distributed.checkpoint: what one number of ranks wrote,
-any other number reads, replicated or sharded.
+"""Saves weights, optimizer state and averages to a folder and loads them, by torch.distributed.checkpoint.
 
-A state is two levels of names: model, optimizer and average, and in each of them tensors and numbers.
+Any number of ranks can read what another number wrote, replicated or sharded. A state is a dictionary of dictionaries:
+model, optimizer and average, and in each of them tensors and numbers by name.
 """
 
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -25,12 +22,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
-from torch.futures import Future
 from torch.optim import Optimizer
 
-from clipx.checkpoint.manifest import MANIFEST, Entry, recorded
+from clipx.checkpoint.manifest import Entry
+from clipx.checkpoint.torch_files import FolderReader, FolderWriter
 from clipx.distributed.collectives import rank, world_size
 from clipx.errors import InputError, RunError
 from clipx.storage.folders import Folder
@@ -39,11 +35,10 @@ State = dict[str, dict[str, Any]]
 
 log = logging.getLogger(__name__)
 
-_READ_AHEAD = 10_000_000  # bytes on their way from a GPU while others are written; torch's default
 _OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)  # names instead of positions: loads on another wrapping
 
-# one process without a process group is a plain case here, not one to warn of at every save; and a filter for a block
-# would be one for all threads
+# one process without a process group is normal here, and no reason to warn at every save; warnings.catch_warnings would
+# change the filters of all threads
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
@@ -51,24 +46,25 @@ def state_of(model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Te
     """The live tensors and numbers of a training, by name.
 
     Args:
-        model: as it trains.
-        optimizer: the same.
-        average: of the weights by parameter name, where one is kept.
+        model: the model in training.
+        optimizer: its optimizer.
+        average: average of the weights by parameter name, if the run keeps one.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
-    settings = {*optimizer.defaults, "lr_scale"}  # a dozen numbers for each parameter, which the config holds
-    kept = {
+    settings = {*optimizer.defaults, "lr_scale"}  # about 12 numbers per parameter; the config holds them
+    saved = {
         name: value
         for name, value in optimizer_state.items()
         if not (name.startswith("param_groups.") and name.rpartition(".")[2] in settings)
     }
-    return _state(model_state, kept, average)
+    return _state(model_state, saved, average)
 
 
 def own_share(state: State, group: ProcessGroup | None) -> State:
-    """What this rank has to write: its shards, and of what all ranks hold alike, tensors and numbers, one part in W.
+    """The part of the state that this rank has to write: its shards, and 1 / W of what all W ranks hold alike.
 
-    Every rank finds the same parts without asking: by size, from the largest down, to the rank that has least.
+    No communication: every rank finds the same parts, by giving each tensor and number, from the largest to the
+    smallest, to the rank that has the fewest bytes so far.
     """
     if (size := world_size(group)) == 1:
         return state
@@ -90,20 +86,21 @@ def own_share(state: State, group: ProcessGroup | None) -> State:
 
 
 def write_state(folder: Folder, share: State, group: ProcessGroup | None) -> dict[str, Entry]:
-    """All ranks together: writes the state, each rank its share; what is written is on the disk for good.
+    """Writes the state, each rank its share; all ranks call this. The files are synced to the disk when it returns.
 
     Args:
-        folder: where no complete checkpoint lies.
-        share: of this rank; the tensors may lie anywhere.
-        group: all ranks; none: this process alone.
+        folder: a folder without a complete checkpoint.
+        share: this rank's part, from `own_share`; the tensors may lie on any device.
+        group: all ranks; None means this process alone.
 
     Returns:
-        Size and sum of the files that this rank wrote.
+        Size and checksum of the files that this rank wrote.
 
     Raises:
-        OSError: on every rank, when any rank could not write.
+        OSError: any rank could not write; on every rank.
     """
-    writer = _Writer(folder, on_host=all(_on_host(value) for values in share.values() for value in values.values()))
+    tensors = [value for values in share.values() for value in values.values() if isinstance(value, Tensor)]
+    writer = FolderWriter(folder, on_host=all(tensor.device.type == "cpu" for tensor in tensors))
     try:
         save(share, storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:  # a BaseException, which no caller would think to catch
@@ -114,17 +111,23 @@ def write_state(folder: Folder, share: State, group: ProcessGroup | None) -> dic
 def load_tensors(
     folder: Folder, model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Tensor] | None = None
 ) -> None:
-    """All ranks together: fills model, optimizer and average in place, whatever the number of ranks that saved.
+    """Fills model, optimizer and average in place from a checkpoint of any number of ranks; all ranks call this.
 
-    Weights and moments come from the checkpoint; betas, weight decay and the like stay as the config built them.
-    Weights that had no update before the checkpoint, for they were locked, have no moments after it either.
+    Weights and moments come from the checkpoint; betas, weight decay and other settings stay as the config built them.
+    Weights that had no update before the checkpoint, because they were locked, have no moments after it either.
+
+    Args:
+        folder: a complete checkpoint.
+        model: the model as it will train.
+        optimizer: its optimizer.
+        average: average of the weights by parameter name, if the run keeps one and the checkpoint has it.
 
     Raises:
         InputError: the checkpoint is of another model.
         RunError: it cannot be read.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    # only now: it takes a step without gradients, in which some optimizers (adan, lamb) put a count into their groups
+    # after the line above: this takes a step without gradients, in which adan and lamb put a count into their groups
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
     saved = _saved_names(folder)
     fresh = _without_moments(optimizer_state, saved)
@@ -135,126 +138,37 @@ def load_tensors(
     }
     state = _state(model_state, known, average)
     with _named_mismatch(folder):
-        load(state, storage_reader=_Reader(folder))
+        load(state, storage_reader=FolderReader(folder))
     optimizer_state |= state["optimizer"]  # tensors were filled in place, numbers were replaced
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=_OPTIONS)
-    for group, kept in zip(optimizer.param_groups, settings, strict=True):
-        group.update(kept)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     for name, parameter in model.named_parameters():
         if name.removeprefix("module.") in fresh:
             optimizer.state.pop(parameter, None)
 
 
 def load_weights(folder: Folder, model: nn.Module, *, average: bool = False) -> None:
-    """Fills the weights of a bare model in this process, with the trained ones or their average; for inference.
+    """Fills the weights of a model for inference, in this process alone.
+
+    Args:
+        folder: a complete checkpoint.
+        model: a model that nothing wraps.
+        average: whether to load the average of the weights instead of the weights.
 
     Raises:
-        InputError, RunError: as `load_tensors`.
+        InputError: the checkpoint is of another model.
+        RunError: it cannot be read.
     """
     state = get_model_state_dict(model, options=_OPTIONS)
     with _named_mismatch(folder):
-        load({"average" if average else "model": state}, storage_reader=_Reader(folder), no_dist=True)
+        load({"average" if average else "model": state}, storage_reader=FolderReader(folder), no_dist=True)
     set_model_state_dict(model, state, options=_OPTIONS)
 
 
 def holds_average(folder: Folder) -> bool:
-    """Whether a checkpoint has an average of the weights beside them."""
+    """Whether a checkpoint has an average of the weights too."""
     return any(name.startswith("average.") for name in _saved_names(folder))
-
-
-class _Writer(FileSystemWriter):
-    """torch's files, written to a `Folder` and summed up on the way."""
-
-    def __init__(self, folder: Folder, *, on_host: bool) -> None:
-        # files are synced by the folder; reading ahead from a GPU would, in a thread, be from GPU 0 on every rank
-        super().__init__(folder.address, sync_files=False, per_thread_copy_ahead=0 if on_host else _READ_AHEAD)
-        self.entries: dict[str, Entry] = {}
-        self.fs = _Files(folder, self.entries)  # type: ignore[assignment]  # torch declares the class it sets
-        self.path = folder.address
-        self._folder = folder
-
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Before any rank writes, what had this place before counts no more."""
-        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
-        if is_coordinator:
-            self._folder.remove_file(MANIFEST)
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """One file, or as many as keep below the folder's limit."""
-        if self._folder.largest_file is None:
-            return super().write_data(plan, planner)
-        results: list[WriteResult] = []
-        for number, items in enumerate(_batches(plan.items, self._folder.largest_file)):
-            prefix = replace(plan.storage_data, prefix=f"{plan.storage_data.prefix}{number}_")
-            results += super().write_data(replace(plan, items=items, storage_data=prefix), planner).value()
-        written: Future[list[WriteResult]] = Future()
-        written.set_result(results)
-        return written
-
-
-class _Reader(FileSystemReader):
-    """torch's files, read from a `Folder`."""
-
-    def __init__(self, folder: Folder) -> None:
-        super().__init__(folder.address)
-        self.fs = _Files(folder, {})  # type: ignore[assignment]  # as above
-        self.path = folder.address
-
-
-class _Files(FileSystemBase):
-    """A `Folder` as torch sees it. It appears whole later on, so that no file of it needs to."""
-
-    def __init__(self, folder: Folder, entries: dict[str, Entry]) -> None:
-        self._folder = folder
-        self._entries = entries
-
-    @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        name = str(path).rpartition("/")[2].removesuffix(".tmp")
-        with self._folder.open(name) if mode == "rb" else recorded(self._folder, name, self._entries) as stream:
-            yield stream
-
-    def concat_path(self, path: Any, suffix: str) -> str:
-        return f"{path}/{suffix}"
-
-    def init_path(self, path: Any) -> Any:
-        return path
-
-    def mkdir(self, path: Any) -> None:
-        self._folder.make()
-
-    def exists(self, path: Any) -> bool:
-        return False
-
-    def rename(self, path: Any, new_path: Any) -> None:
-        """It has its name already."""
-
-    def rm_file(self, path: Any) -> None:
-        """Nothing is ever in the way."""
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
-
-def _on_host(value: Any) -> bool:
-    return not isinstance(value, Tensor) or value.device.type == "cpu"
-
-
-def _batches(items: list[WriteItem], limit: int) -> Iterator[list[WriteItem]]:
-    """The items in their order, in lists of at most `limit` bytes, or of one item."""
-    batch: list[WriteItem] = []
-    size = 0
-    for item in items:
-        data = item.tensor_data
-        bytes_of_item = 0 if data is None else data.chunk.sizes.numel() * data.properties.dtype.itemsize
-        if batch and size + bytes_of_item > limit:
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += bytes_of_item
-    if batch:
-        yield batch
 
 
 def _state(
@@ -265,21 +179,21 @@ def _state(
 
 
 def _saved_names(folder: Folder) -> frozenset[str]:
-    """Dotted names of all that a checkpoint holds."""
-    return frozenset(_Reader(folder).read_metadata().state_dict_metadata)
+    """Names of all that a checkpoint holds, as SECTION.NAME."""
+    return frozenset(FolderReader(folder).read_metadata().state_dict_metadata)
 
 
 def _without_moments(optimizer_state: Mapping[str, Any], saved: frozenset[str]) -> frozenset[str]:
-    """Parameters of which the checkpoint lacks a part of the state: never trained, or by another optimizer."""
+    """Parameters whose optimizer state is not complete in the checkpoint: never trained, or by another optimizer."""
     states = [name for name in optimizer_state if name.startswith("state.")]
-    lacking = frozenset(_owner(name) for name in states if f"optimizer.{name}" not in saved)
-    if lacking:
+    missing = frozenset(_owner(name) for name in states if f"optimizer.{name}" not in saved)
+    if missing:
         log.warning(
             "%d of %d parameters have no optimizer state in the checkpoint and begin with none",
-            len(lacking),
+            len(missing),
             len({_owner(name) for name in states}),
         )
-    return lacking
+    return missing
 
 
 def _owner(name: str) -> str:
@@ -289,6 +203,12 @@ def _owner(name: str) -> str:
 
 @contextmanager
 def _named_mismatch(folder: Folder) -> Iterator[None]:
+    """Turns torch's errors within the block into one line for a person.
+
+    Raises:
+        RunError: the folder cannot be read.
+        InputError: what is read does not fit.
+    """
     try:
         yield
     except CheckpointException as error:
@@ -302,7 +222,7 @@ def _named_mismatch(folder: Folder) -> Iterator[None]:
 
 
 def _first_cause(error: CheckpointException) -> BaseException:
-    """What went wrong on the first rank where something did."""
+    """The error of the lowest rank that has one."""
     _, (cause, _) = min(error.failures.items())
     return cause
 

@@ -1,7 +1,7 @@
 """The command line: each command is a few lines over the library, which is imported only when the command runs.
 
-Errors are one line on stderr and an exit code: 2 for bad input, 1 for a run that cannot go on. `clipx train` has a
-third, 85: stopped on request, start it again.
+An error is one line on stderr and an exit code: 2 for bad input, 1 for a run that cannot continue. `clipx train` has a
+third code, 85: it stopped on request, start it again.
 """
 
 import json
@@ -63,7 +63,7 @@ def _options(
         bool, typer.Option("--debug", envvar="CLIPX_DEBUG", help="Show the traceback of an error (after any command).")
     ] = False,
 ) -> None:
-    """Declares what stands before a command; `main` takes --debug out of the arguments, wherever it stands."""
+    """Declares the options before a command; `main` removes --debug from the arguments, at any position."""
 
 
 @app.command(rich_help_panel=_RUN)
@@ -114,14 +114,14 @@ def zeroshot(
 
     with join_ranks() as (device, group):
         pretrained = load(model, device=device, weights=weights)
-        figures = {
+        metrics = {
             str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=group) for folder in folders
         }
         if rank(group) > 0:
             return
-    _print_figures(figures)
+    _print_metrics(metrics)
     if json_file is not None:
-        _write_json(json_file, figures)
+        _write_json(json_file, metrics)
 
 
 @app.command(rich_help_panel=_MODEL)
@@ -148,12 +148,12 @@ def config(
     json_schema: Annotated[bool, typer.Option("--json-schema", help="JSON schema, for completion in editors.")] = False,
 ) -> None:
     """Print the config that a run would have, with every default, or say what is wrong with it."""
-    from clipx.config import describe as known
+    from clipx.config import describe as schema
 
     if describe:
-        typer.echo(known.describe())
+        typer.echo(schema.describe())
     elif json_schema:
-        typer.echo(json.dumps(known.json_schema(), indent=2))
+        typer.echo(json.dumps(schema.json_schema(), indent=2))
     else:
         from clipx.config.load import dump_config
 
@@ -161,7 +161,7 @@ def config(
 
 
 def main() -> None:
-    """Entry point of `clipx`: runs a command and ends the process with its exit code."""
+    """The entry point of `clipx`: runs a command and ends the process with its exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CLIPX_DEBUG", "0") not in ("", "0")
     try:
@@ -171,7 +171,7 @@ def main() -> None:
     except typer.TyperException as error:
         code = _fail(_usage_problem(error), error.exit_code, show_traceback=debug)
     except Exception as error:
-        # A terminal can be asked again with --debug; a log file of a long job cannot.
+        # At a terminal a person can repeat the command with --debug; a long job has only its log file.
         show_traceback = debug or not sys.stderr.isatty()
         hint = "" if show_traceback else "; --debug shows where"
         code = _fail(f"unexpected {type(error).__name__}: {error}{hint}", 1, show_traceback=show_traceback)
@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def _usage_problem(error: typer.TyperException) -> str:
-    """Typer's message in one line; empty where it has printed the help instead."""
+    """Typer's message in one line; empty if it has printed the help."""
     context = getattr(error, "ctx", None)
     problem = error.format_message().rstrip(".")
     return f"{problem}; see `{context.command_path if context else 'clipx'} --help`" if problem else ""
@@ -194,14 +194,14 @@ def _fail(message: str, exit_code: int, *, show_traceback: bool) -> int:
     return exit_code
 
 
-def _print_figures(figures: Mapping[str, Mapping[str, float]]) -> None:
-    """A table per kind of evaluation: a row per data set, a column per figure."""
+def _print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints a table per kind of evaluation, with a row per data set and a column per metric."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    for names in dict.fromkeys(tuple(row) for row in figures.values()):
+    for names in dict.fromkeys(tuple(row) for row in metrics.values()):
         table = Table(Column("data set", no_wrap=True), *(name.replace("_", " ").replace("@", " @") for name in names))
-        for folder, row in figures.items():
+        for folder, row in metrics.items():
             if tuple(row) == names:
                 table.add_row(Path(folder).name, *(f"{value:.2%}" for value in row.values()))
         Console().print(table)

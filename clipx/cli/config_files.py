@@ -1,4 +1,4 @@
-"""The arguments CONFIG.yaml [OVERLAY.yaml ...] [KEY=VALUE ...], which several commands take."""
+"""The arguments CONFIG.yaml [OVERLAY.yaml ...] [KEY=VALUE ...], which several commands accept."""
 
 import re
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def is_config(arguments: Sequence[str]) -> bool:
 
 
 def load_arguments(arguments: Sequence[str]) -> "RunConfig":
-    """The config that the arguments describe.
+    """Loads the config from the arguments.
 
     Raises:
-        InputError: an argument is neither file nor override, or the config is wrong.
+        InputError: an argument is neither a file nor an override, or the config is wrong.
     """
     from clipx.config.load import load_config
 

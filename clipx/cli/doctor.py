@@ -41,8 +41,9 @@ def doctor(
 
     from rich.console import Console
 
-    from clipx.doctor.examine import examine, is_bad
+    from clipx.doctor.finding import Verdict, worst
     from clipx.doctor.report import print_report, write_json
+    from clipx.doctor.run_checks import run_checks
 
     with ExitStack() as stack:
         console = Console(stderr=True)
@@ -50,7 +51,7 @@ def doctor(
         if console.is_terminal and os.environ.get("RANK", "0") == "0":
             status = stack.enter_context(console.status("..."))
             announce = status.update
-        report = examine(config, folder=path or Path.cwd(), announce=announce)
+        report = run_checks(config, folder=path or Path.cwd(), announce=announce)
     if report.is_main:
         print_report(report.findings, sys.stdout, seconds=time.monotonic() - began)
         if json_file is not None:
@@ -58,8 +59,8 @@ def doctor(
     else:
         for finding in report.findings:
             if finding.name == "ranks":
-                print(f"clipx: {finding.name}: {finding.found}; {finding.advice}", file=sys.stderr)
-    code = int(is_bad(report.findings))
+                print(f"clipx: {finding.name}: {finding.value}; {finding.hint}", file=sys.stderr)
+    code = int(worst(report.findings) is Verdict.PROBLEM)
     if report.hung:  # a thread in a collective or on dead storage would hold up the interpreter's end
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""`clipx launch`: starts a run with Slurm, torchrun or accelerate, by the files in launch/."""
+"""`clipx launch`: starts a run with Slurm, torchrun or accelerate, with the files in launch/."""
 
 import os
 import shlex
@@ -39,18 +39,17 @@ def slurm(
     from clipx.launching.commands import sbatch_command
     from clipx.launching.files import LAUNCH_FILES, slurm_sizes
     from clipx.launching.nodes import Nodes, check_batch
-    from clipx.launching.start import become
 
     config = load_arguments(arguments)
     file = LAUNCH_FILES / "slurm" / ("torchrun.sbatch" if torchrun else "train.sbatch")
-    usual_nodes, usual_gpus = slurm_sizes(file)
-    number, gpus = Nodes.parse(nodes or str(usual_nodes)), gpus_per_node or usual_gpus
-    check_batch(config, number, processes_per_node=gpus)
+    default_nodes, default_gpus = slurm_sizes(file)
+    num_nodes, gpus = Nodes.parse(nodes or str(default_nodes)), gpus_per_node or default_gpus
+    check_batch(config, num_nodes, processes_per_node=gpus)
     command = sbatch_command(
-        arguments, file=file, nodes=number.one_number("Slurm"), gpus_per_node=gpus, options=shlex.split(sbatch)
+        arguments, file=file, nodes=num_nodes.one_number("Slurm"), gpus_per_node=gpus, options=shlex.split(sbatch)
     )
     if not _printed(command, dry_run=dry_run):
-        become(command)
+        command.replace_process()
 
 
 @launch_app.command()
@@ -66,14 +65,13 @@ def torchrun(
     """Run launch/torchrun.sh on this node; on several nodes, the same line on each, with MASTER_ADDR set."""
     from clipx.launching.commands import torchrun_command
     from clipx.launching.nodes import check_batch, nodes_from, processes_from
-    from clipx.launching.start import become
 
     config = load_arguments(arguments)
-    number, processes = nodes_from(os.environ, nodes), processes_from(os.environ, gpus_per_node)
-    check_batch(config, number, processes_per_node=processes)
-    command = torchrun_command(arguments, nodes=number, processes_per_node=processes)
+    num_nodes, processes = nodes_from(os.environ, nodes), processes_from(os.environ, gpus_per_node)
+    check_batch(config, num_nodes, processes_per_node=processes)
+    command = torchrun_command(arguments, nodes=num_nodes, processes_per_node=processes)
     if not _printed(command, dry_run=dry_run):
-        become(command)
+        command.replace_process()
 
 
 @launch_app.command()
@@ -93,12 +91,12 @@ def accelerate(
     from clipx.launching.supervise import supervise
 
     config = load_arguments(arguments)
-    number, processes = nodes_from(os.environ, nodes), processes_from(os.environ, gpus_per_node)
-    check_batch(config, number, processes_per_node=processes)
+    num_nodes, processes = nodes_from(os.environ, nodes), processes_from(os.environ, gpus_per_node)
+    check_batch(config, num_nodes, processes_per_node=processes)
     command = accelerate_command(
         arguments,
         config,
-        nodes=number.one_number("accelerate"),
+        nodes=num_nodes.one_number("accelerate"),
         processes_per_node=processes,
         environment=os.environ,
         options=shlex.split(accelerate),
@@ -119,7 +117,7 @@ def files(
 
 
 def _printed(command: "LaunchCommand", *, dry_run: bool) -> bool:
-    """Prints the command where only that is wanted; says whether it was."""
+    """Prints the command for a dry run; returns whether it is one."""
     if dry_run:
         typer.echo(command)
     return dry_run

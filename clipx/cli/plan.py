@@ -1,14 +1,17 @@
-"""`clipx plan`: what a run needs and takes, before it is paid for."""
+"""`clipx plan`: estimates the memory, time and cost of a run before it starts."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipx.cli.config_files import ConfigArguments, load_arguments
 from clipx.errors import InputError
+
+if TYPE_CHECKING:
+    from clipx.plan.cluster import Cluster
 
 _GB = 1e9
 
@@ -42,19 +45,12 @@ def plan(
 ) -> None:
     """Reckon memory, time and cost of a run, on GPUs that are not here; nothing is computed or read but the config."""
     config = load_arguments(arguments)
-    from clipx.distributed.hardware import find_gpu
-    from clipx.plan.cluster import Cluster
     from clipx.plan.loader import BYTES_PER_SAMPLE, CPU_MS, indexed_bytes
     from clipx.plan.report import print_plan
     from clipx.plan.run import Stated, make_plan
 
-    kind = find_gpu(gpu)
-    cluster = Cluster(
-        gpu=kind,
-        gpus_per_node=gpus_per_node,
-        mfu=mfu,
-        intra_node_bytes_per_s=kind.link_bytes_per_s if intra_node_gb_s is None else intra_node_gb_s * _GB,
-        inter_node_bytes_per_s=kind.network_bytes_per_s if inter_node_gb_s is None else inter_node_gb_s * _GB,
+    cluster = _cluster(
+        gpu, gpus_per_node=gpus_per_node, mfu=mfu, intra_node_gb_s=intra_node_gb_s, inter_node_gb_s=inter_node_gb_s
     )
     stated = Stated(
         cluster=cluster,
@@ -64,12 +60,31 @@ def plan(
         write_bytes_per_s=write_gb_s * _GB,
         price_per_gpu_hour=price_per_gpu_hour,
     )
-    found = make_plan(config, stated, world_size=gpus)
-    print_plan(found, stated)
+    result = make_plan(config, stated, world_size=gpus)
+    print_plan(result, stated)
     if json_file is not None:
-        try:
-            json_file.write_text(
-                json.dumps({"stated": asdict(stated), **asdict(found)}, indent=2, default=sorted) + "\n"
-            )
-        except OSError as error:
-            raise InputError(f"--json {json_file}: cannot be written: {error.strerror}") from error
+        _write_json(json_file, {"stated": asdict(stated), **asdict(result)})
+
+
+def _cluster(
+    gpu: str, *, gpus_per_node: int, mfu: float, intra_node_gb_s: float | None, inter_node_gb_s: float | None
+) -> "Cluster":
+    """The cluster of the options; the speed of links defaults to that of the GPU's data sheet."""
+    from clipx.distributed.hardware import find_gpu
+    from clipx.plan.cluster import Cluster
+
+    kind = find_gpu(gpu)
+    return Cluster(
+        gpu=kind,
+        gpus_per_node=gpus_per_node,
+        mfu=mfu,
+        intra_node_bytes_per_s=kind.link_bytes_per_s if intra_node_gb_s is None else intra_node_gb_s * _GB,
+        inter_node_bytes_per_s=kind.network_bytes_per_s if inter_node_gb_s is None else inter_node_gb_s * _GB,
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    try:
+        path.write_text(json.dumps(value, indent=2, default=sorted) + "\n")
+    except OSError as error:
+        raise InputError(f"--json {path}: cannot be written: {error.strerror}") from error

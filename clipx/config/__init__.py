@@ -1,1 +1,1 @@
-"""Config: what can be set (`schema`), where it comes from (`load`), how the batch falls on ranks (`geometry`)."""
+"""Config: what can be set (`schema`), how it is read and checked (`load`), how the batch divides (`geometry`)."""

@@ -1,4 +1,4 @@
-"""What keeps a run: when it is saved and where, what stops it, what a leap of the loss leads to."""
+"""The part of the schema about saving: when and where, which signals stop the run, what a spike of the loss does."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""The training stream: which shards, how pictures and captions become pairs, where bytes come from."""
+"""The part of the schema about training data: shards, images and captions, augmentation, remote reads, cache."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Shards = Annotated[list[Text], Field(min_length=1)]
 
 
 def _only_names(value: Any) -> Any:
-    """Says where weights belong: a list of mappings is what other tools take."""
+    """Refuses a list of mappings, which other tools accept, and says where weights belong."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         raise InputError(
             "data.train is a list of shards, together one set; a mixture has named sources: "
@@ -204,13 +204,13 @@ class DataConfig:
 
 
 def device_part(augment: AugmentConfig) -> tuple[object, ...]:
-    """The augmentations that are computed on the device."""
+    """The augmentations that the device computes; comparable, so that sources can be compared."""
     return augment.color_jitter, augment.grayscale, augment.rand_augment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source with everything said."""
+    """A source in which every value is resolved: its own, or the one of `data`."""
 
     name: str
     shards: tuple[str, ...]
@@ -225,7 +225,7 @@ class Source:
 
 
 def sources(data: DataConfig) -> tuple[Source, ...]:
-    """The sources in the order of the config; `train` alone is one of that name."""
+    """The sources in the order of the config; without `data.sources` there is one, named `train`."""
     configs = data.sources or {"train": SourceConfig(shards=data.train or [])}
     inherited = ("index", "image_key", "caption_key", "class_names", "templates", "equal_captions", "augment")
     return tuple(

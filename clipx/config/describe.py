@@ -1,6 +1,6 @@
-"""What knobs exist: walks the dataclasses of `schema.py` for `clipx config --describe` and for error messages.
+"""Lists all knobs, by walking the schema's dataclasses, for `clipx config --describe` and for error messages.
 
-Types, limits and docstrings come from pydantic's JSON schema, so that they are written once, in `schema.py`.
+Types, limits and docstrings come from pydantic's JSON schema, so they are written once, in the dataclasses.
 """
 
 import json
@@ -17,7 +17,7 @@ from clipx.config.optim import Optim
 from clipx.config.schema import RunConfig
 
 ANY_NAME = "NAME"
-"""Stands for a key that the person chooses, as in `evaluate.NAME.data`."""
+"""Placeholder for a key that the person chooses, for example in `evaluate.NAME.data`."""
 
 _WORDS = {"boolean": "true or false", "object": "mapping"}
 _LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -31,40 +31,40 @@ class Knob:
     rule: str
     """Type and limits in words, e.g. `auto or integer >= 1`."""
     default: str | None
-    """As YAML would say it; none: required."""
+    """The default in YAML; None means that the knob is required."""
     doc: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One mapping of the config whose keys are fixed; the variants of a union are a section each."""
+    """One mapping of the config with fixed keys; each variant of a union is a section."""
 
     path: tuple[str, ...]
-    """Keys that lead here from the top."""
+    """The keys from the top of the config to this mapping."""
     keys: tuple[str, ...]
-    """All names that may stand here: knobs and inner sections."""
+    """All allowed names: knobs and inner sections."""
     knobs: tuple[Knob, ...]
     tag: str | None
-    """Value of `type` that chooses this variant."""
+    """The value of `type` that chooses this variant; None outside of unions."""
     is_default: bool
-    """Whether it stands when the config says nothing."""
+    """Whether this section is used if the config does not mention it."""
     doc: str
 
     def holds(self, path: Sequence[str]) -> bool:
-        """Whether a node at `path` of a config is described here (or by another variant of this section)."""
+        """Whether this section, or another variant of it, describes the node at `path` of a config."""
         pairs = zip(self.path, path, strict=False)
-        return len(path) == len(self.path) and all(own in (ANY_NAME, part) for own, part in pairs)
+        return len(path) == len(self.path) and all(key in (ANY_NAME, part) for key, part in pairs)
 
 
 @cache
 def run_config_adapter() -> TypeAdapter[RunConfig]:
-    """Pydantic's validator of a whole run."""
+    """Pydantic's validator for the config of a run."""
     return TypeAdapter(RunConfig)
 
 
 @cache
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a run's YAML file, for completion and checks in editors."""
+    """The JSON schema of a run's YAML file, for completion and checks in editors."""
     schema = run_config_adapter().json_schema()
     inherited = TypeAdapter(Optim).json_schema()["properties"]  # pydantic reads the docstrings of a class's own fields
     for optimizer in Optim.__subclasses__():
@@ -75,15 +75,15 @@ def json_schema() -> dict[str, Any]:
 
 @cache
 def sections() -> tuple[Section, ...]:
-    """Every section of a run, outer ones before those inside them; what all variants of a union hold comes once."""
-    found: dict[tuple[tuple[str, ...], str | None], Section] = {}
+    """All sections, outer ones before inner ones; a section inside of several variants of a union comes once."""
+    unique: dict[tuple[tuple[str, ...], str | None], Section] = {}
     for section in _walk(RunConfig, path=(), is_default=True):
-        found.setdefault((section.path, section.tag), section)
-    return tuple(found.values())
+        unique.setdefault((section.path, section.tag), section)
+    return tuple(unique.values())
 
 
 def describe() -> str:
-    """Every knob with its default, type and meaning, as text; each knob's line begins as an override would."""
+    """Text with every knob, its default, type and meaning; a knob's line begins like an override of it."""
     return "\n\n".join(_section_text(section) for section in sections())
 
 
@@ -101,15 +101,15 @@ def _walk(node: type, *, path: tuple[str, ...], is_default: bool) -> Iterator[Se
         doc=" ".join(schema["description"].split()),
     )
     for item in fields(node):
-        standing = item.default_factory() if item.default_factory is not MISSING else None
+        default = item.default_factory() if item.default_factory is not MISSING else None
         place = (*path, item.name, ANY_NAME) if get_origin(hints[item.name]) is dict else (*path, item.name)
         for child in inner[item.name]:
             is_only = len(inner[item.name]) == 1 and ANY_NAME not in place
-            yield from _walk(child, path=place, is_default=is_only or isinstance(standing, child))
+            yield from _walk(child, path=place, is_default=is_only or isinstance(default, child))
 
 
 def _inner_nodes(hint: Any) -> list[type]:
-    """Dataclasses that may stand where `hint` is written: one, those of a union, or the values of a mapping."""
+    """The dataclasses in a type hint: one, the members of a union, or the values of a mapping."""
     if is_dataclass(hint):
         return [hint] if isinstance(hint, type) else []
     return [node for part in get_args(hint) for node in _inner_nodes(part)]
@@ -126,7 +126,7 @@ def _knob(item: Field[Any], schema: dict[str, Any]) -> Knob:
 
 
 def _rule(schema: dict[str, Any]) -> str:
-    """A JSON schema of one value in words."""
+    """Describes the JSON schema of one value in words."""
     if "anyOf" in schema:
         return " or ".join(_rule(part) for part in schema["anyOf"])
     if "const" in schema:
@@ -137,9 +137,9 @@ def _rule(schema: dict[str, Any]) -> str:
         return f"[{', '.join(_rule(part) for part in schema['prefixItems'])}]"
     kind = schema.get("type", "any value")
     if kind == "array":
-        fewest = f", at least {schema['minItems']}" if "minItems" in schema else ""
-        return f"list of {_rule(schema['items'])}{fewest}"
-    if "patternProperties" in schema:  # what pydantic makes of keys that must not be blank
+        minimum = f", at least {schema['minItems']}" if "minItems" in schema else ""
+        return f"list of {_rule(schema['items'])}{minimum}"
+    if "patternProperties" in schema:  # pydantic's schema of a mapping with keys that must not be blank
         return " or ".join(f"mapping to {_rule(value)}" for value in schema["patternProperties"].values())
     if schema.get("pattern") == NOT_BLANK:
         return f"{kind}, not blank"

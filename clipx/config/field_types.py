@@ -1,4 +1,4 @@
-"""Types of single values, with their limits, and what every part of the schema has in common."""
+"""Types of single values with their limits, and the pydantic settings that all parts of the schema share."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ NOT_BLANK = r"\S"
 
 
 def _no_bool(value: Any) -> Any:
-    """Refuses true and false, which pydantic takes for 1 and 0."""
+    """Refuses true and false, which pydantic would read as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("not a number")
     return value

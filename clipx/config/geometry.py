@@ -1,4 +1,4 @@
-"""How the global batch falls on ranks and micro-batches: the person sets G, hardware never changes it."""
+"""Divides the global batch among ranks and micro-batches: the person sets G, and hardware never changes it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,17 +21,23 @@ class BatchGeometry:
 
     @property
     def num_micro_batches(self) -> int:
-        """k: 1 is the plain step, more is the gradient cache."""
+        """k: with 1 the step has one forward pass, with more it uses the gradient cache."""
         return self.rank_batch_size // self.micro_batch_size
 
 
 def resolve_geometry(
     global_batch_size: int, micro_batch_size: int | Literal["auto"], world_size: int, *, captions_per_image: int = 1
 ) -> BatchGeometry:
-    """Checks that W divides G and m divides G/W, both in whole pictures with all their captions.
+    """Checks that W divides G and m divides G/W, and that no image is separated from one of its captions.
+
+    Args:
+        global_batch_size: G, in pairs.
+        micro_batch_size: m, in pairs; "auto" is the whole G/W.
+        world_size: W.
+        captions_per_image: pairs that share an image.
 
     Raises:
-        InputError: naming the nearest values that divide.
+        InputError: a size does not divide; the message has the nearest sizes that do.
     """
     unit = world_size * captions_per_image
     if global_batch_size % unit:
@@ -48,16 +54,16 @@ def resolve_geometry(
         divisors = micro_batch_sizes(rank_batch_size, captions_per_image)
         below = [d for d in divisors if d < size][-1:]
         above = [d for d in divisors if d > size][:1]
-        whole = f", a multiple of data.captions_per_image={captions_per_image}" if captions_per_image > 1 else ""
+        multiple = f", a multiple of data.captions_per_image={captions_per_image}" if captions_per_image > 1 else ""
         raise InputError(
             f"micro_batch_size={size} does not divide the {rank_batch_size} pairs of a rank "
-            f"(global_batch_size={global_batch_size} over {world_size} processes{whole}); "
+            f"(global_batch_size={global_batch_size} over {world_size} processes{multiple}); "
             f"nearest that do: {', '.join(map(str, below + above))}"
         )
     return BatchGeometry(global_batch_size, world_size, size)
 
 
 def micro_batch_sizes(rank_batch_size: int, captions_per_image: int = 1) -> list[int]:
-    """The sizes that a micro-batch may have, ascending."""
+    """The allowed sizes of a micro-batch in pairs, ascending."""
     sizes = range(captions_per_image, rank_batch_size + 1, captions_per_image)
     return [size for size in sizes if rank_batch_size % size == 0]

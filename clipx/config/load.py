@@ -1,6 +1,7 @@
-"""From YAML files and `key=value` overrides to one validated `RunConfig`, and back to text.
+"""Reads YAML files and `key=value` overrides into one validated `RunConfig`, and writes it back as text.
 
-Layers merge left to right: sections deeply, anything else replaces what was there. What results is validated once.
+Layers merge from left to right: mappings merge key by key, any other value replaces the earlier one. The result is
+validated once.
 """
 
 import json
@@ -21,24 +22,24 @@ from clipx.errors import InputError
 
 Tree = dict[str, Any]
 Keys = tuple[str, ...]
-LONGEST_VALUE = 100
-"""Characters of a value that an error message repeats."""
+MAX_SHOWN = 100
+"""Most characters of a value in an error message."""
 
 
 def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> RunConfig:
-    """The run that the files describe, merged from left to right and then changed by the overrides.
+    """The config of a run: the files merged from left to right, then changed by the overrides.
 
-    Where a mapping's `type` changes, the mapping is replaced, so that no field of the other variant stays; free
-    mappings (model.image.options) are always replaced whole. Overrides form one layer: their order does not matter,
-    save that the later of two for the same key wins.
+    If a mapping's `type` changes, the mapping is replaced, so that no field of the other variant remains; mappings with
+    free keys (model.image.options) are always replaced. Overrides form one layer: their order does not matter, except
+    that the later of two for the same key wins.
 
     Args:
         files: YAML files, at least one.
         overrides: `key.sub=value`, the value in YAML (`optim.lr=3e-4`, `data.train=[a.tar, b.tar]`).
 
     Raises:
-        InputError: a file is absent or no YAML mapping, an override has no `=`, or the config breaks a rule; then one
-            line per problem, with key, value and rule.
+        InputError: a file is missing or is not a YAML mapping, an override has no `=`, or the config breaks a rule, in
+            which case the message has one line per problem, with key, value and rule.
     """
     if not files:
         raise InputError("no config file given: name at least one .yaml file")
@@ -48,7 +49,7 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> R
 
 
 def dump_config(config: RunConfig) -> str:
-    """YAML of every value in the order of the schema; `load_config` of it gives an equal config."""
+    """YAML of every value in the order of the schema; `load_config` reads it into an equal config."""
     return write_yaml(asdict(config))
 
 
@@ -77,22 +78,22 @@ def _read_override(text: str) -> Tree:
         tree: Tree = {name: read_yaml(value)}
     except yaml.YAMLError as error:
         raise InputError(f"{text!r}: the value is not valid YAML ({_problem(error)}); put it in quotes") from error
-    for number in range(len(parents)):
-        if _is_one_value(tuple(parents[: number + 1])):
-            whole = ".".join(parents[: number + 1])
-            raise InputError(f"{text!r}: {whole} is one value; give it whole, as {whole}={{key: value}}")
+    for end in range(1, len(parents) + 1):
+        if _is_one_value(tuple(parents[:end])):
+            parent = ".".join(parents[:end])
+            raise InputError(f"{text!r}: {parent} is one value; give it whole, as {parent}={{key: value}}")
     return _nested(parents, tree)
 
 
 @cache
 def _is_one_value(path: Keys) -> bool:
-    """Whether a mapping of free keys stands at `path`, e.g. a tower's options: those of two towers do not mix."""
+    """Whether `path` is a mapping with free keys, e.g. a tower's options, which must not mix with another tower's."""
     knobs = (knob for section in sections() if section.holds(path[:-1]) for knob in section.knobs)
     return any(knob.name == path[-1] and "mapping" in knob.rule for knob in knobs)
 
 
 def _nested(path: Sequence[str], tree: Tree) -> Tree:
-    """A tree that holds `tree` at `path` and nothing else."""
+    """A tree with `tree` at `path` and nothing else."""
     return reduce(lambda inner, key: {key: inner}, reversed(path), tree)
 
 
@@ -102,26 +103,29 @@ def _place(error: yaml.YAMLError) -> str:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """What is wrong in one line, without PyYAML's excerpt."""
+    """PyYAML's message in one line, without its excerpt of the file."""
     return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
 
 
 def _merge(below: Tree, above: Tree, path: Keys = ()) -> Tree:
-    """A new tree: `above` wins, mappings merge unless their types differ or they are one value; `path` leads here."""
+    """Merges two trees, which are at `path`, into a new one: values of `above` win.
+
+    Mappings merge, unless their types differ or their keys are free.
+    """
     if "type" in below and above.get("type", below["type"]) != below["type"]:
         return above
     merged = dict(below)
     for key, value in above.items():
-        old, place = below.get(key), (*path, key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _is_one_value(place):
-            merged[key] = _merge(old, value, place)
+        old, key_path = below.get(key), (*path, key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _is_one_value(key_path):
+            merged[key] = _merge(old, value, key_path)
         else:
             merged[key] = value
     return merged
 
 
 def _with_default_types(tree: Tree) -> Tree:
-    """Writes the default `type` into the mappings of `tree` that leave it out, e.g. `loss: {tile_size: 512}`."""
+    """Writes the default `type` into the mappings of `tree` that do not have one, e.g. `loss: {tile_size: 512}`."""
     defaults = [section for section in sections() if section.tag and section.is_default]
     for section in defaults:
         node = _at(tree, section.path)
@@ -147,7 +151,7 @@ def _validate(tree: Tree) -> RunConfig:
 
 
 def _explain(error: dict[str, Any], tree: Tree) -> str:
-    """One line for one of pydantic's errors: dotted key, value, rule."""
+    """The line for one of pydantic's errors: dotted key, value, rule."""
     if isinstance(cause := error.get("ctx", {}).get("error"), InputError):
         return str(cause)
     is_missing = error["type"] == "missing" and isinstance(error["loc"][-1], str)
@@ -164,21 +168,21 @@ def _explain(error: dict[str, Any], tree: Tree) -> str:
 
 
 def _config_keys(location: Sequence[str | int], tree: Tree, *, is_missing: bool) -> Iterator[str]:
-    """The keys in pydantic's location: it also names variants, members of unions, and places in lists."""
+    """The keys in pydantic's location, without its names of variants and union members and its list indices."""
     node: Any = tree
-    for number, part in enumerate(location):
-        is_the_missing = is_missing and number == len(location) - 1
+    for index, part in enumerate(location):
+        is_the_missing = is_missing and index == len(location) - 1
         if isinstance(node, dict) and (part in node or is_the_missing):
             yield str(part)
             node = node.get(part)
 
 
 def _section_at(path: Sequence[str], tree: Tree) -> Section | None:
-    """The section that describes the node at `path`, of several variants the one that the node's type names."""
-    found = [section for section in sections() if section.holds(path)]
+    """The section for the node at `path`; of several variants, the one that the node's `type` chooses."""
+    variants = [section for section in sections() if section.holds(path)]
     node = _at(tree, path)
     tag = node.get("type") if isinstance(node, dict) else None
-    return next((section for section in found if section.tag == tag), found[0] if found else None)
+    return next((section for section in variants if section.tag == tag), variants[0] if variants else None)
 
 
 def _rule_at(path: Keys, tree: Tree) -> str:
@@ -188,7 +192,7 @@ def _rule_at(path: Keys, tree: Tree) -> str:
 
 
 def _nearest_key(path: Keys, tree: Tree) -> str:
-    """A hint at the known key most like the last of `path`: beside it, else anywhere under the same name."""
+    """A hint: the known key of this section most like the last of `path`, else the same name in another section."""
     *parents, name = path
     section = _section_at(parents, tree)
     beside = get_close_matches(name, section.keys if section else (), n=1)
@@ -210,7 +214,7 @@ def _explain_type(path: Keys, tree: Tree) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in one short line, strings bare."""
+    """A value in one short line, strings without quotes."""
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST_VALUE else line[: LONGEST_VALUE - 3] + "..."
+    return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 3] + "..."

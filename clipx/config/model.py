@@ -1,4 +1,4 @@
-"""The towers, the space they share, and the loss: the part of the schema that says what is trained."""
+"""The part of the schema that describes the model: the two towers and the space they share."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -102,36 +102,3 @@ class ModelConfig:
     """Where the multiplier is clamped."""
     init_logit_bias: Number | None = None
     """Start of the bias added to the logits (sigmoid loss: -10); none: no bias."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoNCEConfig:
-    """Symmetric cross-entropy over the global batch (CLIP, arXiv 2103.00020, figure 3)."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["info_nce"] = "info_nce"
-    implementation: Literal["auto", "tiled", "triton"] = "auto"
-    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
-    exchange: Literal["gather", "ring"] = "gather"
-    """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
-    tile_size: Count = 2048
-    """Its square is the most similarities that torch holds at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SigmoidConfig:
-    """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); wants model.init_logit_bias: -10 and init_logit_scale: 10."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["sigmoid"] = "sigmoid"
-    implementation: Literal["auto", "tiled", "triton"] = "auto"
-    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
-    exchange: Literal["gather", "ring"] = "gather"
-    """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
-    tile_size: Count = 2048
-    """Its square is the most similarities that torch holds at once."""
-
-
-LossConfig = Annotated[InfoNCEConfig | SigmoidConfig, Field(discriminator="type")]

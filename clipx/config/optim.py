@@ -1,4 +1,4 @@
-"""Optimizers, learning rates and what trains when: the part of the schema that says how weights change."""
+"""The part of the schema about the update of the weights: optimizers, learning rates, locked towers, the average."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ class TowerOptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """What every optimizer has: the learning rate over time, and its share for each part of the model."""
+    """Settings of every optimizer: the learning rate over time, and its scale for each part of the model."""
 
     __pydantic_config__ = STRICT
 

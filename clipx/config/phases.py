@@ -1,7 +1,11 @@
-"""Phases of a run: stretches in which nothing but the step changes. Where one ends, the run is saved and built anew.
+"""Divides a run into phases, from its stages and locked towers.
 
-So a stage with smaller inputs, and a tower that is locked for a while, need no code in the step, and what depends on
-them (the largest micro-batch, compiled blocks, which gradients are reduced) is found again for each phase.
+A *stage* is an entry of the config (`stages.NAME`): the person asks for smaller inputs up to a step. A *phase* is
+computed from the whole config: a range of steps in which input sizes and the set of locked towers do not change. It
+ends where a stage ends, where a locked tower is released, or with the run. A run without stages has a phase, too.
+
+At the end of a phase the run is saved and built again. So the step needs no code for stages and locked towers, and all
+that depends on them (the largest micro-batch, compiled blocks, which gradients are reduced) is determined again.
 """
 
 from dataclasses import dataclass
@@ -15,22 +19,22 @@ TowerName = Literal["image", "text"]
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What holds from one step to another."""
+    """The input sizes and locked towers of a range of steps."""
 
     until: int
-    """The step at which it ends; of the last one, the run's."""
+    """The step at which the phase ends; for the last phase, the number of steps of the run."""
     image_size: int
     patch_drop: float
     context_length: int
     locked: frozenset[TowerName]
-    """Towers whose weights, but for the projection, stay as they are."""
+    """Towers whose weights, except for the projection, do not change."""
 
 
 def phase_at(config: RunConfig, step: int) -> Phase:
-    """The phase in which the update after `step` others is made; after the last one, the last phase.
+    """The phase of the update that comes after `step` updates; after the end of the run, the last phase.
 
     Raises:
-        InputError: stages that end at the same step, or with inputs larger than the model's.
+        InputError: two stages end at the same step, or a stage has inputs larger than the model's.
     """
     stages = _stages(config)
     step = min(step, config.num_steps - 1)
@@ -49,17 +53,17 @@ def phase_at(config: RunConfig, step: int) -> Phase:
 
 
 def check_stages(config: RunConfig) -> None:
-    """Looks at the stages before the run begins.
+    """Checks the stages before the run begins.
 
     Raises:
-        InputError: as `phase_at`.
+        InputError: the cases of `phase_at`.
     """
     _stages(config)
 
 
 def _stages(config: RunConfig) -> dict[int, StageConfig]:
     """The stages by the step at which they end."""
-    found: dict[int, tuple[str, StageConfig]] = {}
+    named: dict[int, tuple[str, StageConfig]] = {}
     for name, stage in config.stages.items():
         _check_context(config, name, stage)
         if stage.until_step is not None:
@@ -67,10 +71,10 @@ def _stages(config: RunConfig) -> dict[int, StageConfig]:
         else:
             assert stage.until_samples is not None
             end = config.in_steps(stage.until_samples)
-        if end in found:
-            raise InputError(f"stages {found[end][0]} and {name} both end at step {end}; give them different ends")
-        found[end] = (name, stage)
-    return {end: stage for end, (_, stage) in found.items()}
+        if end in named:
+            raise InputError(f"stages {named[end][0]} and {name} both end at step {end}; give them different ends")
+        named[end] = (name, stage)
+    return {end: stage for end, (_, stage) in named.items()}
 
 
 def _check_context(config: RunConfig, name: str, stage: StageConfig) -> None:

@@ -1,7 +1,8 @@
-"""Every knob of a run: frozen dataclasses; the docstring under a field is its documentation everywhere.
+"""`RunConfig`, every knob of a run: frozen dataclasses, those of each part of the run in a file of their own.
 
-Validated by pydantic in `clipx.config.load`; imports no torch, so `clipx config` is instant. Variants are unions tagged
-by `type`. To add one: a dataclass here and in its union, its module, one `case` in the matching `build_*` function.
+The docstring under a field is its documentation everywhere. Validated by pydantic in `clipx.config.load`; imports no
+torch, so `clipx config` is instant. Variants are unions tagged by `type`. To add one: a dataclass in the file of its
+part and in the union there, its module, one `case` in the matching `build_*` function.
 """
 
 import re
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from clipx.config.checkpoint import CheckpointConfig, SpikeConfig, StopSignal
 from clipx.config.data import DataConfig
+from clipx.config.evaluate import EvaluateConfig
 from clipx.config.field_types import (
     NO_BOOL,
     STRICT,
@@ -23,75 +25,11 @@ from clipx.config.field_types import (
     NonNegative,
     Text,
 )
-from clipx.config.model import InfoNCEConfig, LossConfig, ModelConfig
+from clipx.config.loss import InfoNCEConfig, LossConfig
+from clipx.config.model import ModelConfig
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
+from clipx.config.parallel import DdpConfig, ParallelConfig
 from clipx.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class DdpConfig:
-    """Every rank holds the whole model."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["ddp"] = "ddp"
-    timeout_s: Count = 1800
-    """Seconds after which a collective that does not complete ends the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fsdp2Config:
-    """Parameters, gradients and optimizer state sharded over the ranks (arXiv 2304.11277)."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["fsdp2"] = "fsdp2"
-    timeout_s: Count = 1800
-    """Seconds after which a collective that does not complete ends the run."""
-    reshard_after_forward: bool = True
-    """Free gathered parameters after the forward pass: less memory, one more gather."""
-    cpu_offload: bool = False
-    """Keep parameters, gradients and optimizer state in the hosts' memory, and update them there."""
-
-
-ParallelConfig = Annotated[DdpConfig | Fsdp2Config, Field(discriminator="type")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotConfig:
-    """Zero-shot classification on a folder in CLIP_benchmark's `wds_*` layout."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["zeroshot"] = "zeroshot"
-    data: str
-    """Folder with classnames.txt, zeroshot_classification_templates.txt and test/*.tar."""
-    every_steps: Interval = 0
-    """Evaluate every N steps; always at the end. 0: at the end only."""
-    batch_size: Count = 256
-    """Pictures per forward pass and rank."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalConfig:
-    """Recall at 1, 5 and 10 between pictures and captions, both ways."""
-
-    __pydantic_config__ = STRICT
-
-    type: Literal["retrieval"] = "retrieval"
-    data: str
-    """Shards of pictures with captions, or a folder in CLIP_benchmark's layout."""
-    every_steps: Interval = 0
-    """Evaluate every N steps; always at the end. 0: at the end only."""
-    batch_size: Count = 256
-    """Pairs per forward pass and rank."""
-    image_key: Text = "jpg;jpeg;png;webp"
-    """Extensions that hold the picture."""
-    caption_key: Text = "txt"
-    """As in data.caption_key; every caption of a list, or every line of a text member, counts as correct."""
-
-
-EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator="type")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,5 +161,5 @@ class RunConfig:
         return self.in_steps(self.samples)
 
     def in_steps(self, samples: int) -> int:
-        """Optimizer steps that see at least so many pairs."""
+        """The number of optimizer steps that see at least `samples` pairs."""
         return -(-samples // self.global_batch_size)

@@ -1,8 +1,8 @@
-"""YAML in and out by the scalar rules of YAML 1.2, on top of PyYAML, whose own are those of 1.1.
+"""Reads and writes YAML with the scalar rules of YAML 1.2, on top of PyYAML, which has those of 1.1.
 
-So `3e-4` is a number, `010` is ten, and `no`, `on`, `12:30` and `2026-01-31` are the strings they look like. A key
-that stands twice in a mapping is an error. The dumper quotes by the rules of both, so that what it writes reads back
-equal here and means the same to any other reader.
+So `3e-4` is a number, `010` is ten, and `no`, `on`, `12:30` and `2026-01-31` are strings. A key that occurs twice in a
+mapping is an error. The dumper quotes by the rules of both versions, so that its text reads back equal here and has the
+same meaning for any other reader.
 """
 
 import re
@@ -21,12 +21,12 @@ _SCALARS = {
     "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     "merge": r"<<",
 }
-"""Tag to pattern, first match wins (YAML 1.2.2, section 10.3.2; merge keys as in 1.1)."""
+"""Pattern by tag; the first match wins (YAML 1.2.2, section 10.3.2; merge keys are those of 1.1)."""
 
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Composes as PyYAML does; takes every plain key as a string, and none twice."""
+        """Composes like PyYAML, but reads every plain key as a string, and refuses a key that occurs twice."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -42,15 +42,15 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        """Writes a value out wherever it stands, without anchors."""
+        """Writes a value at each of its places, without anchors."""
         return True
 
 
 def read_yaml(text: str) -> Any:
-    """The value that YAML text says.
+    """The value of YAML text.
 
     Raises:
-        yaml.YAMLError: not YAML, more than one document, or a key that stands twice.
+        yaml.YAMLError: not YAML, more than one document, or a key that occurs twice.
     """
     return yaml.load(text, Loader=_Loader)
 
@@ -69,7 +69,7 @@ def _represent_list(dumper: yaml.SafeDumper, items: Any) -> yaml.SequenceNode:
     return dumper.represent_sequence(_TAG + "seq", items, flow_style=is_short)
 
 
-_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
+_Loader.yaml_implicit_resolvers = {}  # removes the resolvers of YAML 1.1
 for _name, _pattern in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), None)

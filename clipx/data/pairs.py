@@ -1,28 +1,30 @@
-"""Single pairs and parts of batches: shards -> picture and captions -> `Part`, along the plan.
+"""Single samples and parts of batches: shards -> image, captions and columns -> `PartialBatch`, along the plan.
 
-`PairReader` reads the picture of one slot and its captions; `PartReader` reads a contiguous part of a rank's slots of
-a batch, and puts the next good sample of the lane in the place of a bad one. A part is a function of (plan, batch,
-slots), so neither ranks nor loader processes nor the batch that a run starts at can change what is read.
+`SampleReader` reads one sample; `BatchReader` reads a contiguous part of a rank's share of a batch, and puts the next
+good sample of the lane in the place of a bad one. A part is a function of (plan, batch, slots), so neither ranks nor
+loader processes nor the batch that a run starts at can change what is read.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from clipx import counter_random
 from clipx.counter_random import Stream
 from clipx.data.captions import CaptionReader, Captions, alternatives, first_present
+from clipx.data.columns import ColumnReader, check_lengths, checked_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import Address, Plan
 from clipx.data.prefetch_schedule import LookAhead
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.errors import RunError
-from clipx.types import BadSample
+from clipx.types import BadSample, Batch, tensor_fields
 
 
 class ImageTransform(Protocol):
@@ -48,69 +50,102 @@ class SourceReader:
         return self.captions.extensions | {extension for extension, _ in alternatives(self.image_key)}
 
 
-class PairReader:
-    """Reads, decodes and augments the picture of one slot and its captions.
+class Sample(NamedTuple):
+    """What a sample gives beside its image."""
+
+    captions: Captions
+    columns: Mapping[str, np.ndarray]
+    by_pillow: bool
+    """Whether Pillow had to decode the image."""
+
+
+class SampleReader:
+    """Reads, decodes and augments the image of one sample, and reads its captions and columns.
 
     Args:
         shards: with the sources in the same order.
         sources: how to read each.
         seed: of the run.
+        column_readers: of the objective.
     """
 
-    def __init__(self, shards: ShardReader, sources: Sequence[SourceReader], *, seed: int) -> None:
+    def __init__(
+        self,
+        shards: ShardReader,
+        sources: Sequence[SourceReader],
+        *,
+        seed: int,
+        column_readers: Sequence[ColumnReader] = (),
+    ) -> None:
         self.shards = shards
         self.sources = sources
         self._seed = seed
+        self._column_readers = column_readers
 
     def augment_seed(self, address: Address) -> int:
-        """What decides the augmentation: of (seed, epoch, sample), 63 bits."""
+        """What decides the augmentation: a function of (seed, epoch, sample), 63 bits."""
         return counter_random.key(self._seed, Stream.AUGMENT, address.epoch, address.sample_id)
 
-    def read(self, address: Address, *, out: Tensor) -> tuple[Captions, bool]:
-        """The captions of the sample at `address`; its picture, uint8 (S, S, 3), goes into `out`.
-
-        Returns:
-            Captions, and whether Pillow had to decode the picture.
+    def read(self, address: Address, *, out: Tensor) -> Sample:
+        """The sample at `address`; its image, uint8 (S, S, 3), goes into `out`.
 
         Raises:
-            BadSampleError: picture or caption is absent or undecodable, or the shard is cut.
-            RunError: the storage failed.
+            BadSampleError: image, caption or column is absent or undecodable, or the shard is cut.
+            RunError: the storage failed, or a column is not what its reader said.
         """
-        fields = self.shards.read(address.place).fields
+        members = self.shards.read(address.place).fields
         source = self.sources[address.place.source]
         try:
-            captions = source.captions.read(fields, epoch=address.epoch, sample_id=address.sample_id)
-            data = first_present(fields, source.image_key)  # after the captions: they are cheaper to find absent
+            captions = source.captions.read(members, epoch=address.epoch, sample_id=address.sample_id)
+            columns: dict[str, np.ndarray] = {}
+            for reader in self._column_readers:
+                columns |= checked_columns(reader.read(members, address, captions.texts), reader.columns)
+            data = first_present(members, source.image_key)  # last: the others are cheaper to find absent
             if data is None:
                 raise BadSampleError(f"no picture under {source.image_key!r}")
-            return captions, source.transform(data, seed=self.augment_seed(address), out=out)
+            by_pillow = source.transform(data, seed=self.augment_seed(address), out=out)
         except UndecodableError as error:
             raise BadSampleError(str(error)) from error
+        return Sample(captions, columns, by_pillow)
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """What a contiguous part of a rank's slots holds, but for the pictures; numpy, which crosses processes by value."""
+class PartialBatch:
+    """A contiguous part of a rank's share of a batch without its images; numpy, which crosses processes by value."""
 
     index: int
-    tokens_T: np.ndarray
-    lengths_B: np.ndarray
-    sample_id_I: np.ndarray
-    slot_I: np.ndarray
-    source_I: np.ndarray
-    group_id_B: np.ndarray | None
-    augment_seeds: tuple[int, ...]
+    columns: Mapping[str, np.ndarray]
+    """The tensors of `Batch` by name, and further columns."""
     bad: tuple[BadSample, ...]
-    num_fallbacks: int
+    counts: Mapping[str, float]
     read_wait_s: float
 
 
-class PartReader:
+def join_parts(parts: Sequence[PartialBatch], images_IHWC: Tensor, *, captions_per_image: int) -> Batch:
+    """The batch of parts in their order, and their images."""
+    names = tensor_fields(Batch)
+    tensors = {
+        name: torch.from_numpy(np.concatenate([part.columns[name] for part in parts])) for name in parts[0].columns
+    }
+    return Batch(
+        index=parts[0].index,
+        images_IHWC=images_IHWC,
+        max_length=int(tensors["lengths_B"].max()),
+        **{name: tensor for name, tensor in tensors.items() if name in names},
+        columns={name: tensor for name, tensor in tensors.items() if name not in names},
+        captions_per_image=captions_per_image,
+        bad=tuple(bad for part in parts for bad in part.bad),
+        counts={name: sum(part.counts[name] for part in parts) for name in parts[0].counts},
+        read_wait_s=sum(part.read_wait_s for part in parts),
+    )
+
+
+class BatchReader:
     """Reads parts of batches.
 
     Args:
         plan: the order.
-        pairs: reads the picture and captions of an address.
+        samples: reads the sample at an address.
         tokenizer: of the text tower.
         captions_per_image: K.
         groups: whether captions name groups whose pairs are no negatives.
@@ -120,7 +155,7 @@ class PartReader:
     def __init__(
         self,
         plan: Plan,
-        pairs: PairReader,
+        samples: SampleReader,
         tokenizer: Tokenizer,
         *,
         captions_per_image: int = 1,
@@ -128,7 +163,7 @@ class PartReader:
         read_ahead_batches: int = 2,
     ) -> None:
         self._plan = plan
-        self._pairs = pairs
+        self._samples = samples
         self._tokenizer = tokenizer
         self.captions_per_image = captions_per_image
         self._groups = groups
@@ -136,62 +171,67 @@ class PartReader:
         self._look_ahead: LookAhead | None = None
         self._known_bad: dict[int, BadSample] = {}
 
-    def read(self, batch_index: int, slots: range, *, out: Tensor, look_ahead: bool = True) -> Part:
-        """`slots` of global batch `batch_index`; the pictures go into `out`, uint8 (len(slots), S, S, 3).
+    def read(self, batch_index: int, slots: range, *, out: Tensor, look_ahead: bool = True) -> PartialBatch:
+        """`slots` of global batch `batch_index`; the images go into `out`, uint8 (len(slots), S, S, 3).
 
         Remote samples of the batches to come are asked for with it, unless nothing more will be read.
 
         Raises:
             RunError: no good sample within the plan's horizon, or the storage failed.
         """
-        waited_before = self._pairs.shards.wait_s
-        if look_ahead and self._pairs.shards.remote_sources:
+        waited_before = self._samples.shards.wait_s
+        if look_ahead and self._samples.shards.remote_sources:
             self._ask_ahead(batch_index, slots)
         bad: dict[int, BadSample] = {}
         used: list[Address] = []
-        captions: list[Captions] = []
-        num_fallbacks = 0
+        samples: list[Sample] = []
         addresses = self._plan.addresses(batch_index, slice(slots.start, slots.stop))
         for slot, address, row in zip(slots, addresses, out, strict=True):
-            good, texts, by_pillow = self._first_good(batch_index, slot, address, out=row, bad=bad)
+            good, sample = self._first_good(batch_index, slot, address, out=row, bad=bad)
             used.append(good)
-            captions.append(texts)
-            num_fallbacks += by_pillow
-        tokens_T, lengths_B = self._tokenizer.encode([text for of_image in captions for text in of_image.texts])
-        sample_id_I = np.array([address.sample_id for address in used])
-        return Part(
+            samples.append(sample)
+        tokens_T, lengths_B = self._tokenizer.encode([text for sample in samples for text in sample.captions.texts])
+        columns = {
+            "tokens_T": tokens_T.numpy(),
+            "lengths_B": lengths_B.numpy(),
+            "sample_id_I": np.array([address.sample_id for address in used]),
+            "slot_I": np.arange(slots.start, slots.stop),
+            "source_I": np.array([address.place.source for address in used]),
+            "augment_seed_I": np.array([self._samples.augment_seed(address) for address in used]),
+        }
+        if self._groups:
+            columns["group_id_B"] = self._group_ids(samples, columns["sample_id_I"])
+        for name in samples[0].columns:
+            columns[name] = np.concatenate([sample.columns[name] for sample in samples])
+        lengths = {"I": len(slots), "B": len(slots) * self.captions_per_image, "T": len(tokens_T)}
+        check_lengths(columns, lengths)
+        return PartialBatch(
             index=batch_index,
-            tokens_T=tokens_T.numpy(),
-            lengths_B=lengths_B.numpy(),
-            sample_id_I=sample_id_I,
-            slot_I=np.arange(slots.start, slots.stop),
-            source_I=np.array([address.place.source for address in used]),
-            group_id_B=self._group_ids(captions, sample_id_I) if self._groups else None,
-            augment_seeds=tuple(map(self._pairs.augment_seed, used)),
+            columns=columns,
             bad=tuple(bad.values()),
-            num_fallbacks=num_fallbacks,
-            read_wait_s=self._pairs.shards.wait_s - waited_before,
+            counts={"pillow_images": sum(sample.by_pillow for sample in samples)},
+            read_wait_s=self._samples.shards.wait_s - waited_before,
         )
 
     def _ask_ahead(self, batch_index: int, slots: range) -> None:
         if self._look_ahead is None or self._look_ahead.slots != slots:
             self._look_ahead = LookAhead(
                 self._plan,
-                self._pairs.shards,
+                self._samples.shards,
                 slots=slots,
                 read_ahead_batches=self._read_ahead_batches,
             )
         self._look_ahead.before(batch_index)
 
-    def _group_ids(self, captions: Sequence[Captions], sample_id_I: np.ndarray) -> np.ndarray:
+    def _group_ids(self, samples: Sequence[Sample], sample_id_I: np.ndarray) -> np.ndarray:
         """int64 (B,): the captions' groups; a pair without one is alone with its sample, below zero."""
-        own = zip(captions, sample_id_I.tolist(), strict=True)
-        ids = [-1 - sample_id if texts.group_id is None else texts.group_id for texts, sample_id in own]
+        groups = [sample.captions.group_id for sample in samples]
+        ids = [-1 - own if group is None else group for group, own in zip(groups, sample_id_I.tolist(), strict=True)]
         return np.repeat(np.array(ids), self.captions_per_image)
 
     def _first_good(
         self, batch_index: int, slot: int, address: Address, *, out: Tensor, bad: dict[int, BadSample]
-    ) -> tuple[Address, Captions, bool]:
+    ) -> tuple[Address, Sample]:
         """What fills a slot: its sample, or the next good one of its lane; what is bad on the way goes into `bad`."""
         tried: Address | None = address
         for attempt in itertools.count(1):
@@ -199,7 +239,7 @@ class PartReader:
                 raise self._nothing_good(address, attempt - 1, bad)
             if tried.sample_id not in self._known_bad:
                 try:
-                    return tried, *self._pairs.read(tried, out=out)
+                    return tried, self._samples.read(tried, out=out)
                 except BadSampleError as error:
                     self._known_bad[tried.sample_id] = self._record(tried, str(error))
             bad[tried.sample_id] = self._known_bad[tried.sample_id]
@@ -207,15 +247,15 @@ class PartReader:
         raise AssertionError("unreachable")
 
     def _record(self, address: Address, reason: str) -> BadSample:
-        name = self._pairs.shards.name(address.place)
+        name = self._samples.shards.name(address.place)
         return BadSample(
-            self._pairs.sources[address.place.source].name, name.shard, name.key, reason, address.sample_id
+            self._samples.sources[address.place.source].name, name.shard, name.key, reason, address.sample_id
         )
 
     def _nothing_good(self, address: Address, tries: int, bad: dict[int, BadSample]) -> RunError:
         first = bad[address.sample_id]
-        members = self._pairs.shards.name(address.place).members
-        source = self._pairs.sources[address.place.source]
+        members = self._samples.shards.name(address.place).members
+        source = self._samples.sources[address.place.source]
         mend = (
             "the shard was longer when it was indexed: restore it"
             if first.reason == TRUNCATED

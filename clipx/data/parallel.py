@@ -9,8 +9,8 @@ from itertools import chain, islice
 from multiprocessing import get_context, resource_tracker
 from typing import Any, TypeVar
 
-from clipx.data.workers import own_cores, share_of_cores
 from clipx.errors import RunError
+from clipx.host import own_cores, share_of_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

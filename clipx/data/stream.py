@@ -13,21 +13,14 @@ from collections.abc import Container, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipx.config.checkpoint import StopSignal
-from clipx.config.data import DataConfig, sources
 from clipx.data.buffers import ImageBuffers
-from clipx.data.captions import CaptionReader
-from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import Plan
-from clipx.data.pairs import PairReader, Part, PartReader, SourceReader
-from clipx.data.shards import ShardReader
-from clipx.data.tokenizer import Tokenizer
-from clipx.data.transforms import TrainTransform
+from clipx.data.pairs import BatchReader, PartialBatch, join_parts
 from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import ClipxError, RunError
 from clipx.types import Batch
@@ -50,7 +43,7 @@ class _Delivery(NamedTuple):
     """What a loader process answers."""
 
     order: _Order
-    part: Part
+    part: PartialBatch
     images_IHWC: Tensor | None
     """Where the order named no buffer."""
 
@@ -69,7 +62,7 @@ class PairStream:
 
     def __init__(
         self,
-        reader: PartReader,
+        reader: BatchReader,
         *,
         slots: range,
         image_size: int,
@@ -108,9 +101,10 @@ class PairStream:
     def load(self, batch_index: int) -> Batch:
         """This rank's share of one global batch, read in this process."""
         images_IHWC = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin_memory)
-        return self._join([self._read(batch_index, 0, out=images_IHWC)], images_IHWC)
+        parts = [self._read(batch_index, 0, out=images_IHWC)]
+        return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
 
-    def _read(self, batch_index: int, part: int, *, out: Tensor) -> Part:
+    def _read(self, batch_index: int, part: int, *, out: Tensor) -> PartialBatch:
         return self._reader.read(batch_index, self._slots[self._rows[part]], out=out)
 
     def _load_in_workers(self, numbers: Iterator[int]) -> Generator[Batch, None, None]:
@@ -136,29 +130,8 @@ class PairStream:
             images_IHWC = buffers.lend(buffer)
         else:  # the caller keeps so many batches that no buffer was free
             images_IHWC = torch.cat([item.images_IHWC for item in delivered if item.images_IHWC is not None])
-        return self._join([item.part for item in delivered], images_IHWC)
-
-    def _join(self, parts: Sequence[Part], images_IHWC: Tensor) -> Batch:
-        def joined(name: str) -> Tensor:
-            return torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
-
-        lengths_B = joined("lengths_B")
-        return Batch(
-            index=parts[0].index,
-            images_IHWC=images_IHWC,
-            tokens_T=joined("tokens_T"),
-            lengths_B=lengths_B,
-            max_length=int(lengths_B.max()),
-            sample_id_I=joined("sample_id_I"),
-            slot_I=joined("slot_I"),
-            source_I=joined("source_I"),
-            captions_per_image=self._reader.captions_per_image,
-            group_id_B=None if parts[0].group_id_B is None else joined("group_id_B"),
-            augment_seeds=tuple(seed for part in parts for seed in part.augment_seeds),
-            bad=tuple(bad for part in parts for bad in part.bad),
-            num_fallbacks=sum(part.num_fallbacks for part in parts),
-            read_wait_s=sum(part.read_wait_s for part in parts),
-        )
+        parts = [item.part for item in delivered]
+        return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
 
     def _deliveries(self, orders: Iterator[_Order], buffers: ImageBuffers) -> Generator[_Delivery, None, None]:
         """What the loader processes make of `orders`, in order."""
@@ -256,31 +229,3 @@ def rank_slots(plan: Plan, *, rank: int, world_size: int) -> range:
     size = plan.global_batch_size // world_size
     assert size * world_size == plan.global_batch_size
     return range(rank * size, (rank + 1) * size)
-
-
-def open_reader(
-    indexes: Sequence[ShardIndex], plan: Plan, *, data: DataConfig, image_size: int, tokenizer: Tokenizer
-) -> PartReader:
-    """What reads parts of batches as the config describes it; `indexes` in the order of its sources."""
-    described = sources(data)
-    readers = [
-        SourceReader(
-            name=source.name,
-            image_key=source.image_key,
-            caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
-            captions=CaptionReader(source, captions_per_image=data.captions_per_image, seed=plan.seed),
-            transform=TrainTransform(image_size, source.augment, decode=data.decode),
-        )
-        for source in described
-    ]
-    shards = ShardReader(
-        indexes, extensions=[reader.extensions for reader in readers], remote=data.remote, cache=data.cache
-    )
-    return PartReader(
-        plan,
-        PairReader(shards, readers, seed=plan.seed),
-        tokenizer,
-        captions_per_image=data.captions_per_image,
-        groups=any(source.equal_captions == "ignored" for source in described),
-        read_ahead_batches=data.remote.read_ahead_batches,
-    )

@@ -1,1 +1,1 @@
-"""`clipx demo`: the whole job on pictures that it draws itself."""
+"""`clipx demo`: data, training, resume, evaluation and export, on images that it draws itself."""

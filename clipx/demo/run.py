@@ -1,7 +1,7 @@
-"""`clipx demo`: the whole main job on embedded data, on a CPU, with the commands that a person would type.
+"""Runs `clipx demo`: the main workflow on generated data, on a CPU, with the commands that a person would type.
 
-Shards are rendered, a run is started, stopped in the middle with SIGTERM and started again, evaluated zero-shot on
-held-out pictures and on combinations it never saw, and exported for transformers and open_clip.
+It renders shards, starts a run, stops it in the middle with SIGTERM and starts it again, evaluates it zero-shot on
+held-out images and on combinations that are not in the training data, and exports it for transformers and open_clip.
 """
 
 import json
@@ -24,10 +24,10 @@ from clipx.demo.scenes import write_synthetic_set
 from clipx.errors import InputError, RunError
 
 _NUM_TRAIN = 24_000
-_PICTURES_PER_CLASS = 20
+_IMAGES_PER_CLASS = 20
 _SHARD_SIZE = 1_000
-_LEAST_SEEN, _LEAST_UNSEEN = 0.90, 0.50
-_MOST_SECONDS = 600
+_MIN_SEEN, _MIN_UNSEEN = 0.90, 0.50
+_MAX_SECONDS = 600
 SEEN, UNSEEN, RETRIEVAL = "wds_scenes", "wds_scenes_unseen", "wds_scenes_retrieval"
 
 
@@ -40,11 +40,14 @@ class _Row:
 
 
 def run_demo(out: Path) -> int:
-    """Runs the demo in `out`; returns 0 if every figure is as promised, else 1.
+    """Runs the demo in the folder `out`.
+
+    Returns:
+        0 if all results are as good as promised, else 1.
 
     Raises:
         InputError: `out` cannot be written.
-        RunError: a command ended in a way that it should not.
+        RunError: a command ended with another exit code than expected.
     """
     console = Console()
     began = time.monotonic()
@@ -61,7 +64,7 @@ def run_demo(out: Path) -> int:
         write_synthetic_set(
             data,
             num_train=_NUM_TRAIN,
-            num_eval_per_class=_PICTURES_PER_CLASS,
+            num_eval_per_class=_IMAGES_PER_CLASS,
             image_size=config.model.image.image_size,
             seed=config.seed,
             shard_size=_SHARD_SIZE,
@@ -77,16 +80,16 @@ def run_demo(out: Path) -> int:
     console.rule("4. export for transformers and open_clip, loaded by both and compared")
     rows += _export(run_dir, out / "export")
 
-    rows.append(_Row("the whole demo", f"{time.monotonic() - began:.0f} s", f"{_MOST_SECONDS} s on 2 cores"))
+    rows.append(_Row("the whole demo", f"{time.monotonic() - began:.0f} s", f"{_MAX_SECONDS} s on 2 cores"))
     _print_table(console, rows, out)
     return 0 if all(row.good for row in rows) else 1
 
 
 def _config(*, data: Path, run_dir: Path) -> RunConfig:
-    """The shipped recipe with this demo's folders."""
-    with as_file(files("clipx.demo").joinpath("demo.yaml")) as recipe:
+    """The shipped config with the folders of this demo."""
+    with as_file(files("clipx.demo").joinpath("demo.yaml")) as config_file:
         return load_config(
-            [recipe],
+            [config_file],
             [
                 f"run_dir={run_dir}",
                 f"data.train=[{data / 'train'}]",
@@ -114,16 +117,16 @@ def _train_with_a_stop(config_file: Path, run_dir: Path, *, num_steps: int) -> l
 
 
 def _evaluate(run_dir: Path, data: Path) -> list[_Row]:
-    figures = run_dir.parent / "zeroshot.json"
+    metrics = run_dir.parent / "zeroshot.json"
     _command(
-        "zeroshot", str(run_dir), *(str(data / name) for name in (SEEN, UNSEEN, RETRIEVAL)), "--json", str(figures)
+        "zeroshot", str(run_dir), *(str(data / name) for name in (SEEN, UNSEEN, RETRIEVAL)), "--json", str(metrics)
     )
-    scores = {Path(folder).name: row for folder, row in json.loads(figures.read_text()).items()}
+    scores = {Path(folder).name: row for folder, row in json.loads(metrics.read_text()).items()}
     seen, unseen = scores[SEEN]["acc1"], scores[UNSEEN]["acc1"]
     recall = scores[RETRIEVAL]["text_to_image_recall@1"]
     return [
-        _Row("held-out pictures, 48 classes", f"{seen:.1%}", f"at least {_LEAST_SEEN:.0%}", seen >= _LEAST_SEEN),
-        _Row("unseen combinations, of 56", f"{unseen:.1%}", f"at least {_LEAST_UNSEEN:.0%}", unseen >= _LEAST_UNSEEN),
+        _Row("held-out pictures, 48 classes", f"{seen:.1%}", f"at least {_MIN_SEEN:.0%}", seen >= _MIN_SEEN),
+        _Row("unseen combinations, of 56", f"{unseen:.1%}", f"at least {_MIN_UNSEEN:.0%}", unseen >= _MIN_UNSEEN),
         _Row("caption to picture, R@1 of 384", f"{recall:.1%}", "chance 0.3%"),
     ]
 
@@ -135,7 +138,7 @@ def _export(run_dir: Path, folder: Path) -> list[_Row]:
 
 
 def _parity_row(entry: dict[str, Any], limit: float) -> _Row:
-    """`clipx export` itself fails above the limit; a library that is not installed is no success either."""
+    """The row of one library; not good without it. `clipx export` itself fails above the limit."""
     if not entry["checked"]:
         return _Row("parity", "not compared", entry["reason"], good=False)
     largest = max(entry["largest_difference"].values())
@@ -148,7 +151,7 @@ def _command(*arguments: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Threads that wait give their core away: two that spin beside a busy process were slower than one."""
+    """The environment of a command: waiting threads sleep, because two that spin beside a busy process were slower."""
     return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
 
 

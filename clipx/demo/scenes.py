@@ -1,11 +1,11 @@
-"""The embedded image-text set: rendered scenes of coloured shapes and captions that describe them.
+"""The generated image-text set: rendered scenes of coloured shapes, and captions that describe them.
 
-`clipx demo`, `clipx data synth` and the tests train and evaluate on it without a download. A scene is a pure
-function of (seed, split, index); the split enters the random stream, so training holds no held-out picture.
+`clipx demo`, `clipx data synth` and the tests train and evaluate on it without a download. A scene is a pure function
+of (seed, split, index); the split is part of the random seed, so the training set has no held-out image.
 
-There are 8 colours x 7 shapes = 56 combinations ("red circle"). Eight of them, `UNSEEN_CLASSES`, occur in no
-training scene, neither alone nor beside another object: a model can name them only if it has learned colour
-and shape apart.
+There are 8 colours x 7 shapes = 56 combinations ("red circle"). Eight of them, `UNSEEN_CLASSES`, are in no training
+scene, neither alone nor beside another object: a model can name them only if it has learned colour and shape
+separately.
 """
 
 import io
@@ -27,7 +27,7 @@ Split = Literal["train", "heldout", "unseen"]
 Relation = Literal["left", "right", "above", "below"]
 Point = tuple[float, float]
 
-# Far enough apart that a jitter of COLOUR_JITTER leaves a person in no doubt; all take "a", never "an".
+# Different enough for a person after a jitter of COLOUR_JITTER; all take "a", never "an".
 COLOUR_RGB = {
     "red": (215, 30, 35),
     "green": (35, 150, 55),
@@ -42,12 +42,12 @@ COLOURS = tuple(COLOUR_RGB)
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring")
 SIZES = ("small", "medium", "large")
 
-# Colour i is never seen as shape 3i mod 7: each colour is left out once, each shape once, the circle twice.
+# Colour i has no training scene of shape 3i mod 7: one shape per colour, one colour per shape, for the circle two.
 UNSEEN_CLASSES = tuple(f"{colour} {SHAPES[3 * i % len(SHAPES)]}" for i, colour in enumerate(COLOURS))
 ALL_CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 SEEN_CLASSES = tuple(name for name in ALL_CLASSES if name not in UNSEEN_CLASSES)
 
-# "{c}" is CLIP_benchmark's placeholder for the class. Training captions use the same phrasings.
+# "{c}" is CLIP_benchmark's placeholder for the class. Training captions use the same phrases.
 TEMPLATES = (
     "a {c}",
     "a picture of a {c}",
@@ -57,7 +57,7 @@ TEMPLATES = (
     "this is a {c}",
 )
 
-# Colours and the relation alone tell most two-object scenes apart; single objects are what teaches shapes.
+# Colours and the relation are enough to distinguish most scenes of two objects; scenes of one object teach shapes.
 TWO_OBJECT_SHARE = 0.25
 SIZE_WORD_SHARE = 0.5
 MAX_TILT = math.radians(20)  # a square turned by 45 degrees would be called a diamond
@@ -67,7 +67,7 @@ NOISE_STD = 4.0
 SUPERSAMPLING = 4
 NUM_RETRIEVAL = 384
 
-# Radius ranges as fractions of the picture's side, apart from each other so that the size word is decidable.
+# Ranges of the radius as fractions of the image's side; they do not overlap, so the size word is unambiguous.
 RADII_ALONE = {"small": (0.195, 0.215), "medium": (0.26, 0.285), "large": (0.34, 0.38)}
 RADII_IN_PAIR = {"small": (0.11, 0.12), "medium": (0.145, 0.16), "large": (0.185, 0.2)}
 REACH = 1.25  # the farthest outline point of any shape, in radii
@@ -78,7 +78,7 @@ RELATION_PHRASES: dict[Relation, str] = {
     "above": "above",
     "below": "below",
 }
-# Where the first object's centre lies as seen from the second's; the y axis points down.
+# Direction of the first object's centre, seen from the second's; the y axis points down.
 RELATION_OFFSETS: dict[Relation, tuple[int, int]] = {
     "left": (-1, 0),
     "right": (1, 0),
@@ -90,7 +90,7 @@ SPLIT_STREAMS: dict[Split, int] = {"train": 0, "heldout": 1, "unseen": 2}
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape. Lengths are fractions of the picture's side, the origin is the upper left corner."""
+    """One shape. Lengths are fractions of the image's side, the origin is the upper left corner."""
 
     colour: str
     shape: str
@@ -99,39 +99,38 @@ class SceneObject:
     y: float
     radius: float
     tilt: float
-    """Radians."""
+    """Rotation in radians."""
     rgb: tuple[int, int, int]
-    """The colour as drawn, jittered."""
+    """The colour with its jitter."""
 
     @property
     def class_name(self) -> str:
-        """Colour and shape, as listed in SEEN_CLASSES or UNSEEN_CLASSES."""
+        """Colour and shape, an entry of SEEN_CLASSES or UNSEEN_CLASSES."""
         return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows and how its caption says it."""
+    """The content of an image, and its caption."""
 
     objects: tuple[SceneObject, ...]
     relation: Relation | None
-    """Where the first object lies, seen from the second; None for a single object."""
+    """Direction of the first object, seen from the second; None for a single object."""
     caption: str
     background_seed: tuple[int, ...]
-    """Fixes background texture and pixel noise."""
+    """Determines the background texture and the pixel noise."""
 
 
 def make_scene(seed: int, split: Split, index: int) -> Scene:
-    """Scene `index` of a split.
+    """Makes scene `index` of a split.
 
-    "train" draws freely from SEEN_CLASSES. "heldout" goes through them in rounds of 48, so that all occur
-    equally often: even rounds show one object, odd ones two. "unseen" goes through UNSEEN_CLASSES, one object
-    each.
+    "train" draws at random from SEEN_CLASSES. "heldout" repeats them in rounds of 48, so that all are equally frequent:
+    even rounds show one object, odd rounds two. "unseen" repeats UNSEEN_CLASSES, one object each.
 
     Args:
-        seed: Non-negative; another seed gives another set.
-        split: Enters the random stream, so splits share no scene.
-        index: Non-negative and unbounded.
+        seed: not negative; another seed gives another set.
+        split: part of the random seed, so that splits share no scene.
+        index: not negative, without limit.
     """
     key = (seed, SPLIT_STREAMS[split], index)
     rng = np.random.default_rng(key)
@@ -168,8 +167,8 @@ def _place_pair(rng: np.random.Generator, name: str, relation: Relation) -> tupl
     objects = []
     for class_name, side in zip(names, (1, -1), strict=True):
         size, radius = _draw_size(rng, RADII_IN_PAIR)
-        # Along the relation's axis each object keeps to its half; across it both stay near the middle, so
-        # that "left" never looks like "above".
+        # Along the relation's axis each object stays in its half; across it both are near the middle, so that "left"
+        # never looks like "above".
         slack = max(0.0, 0.25 - REACH * radius)
         along = 0.25 + rng.uniform(-slack, slack)
         across = rng.uniform(-0.09, 0.09)
@@ -202,7 +201,7 @@ def _caption(rng: np.random.Generator, objects: tuple[SceneObject, ...], relatio
 
 
 def render(scene: Scene, image_size: int) -> Image.Image:
-    """The scene as an RGB picture of `image_size` x `image_size` pixels; a pure function of its arguments."""
+    """Draws the scene as an RGB image of `image_size` x `image_size` pixels; a pure function of its arguments."""
     rng = np.random.default_rng(scene.background_seed)
     canvas = _background(rng, image_size)
     for item in scene.objects:
@@ -213,7 +212,7 @@ def render(scene: Scene, image_size: int) -> Image.Image:
 
 
 def _background(rng: np.random.Generator, image_size: int) -> Image.Image:
-    """A light, slightly tinted ground with soft blotches, paler than every colour of the palette."""
+    """A light, slightly tinted background with soft spots, lighter than all colours of the objects."""
     ground = rng.uniform(205, 240) + rng.uniform(-10, 10, 3)
     cells = int(rng.integers(2, 8))
     blotches = ground + rng.normal(0, 8, (cells, cells, 1))
@@ -233,7 +232,7 @@ def _mask(item: SceneObject, image_size: int) -> Image.Image:
 
 
 def _regular(corners: int, *radii: float) -> list[Point]:
-    """A polygon with a corner on top whose corners lie at the given radii in turn; two radii make a star."""
+    """A polygon with a corner at the top; its corners have the given radii in turn, so two radii make a star."""
     angles = [2 * math.pi * i / corners for i in range(corners)]
     return [(r * math.sin(a), -r * math.cos(a)) for r, a in zip(cycle(radii), angles, strict=False)]
 
@@ -265,24 +264,23 @@ OUTLINES: dict[str, list[tuple[list[Point], int]]] = {
 def write_synthetic_set(
     out: Path, *, num_train: int, num_eval_per_class: int, image_size: int, seed: int, shard_size: int
 ) -> None:
-    """Write training shards and three evaluation sets in CLIP_benchmark's webdataset layout.
+    """Writes training shards and three evaluation sets in CLIP_benchmark's webdataset layout.
 
-    `train/00000.tar ...` holds KEY.jpg and KEY.txt. `wds_scenes` shows the 48 seen classes in held-out
-    pictures; `wds_scenes_unseen` the 8 unseen ones, to be told from all 56; `wds_scenes_retrieval` held-out
-    scenes that all differ in what they show. Equal arguments give equal bytes (with the same Pillow and
-    NumPy). The set is written to a sibling folder that is renamed at the end, so a folder at `out` is always
-    complete.
+    `train/00000.tar ...` has KEY.jpg and KEY.txt. `wds_scenes` has held-out images of the 48 seen classes,
+    `wds_scenes_unseen` images of the 8 unseen ones, to classify among all 56, and `wds_scenes_retrieval` held-out
+    scenes with different contents. Equal arguments give equal bytes (with the same Pillow and NumPy). The set is
+    written to a folder beside `out` that is renamed at the end, so a folder at `out` is always complete.
 
     Args:
-        out: The folder to make; it must not exist.
-        num_train: Number of training pairs.
-        num_eval_per_class: Pictures per class in the two labelled sets.
-        image_size: Side of the pictures in pixels; from 48 on a person can name every shape.
-        seed: Of the whole set.
-        shard_size: Pairs per training shard; the last one may hold fewer.
+        out: the folder to make; it must not exist.
+        num_train: number of training pairs.
+        num_eval_per_class: images per class in the two labelled sets.
+        image_size: side of the images in pixels; from 48 on a person can name every shape.
+        seed: seed of the whole set.
+        shard_size: pairs per training shard; the last one may have fewer.
 
     Raises:
-        InputError: If `out` exists or cannot be made; choose another folder.
+        InputError: `out` exists or cannot be made.
     """
     partial = out.with_name(out.name + ".partial")
     try:
@@ -318,11 +316,11 @@ def _write_labelled(folder: Path, scenes: Iterable[Scene], *, class_names: tuple
 
 
 def _write_retrieval(folder: Path, *, seed: int, image_size: int) -> None:
-    """The first NUM_RETRIEVAL held-out scenes of which no two show the same combinations, same relation."""
+    """Writes the first NUM_RETRIEVAL held-out scenes with different combinations or relations."""
     distinct: dict[frozenset[tuple[str, int, int]], Scene] = {}
     for index in count():
         scene = make_scene(seed, "heldout", index)
-        # "A left of B" and "B right of A" are one content: each object with its own side of the other.
+        # "A left of B" and "B right of A" are the same content: each object with its direction from the other.
         dx, dy = RELATION_OFFSETS[scene.relation] if scene.relation else (0, 0)
         sides = zip(scene.objects, ((dx, dy), (-dx, -dy)), strict=False)
         distinct.setdefault(frozenset((item.class_name, *side) for item, side in sides), scene)
@@ -346,6 +344,6 @@ def _write_text(path: Path, text: str) -> None:
 
 def _jpeg(scene: Scene, image_size: int) -> bytes:
     buffer = io.BytesIO()
-    # Full-resolution chroma: at these sizes subsampling would wash the colours out.
+    # Chroma in full resolution: at these sizes subsampling would blur the colours.
     render(scene, image_size).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

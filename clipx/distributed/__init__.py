@@ -1,1 +1,1 @@
-"""Ranks: process state (`runtime`), collectives, and how a model is spread over ranks (`parallelize`)."""
+"""Ranks: process state (`runtime`), collectives, and distributing a model over ranks (`parallelize`)."""

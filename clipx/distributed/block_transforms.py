@@ -1,6 +1,6 @@
-"""What is done to a model's repeated blocks before it is spread over ranks: float8, then checkpointing, then compiling.
+"""Changes to a model's repeated blocks before it is distributed: float8, then activation checkpointing, then compiling.
 
-In place, and no parameter changes its name or is replaced.
+All work in place, and no parameter is renamed or replaced.
 """
 
 import logging
@@ -18,16 +18,17 @@ from clipx.distributed.collectives import gather_objects
 
 log = logging.getLogger(__name__)
 
-_MOST_GRAPHS = 64
-"""Of one forward pass: with and without gradients, in training and evaluation, of each phase's shapes, for last blocks
-and others. torch's own limit of 8 is passed by a run with two phases and evaluations, which would go on uncompiled."""
+_MAX_GRAPHS = 64
+"""Most compiled versions of one forward pass: with and without gradients, in training and evaluation, for the shapes of
+each phase, for last blocks and others. torch's limit is 8: a run with two phases and evaluations exceeds it, and would
+continue uncompiled."""
 
 
 def float8_blocks(blocks: Sequence[nn.Module]) -> None:
-    """Lets the blocks' linear layers multiply in float8, scaled per tensor (torchao; arXiv 2209.05433); the rest stays.
+    """Makes the blocks' linear layers multiply in float8, scaled per tensor (torchao; arXiv 2209.05433).
 
-    Layers whose sides are no multiples of 16 stay as well: the hardware's products have no others. Tokens, the third
-    side, are padded to one where their number is none.
+    Layers with a side that is not a multiple of 16 do not change: the hardware supports no other products. The third
+    side, the number of tokens, is padded to a multiple if necessary.
     """
     from accelerate.utils import AORecipeKwargs, convert_model_to_fp8_ao
 
@@ -41,65 +42,65 @@ def _has_float8_shape(module: nn.Module, name: str) -> bool:
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module], *, fraction: float) -> None:
-    """Makes a share of the blocks keep their input alone, and compute the rest again in the backward pass.
+    """Activation checkpointing: a fraction of the blocks keep only their input and compute the rest again in backward.
 
-    Dropout repeats itself there, for the generators' state at the block's entry is kept with the input.
+    Dropout draws the same numbers again, because the state of the generators is saved together with the input.
 
     Args:
-        blocks: of one tower, in order.
-        fraction: 0.5 is every second one; n x fraction blocks, rounded, evenly spread.
+        blocks: the blocks of one tower, in order.
+        fraction: 0.5 means every second block; n x fraction blocks, rounded, at even distances.
     """
     for block in evenly_spread(blocks, fraction):
         setattr(block, "forward", _checkpointed(block.forward))  # noqa: B010
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A frame of its own, or torch.compile would find nothing that it may look into, and compile nothing."""
+    """The forward pass with checkpointing, in a Python frame of its own: without one torch.compile compiles nothing."""
 
     @wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        found: Tensor = checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        return found
+        result: Tensor = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return result
 
     return call
 
 
 def evenly_spread(blocks: Sequence[nn.Module], fraction: float) -> list[nn.Module]:
-    """round(n x fraction) of n blocks, as far from each other as can be."""
-    number = round(len(blocks) * fraction)
-    return [blocks[place * len(blocks) // number] for place in range(number)]
+    """round(n x fraction) of n blocks, at even distances."""
+    num_chosen = round(len(blocks) * fraction)
+    return [blocks[index * len(blocks) // num_chosen] for index in range(num_chosen)]
 
 
 def compile_blocks(
     blocks: Sequence[nn.Module],
     *,
-    rehearse: Callable[[], object],
+    dry_run: Callable[[], object],
     group: ProcessGroup | None,
-    of_many_shapes: Collection[nn.Module] = (),
+    dynamic_blocks: Collection[nn.Module] = (),
     backend: str | Callable[..., Any] = "inductor",
 ) -> bool:
-    """Compiles every block, and tries them; where any rank cannot, all ranks stay as they were, and the log says why.
+    """Compiles every block and tries them out. If one rank fails, no rank compiles, and the log says why.
 
     Args:
-        blocks: of all towers; blocks of one kind share their code.
-        rehearse: a forward and backward pass of the bare model, without communication.
+        blocks: the blocks of all towers; blocks of the same kind share compiled code.
+        dry_run: runs a forward and backward pass of the bare model, without communication.
         group: the ranks.
-        of_many_shapes: those of the blocks whose inputs' shapes change from step to step.
-        backend: of torch.compile.
+        dynamic_blocks: the blocks whose input shapes change from step to step.
+        backend: the backend of torch.compile.
 
     Returns:
         Whether the blocks are compiled.
     """
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MOST_GRAPHS)
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_GRAPHS)
     for block in blocks:
-        block.compile(backend=backend, dynamic=True if block in of_many_shapes else None)
+        block.compile(backend=backend, dynamic=True if block in dynamic_blocks else None)
     began = time.perf_counter()
     problem: str | None = None
     try:
-        rehearse()
-    except Exception as error:  # the compiler's, the C++ compiler's, the kernel's: all mean that it cannot be done
+        dry_run()
+    except Exception as error:  # from torch.compile, a C++ compiler or a kernel: in each case compiling is not possible
         problem = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200] or repr(error)
-    problems = [found for found in gather_objects(problem, group) if found is not None]
+    problems = [message for message in gather_objects(problem, group) if message is not None]
     if not problems:
         log.info("compiled %d blocks in %.0f s", len(blocks), time.perf_counter() - began)
         return True

@@ -1,7 +1,8 @@
-"""The collectives that clipx uses, each with an explicit process group; `group=None` is one process alone.
+"""The collectives that clipx uses, each with an explicit process group; `group=None` means one process alone.
 
-Nothing here is differentiable: losses write their own backward pass over these. All ranks of a group call alike, with
-tensors of equal shape and dtype. NCCL and gloo both have every one of them for torch >= 2.11.
+All ranks of a group make the same calls, with tensors of equal shape and dtype. NCCL and gloo both support all of them
+from torch 2.11 on. Gradients flow through `all_gather_with_gradient` alone: clipx's losses use the others and write
+their own backward pass.
 """
 
 import pickle
@@ -13,6 +14,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _resolve_process_group
+from torch.autograd import Function
 from torch.distributed import ProcessGroup
 
 from clipx.errors import RunError
@@ -26,9 +28,9 @@ _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 @contextmanager
 def observed(observer: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Within, every collective of this module on tensors runs in a context of `observer`, which may time it.
+    """Runs each collective of this module on tensors in a context of `observer`, which may measure its time.
 
-    Of a shift that is the wait, for until then other work goes on.
+    For `ring_shift_async` the context is entered for the wait only: until then other work continues.
     """
     global _observer
     before, _observer = _observer, observer
@@ -48,7 +50,7 @@ def _observable(collective: Callable[P, T]) -> Callable[P, T]:
 
 
 def rank(group: ProcessGroup | None) -> int:
-    """This process's place in the group, from 0."""
+    """The index of this process in the group, from 0."""
     return 0 if group is None else dist.get_rank(group)
 
 
@@ -58,13 +60,17 @@ def world_size(group: ProcessGroup | None) -> int:
 
 
 def named_group(name: str) -> ProcessGroup | None:
-    """The group that has this `group_name`; none for the empty name. Registered ops take a name, no object."""
+    """The group with this `group_name`; None for the empty name. Registered ops can take a name, but no object."""
     return _resolve_process_group(name) if name else None  # type: ignore[arg-type]
 
 
 @_observable
 def all_gather(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """All ranks' tensors along the first dimension, in the order of ranks: (B, ...) to (W B, ...); alone, x itself."""
+    """All ranks' tensors along the first dimension, in the order of ranks: (B, ...) to (W B, ...).
+
+    Returns:
+        A new tensor; x itself if `group` is None.
+    """
     if group is None:
         return x
     gathered = x.new_empty((world_size(group) * x.shape[0], *x.shape[1:]))
@@ -74,7 +80,11 @@ def all_gather(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 @_observable
 def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """This rank's part of the sum over ranks: (W B, ...) to (B, ...), summed in x's dtype; alone, x itself."""
+    """This rank's part of the sum over ranks: (W B, ...) to (B, ...), summed in x's dtype.
+
+    Returns:
+        A new tensor; x itself if `group` is None.
+    """
     if group is None:
         return x
     size = world_size(group)
@@ -82,6 +92,37 @@ def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
     part = x.new_empty((x.shape[0] // size, *x.shape[1:]))
     dist.reduce_scatter_tensor(part, x.contiguous(), op=dist.ReduceOp.SUM, group=group)
     return part
+
+
+class _AllGather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_gather(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return reduce_scatter_sum(gradient, ctx.group), None
+
+
+def all_gather_with_gradient(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """`all_gather` through which gradients flow, for losses written by users and for references.
+
+    The backward pass is a reduce-scatter: each rank gets the sum, over all ranks, of the gradients of its own rows. So
+    each rank must return its share of the loss, with the shares adding up to the loss of the global batch. If each rank
+    returned the whole loss instead, gradients would be W times too large. All ranks must run the backward pass.
+
+    Args:
+        x: floating point (B, ...), B equal on all ranks.
+        group: the ranks, or None for one process.
+
+    Returns:
+        (W B, ...), in the order of ranks; x itself if `group` is None.
+    """
+    if group is None:
+        return x
+    gathered: Tensor = _AllGather.apply(x, group)
+    return gathered
 
 
 @_observable
@@ -92,11 +133,12 @@ def all_reduce(x: Tensor, op: Literal["sum", "max"], group: ProcessGroup | None)
     return x
 
 
-def start_shift(x: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
-    """Starts to send x to the next rank (the last one's goes to rank 0); alone, x comes back itself.
+def ring_shift_async(x: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
+    """Starts to send x to the next rank; the last rank sends to rank 0.
 
     Returns:
-        Waits for the previous rank's tensor and returns it. Leave x as it is until then.
+        A function that waits for the previous rank's tensor and returns it (x itself on one rank). Do not change x
+        before it has returned.
     """
     size = world_size(group)
     if group is None or size == 1:
@@ -128,8 +170,8 @@ def gather_objects(value: Any, group: ProcessGroup | None) -> list[Any]:
 
 
 @contextmanager
-def together(group: ProcessGroup | None) -> Iterator[None]:
-    """What one rank raises within, all ranks raise at its end, so that none waits for one that has left.
+def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
+    """Raises an error of one rank's block on all ranks, after the block, so that no rank waits for one that has left.
 
     The block must not communicate. The rank that has the error raises it; the others raise a copy.
     """
@@ -138,15 +180,18 @@ def together(group: ProcessGroup | None) -> Iterator[None]:
         yield
     except Exception as problem:
         error = problem
-    for found in (error, *gather_objects(None if error is None else _copied(error), group)):
-        if found is not None:
-            raise found
+    for result in (error, *gather_objects(None if error is None else _copied(error), group)):
+        if result is not None:
+            raise result
 
 
 def _copied(error: Exception) -> Exception:
-    """The error, or in place of one that cannot travel (huggingface_hub's hold a connection) its text."""
+    """A copy of the error, or a `RunError` with its text if it cannot be pickled.
+
+    huggingface_hub's errors cannot, for instance: they hold a connection.
+    """
     try:
         copy: Exception = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a foreign class does there
+    except Exception:  # a foreign class may raise anything here
         return RunError(f"{type(error).__name__}: {' '.join(str(error).split())}")
     return copy

@@ -1,4 +1,4 @@
-"""What the kernel is asked to do with a process whose parent is gone; nobody else would end it."""
+"""Asks the kernel to end a process whose parent is gone; nothing else would end it."""
 
 import ctypes
 import signal
@@ -7,7 +7,7 @@ import sys
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def end_with_parent(number: signal.Signals) -> None:
-    """On Linux this process gets a signal when the thread that started it ends; elsewhere nothing happens."""
+def end_with_parent(parent_end_signal: signal.Signals) -> None:
+    """Makes Linux send a signal to this process when the thread that started it ends; does nothing elsewhere."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, parent_end_signal)

@@ -1,7 +1,7 @@
-"""What GPUs can do, by their makers' data sheets: speeds, memory, links. The denominator of MFU, and what plans use.
+"""Speeds, memory and links of GPUs, from their makers' data sheets: the denominator of MFU, and input of plans.
 
-Data sheets count links in both directions and GB of memory as 2^30 bytes. Here links are one way, and memory is what a
-program sees: cards with GDDR6 come with error correction on, which keeps 1/16 of it.
+Data sheets add up both directions of a link and count memory in 2^30 bytes. Here the speed of a link is that of one
+direction, and memory is what a program can use: cards with GDDR6 have error correction on, which takes 1/16 of it.
 """
 
 import difflib
@@ -24,7 +24,7 @@ class Gpu:
     """One kind of GPU."""
 
     name: str
-    """Its words, in any order, are in the name that the device gives itself."""
+    """Matches a device if all its words, in any order, are in the name that the device reports."""
     bf16_flops: float
     """Dense bf16 (and fp16) tensor FLOP/s."""
     fp32_flops: float
@@ -32,12 +32,12 @@ class Gpu:
     memory_bytes: int
     memory_bytes_per_s: float
     link_bytes_per_s: float
-    """To the other GPUs of the machine, one way."""
+    """Speed to the other GPUs of the machine, one way."""
     network_bytes_per_s: float
-    """Its share of the machine's network, one way, in the maker's own machines; elsewhere it differs."""
+    """This GPU's share of the machine's network, one way, in the maker's own machines; others differ."""
 
 
-# NVIDIA's data sheets. Of several names that fit a device, the first counts.
+# NVIDIA's data sheets. If several names match a device, the first one is taken.
 _GPUS = (
     Gpu("GB200", 2500 * _T, 80 * _T, 186 * _GIB, 8.0e12, _NVLINK5, _NDR),
     Gpu("B200", 2250 * _T, 75 * _T, 180 * _GIB, 8.0e12, _NVLINK5, _NDR),
@@ -62,21 +62,21 @@ _GPUS = (
 
 
 def find_gpu(name: str) -> Gpu:
-    """The kind of GPU that a person names: `H100`, `a100-40gb`, or what nvidia-smi says.
+    """The kind of GPU with a given name: `H100`, `a100-40gb`, or the name that nvidia-smi prints.
 
     Raises:
-        InputError: none that is known; naming the nearest.
+        InputError: the name is not known; the message has the nearest names.
     """
-    found = _known(name)
-    if found is None:
-        known = {gpu.name.lower(): gpu.name for gpu in _GPUS}
+    gpu = _known(name)
+    if gpu is None:
+        known = {other.name.lower(): other.name for other in _GPUS}
         nearest = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
         raise InputError(f"--gpu {name} is not known; nearest: {', '.join(nearest or known.values())}")
-    return found
+    return gpu
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's dense bf16 FLOP/s; None where they are not known, on a CPU for instance."""
+    """The device's dense bf16 FLOP/s; None if they are not known, on a CPU for instance."""
     if device.type != "cuda":
         return None
     gpu = _known(torch.cuda.get_device_name(device))

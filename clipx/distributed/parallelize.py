@@ -1,6 +1,6 @@
-"""Spreads a model over the ranks: DDP or FSDP2. The only place that wraps a model.
+"""Distributes a model over the ranks by DDP or FSDP2. The only place that wraps a model.
 
-What changes the blocks themselves (`clipx.distributed.block_transforms`) comes before.
+Changes to the blocks themselves (`clipx.distributed.block_transforms`) come before.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from clipx.config.schema import DdpConfig, Fsdp2Config
+from clipx.config.parallel import DdpConfig, Fsdp2Config
 from clipx.distributed.runtime import Runtime
 
 _COMPUTE_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,19 +32,19 @@ _ENCODERS = ("encode_image", "encode_text")
 def parallelize(
     runtime: Runtime, model: nn.Module, optimizer: Optimizer, *, blocks: Sequence[nn.Module] = ()
 ) -> tuple[nn.Module, Optimizer]:
-    """The model and optimizer as they train: on the rank's device, in the run's precision, spread over the ranks.
+    """Puts the model on this rank's device, in the run's precision, distributed over the ranks, with its optimizer.
 
-    The loader and the schedule are never given to accelerate: it would shard the stream a second time and step the
-    schedule W times.
+    accelerate never gets the loader and the schedule: it would shard the stream a second time, and step the schedule W
+    times per step.
 
     Args:
-        runtime: the ranks, and whether they hold the model by DDP or FSDP2.
-        model: float32, the same on all ranks.
-        optimizer: over the model's parameters, without state as yet.
-        blocks: the parts that FSDP2 gathers one at a time; none: the whole model at once.
+        runtime: the ranks, and the choice between DDP and FSDP2.
+        model: float32, with equal weights on all ranks.
+        optimizer: holds the model's parameters; it must have no state yet.
+        blocks: the parts that FSDP2 gathers one at a time; without any it gathers the whole model at once.
 
     Returns:
-        The wrapped model (FSDP2: the same object) and accelerate's optimizer, which holds the wrapped parameters.
+        The wrapped model (with FSDP2 the same object) and accelerate's optimizer, which holds its parameters.
     """
     config = runtime.parallel
     match config:
@@ -64,24 +64,25 @@ def parallelize(
 def _shard(
     runtime: Runtime, model: nn.Module, optimizer: Optimizer, *, config: Fsdp2Config, blocks: Sequence[nn.Module]
 ) -> None:
-    """FSDP2 over every block and over the rest, in place.
+    """Applies FSDP2 to every block and then to the rest of the model, in place.
 
-    By torch's own call and not in accelerate's `prepare`, which (1.15) finds blocks by class name, and of two classes
-    named Block the first alone; gathers the temperature in bf16, where a multiplier of 100 moves in steps of 3; and
-    ignores FSDP on a CPU, so that no test would run what trains.
+    It calls torch itself and not accelerate's `prepare`, because that (1.15) finds blocks by class name, and only the
+    first of two classes named Block; gathers the temperature in bf16, where a multiplier of 100 moves in steps of 3;
+    and ignores FSDP on a CPU, so that tests would not run the code that trains.
 
     Blocks compute in the run's precision, and their gradients are summed over ranks in float32. The rest (embeddings,
-    last norms, projections, temperature) is gathered in float32 and cast by autocast where it is used, as under DDP.
+    last norms, projections, temperature) is gathered in float32, and autocast casts it at its use, as under DDP.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     dtype = _COMPUTE_DTYPES[runtime.accelerator.mixed_precision]
     in_blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
-    keep = None if config.reshard_after_forward else False  # None: all but the root, whose backward pass comes first
+    # None means all modules but the root, because its backward pass comes first.
+    keep = None if config.reshard_after_forward else False
     for block in blocks:
         fully_shard(block, reshard_after_forward=keep, mp_policy=in_blocks, offload_policy=offload)
     fully_shard(model, reshard_after_forward=keep, offload_policy=offload)
-    for method in _ENCODERS:  # evaluation calls these, and not the forward pass that gathers parameters
+    for method in _ENCODERS:  # evaluation calls these methods, not the forward pass that gathers parameters
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     setattr(model, "forward", runtime.accelerator.autocast()(model.forward))  # noqa: B010  mypy forbids the assignment
@@ -91,26 +92,26 @@ def _shard(
 
 
 def no_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """Backward passes within leave gradients on their rank; the next one outside reduces all of them.
+    """A context in which DDP does not reduce gradients; the first backward pass outside of it reduces all of them.
 
-    Not accelerate's own, which synchronises after all when DDP runs on one process. FSDP2 reduce-scatters in every
-    backward pass, which gives the same sum: to wait for the last one would take unsharded gradients, in float32 the
-    largest of what FSDP2 is there to avoid.
+    accelerate's own version still synchronises if DDP runs on one process. FSDP2 does a reduce-scatter in every
+    backward pass, which gives the same sum: reducing only once would need unsharded gradients in float32, the largest
+    part of the memory that FSDP2 saves.
     """
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def reshard(model: nn.Module) -> None:
-    """Frees what FSDP2 has gathered; call after forward passes that no backward pass follows.
+    """Frees the parameters that FSDP2 has gathered; call it after a forward pass without a backward pass.
 
-    A backward pass does it by itself. Until then the gathered copies stand in for the parameters: what is written to
-    the parameters would not be seen, and a checkpoint would look for them in vain. No communication.
+    A backward pass frees them by itself. Until they are freed the gathered copies replace the parameters: the model
+    would ignore new values of the parameters, and a checkpoint could not find them. No communication.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor's whole value, gathered by all ranks together; any other tensor itself."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full value of a sharded tensor, gathered, so all ranks must call it; any other tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

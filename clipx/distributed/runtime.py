@@ -1,17 +1,16 @@
-"""The process state of a run: accelerate's, narrowed to what clipx uses. Owner of accelerate.
+"""The process state of a run: the part of accelerate's that clipx uses. This room owns accelerate.
 
-One process is the plain case: no process group exists, `group` is None, and every collective is the identity.
+With one process no process group exists: `group` is None, and every collective returns its input.
 """
 
 import importlib.util
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +18,12 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from clipx.config.schema import Fsdp2Config, ParallelConfig, RunConfig
-from clipx.distributed.collectives import together
+from clipx.config.parallel import Fsdp2Config, ParallelConfig
+from clipx.config.schema import RunConfig
+from clipx.distributed.collectives import raise_on_all_ranks
 from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import InputError, RunError
 
@@ -35,36 +36,36 @@ _FP8_CAPABILITY = (8, 9)  # Ada and Hopper have float8 matrix products, what cam
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process stands among the ranks."""
+    """This process among the ranks: its rank, its device, the group, and messages between ranks."""
 
     accelerator: Accelerator
     parallel: ParallelConfig
-    """How they share the work."""
+    """How the ranks share the model: DDP or FSDP2, and the timeout."""
 
     @property
     def rank(self) -> int:
-        """0 to W-1."""
+        """The index of this process, 0 to W-1."""
         return int(self.accelerator.process_index)
 
     @property
     def world_size(self) -> int:
-        """W."""
+        """W, the number of processes."""
         return int(self.accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files and talks to the person."""
+        """Whether this rank, rank 0, writes files and prints for the person."""
         return self.rank == 0
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """The device on which this rank computes."""
         device: torch.device = self.accelerator.device
         return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def group(self) -> ProcessGroup | None:
-        """All ranks; None when there is one process."""
+        """The group of all ranks; None if there is one process."""
         return dist.group.WORLD if dist.is_initialized() else None
 
     def barrier(self) -> None:
@@ -72,43 +73,54 @@ class Runtime:
         self.accelerator.wait_for_everyone()
 
     def release(self) -> None:
-        """Lets go of what `parallelize` prepared, so that another model can be."""
+        """Drops the references to what `parallelize` prepared, so that another model can be prepared."""
         self.accelerator.free_memory()
 
-    def from_main(self, value: T) -> T:
-        """The value that rank 0 passed, on every rank."""
+    def broadcast_from_rank0(self, value: T) -> T:
+        """Rank 0's value, on every rank; the values of other ranks are ignored."""
         if self.group is None:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def together(self) -> AbstractContextManager[None]:
-        """What one rank raises within, all raise: `clipx.distributed.collectives.together`."""
-        return together(self.group)
+    def raise_on_all_ranks(self) -> AbstractContextManager[None]:
+        """A context whose errors all ranks raise: `clipx.distributed.collectives.raise_on_all_ranks`."""
+        return raise_on_all_ranks(self.group)
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """What the backward pass starts from: in fp16 the loss times the loss scaler's factor, else the loss itself.
+
+        Not by accelerate's `backward`, which also divides by its own number of accumulation steps.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return loss
+        scaled: Tensor = scaler.scale(loss)
+        return scaled
 
     def grad_scaler_state(self) -> dict[str, float] | None:
-        """State of the fp16 loss scaler, or None in other precisions."""
+        """The state of the fp16 loss scaler; None in other precisions."""
         scaler = self.accelerator.scaler
         return None if scaler is None else scaler.state_dict()
 
     def load_grad_scaler(self, state: dict[str, float] | None) -> None:
-        """Goes on with a saved loss scaler, where this run has one."""
+        """Loads a saved state of the loss scaler, if there is one and this run has a loss scaler."""
         if self.accelerator.scaler is not None and state is not None:
             self.accelerator.scaler.load_state_dict(state)
 
 
 @contextmanager
 def start_runtime(config: RunConfig) -> Iterator[Runtime]:
-    """Joins the ranks that the launcher started (torchrun, accelerate launch, srun; alone under plain python).
+    """Joins the ranks that the launcher started (torchrun, accelerate launch, srun; one rank under plain python).
 
     Raises:
-        InputError: for a precision or a parallelism that this machine does not have.
-        RunError: the other processes did not come within `parallel.timeout_s`.
+        InputError: this machine does not support the precision or the parallelism.
+        RunError: the other processes did not join within `parallel.timeout_s`.
     """
     _check_machine(config)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent(signal.SIGTERM)  # which saves: torchrun's agent was killed
+        end_with_parent(signal.SIGTERM)  # if torchrun's agent is killed; the run saves on SIGTERM
     _adopt_slurm_ranks()
     _quiet_libraries()
     if config.deterministic:
@@ -116,26 +128,27 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         torch.use_deterministic_algorithms(True)
     accelerator = _join(
         config,
-        # accelerate starts no process group on a machine without GPUs unless told so: N ranks would be N lone runs
+        # without this, accelerate starts no process group on a machine without GPUs: N ranks would be N separate runs
         cpu=not torch.cuda.is_available(),
         mixed_precision=_MIXED_PRECISION[config.precision],
         log_with=_trackers(config),
         project_dir=config.run_dir,
         kwargs_handlers=[
             InitProcessGroupKwargs(backend=_backend(config), timeout=timedelta(seconds=config.parallel.timeout_s)),
-            # buffers are constants (but for the statistics of BatchNorm, which are each rank's own): nothing to send
+            # buffers are constants, except BatchNorm's statistics, which each rank has for itself: nothing to send
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
     try:
         if isinstance(config.parallel, Fsdp2Config) and not dist.is_initialized():
             store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
-            dist.init_process_group(_backend(config), store=store, rank=0, world_size=1)  # shards want one, also alone
+            # FSDP2 needs a group on one process, too.
+            dist.init_process_group(_backend(config), store=store, rank=0, world_size=1)
         yield Runtime(accelerator, config.parallel)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-        # accelerate keeps its state for the process; a second run in it may want another precision
+        # accelerate keeps its state as long as the process; a second run in it may have another precision
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -155,7 +168,7 @@ def _join(config: RunConfig, **options: Any) -> Accelerator:
 
 @contextmanager
 def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
-    """This rank's device and all ranks, for commands that share work without training."""
+    """This rank's device and the group of all ranks, for commands that share work but do not train."""
     _adopt_slurm_ranks()
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
@@ -166,11 +179,11 @@ def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
 
 
 def _adopt_slurm_ranks() -> None:
-    """Under `srun` without torchrun, says in torch's variables what Slurm says in its own.
+    """Sets torch's environment variables from Slurm's, under `srun` without torchrun.
 
-    accelerate reads those of torchrun and MPI only; N tasks of srun would be N lone runs in one folder. The first task
-    runs on the first node of the step, from which `srun` is started in a batch script: it is the rendezvous, unless
-    MASTER_ADDR and MASTER_PORT say otherwise.
+    accelerate reads the variables of torchrun and MPI only, so N tasks of srun would be N separate runs in one folder.
+    The first task runs on the first node of the step, where a batch script starts `srun`: that node is the rendezvous,
+    unless MASTER_ADDR and MASTER_PORT are set.
     """
     if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in os.environ:
         return
@@ -208,18 +221,18 @@ def _check_machine(config: RunConfig) -> None:
 def _check_fp8() -> None:
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     if capability is None or capability < _FP8_CAPABILITY:
-        found = "none" if capability is None else f"{torch.cuda.get_device_name()}, {capability[0]}.{capability[1]}"
+        gpu = "none" if capability is None else f"{torch.cuda.get_device_name()}, {capability[0]}.{capability[1]}"
         raise InputError(
-            f"precision=fp8 needs a GPU of compute capability 8.9 or higher (H100, L40), and here is {found}; use bf16"
+            f"precision=fp8 needs a GPU of compute capability 8.9 or higher (H100, L40), and here is {gpu}; use bf16"
         )
     if importlib.util.find_spec("torchao") is None:
         raise InputError("precision=fp8 needs torchao, which is not installed; `pip install torchao`, or use bf16")
 
 
 def _backend(config: RunConfig) -> str | None:
-    """What carries the collectives; None leaves it to accelerate and torch: NCCL with a GPU, else gloo."""
+    """The backend of the collectives; None means the default of accelerate and torch: NCCL with a GPU, else gloo."""
     offloaded = isinstance(config.parallel, Fsdp2Config) and config.parallel.cpu_offload
-    return "cuda:nccl,cpu:gloo" if offloaded else None  # the norm of gradients on the host is summed there
+    return "cuda:nccl,cpu:gloo" if offloaded else None  # the norm of offloaded gradients is summed on the host
 
 
 def _trackers(config: RunConfig) -> list[str] | None:
@@ -228,28 +241,6 @@ def _trackers(config: RunConfig) -> list[str] | None:
 
 
 def _quiet_libraries() -> None:
-    """Libraries that print per rank and per step are limited to warnings; ours stay at info."""
+    """Limits libraries that print per rank and per step to warnings; clipx's own loggers stay at info."""
     for name in ("accelerate", "wandb", "torch.distributed.checkpoint"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def start_trackers(
-    runtime: Runtime, *, project: str, config: dict[str, Any], wandb_mode: str, wandb_id: str, run_dir: Path
-) -> None:
-    """Opens wandb and tensorboard through accelerate; a resumed run goes on in its own wandb run."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    wandb = {"id": wandb_id, "resume": "allow", "mode": wandb_mode, "dir": str(run_dir), "name": run_dir.name}
-    runtime.accelerator.init_trackers(project, config=_scalars(config), init_kwargs={"wandb": wandb})
-
-
-def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config as flat dotted keys with scalar values, which every tracker takes."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _scalars(value, f"{prefix}{name}.")
-        elif isinstance(value, bool | int | float | str):
-            flat[prefix + name] = value
-        elif isinstance(value, Sequence) or value is None:
-            flat[prefix + name] = str(value)
-    return flat

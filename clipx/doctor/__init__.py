@@ -1,1 +1,1 @@
-"""`clipx doctor`: what this machine and the ranks on it can do, what is wrong with them, and what to do about it."""
+"""`clipx doctor`: what this machine and its ranks can do, what is wrong with them, and how to fix it."""

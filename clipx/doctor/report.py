@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TextIO
@@ -13,26 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from clipx import __version__
-from clipx.doctor.findings import Finding, Verdict
+from clipx.doctor.finding import Finding, Verdict, worst
 from clipx.errors import InputError
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
 
 
-def worst(findings: Sequence[Finding]) -> Verdict:
-    """The verdict over all."""
-    return max((finding.verdict for finding in findings), key=lambda verdict: verdict.severity, default=Verdict.OK)
-
-
 def print_report(findings: Sequence[Finding], file: TextIO, *, seconds: float) -> None:
-    """Writes all findings and their count."""
+    """Prints all findings, their count and how long the checks took."""
     console = Console(file=file, highlight=False)
     counts = Counter(finding.verdict for finding in findings)
     summary = ", ".join(_counted(verdict, counts[verdict]) for verdict in reversed(Verdict) if counts[verdict])
     if not console.is_terminal:
         for finding in findings:
-            advice = f" -> {finding.advice}" if finding.advice else ""
-            print(f"{finding.verdict:<7}  {finding.area:<10}  {finding.name}: {finding.found}{advice}", file=file)
+            hint = f" -> {finding.hint}" if finding.hint else ""
+            print(f"{finding.verdict:<7}  {finding.area:<10}  {finding.name}: {finding.value}{hint}", file=file)
         print(f"{summary}; {seconds:.0f} s", file=file)
         return
     console.print(_table(findings))
@@ -40,7 +34,7 @@ def print_report(findings: Sequence[Finding], file: TextIO, *, seconds: float) -
 
 
 def write_json(path: Path, findings: Sequence[Finding], *, hosts: Sequence[str]) -> None:
-    """Writes all findings, with the machines of all ranks.
+    """Writes all findings, and the host name of each rank, as JSON.
 
     Raises:
         InputError: the file cannot be written.
@@ -63,9 +57,15 @@ def _counted(verdict: Verdict, count: int) -> str:
 
 
 def _as_json(finding: Finding) -> dict[str, object]:
-    fields = asdict(finding)
-    figure = fields.pop("figure")
-    return fields | {"figure": None if finding.figure is None else figure[0]}
+    """The fields of a finding under the names that people's scripts read."""
+    return {
+        "name": finding.name,
+        "found": finding.value,
+        "verdict": finding.verdict,
+        "advice": finding.hint,
+        "area": finding.area,
+        "figure": None if finding.measurement is None else finding.measurement.value,
+    }
 
 
 def _table(findings: Sequence[Finding]) -> Table:
@@ -76,8 +76,8 @@ def _table(findings: Sequence[Finding]) -> Table:
     for area, members in groupby(findings, key=lambda finding: finding.area):
         table.add_row("", Text(area, style="bold"), "")
         for finding in members:
-            said = Text(finding.found)
-            if finding.advice:
-                said.append(f"\n{finding.advice}", style=_STYLES[finding.verdict])
-            table.add_row(Text(finding.verdict, style=_STYLES[finding.verdict]), finding.name, said)
+            text = Text(finding.value)
+            if finding.hint:
+                text.append(f"\n{finding.hint}", style=_STYLES[finding.verdict])
+            table.add_row(Text(finding.verdict, style=_STYLES[finding.verdict]), finding.name, text)
     return table

@@ -1,4 +1,4 @@
-"""Zero-shot classification and retrieval, shared among all ranks."""
+"""Zero-shot classification and retrieval; all ranks share the work."""
 
 from clipx.evaluate.run import check_evaluation, evaluate_folder, run_evaluation
 

@@ -1,4 +1,4 @@
-"""Classes to embeddings through ensembles of prompts (CLIP, arXiv 2103.00020, section 3.1.4).
+"""Embeddings of classes from ensembles of prompts (CLIP, arXiv 2103.00020, section 3.1.4).
 
 Shapes: B prompts of this rank, C classes, D embedding.
 """
@@ -16,7 +16,7 @@ from clipx.pretrained import Pretrained
 
 
 def fill(template: str, class_name: str) -> str:
-    """The template with the class in the place of `{c}`; other braces stay as they are."""
+    """The template with the class instead of `{c}`; other braces do not change."""
     return template.replace("{c}", class_name)
 
 
@@ -28,18 +28,25 @@ def class_embeddings(
     batch_size: int,
     group: ProcessGroup | None,
 ) -> Tensor:
-    """For each class the mean of its prompts' unit embeddings, of unit length again.
+    """The embedding of each class: the mean of its prompts' unit-length embeddings, normalised to unit length.
 
-    The sums are float64, so that the number of ranks that share the prompts shows in no float32 result; one all-reduce.
+    The sums are float64, so that the float32 result does not depend on the number of ranks; one all-reduce.
+
+    Args:
+        pretrained: the model.
+        class_names: C names.
+        templates: prompts with `{c}` for the class.
+        batch_size: prompts per forward pass and rank.
+        group: ranks that share the prompts.
 
     Returns:
         float32 (C, D), the same on all ranks.
     """
     prompts = [fill(template, name) for name in class_names for template in templates]
     sums_CD = torch.zeros(len(class_names), pretrained.config.embed_dim, dtype=torch.float64, device=pretrained.device)
-    number, step = rank(group), world_size(group)
-    for own, text_BD in embed_texts(pretrained, prompts, batch_size=batch_size, group=group):
-        numbers_B = number + step * torch.arange(len(own), device=pretrained.device)
-        sums_CD.index_add_(0, numbers_B // len(templates), text_BD.double())
-        number += step * len(own)
+    index, step = rank(group), world_size(group)
+    for local_prompts, text_BD in embed_texts(pretrained, prompts, batch_size=batch_size, group=group):
+        index_B = index + step * torch.arange(len(local_prompts), device=pretrained.device)
+        sums_CD.index_add_(0, index_B // len(templates), text_BD.double())
+        index += step * len(local_prompts)
     return functional.normalize(all_reduce(sums_CD, "sum", group), dim=1).float()

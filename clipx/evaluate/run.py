@@ -1,4 +1,4 @@
-"""From an evaluation's config, or a folder, to its figures."""
+"""Runs an evaluation from its config, or on a folder, and returns its metrics."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import assert_never
 
 from torch.distributed import ProcessGroup
 
-from clipx.config.schema import EvaluateConfig, RetrievalConfig, ZeroShotConfig
+from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled import (
     CaptionedPicture,
@@ -17,14 +17,14 @@ from clipx.data.labelled import (
     read_labelled,
     require_type,
 )
-from clipx.distributed.collectives import together
+from clipx.distributed.collectives import raise_on_all_ranks
 from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
 
 
 def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None) -> dict[str, float]:
-    """The figures of one evaluation by name, the same on all ranks; every rank of `group` must call it.
+    """The metrics of one evaluation by name, the same on all ranks; every rank of `group` must call it.
 
     Raises:
         InputError: the data is missing, breaks its layout, or cannot be decoded.
@@ -33,20 +33,20 @@ def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: Proces
         case ZeroShotConfig():
             return zero_shot(pretrained, Path(config.data), batch_size=config.batch_size, group=group)
         case RetrievalConfig():
-            with together(group):
-                pictures = _captioned(config)
-            return retrieval(pretrained, pictures, batch_size=config.batch_size, group=group)
+            with raise_on_all_ranks(group):
+                images = _captioned(config)
+            return retrieval(pretrained, images, batch_size=config.batch_size, group=group)
         case _:
             assert_never(config)
 
 
 def check_evaluation(config: EvaluateConfig) -> None:
-    """Looks before hours of training at what an evaluation after them will read: layout, shards, the first sample.
+    """Checks an evaluation's data before the training starts: layout, shards, the first sample.
 
-    The other samples' members and the pictures themselves are not looked at.
+    It reads no other sample, and decodes no image.
 
     Raises:
-        InputError: `run_evaluation` would raise it too.
+        InputError: an error of the data that `run_evaluation` would raise, too.
     """
     match config:
         case ZeroShotConfig():
@@ -61,12 +61,12 @@ def check_evaluation(config: EvaluateConfig) -> None:
 def evaluate_folder(
     pretrained: Pretrained, folder: Path, *, batch_size: int, group: ProcessGroup | None
 ) -> dict[str, float]:
-    """The figures of a folder in CLIP_benchmark's layout; its dataset_type.txt decides which.
+    """The metrics of a folder in CLIP_benchmark's layout; its dataset_type.txt decides which.
 
     Raises:
-        InputError: as `run_evaluation`.
+        InputError: the cases of `run_evaluation`.
     """
-    with together(group):
+    with raise_on_all_ranks(group):
         kind = dataset_type(folder)
     match kind:
         case "classification":
@@ -83,7 +83,7 @@ def _captioned(config: RetrievalConfig) -> Iterator[CaptionedPicture]:
 
 
 def _retrieval_shards(data: str) -> Sequence[str]:
-    """A folder with a test set is CLIP_benchmark's; everything else names shards, as in `data.train`."""
+    """The shards of a folder with a test set, which is CLIP_benchmark's, or the shards that `data` names."""
     folder = Path(data)
     if not (folder / "test").is_dir():
         return expand_shards([data])

@@ -1,4 +1,4 @@
-"""One folder that transformers and open_clip load, compared with the trained model before it is called done."""
+"""Exports one folder for transformers and open_clip, after comparing both with the trained model."""
 
 from clipx.export.run import export_model
 

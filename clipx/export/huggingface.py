@@ -1,4 +1,4 @@
-"""transformers' side of an export: its files, and what it computes from them."""
+"""The export for transformers: writes its files, and computes its outputs from them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +22,11 @@ NOTES = (
     "where a resized picture is 4n + 3 pixels longer than the model's size, the centre is cut one pixel aside",
     "texts with HTML entities or broken encoding have the same token ids after clipx.data.tokenizer.clean only",
 )
-"""What parity.json tells whoever deploys with this library."""
+"""Notes in parity.json for people who use the export with transformers."""
 
 
 def library() -> str:
-    """Name and version."""
+    """Name and version of the library."""
     return f"transformers {version('transformers')}"
 
 
@@ -34,7 +34,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
     """Writes config, weights, processor and tokenizer for `CLIPModel`, `CLIPProcessor` and the Auto classes.
 
     Raises:
-        InputError: the model has a logit bias, for which CLIPModel has no place.
+        InputError: the model has a logit bias, which CLIPModel does not support.
     """
     from transformers import CLIPConfig, CLIPProcessor, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -47,7 +47,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
             "vocab_size": shape.vocab_size,
             "max_position_embeddings": shape.context_length,
             "bos_token_id": ClipTokenizer.start_id,
-            "eos_token_id": ClipTokenizer.end_id,  # the default of old configs, 2, means another pooling
+            "eos_token_id": ClipTokenizer.end_id,  # the default of old configs, 2, selects another pooling
             "pad_token_id": ClipTokenizer.end_id,
         },
         vision_config=_tower(shape.vision, shape) | {"image_size": shape.image_size, "patch_size": shape.patch_size},
@@ -69,15 +69,15 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
 
 @torch.no_grad()
 def outputs(folder: Path, images: Sequence[Image.Image], texts: Sequence[str]) -> Outputs:
-    """What transformers makes of pictures and texts with the files in `folder` alone.
+    """The outputs of transformers for images and texts, computed only from the files in `folder`.
 
-    Texts are cleaned first, which its tokenizer leaves to the caller.
+    Texts are cleaned first, because its tokenizer does not clean them.
     """
     from transformers import CLIPModel, CLIPProcessor
 
     with _without_progress_bar():
         model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
-    # The default backend, torchvision's, resizes with other roundings: up to 0.015 a pixel.
+    # The default backend, torchvision, rounds differently when it resizes: up to 0.015 per pixel.
     processor = CLIPProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
     inputs = processor(
         text=[clean(text) for text in texts], images=list(images), return_tensors="pt", padding=True, truncation=True

@@ -1,6 +1,6 @@
-"""open_clip's side of an export: its files, and what it computes from them.
+"""The export for open_clip: writes its files, and computes its outputs from them.
 
-The model is open_clip's own VisionTransformer, not its wrapper of timm, so `local-dir:` builds it without timm.
+The exported model uses open_clip's VisionTransformer, not its wrapper of timm, so `local-dir:` builds it without timm.
 """
 
 import json
@@ -22,11 +22,11 @@ from clipx.models.key_maps import OPEN_CLIP
 from clipx.pretrained import OPEN_CLIP_WEIGHTS, Pretrained
 
 NOTES: tuple[str, ...] = ()
-"""As in `clipx.export.huggingface`: nothing, for preprocessing and tokens are the same."""
+"""Notes in parity.json for people who use the export with open_clip: none, since preprocessing and tokens are equal."""
 
 
 def library() -> str | None:
-    """Name and version, or None where it is not installed."""
+    """Name and version of the library; None if it is not installed."""
     return f"open_clip_torch {version('open_clip_torch')}" if find_spec("open_clip") else None
 
 
@@ -34,7 +34,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
     """Writes config and weights for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`.
 
     Raises:
-        InputError: the towers have different activations, for which open_clip has one switch.
+        InputError: the towers have different activations, and open_clip has one setting for both.
     """
     if shape.vision.quick_gelu != shape.text.quick_gelu:
         raise InputError("open_clip has one activation for both towers, these differ; use --format hf")
@@ -63,7 +63,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
         },
     }
     bias = pretrained.model.logit_bias
-    if bias is not None:  # its presence in the config is what makes open_clip build the parameter
+    if bias is not None:  # open_clip builds the parameter only if the config has this key
         config["model_cfg"]["init_logit_bias"] = bias.item()
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(OPEN_CLIP.to_theirs(pretrained.model.state_dict()), folder / OPEN_CLIP_WEIGHTS, {"format": "pt"})
@@ -71,7 +71,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
 
 @torch.no_grad()
 def outputs(folder: Path, images: Sequence[Image.Image], texts: Sequence[str]) -> Outputs:
-    """What open_clip makes of pictures and texts with the files in `folder` alone."""
+    """The outputs of open_clip for images and texts, computed only from the files in `folder`."""
     import open_clip
 
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")

@@ -1,6 +1,6 @@
-"""Compares an exported model with the trained one, from the same pictures and texts on, preprocessing included.
+"""Compares an exported model with the trained one on the same images and texts, including preprocessing.
 
-Shapes: B pictures, N texts, S image size, D embedding.
+Shapes: B images, N texts, S image size, D embedding.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from clipx.pretrained import Pretrained
 
 LIMIT = 1e-4
-"""Largest difference of an embedding's element or of a logit that passes for rounding."""
+"""The largest difference, of an element of an embedding or of a logit, that counts as rounding."""
 
 TEXTS = (
     "a photo of a cat",
@@ -28,31 +28,31 @@ TEXTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What one library makes of the pictures and texts; embeddings of unit length."""
+    """The outputs of one library for the images and texts; embeddings have unit length."""
 
     pixels_B3SS: Tensor
     tokens: list[list[int]]
-    """Of each text, its end token last."""
+    """The token ids of each text, up to its end token."""
     image_BD: Tensor
     text_ND: Tensor
     logits_BN: Tensor
 
 
-def pictures(image_size: int) -> list[Image.Image]:
-    """Smooth and noisy pictures: square, wide, high, grey, larger and smaller than the model's size.
+def parity_images(image_size: int) -> list[Image.Image]:
+    """Images with low and high frequencies: square, wide, high, grey, larger and smaller than the model's size.
 
-    The margins of the centre crop are chosen so that transformers and open_clip cut the same square (see
-    `clipx.data.transforms.EvalTransform` for the one in four where they do not).
+    Their sizes are chosen so that transformers and open_clip crop the same square: for one size in four they do not
+    (see `clipx.data.transforms.EvalTransform`).
     """
     third = image_size // 3
     sizes = ((image_size, image_size), (2 * image_size, 2 * image_size + 4 * third), (image_size + 5, image_size))
     small = max(image_size // 2, 1)
-    made = [_picture(width, height, seed) for seed, (width, height) in enumerate((*sizes, (small, small)))]
-    return [*made, made[1].transpose(Image.Transpose.ROTATE_90), made[0].convert("L").convert("RGB")]
+    images = [_image(width, height, seed) for seed, (width, height) in enumerate((*sizes, (small, small)))]
+    return [*images, images[1].transpose(Image.Transpose.ROTATE_90), images[0].convert("L").convert("RGB")]
 
 
 def our_outputs(pretrained: Pretrained, images: Sequence[Image.Image], texts: Sequence[str]) -> Outputs:
-    """The trained model's own."""
+    """The outputs of the trained model."""
     images_BHWC = torch.stack([pretrained.preprocess(image) for image in images])
     tokens_T, lengths_B = pretrained.tokenize(texts)
     image_BD, text_ND = pretrained.encode_image(images_BHWC), pretrained.encode_text(texts)
@@ -66,7 +66,7 @@ def our_outputs(pretrained: Pretrained, images: Sequence[Image.Image], texts: Se
 
 
 def differences(ours: Outputs, theirs: Outputs) -> dict[str, float]:
-    """The largest absolute difference of each kind, and how many texts have other token ids."""
+    """The largest absolute difference of each output, and the number of texts with different token ids."""
     return {
         "pixels": _largest(ours.pixels_B3SS, theirs.pixels_B3SS),
         "texts_with_other_token_ids": sum(a != b for a, b in zip(ours.tokens, theirs.tokens, strict=True)),
@@ -76,11 +76,11 @@ def differences(ours: Outputs, theirs: Outputs) -> dict[str, float]:
     }
 
 
-def faults(found: dict[str, float]) -> list[str]:
-    """What in `differences` is more than rounding; NaN is."""
+def above_limit(measured: dict[str, float]) -> list[str]:
+    """The entries of `differences` that are more than rounding, NaN included."""
     return [
         f"{name} by {value:.3g}"
-        for name, value in found.items()
+        for name, value in measured.items()
         if not value <= (0 if name == "texts_with_other_token_ids" else LIMIT)
     ]
 
@@ -96,8 +96,8 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
     return (ours.double() - theirs.double()).abs().max().item()
 
 
-def _picture(width: int, height: int, seed: int) -> Image.Image:
-    """Two waves per channel, and noise on top: low and high frequencies, for the resampling to differ on."""
+def _image(width: int, height: int, seed: int) -> Image.Image:
+    """Waves in each channel plus noise: low and high frequencies, on which resampling methods differ."""
     generator = np.random.default_rng(seed)
     y_H1, x_1W = np.mgrid[0:height, 0:1][0] / height, np.mgrid[0:1, 0:width][1] / width
     waves = [np.sin(2 * math.pi * ((k + 1) * x_1W + (seed + 1) * y_H1) + k) for k in range(3)]

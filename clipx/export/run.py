@@ -1,4 +1,4 @@
-"""Exports a trained model: one folder for every library, loaded by each and compared before it gets its name."""
+"""Exports a trained model: one folder for all libraries, loaded with each and compared before it gets its name."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any, Literal, assert_never, get_args
 from clipx import __version__
 from clipx.errors import InputError, RunError
 from clipx.export import huggingface, open_clip
-from clipx.export.parity import LIMIT, TEXTS, differences, faults, our_outputs, pictures
-from clipx.export.shape import ClipShape, read_shape
+from clipx.export.parity import LIMIT, TEXTS, above_limit, differences, our_outputs, parity_images
+from clipx.export.shape import read_shape
 from clipx.pretrained import EXPORT_CONFIG, Pretrained, find_model, load
 
 Format = Literal["hf", "open_clip"]
@@ -29,39 +29,39 @@ def export_model(
 ) -> dict[str, Any]:
     """Writes the export folder `to`, replacing an earlier export there.
 
-    Everything is written beside `to`, loaded with each library and compared with the trained model on fixed pictures
-    and texts; then it is renamed. Until that moment `to` is as it was.
+    It writes a folder beside `to`, loads it with each library, and compares it with the trained model on fixed images
+    and texts; then it renames the folder. Until then `to` does not change.
 
     Args:
         model_path: run folder, checkpoint, or export.
         to: the new folder.
         formats: `hf` for transformers, `open_clip`.
-        weights: as for `clipx.load`.
+        weights: the weights to take from a checkpoint, see `clipx.load`.
 
     Returns:
-        What stands in parity.json: for each format the library and the largest differences (`checked: false` and the
-        reason where the library is not installed), and under `files` the names of all files of the export.
+        The content of parity.json: for each format the library and the largest differences (or `checked: false` and the
+        reason, if the library is not installed), and under `files` the names of all files of the export.
 
     Raises:
-        InputError: an unknown format, a kind of model that cannot be exported, or a `to` that holds something else or
+        InputError: an unknown format, a kind of model that cannot be exported, or a `to` that holds other files or
             cannot be written.
-        RunError: a library fails on the export or computes something else from it than the trained model.
+        RunError: a library fails on the export, or its results differ from those of the trained model.
     """
     to = to.resolve()
     _check_formats(formats)
-    with _named_failure(to):
+    with _readable_errors(to):
         _check_target(to)
     files = find_model(model_path)
     pretrained = load(model_path, weights=weights)
     shape = read_shape(pretrained)
-    with _named_failure(to), _folder_aside(to) as aside:
+    with _readable_errors(to), _temporary_folder(to) as temporary:
         for name in formats:
-            _write(name, pretrained, shape, aside)
-        (aside / EXPORT_CONFIG).write_bytes(files.folder.read(files.config))
-        parity = check(pretrained, aside, formats)
-        parity["files"] = sorted([PARITY, *(path.name for path in aside.iterdir())])
-        (aside / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
-        _replace(to, aside)
+            _module(name).write(pretrained, shape, temporary)
+        (temporary / EXPORT_CONFIG).write_bytes(files.folder.read(files.config))
+        parity = check(pretrained, temporary, formats)
+        parity["files"] = sorted([PARITY, *(path.name for path in temporary.iterdir())])
+        (temporary / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
+        _replace(to, temporary)
     return parity
 
 
@@ -71,7 +71,7 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
     Raises:
         RunError: a library fails on the export, or a difference is above `LIMIT`.
     """
-    images = pictures(pretrained.config.image.image_size)
+    images = parity_images(pretrained.config.image.image_size)
     ours = our_outputs(pretrained, images, TEXTS)
     parity: dict[str, Any] = {"clipx": __version__, "limit": LIMIT, "pictures": len(images), "texts": len(TEXTS)}
     for name in formats:
@@ -80,17 +80,17 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
             parity[name] = {"checked": False, "reason": f"the library of format {name} is not installed"}
             continue
         try:
-            found = differences(ours, module.outputs(folder, images, TEXTS))
-        except Exception as error:  # a library raises what it likes
+            measured = differences(ours, module.outputs(folder, images, TEXTS))
+        except Exception as error:  # a library may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise RunError(f"{module.library()} fails on the export ({reason}); {_REPORT}") from error
-        if wrong := faults(found):
-            named = ", ".join(wrong)
-            raise RunError(f"{module.library()} computes something else: {named} (limit {LIMIT}); {_REPORT}")
+        if problems := above_limit(measured):
+            listed = ", ".join(problems)
+            raise RunError(f"{module.library()} computes something else: {listed} (limit {LIMIT}); {_REPORT}")
         parity[name] = {
             "checked": True,
             "library": module.library(),
-            "largest_difference": found,
+            "largest_difference": measured,
             "notes": list(module.NOTES),
         }
     return parity
@@ -104,10 +104,6 @@ def _module(name: Format) -> Any:
             return open_clip
         case _:
             assert_never(name)
-
-
-def _write(name: Format, pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
-    _module(name).write(pretrained, shape, folder)
 
 
 def _check_formats(formats: Sequence[str]) -> None:
@@ -130,7 +126,7 @@ def _check_target(to: Path) -> None:
 
 
 @contextmanager
-def _named_failure(to: Path) -> Iterator[None]:
+def _readable_errors(to: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -138,22 +134,22 @@ def _named_failure(to: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _folder_aside(to: Path) -> Iterator[Path]:
-    """A new folder beside `to`, gone afterwards unless it was renamed."""
-    aside = to.with_name(f".{to.name}.exporting")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def _temporary_folder(to: Path) -> Iterator[Path]:
+    """A new folder beside `to`; it is deleted at the end, unless it was renamed."""
+    temporary = to.with_name(f".{to.name}.exporting")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield aside
+        yield temporary
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replace(to: Path, aside: Path) -> None:
-    """Puts `aside` in the place of `to`; should the process die between the renames, the old export is `.NAME.old`."""
+def _replace(to: Path, temporary: Path) -> None:
+    """Renames `temporary` to `to`; if the process dies between the renames, the old export is in `.NAME.old`."""
     old = to.with_name(f".{to.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if to.exists():
         os.rename(to, old)
-    os.rename(aside, to)
+    os.rename(temporary, to)
     shutil.rmtree(old, ignore_errors=True)

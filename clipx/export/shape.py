@@ -1,4 +1,4 @@
-"""The sizes of a trained model, read from its live modules, in the terms that transformers and open_clip share."""
+"""The sizes of a trained model, read from its modules: those that transformers and open_clip both need."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,22 +16,22 @@ EXPORTABLE = "exportable are ViTs of CLIP's shape (vit_*_clip_*) with `type: tra
 
 @dataclass(frozen=True, kw_only=True)
 class TowerShape:
-    """A stack of pre-LN Transformer blocks."""
+    """The sizes of a stack of pre-LN Transformer blocks."""
 
     width: int
     layers: int
     heads: int
     hidden: int
-    """Channels inside the feed-forward layers."""
+    """Hidden channels of the feed-forward layers."""
     quick_gelu: bool
-    """Else the exact GELU."""
+    """Whether the activation is QuickGELU; otherwise it is the exact GELU."""
     eps: float
-    """Of every layer norm."""
+    """The epsilon of every layer norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipShape:
-    """Both towers and what they share."""
+    """The sizes of both towers, of the embedding space, and of the inputs."""
 
     embed_dim: int
     vision: TowerShape
@@ -45,17 +45,17 @@ class ClipShape:
 
 
 def read_shape(pretrained: Pretrained) -> ClipShape:
-    """The sizes of a model that both libraries can hold.
+    """Reads the sizes of a model that both libraries support.
 
     Raises:
-        InputError: the model is of another kind; the message says what is exportable.
+        InputError: the libraries do not support the model; the message says which models are exportable.
     """
     config, model = pretrained.config, pretrained.model
     trunk = cast(Any, model.image_tower.trunk)
-    if lacking := _lacking(trunk):
+    if missing := _missing_part(trunk):
         raise InputError(
             f"model.image.name={config.image.name} with options={config.image.options} cannot be exported, it has no "
-            f"{lacking}; {EXPORTABLE}"
+            f"{missing}; {EXPORTABLE}"
         )
     if not isinstance(config.text, TransformerTextConfig) or not isinstance(pretrained.tokenizer, ClipTokenizer):
         named = f"model.text.type={config.text.type} with tokenizer={config.text.tokenizer}"
@@ -74,11 +74,10 @@ def read_shape(pretrained: Pretrained) -> ClipShape:
     )
 
 
-def _lacking(trunk: Any) -> str | None:
-    """What both libraries' ViT has and timm's `trunk` has not, or None.
+def _missing_part(trunk: Any) -> str | None:
+    """The first part of both libraries' ViT that timm's `trunk` does not have, or None.
 
-    What only the trunk has (layer scale, norms of queries and keys) are weights, and `KeyMap` names each that has no
-    place.
+    Parts that only the trunk has (layer scale, norms of queries and keys) have weights, which `KeyMap` refuses.
     """
     if type(trunk).__name__ != "VisionTransformer":
         return "plain ViT"

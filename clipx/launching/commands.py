@@ -1,13 +1,17 @@
-"""The command line of each launcher, over the file in launch/ that a person would start by hand."""
+"""The command line of each launcher, with the file in launch/ that a person would use by hand."""
 
+import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.config.parallel import Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.launching.files import LAUNCH_FILES
 from clipx.launching.nodes import Nodes
@@ -18,7 +22,7 @@ _SIZES = re.compile(r"--(nodes|gpus-per-node)(=|$)|-N")
 
 @dataclass(frozen=True)
 class LaunchCommand:
-    """A program with its arguments, and the variables set for it; as text, a line to paste into a shell."""
+    """A program with its arguments, and environment variables for it; str() gives a line to paste into a shell."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -27,18 +31,32 @@ class LaunchCommand:
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, shlex.join(self.arguments)])
 
+    def replace_process(self) -> NoReturn:
+        """Replaces this process by the program, which then has its terminal, its signals and its exit code.
+
+        Raises:
+            InputError: the program is not on this machine.
+        """
+        program = self.arguments[0]
+        if shutil.which(program) is None:
+            raise InputError(f"{program} is not installed here; start on a machine that has it, or see --dry-run")
+        os.execvpe(program, self.arguments, {**os.environ, **self.environment})
+
 
 def sbatch_command(
     run: Sequence[str], *, file: Path, nodes: int, gpus_per_node: int, options: Sequence[str] = ()
 ) -> LaunchCommand:
-    """Submits a file of launch/slurm/.
+    """The command that submits a file of launch/slurm/.
 
     Args:
-        run: config files and overrides, as for `clipx train`.
+        run: config files and overrides, like for `clipx train`.
+        file: the file to submit.
+        nodes: number of nodes.
+        gpus_per_node: GPUs per node.
         options: further options of sbatch, e.g. its partition.
 
     Raises:
-        InputError: `options` holds what has an option of its own here.
+        InputError: `options` sets the nodes or GPUs, for which `clipx launch slurm` has its own options.
     """
     for option in options:
         if _SIZES.match(option):
@@ -48,9 +66,9 @@ def sbatch_command(
 
 
 def torchrun_command(run: Sequence[str], *, nodes: Nodes, processes_per_node: int) -> LaunchCommand:
-    """launch/torchrun.sh, which has its settings in the environment."""
+    """The command that runs launch/torchrun.sh, which takes its settings from the environment."""
     sizes = {"NNODES": str(nodes), "NPROC_PER_NODE": str(processes_per_node)}
-    script = str(LAUNCH_FILES / "torchrun.sh")  # by bash: an archive may have lost the executable bit
+    script = str(LAUNCH_FILES / "torchrun.sh")  # run by bash, since an archive may have lost the executable bit
     return LaunchCommand(("bash", script, *run), sizes | {"PYTHON": sys.executable})
 
 
@@ -63,10 +81,14 @@ def accelerate_command(
     environment: Mapping[str, str],
     options: Sequence[str] = (),
 ) -> LaunchCommand:
-    """`accelerate launch` with a file of launch/accelerate/: for one node that of the config's parallelism.
+    """The command `accelerate launch` with a file of launch/accelerate/.
 
     Args:
-        environment: where MASTER_ADDR and MASTER_PORT of several nodes stand, and variables that win over ours.
+        run: config files and overrides, like for `clipx train`.
+        config: the config they give; for one node its parallelism chooses the file.
+        nodes: number of nodes.
+        processes_per_node: processes per node.
+        environment: has MASTER_ADDR and MASTER_PORT for several nodes, and variables that replace our values.
         options: further options of accelerate launch.
 
     Raises:
@@ -80,7 +102,7 @@ def accelerate_command(
             raise InputError(f"MASTER_ADDR is not set: with nodes={nodes}, name a node that all others reach")
         port = environment.get("MASTER_PORT", "29500")
         sizes += [f"--main_process_ip={environment['MASTER_ADDR']}", f"--main_process_port={port}"]
-        sizes += ["--rdzv_backend=c10d"]  # accelerate 1.15 takes it from here only, and not from its file
+        sizes += ["--rdzv_backend=c10d"]  # accelerate 1.15 does not read it from its file
     launcher = (sys.executable, "-m", "accelerate.commands.launch", f"--config_file={file}", *sizes, *options)
     ours = {
         "PET_SIGNALS_TO_HANDLE": ",".join(STOP_SIGNALS),

@@ -1,4 +1,4 @@
-"""Where the files of launch/ lie, what they ask for, and a copy of them for a person who adapts them."""
+"""The files of launch/: their folder, the sizes they ask for, and a copy of them for a person to adapt."""
 
 import re
 import shutil
@@ -7,14 +7,14 @@ from pathlib import Path
 from clipx.errors import InputError
 
 LAUNCH_FILES = (Path(__file__).parents[1] / "launch_files").resolve()
-"""launch/ of the repository, or its copy in an installed package."""
+"""The folder launch/ of the repository, or its copy in an installed package."""
 
 
 def copy_files(folder: Path) -> None:
-    """Writes a copy of launch/ to `folder`.
+    """Copies launch/ to `folder`.
 
     Raises:
-        InputError: the folder is there already, or cannot be written.
+        InputError: the folder exists already or cannot be written.
     """
     try:
         shutil.copytree(LAUNCH_FILES, folder)
@@ -25,7 +25,7 @@ def copy_files(folder: Path) -> None:
 
 
 def slurm_sizes(file: Path) -> tuple[int, int]:
-    """Nodes and GPUs per node that a file of launch/slurm/ asks for; 1 where it does not say."""
+    """Nodes and GPUs per node that a file of launch/slurm/ asks for; 1 if it does not say."""
     text = file.read_text()
     nodes, gpus = (re.search(rf"^#SBATCH --{name}[= ](\d+)", text, re.MULTILINE) for name in ("nodes", "gpus-per-node"))
     return int(nodes[1]) if nodes else 1, int(gpus[1]) if gpus else 1

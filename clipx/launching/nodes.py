@@ -1,4 +1,4 @@
-"""How many nodes and processes a run is started on, and whether its batch falls evenly on them."""
+"""How many nodes and processes a run is started on, and whether its batch divides evenly among them."""
 
 import math
 import re
@@ -14,52 +14,52 @@ _COUNT = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes that a run may have: `fewest` to `most`, the same number unless the start is elastic."""
+    """The number of nodes of a run, or a range of numbers if the start is elastic."""
 
-    fewest: int
-    most: int
+    minimum: int
+    maximum: int
 
     @classmethod
     def parse(cls, text: str) -> "Nodes":
-        """From `4`, or `2:4` where any number in between will do.
+        """Reads `4`, or `2:4` for any number from 2 to 4.
 
         Raises:
-            InputError: it is neither.
+            InputError: the text is neither.
         """
         match = _COUNT.fullmatch(text)
         nodes = cls(int(match[1]), int(match[2] or match[1])) if match else cls(0, 0)
-        if not 0 < nodes.fewest <= nodes.most:
+        if not 0 < nodes.minimum <= nodes.maximum:
             raise InputError(f"nodes={text}: expected a number, 1 or more, or a range of torchrun, as 2:4")
         return nodes
 
     @property
     def elastic(self) -> bool:
-        """Whether the number may change while the run goes on."""
-        return self.fewest < self.most
+        """Whether the number may change during the run."""
+        return self.minimum < self.maximum
 
     def __str__(self) -> str:
-        return f"{self.fewest}:{self.most}" if self.elastic else str(self.most)
+        return f"{self.minimum}:{self.maximum}" if self.elastic else str(self.maximum)
 
     def one_number(self, launcher: str) -> int:
-        """The number, for a launcher that knows no ranges.
+        """The number of nodes, for a launcher that takes no range.
 
         Raises:
-            InputError: it is a range.
+            InputError: this is a range.
         """
         if self.elastic:
             raise InputError(
                 f"nodes={self}: {launcher} starts a fixed number; give one, or use `clipx launch torchrun`"
             )
-        return self.most
+        return self.maximum
 
 
 def nodes_from(environment: Mapping[str, str], option: str | None) -> Nodes:
-    """What was asked for: the option, else NNODES, else torchrun's own PET_NNODES, else one node."""
+    """The number of nodes: the option, else NNODES, else torchrun's own PET_NNODES, else 1."""
     return Nodes.parse(option or environment.get("NNODES") or environment.get("PET_NNODES") or "1")
 
 
 def processes_from(environment: Mapping[str, str], option: int | None) -> int:
-    """Processes per node: the option, else NPROC_PER_NODE or PET_NPROC_PER_NODE, else the GPUs of this node, or 1."""
+    """Processes per node: the option, else NPROC_PER_NODE or PET_NPROC_PER_NODE, else the GPUs of this node, else 1."""
     named = environment.get("NPROC_PER_NODE") or environment.get("PET_NPROC_PER_NODE") or ""
     if option is not None or named.isdecimal():
         return option or int(named)
@@ -69,14 +69,14 @@ def processes_from(environment: Mapping[str, str], option: int | None) -> int:
 
 
 def check_batch(config: RunConfig, nodes: Nodes, *, processes_per_node: int) -> None:
-    """Refuses numbers of processes that do not divide the batch, before anything waits in a queue.
+    """Checks that the batch divides evenly among the processes, before a job waits in a queue.
 
     Raises:
-        InputError: naming the nearest batches that divide; for a range, those that every number in it divides.
+        InputError: it does not; names the nearest batch sizes that do, for a range with every number in it.
     """
     captions = config.data.captions_per_image
     batch = config.global_batch_size
-    worlds = {count: count * processes_per_node for count in range(nodes.fewest, nodes.most + 1)}
+    worlds = {count: count * processes_per_node for count in range(nodes.minimum, nodes.maximum + 1)}
     uneven = next((count for count, world in worlds.items() if batch % (world * captions)), None)
     if nodes.elastic and uneven is not None:
         unit = captions * math.lcm(*worlds.values())

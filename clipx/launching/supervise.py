@@ -1,8 +1,8 @@
-"""Stands over torchrun or accelerate launch: passes signals on, and turns its exit code into the run's.
+"""Runs torchrun or accelerate launch, passes signals on to the run, and ends with the run's exit code.
 
-Those launchers end with 0 or 1, whatever happened, and one of them that is signalled leaves the others of a run on
-several nodes waiting for it, for five minutes. So signals go to the processes of the run itself, which agree to stop
-and end together; then all launchers end of themselves. `python -m clipx.launching.supervise RUN_DIR COMMAND ...`
+Those launchers end with 0 or 1, whatever happened. If the launcher of one node gets a signal, those of the other nodes
+wait for it for five minutes. So signals go to the processes of the run itself, which agree to stop and end together;
+then all launchers end by themselves. `python -m clipx.launching.supervise RUN_DIR COMMAND ...`
 """
 
 import json
@@ -18,27 +18,35 @@ from pathlib import Path
 from types import FrameType
 
 AGAIN = 85
-"""Exit code: saved and stopped on request, start it again."""
+"""Exit code of a run that saved and stopped on request: start it again."""
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""Passed on to the processes of a run; what they make of each, the config's stop_signals says."""
+"""Signals that are passed on to the processes of a run; the config's stop_signals says which of them stop it."""
 
 SAVE_SECONDS = 300.0
-"""Time to save after a signal, where the variable SAVE_SECONDS does not say otherwise."""
+"""Seconds to save after a signal, unless the environment variable SAVE_SECONDS has another value."""
 
-_LEAVE_SECONDS = 10.0  # for a launcher whose processes have ended; it takes 0.1 s, unless it means to start them again
+_LEAVE_SECONDS = 10.0  # for a launcher to end after its processes; takes 0.1 s, unless it is about to restart them
 
 
 def supervise(command: Sequence[str], run_dir: Path, *, environment: Mapping[str, str]) -> int:
-    """Runs the launcher to its end and returns the run's exit code.
+    """Runs a launcher to its end.
 
-    What happened is the run's own word, in status.json. After a failure it counts if it is of this start; without one
-    it is, though a network file system may show its time late. A run that was asked to stop and has not got as far as
-    a word has lost nothing.
+    The run itself writes to status.json how it ended. If the launcher failed, the file counts only if this start wrote
+    it. If the launcher did not fail, this start did write it, though a network file system may show its time late.
+
+    Args:
+        command: the launcher with its arguments.
+        run_dir: the folder of the run.
+        environment: all environment variables of the launcher.
+
+    Returns:
+        The exit code of the run. 85 also if it was asked to stop and ended before it wrote status.json: it has lost
+        nothing.
     """
     before = _written_at(run_dir)
     launcher = _Launcher(environment)
-    with launcher.hears_signals():
+    with launcher.passes_signals_on():
         code = launcher.run(command)
     written = _written_at(run_dir)
     if written is not None and (code == 0 or written != before):
@@ -46,15 +54,15 @@ def supervise(command: Sequence[str], run_dir: Path, *, environment: Mapping[str
     return AGAIN if code and launcher.asked_to_stop else code
 
 
-def _exit_code(word: Mapping[str, object], launchers: int) -> int:
-    """The run's own, from its status.json, where it says more than the launcher's."""
-    if word["status"] == "again":
+def _exit_code(status: Mapping[str, object], launcher_code: int) -> int:
+    """The exit code from the run's status.json if it says more than the launcher's, else the launcher's."""
+    if status["status"] == "again":
         return AGAIN
-    return 2 if launchers and word.get("exit_code") == 2 else launchers
+    return 2 if launcher_code and status.get("exit_code") == 2 else launcher_code
 
 
 def _written_at(run_dir: Path) -> int | None:
-    """Time of status.json, in ns, on the clock of its file system: a changed one is of this start."""
+    """Time of status.json in ns, on the clock of its file system; it changes if this start writes the file."""
     try:
         return (run_dir / "status.json").stat().st_mtime_ns
     except OSError:
@@ -62,7 +70,7 @@ def _written_at(run_dir: Path) -> int | None:
 
 
 class _Launcher:
-    """A launcher that runs, and the stop that was asked of it."""
+    """A launcher that runs, and whether it was asked to stop."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.asked_to_stop = False
@@ -73,8 +81,8 @@ class _Launcher:
         self._process: subprocess.Popen[bytes] | None = None
 
     @contextmanager
-    def hears_signals(self) -> Iterator[None]:
-        """Handles the signals within the block, and restores the handlers after it."""
+    def passes_signals_on(self) -> Iterator[None]:
+        """Passes signals on within the block, and restores the handlers after it."""
         before = {name: signal.signal(signal.Signals[name], self._pass_on) for name in STOP_SIGNALS}
         try:
             yield
@@ -83,9 +91,13 @@ class _Launcher:
                 signal.signal(signal.Signals[name], handler)
 
     def run(self, command: Sequence[str]) -> int:
-        """The launcher's exit code when it and what was asked to save have ended; 128 + the signal that killed it."""
+        """Runs the launcher until it and all processes that were asked to save have ended.
+
+        Returns:
+            Its exit code, or 128 + the number of the signal that killed it.
+        """
         self._process = process = subprocess.Popen(command, env=self._environment)
-        if self.asked_to_stop:  # before there was anything to pass it on to
+        if self.asked_to_stop:  # the signal came before there was a process to pass it on to
             process.terminate()
         while (code := _ended(process)) is None:
             self._end_if_it_stays(process)
@@ -113,7 +125,7 @@ class _Launcher:
                 os.kill(process, number)
 
     def _end_if_it_stays(self, process: "subprocess.Popen[bytes]") -> None:
-        """Ends a launcher whose processes were asked to stop and have not, or that has started them again."""
+        """Ends a launcher whose processes were asked to stop but did not end in time, or that has restarted them."""
         if self._give_up_at < math.inf and not any(map(_lives, self._saving)):
             self._give_up_at = min(self._give_up_at, time.monotonic() + _LEAVE_SECONDS)
         if time.monotonic() >= self._give_up_at:
@@ -122,14 +134,14 @@ class _Launcher:
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> int | None:
-    """Its exit code; None after half a second."""
+    """Waits half a second for a process to end; returns its exit code, or None if it still runs."""
     with suppress(subprocess.TimeoutExpired):
         return process.wait(timeout=0.5)
     return None
 
 
 def _children(pid: int) -> set[int]:
-    """The processes that `pid` has started and that live, on Linux; elsewhere none are found."""
+    """The living child processes of `pid` on Linux; empty on other systems."""
     numbers = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
     return {number for number in numbers if _parent(number) == pid}
 
@@ -139,10 +151,10 @@ def _lives(pid: int) -> bool:
 
 
 def _parent(pid: int) -> int | None:
-    """Of a process that has not ended."""
+    """The parent of a process; None if the process has ended."""
     with suppress(OSError):
         stat = Path(f"/proc/{pid}/stat").read_text()
-        state, parent, *_ = stat.rpartition(")")[2].split()  # what is before may hold anything
+        state, parent, *_ = stat.rpartition(")")[2].split()  # the name before it may hold any character
         return None if state == "Z" else int(parent)
     return None
 

@@ -5,11 +5,15 @@ from typing import Protocol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from clipx.losses.cost import LossCost, LossShape
 from clipx.types import Embeddings
 
 
 class ContrastiveLoss(Protocol):
-    """What every loss of this package is."""
+    """A loss that couples all pairs of the global batch, and what it costs."""
+
+    def cost(self, shape: LossShape) -> LossCost:
+        """What one call takes on every rank: for `micro_batch_size: auto` and `clipx plan`."""
 
     def __call__(
         self,
@@ -27,7 +31,7 @@ class ContrastiveLoss(Protocol):
 
         Args:
             embeddings: B pairs of this rank (the same B on every rank); pair i of rank r is pair r B + i of G = W B.
-            group: the ranks that share the global batch; none: this process has all of it.
+            group: the ranks that share the global batch; None means that this process has all of it.
             ids_B: int64 (B,); pairs with equal ids are not each other's negatives.
             positive_ids_B: int64 (B,); pairs with equal ids are each other's positives (which outweighs `ids_B`).
 

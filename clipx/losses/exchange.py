@@ -1,7 +1,7 @@
 """How texts reach every rank, and text gradients their owners: gathered at once, or rank by rank in a ring.
 
 Both bring the texts in slices of columns. Going back, whoever takes a slice adds to the gradient that comes with it,
-and the exchange sums these over all ranks, in the wide dtype, and in an order that is always the same.
+and the exchange sums these over all ranks, in the accumulation dtype, and in an order that is always the same.
 
 - `Gathered` holds all texts (G x D, in the towers' dtype). A slice is the same range of every owner's texts, so that
   its gradient is reduce-scattered as soon as it is complete, and no G x D float32 buffer ever stands. Moves
@@ -47,10 +47,10 @@ class Exchange(Protocol):
         """Slices of columns with their texts (N, D)."""
 
     def backward(self) -> Iterator[tuple[Columns, Tensor, Tensor]]:
-        """Slices of columns with their texts (N, D) and the wide buffer (N, D) to add their gradient to."""
+        """Slices of columns with their texts (N, D) and the buffer (N, D) for their gradient, in accumulation dtype."""
 
     def text_gradient(self) -> Tensor:
-        """After `backward` is exhausted: the sum over ranks for this rank's texts (B, D), wide; not used again."""
+        """This rank's text gradient (B, D), summed over ranks, in accumulation dtype; after `backward` is exhausted."""
 
 
 class Gathered:
@@ -76,9 +76,9 @@ class Gathered:
 
     def backward(self) -> Iterator[tuple[Columns, Tensor, Tensor]]:
         """See `Exchange`."""
-        self._gradient_BD = _zeros_wide(self._by_owner[0])
+        self._gradient_BD = _accumulator(self._by_owner[0])
         for columns, text_ND in self.forward():
-            gradient_ND = _zeros_wide(text_ND)
+            gradient_ND = _accumulator(text_ND)
             yield columns, text_ND, gradient_ND
             self._gradient_BD[columns.places] = collectives.reduce_scatter_sum(gradient_ND, self._group)
 
@@ -108,7 +108,8 @@ class Ring:
         text_BD = self._text_BD
         for step in range(world_size):
             is_last = step == world_size - 1
-            arrival = None if is_last else collectives.start_shift(text_BD, self._group)  # while this block is used
+            # The next block travels while this one is used.
+            arrival = None if is_last else collectives.ring_shift_async(text_BD, self._group)
             owner = (rank - step) % world_size
             for places in _slices(len(text_BD), self._slice_size):
                 yield Columns(slice(owner, owner + 1), places), text_BD[places]
@@ -117,12 +118,12 @@ class Ring:
 
     def backward(self) -> Iterator[tuple[Columns, Tensor, Tensor]]:
         """See `Exchange`."""
-        self._gradient_BD = _zeros_wide(self._text_BD)
+        self._gradient_BD = _accumulator(self._text_BD)
         for columns, text_ND in self.forward():
             yield columns, text_ND, self._gradient_BD[columns.places]
             if columns.places.stop == len(self._text_BD):
                 # Goes where its texts go; after the last of W steps that is home.
-                self._gradient_BD = collectives.start_shift(self._gradient_BD, self._group)()
+                self._gradient_BD = collectives.ring_shift_async(self._gradient_BD, self._group)()
 
     def text_gradient(self) -> Tensor:
         """See `Exchange`."""
@@ -154,7 +155,7 @@ def all_gather(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return x.detach() if group is None else _all_gather(x.detach(), group.group_name)
 
 
-def _zeros_wide(x: Tensor) -> Tensor:
+def _accumulator(x: Tensor) -> Tensor:
     return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 

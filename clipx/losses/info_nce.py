@@ -8,6 +8,7 @@ Shape suffixes: B local pairs, G global pairs, R rows and N columns of a tile, D
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,8 +18,18 @@ from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
 from clipx.losses.backend import use_kernels
+from clipx.losses.cost import LossCost, LossShape, column_sums, tiled_cost
 from clipx.losses.exchange import Exchange, all_gather, make_exchange
-from clipx.losses.tiles import Grid, Tile, gain, input_gradients, make_grid, operand, similarities, wide
+from clipx.losses.tiles import (
+    Grid,
+    Tile,
+    accumulation_dtype,
+    grad_scale,
+    input_gradients,
+    make_grid,
+    matmul_operand,
+    similarities,
+)
 from clipx.types import Embeddings
 
 
@@ -86,6 +97,11 @@ class InfoNCELoss:
             share = share + 0 * embeddings.logit_bias.sum()
         return share
 
+    def cost(self, shape: LossShape) -> LossCost:
+        """Four products of B x G x D: similarities going forward, again going back, and two gradients."""
+        cost = tiled_cost(shape, num_products=4, num_passes=2, exchange=self.exchange)
+        return replace(cost, transfers=(*cost.transfers, column_sums(shape)))
+
 
 # Registered operators, so that a compiled caller sees one node and goes on. They take plain values only, hence so many.
 
@@ -110,12 +126,12 @@ def _info_nce(  # noqa: PLR0913, PLR0917
 
         grid = grid.for_kernels(4)  # a kernel leaves 1/8 byte per similarity: what its rows and columns sum to
     else:
-        tile_statistics = partial(_tile_statistics, weight_B=_positive_weight(grid, wide(image_BD)))
+        tile_statistics = partial(_tile_statistics, weight_B=_positive_weight(grid, accumulation_dtype(image_BD)))
     exchange = make_exchange(text_BD, text_GD, slice_size=grid.tile_size, group=group)
     with torch.autocast(image_BD.device.type, enabled=False):
         row_lse_B, column_lse_G, positive_B = _statistics(image_BD, logit_scale, exchange, grid, tile_statistics)
         _combine_over_ranks(column_lse_G, group)
-        halves_B = (row_lse_B + grid.own(column_lse_G)) / 2
+        halves_B = (row_lse_B + grid.local(column_lse_G)) / 2
         share = (halves_B - positive_B).sum() / grid.global_batch_size
     return share, row_lse_B, column_lse_G
 
@@ -124,7 +140,9 @@ def _info_nce(  # noqa: PLR0913, PLR0917
 def _(image_BD: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch_size = image_BD.shape[0]
     global_batch_size = batch_size * collectives.world_size(collectives.named_group(others[-3]))
-    r_B, c_G = (image_BD.new_empty(size, dtype=wide(image_BD)) for size in (batch_size, global_batch_size))
+    r_B, c_G = (
+        image_BD.new_empty(size, dtype=accumulation_dtype(image_BD)) for size in (batch_size, global_batch_size)
+    )
     return r_B.new_empty(()), r_B, c_G
 
 
@@ -146,7 +164,7 @@ def _info_nce_backward(  # noqa: PLR0913, PLR0917
     """Gradients for image_BD, text_BD and logit_scale."""
     group = collectives.named_group(group_name)
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
-    scale = logit_scale.to(wide(image_BD))
+    scale = logit_scale.to(accumulation_dtype(image_BD))
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
         from clipx.losses.triton_ops import info_nce_gradient as tile_gradient
 
@@ -165,7 +183,7 @@ def _info_nce_backward(  # noqa: PLR0913, PLR0917
             # Slices are the same for torch and kernels: ranks agree on the collectives though kernels fail on one.
             make_exchange(text_BD, text_GD, slice_size=2 * tile_size, group=group),
             grid=grid,
-            unit=share_gradient / grid.global_batch_size,
+            loss_scale=share_gradient / grid.global_batch_size,
             dtype=image_BD.dtype,
             tile_gradient=gradient,
         )
@@ -203,16 +221,16 @@ def _statistics(
     Returns:
         r (B,); log sum exp of every column over this rank's rows alone (G,); mean similarity to the positives (B,).
     """
-    scale = logit_scale.to(wide(image_BD))
+    scale = logit_scale.to(accumulation_dtype(image_BD))
     row_lse_B = scale.new_full((grid.batch_size,), -torch.inf)
     column_lse_G = scale.new_full((grid.global_batch_size,), -torch.inf)
     positive_B = scale.new_zeros((grid.batch_size,))
     for columns, text_ND in exchange.forward():
-        y_ND = operand(text_ND)
+        y_ND = matmul_operand(text_ND)
         column_lse_N = scale.new_full((len(columns),), -torch.inf)
         for rows in grid.row_slices(len(columns)):
             tile = Tile(grid, rows, columns)
-            row_R, column_N, positive_R = tile_statistics(operand(image_BD[rows]), y_ND, scale, tile)
+            row_R, column_N, positive_R = tile_statistics(matmul_operand(image_BD[rows]), y_ND, scale, tile)
             row_lse_B[rows] = torch.logaddexp(row_lse_B[rows], row_R)
             column_lse_N = torch.logaddexp(column_lse_N, column_N)
             positive_B[rows] += positive_R
@@ -252,9 +270,9 @@ def _tile_gradient(
     column_lse_N: Tensor,
     weight_B: Tensor | None,
 ) -> Tensor:
-    """gain(x) G g_ij (R, N)."""
+    """grad_scale(x) G g_ij (R, N)."""
     logits_RN = tile.fill_left_out(similarities(x_RD, y_ND, logit_scale), -torch.inf)
-    factor = gain(x_RD)
+    factor = grad_scale(x_RD)
     halved = math.log(2 / factor)  # the factor 1/2 within the exponent spares a pass over the tile
     by_column_RN = (logits_RN - (column_lse_N + halved)).exp_()
     gradient_RN = logits_RN.sub_(row_lse_R[:, None] + halved).exp_().add_(by_column_RN)
@@ -279,7 +297,7 @@ def _positive_weight(grid: Grid, dtype: torch.dtype) -> Tensor | None:
     """1 / |P(i)| of this rank's pairs (B,); counted by sorting, so that the host never waits for the device."""
     if grid.positive_ids_G is None:
         return None
-    own_B = grid.own(grid.positive_ids_G)
+    own_B = grid.local(grid.positive_ids_G)
     sorted_G = grid.positive_ids_G.sort().values
     first_B = torch.searchsorted(sorted_G, own_B)
     last_B = torch.searchsorted(sorted_G, own_B, right=True)

@@ -11,8 +11,9 @@ from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
 from clipx.losses.backend import use_kernels
+from clipx.losses.cost import LossCost, LossShape, tiled_cost
 from clipx.losses.exchange import all_gather, make_exchange
-from clipx.losses.tiles import Tile, gain, input_gradients, make_grid, similarities, wide
+from clipx.losses.tiles import Tile, accumulation_dtype, grad_scale, input_gradients, make_grid, similarities
 from clipx.types import Embeddings
 
 
@@ -24,7 +25,7 @@ class SigmoidLoss:
     Pairs of equal ids that are no positives are left out of the sum. No similarity needs to know another, so loss and
     gradients come from one pass (6 B G D floating-point operations), with g_ij = -z_ij sigmoid(-z_ij (S_ij + b)) / G.
     Numerics, memory, communication and arguments as `InfoNCELoss`, without its all-reduces; the gradients wait in the
-    wide dtype for the one that comes back.
+    accumulation dtype for the one that comes back.
     """
 
     def __init__(
@@ -62,6 +63,10 @@ class SigmoidLoss:
         )
         return share
 
+    def cost(self, shape: LossShape) -> LossCost:
+        """Three products of B x G x D: similarities and two gradients, in one pass."""
+        return tiled_cost(shape, num_products=3, num_passes=1, exchange=self.exchange)
+
 
 @torch.library.custom_op("clipx::sigmoid", mutates_args=())
 def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain values only)
@@ -76,7 +81,7 @@ def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain value
     implementation: str,
     tile_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The share, and its wide gradients for images, texts, scale and bias."""
+    """The share, and its gradients in the accumulation dtype for images, texts, scale and bias."""
     group = collectives.named_group(group_name)
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
@@ -85,7 +90,7 @@ def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain value
         grid = grid.for_kernels(2)  # a kernel leaves g and nothing else
     else:
         sigmoid_tile = _sigmoid_tile
-    scale, bias = (tensor.to(wide(image_BD)) for tensor in (logit_scale, logit_bias))
+    scale, bias = (tensor.to(accumulation_dtype(image_BD)) for tensor in (logit_scale, logit_bias))
     total, db = scale.new_zeros(()), torch.zeros_like(bias)
 
     def gradient(x_RD: Tensor, y_ND: Tensor, tile: Tile) -> Tensor:
@@ -100,7 +105,7 @@ def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain value
             scale,
             make_exchange(text_BD, text_GD, slice_size=2 * tile_size, group=group),  # as InfoNCE's
             grid=grid,
-            unit=1 / grid.global_batch_size,
+            loss_scale=1 / grid.global_batch_size,
             dtype=scale.dtype,
             tile_gradient=gradient,
         )
@@ -109,7 +114,7 @@ def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain value
 
 @_sigmoid.register_fake
 def _(*inputs: Any) -> tuple[Tensor, ...]:
-    dtype = wide(inputs[0])
+    dtype = accumulation_dtype(inputs[0])
     gradients = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in inputs[:4])
     return inputs[0].new_empty((), dtype=dtype), *gradients
 
@@ -134,12 +139,12 @@ _sigmoid.register_autograd(_differentiate, setup_context=_save)
 def _sigmoid_tile(
     x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor, logit_bias: Tensor, tile: Tile
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the tile's losses; sum of G g_ij; gain(x) G g_ij (R, N)."""
+    """Sum of the tile's losses; sum of G g_ij; grad_scale(x) G g_ij (R, N)."""
     logits_RN = similarities(x_RD, y_ND, logit_scale).add_(logit_bias)
     opposed_RN = tile.fill_left_out(_negate_positives(logits_RN, tile), -torch.inf)  # -z l; -inf costs nothing
     loss = torch.logaddexp(opposed_RN, opposed_RN.new_zeros(())).sum()
     gradient_RN = _negate_positives(opposed_RN.sigmoid_(), tile)
-    return loss, gradient_RN.sum(), gradient_RN.mul_(gain(x_RD)) if gain(x_RD) != 1 else gradient_RN
+    return loss, gradient_RN.sum(), gradient_RN.mul_(grad_scale(x_RD)) if grad_scale(x_RD) != 1 else gradient_RN
 
 
 def _negate_positives(x_RN: Tensor, tile: Tile) -> Tensor:

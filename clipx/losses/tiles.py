@@ -54,7 +54,7 @@ class Grid:
         """(G, ...) as a view (W, B, ...)."""
         return x_G.unflatten(0, (self.world_size, self.batch_size))
 
-    def own(self, x_G: Tensor) -> Tensor:
+    def local(self, x_G: Tensor) -> Tensor:
         """This rank's part (B, ...) of (G, ...), a view."""
         return self.by_owner(x_G)[self.rank]
 
@@ -73,7 +73,16 @@ class Tile:
 
     @property
     def pair_column(self) -> int:
-        """Column of the text of the tile's row 0, where it is in the tile; row i's is i further."""
+        """Column of the tile where the pairs' diagonal meets its row 0; may lie outside of the tile, on either side.
+
+        Image i and text i of one pair meet on a diagonal of the tile. Here 2 ranks have 4 pairs each, this is rank 1,
+        and the slice of columns holds places 0 and 1 of both owners:
+
+                       owner 0   owner 1
+                       0    1    0    1
+            rows  0    .    .    *    .        rows 0 to 3: pair_column = (1 - 0) * 2 - 0 + 0 = 2
+                  1    .    .    .    *        rows 2 to 3: pair_column = 4, outside; pair_rows is empty
+        """
         owner = self.grid.rank - self.columns.owners.start
         return owner * self.columns.num_places - self.columns.places.start + self.rows.start
 
@@ -113,10 +122,10 @@ class Tile:
     def ids(self) -> tuple[Tensor, Tensor] | None:
         """`ids` of the rows (R,) and of the columns (N,)."""
         ids_G = self.grid.ids_G
-        return None if ids_G is None else (self.grid.own(ids_G)[self.rows], self.grid.take(ids_G, self.columns))
+        return None if ids_G is None else (self.grid.local(ids_G)[self.rows], self.grid.take(ids_G, self.columns))
 
     def _equal(self, ids_G: Tensor) -> Tensor:
-        return self.grid.own(ids_G)[self.rows, None] == self.grid.take(ids_G, self.columns)
+        return self.grid.local(ids_G)[self.rows, None] == self.grid.take(ids_G, self.columns)
 
 
 def make_grid(
@@ -141,23 +150,23 @@ def make_grid(
     )
 
 
-def wide(x: Tensor) -> torch.dtype:
+def accumulation_dtype(x: Tensor) -> torch.dtype:
     """The dtype of the loss's arithmetic: at least float32, float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def operand(x: Tensor) -> Tensor:
-    """x as it enters matrix products: narrow on CUDA, whose products sum in float32 all the same; elsewhere wide."""
-    return x if x.is_cuda else x.to(wide(x))
+def matmul_operand(x: Tensor) -> Tensor:
+    """x as it enters matrix products: as it is on CUDA, which sums in float32; elsewhere in accumulation dtype."""
+    return x if x.is_cuda else x.to(accumulation_dtype(x))
 
 
-def gain(x: Tensor) -> float:
+def grad_scale(x: Tensor) -> float:
     """What tile gradients are multiplied by before they become operands beside x: float16 ends at 6e-8."""
     return 4096.0 if x.dtype == torch.float16 else 1.0
 
 
 def similarities(x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor) -> Tensor:
-    """S = s x y^T of two operands, in the wide dtype (R, N)."""
+    """S = s x y^T of two operands, in the accumulation dtype (R, N)."""
     if x_RD.dtype in NARROW:
         return torch.mm(x_RD, y_ND.T, out_dtype=torch.float32).mul_(logit_scale)
     return (x_RD * logit_scale) @ y_ND.T
@@ -169,7 +178,7 @@ def input_gradients(
     exchange: Exchange,
     *,
     grid: Grid,
-    unit: Tensor | float,
+    loss_scale: Tensor | float,
     dtype: torch.dtype,
     tile_gradient: Callable[[Tensor, Tensor, Tile], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,35 +186,35 @@ def input_gradients(
 
     Args:
         image_BD: x, this rank's images.
-        logit_scale: s, (1,) in the wide dtype.
+        logit_scale: s, (1,) in the accumulation dtype.
         exchange: brings the texts y, and text gradients to their owners.
         grid: how to cut.
-        unit: what to multiply all gradients by.
-        dtype: of dx and dy; the sums that lead to them are wide.
-        tile_gradient: operands x (R, D), y (N, D) and their tile to gain(x) g, (R, N); made an operand if it is wide.
+        loss_scale: what to multiply all gradients by.
+        dtype: dtype of dx and dy; the sums that lead to them have the accumulation dtype.
+        tile_gradient: operands x (R, D), y (N, D) and their tile to grad_scale(x) g, (R, N).
 
     Returns:
-        dx = unit s g y (B, D); dy = unit s g^T x (B, D) of this rank's own texts, from all ranks' images; ds (1,), the
-        sum over this rank's images of <x_i, dx_i> / s, from the wide dx.
+        dx = loss_scale s g y (B, D); dy = loss_scale s g^T x (B, D) of this rank's own texts, from all ranks' images;
+        ds (1,), the sum over this rank's images of <x_i, dx_i> / s, from the dx in the accumulation dtype.
     """
-    unit = unit / gain(operand(image_BD))
+    loss_scale = loss_scale / grad_scale(matmul_operand(image_BD))
     direction_BD = torch.zeros_like(image_BD, dtype=logit_scale.dtype)  # g y, which also gives ds
     for columns, text_ND, dy_ND in exchange.backward():
-        y_ND = operand(text_ND)
+        y_ND = matmul_operand(text_ND)
         for rows in grid.row_slices(len(columns)):
-            x_RD = operand(image_BD[rows])
+            x_RD = matmul_operand(image_BD[rows])
             g_RN = tile_gradient(x_RD, y_ND, Tile(grid, rows, columns)).to(x_RD.dtype)
             _add_product(direction_BD[rows], g_RN, y_ND)
             _add_product(dy_ND, g_RN.T, x_RD)
             del g_RN  # or it stood beside the next one
-    ds = torch.linalg.vecdot(direction_BD, image_BD.to(direction_BD)).sum().mul(unit).reshape(1)
-    dx_BD = direction_BD.mul_(logit_scale * unit).to(dtype)
+    ds = torch.linalg.vecdot(direction_BD, image_BD.to(direction_BD)).sum().mul(loss_scale).reshape(1)
+    dx_BD = direction_BD.mul_(logit_scale * loss_scale).to(dtype)
     del direction_BD
-    return dx_BD, exchange.text_gradient().mul_(logit_scale * unit).to(dtype), ds
+    return dx_BD, exchange.text_gradient().mul_(logit_scale * loss_scale).to(dtype), ds
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a b to the wide total, in place."""
+    """Adds a b to the total in the accumulation dtype, in place."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:

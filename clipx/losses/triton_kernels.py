@@ -6,7 +6,7 @@ registers. Any D and any number of rows and columns: what lies outside is masked
 - x_RD, y_ND: images and texts, contiguous, of R rows and N columns; logit_scale: s, float32 (1,).
 - row_ids_R, column_ids_N: int32; where they are equal and no pair is, similarities are left out (HAS_IDS).
 - Row i in [first_pair_row, end_pair_row) and column i + pair_column are image and text of one pair.
-- EVEN: no block reaches beyond the tile. GAIN: factor of the gradient, `clipx.losses.tiles.gain`.
+- EVEN: no block reaches beyond the tile. GAIN: factor of the gradient, `clipx.losses.tiles.grad_scale`.
 
 Each compiles anew for every D, and with or without ids and EVEN. Numbers that differ from tile to tile are not
 specialized on; but N is where a gradient is stored, for rows that begin at multiples of 16 are stored faster.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipx.losses import triton_kernels
 from clipx.losses.exchange import Columns
-from clipx.losses.tiles import Grid, Tile, gain
+from clipx.losses.tiles import Grid, Tile, grad_scale
 
 
 def info_nce_statistics(x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,11 +39,11 @@ def _log_sum_exp(max_K: Tensor, sum_K: Tensor) -> Tensor:
 def info_nce_gradient(
     x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor, tile: Tile, *, row_lse_R: Tensor, column_lse_N: Tensor
 ) -> Tensor:
-    """gain(x) G g_ij (R, N), in x's dtype."""
+    """grad_scale(x) G g_ij (R, N), in x's dtype."""
     counts, arguments, constants = _launch(x_RD, y_ND, logit_scale, tile)
     gradient_RN = x_RD.new_empty((len(x_RD), len(y_ND)))
     triton_kernels.info_nce_gradient_kernel[counts](
-        gradient_RN, row_lse_R, column_lse_N, *arguments, **constants, GAIN=gain(x_RD)
+        gradient_RN, row_lse_R, column_lse_N, *arguments, **constants, GAIN=grad_scale(x_RD)
     )
     return gradient_RN
 
@@ -51,12 +51,12 @@ def info_nce_gradient(
 def sigmoid_tile(
     x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor, logit_bias: Tensor, tile: Tile
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the tile's losses; sum of G g_ij; gain(x) G g_ij (R, N), in x's dtype."""
+    """Sum of the tile's losses; sum of G g_ij; grad_scale(x) G g_ij (R, N), in x's dtype."""
     counts, arguments, constants = _launch(x_RD, y_ND, logit_scale, tile)
     gradient_RN = x_RD.new_empty((len(x_RD), len(y_ND)))
     loss_IJ, gradient_sum_IJ = logit_scale.new_empty((2, *counts))
     triton_kernels.sigmoid_kernel[counts](
-        gradient_RN, loss_IJ, gradient_sum_IJ, logit_bias, *arguments, **constants, GAIN=gain(x_RD)
+        gradient_RN, loss_IJ, gradient_sum_IJ, logit_bias, *arguments, **constants, GAIN=grad_scale(x_RD)
     )
     return loss_IJ.sum(), gradient_sum_IJ.sum(), gradient_RN
 

@@ -1,1 +1,1 @@
-"""Image and text towers, and CLIP, which joins them."""
+"""The image tower, the text towers, and CLIP, which has one of each."""

@@ -1,4 +1,4 @@
-"""The two towers and the space they share: `Batch` in, `Embeddings` out.
+"""CLIP, a model of two towers with a shared embedding space: maps a `Batch` to `Embeddings`.
 
 Shape suffixes: B pairs of this rank or micro-batch, H and W pixels, C channels, T real tokens, D embedding.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional
 from clipx.config.model import ModelConfig
 from clipx.errors import InputError
 from clipx.models.patch_drop import patch_keys
-from clipx.models.text_tower import build_text_tower
+from clipx.models.text_tower import TextTower, build_text_tower
 from clipx.models.vision_tower import VisionTower, build_vision_tower
 from clipx.types import Batch, Embeddings
 
@@ -23,9 +23,9 @@ class CLIP(nn.Module):
     Args:
         image_tower: (images_BHWC, patch_keys_B) to (B, D).
         text_tower: (tokens_T, lengths_B, max_length=) to (B, D).
-        init_logit_scale: multiplier at the start.
-        max_logit_scale: where `clamp_logit_scale_` holds it.
-        init_logit_bias: start of the bias of the logits; none: there is no bias.
+        init_logit_scale: initial value of the multiplier.
+        max_logit_scale: the limit of `clamp_logit_scale_`.
+        init_logit_bias: initial value of the bias of the logits; None means that there is no bias.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class CLIP(nn.Module):
     def encode_image(
         self, images_BHWC: Tensor, patch_keys_B: Tensor | None = None, *, patch_drop: float = 0.0
     ) -> Tensor:
-        """uint8 (B, H, W, 3) to unit-length (B, D); `patch_drop` as for `VisionTower.forward`."""
+        """Maps uint8 (B, H, W, 3) to unit-length (B, D); for the other arguments see `VisionTower.forward`."""
         return _unit_length(self.image_tower(images_BHWC, patch_keys_B, patch_drop=patch_drop))
 
     def encode_text(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
-        """Flat int64 tokens (T,) with lengths (B,), each at most `max_length`, to unit-length (B, D)."""
+        """Maps flat int64 tokens (T,) with lengths (B,), each at most `max_length`, to unit-length (B, D)."""
         return _unit_length(self.text_tower(tokens_T, lengths_B, max_length=max_length))
 
     def forward(self, batch: Batch, *, seed: int, patch_drop: float = 0.0) -> Embeddings:
@@ -88,44 +88,49 @@ class CLIP(nn.Module):
         """The blocks of both towers."""
         return [block for blocks in self.block_lists() for block in blocks]
 
+    def use_few_shapes(self, on: bool) -> None:
+        """Whether texts are padded so that the blocks see few different shapes (`TextTower.bucketed`)."""
+        if isinstance(self.text_tower, TextTower):
+            self.text_tower.bucketed = on
+
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
-        """Holds the multiplier at or below its maximum; call after every optimizer step.
+        """Clamps the multiplier to its maximum; call it after every optimizer step.
 
-        The parameter is clamped, as in CLIP's training, and not its use in `forward`: a clamp there has no gradient
-        above the maximum, and a parameter that once stepped over it would never come back.
+        It clamps the parameter, as CLIP's training does, and not the value in `forward`: a clamp there has no gradient
+        above the maximum, so a parameter that exceeds it once would stay there.
         """
         self.log_logit_scale.clamp_(max=self.max_log_logit_scale)
 
 
 def _blocks(tower: nn.Module) -> list[nn.Module]:
-    """The members of the tower's list with the most weights; none where it has no list."""
+    """The blocks of the tower: the members of its list with the most weights; empty if no list holds blocks."""
     lists = [list(module.children()) for module in tower.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    of_blocks = [members for members in lists if all(map(_is_block, members))]
-    return max(of_blocks, key=lambda blocks: sum(w.numel() for block in blocks for w in block.parameters()), default=[])
+    stacks = [members for members in lists if all(map(_is_block, members))]
+    return max(stacks, key=lambda blocks: sum(w.numel() for block in blocks for w in block.parameters()), default=[])
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether it is called, which a list is not, and more than one layer, which may write into its input."""
+    """Whether the module has a forward pass, unlike a list, and layers inside: a single layer may change its input."""
     return not isinstance(module, nn.ModuleList) and any(module.children())
 
 
 def _unit_length(x_BD: Tensor) -> Tensor:
-    """Divides rows by their length in at least float32; the result has x's dtype."""
-    wide_BD = x_BD.to(torch.promote_types(x_BD.dtype, torch.float32))
-    return functional.normalize(wide_BD, dim=-1).to(x_BD.dtype)
+    """Divides each row by its length, computed in at least float32; the result has x's dtype."""
+    promoted_BD = x_BD.to(torch.promote_types(x_BD.dtype, torch.float32))
+    return functional.normalize(promoted_BD, dim=-1).to(x_BD.dtype)
 
 
 def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> CLIP:
-    """The model that the config describes, on the CPU, in float32.
+    """Builds the model from its config, on the CPU, in float32.
 
     Args:
-        config: both towers and what they share.
-        vocab_size: ids of the tokenizer.
-        seed: determines every initial weight; torch's global generators are left as they were.
+        config: both towers, the embedding space, the multiplier and the bias.
+        vocab_size: number of the tokenizer's ids.
+        seed: determines every initial weight; torch's global generators do not change.
 
     Raises:
-        InputError: from the towers, or a multiplier that starts above its maximum.
+        InputError: a tower cannot be built, or the initial multiplier is above its maximum.
     """
     if config.init_logit_scale > config.max_logit_scale:
         raise InputError(

@@ -1,13 +1,13 @@
-"""Useful work of the towers, in floating-point operations: what model FLOP utilisation (MFU) counts.
+"""Model FLOPs of the towers: the floating-point operations that model FLOP utilisation (MFU) counts.
 
-Counted is the forward pass of the plain model as its paper has it, 2 per multiply-add of every matrix product: linear
-layers and patch embedding by tokens, attention by the square of a sequence's tokens (the whole square, also under a
-causal mask). Only real tokens and kept patches count, and padding, recomputation and whatever else an implementation
-does do not; nor is work taken off that our towers avoid (the last block's other tokens, positions after a text's end).
-Norms, activations and softmax are left out, as is usual, and the contrastive loss: it is no part of the towers.
+They are those of the plain model's forward pass, as its paper defines it: 2 per multiply-add of every matrix product.
+Linear layers and patch embedding are proportional to the tokens, attention to the square of a sequence's tokens (the
+full square, also under a causal mask). Only real tokens and kept patches count; padding, recomputation and other work
+of an implementation do not. Work that our towers save (the other tokens of the last block, positions after a text's
+end) is not subtracted. Norms, activations and softmax are not counted, as is usual, nor is the contrastive loss.
 
-Training a tower takes 3 times its forward pass: the backward pass makes two products of each. A tower that is locked
-takes it once.
+Training a tower takes 3 times the FLOPs of its forward pass: the backward pass has two products for each one. A locked
+tower takes them once.
 """
 
 from dataclasses import dataclass
@@ -26,27 +26,27 @@ from clipx.models.vit import Block, num_patches
 
 @dataclass(frozen=True)
 class TextFlops:
-    """Work of a text encoder whose attention is dense: a polynomial in the lengths of its texts."""
+    """Model FLOPs of a text encoder with dense attention: a polynomial in the lengths of its texts."""
 
     per_text: float
     per_token: float
     per_squared_length: float
 
     def forward(self, *, num_texts: int, num_tokens: int, sum_squared_lengths: int) -> float:
-        """FLOPs of the forward pass of texts with so many tokens together, and squares of lengths together."""
+        """FLOPs of the forward pass of several texts, from the sums of their lengths and of their squared lengths."""
         return self.per_text * num_texts + self.per_token * num_tokens + self.per_squared_length * sum_squared_lengths
 
 
 def image_flops(tower: VisionTower, *, image_size: int, patch_drop: float = 0.0) -> float:
     """FLOPs of the forward pass of one image.
 
-    In closed form for timm's plain ViTs; for any other model what torch's counter finds in a run without arithmetic,
-    which takes seconds and knows matrix products, convolutions and fused attention.
+    A formula for timm's plain ViTs. For any other model torch's counter runs on the meta device, which takes seconds
+    and counts matrix products, convolutions and fused attention.
 
     Args:
-        tower: not yet spread over ranks.
+        tower: not yet distributed over ranks.
         image_size: pixels of a side.
-        patch_drop: share of patches left out.
+        patch_drop: fraction of the patches that is dropped.
     """
     trunk: Any = tower.trunk
     projection = _linear_flops(tower.projection)
@@ -64,10 +64,11 @@ def image_flops(tower: VisionTower, *, image_size: int, patch_drop: float = 0.0)
 
 
 def text_flops(tower: nn.Module) -> TextFlops:
-    """The work of a text tower.
+    """FLOPs of the forward pass of a text tower.
 
     Args:
-        tower: `TextTower`, or another whose work is counted at three lengths; not yet spread over ranks.
+        tower: not yet distributed over ranks. For a `TextTower` there is a formula; any other tower is run at three
+            lengths.
     """
     if isinstance(tower, TextTower):
         blocks: list[Any] = list(tower.blocks)
@@ -76,7 +77,7 @@ def text_flops(tower: nn.Module) -> TextFlops:
             per_token=sum(_linear_flops(block) for block in blocks),
             per_squared_length=sum(4 * block.attn.proj.in_features for block in blocks),
         )
-    # a + bL + cL^2 through L = 1, 2 and 3
+    # the polynomial a + bL + cL^2 through L = 1, 2 and 3
     one, two, three = (_count_texts(tower, length) for length in (1, 2, 3))
     squared = (three - 2 * two + one) / 2
     linear = two - one - 3 * squared
@@ -91,19 +92,19 @@ def _block_flops(block: Any, tokens: int) -> float:
 
 
 def _linear_flops(module: nn.Module) -> float:
-    """FLOPs of all linear layers within for one token."""
+    """FLOPs of all linear layers of the module for one token."""
     return sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def _count_on_meta(module: nn.Module, *args: Tensor) -> float:
-    """FLOPs of one of the two samples given."""
+    """FLOPs of one of the two samples in `args`."""
     with FlopCounterMode(display=False) as counter:
         run_on_meta(module, *args)
     return counter.get_total_flops() / 2
 
 
 def _count_texts(tower: nn.Module, length: int) -> float:
-    """FLOPs of one text of so many tokens; a real run, since encoders of transformers look into their tensors."""
+    """FLOPs of one text of `length` tokens, by a real run: transformers' encoders read values of their tensors."""
     device = next(tower.parameters()).device
     tokens_T, lengths_B = torch.zeros(length, dtype=torch.int64, device=device), torch.full((1,), length, device=device)
     with FlopCounterMode(display=False) as counter:

@@ -1,8 +1,8 @@
-"""Pretrained text encoders as text towers. For models, this file alone imports transformers.
+"""Pretrained text encoders as text towers. In `clipx.models` only this file imports transformers.
 
-An encoder runs packed, as one row of all tokens with positions that start again at every text, where it lets our
-attention in and then gives what it gives for padded rows; this is tried when the tower is built. Else texts are padded
-to the batch's longest.
+An encoder runs packed if it accepts our attention and then gives the same result as for padded rows, which is tried
+when the tower is built. Packed means one row of all tokens, with positions that start again at every text. Any other
+encoder gets texts that are padded to the longest one of the batch.
 
 Shape suffixes: B texts, L positions, T tokens of all texts, H heads, K channels of a head, C channels, D embedding.
 """
@@ -21,22 +21,22 @@ from clipx.models.packing import Packing, as_rows, attend, pack, take
 Pool = Literal["cls", "mean", "last"]
 
 PACKED = "clipx_packed"
-"""Under this name transformers knows our attention."""
+"""The name of our attention in transformers."""
 
 log = logging.getLogger(__name__)
 
 
 class HuggingFaceTextTower(nn.Module):
-    """A transformers encoder, pooled, and projected without bias.
+    """A transformers encoder, a pooling of its hidden states, and a projection without bias.
 
     Args:
-        encoder: maps input_ids to an output with `last_hidden_state`; packed, it has PACKED for its attention.
-        hidden_size: its channels C.
-        pool: "cls" the first hidden state, "mean" the mean of the real ones, "last" the last real one.
-        pad_token_id: id that its padding bears (some encoders count positions by it).
+        encoder: maps input_ids to an output with `last_hidden_state`; to run packed, its attention must be PACKED.
+        hidden_size: the encoder's channels C.
+        pool: "cls" takes the first hidden state, "mean" the mean over a text's tokens, "last" that of the last token.
+        pad_token_id: the id of padding (some encoders compute positions from it).
         embed_dim: D of the shared space.
-        context_length: most tokens of a text.
-        first_position: packed, the position that a text's first token has; none: padded.
+        context_length: maximum number of tokens of a text.
+        first_position: the position of a text's first token in a packed row; None means that texts are padded.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class HuggingFaceTextTower(nn.Module):
         nn.init.normal_(self.projection.weight, std=hidden_size**-0.5)
 
     def forward(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
-        """As `TextTower.forward`."""
+        """Embeds B texts: for arguments and result see `TextTower.forward`."""
         assert max_length <= self.context_length, f"max_length={max_length} above {self.context_length}"
         packing = pack(lengths_B, num_tokens=tokens_T.shape[0], max_length=max_length)
         if self.first_position is None:
             x_TC = _encode_padded(self.encoder, tokens_T, packing, pad_token_id=self.pad_token_id)
         else:
             x_TC = _encode_packed(self.encoder, tokens_T, packing, first_position=self.first_position)
-        return self.projection(self._pooled(x_TC, packing))
+        return self.projection(self._pool(x_TC, packing))
 
-    def _pooled(self, x_TC: Tensor, packing: Packing) -> Tensor:
+    def _pool(self, x_TC: Tensor, packing: Packing) -> Tensor:
         match self.pool:
             case "cls":
                 return take(x_TC, packing.start_B)
@@ -83,14 +83,14 @@ class HuggingFaceTextTower(nn.Module):
 
 
 def _encode_padded(encoder: nn.Module, tokens_T: Tensor, packing: Packing, *, pad_token_id: int) -> Tensor:
-    """Hidden states (T, C) of texts that the encoder sees as rows (B, L)."""
+    """Hidden states (T, C) of texts that the encoder gets as padded rows (B, L)."""
     (tokens_BL,), (filled_BL,) = as_rows(tokens_T, packing), packing.filled
     output = encoder(input_ids=tokens_BL.masked_fill(~filled_BL, pad_token_id), attention_mask=filled_BL.long())
     return take(output.last_hidden_state.flatten(0, 1), packing.place_T)
 
 
 def _encode_packed(encoder: nn.Module, tokens_T: Tensor, packing: Packing, *, first_position: int) -> Tensor:
-    """Hidden states (T, C) of texts that the encoder sees as one row (1, T)."""
+    """Hidden states (T, C) of texts that the encoder gets as one row (1, T)."""
     position_1T = (packing.position_T + first_position)[None]
     output = encoder(input_ids=tokens_T[None], position_ids=position_1T, packing=packing)
     return output.last_hidden_state[0]
@@ -108,9 +108,10 @@ def _attention(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Our attention as transformers calls it: (1, H, T, K) in, (1, T, H, K) out; with fewer heads in key and value.
+    """Our attention with the interface of transformers: (1, H, T, K) to (1, T, H, K).
 
-    Windows are left out: the encoder is accepted only if its longest text fits into them.
+    Key and value may have fewer heads. Attention windows are ignored: an encoder is accepted only if its longest text
+    fits into them.
     """
     foreign = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if foreign:
@@ -124,7 +125,7 @@ def _attention(
 
 
 def build_huggingface_tower(config: HuggingFaceTextConfig, *, vocab_size: int, embed_dim: int) -> HuggingFaceTextTower:
-    """As `build_text_tower`."""
+    """Builds the text tower from its config, on the CPU: see `build_text_tower` for arguments and errors."""
     encoder = _load_encoder(config)
     shape = encoder.config
     embedding = encoder.get_input_embeddings()
@@ -133,11 +134,11 @@ def build_huggingface_tower(config: HuggingFaceTextConfig, *, vocab_size: int, e
             f"model.text.name={config.name} embeds {embedding.num_embeddings} tokens, the tokenizer has {vocab_size}; "
             f"set model.text.tokenizer to the model's own"
         )
-    most = getattr(shape, "max_position_embeddings", None) or config.context_length
-    if config.context_length > most:
+    longest = getattr(shape, "max_position_embeddings", None) or config.context_length
+    if config.context_length > longest:
         raise InputError(
-            f"model.text.context_length={config.context_length} is above the {most} positions of {config.name}; "
-            f"set at most {most}"
+            f"model.text.context_length={config.context_length} is above the {longest} positions of {config.name}; "
+            f"set at most {longest}"
         )
     pad_token_id = shape.pad_token_id if shape.pad_token_id is not None else 0
     return HuggingFaceTextTower(
@@ -153,13 +154,14 @@ def build_huggingface_tower(config: HuggingFaceTextConfig, *, vocab_size: int, e
 
 @torch.no_grad()
 def _make_packed(encoder: Any, *, pad_token_id: int, context_length: int) -> int | None:
-    """Gives the encoder our attention if it then computes the same, and leaves it as it was otherwise.
+    """Gives the encoder our attention if its results stay the same, and changes nothing otherwise.
 
-    Compared are hidden states in float64, of texts up to the longest allowed and of more tokens in all than the encoder
-    has learned positions: an attention that leaks between texts, a window, or a limit on a row's length shows.
+    It compares hidden states in float64. The texts are up to the longest allowed, and together have more tokens than
+    the encoder has learned positions. This detects attention between texts, a window, and a limit on the length of a
+    row.
 
     Returns:
-        The position of a text's first token; none where the encoder does not pack.
+        The position of a text's first token; None if the encoder cannot run packed.
     """
     from transformers import AttentionInterface
 
@@ -169,14 +171,14 @@ def _make_packed(encoder: Any, *, pad_token_id: int, context_length: int) -> int
     reason = "its hidden states differ"
     encoder.double().eval()
     try:
-        wanted_TC = _encode_padded(encoder, tokens_T, packing, pad_token_id=pad_token_id)
+        expected_TC = _encode_padded(encoder, tokens_T, packing, pad_token_id=pad_token_id)
         encoder.set_attn_implementation(PACKED)
-        for first_position in (0, pad_token_id + 1):  # RoBERTa and its kin count from there
-            found_TC = _encode_packed(encoder, tokens_T, packing, first_position=first_position)
-            # Some norms and rotations are float32 inside; a leak is larger by orders of magnitude.
-            if (found_TC - wanted_TC).abs().max() <= 1e-5 * wanted_TC.abs().max():
+        for first_position in (0, pad_token_id + 1):  # RoBERTa and similar encoders start there
+            result_TC = _encode_packed(encoder, tokens_T, packing, first_position=first_position)
+            # Some norms and rotations compute in float32; attention between texts differs by orders of magnitude more.
+            if (result_TC - expected_TC).abs().max() <= 1e-5 * expected_TC.abs().max():
                 return first_position
-    except Exception as error:  # whatever an encoder raises that takes no positions, or has an attention of its own
+    except Exception as error:  # an encoder without positions, or with its own attention, may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
         encoder.float().train(training)
@@ -186,10 +188,10 @@ def _make_packed(encoder: Any, *, pad_token_id: int, context_length: int) -> int
 
 
 def _probe(encoder: Any, *, pad_token_id: int, context_length: int) -> tuple[Tensor, Packing]:
-    """Texts to try an encoder with: tokens of its whole vocabulary but padding."""
+    """Texts to try an encoder with: tokens from its whole vocabulary, except padding."""
     lengths_B = torch.tensor([context_length, 1, context_length // 2 + 1] * 2)
     positions = getattr(encoder.config, "max_position_embeddings", None) or 0
-    if positions <= 1024:  # more than that are computed, not learned
+    if positions <= 1024:  # larger numbers mean computed positions, not learned ones
         lengths_B = lengths_B.repeat(positions // int(lengths_B.sum()) + 1)
     num_tokens = int(lengths_B.sum())
     tokens_T = torch.arange(num_tokens) * 7919 % (encoder.get_input_embeddings().num_embeddings - 1)  # a large prime
@@ -198,7 +200,7 @@ def _probe(encoder: Any, *, pad_token_id: int, context_length: int) -> tuple[Ten
 
 
 def _load_encoder(config: HuggingFaceTextConfig) -> Any:
-    """transformers' encoder in float32, without dropout and without layers that the tower does not use."""
+    """Loads the encoder in float32, without dropout and without layers that the tower does not use."""
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -208,7 +210,7 @@ def _load_encoder(config: HuggingFaceTextConfig) -> Any:
         for name, value in shape.to_dict().items():
             if "drop" in name and isinstance(value, float):
                 setattr(shape, name, 0.0)
-        shape.use_cache = False  # keys and values of decoders, kept for a next token that never comes
+        shape.use_cache = False  # a decoder would keep keys and values for a next token that never comes
         if config.pretrained:
             model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32)
         else:

@@ -7,11 +7,11 @@ from torch import nn
 
 
 def initialise_blocks(blocks: Iterable[Any]) -> None:
-    """Initialises a stack of pre-LN blocks (`attn.qkv`, `attn.proj`, `mlp.fc1`, `mlp.fc2`) as OpenAI's CLIP code does.
+    """Initialises a stack of pre-LN blocks (`attn.qkv`, `attn.proj`, `mlp.fc1`, `mlp.fc2`) like OpenAI's CLIP code.
 
-    Normal, for C channels and N blocks, with standard deviation C^-0.5 for queries, keys and values, (2C)^-0.5 for the
-    first feed-forward layer, and (2 C N)^-0.5 for the two layers that write into the residual stream, whose variance
-    then does not grow with depth. Biases 0.
+    Weights are normal. With C channels and N blocks the standard deviation is C^-0.5 for queries, keys and values,
+    (2C)^-0.5 for the first feed-forward layer, and (2 C N)^-0.5 for the two layers that write into the residual stream,
+    so that its variance does not grow with depth. Biases are 0.
     """
     stack = list(blocks)
     for block in stack:

@@ -1,7 +1,7 @@
-"""Names of weights in transformers' `CLIPModel` and in open_clip's `CLIP`, both ways.
+"""Translates names of weights to those of transformers' `CLIPModel` and of open_clip's `CLIP`, and back.
 
-A rule says how one of our parameters is called elsewhere: `*` stands for one part of a dotted name (block number,
-weight or bias). Both towers name their blocks alike, so each library's list is short.
+A rule has the name of one of our parameters and its name in the other library; `*` matches one part of a dotted name
+(block number, weight or bias). Both our towers use the same names in their blocks, so the lists of rules are short.
 """
 
 import re
@@ -20,22 +20,22 @@ def _as_is(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """Our parameter `ours` is `theirs` (end to end along the first dimension where there are several)."""
+    """Our parameter `ours` is `theirs`; several of theirs are concatenated along the first dimension."""
 
     ours: str
     theirs: tuple[str, ...]
-    there: Callable[[Tensor], Tensor] = _as_is
-    """From our shape to theirs."""
-    back: Callable[[Tensor], Tensor] = _as_is
-    """From their shape to ours."""
+    to_theirs: Callable[[Tensor], Tensor] = _as_is
+    """Converts our shape to theirs."""
+    to_ours: Callable[[Tensor], Tensor] = _as_is
+    """Converts their shape to ours."""
 
 
 class KeyMap:
-    """A clipx model's weights under another library's names and shapes, and back.
+    """Converts names and shapes between a clipx model's weights and those of another library.
 
     Args:
-        library: for messages.
-        rules: one for every kind of parameter that the library's CLIP has.
+        library: name of the library, for messages.
+        rules: one for every kind of parameter of the library's CLIP.
     """
 
     def __init__(self, library: str, rules: tuple[Rule, ...]) -> None:
@@ -43,17 +43,17 @@ class KeyMap:
         self._rules = rules
 
     def to_theirs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Contiguous copies under the library's names.
+        """Contiguous copies of our weights under the library's names.
 
         Raises:
-            InputError: the library has no place for a parameter.
+            InputError: the library's CLIP does not have one of the parameters.
         """
         theirs: dict[str, Tensor] = {}
         for name, tensor in weights.items():
             for rule in self._rules:
                 if (parts := _match(rule.ours, name)) is not None:
-                    whole = rule.there(tensor)
-                    pieces = whole.chunk(len(rule.theirs)) if len(rule.theirs) > 1 else (whole,)
+                    converted = rule.to_theirs(tensor)
+                    pieces = converted.chunk(len(rule.theirs)) if len(rule.theirs) > 1 else (converted,)
                     names = (_fill(pattern, parts) for pattern in rule.theirs)
                     theirs |= {new: piece.contiguous().clone() for new, piece in zip(names, pieces, strict=True)}
                     break
@@ -62,21 +62,21 @@ class KeyMap:
         return theirs
 
     def to_ours(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The library's weights under our names; whatever is no weight of its CLIP is left out."""
+        """The library's weights under our names, without entries that are not weights of its CLIP."""
         ours: dict[str, Tensor] = {}
         for name in weights:
             for rule in self._rules:
                 if (parts := _match(rule.theirs[0], name)) is not None:
                     pieces = [weights[_fill(pattern, parts)] for pattern in rule.theirs]
                     joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-                    ours[_fill(rule.ours, parts)] = rule.back(joined)
+                    ours[_fill(rule.ours, parts)] = rule.to_ours(joined)
         return ours
 
 
 def _match(pattern: str, name: str) -> list[str] | None:
-    """What the stars of the pattern stand for in `name`, or None if it does not fit."""
-    found = re.fullmatch(re.escape(pattern).replace(r"\*", r"([^.]+)"), name)
-    return None if found is None else list(found.groups())
+    """The parts of `name` that the stars of the pattern match; None if the pattern does not match."""
+    match = re.fullmatch(re.escape(pattern).replace(r"\*", r"([^.]+)"), name)
+    return None if match is None else list(match.groups())
 
 
 def _fill(pattern: str, parts: list[str]) -> str:
@@ -85,18 +85,20 @@ def _fill(pattern: str, parts: list[str]) -> str:
 
 
 def _scalar(ours: str, theirs: str) -> Rule:
-    return Rule(ours, (theirs,), there=lambda x: x.reshape(()), back=lambda x: x.reshape(1))
+    return Rule(ours, (theirs,), to_theirs=lambda x: x.reshape(()), to_ours=lambda x: x.reshape(1))
 
 
 def _transposed(ours: str, theirs: str) -> Rule:
-    return Rule(ours, (theirs,), there=lambda x: x.T, back=lambda x: x.T)
+    return Rule(ours, (theirs,), to_theirs=lambda x: x.T, to_ours=lambda x: x.T)
 
 
 def _trunk_embeddings(class_token: str, positions: str) -> tuple[Rule, Rule]:
-    """timm keeps a batch dimension on both, and a token dimension on the class token."""
+    """Rules that remove timm's batch dimension from both, and its token dimension from the class token."""
     return (
-        Rule("image_tower.trunk.cls_token", (class_token,), there=lambda x: x[0, 0], back=lambda x: x[None, None]),
-        Rule("image_tower.trunk.pos_embed", (positions,), there=lambda x: x[0], back=lambda x: x[None]),
+        Rule(
+            "image_tower.trunk.cls_token", (class_token,), to_theirs=lambda x: x[0, 0], to_ours=lambda x: x[None, None]
+        ),
+        Rule("image_tower.trunk.pos_embed", (positions,), to_theirs=lambda x: x[0], to_ours=lambda x: x[None]),
     )
 
 
@@ -131,7 +133,7 @@ HUGGINGFACE = KeyMap(
             "vision_model.embeddings.class_embedding", "vision_model.embeddings.position_embedding.weight"
         ),
         Rule("image_tower.trunk.patch_embed.proj.weight", ("vision_model.embeddings.patch_embedding.weight",)),
-        Rule("image_tower.trunk.norm_pre.*", ("vision_model.pre_layrnorm.*",)),  # their spelling
+        Rule("image_tower.trunk.norm_pre.*", ("vision_model.pre_layrnorm.*",)),  # spelled like this in transformers
         *_huggingface_blocks("image_tower.trunk.blocks", "vision_model.encoder.layers"),
         Rule("image_tower.trunk.norm.*", ("vision_model.post_layernorm.*",)),
         Rule("image_tower.projection.weight", ("visual_projection.weight",)),

@@ -1,4 +1,4 @@
-"""Runs a module without arithmetic: what it computes with, and whether it takes an input, at no cost."""
+"""Runs a module on the meta device, without arithmetic: to count its FLOPs, or to see if it accepts an input."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -11,11 +11,11 @@ from torch.func import functional_call
 
 @torch.no_grad()
 def run_on_meta(module: nn.Module, *args: Tensor) -> Any:
-    """The module's output for tensors on the meta device; its own parameters and buffers stay as they are.
+    """The module's output for tensors on the meta device; its parameters and buffers do not change.
 
     Args:
-        module: not yet spread over ranks.
-        args: tensors on the meta device; at least two samples, since batch statistics in training need that.
+        module: not yet distributed over ranks.
+        args: tensors on the meta device with at least two samples, which batch statistics in training need.
     """
-    own: Iterator[tuple[str, Tensor]] = chain(module.named_parameters(), module.named_buffers())
-    return functional_call(module, {name: tensor.to("meta") for name, tensor in own}, args)
+    tensors: Iterator[tuple[str, Tensor]] = chain(module.named_parameters(), module.named_buffers())
+    return functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, args)

@@ -1,11 +1,12 @@
-"""Packed texts: where each token of a flat array stands, and attention that stays within each text.
+"""Packed texts: the positions of the tokens of a flat array, and attention within each text.
 
-Only real tokens go through a tower's linear layers; attention alone needs to know which tokens belong together. In half
-precision on CUDA a varlen kernel reads the flat array as it is; elsewhere texts are laid out as rows for it, and what
-comes out is taken back. Both are exact: a token sees the same tokens as in a padded batch.
+A tower's linear layers get real tokens only, in a flat array of all texts; only attention needs to know which tokens
+belong to the same text. In half precision on CUDA a varlen kernel reads the flat array directly. Elsewhere attention
+gets padded rows, and its result is copied back. Both are exact: a token attends to the same tokens as in a padded
+batch.
 
 Shape suffixes: B texts, R the first of them, L positions, N places in rows, T tokens of all texts, H heads, K channels
-of a head, C channels. A group is a number of texts that follow each other and are laid out to one length.
+of a head, C channels. A group is a set of consecutive texts whose rows have the same length.
 """
 
 from collections.abc import Sequence
@@ -19,38 +20,39 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 _KERNEL = SDPBackend.FLASH_ATTENTION
-"""Not cuDNN, which torch 2.15 would rather take on Hopper: its plans are made for fixed shapes, packed texts have new
-ones in every batch, it costs the host more, and before 9.25 empty texts become NaN (NVIDIA/cudnn-frontend #943)."""
+"""Flash attention, and not cuDNN, which torch 2.15 prefers on Hopper: cuDNN makes plans for fixed shapes, but packed
+texts have new shapes in every batch; it takes more time on the host; and before 9.25 it gives NaN for empty texts
+(NVIDIA/cudnn-frontend #943)."""
 
 
 class Packing(NamedTuple):
-    """Where the T tokens of B flat texts stand; a tuple, so that FSDP2 and torch.compile look into it."""
+    """Positions of the T tokens of B flat texts. A tuple, because FSDP2 and torch.compile look into tuples."""
 
     start_B: Tensor
-    """int64 (B,), the place of each text's first token in the flat array."""
+    """int64 (B,), the index of each text's first token in the flat array."""
     last_B: Tensor
-    """int64 (B,), that of its last token."""
+    """int64 (B,), the index of each text's last token."""
     bounds: Tensor
-    """int32 (B + 1,), 0 and the running sum of lengths: what varlen kernels read."""
+    """int32 (B + 1,), 0 and the running sum of lengths: the input of varlen kernels."""
     position_T: Tensor
-    """int64 (T,), each token's position in its text."""
+    """int64 (T,), the position of each token in its text."""
     place_T: Tensor
-    """int64 (T,), its place among the N places of rows, all different."""
+    """int64 (T,), the place of each token among the N places of the rows; all different."""
     source_N: Tensor
-    """int64 (N,), which token fills a place; past a text's end some token of another."""
+    """int64 (N,), the index of the token in each place; after a text's end a token of another text."""
     filled: tuple[Tensor, ...]
-    """For each group bool (B, L) of its own, whether a place belongs to the text."""
+    """One bool (B, L) per group, with the group's B and L: whether a place belongs to the text."""
 
 
 def pack(lengths_B: Tensor, *, num_tokens: int, max_length: int, groups: Sequence[int] = ()) -> Packing:
-    """Computes where tokens stand, on the lengths' device, without the host waiting for it.
+    """Computes the positions of the tokens on the lengths' device; the host does not wait for it.
 
     Args:
         lengths_B: int64 (B,), 0 to `max_length` each.
-        num_tokens: their sum T, known on the host.
+        num_tokens: the sum T of the lengths, known on the host.
         max_length: L.
-        groups: texts of each group, B in all, whose length is that of its longest text (the host reads it, so for the
-            CPU only); none: one group of length L.
+        groups: number of texts of each group, B in total. The rows of a group have the length of its longest text,
+            which the host reads, so groups are for the CPU only. Empty means one group of length L.
     """
     device = lengths_B.device
     end_B = lengths_B.cumsum(0)
@@ -58,10 +60,12 @@ def pack(lengths_B: Tensor, *, num_tokens: int, max_length: int, groups: Sequenc
     parts = lengths_B.split(list(groups)) if groups else (lengths_B,)
     positions = [torch.arange(int(part.max()) if groups else max_length, device=device) for part in parts]
     sources = [
-        start[:, None] + where
-        for start, where in zip(start_B.split([len(part) for part in parts]), positions, strict=True)
+        start[:, None] + position
+        for start, position in zip(start_B.split([len(part) for part in parts]), positions, strict=True)
     ]
-    widths_B = torch.cat([torch.full_like(part, len(where)) for part, where in zip(parts, positions, strict=True)])
+    widths_B = torch.cat(
+        [torch.full_like(part, len(position)) for part, position in zip(parts, positions, strict=True)]
+    )
     text_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B, output_size=num_tokens)
     position_T = torch.arange(num_tokens, device=device) - start_B[text_T]
     return Packing(
@@ -71,52 +75,52 @@ def pack(lengths_B: Tensor, *, num_tokens: int, max_length: int, groups: Sequenc
         position_T=position_T,
         place_T=(widths_B.cumsum(0) - widths_B)[text_T] + position_T,
         source_N=torch.cat([source.flatten() for source in sources]).clamp_(max=num_tokens - 1),
-        filled=tuple(where < part[:, None] for part, where in zip(parts, positions, strict=True)),
+        filled=tuple(position < part[:, None] for part, position in zip(parts, positions, strict=True)),
     )
 
 
 def group_by_length(tokens_T: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor, list[int], Tensor]:
-    """Puts texts of like length (1 to 16, 17 to 32, ...) side by side, so that rows need little padding; for the CPU.
+    """Sorts texts into groups of similar length (1 to 16, 17 to 32, ...), to save padding; for the CPU.
 
     Returns:
-        The tokens and lengths in their new order, the texts of each group for `pack`, and int64 (B,), where each text
-        now stands.
+        The tokens and lengths in their new order, the number of texts of each group for `pack`, and int64 (B,), the new
+        index of each text.
     """
     kind_B = (lengths_B + 15) // 16
     order_B = kind_B.argsort(stable=True)
     sorted_B = lengths_B[order_B]
     shift_B = (lengths_B.cumsum(0) - lengths_B)[order_B] - (sorted_B.cumsum(0) - sorted_B)
     source_T = torch.arange(len(tokens_T)) + shift_B.repeat_interleave(sorted_B)
-    groups = [number for number in kind_B.bincount().tolist() if number]
+    groups = [num_texts for num_texts in kind_B.bincount().tolist() if num_texts]
     return tokens_T[source_T], sorted_B, groups, order_B.argsort()
 
 
-def pad_to_bucket(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, most: int) -> tuple[Tensor, Tensor, int]:
-    """Adds texts of tokens 0 behind the real ones, so that shapes take few values and one compilation serves many.
+def pad_to_bucket(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, limit: int) -> tuple[Tensor, Tensor, int]:
+    """Adds texts of tokens 0 after the real ones, so that there are few different shapes to compile for.
 
-    T grows to the next of 16 sizes per octave and `max_length` to a multiple of 16. The added tokens, T / 16 at most,
-    stand in B / 16 texts, some empty: how many there are depends on B alone. No real text attends to them and nobody
-    reads them, so no result and no gradient changes.
+    T grows to the next of 16 sizes per octave, and `max_length` to a multiple of 16. The added tokens, at most T / 16,
+    are in B / 16 texts, some of them empty: the number of texts depends only on B. No real text attends to the added
+    ones, and their results are not used, so no result and no gradient changes.
 
     Args:
         tokens_T: int64 (T,).
         lengths_B: int64 (B,).
         max_length: at least the longest text.
-        most: what it may grow to at most.
+        limit: the maximum for the new `max_length`.
 
     Returns:
-        The three, padded.
+        Tokens, lengths and `max_length`, padded.
     """
     num_tokens, num_texts = tokens_T.shape[0], lengths_B.shape[0]
     padding = -num_tokens % max(1, 2 ** (num_tokens.bit_length() - 5))
-    max_length = min(most, -(-max_length // 16) * 16)
+    max_length = min(limit, -(-max_length // 16) * 16)
     before = max_length * torch.arange(-(-num_texts // 16), device=lengths_B.device)
     added = (padding - before).clamp_(0, max_length)
     return functional.pad(tokens_T, (0, padding)), torch.cat((lengths_B, added)), max_length
 
 
 class _Take(Function):
-    """Rows of x, each at most once: so the gradient is copied where torch's own backward adds, which is slower."""
+    """x[index] without repeated indices: its gradient is a copy; torch's own backward pass adds, which is slower."""
 
     @staticmethod
     def forward(x: Tensor, index: Tensor) -> Tensor:
@@ -131,12 +135,12 @@ class _Take(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        whole = gradient.new_zeros((ctx.num_rows, *gradient.shape[1:]))
-        return whole.index_copy_(0, index, gradient), None
+        full = gradient.new_zeros((ctx.num_rows, *gradient.shape[1:]))
+        return full.index_copy_(0, index, gradient), None
 
 
 class _Spread(Function):
-    """x[source_N]; the gradient is taken from `place_T` alone: no other place may have any."""
+    """x[source_N]; the backward pass reads gradients at `place_T` only: other places must not have any."""
 
     @staticmethod
     def forward(x_TC: Tensor, source_N: Tensor, place_T: Tensor) -> Tensor:
@@ -153,16 +157,16 @@ class _Spread(Function):
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] along the first dimension, for an index that names no row twice."""
+    """x[index] along the first dimension, for an index without repetitions."""
     taken: Tensor = _Take.apply(x, index)
     return taken
 
 
 def as_rows(x_TC: Tensor, packing: Packing) -> list[Tensor]:
-    """Lays (T, ...) out as (B, L, ...), one tensor a group.
+    """Copies (T, ...) into padded rows (B, L, ...), one tensor per group.
 
-    Past a text's end stand tokens of another, so that nothing is written twice. The caller must not let them into its
-    result (by a causal mask, or `filled`): their gradient is left out.
+    After a text's end a row has tokens of another text, which saves a second write. The caller must mask them, by a
+    causal mask or by `filled`: their gradient is dropped.
     """
     rows_N: Tensor = _Spread.apply(x_TC, packing.source_N, packing.place_T)
     parts = rows_N.split([filled.numel() for filled in packing.filled]) if len(packing.filled) > 1 else (rows_N,)
@@ -172,15 +176,15 @@ def as_rows(x_TC: Tensor, packing: Packing) -> list[Tensor]:
 def attend(
     q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing, *, causal: bool, scale: float | None = None
 ) -> Tensor:
-    """Attention of every token to its own text, or where `causal` to what stands before it there.
+    """Attention of every token to the tokens of its own text.
 
     Args:
-        q_THK: (T, H, K); channels next to each other, the other strides are free.
-        k_THK: as q.
-        v_THK: as q.
-        packing: of these T tokens.
-        causal: whether a token sees no later one.
-        scale: of q·k; none: K^-0.5.
+        q_THK: queries (T, H, K); channels must be contiguous, other strides are free.
+        k_THK: keys, same shape.
+        v_THK: values, same shape.
+        packing: positions of the T tokens.
+        causal: whether a token attends only to itself and to earlier tokens of its text.
+        scale: the factor on q·k; None means K^-0.5.
 
     Returns:
         (T, H, K).
@@ -209,13 +213,13 @@ def attend(
 
 
 def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
-    """Attention of one query for each of the first R texts to all of its text: (R, H, K)."""
-    number = q_RHK.shape[0]
+    """Attention of one query per text, for the first R texts, to all tokens of the text: (R, H, K)."""
+    num_queries = q_RHK.shape[0]
     if _varlen_takes(q_RHK):
-        each = torch.arange(number + 1, device=q_RHK.device, dtype=torch.int32)
+        query_bounds = torch.arange(num_queries + 1, device=q_RHK.device, dtype=torch.int32)
         longest = packing.filled[0].shape[1]
         with sdpa_kernel(_KERNEL):
-            mixed = varlen_attn(q_RHK, k_THK, v_THK, each, packing.bounds[: number + 1], 1, longest)
+            mixed = varlen_attn(q_RHK, k_THK, v_THK, query_bounds, packing.bounds[: num_queries + 1], 1, longest)
         assert isinstance(mixed, Tensor)
         return mixed
     mixed_R: list[Tensor] = []
@@ -235,7 +239,7 @@ def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -
 
 
 def _varlen_takes(q: Tensor) -> bool:
-    """Whether torch's varlen kernel (flash attention) takes such queries as they are."""
+    """Whether torch's varlen kernel (flash attention) supports queries of this device, dtype and size."""
     return (
         q.is_cuda
         and q.dtype in (torch.bfloat16, torch.float16)

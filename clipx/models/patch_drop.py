@@ -1,8 +1,8 @@
 """Patch dropout (FLIP, arXiv 2212.00794, section 3): in training, each image keeps a random share of its patches.
 
-Which patches stay is a function of one key per image, and the key a function of (seed, global batch, slot): the same
-patches for every number of ranks and micro-batches, and again when the gradient cache repeats a forward pass. No
-generator state is read or written.
+The kept patches are a function of one key per image, and the key is a function of (seed, global batch, slot). So they
+do not depend on the number of ranks and micro-batches, and are the same when the gradient cache repeats a forward pass.
+No generator state is read or written.
 
 Shape suffixes: B images, P patches, K patches kept.
 """
@@ -21,20 +21,20 @@ def patch_keys(seed: int, batch_index: int, slot_B: Tensor) -> Tensor:
 
 
 def num_kept(num_patches: int, rate: float) -> int:
-    """How many of an image's patches stay: `round(P * (1 - rate))`, at least one."""
+    """Number of patches of an image that are kept: `round(P * (1 - rate))`, at least one."""
     return max(1, round(num_patches * (1 - rate)))
 
 
 def kept_patches(keys_B: Tensor, *, num_patches: int, rate: float) -> Tensor:
-    """Which patches of each image stay.
+    """Draws the patches of each image that are kept.
 
     Args:
         keys_B: int64 (B,), from `patch_keys`.
         num_patches: P.
-        rate: share of patches left out, in [0, 1).
+        rate: fraction of the patches that is dropped, in [0, 1).
 
     Returns:
-        int64 (B, K), K = `num_kept(P, rate)` different numbers from 0 to P - 1 per row, in no order.
+        int64 (B, K): per row K = `num_kept(P, rate)` different indices from 0 to P - 1, not sorted.
     """
     place_P = torch.arange(num_patches, device=keys_B.device)
     order_BP = counter_random.fold(keys_B[:, None], place_P).argsort(dim=1)

@@ -1,9 +1,10 @@
-"""Text towers: flat token ids with lengths in, one unnormalised embedding per text out.
+"""Text towers: from flat token ids with lengths to one unnormalised embedding per text.
 
 `TextTower` is CLIP's text Transformer (arXiv 2103.00020, section 2.4): pre-LN, causal, learned positions, pooled at the
-end token. It runs packed: its linear layers see real tokens only, and the last block little more than the end tokens.
+end token. It runs packed: its linear layers get real tokens only, and the last block computes little more than the end
+tokens.
 
-Shape suffixes: B texts, T tokens of all texts, R tokens that a block gives back, H heads, K channels of a head,
+Shape suffixes: B texts, T tokens of all texts, R tokens that a block returns, H heads, K channels of a head,
 C channels, D embedding.
 """
 
@@ -21,7 +22,7 @@ from clipx.models.packing import Packing, attend, attend_once, group_by_length, 
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), the approximation that OpenAI's CLIP weights were trained with (arXiv 1606.08415, sec. 2)."""
+    """x sigmoid(1.702 x), the approximation of GELU in OpenAI's CLIP weights (arXiv 1606.08415, section 2)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -29,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "
 
 
 class Attention(nn.Module):
-    """Causal self-attention with one fused projection for queries, keys and values, in this order."""
+    """Causal self-attention with one fused projection to queries, keys and values, in this order."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_TC: Tensor, packing: Packing, rows_R: Tensor | None = None) -> Tensor:
-        """Maps (T, C) to (T, C), or to (R, C) for the last tokens of the first R texts alone."""
+        """Maps (T, C) to (T, C), or to (R, C): only the rows `rows_R`, the last tokens of the first R texts."""
         q_THK, k_THK, v_THK = self.qkv(x_TC).unflatten(-1, (3, self.heads, -1)).unbind(1)
         if rows_R is None:
             mixed_RHK = attend(q_THK, k_THK, v_THK, packing, causal=True)
@@ -62,7 +63,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LN residual block; its parameters bear the names of timm's ViT blocks, so that one key map serves both."""
+    """Pre-LN residual block; its parameters have the names of timm's ViT blocks, so that one key map fits both."""
 
     def __init__(self, width: int, *, heads: int, hidden: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -76,11 +77,11 @@ class Block(nn.Module):
 
         Args:
             x_TC: (T, C).
-            packing: of the T tokens.
-            last_R: int64 (R,), the last tokens of the first R texts, where nothing else is wanted.
+            packing: positions of the T tokens.
+            last_R: int64 (R,), the last tokens of the first R texts, if only their results are needed.
 
         Returns:
-            (T, C), or (R, C): exactly those rows of it, without the work for the others.
+            (T, C); with `last_R` (R, C), the same rows without the work for the others.
         """
         x_RC = x_TC if last_R is None else take(x_TC, last_R)
         x_RC = x_RC + self.attn(self.norm1(x_TC), packing, last_R)
@@ -88,21 +89,21 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text Transformer with a bias-free projection; a text's result is that of its last token.
+    """CLIP's text Transformer with a projection without bias; it returns the result at each text's last token.
 
     Args:
         vocab_size: rows of the token embedding.
-        context_length: most tokens of a text.
+        context_length: maximum number of tokens of a text.
         width: channels C.
         layers: blocks.
         heads: attention heads; divides width.
-        mlp_ratio: hidden over outer channels of the feed-forward layers.
+        mlp_ratio: hidden channels of the feed-forward layers, divided by C.
         activation: "gelu" (exact) or "quick_gelu".
         embed_dim: D of the shared space.
     """
 
     bucketed: bool = False
-    """Whether blocks see few different shapes, at the cost of some padding: for compiled blocks (`pad_to_bucket`)."""
+    """Whether texts are padded to few different shapes (`pad_to_bucket`), for compiled blocks."""
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """CLIP's initialisation (the numbers of OpenAI's published model code); biases 0, gains 1."""
+        """CLIP's initialisation, with the constants of OpenAI's published model code; biases are 0, gains are 1."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
         initialise_blocks(self.blocks)
@@ -139,39 +140,39 @@ class TextTower(nn.Module):
 
         Args:
             tokens_T: int64 (T,), real tokens only, start and end tokens included.
-            lengths_B: int64 (B,), at least 1 each, T in all.
+            lengths_B: int64 (B,), at least 1 each; their sum is T.
             max_length: at least the longest text, at most `context_length`; known on the host.
 
         Returns:
             (B, D), not normalised.
         """
         assert max_length <= self.context_length, f"max_length={max_length} above {self.context_length}"
-        num_texts, groups, rank_B = lengths_B.shape[0], list[int](), None
+        num_texts, groups, index_B = lengths_B.shape[0], list[int](), None
         if self.bucketed:
             tokens_T, lengths_B, max_length = pad_to_bucket(
-                tokens_T, lengths_B, max_length=max_length, most=self.context_length
+                tokens_T, lengths_B, max_length=max_length, limit=self.context_length
             )
         elif tokens_T.device.type == "cpu" and not torch.compiler.is_compiling():
-            tokens_T, lengths_B, groups, rank_B = group_by_length(tokens_T, lengths_B)
+            tokens_T, lengths_B, groups, index_B = group_by_length(tokens_T, lengths_B)
         packing = pack(lengths_B, num_tokens=tokens_T.shape[0], max_length=max_length, groups=groups)
         x_TC = self.token_embedding(tokens_T) + self.position_embedding(packing.position_T)
         *first, last = self.blocks
         for block in first:
             x_TC = block(x_TC, packing)
         x_BD = self.projection(self.norm(last(x_TC, packing, packing.last_B[:num_texts])))
-        return x_BD if rank_B is None else take(x_BD, rank_B)
+        return x_BD if index_B is None else take(x_BD, index_B)
 
 
 def build_text_tower(config: TextConfig, *, vocab_size: int, embed_dim: int) -> nn.Module:
-    """The text tower that the config describes, on the CPU, from torch's current generator.
+    """Builds a text tower from its config, on the CPU, with weights from torch's current generator.
 
     Args:
-        config: which tower.
-        vocab_size: ids that the tokenizer can give, 0 to vocab_size - 1.
+        config: the config of the tower.
+        vocab_size: number of the tokenizer's ids, 0 to vocab_size - 1.
         embed_dim: D of the shared space.
 
     Raises:
-        InputError: a transformers model that cannot be loaded, is no text encoder, or is too small for the tokenizer or
+        InputError: a transformers model cannot be loaded, is not a text encoder, or is too small for the tokenizer or
             the context length.
     """
     match config:

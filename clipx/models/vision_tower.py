@@ -1,4 +1,4 @@
-"""Image tower: uint8 pixels in, one unnormalised embedding per image out. This file and `vit` alone import timm.
+"""Image tower: from uint8 pixels to one unnormalised embedding per image. Only this file and `vit` import timm.
 
 Shape suffixes: B images, H and W pixels, C channels, K patches kept, F features of the trunk, D embedding.
 """
@@ -24,9 +24,9 @@ from clipx.models.vit import is_plain_vit, num_patches, use_fast_blocks, vit_for
 
 
 class VisionTower(nn.Module):
-    """Normalises pixels on the device, runs the trunk, projects its pooled features without bias.
+    """Normalises pixels on the device, runs the trunk, and projects its pooled features without bias.
 
-    A plain ViT of timm's gets the forward pass of `vit`, which gives the same result for less work.
+    timm's plain ViT uses the forward pass of `vit`, which gives the same result for less work.
 
     Args:
         trunk: maps float (B, 3, H, W) to pooled features (B, F).
@@ -49,21 +49,21 @@ class VisionTower(nn.Module):
             use_fast_blocks(trunk)
         self.projection = nn.Linear(num_features, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=num_features**-0.5)  # CLIP, OpenAI's model code
-        # Constants of the preprocessing, in units of the uint8 values; not part of the weights.
+        # Constants of the preprocessing, in units of the uint8 values; not saved with the weights.
         self.register_buffer("mean_C", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std_C", 255 * torch.tensor(std), persistent=False)
 
     def normalize(self, pixels_C: Tensor) -> Tensor:
-        """uint8 (..., 3) to the same shape in the buffers' dtype (float32)."""
+        """Normalises uint8 (..., 3) to the same shape in the buffers' dtype (float32)."""
         return (pixels_C - self.mean_C).div_(self.std_C)
 
     def forward(self, images_BHWC: Tensor, patch_keys_B: Tensor | None = None, *, patch_drop: float = 0.0) -> Tensor:
         """Embeds B images.
 
         Args:
-            images_BHWC: uint8 (B, H, W, 3), RGB; of another size than the trunk's where `check_image_size` allows it.
-            patch_keys_B: int64 (B,), what patch dropout draws from (`patch_drop.patch_keys`).
-            patch_drop: share of patches left out, in [0, 1); above 0 for a plain ViT only, and with keys.
+            images_BHWC: uint8 (B, H, W, 3), RGB; of another size than the trunk's if `check_image_size` allows it.
+            patch_keys_B: int64 (B,), the keys from which patch dropout draws (`patch_drop.patch_keys`).
+            patch_drop: fraction of the patches that is dropped, in [0, 1); above 0 it needs a plain ViT and keys.
 
         Returns:
             (B, D), not normalised.
@@ -74,20 +74,20 @@ class VisionTower(nn.Module):
         kept_BK = None
         if patch_drop > 0:
             assert patch_keys_B is not None, "patch dropout needs the images' keys"
-            number = num_patches(self.trunk, images_BHWC.shape[1], images_BHWC.shape[2])
-            kept_BK = kept_patches(patch_keys_B, num_patches=number, rate=patch_drop)
+            grid_size = num_patches(self.trunk, images_BHWC.shape[1], images_BHWC.shape[2])
+            kept_BK = kept_patches(patch_keys_B, num_patches=grid_size, rate=patch_drop)
         return self.projection(vit_forward(self.trunk, images_BHWC, kept_BK, normalize=self.normalize))
 
 
 def build_vision_tower(config: TimmImageConfig, *, embed_dim: int) -> VisionTower:
-    """The image tower that the config describes, on the CPU, from torch's current generator.
+    """Builds an image tower from its config, on the CPU, with weights from torch's current generator.
 
-    A trunk of CLIP's shape (class token, norm before the blocks) that starts from scratch gets CLIP's initialisation;
-    every other keeps timm's.
+    A trunk of CLIP's shape (class token, norm before the blocks) without pretrained weights gets CLIP's initialisation;
+    any other trunk keeps timm's.
 
     Raises:
-        InputError: an unknown model name, options that the model does not take, a weight file that is missing or does
-            not fit, or patch dropout for a model that is no plain ViT.
+        InputError: an unknown model name, options that the model does not accept, a weight file that is missing or does
+            not fit, or patch dropout for a model that is not a plain ViT.
     """
     trunk = _create_trunk(config)
     if not config.pretrained and _has_clip_shape(trunk):
@@ -99,15 +99,15 @@ def build_vision_tower(config: TimmImageConfig, *, embed_dim: int) -> VisionTowe
 
 
 def check_patch_drop(tower: VisionTower, rate: float, *, name: str) -> None:
-    """Whether the tower can leave out a share of the patches.
+    """Checks that the tower supports patch dropout.
 
     Args:
-        tower: not yet spread over ranks.
-        rate: the share; 0 is always good.
-        name: of the config's field, for the message.
+        tower: not yet distributed over ranks.
+        rate: fraction of the patches that is dropped; 0 is always allowed.
+        name: the config's field, for the message.
 
     Raises:
-        InputError: it is no plain ViT.
+        InputError: the tower is not a plain ViT.
     """
     if rate > 0 and not tower.is_plain_vit:
         raise InputError(
@@ -117,18 +117,18 @@ def check_patch_drop(tower: VisionTower, rate: float, *, name: str) -> None:
 
 
 def check_image_size(tower: VisionTower, size: int, *, name: str) -> None:
-    """Whether the tower takes square images of a size, its own or another.
+    """Checks that the tower accepts square images of a size, which may differ from its own.
 
-    Plain ViTs resample their position embedding to the images' grid; of other models those that are convolutional take
-    any size. A trial without arithmetic tells.
+    Plain ViTs resample their position embedding to the images' grid. Of other models the convolutional ones accept any
+    size, which a run on the meta device shows.
 
     Args:
-        tower: not yet spread over ranks.
+        tower: not yet distributed over ranks.
         size: pixels of a side.
-        name: of the config's field, for the message.
+        name: the config's field, for the message.
 
     Raises:
-        InputError: patches do not fill such images, or the model takes one size only.
+        InputError: the size is not a multiple of the patches, or the model accepts only one size.
     """
     trunk: Any = tower.trunk
     if tower.is_plain_vit:
@@ -145,7 +145,7 @@ def check_image_size(tower: VisionTower, size: int, *, name: str) -> None:
         return
     try:
         run_on_meta(trunk, torch.empty(2, 3, size, size, device="meta"))
-    except Exception as error:  # models say no in ways of their own
+    except Exception as error:  # models may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{name}={size}: the image tower, a {type(trunk).__name__}, does not take it ({reason}); "
@@ -163,9 +163,9 @@ def _has_clip_shape(trunk: nn.Module) -> bool:
 
 
 def _initialise_as_clip(trunk: Any) -> None:
-    """CLIP's initialisation of a ViT: embeddings with standard deviation C^-0.5, blocks as in the text tower.
+    """CLIP's initialisation of a ViT: embeddings with standard deviation C^-0.5, blocks like in the text tower.
 
-    timm draws everything with a deviation of 0.02 and the class token with 1e-6, whatever the width.
+    timm uses a deviation of 0.02 for everything and 1e-6 for the class token, for any width.
     """
     std = trunk.embed_dim**-0.5
     for embedding in (trunk.cls_token, trunk.reg_token, trunk.pos_embed):
@@ -176,7 +176,7 @@ def _initialise_as_clip(trunk: Any) -> None:
 
 def _create_trunk(config: TimmImageConfig) -> Any:
     name = config.name.split(".")[0]
-    if ":" not in name and not timm.is_model(name):  # `hf-hub:` and `local-dir:` names are timm's to judge
+    if ":" not in name and not timm.is_model(name):  # timm checks `hf-hub:` and `local-dir:` names
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "`timm.list_models()` lists them"
         raise InputError(f"model.image.name={config.name} is no timm model; {hint}")
@@ -194,7 +194,7 @@ def _create_trunk(config: TimmImageConfig) -> Any:
             _load_weights(trunk, config.pretrained)
     except InputError:
         raise
-    except Exception as error:  # timm raises what it likes, and a weight file can be anything
+    except Exception as error:  # timm may raise anything, and a weight file may hold anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"model.image: timm cannot build {config.name} at {config.image_size} pixels with options={config.options} "
@@ -210,13 +210,14 @@ def _create_with_size(config: TimmImageConfig) -> Any:
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        return timm.create_model(config.name, **arguments)  # convolutional models take any size
+        return timm.create_model(config.name, **arguments)  # convolutional models accept any size
 
 
 def _load_weights(trunk: Any, file: str) -> None:
-    """Loads a timm weight file, adapted by timm to the trunk's size; a classifier in it is left out.
+    """Loads a timm weight file without its classifier; timm adapts it to the trunk's size.
 
-    timm loads what fits and logs what does not; a trunk that keeps random weights must not pass for a trained one.
+    timm loads the weights that fit and only logs the others, so missing weights are an error here: a trunk with random
+    weights must not be mistaken for a trained one.
     """
     missing: list[str] = []
     hook = trunk.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))

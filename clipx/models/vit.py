@@ -1,12 +1,12 @@
-"""The forward pass of timm's plain ViT: the same result from the same parameters for less work.
+"""A forward pass for timm's plain ViT: the same result from the same parameters for less work.
 
-timm's modules and parameter names stay as they are; only the way through them is ours. It begins at uint8 pixels:
+timm's modules and parameter names do not change; only the forward pass through them is ours. It starts at uint8 pixels:
 
-- A ViT's patches do not overlap, so patch embedding is one matrix product. Patches that patch dropout leaves out are
-  left out before it, and before pixels are normalised, not after.
-- Where the class token is what the trunk returns, the last block computes nothing for other tokens but their keys and
-  values: 10/12 of that block's linear work is saved.
-- The position embedding is resampled, within the graph, to the size of the images that come in.
+- A ViT's patches do not overlap, so patch embedding is one matrix product. Patch dropout removes patches before it, and
+  before pixels are normalised.
+- If the trunk returns the class token, the last block computes only keys and values for the other tokens, which saves
+  10/12 of that block's linear work.
+- The position embedding is resampled, within the graph, to the size of the input images.
 
 Shape suffixes: B images, H and W pixels, C channels (3 of pixels, else of the trunk), P patches, K patches kept,
 N tokens (prefix and patches), A heads, E channels of a head.
@@ -24,14 +24,14 @@ from torch.nn import functional
 
 
 class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no types
-    """timm's pre-LN block with a forward pass that can leave out all but the first tokens' results.
+    """timm's pre-LN block with a forward pass that can return only the results of the first tokens.
 
-    Never built: `use_fast_blocks` gives this class to blocks that timm built. Being the block's own forward pass it
-    runs under FSDP2's hooks, activation checkpointing and `block.compile()`.
+    It is never constructed: `use_fast_blocks` assigns this class to blocks that timm has built. So it is the block's
+    own forward pass, and runs under FSDP2's hooks, activation checkpointing and `block.compile()`.
     """
 
     num_results: int | None = None
-    """Tokens, from the first, whose results are computed; none: all."""
+    """Number of tokens, from the first, whose results are computed; None means all."""
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """Maps (B, N, C) to (B, `num_results` or N, C)."""
@@ -39,11 +39,11 @@ class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no type
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
     def _attend(self, x_BNC: Tensor) -> Tensor:
-        """timm's `Attention.forward`, with queries of those tokens only whose results are asked for."""
+        """timm's `Attention.forward`, with queries only for the tokens whose results are computed."""
         attention = self.attn
         heads = (attention.num_heads, attention.head_dim)
         if self.num_results is None:
-            # Unbound at a middle axis, so that the gradients of the three meet in one copy and not in two.
+            # Unbound at a middle axis: the gradients of the three are then joined by one copy instead of two.
             q, k, v = attention.qkv(x_BNC).unflatten(-1, (3, *heads)).unbind(2)
         else:
             sizes = [attention.attn_dim, 2 * attention.attn_dim]
@@ -62,14 +62,14 @@ class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no type
 
 
 def is_plain_vit(trunk: Any) -> bool:
-    """Whether `vit_forward` computes what the trunk does: it is timm's ViT, and its patch embedding is plain."""
+    """Whether `vit_forward` gives the trunk's results: it is timm's ViT, with a plain patch embedding."""
     if type(trunk) is not VisionTransformer or type(trunk.patch_embed) is not PatchEmbed:
         return False
     return trunk.in_chans == 3 and not trunk.patch_embed.dynamic_img_pad
 
 
 def use_fast_blocks(trunk: Any) -> None:
-    """Gives `Block` to those of a plain ViT's blocks whose forward pass it equals; others stay timm's."""
+    """Assigns the class `Block` to each block of a plain ViT with the same forward pass; others do not change."""
     for block in trunk.blocks:
         if _is_plain_block(block):
             block.__class__ = Block
@@ -79,7 +79,7 @@ def use_fast_blocks(trunk: Any) -> None:
 
 
 def num_patches(trunk: Any, height: int, width: int) -> int:
-    """P: the patches of an image of so many pixels."""
+    """P, the number of patches of an image with `height` x `width` pixels."""
     return (height // trunk.patch_embed.patch_size[0]) * (width // trunk.patch_embed.patch_size[1])
 
 
@@ -90,10 +90,11 @@ def vit_forward(
 
     Args:
         trunk: timm's `VisionTransformer`, for which `is_plain_vit` holds.
-        images_BHWC: uint8 (B, H, W, 3), of any size that holds a patch; pixels beyond the last whole patch are left
-            out, as a convolution leaves them.
-        kept_BK: int64 (B, K), the patches to keep of each image, rows of the grid one after the other; none: all.
-        normalize: uint8 (..., 3) to floating point of the same shape.
+        images_BHWC: uint8 (B, H, W, 3), at least one patch large; pixels after the last full patch are ignored, as a
+            convolution ignores them.
+        kept_BK: int64 (B, K), the indices of each image's kept patches, counted along the rows of the grid; None means
+            all patches.
+        normalize: maps uint8 (..., 3) to floating point of the same shape.
 
     Returns:
         (B, C).
@@ -107,7 +108,7 @@ def vit_forward(
 
 
 def fit_positions(trunk: Any, table_1NC: Tensor) -> Tensor:
-    """The position embedding of a plain ViT at another square image size, resampled to the grid of this one."""
+    """The position embedding of a plain ViT of another square image size, resampled to the grid of this one."""
     num_prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
     grid = list(trunk.patch_embed.grid_size)
     return resample_abs_pos_embed(table_1NC, new_size=grid, num_prefix_tokens=num_prefix)
@@ -117,13 +118,13 @@ def _is_plain_block(block: Any) -> bool:
     if type(block) is not vision_transformer.Block:
         return False
     attention, mlp = block.attn, block.mlp
-    # Without `fused_attn` timm was told to make graphs of elementary operations.
+    # Without `fused_attn`, timm was asked for graphs of elementary operations.
     plain_attention = type(attention) is Attention and attention.gate is None and attention.fused_attn
     return plain_attention and type(mlp) is Mlp and isinstance(mlp.fc1, nn.Linear)
 
 
 def _embed(trunk: Any, images_BHWC: Tensor, kept_BK: Tensor | None, *, normalize: Callable[[Tensor], Tensor]) -> Tensor:
-    """Pixels to tokens with positions, prefix tokens first."""
+    """Maps pixels to tokens with positions; prefix tokens come first."""
     patches_BPC, grid = _cut(images_BHWC, trunk.patch_embed.patch_size)
     if kept_BK is not None:
         patches_BPC = patches_BPC.gather(1, kept_BK[..., None].expand(-1, -1, patches_BPC.shape[2]))
@@ -139,21 +140,21 @@ def _embed(trunk: Any, images_BHWC: Tensor, kept_BK: Tensor | None, *, normalize
 
 
 def _cut(images_BHWC: Tensor, patch_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """(B, H, W, 3) to (B, P, pixels of a patch and their channels), and the rows and columns of the grid.
+    """Maps (B, H, W, 3) to (B, P, pixels of a patch x 3); also returns the rows and columns of the grid.
 
-    Pixels are moved as bytes: a quarter of what float32 would take.
+    It copies pixels as bytes, a quarter of the memory traffic of float32.
     """
     height, width = patch_size
     rows, columns = images_BHWC.shape[1] // height, images_BHWC.shape[2] // width
-    whole = images_BHWC[:, : rows * height, : columns * width]
-    patches = whole.unflatten(1, (rows, height)).unflatten(3, (columns, width)).transpose(2, 3)
+    cropped = images_BHWC[:, : rows * height, : columns * width]
+    patches = cropped.unflatten(1, (rows, height)).unflatten(3, (columns, width)).transpose(2, 3)
     return patches.flatten(3).flatten(1, 2), (rows, columns)
 
 
 def _embed_patches(patch_embed: Any, pixels_BPC: Tensor) -> Tensor:
-    """Pixels of patches, channels innermost, to tokens: the convolution's weight as a matrix."""
+    """Maps pixels of patches, channels last, to tokens, with the convolution's weight as a matrix."""
     weight = patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
-    # The cast is for FSDP2, which hands the weights over in its own dtype; elsewhere it does nothing.
+    # The cast is for FSDP2, which passes the weights in its own dtype; elsewhere it does nothing.
     return patch_embed.norm(functional.linear(pixels_BPC.to(weight.dtype), weight, patch_embed.proj.bias))
 
 
@@ -161,14 +162,14 @@ def _positions(trunk: Any, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The position embedding of prefix tokens (1, N, C) and of the grid's patches (P, C)."""
     num_prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
     prefix_1NC, patches_1PC = trunk.pos_embed.tensor_split([num_prefix], dim=1)
-    own: tuple[int, int] = tuple(trunk.patch_embed.grid_size)
-    return prefix_1NC, patches_1PC[0] if grid == own else _resampled(patches_1PC[0], own, grid)
+    table_grid: tuple[int, int] = tuple(trunk.patch_embed.grid_size)
+    return prefix_1NC, patches_1PC[0] if grid == table_grid else _resampled(patches_1PC[0], table_grid, grid)
 
 
 def _resampled(table_PC: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """A table over one grid resampled to another, as timm's `resample_abs_pos_embed` does it: bicubic, antialiased.
+    """Resamples a table from one grid to another like timm's `resample_abs_pos_embed`: bicubic, antialiased.
 
-    By matrix products, rows and columns apart, for interpolation has no deterministic gradient on CUDA.
+    It uses matrix products, one for rows and one for columns: interpolation has no deterministic gradient on CUDA.
     """
     rows, columns = (_resampling(old, new, device=table_PC.device) for old, new in zip(before, after, strict=True))
     with torch.autocast(table_PC.device.type, enabled=False):

@@ -1,1 +1,1 @@
-"""Which parameters decay, the optimizer, and the learning rate as a function of the step."""
+"""Parameter groups, optimizers, learning rate schedules, locked towers and the average of the weights."""

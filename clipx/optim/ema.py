@@ -1,59 +1,59 @@
-"""An exponential moving average of the weights, kept beside them and put in their place for evaluation."""
+"""An exponential moving average of the weights, stored beside them and swapped with them for evaluation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
+from clipx.distributed.parallelize import reshard
 from clipx.optim.sharding import local_parts
 
 
 def ema_decay(step: int, *, decay: float) -> float:
-    """Share of the average that stays at a step: min(decay, (1 + step) / (10 + step)).
+    """The decay of the average at a step: min(decay, (1 + step) / (10 + step)).
 
-    The warm-up of TensorFlow's ExponentialMovingAverage (`num_updates`): without it the random weights of the start
-    would weigh decay^step, at 0.9999 still a third after 10,000 steps.
+    This is the warm-up of TensorFlow's ExponentialMovingAverage (`num_updates`). Without it the random initial weights
+    would have the weight decay^step, which for 0.9999 is still a third after 10,000 steps.
 
     Args:
-        step: optimizer steps taken before the one whose weights are averaged in.
-        decay: reached in the end, in [0, 1).
+        step: number of optimizer steps before the one whose weights are added.
+        decay: the final decay, in [0, 1).
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 class Ema:
-    """The average of all parameters of a model, in their dtype and sharded as they are.
+    """The average of all parameters of a model, with their dtype and their sharding.
 
     Args:
-        model: bare (not DDP's wrapper), on its device, and after FSDP2 has sharded it.
-        decay: see `ema_decay`.
+        model: not wrapped by DDP, on its device, and already sharded if it uses FSDP2.
+        decay: the final decay, see `ema_decay`.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self._model = model
         self._decay = decay
-        self._average = {name: parameter.detach().clone() for name, parameter in _parameters(model).items()}
+        self._average = {name: parameter.detach().clone() for name, parameter in self._parameters().items()}
 
     @torch.no_grad()
     def update(self, good: Tensor, *, step: int) -> None:
-        """Moves the average towards the weights after an optimizer step, unless that was a bad one.
+        """Moves the average towards the weights after an optimizer step, if the step was good.
 
         average <- average + good (1 - decay_step) (weights - average). The host does not wait.
 
         Args:
-            good: bool, 0-dim, on the device.
-            step: optimizer steps taken before this one.
+            good: whether loss and gradients were finite: bool, 0-dim, on the device.
+            step: number of optimizer steps before this one.
         """
         weight = (1 - ema_decay(step, decay=self._decay)) * good.double()
         for average, weights in zip(local_parts(self._average.values()), self._weights(), strict=True):
-            # one by one: no second copy of the model in between; offloaded weights are on the host
+            # one tensor after another, to avoid a second copy of the model; offloaded weights are on the host
             average.lerp_(weights, weight.to(average.device, average.dtype))
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within, the model has the averaged weights, and `state_dict` the trained ones; after it all is as before."""
+        """A context in which the model has the averaged weights and `state_dict` has the trained ones."""
         self._swap()
         try:
             yield
@@ -61,35 +61,29 @@ class Ema:
             self._swap()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages themselves by parameter name; torch.distributed.checkpoint saves them and loads into them."""
+        """The averages by parameter name, not copied; torch.distributed.checkpoint saves them and loads into them."""
         return dict(self._average)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies averages in; nothing happens to those that were loaded in place."""
+        """Copies averages from a state, except those that were loaded in place."""
         for name, average in self._average.items():
             if state[name] is not average:
                 average.copy_(state[name])
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Exchanges weights and averages bit for bit, with the memory of one tensor."""
+        """Exchanges weights and averages without rounding, with extra memory for one tensor."""
         for weights, average in zip(self._weights(), local_parts(self._average.values()), strict=True):
-            kept = weights.clone()
+            trained = weights.clone()
             weights.copy_(average)
-            average.copy_(kept)
+            average.copy_(trained)
 
     def _weights(self) -> list[Tensor]:
-        parameters = _parameters(self._model)
+        parameters = self._parameters()
         return local_parts(parameters[name] for name in self._average)
 
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by name, those that the optimizer holds.
-
-    After a forward pass without a backward pass FSDP2 leaves gathered copies in their place, and would use them again.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    return dict(model.named_parameters())
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters by name, the same tensors that the optimizer holds, and not FSDP2's gathered copies."""
+        reshard(self._model)
+        return dict(self._model.named_parameters())

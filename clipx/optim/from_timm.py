@@ -1,4 +1,4 @@
-"""timm's optimizers by name, tried out on a few numbers before a run depends on them."""
+"""timm's optimizers by name, tried out on small tensors before the run starts."""
 
 import difflib
 from itertools import chain
@@ -14,18 +14,25 @@ from clipx.errors import InputError
 from clipx.optim.param_groups import parameter_groups
 
 _OURS = {"params", "lr", "weight_decay"}
-_WHOLE_ONLY = ("adamuon", "nadamuon", "mars", "novograd", "adamp", "sgdp")  # tried on two ranks: torch has no rule
+_NOT_SHARDED = (
+    "adamuon",
+    "nadamuon",
+    "mars",
+    "novograd",
+    "adamp",
+    "sgdp",
+)  # tried on two ranks: torch cannot shard an operation
 
 
 def build_timm_optimizer(config: TimmOptimConfig, model: nn.Module) -> Optimizer:
-    """The optimizer that timm knows by this name, with timm's defaults where `options` says nothing.
+    """Builds timm's optimizer of this name, with timm's defaults for all that is not in `options`.
 
-    Muon orthogonalises the weights of linear layers and convolutions; everything else (embeddings of tokens and
-    positions, gains, biases, the temperature) and what is too small or too flat for it learns by AdamW inside it, as
-    its author (Jordan, "Muon", 2024) and timm advise.
+    Muon orthogonalises the weights of linear layers and convolutions. All other parameters (embeddings of tokens and
+    positions, gains, biases, the temperature), and weights that are too small or too flat for it, are updated by the
+    AdamW inside of it, as its author (Jordan, "Muon", 2024) and timm advise.
 
     Raises:
-        InputError: a name that timm has not, options that it does not take, or an optimizer that cannot serve here.
+        InputError: timm does not have the name, does not accept the options, or the optimizer cannot be used here.
     """
     if config.name not in list_optimizers():
         nearest = difflib.get_close_matches(config.name, list_optimizers(), n=3)
@@ -42,12 +49,12 @@ def build_timm_optimizer(config: TimmOptimConfig, model: nn.Module) -> Optimizer
 
 
 def check_sharded(config: TimmOptimConfig) -> None:
-    """Whether the optimizer can step parameters that FSDP2 has sharded.
+    """Checks that the optimizer can update parameters that FSDP2 has sharded.
 
     Raises:
-        InputError: it uses an operation that torch cannot run on shards.
+        InputError: it uses an operation that torch cannot run on sharded tensors.
     """
-    if config.name in _WHOLE_ONLY:
+    if config.name in _NOT_SHARDED:
         raise InputError(
             f"optim.name={config.name} cannot step sharded parameters; "
             "set parallel.type=ddp or choose another optimizer"
@@ -60,30 +67,30 @@ def _create(config: TimmOptimConfig, groups: list[dict[str, Any]]) -> Optimizer:
 
 
 def _try_out(config: TimmOptimConfig, device: torch.device) -> type[Optimizer]:
-    """Two steps on a few numbers: finds what is wrong with the options now, not at the first step or the first save.
+    """Runs two steps on small tensors, to detect wrong options now and not at the first step or the first save.
 
     Returns:
         The optimizer's class.
 
     Raises:
-        InputError: it cannot be built or stepped, or keeps a state that a checkpoint cannot hold.
+        InputError: the optimizer cannot be built, its step fails, or a checkpoint cannot hold its state.
     """
-    numbers = torch.linspace(-1, 1, 64, device=device)
-    params = [nn.Parameter(numbers.view(shape)) for shape in ((8, 8), (64,), (4, 4, 2, 2))]
+    values = torch.linspace(-1, 1, 64, device=device)
+    params = [nn.Parameter(values.view(shape)) for shape in ((8, 8), (64,), (4, 4, 2, 2))]
     try:
         optimizer = _create(config, [{"params": params, "weight_decay": 0.1, "lr_scale": 1.0}])
         for _ in range(2):
             for parameter in params:
                 parameter.grad = parameter.detach().cos()
             optimizer.step()
-    except Exception as error:  # an optimizer raises what it likes
+    except Exception as error:  # an optimizer may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"optim.name={config.name} with options={config.options} does not work here: {reason}; "
             "mend the options or choose another optimizer"
         ) from error
-    kept = chain.from_iterable(state.items() for state in optimizer.state.values())
-    unfit = sorted({f"{name} ({type(value).__name__})" for name, value in kept if not _can_be_saved(value)})
+    state_values = chain.from_iterable(state.items() for state in optimizer.state.values())
+    unfit = sorted({f"{name} ({type(value).__name__})" for name, value in state_values if not _can_be_saved(value)})
     if unfit:
         raise InputError(
             f"optim.name={config.name} keeps a state that a checkpoint cannot hold: {', '.join(unfit)}; choose another"
@@ -96,7 +103,7 @@ def _can_be_saved(value: Any) -> bool:
 
 
 def _with_fallback(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """Each group in two: weights of linear layers and convolutions, and those that Muon gives to its AdamW."""
+    """Splits each group in two: weights of linear layers and convolutions, and those for the AdamW inside of Muon."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     hidden = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
     split: list[dict[str, Any]] = []

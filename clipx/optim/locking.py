@@ -1,4 +1,4 @@
-"""Locked towers (LiT, arXiv 2111.07991): weights that stay as they are in a phase, all but the projection."""
+"""Locked towers (LiT, arXiv 2111.07991): in a phase their weights, except for the projection, do not change."""
 
 from torch import nn
 
@@ -6,12 +6,13 @@ from clipx.config.phases import TowerName
 
 
 def set_locked(model: nn.Module, towers: frozenset[TowerName]) -> bool:
-    """Lets gradients flow into every parameter but those of `towers`; their projections train on.
+    """Turns gradients off for the parameters of `towers`, except for their projections, and on for all others.
 
     Args:
-        model: bare, with `image_tower` and `text_tower`. DDP must wrap it after this and again after each change, for
-            it fixes at its start which gradients it waits for; FSDP2 looks again in every forward pass.
-        towers: those to lock; the others are free.
+        model: not wrapped, with `image_tower` and `text_tower`. DDP must wrap it after this call, and again after each
+            change, because it decides when it is built which gradients it waits for; FSDP2 decides in every forward
+            pass.
+        towers: the towers to lock; the others are released.
 
     Returns:
         Whether any parameter changed.

@@ -1,4 +1,4 @@
-"""Config to optimizer, and what the training step does with it."""
+"""Builds the optimizer from its config, and does its step for the training step."""
 
 from typing import Any, assert_never
 
@@ -12,12 +12,12 @@ from clipx.optim.stable_adamw import StableAdamW
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
-    """The optimizer that the config describes, over all parameters of `model`, also those that do not train yet.
+    """Builds the optimizer from its config, with all parameters of `model`, also those that do not train yet.
 
-    AdamW is fused, on the CPU too, and not only for speed: its kernel takes `found_inf` from the device (`update`).
+    AdamW is fused, also on the CPU, and not only for speed: its kernel reads `found_inf` on the device (`update`).
 
     Raises:
-        InputError: from timm's optimizers.
+        InputError: timm cannot build the optimizer (`build_timm_optimizer`).
     """
     match config:
         case AdamWConfig():
@@ -33,27 +33,27 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Gives every group its share of this step's learning rate."""
+    """Sets the learning rate of every group: `lr` times the group's `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def takes_found_inf(optimizer: Optimizer) -> bool:
-    """Whether the optimizer itself leaves everything as it is where its `found_inf`, on the device, is 1."""
+    """Whether the optimizer itself skips its step if its `found_inf`, on the device, is 1."""
     return getattr(inner_optimizer(optimizer), "_step_supports_amp_scaling", False)
 
 
 def update(optimizer: Optimizer, good: Tensor) -> None:
-    """The optimizer's step, or none: parameters, moments and step counts stay as they are unless `good`.
+    """Does the optimizer's step if `good`; otherwise parameters, moments and step counts do not change.
 
-    The device decides where the optimizer can (AdamW, StableAdamW). For the others the host reads `good` and so waits
-    for the backward pass: a wait per step, in which it prepares nothing ahead.
+    AdamW and StableAdamW decide on the device. For other optimizers the host reads `good`, so in each step it waits for
+    the backward pass and cannot prepare the next step meanwhile.
 
-    With fp16 accelerate's wrapper asks the loss scaler instead, which finds non-finite gradients by itself: it passes
-    its own `found_inf` on, or waits and leaves the step out; it must be called in every step, bad or not.
+    With fp16 accelerate's wrapper asks the loss scaler, which detects non-finite gradients by itself: it passes its own
+    `found_inf` to the optimizer, or waits and skips the step. So it must be called in every step, good or not.
 
     Args:
-        optimizer: as built, or in accelerate's wrapper.
+        optimizer: the optimizer, or accelerate's wrapper of it.
         good: bool, 0-dim, on the device, equal on all ranks.
     """
     inner: Any = inner_optimizer(optimizer)

@@ -1,4 +1,4 @@
-"""Which parameters decay, and at which share of the learning rate each one learns."""
+"""Groups of parameters by weight decay and by their scale of the learning rate."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from clipx.config.optim import OptimConfig
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """All parameters of `model`, grouped by their share of the learning rate and by whether they decay.
+    """All parameters of `model`, grouped by their scale of the learning rate and by whether they decay.
 
-    Matrices and embeddings decay; gains, biases, the class token and the temperature do not. The line is drawn by
-    shape, as CLIP did by name (arXiv 2103.00020, section 2.5: "all weights that are not gains or biases"): a parameter
-    with at most one dimension longer than 1 is a gain, a bias or a single token.
+    Matrices and embeddings decay; gains, biases, the class token and the temperature do not. The shape decides;
+    CLIP used names (arXiv 2103.00020, section 2.5: "all weights that are not gains or biases"): a parameter with at
+    most one dimension longer than 1 is a gain, a bias or a single token.
 
-    Parameters that do not train now belong to it too: they may later, and optimizers pass over those without gradient.
+    Parameters that do not train now are included: they may train later, and optimizers skip those without gradient.
 
     Returns:
-        Groups for a torch optimizer, each with `weight_decay` and `lr_scale`: higher shares first, and of one share
-        those that decay first; within a group the order of `model.named_parameters()`.
+        Groups for a torch optimizer, each with `weight_decay` and `lr_scale`: higher scales first, and for equal scales
+        those that decay first; within a group in the order of `model.named_parameters()`.
     """
     scales = learning_rate_scales(model, config)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -32,10 +32,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def learning_rate_scales(model: nn.Module, config: OptimConfig) -> dict[str, float]:
-    """Each parameter's learning rate in units of `optim.lr`: the tower's rate times its layer decay to the height.
+    """Each parameter's learning rate in units of `optim.lr`: the tower's scale times its layer decay to the height.
 
     With N blocks the projection and the last norm have the factor 1, block i (0 to N-1) has decay^(N-i), and the
-    embeddings have decay^(N+1), as BEiT (arXiv 2106.08254) fine-tunes. What belongs to no tower has 1.
+    embeddings have decay^(N+1), like in the fine-tuning of BEiT (arXiv 2106.08254). Parameters outside of towers have
+    1.
     """
     scales = {name: 1.0 for name, _ in model.named_parameters()}
     for prefix, learning in (("image_tower", config.image), ("text_tower", config.text)):
@@ -45,39 +46,39 @@ def learning_rate_scales(model: nn.Module, config: OptimConfig) -> dict[str, flo
 
 
 def heights(tower: nn.Module) -> dict[str, int]:
-    """How far below the output of a tower each parameter lies, counted in blocks.
+    """The distance of each parameter of a tower from its output, counted in blocks.
 
-    Blocks are the members of stacks: sequences or lists of at least two modules of one class. A member that is made of
-    such stacks itself, a stage, stands for their members. Parameters are taken in the order in which the tower
-    registers them: those before the first block are embeddings, those after the last one belong to the output, and
-    those between two (the downsampling of a stage) go with the next one.
+    Blocks are the members of stacks: sequences or lists of at least two modules of one class. A member that has such
+    stacks inside, a stage, is replaced by their members. In the order in which the tower registers its parameters,
+    those before the first block are embeddings, those after the last block belong to the output, and those between two
+    blocks (the downsampling of a stage) have the height of the next block.
 
     Returns:
-        By parameter name: 0 for the output, N - i for block i of N, N + 1 for embeddings; 0 for all where no blocks
-        repeat.
+        By parameter name: 0 for the output, N - i for block i of N, N + 1 for embeddings; 0 for all if the tower has no
+        stack.
     """
     blocks = _blocks(tower)
     top = len(blocks) + 1
-    found: dict[str, int] = {}
+    height_by_name: dict[str, int] = {}
     depth = 0
     for name, _ in tower.named_parameters():
-        inside = [place for place, block in enumerate(blocks, 1) if name.startswith(block)]
+        inside = [index for index, block in enumerate(blocks, 1) if name.startswith(block)]
         if inside:
             depth = inside[0]
-            found[name] = top - depth
+            height_by_name[name] = top - depth
         else:
-            found[name] = top - (depth + 1 if depth else 0)
-    return found if blocks else dict.fromkeys(found, 0)
+            height_by_name[name] = top - (depth + 1 if depth else 0)
+    return height_by_name if blocks else dict.fromkeys(height_by_name, 0)
 
 
 def _blocks(module: nn.Module, path: str = "") -> list[str]:
-    """Name prefixes of the blocks in a module, in the order in which it registers them."""
+    """The name prefixes of the blocks of a module, in the order in which it registers them."""
     is_stack = _is_stack(module)
-    found: list[str] = []
+    prefixes: list[str] = []
     for name, child in module.named_children():
         prefix = f"{path}{name}."
-        found += _blocks(child, prefix) or ([prefix] if is_stack else [])
-    return found
+        prefixes += _blocks(child, prefix) or ([prefix] if is_stack else [])
+    return prefixes
 
 
 def _is_stack(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing that accelerate could step W times."""
+"""The learning rate as a pure function of the step: a checkpoint need not save it."""
 
 import logging
 import math
@@ -22,20 +22,20 @@ def learning_rate(
     schedule: Literal["cosine", "constant"] = "cosine",
     cooldown_steps: int = 0,
 ) -> float:
-    """Linear warm-up from 0 to `peak`, then the schedule.
+    """The learning rate of a step: a linear warm-up from 0 to `peak`, then the schedule.
 
     cosine: half a cosine down to `minimum` (arXiv 1608.03983, equation 5, one cycle).
-    constant: `peak`, then a straight line down to `minimum` over the last `cooldown_steps` (arXiv 2405.18392, section
-    3, with the linear form of the cooldown).
+    constant: `peak`, then linearly down to `minimum` over the last `cooldown_steps` (arXiv 2405.18392, section 3, with
+    the linear form of the cooldown).
 
     Args:
-        step: optimizer steps already taken; step 0 of a run with warm-up trains at peak / warmup_steps.
-        peak: highest rate, reached after `warmup_steps`.
-        warmup_steps: 0 for none.
+        step: number of optimizer steps before this one; step 0 of a warm-up has the rate peak / warmup_steps.
+        peak: the highest rate, reached after `warmup_steps`.
+        warmup_steps: length of the warm-up; 0 means no warm-up.
         num_steps: length of the whole run.
-        minimum: rate that the cosine or the cooldown would reach at `num_steps`.
-        schedule: what follows the warm-up.
-        cooldown_steps: constant only; with the warm-up at most `num_steps`.
+        minimum: the rate that the cosine or the cooldown would reach at `num_steps`.
+        schedule: the shape after the warm-up.
+        cooldown_steps: length of the cooldown, for constant only; at most `num_steps` minus the warm-up.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -44,23 +44,23 @@ def learning_rate(
             progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
             return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
         case "constant":
-            share = min(1.0, (num_steps - step) / cooldown_steps) if cooldown_steps else 1.0
-            return minimum + (peak - minimum) * share
+            remaining = min(1.0, (num_steps - step) / cooldown_steps) if cooldown_steps else 1.0
+            return minimum + (peak - minimum) * remaining
         case unknown:
             assert_never(unknown)
 
 
 def build_schedule(config: OptimConfig, *, num_steps: int, in_steps: Callable[[int], int]) -> Callable[[int], float]:
-    """Config to the learning rate of each step.
+    """Builds, from its config, the function from the step to its learning rate.
 
     Args:
-        config: its rates, and its lengths in steps or in pairs.
+        config: the rates, and the lengths in steps or in pairs.
         num_steps: length of the whole run.
-        in_steps: optimizer steps that see so many pairs (`RunConfig.in_steps`).
+        in_steps: converts pairs to optimizer steps (`RunConfig.in_steps`).
 
     Raises:
-        InputError: a cooldown that the schedule has not, that is given twice, or that overlaps the warm-up, or a
-            minimum above the peak.
+        InputError: a cooldown with another schedule than constant, a cooldown that is given twice or overlaps the
+            warm-up, or a minimum above the peak.
     """
     warmup_steps = config.warmup_steps if config.warmup_samples is None else in_steps(config.warmup_samples)
     cooldown_steps = config.cooldown_steps if config.cooldown_samples is None else in_steps(config.cooldown_samples)
@@ -81,7 +81,7 @@ def build_schedule(config: OptimConfig, *, num_steps: int, in_steps: Callable[[i
         )
     if config.min_lr > config.lr:
         raise InputError(f"optim.min_lr={config.min_lr} is above optim.lr={config.lr}; lower the first")
-    if warmup_steps > num_steps:  # well defined, and what a trial run of a few steps looks like
+    if warmup_steps > num_steps:  # well defined, and normal for a trial run of a few steps
         log.warning("the warm-up of %d steps is longer than the run of %d", warmup_steps, num_steps)
     return partial(
         learning_rate,

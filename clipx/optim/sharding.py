@@ -1,4 +1,4 @@
-"""Parameters that FSDP2 shards, as this rank holds them: what is done to every element alike needs no more."""
+"""The local parts of parameters that FSDP2 shards, which are enough for elementwise operations, and sums over them."""
 
 from collections.abc import Iterable
 
@@ -9,16 +9,16 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 @torch.no_grad()
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """This rank's part of each tensor, sharing its memory; the tensor itself where it is not sharded."""
+    """This rank's part of each tensor, with the same memory; the tensor itself if it is not sharded."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def sum_over_parts(sums_N: Tensor, *, sharded_as: Tensor) -> Tensor:
-    """Adds what every rank summed over its parts: one all-reduce of N numbers, none where nothing is sharded.
+    """Adds up the ranks' sums over their parts, by one all-reduce of N numbers, or none if nothing is sharded.
 
     Args:
         sums_N: this rank's sums, one for each of N tensors.
-        sharded_as: one of these tensors; all are spread over the ranks as it is.
+        sharded_as: one of these tensors; all must have the same sharding.
     """
     if not isinstance(sharded_as, DTensor):
         return sums_N

@@ -1,7 +1,7 @@
-"""AdamW with update clipping (arXiv 2304.13013, algorithm 2): its loss does not spike where AdamW's does.
+"""AdamW with update clipping (arXiv 2304.13013, algorithm 2), which avoids spikes of the loss.
 
-Spikes come from second moments that have fallen behind the gradients. Where a tensor's gradient is larger than its
-second moment says, by their ratio's root mean square, that tensor learns less by so much in this step.
+Spikes come from second moments that are too old for the current gradients. If a tensor's gradient is larger than its
+second moment predicts, its learning rate is divided, in this step, by the root mean square of their ratio.
 """
 
 import math
@@ -17,24 +17,24 @@ from clipx.optim.sharding import local_parts, sum_over_parts
 
 
 class StableAdamW(Optimizer):
-    """For each tensor w with gradient g and debiased moments m, u of it:
+    """AdamW with update clipping. For each tensor w with gradient g and its debiased moments m and u:
 
         rms = sqrt(mean(g^2 / max(u, eps^2))),  eta = lr / max(1, rms),  w <- (1 - eta weight_decay) w
                                                                               - eta m / (sqrt(u) + eps)
 
-    Like torch's fused AdamW it reads `found_inf` and `grad_scale` from itself, tensors on the device: gradients are
-    divided by the second, and where the first is 1 parameters, moments and step counts stay as they are, without the
-    host waiting. Tensors without gradient are passed over. The root mean square is that of the whole tensor, also where
-    FSDP2 shards it: one all-reduce of a number per tensor.
+    Like torch's fused AdamW it reads its attributes `found_inf` and `grad_scale`, tensors on the device: gradients are
+    divided by `grad_scale`, and if `found_inf` is 1, parameters, moments and step counts do not change. The host does
+    not wait. Tensors without gradient are skipped. The root mean square is that of the full tensor, also if FSDP2
+    shards it: one all-reduce of a number per tensor.
 
-    Moments are kept biased, as in Adam; the algorithm's own recursion keeps the debiased ones, which are the same.
+    The stored moments are biased, like Adam's; the paper's recursion stores the debiased ones, which is equivalent.
 
     Args:
         params: parameters or groups of them.
-        lr: learning rate; per group.
-        betas: decay of the two moments; per group.
-        eps: added to the root of the second moment, and its least value in the clipping; per group.
-        weight_decay: per group.
+        lr: learning rate; a group may have its own.
+        betas: decay of the two moments; a group may have its own.
+        eps: added to the root of the second moment, and its minimum in the clipping; a group may have its own.
+        weight_decay: decoupled weight decay; a group may have its own.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class StableAdamW(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._step_supports_amp_scaling = True  # torch's mark of optimizers that take found_inf and grad_scale
+        self._step_supports_amp_scaling = True  # how torch marks optimizers that read found_inf and grad_scale
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates all parameters that have a gradient."""
         assert closure is None, "the gradients are computed before the step"
         for group in self.param_groups:
-            for params in _alike(parameter for parameter in group["params"] if parameter.grad is not None):
+            for params in _by_placement(parameter for parameter in group["params"] if parameter.grad is not None):
                 self._update(params, group)
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of parameters that share device, dtype and sharding; suffix N: one number for each of them."""
+        """One step of N parameters with equal device, dtype and sharding; suffix N: a number per parameter."""
         beta1, beta2 = group["betas"]
         eps, weight_decay = group["eps"], group["weight_decay"]
-        states = [self._state_of(parameter) for parameter in params]
+        states = [self._parameter_state(parameter) for parameter in params]
         steps = [state["step"] for state in states]
         first = local_parts(state["exp_avg"] for state in states)
         second = local_parts(state["exp_avg_sq"] for state in states)
@@ -70,8 +70,8 @@ class StableAdamW(Optimizer):
 
         torch._foreach_add_(steps, (~bad).float())
         for moments, beta in ((first, beta1), (second, beta2)):
-            kept = torch.full((), beta, dtype=dtype, device=bad.device).masked_fill(bad, 1)
-            torch._foreach_mul_(moments, kept)
+            decay = torch.full((), beta, dtype=dtype, device=bad.device).masked_fill(bad, 1)
+            torch._foreach_mul_(moments, decay)
         torch._foreach_add_(first, grads, alpha=1 - beta1)
         torch._foreach_addcmul_(second, grads, grads, value=1 - beta2)
 
@@ -87,7 +87,7 @@ class StableAdamW(Optimizer):
         torch._foreach_add_(weights, updates)
 
     def _clean_gradients(self, params: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Unscaled gradients, 0 in a bad step, and whether it is one: bool, 0-dim, on the device."""
+        """Unscaled gradients, 0 in a bad step, and whether the step is bad: bool, 0-dim, on the device."""
         grads = local_parts(parameter.grad for parameter in params if parameter.grad is not None)
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if grad_scale is not None:
@@ -96,10 +96,10 @@ class StableAdamW(Optimizer):
             return grads, torch.zeros((), dtype=torch.bool, device=grads[0].device)
         bad = found_inf.to(grads[0].device).squeeze() != 0
         for grad in grads:
-            grad.masked_fill_(bad, 0)  # and not a product: NaN times 0 is NaN
+            grad.masked_fill_(bad, 0)  # not a product, because NaN times 0 is NaN
         return grads, bad
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+    def _parameter_state(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
@@ -109,17 +109,17 @@ class StableAdamW(Optimizer):
 
 
 def _rms_ratio(params: list[Tensor], grads: list[Tensor], roots: list[Tensor], eps: float) -> Tensor:
-    """Root mean square of gradient over root of the second moment, float64 (N,), over whole tensors."""
+    """Root mean square, over full tensors, of the gradient over the root of the second moment: float64 (N,)."""
     ratios = torch._foreach_div(grads, torch._foreach_clamp_min(roots, eps))
     norms = list(torch._foreach_norm(ratios))
     torch._foreach_div_(norms, [math.sqrt(parameter.numel()) for parameter in params])
     return sum_over_parts(torch.stack(norms).double().square(), sharded_as=params[0]).sqrt()
 
 
-def _alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Parameters by device, dtype and sharding, in their order."""
+def _by_placement(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Groups parameters by device, dtype and sharding; each group keeps their order."""
     groups: dict[Any, list[Tensor]] = {}
     for parameter in params:
-        spread = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
-        groups.setdefault((parameter.device, parameter.dtype, spread), []).append(parameter)
+        sharding = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+        groups.setdefault((parameter.device, parameter.dtype, sharding), []).append(parameter)
     return list(groups.values())

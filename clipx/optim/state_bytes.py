@@ -1,4 +1,4 @@
-"""What an optimizer's state takes, found by a step that has shapes and no numbers."""
+"""Memory of an optimizer's state, measured by a step with tensors that have shapes but no values."""
 
 from copy import deepcopy
 
@@ -13,33 +13,33 @@ _FLOAT = 4  # bytes
 
 
 def optimizer_bytes(config: OptimConfig, model: nn.Module) -> int:
-    """Bytes of the state after a step, before it is sharded, beside a few numbers per tensor.
+    """Bytes of the state after a step, before sharding, without the few numbers that it has per tensor.
 
-    timm's optimizers keep none, one, two or four tensors of a weight's size, or parts of such. Two are taken for those
-    whose step needs real numbers.
+    timm's optimizers store none, one, two or four tensors of a weight's size, or parts of such. If the step needs real
+    values, the result is an assumption: two tensors per weight.
 
     Args:
-        config: of the optimizer.
-        model: stays as it is; what does not train now has no state.
+        config: the config of the optimizer.
+        model: does not change; parameters that do not train now have no state.
     """
-    of_moments = 2 * _FLOAT * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    two_moments = 2 * _FLOAT * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     if not isinstance(config, TimmOptimConfig):
-        return of_moments
+        return two_moments
     mode = FakeTensorMode()
-    twin = _without_numbers(model, mode)
-    # Compiled code would look for the numbers in memory and end the process.
+    twin = _without_values(model, mode)
+    # Compiled code would read the values from memory and end the process.
     with mode, torch.compiler.set_stance("force_eager"):
         try:
             optimizer = build_optimizer(config, twin)
             optimizer.step()
-        except Exception:  # it looks into its tensors, and here they have no numbers
-            return of_moments
+        except Exception:  # it reads values of its tensors, which have none here
+            return two_moments
         values = (value for state in optimizer.state.values() for value in state.values())
         return sum(value.nbytes for value in values if torch.is_tensor(value))
 
 
-def _without_numbers(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy whose weights and gradients are the mode's and take no memory."""
+def _without_values(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy of the model with fake weights and gradients, which use no memory."""
     twins: dict[int, object] = {}
     with mode:
         for weight in model.parameters():

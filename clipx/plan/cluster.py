@@ -1,11 +1,9 @@
 """The machines as a person states them, and how long collectives take on them: bandwidth alone, no latency."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from clipx.distributed.hardware import Gpu
-
-Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "shift"]
+from clipx.losses.cost import Collective
 
 
 @dataclass(frozen=True, kw_only=True)

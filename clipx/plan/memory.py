@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from clipx.config.geometry import BatchGeometry, micro_batch_sizes, resolve_geometry
-from clipx.config.schema import Fsdp2Config, RunConfig
+from clipx.config.parallel import Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import Gpu
+from clipx.distributed.memory import MEMORY_FRACTION, state_bytes
+from clipx.objectives.build import loss_shape
 from clipx.plan.model import PhaseModel
-from clipx.train.micro_batch import USABLE, loss_bytes, state_bytes
 
 CONTEXT_BYTES = 3 * 2**29
 """What CUDA, cuBLAS and NCCL take beside torch's allocator: an assumption, 1.5 GiB."""
@@ -51,7 +53,7 @@ class MemoryPlan:
     geometry: BatchGeometry
     fits: bool
     available: float
-    """Bytes for all parts: `USABLE` of what `CONTEXT_BYTES` and the weights leave, and the weights."""
+    """Bytes for all parts: `MEMORY_FRACTION` of what `CONTEXT_BYTES` and the weights leave, and the weights."""
 
 
 def plan_memory(config: RunConfig, model: PhaseModel, *, gpu: Gpu, world_size: int) -> MemoryPlan:
@@ -64,7 +66,7 @@ def plan_memory(config: RunConfig, model: PhaseModel, *, gpu: Gpu, world_size: i
     whole = resolve_geometry(config.global_batch_size, config.micro_batch_size, world_size, captions_per_image=captions)
     beside = _beside(config, model, whole)
     bare = gpu.memory_bytes - CONTEXT_BYTES - _FLOAT * model.num_parameters
-    available = USABLE * bare + _FLOAT * model.num_parameters
+    available = MEMORY_FRACTION * bare + _FLOAT * model.num_parameters
     size = whole.micro_batch_size
     if config.micro_batch_size == "auto":
         sizes = micro_batch_sizes(whole.rank_batch_size, captions)
@@ -80,23 +82,26 @@ def _largest(sizes: Sequence[int], model: PhaseModel, *, room: float) -> int:
 
 def _beside(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> Memory:
     """All but the activations."""
-    blocks, whole = model.towers.blocks(), _FLOAT * model.num_parameters
+    whole = _FLOAT * model.num_parameters
     share, gathered = 1.0, 0.0
     if isinstance(config.parallel, Fsdp2Config):
         share = 0.0 if config.parallel.cpu_offload else 1 / geometry.world_size
-        state = state_bytes(model.towers, config=config.parallel, blocks=blocks, world_size=geometry.world_size, kept=0)
+        state = state_bytes(
+            model.objective.model,
+            config=config.parallel,
+            blocks=model.blocks(),
+            world_size=geometry.world_size,
+            extra_bytes=0,
+        )
         gathered = state + whole - 2 * share * whole
-    loss = loss_bytes(
-        rank_batch_size=geometry.rank_batch_size, world_size=geometry.world_size, embed_dim=config.model.embed_dim
-    )
-    texts = _FLOAT * geometry.global_batch_size * config.model.embed_dim  # float32, as `loss_bytes` reckons them
+    losses = model.objective.loss_cost(loss_shape(config, geometry))
     return Memory(
         weights=share * whole,
         gradients=share * _FLOAT * model.num_trainable,
         optimizer=share * model.optimizer_bytes,
         average=share * whole if config.ema is not None else 0.0,
         gathered=gathered,
-        texts=texts if config.loss.exchange == "gather" else 0.0,
-        loss=loss - texts,
+        texts=losses.gathered_bytes,
+        loss=losses.working_bytes,
         activations=0.0,
     )

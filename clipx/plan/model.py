@@ -6,30 +6,30 @@ A fake GPU is not to be had without a real one, so the pass is a CPU's. It keeps
 tower in half precision: there a varlen kernel spares one copy of what attention gives out (2 of 38 bytes per channel).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.model import HuggingFaceTextConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
+from clipx.data.columns import blank_columns
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.block_transforms import checkpoint_blocks, evenly_spread
-from clipx.models.clip import CLIP, build_model
+from clipx.models.dry_run import DryRun, LiveBytes, dry_run
 from clipx.models.huggingface_text import HuggingFaceTextTower
-from clipx.models.text_tower import TextTower
+from clipx.objectives.build import build_objective
+from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.locking import set_locked
 from clipx.optim.state_bytes import optimizer_bytes
-from clipx.train.build_stepper import UsefulFlops
-from clipx.train.micro_batch import LiveBytes, rehearsal
-from clipx.types import Batch, Embeddings
+from clipx.types import Batch
 
 _FLOAT = 4  # bytes
 _PICTURES = (4, 256)
@@ -67,34 +67,42 @@ class PhaseModel:
         InputError: the towers cannot be built.
     """
 
-    def __init__(self, config: RunConfig, phase: Phase, *, caption_tokens: int) -> None:
+    def __init__(
+        self, config: RunConfig, phase: Phase, *, caption_tokens: int, build: BuildObjective = build_objective
+    ) -> None:
         self.phase = phase
         self._config = config
-        self.towers = _without_numbers(config, phase)
-        self._tokens = computed_tokens(self.towers.text_tower, mean=caption_tokens, longest=phase.context_length)
-        self.work = _work(config, phase, self.towers, tokens=self._tokens)
+        self.objective = _without_numbers(config, phase, build)
+        text_tower = self.objective.model.text_tower
+        self._tokens = computed_tokens(text_tower, mean=caption_tokens, longest=phase.context_length)
+        self.work = _work(config, self.objective, tokens=self._tokens)
+
+    def blocks(self) -> list[nn.Module]:
+        """What FSDP2 gathers one at a time."""
+        return [block for blocks in self.objective.block_lists() for block in blocks]
 
     @property
     def parameters(self) -> dict[str, int]:
         """Numbers by part."""
-        image, text = self.towers.image_tower, self.towers.text_tower
+        model = self.objective.model
+        image, text = model.image_tower, model.text_tower
         tables = sum(_count(module) for module in text.modules() if isinstance(module, nn.Embedding))
         return {
             "image tower": _count(image),
             "text tower": _count(text) - tables,
             "text embeddings": tables,
-            "scale and bias": _count(self.towers) - _count(image) - _count(text),
+            "scale and bias": _count(model) - _count(image) - _count(text),
         }
 
     @property
     def num_parameters(self) -> int:
         """Of the whole model."""
-        return _count(self.towers)
+        return _count(self.objective.model)
 
     @property
     def num_trainable(self) -> int:
         """Parameters that have a gradient in this phase."""
-        return sum(weight.numel() for weight in self.towers.parameters() if weight.requires_grad)
+        return sum(weight.numel() for weight in self.objective.model.parameters() if weight.requires_grad)
 
     @cached_property
     def counted_flops(self) -> float:
@@ -104,14 +112,14 @@ class PhaseModel:
         computed again for activation checkpointing.
         """
         num_pairs = _PICTURES[1] * self._config.data.captions_per_image
-        with self._fake_towers() as towers, FlopCounterMode(display=False) as counter:
-            self._rehearsal(towers, num_tokens=self._tokens)(num_pairs)
+        with self._fake() as objective, FlopCounterMode(display=False) as counter:
+            self._dry_run(objective, num_tokens=self._tokens)(num_pairs)
         return counter.get_total_flops() / num_pairs
 
     @cached_property
     def optimizer_bytes(self) -> int:
         """State of the whole model, before it is sharded, beside a few numbers per tensor."""
-        return optimizer_bytes(self._config.optim, self.towers)
+        return optimizer_bytes(self._config.optim, self.objective.model)
 
     def pass_bytes(self, num_pairs: int) -> int:
         """Most bytes alive at once in a forward and backward pass over pairs with the longest texts.
@@ -123,37 +131,37 @@ class PhaseModel:
     @cached_property
     def _lines(self) -> list[tuple[float, float]]:
         """(base, slope) of small and of large passes."""
-        with self._fake_towers() as towers:
-            rehearse = self._rehearsal(towers, num_tokens=self.phase.context_length)
-            return [_line(rehearse, self._config.data.captions_per_image * pictures) for pictures in _PICTURES]
+        with self._fake() as objective:
+            run = self._dry_run(objective, num_tokens=self.phase.context_length)
+            return [_line(run, self._config.data.captions_per_image * pictures) for pictures in _PICTURES]
 
     @contextmanager
-    def _fake_towers(self) -> Iterator[CLIP]:
-        """The towers with gradients, of fake tensors; all that is made within is fake."""
-        towers = deepcopy(self.towers)
-        if isinstance(towers.text_tower, TextTower):
-            towers.text_tower.bucketed = True  # the other way reads the texts' lengths, and here they have none
+    def _fake(self) -> Iterator[Objective]:
+        """The objective with a model and gradients of fake tensors; all that is made within is fake."""
+        objective = deepcopy(self.objective)
+        objective.use_few_shapes(True)  # the other way reads the texts' lengths, and here they have none
         with FakeTensorMode():
-            towers._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-            for weight in towers.parameters():
+            objective.model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+            for weight in objective.model.parameters():
                 weight.grad = torch.empty_like(weight) if weight.requires_grad else None
-            yield towers
+            yield objective
 
-    def _rehearsal(self, towers: CLIP, *, num_tokens: int) -> Callable[[int], None]:
-        for blocks in towers.block_lists():
+    def _dry_run(self, objective: Objective, *, num_tokens: int) -> DryRun:
+        for blocks in objective.block_lists():
             checkpoint_blocks(blocks, fraction=self._config.activation_checkpointing)
         half = self._config.precision != "fp32"
 
-        def forward(batch: Batch) -> Embeddings:
-            # Of fp16 too, which a CPU has not, and of fp8, whose products keep their inputs in bf16.
+        def forward(batch: Batch) -> Iterable[Tensor]:
+            # also for fp16, which a CPU does not have, and for fp8, whose products keep their inputs in bf16
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                return towers(batch, seed=0, patch_drop=self.phase.patch_drop)
+                return objective.dry_run_roots(batch)
 
-        return rehearsal(
+        return dry_run(
             forward,
             image_size=self.phase.image_size,
             context_length=num_tokens,
             captions_per_image=self._config.data.captions_per_image,
+            columns=partial(blank_columns, objective.column_readers),
             device=torch.device("cpu"),
         )
 
@@ -168,26 +176,27 @@ def computed_tokens(text_tower: nn.Module, *, mean: int, longest: int) -> int:
     return longest if is_padded else min(mean, longest)
 
 
-def _without_numbers(config: RunConfig, phase: Phase) -> CLIP:
+def _without_numbers(config: RunConfig, phase: Phase, build: BuildObjective) -> Objective:
     """On the meta device, or in memory with a transformers encoder, which is tried out while it is built."""
     model = replace(config.model, image=replace(config.model.image, pretrained=False))
     if isinstance(model.text, HuggingFaceTextConfig):
         model = replace(model, text=replace(model.text, pretrained=False))
-        towers = build_model(model, vocab_size=0, seed=0)  # its vocabulary is its own
+        objective = build(replace(config, model=model), phase, vocab_size=0)  # its vocabulary is its own
     else:
+        vocab_size = build_tokenizer(model.text).vocab_size
         with torch.device("meta"):
-            towers = build_model(model, vocab_size=build_tokenizer(model.text).vocab_size, seed=0)
-    set_locked(towers, phase.locked)
-    return towers
+            objective = build(replace(config, model=model), phase, vocab_size=vocab_size)
+    set_locked(objective.model, phase.locked)
+    return objective
 
 
-def _work(config: RunConfig, phase: Phase, towers: CLIP, *, tokens: int) -> Work:
-    flops = UsefulFlops.of(towers, phase)
-    image = flops.per_image / config.data.captions_per_image
+def _work(config: RunConfig, objective: Objective, *, tokens: int) -> Work:
+    flops = objective.flops
+    image = flops.image_forward / config.data.captions_per_image
     text = flops.text.forward(num_texts=1, num_tokens=tokens, sum_squared_lengths=tokens**2)
     of_image, of_text = (
         len(evenly_spread(blocks, config.activation_checkpointing)) / max(1, len(blocks))
-        for blocks in towers.block_lists()
+        for blocks in objective.block_lists()
     )
     return Work(
         image_forward=image,
@@ -198,17 +207,17 @@ def _work(config: RunConfig, phase: Phase, towers: CLIP, *, tokens: int) -> Work
     )
 
 
-def _line(rehearse: Callable[[int], None], num_pairs: int) -> tuple[float, float]:
+def _line(run: DryRun, num_pairs: int) -> tuple[float, float]:
     """Through so many pairs and four times as many: the padding among their tokens (`clipx.models.packing`) is the same
     share of both."""
-    few, many = _peak(rehearse, num_pairs), _peak(rehearse, 4 * num_pairs)
+    few, many = _peak(run, num_pairs), _peak(run, 4 * num_pairs)
     slope = (many - few) / (3 * num_pairs)
     return few - num_pairs * slope, slope
 
 
-def _peak(rehearse: Callable[[int], None], num_pairs: int) -> int:
+def _peak(run: DryRun, num_pairs: int) -> int:
     with LiveBytes() as live:
-        rehearse(num_pairs)
+        run(num_pairs)
     return live.peak
 
 

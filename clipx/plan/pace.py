@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from clipx.config.geometry import BatchGeometry
 from clipx.config.schema import RunConfig
+from clipx.losses.cost import Transfer
+from clipx.objectives.build import loss_shape
 from clipx.plan.cluster import Cluster, sent_bytes
-from clipx.plan.communication import Transfer
 from clipx.plan.memory import Memory
 from clipx.plan.model import PhaseModel
 
@@ -69,7 +70,7 @@ def plan_pace(
     useful_s = geometry.rank_batch_size * model.work.useful / speed
     again = model.work.recomputed + model.work.again(geometry.num_micro_batches)
     recomputed_s = geometry.rank_batch_size * again / speed
-    loss_s = _loss_flops(config, geometry) / speed
+    loss_s = model.objective.loss_cost(loss_shape(config, geometry)).flops / speed
     optimizer_s = _optimizer_traffic(memory) / cluster.gpu.memory_bytes_per_s
     seconds = [
         transfer.times * cluster.seconds(transfer.collective, transfer.payload, world_size=geometry.world_size)
@@ -107,12 +108,6 @@ def plan_pace(
             for s, transfer in zip(seconds, moved, strict=True)
         ),
     )
-
-
-def _loss_flops(config: RunConfig, geometry: BatchGeometry) -> float:
-    """Of one rank: products of b x G x d, 4 for InfoNCE, which makes similarities twice, and 3 for the sigmoid loss."""
-    products = 4 if config.loss.type == "info_nce" else 3
-    return 2 * products * geometry.rank_batch_size * geometry.global_batch_size * config.model.embed_dim
 
 
 def _optimizer_traffic(memory: Memory) -> float:

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from clipx.distributed.memory import MEMORY_FRACTION
 from clipx.plan.memory import CONTEXT_BYTES
 from clipx.plan.run import PhasePlan, Plan, RunPlan, Stated
-from clipx.train.micro_batch import USABLE
 
 _WIDTH = 100
 _TEXTS = ("", "input", "needs", "calls")
@@ -126,7 +126,9 @@ def _memory(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
             yield name, f"{size / 1e9:,.2f}", note
     verdict = "fits" if plan.fits else _TOO_LARGE
     yield "all", f"{parts.total / 1e9:,.2f}", f"{verdict}; {plan.available / 1e9:,.1f} GB to be had:"
-    reserve = f"{USABLE:.0%} of what {CONTEXT_BYTES / 1e9:.1f} GB for CUDA and NCCL (assumed) and weights leave"
+    reserve = (
+        f"{MEMORY_FRACTION:.0%} of what {CONTEXT_BYTES / 1e9:.1f} GB for CUDA and NCCL (assumed) and the weights leave"
+    )
     yield "", "", reserve
     cache = _cache(part)
     yield "micro-batch", f"{geometry.micro_batch_size:,}", f"of {geometry.rank_batch_size:,} pairs per GPU; {cache}"

@@ -12,12 +12,11 @@ from torch import Tensor
 from clipx.config.data import device_part, sources
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
+from clipx.data.build import make_plan, open_reader
 from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import ShardIndex, build_index
-from clipx.data.stream import open_reader
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import InputError
-from clipx.train.build_data import make_plan
 
 _CELL = 208  # pixels from one picture to the next
 _GAP = 12
@@ -65,18 +64,19 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)
     part = reader.read(batch, range(count), out=images_IHWC, look_ahead=False)
     if any(device_part(described[0].augment)):
-        images_IHWC = DeviceAugment(described[0].augment)(images_IHWC, torch.tensor(part.augment_seeds))
+        images_IHWC = DeviceAugment(described[0].augment)(images_IHWC, torch.from_numpy(part.columns["augment_seed_I"]))
     of_batch = np.subtract(plan.samples_of_source(batch + 1), plan.samples_of_source(batch)).tolist()
     counts = ", ".join(f"{source.name} {count_in:,}" for source, count_in in zip(described, of_batch, strict=True))
     title = f"batch {batch}: {plan.global_batch_size:,} pictures ({counts}); {count} shown, {phase.image_size} px"
     captions = config.data.captions_per_image
+    source_I, sample_id_I = (part.columns[name].tolist() for name in ("source_I", "sample_id_I"))
     shown = [
         _Shown(
             Image.fromarray(images_IHWC[i].numpy()),
             f"{described[source].name}  {_key(indexes, source, sample_id)}",
             texts.seen[i * captions : (i + 1) * captions],
         )
-        for i, (source, sample_id) in enumerate(zip(part.source_I.tolist(), part.sample_id_I.tolist(), strict=True))
+        for i, (source, sample_id) in enumerate(zip(source_I, sample_id_I, strict=True))
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

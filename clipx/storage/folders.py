@@ -1,7 +1,7 @@
-"""Folders of files on a disk or behind an address of fsspec: the few things that checkpoints ask of either.
+"""Folders of files, on a disk or at a URL of fsspec, with the few operations that checkpoints need.
 
-The two differ in one thing: a disk renames a folder in one go, an object store knows only single files. Whoever needs a
-folder to appear whole asks `renames` which of the two it has.
+The two differ in one thing: a disk renames a folder in one step, an object store knows only single files. Code that
+needs a folder to appear whole checks `Folder.renames`.
 """
 
 import io
@@ -18,22 +18,22 @@ from clipx.storage.files import RangeReader, RemoteFile, file_state, is_local, r
 from clipx.storage.remote import ask
 
 REMOTE = RemoteConfig(timeout_s=180.0, retries=4)
-"""Further tries come 0.5, 1, 2 and 4 s after a failure; `_RemoteFolder.largest_file` takes 180 s at 0.75 MB/s."""
-_PIECE = 64 << 20  # of a file on a disk, between two waits for it
-_READ_AHEAD = 4 << 20  # of remote files: many small tensors lie in it side by side
+"""New tries come 0.5, 1, 2 and 4 s after a failure; `_RemoteFolder.largest_file` bytes take 180 s at 0.75 MB/s."""
+_PIECE = 64 << 20  # bytes of a file that are written to a disk between two syncs
+_READ_AHEAD = 4 << 20  # bytes of a remote file, which hold many small tensors
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on a disk that this machine mounts, there or not."""
+    """A folder on a disk that this machine mounts, whether it exists or not."""
 
     address: str
-    """Its path or URL, without a slash at the end."""
+    """Path or URL, without a slash at the end."""
 
     renames: ClassVar[bool] = True
-    """Whether `move` is one step that happens or does not."""
+    """Whether `move` happens completely or not at all."""
     largest_file: ClassVar[int | None] = None
-    """Bytes that one file should have at most, because it is held in memory and sent again when that fails."""
+    """Largest size of one file in bytes, or None: in a store it is held in memory, and sent again after a failure."""
 
     def __str__(self) -> str:
         return self.address
@@ -45,7 +45,7 @@ class Folder:
 
     @property
     def path(self) -> Path | None:
-        """The path on a disk; None in a store."""
+        """Path on a disk; None for a URL."""
         return self._path
 
     @property
@@ -57,53 +57,57 @@ class Folder:
         return type(self)(f"{self.address}/{name}")
 
     def make(self) -> None:
-        """Lets files be written; what is there stays."""
+        """Creates the folder if it does not exist; call it before files are written."""
         self._path.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
-        """Names of files and folders, sorted; empty if the folder is not there."""
+        """Names of the files and folders in it, sorted; empty if it does not exist."""
         with suppress(FileNotFoundError):
             return sorted(os.listdir(self._path))
         return []
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the files by name; empty if the folder is not there."""
+        """Sizes of the files in bytes by name; empty if the folder does not exist."""
         with suppress(FileNotFoundError), os.scandir(self._path) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         return {}
 
     def read(self, name: str) -> bytes:
-        """The content of a small file."""
+        """The content of a small file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         return (self._path / name).read_bytes()
 
     def open(self, name: str) -> BinaryIO:
-        """A file for reading, from any place."""
+        """Opens a file for reading from any position."""
         return (self._path / name).open("rb")
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """A file for writing, which is stored for good when the block ends without an error."""
+        """Opens a new file for writing; it is stored for good when the block ends without an error."""
         with io.BufferedWriter(_WrittenThrough(self._path / name, "wb")) as file:
             yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
 
     def write(self, name: str, content: str) -> None:
-        """Creates a small text file."""
+        """Writes a small text file."""
         with self.create(name) as file:
             file.write(content.encode())
 
     def remove_file(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Removes a file if it exists."""
         (self._path / name).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes the folder with all that is in it, if it is there."""
+        """Removes the folder with everything in it, if it exists."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self._path)
 
     def move(self, name: str) -> Self:
-        """Gives the folder another name, which is free; returns it."""
+        """Gives the folder another name, which must be free; returns the folder under that name."""
         _sync(self._path)
         target = self._path.rename(self._path.with_name(name))
         _sync(target.parent)
@@ -111,7 +115,7 @@ class Folder:
 
 
 class _RemoteFolder(Folder):
-    """A folder in a store that fsspec knows; every request is tried again as `REMOTE` says before it fails."""
+    """A folder in a store that fsspec supports; every request is tried again as `REMOTE` says before it fails."""
 
     renames = False
     largest_file = 128 << 20
@@ -121,7 +125,7 @@ class _RemoteFolder(Folder):
         return None
 
     def make(self) -> None:
-        """Nothing: stores have files only."""
+        """Does nothing: stores have files only."""
 
     def names(self) -> list[str]:
         return sorted(_last(entry["name"]) for entry in self._entries())
@@ -159,7 +163,7 @@ class _RemoteFolder(Folder):
         return type(self)(target)
 
     def _entries(self) -> list[dict[str, Any]]:
-        with suppress(FileNotFoundError):  # refresh: some stores' file systems remember what they have listed
+        with suppress(FileNotFoundError):  # refresh: some file systems cache what they have listed
             entries = ask(self.address, "ls", detail=True, refresh=True, remote=REMOTE)
             folder = self.address.partition("://")[2].strip("/")  # some stores list the folder itself as a file in it
             return [entry for entry in entries if entry["name"].strip("/") != folder]
@@ -173,17 +177,17 @@ def folder_at(address: Path | str) -> Folder:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small file so that a reader, or a crash, sees the old or the new content and nothing between."""
+    """Replaces a small file so that a reader, also after a crash, finds the old or the new content and no mixture."""
     aside = f".{path.name}.new"
     Folder(str(path.parent)).write(aside, text)
     path.with_name(aside).replace(path)
 
 
 class _WrittenThrough(io.FileIO):
-    """A file that goes to the disk piece by piece and does not stay in the page cache.
+    """A file that is synced to the disk piece by piece and dropped from the page cache.
 
-    Nobody reads a checkpoint soon. A cache full of it costs the kernel more time than the writing itself does
-    (benchmarks/LOG.md), takes the place of the training's shards, and is a long wait at the end.
+    Nobody reads a checkpoint soon. If it filled the cache, this would cost the kernel more time than the writing itself
+    (benchmarks/LOG.md), take the place of the training's shards, and make the last sync a long wait.
     """
 
     _unsynced = 0
@@ -200,7 +204,7 @@ class _WrittenThrough(io.FileIO):
 
 
 class _Ranges(io.RawIOBase):
-    """A file that is read by range requests, as Python's own files are read."""
+    """A file that is read by range requests, behind the interface of Python's own files."""
 
     def __init__(self, file: RangeReader) -> None:
         self._file = file

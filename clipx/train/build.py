@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from clipx.checkpoint.state import DataPlanRecord, MicroBatch, Progress, RunState
+from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
 from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
+from clipx.data.build import make_plan
 from clipx.data.order import Plan
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import build_tokenizer
@@ -25,12 +26,13 @@ from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import check_evaluation
-from clipx.models.clip import build_model
+from clipx.objectives.build import build_objective
+from clipx.objectives.objective import BuildObjective
 from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
-from clipx.train.build_data import load_indexes, make_plan, open_stream, phase_reader, plan_record
-from clipx.train.build_stepper import UsefulFlops, build_stepper, check_step
-from clipx.train.loss_spikes import Detour
+from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
+from clipx.train.build_stepper import build_stepper, check_step
+from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.metrics.warnings import Diagnosis
@@ -69,11 +71,11 @@ class Run:
 
     def batches(self) -> Generator[Batch]:
         """This rank's batches, from the next one to the last of the phase."""
-        start, left_out = self.progress.next_batch, self.progress.left_out
+        start, skipped = self.progress.next_batch, self.progress.skipped_batches
         stop = start + self.phase.until - self.progress.step
-        for batch in left_out:  # ascending
+        for batch in skipped:  # ascending
             stop += start <= batch < stop
-        return self.stream.batches(start, stop, left_out=frozenset(left_out))
+        return self.stream.batches(start, stop, left_out=frozenset(skipped))
 
     def data_figures(self, batches: int) -> dict[str, float]:
         """After so many global batches: the epochs read, of a mixture by source, with its pictures and its bad ones."""
@@ -84,17 +86,24 @@ class Run:
         figures: dict[str, float] = {}
         for name, count, epoch in zip(self.config.data.sources, counts, epochs, strict=True):
             figures |= {f"samples/{name}": count, f"epoch/{name}": epoch}
-            figures[f"bad_samples/{name}"] = self.quarantine.of_source(name)
+            figures[f"bad_samples/{name}"] = self.quarantine.count(name)
         return figures
 
 
-def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None) -> Run:
+def build_run(
+    config: RunConfig,
+    runtime: Runtime,
+    rollback: Rollback | None = None,
+    *,
+    build: BuildObjective = build_objective,
+) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
 
     Args:
         config: of the run.
         runtime: the ranks; all of them call this.
-        detour: what the run leaves out from here on, though that checkpoint knows nothing of it.
+        rollback: the batches that the run skips from here on, which that checkpoint does not know of.
+        build: config to objective.
 
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
@@ -103,31 +112,32 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
     resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions)
     checkpoint = _newest_checkpoint(config, runtime)
     indexes = load_indexes(config.data, runtime)
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         check_stages(config)
         for evaluation in config.evaluate.values():
             check_evaluation(evaluation)
         tokenizer = build_tokenizer(config.model.text)
-        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().plan)
-        plan = make_plan(config, indexes, order=record)
+        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
+        plan = make_plan(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
         saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
         progress = Progress() if saved is None else saved.progress
-        if detour is not None:
-            detour.take(progress)
+        if rollback is not None:
+            rollback.apply(progress)
         phase = phase_at(config, progress.step)
-        reader = phase_reader(config, indexes, plan, phase=phase)
-        towers = build_model(config.model, vocab_size=tokenizer.vocab_size, seed=config.seed).to(runtime.device)
-        check_step(config, runtime, towers)
+        objective = build(config, phase, vocab_size=tokenizer.vocab_size)
+        reader = phase_reader(config, indexes, plan, phase=phase, column_readers=objective.column_readers)
+        model = objective.model.to(runtime.device)
+        check_step(config, runtime, model)
         if saved is None and config.start_from is not None:
-            start_from(Path(config.start_from), towers)
+            start_from(Path(config.start_from), model)
     state = RunState(
         progress=progress,
-        plan=record,
-        wandb_id=runtime.from_main(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
+        data_order=record,
+        wandb_id=runtime.broadcast_from_rank0(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
     found = None if checkpoint is None else _found_before(config, runtime, checkpoint=checkpoint, phase=phase)
-    stepper = build_stepper(config, runtime, towers, phase=phase, micro_batch_size=found)
+    stepper = build_stepper(config, runtime, objective, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
         _load(checkpoint, stepper)
@@ -141,7 +151,7 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
         plan,
         phase=phase,
         start=state.progress.next_batch,
-        flops_per_image=UsefulFlops.of(towers, phase).of_image,
+        flops_per_image=objective.flops.image,
     )
     return Run(
         config=config,
@@ -150,7 +160,7 @@ def build_run(config: RunConfig, runtime: Runtime, detour: Detour | None = None)
         plan=plan,
         stream=stream,
         stepper=stepper,
-        encoder=Pretrained(towers, config.model, tokenizer=tokenizer),
+        encoder=Pretrained(model, config.model, tokenizer=tokenizer),
         state=state,
         monitor=Monitor(runtime, config, _diagnosis(config, runtime, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=state.progress.step),
@@ -173,13 +183,13 @@ def _load(checkpoint: Checkpoint, stepper: Stepper) -> None:
     average = stepper.ema.state_dict() if stepper.ema is not None and holds_average(checkpoint.folder) else None
     load_tensors(checkpoint.folder, stepper.model, inner_optimizer(stepper.optimizer), average=average)
     if stepper.ema is not None and average is None:
-        stepper.ema.load_state_dict(dict(stepper.towers.named_parameters()))
+        stepper.ema.load_state_dict(dict(stepper.objective.model.named_parameters()))
 
 
 def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
     """What the run goes on from: rank 0 looks through its checkpoints, every rank learns which."""
     store, step = checkpoints_of(config), None
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if runtime.is_main:
             try:
                 newest = store.newest()
@@ -192,11 +202,11 @@ def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None
                 raise InputError(
                     f"the checkpoints in {store} cannot be read ({problem}); mend the storage or choose another place"
                 ) from problem
-    step = runtime.from_main(step)
+    step = runtime.broadcast_from_rank0(step)
     return None if step is None else store.checkpoint(step)
 
 
-def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPlanRecord) -> RunState:
+def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
     """The state to resume from.
 
     Raises:
@@ -220,7 +230,7 @@ def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataPla
     if before != now:
         changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
         raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")
-    changes = saved.plan.differences(record)
+    changes = saved.data_order.differences(record)
     if changes and not config.data.allow_change:
         raise InputError(
             f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "

@@ -9,19 +9,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipx.checkpoint.state import DataPlanRecord
+from clipx.checkpoint.state import DataOrderRecord
 from clipx.config.data import DataConfig, sources
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
+from clipx.data.build import make_plan, open_reader
+from clipx.data.columns import ColumnReader
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.order import Plan
-from clipx.data.pairs import PartReader
-from clipx.data.stream import PairStream, open_reader, rank_slots
+from clipx.data.pairs import BatchReader
+from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
-from clipx.data.workers import choose_workers, measure_picture, own_cores, share_of_cores
+from clipx.data.workers import choose_workers, measure_picture
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
+from clipx.host import own_cores, share_of_cores
 
 _BEST_MFU = 0.6  # nothing of this kind has been seen to train faster: a loader that keeps up with it always does
 
@@ -31,41 +34,17 @@ log = logging.getLogger(__name__)
 def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
     """Of every source; rank 0 lists shards and makes what is missing, for all: stores are asked once."""
     indexes: list[ShardIndex] = []
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if runtime.is_main:
             indexes = [
                 build_index(source.shards, index_dir=source.index, remote=data.remote) for source in sources(data)
             ]
-    return runtime.from_main(indexes)
-
-
-def make_plan(config: RunConfig, indexes: Sequence[ShardIndex], *, order: DataPlanRecord | None = None) -> Plan:
-    """The data order of a run.
-
-    Args:
-        config: of the run.
-        indexes: of its sources.
-        order: with the lanes and the window that hold; none: as the config says.
-
-    Raises:
-        InputError: as `Plan`.
-    """
-    described, data = sources(config.data), config.data
-    return Plan(
-        [index.counts for index in indexes],
-        weights=[source.weight for source in described],
-        names=[source.name for source in described],
-        global_batch_size=config.global_batch_size // data.captions_per_image,
-        seed=config.seed,
-        lanes=data.lanes if order is None else order.lanes,
-        window=data.shuffle_window if order is None else order.shuffle_window,
-        allow_repeats=data.allow_repeats,
-    )
+    return runtime.broadcast_from_rank0(indexes)
 
 
 def plan_record(
-    config: RunConfig, indexes: Sequence[ShardIndex], *, begun: DataPlanRecord | None = None
-) -> DataPlanRecord:
+    config: RunConfig, indexes: Sequence[ShardIndex], *, begun: DataOrderRecord | None = None
+) -> DataOrderRecord:
     """What determines the order beside the seed, for `make_plan` and for checkpoints.
 
     Args:
@@ -79,7 +58,7 @@ def plan_record(
     """
     plan = make_plan(config, indexes)
     prints = [index.fingerprint() for index in indexes]
-    record = DataPlanRecord(
+    record = DataOrderRecord(
         fingerprint=prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest(),
         num_shards=sum(len(index.paths) for index in indexes),
         num_samples=plan.num_samples,
@@ -99,8 +78,15 @@ def plan_record(
     return kept if kept == begun else record
 
 
-def phase_reader(config: RunConfig, indexes: Sequence[ShardIndex], plan: Plan, *, phase: Phase) -> PartReader:
-    """What reads samples as the phase wants them.
+def phase_reader(
+    config: RunConfig,
+    indexes: Sequence[ShardIndex],
+    plan: Plan,
+    *,
+    phase: Phase,
+    column_readers: Sequence[ColumnReader],
+) -> BatchReader:
+    """What reads samples as the phase wants them, with the columns of the objective.
 
     Raises:
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
@@ -111,13 +97,14 @@ def phase_reader(config: RunConfig, indexes: Sequence[ShardIndex], plan: Plan, *
         data=config.data,
         image_size=phase.image_size,
         tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
+        column_readers=column_readers,
     )
 
 
 def open_stream(
     config: RunConfig,
     runtime: Runtime,
-    reader: PartReader,
+    reader: BatchReader,
     plan: Plan,
     *,
     phase: Phase,
@@ -152,7 +139,7 @@ def open_stream(
     )
 
 
-def _read_one(reader: PartReader, slots: range, start: int, out: Tensor, number: int) -> None:
+def _read_one(reader: BatchReader, slots: range, start: int, out: Tensor, number: int) -> None:
     """The rank's picture of this number, counted from batch `start` on."""
     batches, slot = divmod(number, len(slots))
     reader.read(start + batches, slots[slot : slot + 1], out=out, look_ahead=False)
@@ -162,7 +149,7 @@ def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: floa
     """As many as this rank needs, by a short measurement on what it will read first."""
     cores = own_cores()
     share = share_of_cores(cores, gather_objects(cores, runtime.group))
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         on_cpu = runtime.device.type == "cpu"
         choice = choose_workers(measure_picture(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)
     if runtime.is_main:

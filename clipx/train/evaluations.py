@@ -1,4 +1,4 @@
-"""The evaluations of a run while it trains: which of them are due, and what becomes of their figures."""
+"""The evaluations of a run while it trains: which of them are due, and where their scores go."""
 
 import json
 import logging
@@ -20,7 +20,11 @@ log = logging.getLogger(__name__)
 
 
 def missing_evaluations(run: Run) -> dict[str, Path]:
-    """The evaluations due at the current step whose result file does not exist, with that file; equal on all ranks."""
+    """The evaluations that are due at the current step and have no result file yet.
+
+    Returns:
+        The path of the result file by name of the evaluation; equal on all ranks.
+    """
     step = run.progress.step
     last = step == run.config.num_steps
     due = {
@@ -31,21 +35,21 @@ def missing_evaluations(run: Run) -> dict[str, Path]:
     if not due:
         return {}
     missing = [name for name, path in due.items() if not os.path.exists(path)]
-    return {name: due[name] for name in run.runtime.from_main(missing)}
+    return {name: due[name] for name in run.runtime.broadcast_from_rank0(missing)}
 
 
 def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> None:
-    """Runs evaluations on all ranks; rank 0 writes their figures. One that cannot be read is told of, and left out.
+    """Runs evaluations on all ranks; rank 0 writes their scores. One whose data cannot be read is logged and left out.
 
     Args:
-        run: no step of it is pending.
-        missing: names of evaluations, with the files for their results.
-        watchdog: is told of every forward pass: a long evaluation is no stalled one.
+        run: the run; no step of it may be pending.
+        missing: paths of the result files by name of the evaluation.
+        watchdog: hears of every forward pass, so that a long evaluation does not count as stalled.
     """
     step = run.progress.step
     for name, path in missing.items():
         try:
-            with run.monitor.pause(), _alive(run, watchdog):
+            with run.monitor.pause(), _watched(run, watchdog):
                 scores = _scores(run, name)
         except InputError as error:  # the same on all ranks; an evaluation set is no reason to lose a run
             if run.runtime.is_main:
@@ -58,7 +62,7 @@ def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> No
 
 
 def _scores(run: Run, name: str) -> dict[str, float]:
-    """The figures of the weights, and with `ema_` before their names those of their average, where one is kept."""
+    """The scores of the weights and, if the run keeps an average of them, its scores under names with `ema_`."""
 
     def score() -> dict[str, float]:
         try:
@@ -75,12 +79,14 @@ def _scores(run: Run, name: str) -> dict[str, float]:
 
 
 @contextmanager
-def _alive(run: Run, watchdog: Watchdog) -> Iterator[None]:
+def _watched(run: Run, watchdog: Watchdog) -> Iterator[None]:
+    """Tells the watchdog of every forward pass of a tower within the block."""
+
     def tell(*_: object) -> None:
-        watchdog.enters("evaluation", step=run.progress.step)
+        watchdog.set_activity("evaluation", step=run.progress.step)
 
     tell()
-    towers = run.stepper.towers
+    towers = run.stepper.objective.model
     hooks = [tower.register_forward_pre_hook(tell) for tower in (towers.image_tower, towers.text_tower)]
     try:
         yield

@@ -1,190 +1,216 @@
-"""One optimizer step: forward, loss, backward, clip, guarded update. Nothing here waits for the device.
+"""One optimizer step: forward, losses, backward, clip, guarded update. Nothing here waits for the device.
 
 What the host needs to know (loss, norm, whether the step was good, what other ranks ask for) comes back as one small
 tensor that the trainer reads one step later.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from clipx.counter_random import Stream, key
 from clipx.distributed.collectives import all_reduce, observed
-from clipx.distributed.parallelize import no_sync, whole
+from clipx.distributed.parallelize import full_tensor, no_sync
 from clipx.distributed.runtime import Runtime
-from clipx.losses import ContrastiveLoss
-from clipx.models.clip import CLIP
+from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
-from clipx.train.grad_cache import cached_backward
+from clipx.train.accumulate import Losses, accumulate
 from clipx.train.metrics.clock import Clock
-from clipx.train.metrics.step_metrics import PendingStep, Requests, Vitals
-from clipx.types import Batch, Embeddings
+from clipx.train.metrics.step_metrics import InFlightStep, RankStats, StopOrSave, check_names, sum_over_ranks
+from clipx.types import Batch
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Stepper:
-    """All that a step needs; built once per run."""
+    """All that a step needs; built once per phase of a run."""
 
     runtime: Runtime
+    objective: Objective
     model: nn.Module
-    """As wrapped for its parallelism."""
-    towers: CLIP
-    """The same model, bare."""
+    """The objective's, as wrapped for its parallelism."""
     optimizer: Optimizer
-    loss: ContrastiveLoss
     learning_rate: Callable[[int], float]
     micro_batch_size: int
     clip_grad_norm: float | None
     seed: int
-    patch_drop: float
-    """Share of the patches that an image leaves out."""
-    augment: Callable[[Batch], Batch]
-    """The augmentations that are computed on the device."""
-    useful_flops: Callable[[Batch], float]
-    """Of one step on a rank's batch."""
+    augment: Callable[[Tensor, Tensor], Tensor] | None
+    """Images on the device and their seeds on the host to augmented images; None if there is nothing to do."""
     ema: Ema | None = None
     """Average of the weights, brought up to date after each step."""
+    names_checked: bool = False
+    """Whether the names of figures have been compared over ranks."""
 
-    def __call__(self, batch: Batch, *, step: int, requests: Requests, vitals: Vitals) -> PendingStep:
+    def __call__(self, batch: Batch, *, step: int, requests: StopOrSave, stats: RankStats) -> InFlightStep:
         """Trains on this rank's part of one global batch.
 
         Args:
             batch: on the host (pinned for CUDA); it is cut there, where lengths are known, and moved piece by piece.
             step: optimizer steps taken before this one.
             requests: what this rank wants all ranks to do after the step.
-            vitals: what it tells of itself.
+            stats: what it tells about itself.
         """
         clock = Clock(self.runtime.device)
         lr = self.learning_rate(step)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
         with observed(partial(clock.measure, "communication")):
-            with clock.measure("towers and loss"):
-                share, cosines_2 = self._forward_backward(batch, clock)
+            with clock.measure("model and loss"):
+                figures = self._forward_backward(batch, clock)
             with clock.measure("optimizer"):
                 grad_norm = self._clip()
-            sums = self._sum_over_ranks(share, cosines_2, self._counts(batch, requests), vitals)
-            good = torch.isfinite(sums[0]) & torch.isfinite(grad_norm)
+            counts = {
+                "num_tokens": batch.tokens_T.shape[0],
+                "model_flops": self.objective.flops(batch),
+                **batch.counts,
+            }
+            if not self.names_checked:
+                check_names(figures, counts, self.runtime)
+                self.names_checked = True
+            sums = sum_over_ranks(
+                figures,
+                counts=counts,
+                num_bad=len(batch.bad),
+                requests=requests,
+                stats=stats,
+                runtime=self.runtime,
+            )
+            good = torch.isfinite(sums.values[0]) & torch.isfinite(grad_norm)
             with clock.measure("optimizer"):
                 self._update(good, step)
-        log_logit_scale = whole(self.towers.log_logit_scale.detach()).to(self.runtime.device)
-        logit_scale = log_logit_scale.exp().double().squeeze()
-        loss, *others = sums.unbind()
-        stats = torch.stack([loss, grad_norm.double(), logit_scale, good.double(), *others])
-        host_stats, filled = _copy_to_host(stats)
-        return PendingStep(
+        updated = {name: value.to(self.runtime.device).double() for name, value in self.objective.figures().items()}
+        own = torch.stack([grad_norm.double(), good.double(), *updated.values()])
+        values, filled = _copy_to_host(torch.cat([own, sums.values]))
+        return InFlightStep(
             step=step + 1,
             batch=batch.index,
             lr=lr,
             bad_here=batch.bad,
-            read_wait_s=batch.read_wait_s,
             launched_at=time.perf_counter(),
             clock=clock,
-            stats=host_stats,
+            sums=sums,
+            updated=tuple(updated),
+            values=values,
             filled=filled,
         )
 
-    @property
-    def group(self) -> ProcessGroup | None:
-        """All ranks."""
-        return self.runtime.group
+    def _forward_backward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """This rank's share of the loss and of all figures, detached, by name; gradients are in the parameters."""
+        coupled, terms = self.objective.coupled, self.objective.terms
+        figures = Figures(several=len(coupled) + len(terms) > 1)
+        sample_counts = self._sample_counts(batch)
+        on_device = batch
 
-    def _counts(self, batch: Batch, requests: Requests) -> list[float]:
-        """What this rank knows on the host and all need as a sum."""
-        counts = (len(batch.bad), batch.num_fallbacks, batch.tokens_T.shape[0], self.useful_flops(batch))
-        return [requests.stop, requests.save, *counts]
-
-    def _sum_over_ranks(self, share: Tensor, cosines_2: Tensor, counts: list[float], vitals: Vitals) -> Tensor:
-        """Loss, counts, mean cosines and every rank's vitals: float64 on the device.
-
-        A rank's vitals stand at its own place among zeros, so that the sum holds those of all.
-        """
-        before = [0.0] * len(vitals) * self.runtime.rank
-        after = [0.0] * len(vitals) * (self.runtime.world_size - self.runtime.rank - 1)
-        sums = torch.tensor([0.0, *counts, 0.0, 0.0, *before, *vitals, *after], dtype=torch.float64)
-        sums = sums.to(share.device, non_blocking=True)
-        sums[0] = share
-        sums[len(counts) + 1 : len(counts) + 3] = cosines_2 / self.runtime.world_size
-        return all_reduce(sums, "sum", self.group)
-
-    def _forward_backward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor]:
-        """This rank's share of the loss, and the mean cosines of its images and texts: detached.
-
-        Gradients are in the parameters.
-        """
-        pieces = batch.micro_batches(self.micro_batch_size)
-        device = self.runtime.device
-        ids_B = batch.no_negatives().to(device, non_blocking=True)
-        several = batch.captions_per_image > 1  # all of a picture's captions are positives
-        positive_ids_B = batch.sample_of_pair().to(device, non_blocking=True) if several else None
-
-        def forward(piece: Batch, number: int) -> Embeddings:
+        def forward(piece: Batch, number: int, *, for_terms: bool) -> Outputs:
+            nonlocal on_device
             with clock.measure("forward"):  # a piece goes to the device when its turn comes: all pixels need gigabytes
-                return self._forward(self.augment(piece.to(device)), number)
+                on_device = self._moved(piece)
+                torch.manual_seed(key(self.seed, Stream.DROPOUT, piece.index, number, self.runtime.rank))
+                return self.objective.forward(self.model, on_device, for_terms=for_terms)
 
-        cosines: list[Tensor] = []
-
-        def loss(embeddings: Embeddings) -> Tensor:
-            cosines.extend(map(mean_cosine, (embeddings.image_BD, embeddings.text_BD)))
+        def coupled_share(outputs: Outputs) -> Tensor:
             with clock.measure("loss"):
-                return self.loss(embeddings, group=self.group, ids_B=ids_B, positive_ids_B=positive_ids_B)
+                shares = {name: loss.share(outputs, batch, self.runtime.group) for name, loss in coupled.items()}
+                return figures.add(shares, {name: loss.weight for name, loss in coupled.items()})
 
-        if len(pieces) > 1:
-            quietly = partial(no_sync, self.model)
-            share = cached_backward(pieces, forward=forward, loss=loss, backward=self._backward, no_sync=quietly)
-            return share, torch.stack(cosines)
-        share = loss(forward(pieces[0], 0))
-        self._backward(share)
-        return share.detach(), torch.stack(cosines)
+        def terms_share(outputs: Outputs) -> Tensor:
+            with clock.measure("loss"):
+                shares = {
+                    name: _divided(term.total(outputs, on_device), sample_counts[name]) for name, term in terms.items()
+                }
+                return figures.add(shares, {name: term.weight for name, term in terms.items()})
 
-    def _forward(self, piece: Batch, number: int) -> Embeddings:
-        """Towers on one micro-batch; dropout is seeded here, so the gradient cache's second pass repeats the first."""
-        torch.manual_seed(key(self.seed, Stream.DROPOUT, piece.index, number, self.runtime.rank))
-        embeddings: Embeddings = self.model(piece, seed=self.seed, patch_drop=self.patch_drop)
-        return embeddings
+        accumulate(
+            batch.micro_batches(self.micro_batch_size),
+            forward=forward,
+            losses=Losses(coupled=coupled_share if coupled else None, terms=terms_share if terms else None),
+            scale=self._scale,
+            no_sync=partial(no_sync, self.model),
+        )
+        return figures.values
 
-    def _backward(self, share: Tensor) -> None:
-        """Ranks' shares sum to the loss, while DDP and FSDP average gradients: hence W times the share, here alone."""
-        self.runtime.accelerator.backward(share * self.runtime.world_size)
+    def _sample_counts(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What each term is divided by: its count over all ranks, on the device."""
+        terms = self.objective.terms
+        if not terms:
+            return {}
+        counts = torch.tensor([term.count(batch) for term in terms.values()], dtype=torch.float64)
+        counts = all_reduce(counts.to(self.runtime.device, non_blocking=True), "sum", self.runtime.group)
+        return dict(zip(terms, counts.clamp_(min=1.0).unbind(), strict=True))
+
+    def _moved(self, piece: Batch) -> Batch:
+        """The piece on the device, its images augmented there."""
+        moved = piece.to(self.runtime.device)
+        if self.augment is None or piece.augment_seed_I is None:
+            return moved
+        return replace(moved, images_IHWC=self.augment(moved.images_IHWC, piece.augment_seed_I))
+
+    def _scale(self, share: Tensor) -> Tensor:
+        """What the backward pass starts from.
+
+        Ranks' shares sum to the loss, while DDP and FSDP average gradients: hence W times the share, here alone.
+        """
+        return self.runtime.scale_loss(share * self.runtime.world_size)
 
     def _clip(self) -> Tensor:
         """Scales gradients to the largest norm; returns the norm before, 0-dim, equal on all ranks."""
         limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
         norm: Tensor = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return whole(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
+        return full_tensor(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
 
     def _update(self, good: Tensor, step: int) -> None:
         """The optimizer step, or none."""
         update(self.optimizer, good)
-        self.towers.clamp_logit_scale_()
+        self.objective.after_update()
         if self.ema is not None:
             self.ema.update(good, step=step)
 
 
-def mean_cosine(x_BD: Tensor) -> Tensor:
-    """The mean cosine between two different rows of unit length, 0-dim float32: (|sum of rows|^2 - B) / (B (B - 1)).
+class Figures:
+    """Shares of figures that come together over the losses and pieces of a step, detached.
 
     Args:
-        x_BD: rows of unit length; 0 where there is one.
+        several: whether each loss has a figure of its own, `loss_NAME`, beside the weighted sum `loss`.
     """
-    num_rows = x_BD.shape[0]
-    squared = x_BD.detach().sum(dim=0, dtype=torch.float32).square().sum()
-    return (squared - num_rows) / max(num_rows * (num_rows - 1), 1)
+
+    def __init__(self, *, several: bool) -> None:
+        self._several = several
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, shares: Mapping[str, Share], weights: Mapping[str, float]) -> Tensor:
+        """Takes the shares of losses by name; returns their weighted sum, with its graph."""
+        weighted = [share.loss if weights[name] == 1 else weights[name] * share.loss for name, share in shares.items()]
+        total = sum(weighted[1:], start=weighted[0])
+        self._add("loss", total)
+        for name, share in shares.items():
+            if self._several:
+                self._add(f"loss_{name}", share.loss)
+            for figure, value in share.figures.items():
+                self._add(figure, value)
+        return total
+
+    def _add(self, name: str, value: Tensor) -> None:
+        detached = value.detach()
+        self.values[name] = self.values[name] + detached if name in self.values else detached
 
 
-def _copy_to_host(stats: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def _divided(share: Share, count: Tensor) -> Share:
+    return Share(
+        share.loss / count.to(share.loss.dtype), {name: value / count for name, value in share.figures.items()}
+    )
+
+
+def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """Starts the copy and marks its end: reading it later waits for this step and not for what was queued since."""
-    if stats.device.type != "cuda":
-        return stats, None
-    host = torch.empty(stats.shape, dtype=stats.dtype, pin_memory=True)
-    host.copy_(stats, non_blocking=True)
+    if values.device.type != "cuda":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
     filled = torch.cuda.Event()
     filled.record()
     return host, filled

@@ -14,20 +14,21 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
+from clipx.objectives.build import build_objective
+from clipx.objectives.objective import BuildObjective
 from clipx.storage.folders import write_atomically
 from clipx.train.build import Run, build_run
 from clipx.train.evaluations import evaluate, missing_evaluations
-from clipx.train.liveness.heartbeat import join_life_signs
+from clipx.train.liveness.heartbeat import join_heartbeats
 from clipx.train.liveness.run_lock import run_lock
 from clipx.train.liveness.status import Status, explain, write_failure, write_status
 from clipx.train.liveness.stops import StopRequest, catch_stops
 from clipx.train.liveness.watchdog import Watchdog
-from clipx.train.loss_spikes import Detour, LossLeapError, go_back
-from clipx.train.metrics.monitor import own_vitals, start_logging
+from clipx.train.loss_spikes import LossSpikeError, Rollback, SpikeDetector, rollback
+from clipx.train.metrics.monitor import own_stats, start_logging
 from clipx.train.metrics.profiling import Profiler
-from clipx.train.metrics.step_metrics import PendingStep, Requests, StepOutcome
+from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics, StopOrSave
 from clipx.train.saving import Saver
-from clipx.train.spikes import SpikeDetector
 from clipx.types import Batch
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,12 @@ log = logging.getLogger(__name__)
 _FP16_SEARCH = 32  # overflows in a row in which the loss scaler may search its scale, from 2^16 down
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> int:
     """Runs a config to its end or to a stop; returns the exit code.
+
+    Args:
+        config: the run.
+        objective: what builds the objective that is trained; by default the one that the config describes.
 
     Raises:
         ClipxError: the run cannot start or go on; status.json says `failed` and why.
@@ -45,13 +50,13 @@ def train(config: RunConfig) -> int:
     stop = StopRequest(run_dir, max_minutes=config.max_minutes)
     with catch_stops(stop, config.stop_signals), start_runtime(config) as runtime, ExitStack() as held:
         start_logging(is_main=runtime.is_main)
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             if runtime.is_main:
                 held.enter_context(run_lock(run_dir))
         # from here on the folder is this start's, and status.json its word
         run: Run | None = None
         status: Status | None = None
-        detour: Detour | None = None
+        pending_rollback: Rollback | None = None
         step = 0
 
         def note(reason: str) -> None:
@@ -61,12 +66,12 @@ def train(config: RunConfig) -> int:
         watchdog = held.enter_context(_watchdog(config, runtime, note))
         try:
             while status is None:
-                watchdog.enters("start", step=step)
-                run = build_run(config, runtime, detour)
+                watchdog.set_activity("start", step=step)
+                run = build_run(config, runtime, pending_rollback, build=objective)
                 try:
-                    status, detour = Loop(run, stop, watchdog).fit(), None
-                except LossLeapError as leap:
-                    detour = go_back(leap, run.progress, config=config, runtime=runtime)
+                    status, pending_rollback = Loop(run, stop, watchdog).fit(), None
+                except LossSpikeError as spike:
+                    pending_rollback = rollback(spike, run.progress, config=config, runtime=runtime)
                 step = run.progress.step
                 if status is None:
                     run = None  # or this phase's weights would stand beside the next one's
@@ -77,7 +82,7 @@ def train(config: RunConfig) -> int:
             write_failure(run_dir, explained, step=reached, rank=runtime.rank)
             raise explained from error
         assert run is not None
-        watchdog.enters("end", step=step)
+        watchdog.set_activity("end", step=step)
         _finish(run, status, stop)
     return status.exit_code
 
@@ -103,7 +108,7 @@ def _watchdog(config: RunConfig, runtime: Runtime, note: Callable[[str], None]) 
         timeout_s=config.parallel.timeout_s,
         rank=runtime.rank,
         run_dir=Path(config.run_dir),
-        signs=join_life_signs(runtime),
+        heartbeats=join_heartbeats(runtime),
         on_stall=note,
     )
 
@@ -115,8 +120,8 @@ class Loop:
         self.run = run
         self.stop = stop
         self.watchdog = watchdog
-        self.pending: PendingStep | None = None
-        self.newest: StepOutcome | None = None
+        self.pending: InFlightStep | None = None
+        self.newest: StepMetrics | None = None
         self.data_wait_s = 0.0
         self.saver = Saver(run)
         self.profiler = Profiler(
@@ -135,13 +140,13 @@ class Loop:
         run, progress = self.run, self.run.progress
         if progress.step == run.config.num_steps and not missing_evaluations(run):
             return Status.COMPLETE
-        with run.runtime.together():
+        with run.runtime.raise_on_all_ranks():
             _open_folder(run)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():
             self.evaluate_if_due()  # what a kill between a save and its evaluation left undone
             while progress.step < run.phase.until:
-                orders = self.advance(self.next_batch(batches))
+                orders = self.launch_step(self.next_batch(batches))
                 if orders.stop or orders.save or self.saver.is_due():
                     self.save(stopping=orders.stop)
                 if orders.stop and progress.step < run.config.num_steps:
@@ -156,36 +161,36 @@ class Loop:
 
     def next_batch(self, batches: Generator[Batch]) -> Batch:
         """This rank's next batch, on the host."""
-        self.watchdog.enters("data", step=self.run.progress.step)
+        self.watchdog.set_activity("data", step=self.run.progress.step)
         began = time.perf_counter()
         batch = next(batches)
         self.data_wait_s = time.perf_counter() - began
-        self.run.monitor.waited(self.data_wait_s, step=self.run.progress.step + 1)
+        self.run.monitor.record_data_wait(self.data_wait_s, step=self.run.progress.step + 1)
         return batch
 
-    def advance(self, batch: Batch) -> Requests:
+    def launch_step(self, batch: Batch) -> StopOrSave:
         """Launches one step, then reads the one before; returns what all ranks were asked for in that one."""
         run, progress = self.run, self.run.progress
-        self.watchdog.enters("step", step=progress.step)
+        self.watchdog.set_activity("step", step=progress.step)
         self.profiler.before_step(progress.step + 1)
         if run.runtime.is_main:
             self.stop.look()
-        requests = Requests(stop=bool(self.stop), save=self.saver.is_late() and run.runtime.is_main)
-        vitals = own_vitals(self.newest, data_wait_s=self.data_wait_s)
-        launched = run.stepper(batch, step=progress.step, requests=requests, vitals=vitals)
+        requests = StopOrSave(stop=bool(self.stop), save=self.saver.is_late() and run.runtime.is_main)
+        stats = own_stats(self.newest, data_wait_s=self.data_wait_s, read_wait_s=batch.read_wait_s)
+        launched = run.stepper(batch, step=progress.step, requests=requests, stats=stats)
         progress.step += 1
         progress.go_to(batch.index + 1)
         progress.samples_seen += run.config.global_batch_size
-        outcome = self.settle()
+        outcome = self.read_pending_step()
         self.pending = launched
-        return Requests() if outcome is None else Requests(stop=outcome.stop, save=outcome.save)
+        return StopOrSave() if outcome is None else StopOrSave(stop=outcome.stop, save=outcome.save)
 
-    def settle(self) -> StepOutcome | None:
+    def read_pending_step(self) -> StepMetrics | None:
         """Reads the step that is still pending, if any: counts, records, and ends a run that cannot go on.
 
         Raises:
             RunError: too many bad steps in a row, or too many bad samples; on all ranks alike.
-            LossLeapError: the loss leapt; on all ranks alike.
+            LossSpikeError: the loss spiked; on all ranks alike.
         """
         if self.pending is None:
             return None
@@ -201,14 +206,14 @@ class Loop:
         run.monitor.record(outcome, progress, bad_samples=len(run.quarantine), data=figures)
         run.quarantine.check(
             samples_seen=outcome.step * run.plan.global_batch_size,
-            num_samples=run.state.plan.num_samples,
+            num_samples=run.state.data_order.num_samples,
             max_bad_fraction=run.config.data.max_bad_fraction,
         )
         self._check_skipped(outcome)
-        self._check_leap(outcome)
+        self._check_spike(outcome)
         return outcome
 
-    def _count(self, outcome: StepOutcome) -> None:
+    def _count(self, outcome: StepMetrics) -> None:
         progress = self.run.progress
         if outcome.good:
             progress.skipped_in_row = 0
@@ -219,12 +224,12 @@ class Loop:
         else:
             progress.skipped_steps += 1
 
-    def _check_skipped(self, outcome: StepOutcome) -> None:
+    def _check_skipped(self, outcome: StepMetrics) -> None:
         limit = self.run.config.max_skipped_steps
         if self.run.config.precision == "fp16":
             limit += _FP16_SEARCH
         if self.run.progress.skipped_in_row >= limit:
-            self.watchdog.enters("save", step=outcome.step)
+            self.watchdog.set_activity("save", step=outcome.step)
             # the first bad loss came from the weights after the step before it, and they have not changed since
             self.saver.drop_suspects(after_step=outcome.step - limit - 1)
             saved = self.saver.saved_step
@@ -235,12 +240,12 @@ class Loop:
                 "then start again"
             )
 
-    def _check_leap(self, outcome: StepOutcome) -> None:
+    def _check_spike(self, outcome: StepMetrics) -> None:
         z_score = None if self.spikes is None else self.spikes.look(outcome.loss)
         if z_score is not None:
-            self.watchdog.enters("save", step=outcome.step)
+            self.watchdog.set_activity("save", step=outcome.step)
             self.saver.wait()  # or it would come to stand among the checkpoints after these were set aside
-            raise LossLeapError(step=outcome.step, batch=outcome.batch, loss=outcome.loss, z_score=z_score)
+            raise LossSpikeError(step=outcome.step, batch=outcome.batch, loss=outcome.loss, z_score=z_score)
 
     def save(self, *, stopping: bool) -> None:
         """Saves the current step.
@@ -248,11 +253,11 @@ class Loop:
         Raises:
             RunError: the run ends here and the disk did not take its state.
         """
-        self.settle()
-        self.watchdog.enters("save", step=self.run.progress.step)
+        self.read_pending_step()
+        self.watchdog.set_activity("save", step=self.run.progress.step)
         with self.run.monitor.pause():
             self.saver.save(stopping=stopping)
-        self.run.monitor.saved(self.saver.take_lost_s())
+        self.run.monitor.saved(self.saver.pop_pause_seconds())
         step = self.run.progress.step
         if self.saver.saved_step != step and (stopping or step == self.run.phase.until):
             raise RunError(
@@ -265,13 +270,13 @@ class Loop:
         try:
             yield
         finally:
-            self.watchdog.enters("save", step=self.run.progress.step)  # which may be waited for
+            self.watchdog.set_activity("save", step=self.run.progress.step)  # which may be waited for
             self.saver.close()
 
     def evaluate_if_due(self) -> None:
         """Runs the evaluations that belong to the current step and have no result yet, on all ranks."""
         if missing := missing_evaluations(self.run):
-            self.settle()
+            self.read_pending_step()
             evaluate(self.run, missing, watchdog=self.watchdog)
 
 
@@ -296,7 +301,7 @@ def _open_folder(run: Run) -> None:
         RunError: the folder cannot be written.
     """
     try:
-        run.monitor.rewind(run.progress.step)
+        run.monitor.truncate_after(run.progress.step)
         if not run.runtime.is_main:
             return
         write_atomically(run.run_dir / "config.yaml", dump_config(run.config))

@@ -19,7 +19,7 @@ from distributed.ranks import PRELOAD
 from torch.utils.data import DataLoader, Dataset
 
 LIMIT_S = 3
-PATIENT_RANK = 3  # if there is one, it ends because the others say so
+SLOW_RANK = 3  # if there is one, it ends because the others say so
 HANGS_AT = 4  # steps taken; the first two are given more time
 GIL_GRACE_S = 2.0
 
@@ -72,7 +72,7 @@ def start(case: Case, folder: Path) -> list[ForkServerProcess]:
 def _live(case: Case, rank: int, port: int, folder: Path) -> None:
     """The life of one rank, as that of a run: data, step, data, step, ..."""
     from clipx.train.liveness import watchdog
-    from clipx.train.liveness.heartbeat import LifeSigns
+    from clipx.train.liveness.heartbeat import HeartbeatExchange
 
     stderr = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stderr, 2)
@@ -80,26 +80,26 @@ def _live(case: Case, rank: int, port: int, folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     watchdog._GIL_GRACE_S = GIL_GRACE_S
     store = dist.TCPStore("127.0.0.1", port, case.world_size, is_master=rank == 0)
-    signs = LifeSigns(dist.PrefixStore("life", store.clone()), rank=rank, world_size=case.world_size)
+    heartbeats = HeartbeatExchange(dist.PrefixStore("life", store.clone()), rank=rank, world_size=case.world_size)
     if rank == 0:
-        signs.open()
+        heartbeats.open()
     dist.init_process_group("gloo", store=store, rank=rank, world_size=case.world_size)
     hangs = rank == case.rank
     guard = watchdog.Watchdog(
-        stall_timeout_s=LIMIT_S if rank != PATIENT_RANK else 50,
+        stall_timeout_s=LIMIT_S if rank != SLOW_RANK else 50,
         timeout_s=60,
         rank=rank,
         run_dir=folder,
-        signs=signs,
+        heartbeats=heartbeats,
         on_stall=(folder / f"reason-{rank}.txt").write_text,
     )
     with guard:
         numbers = iter(loader(HANGS_AT if hangs and case.name == "read" else None))
         (folder / f"loader-{rank}.txt").write_text(str(multiprocessing.active_children()[0].pid))
         for step in range(100):
-            guard.enters("data", step=step)
+            guard.set_activity("data", step=step)
             next(numbers)
-            guard.enters("step", step=step)
+            guard.set_activity("step", step=step)
             if hangs and step == HANGS_AT:
                 time.sleep(2 * watchdog._LOOK_EVERY_S)  # until it has been seen here
                 hang(case.name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clipx.config.geometry import micro_batch_sizes
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import compile_blocks
-from clipx.distributed.collectives import together
+from clipx.distributed.collectives import raise_on_all_ranks
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError
 from clipx.train.micro_batch import largest_micro_batch
@@ -70,7 +70,7 @@ def compiled(broken_rank: int) -> tuple[bool, bool]:
 
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     possible = compile_blocks(
-        list(model), rehearse=lambda: model(torch.ones(2, 3)), group=dist.group.WORLD, backend=backend
+        list(model), dry_run=lambda: model(torch.ones(2, 3)), group=dist.group.WORLD, backend=backend
     )
     calls.clear()
     model(torch.ones(2, 3))
@@ -92,7 +92,7 @@ class ForeignError(Exception):
 def raised() -> tuple[str, str]:
     """What this rank raises when rank 1 does."""
     try:
-        with together(dist.group.WORLD):
+        with raise_on_all_ranks(dist.group.WORLD):
             if dist.get_rank() == 1:
                 raise ForeignError(response="404")
     except Exception as error:

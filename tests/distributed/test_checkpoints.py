@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from clipx.checkpoint.background import Background
 from clipx.checkpoint.host_copy import HostCopy
 from clipx.checkpoint.manifest import Entry
-from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
+from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import CheckpointStore
 from clipx.checkpoint.tensors import load_tensors, own_share, state_of, write_state
 from clipx.distributed.collectives import gather_objects
-from clipx.distributed.parallelize import whole
+from clipx.distributed.parallelize import full_tensor
 
-PLAN = DataPlanRecord(
+DATA_ORDER = DataOrderRecord(
     fingerprint="f", num_shards=2, num_samples=9, lanes=4, shuffle_window=64, global_batch_size=8, seed=0
 )
 
@@ -48,10 +48,10 @@ def made(kind: str, *, seed: int, steps: int) -> tuple[nn.Module, nn.Module, tor
 
 
 def tensors_of(bare: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found = {name: whole(parameter.detach()) for name, parameter in bare.named_parameters()}
+    found = {name: full_tensor(parameter.detach()) for name, parameter in bare.named_parameters()}
     for name, parameter in bare.named_parameters():
         for moment, value in optimizer.state[parameter].items():
-            found[f"{name}.{moment}"] = whole(value)
+            found[f"{name}.{moment}"] = full_tensor(value)
     return {name: value.clone() for name, value in found.items()}
 
 
@@ -79,7 +79,7 @@ def saved_by(kind: str, store: CheckpointStore, beside: bool) -> tuple[dict[str,
     of_ranks = gather_objects(written, dist.group.WORLD)
     if dist.get_rank() == 0:
         entries = {name: entry for of_rank in of_ranks for name, entry in of_rank.items()}
-        state = RunState(progress=Progress(step=1), plan=PLAN, wandb_id="")
+        state = RunState(progress=Progress(step=1), data_order=DATA_ORDER, wandb_id="")
         store.publish(1, entries, state=state, config_text="run_dir: r\n")
     return expected, written
 

@@ -27,7 +27,7 @@ def everything(dtype: torch.dtype) -> dict[str, object]:
         "scattered": collectives.reduce_scatter_sum(mine, group),
         "sum": collectives.all_reduce(mine.clone(), "sum", group),
         "max": collectives.all_reduce(mine.clone(), "max", group),
-        "shifted": collectives.start_shift(strided, group)(),
+        "shifted": collectives.ring_shift_async(strided, group)(),
         "group": collectives.named_group(group.group_name) is group,
         "objects": collectives.gather_objects({"rank": rank}, group),
         "alone": collectives.all_gather(mine, None),
@@ -53,6 +53,38 @@ def test_on_several_ranks(world_size: int, dtype: torch.dtype) -> None:
         assert torch.equal(result["alone"], parts[rank])
 
 
+def loss_share(own_BD: Tensor, all_GD: Tensor, targets_B: Tensor) -> Tensor:
+    """The part of a softmax loss over all rows that belongs to the rows `own_BD`; parts add up to the loss."""
+    logits_BG = own_BD @ all_GD.T + torch.arange(len(all_GD)) * all_GD.sum(dim=1)
+    return -logits_BG.log_softmax(dim=1).gather(1, targets_B[:, None]).sum()
+
+
+def input_rows(world_size: int) -> Tensor:
+    """(3 W, 2) in float64."""
+    return torch.randn(3 * world_size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def gathered_loss() -> tuple[Tensor, Tensor, Tensor]:
+    """What was gathered, this rank's share of the loss and the gradient of its rows."""
+    group, rank, size = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
+    own = input_rows(size).chunk(size)[rank].clone().requires_grad_()
+    gathered = collectives.all_gather_with_gradient(own, group)
+    share = loss_share(own, gathered, torch.arange(3) + 3 * rank)
+    share.backward()
+    return gathered.detach(), share.detach(), own.grad
+
+
+def test_gradients_flow_through_a_gather_as_on_one_process() -> None:
+    whole = input_rows(2).requires_grad_()
+    loss = loss_share(whole, collectives.all_gather_with_gradient(whole, None), torch.arange(6))
+    loss.backward()
+    gathered, shares, gradients = zip(*run_ranks(gathered_loss, 2), strict=True)
+    for tensor in gathered:
+        assert torch.equal(tensor, whole.detach())
+    torch.testing.assert_close(sum(shares), loss.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(gradients), whole.grad, rtol=1e-12, atol=1e-12)
+
+
 def times_observed() -> list[int]:
     """How often the observer was entered by each collective on tensors; a shift counts when it is waited for."""
     group, x, entered = dist.group.WORLD, part(0, torch.float32), []
@@ -62,11 +94,13 @@ def times_observed() -> list[int]:
         entered.append(1)
         yield
 
-    shift = collectives.start_shift(x, group)
+    shift = collectives.ring_shift_async(x, group)
+    gathered = collectives.all_gather_with_gradient(x.clone().requires_grad_(), group)
     calls = [
         lambda: collectives.all_gather(x, group),
         lambda: collectives.reduce_scatter_sum(x, group),
         lambda: collectives.all_reduce(x.clone(), "sum", group),
+        lambda: gathered.sum().backward(),
         shift,
     ]
     counts = []
@@ -81,15 +115,16 @@ def times_observed() -> list[int]:
 
 
 def test_an_observer_sees_each_of_them_once_and_only_within() -> None:
-    assert run_ranks(times_observed, 2) == [[1, 1, 1, 1, 0]] * 2
+    assert run_ranks(times_observed, 2) == [[1, 1, 1, 1, 1, 0]] * 2
 
 
 def test_alone_there_is_nothing_to_do() -> None:
     x = part(0, torch.float32)
     assert (collectives.rank(None), collectives.world_size(None)) == (0, 1)
     assert collectives.all_gather(x, None) is x
+    assert collectives.all_gather_with_gradient(x, None) is x
     assert collectives.reduce_scatter_sum(x, None) is x
-    assert collectives.start_shift(x, None)() is x
+    assert collectives.ring_shift_async(x, None)() is x
     assert collectives.named_group("") is None
     assert collectives.all_reduce(x, "max", None) is x
     assert collectives.gather_objects("x", None) == ["x"]

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
-from clipx.distributed.parallelize import no_sync, parallelize, whole
+from clipx.distributed.parallelize import full_tensor, no_sync, parallelize
 from clipx.distributed.runtime import start_runtime
 from clipx.losses import ContrastiveLoss
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss
 from clipx.models.clip import CLIP, build_model
-from clipx.train.grad_cache import cached_backward
+from clipx.train.accumulate import Losses, accumulate
 from clipx.types import Batch, Embeddings
 
 TOLERANCE = 1e-10
@@ -60,7 +60,7 @@ def global_batch(size: int) -> Batch:
     )
 
 
-def forward(model: torch.nn.Module, piece: Batch, number: int, *, rank: int) -> Embeddings:
+def forward(model: torch.nn.Module, piece: Batch, number: int, *, rank: int, for_terms: bool = False) -> Embeddings:
     torch.manual_seed(100 * rank + number)
     embeddings: Embeddings = model(piece, seed=7, patch_drop=0.5)
     return embeddings
@@ -94,21 +94,22 @@ def cached(kind: str, folder: Path, loss_name: str, embed_dim: int, num_pieces: 
         pieces = global_batch(MICRO_BATCH_SIZE * num_pieces * world_size).micro_batches(MICRO_BATCH_SIZE)
         own = pieces[rank * num_pieces : (rank + 1) * num_pieces]
         criterion: ContrastiveLoss = InfoNCELoss(tile_size=4) if loss_name == "info_nce" else SigmoidLoss(tile_size=4)
-        loss = partial(criterion, group=group)
-        if num_pieces == 1:
-            share = loss(forward(model, own[0], 0, rank=rank))
-            (world_size * share).backward()
-        else:
-            share = cached_backward(
-                own,
-                forward=partial(forward, model, rank=rank),
-                loss=loss,
-                backward=lambda share: (world_size * share).backward(),
-                no_sync=partial(no_sync, model),
-            )
+        shares: list[Tensor] = []
+
+        def loss(embeddings: Embeddings) -> Tensor:
+            shares.append(criterion(embeddings, group=group))
+            return shares[-1]
+
+        accumulate(
+            own,
+            forward=partial(forward, model, rank=rank),
+            losses=Losses(coupled=loss, terms=None),
+            scale=lambda share: world_size * share,
+            no_sync=partial(no_sync, model),
+        )
         assert isinstance(model, DistributedDataParallel) == (kind == "ddp")
-        gradients = {name: whole(parameter.grad) for name, parameter in towers.named_parameters()}
-    return share.item(), gradients
+        gradients = {name: full_tensor(parameter.grad) for name, parameter in towers.named_parameters()}
+    return shares[0].item(), gradients
 
 
 @contextmanager

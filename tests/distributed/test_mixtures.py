@@ -13,8 +13,9 @@ from tiny_clip import encoded, picture
 
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
+from clipx.objectives.contrastive import no_negatives, sample_of_pair
 from clipx.train.build import build_run
-from clipx.train.metrics.step_metrics import Requests, Vitals
+from clipx.train.metrics.step_metrics import RankStats, StopOrSave
 from clipx.train.trainer import train
 
 PLAIN = ("data.augment.color_jitter=null", "data.augment.grayscale=0")
@@ -90,20 +91,20 @@ def test_all_captions_are_positives_and_equal_classes_no_negatives(sets: Path, t
     with start_runtime(config) as runtime:
         run = build_run(config, runtime)
         batch = next(run.batches())
-        towers = run.stepper.towers
+        towers = run.stepper.objective.model
         with torch.no_grad():
             embeddings = towers(batch, seed=0)
         labelled_B = batch.source_I.repeat_interleave(2) == 1
-        classes_B = torch.where(labelled_B, batch.no_negatives(), -1 - batch.sample_of_pair())
+        classes_B = torch.where(labelled_B, no_negatives(batch), -1 - sample_of_pair(batch))
         expected = info_nce(
             embeddings.image_BD,
             embeddings.text_BD,
             embeddings.logit_scale,
             ids_G=classes_B,
-            positive_ids_G=batch.sample_of_pair(),
+            positive_ids_G=sample_of_pair(batch),
         )
         plain = info_nce(embeddings.image_BD, embeddings.text_BD, embeddings.logit_scale)
-        loss = run.stepper(batch, step=0, requests=Requests(), vitals=Vitals()).read().loss
+        loss = run.stepper(batch, step=0, requests=StopOrSave(), stats=RankStats()).read().loss
     assert len(set(classes_B[labelled_B].tolist())) <= 4 < int(labelled_B.sum())
     assert (len(batch), len(batch.images_IHWC)) == (24, 12)
     assert torch.equal(embeddings.image_BD[0], embeddings.image_BD[1])

@@ -1,5 +1,6 @@
 """FSDP2 is DDP in less memory: the same losses on any number of ranks, checkpoints, evaluations, skipped steps."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from distributed.ranks import run_ranks
 from tiny import losses, metrics, saved_tensors, tiny_config, write_scenes
 from torch import Tensor
@@ -16,14 +18,14 @@ from torch.distributed.tensor import DTensor
 import clipx
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks
-from clipx.distributed.parallelize import parallelize, reshard, whole
+from clipx.distributed.parallelize import full_tensor, parallelize, reshard
 from clipx.distributed.runtime import start_runtime
 from clipx.models.clip import CLIP, build_model
+from clipx.models.dry_run import dry_run
+from clipx.objectives.contrastive import ContrastiveObjective
 from clipx.optim.optimizers import build_optimizer
-from clipx.train.micro_batch import rehearsal
-from clipx.train.step import Stepper
 from clipx.train.trainer import train
-from clipx.types import Batch, Embeddings
+from clipx.types import Batch, Embeddings, tensors_of
 
 FSDP2 = "parallel.type=fsdp2"
 STEPS = 20
@@ -112,15 +114,15 @@ def test_evaluates_while_it_trains_and_its_checkpoint_is_a_model(scenes: Path, t
 
 def train_with_nan(config: RunConfig, bad_rank: int, bad_steps: list[int]) -> int:
     """`train`, with images that turn to NaN on one rank in some steps."""
-    original = Stepper._forward
+    original = ContrastiveObjective.forward
 
-    def forward(stepper: Stepper, piece: Any, number: int) -> Embeddings:
-        embeddings = original(stepper, piece, number)
-        if piece.index in bad_steps and stepper.runtime.rank == bad_rank:
+    def forward(objective: ContrastiveObjective, model: Any, piece: Any, *, for_terms: bool) -> Embeddings:
+        embeddings = original(objective, model, piece, for_terms=for_terms)
+        if piece.index in bad_steps and dist.get_rank() == bad_rank:
             return replace(embeddings, image_BD=embeddings.image_BD * float("nan"))
         return embeddings
 
-    Stepper._forward = forward  # type: ignore[method-assign]
+    ContrastiveObjective.forward = forward  # type: ignore[method-assign]
     return train(config)
 
 
@@ -162,7 +164,7 @@ def wrapped(config: RunConfig) -> dict[str, Any]:
             "float32": {parameter.dtype for parameter in model.parameters()},
             "gathered": gathered,
             "embedded": embedded_BD.dtype,
-            "scale": whole(towers.log_logit_scale.detach()).item(),
+            "scale": full_tensor(towers.log_logit_scale.detach()).item(),
         }
 
 
@@ -188,22 +190,25 @@ def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool)
         for blocks in towers.block_lists():
             checkpoint_blocks(blocks, fraction=fraction)
         every_block = [block for blocks in towers.block_lists() for block in blocks]
-        rehearse = rehearsal(
-            lambda batch: towers(batch, seed=0), image_size=32, context_length=24, device=torch.device("cpu")
+        run = dry_run(
+            lambda batch: tensors_of(towers(batch, seed=0)).values(),
+            image_size=32,
+            context_length=24,
+            device=torch.device("cpu"),
         )
         if compiled:
-            assert compile_blocks(every_block, rehearse=partial(rehearse, 2), group=runtime.group, backend="aot_eager")
+            assert compile_blocks(every_block, dry_run=partial(run, 2), group=runtime.group, backend="aot_eager")
         model, _ = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=every_block)
         dtypes: list[str] = []
 
-        def forward(batch: Batch) -> Embeddings:
+        def forward(batch: Batch) -> Iterable[Tensor]:
             embeddings: Embeddings = model(batch, seed=0)
             dtypes.extend(str(tensor.dtype) for tensor in (embeddings.image_BD, embeddings.logit_scale))
-            return embeddings
+            return tensors_of(embeddings).values()
 
         towers.zero_grad(set_to_none=True)
-        rehearsal(forward, image_size=32, context_length=24, device=torch.device("cpu"))(6)
-        return dtypes, {name: whole(parameter.grad) for name, parameter in towers.named_parameters()}
+        dry_run(forward, image_size=32, context_length=24, device=torch.device("cpu"))(6)
+        return dtypes, {name: full_tensor(parameter.grad) for name, parameter in towers.named_parameters()}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import signal
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed.ranks import run_ranks
@@ -12,8 +13,8 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.train import trainer
 from clipx.train.build import Run, build_run
-from clipx.train.loss_spikes import Detour
-from clipx.train.metrics.step_metrics import Requests
+from clipx.train.loss_spikes import Rollback
+from clipx.train.metrics.step_metrics import StopOrSave
 from clipx.train.trainer import Loop, train
 from clipx.types import Batch
 
@@ -90,10 +91,10 @@ def _alive_at_each_build(config: RunConfig) -> list[int]:
     built: list[weakref.ref[object]] = []
     alive: list[int] = []
 
-    def spy(config: RunConfig, runtime: Runtime, detour: Detour | None) -> Run:
+    def spy(config: RunConfig, runtime: Runtime, rollback: Rollback | None, **options: Any) -> Run:
         alive.append(sum(towers() is not None for towers in built))
-        run = build_run(config, runtime, detour)
-        built.append(weakref.ref(run.stepper.towers))
+        run = build_run(config, runtime, rollback, **options)
+        built.append(weakref.ref(run.stepper.objective.model))
         return run
 
     trainer.build_run = spy
@@ -111,14 +112,14 @@ def test_a_phase_frees_its_memory_before_the_next_is_built(parallel: str, shards
 
 def _stopped_in_the_last_step_of_a_phase(config: RunConfig) -> int:
     """Rank 1 alone gets the signal."""
-    advance = Loop.advance
+    launch_step = Loop.launch_step
 
-    def signalled(self: Loop, batch: Batch) -> Requests:
+    def signalled(self: Loop, batch: Batch) -> StopOrSave:
         if self.run.progress.step == 4 and self.run.runtime.rank == 1:
             signal.raise_signal(signal.SIGTERM)
-        return advance(self, batch)
+        return launch_step(self, batch)
 
-    Loop.advance = signalled  # type: ignore[method-assign]
+    Loop.launch_step = signalled  # type: ignore[method-assign]
     return train(config)
 
 

@@ -3,33 +3,84 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from distributed.ranks import run_ranks
 from torch.nn.functional import normalize
 
-from clipx.train.metrics.step_metrics import Vitals
-from clipx.train.step import Stepper, mean_cosine
+from clipx.errors import RunError
+from clipx.objectives.contrastive import mean_cosine
+from clipx.train.metrics.clock import Clock
+from clipx.train.metrics.step_metrics import (
+    InFlightStep,
+    RankStats,
+    StepMetrics,
+    StopOrSave,
+    check_names,
+    sum_over_ranks,
+)
+
+CPU = torch.device("cpu")
 
 
-def _sums() -> list[float]:
+def _runtime() -> Any:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return SimpleNamespace(rank=rank, world_size=size, group=dist.group.WORLD, device=CPU)
+
+
+def _metrics() -> StepMetrics:
     rank: int = dist.get_rank()
-    stepper: Any = object.__new__(Stepper)
-    runtime = SimpleNamespace(rank=rank, world_size=dist.get_world_size(), group=dist.group.WORLD)
-    object.__setattr__(stepper, "runtime", runtime)
-    share, cosines_2 = torch.tensor(0.5 + rank), torch.tensor([0.2, 0.4]) * (rank + 1)
-    vitals = Vitals(data_wait_s=1.0 + rank, forward_s=10.0 + rank, memory_gib=100.0 + rank)
-    sums: list[float] = stepper._sum_over_ranks(share, cosines_2, [rank, 2.0], vitals).tolist()
-    return sums
+    sums = sum_over_ranks(
+        {"loss": torch.tensor(0.5 + rank), "cosine": torch.tensor(0.2 * (rank + 1)) / 3},
+        counts={"num_tokens": rank, "own": 2.0},
+        num_bad=rank,
+        requests=StopOrSave(stop=rank == 1),
+        stats=RankStats(data_wait_s=1.0 + rank, forward_s=10.0 + rank, memory_gib=100.0 + rank),
+        runtime=_runtime(),
+    )
+    clock = Clock(CPU)
+    for section in ("model and loss", "forward", "loss", "optimizer"):
+        with clock.measure(section):
+            pass
+    own = torch.tensor([7.0, 1.0, 14.0], dtype=torch.float64)
+    return InFlightStep(
+        step=3,
+        batch=2,
+        lr=0.1,
+        bad_here=(),
+        launched_at=0.0,
+        clock=clock,
+        sums=sums,
+        updated=("logit_scale",),
+        values=torch.cat([own, sums.values]),
+        filled=None,
+    ).read()
 
 
-def test_counts_are_summed_cosines_averaged_and_vitals_gathered() -> None:
-    of_ranks = run_ranks(_sums, 3)
-    assert of_ranks[0] == of_ranks[1] == of_ranks[2]
-    loss, *counts_and_cosines = of_ranks[0][:5]
-    assert (loss, counts_and_cosines[:2]) == (4.5, [3.0, 6.0])
-    torch.testing.assert_close(counts_and_cosines[2:], [0.4, 0.8])
-    assert of_ranks[0][5:] == [1.0, 10.0, 100.0, 2.0, 11.0, 101.0, 3.0, 12.0, 102.0]
+def test_figures_and_counts_are_summed_by_name_and_stats_gathered() -> None:
+    results = run_ranks(_metrics, 3)
+    for metrics in results:
+        assert metrics.figures == pytest.approx({"loss": 4.5, "cosine": 0.4, "logit_scale": 14.0})
+        assert metrics.counts == {"num_tokens": 3.0, "own": 6.0}
+        assert (metrics.loss, metrics.grad_norm, metrics.good, metrics.num_bad) == (4.5, 7.0, True, 3)
+        assert (metrics.stop, metrics.save) == (True, False)
+        assert metrics.ranks == (RankStats(1, 10, 100), RankStats(2, 11, 101), RankStats(3, 12, 102))
+
+
+def _differing_names() -> str:
+    own = "a" if dist.get_rank() == 0 else "b"
+    try:
+        check_names({"loss": torch.zeros(()), own: torch.zeros(())}, {"pillow_images": 0.0}, _runtime())
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def test_names_that_differ_between_ranks_end_the_run_on_all() -> None:
+    first, second = run_ranks(_differing_names, 2)
+    assert first == second
+    assert first.startswith("figures of rank 1 are loss, b, |, pillow_images and those of rank 0 loss, a, |")
 
 
 def test_mean_cosine_is_that_of_all_pairs_of_rows() -> None:

@@ -15,7 +15,7 @@ from tiny import tiny_config
 
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
-from clipx.train.liveness.heartbeat import Stage, join_life_signs
+from clipx.train.liveness.heartbeat import Activity, join_heartbeats
 
 CASES = {
     "read": Case("read", rank=1, world_size=4),
@@ -97,12 +97,12 @@ def is_alive(pid: int) -> bool:
 def test_a_read_that_hangs_is_named_and_shown_by_all_ranks(ended: dict[str, Ended]) -> None:
     case = ended["read"]
     assert case.exit_codes == [1] * 4
-    culprit = f"pid {case.pids[1]}): waiting for the data of step {HANGS_AT + 1}"
+    straggler = f"pid {case.pids[1]}): waiting for the data of step {HANGS_AT + 1}"
     for printed, reason, stacks in zip(case.printed, case.reasons, case.stacks, strict=True):
         (headline,) = [line for line in printed.splitlines() if line.startswith("STALLED")]
         assert "held up by rank 1 (" in headline
-        assert culprit in headline
-        assert culprit in reason
+        assert straggler in headline
+        assert straggler in reason
         assert stacks.startswith(headline)
         assert "in _live" in stacks  # of the rank
         assert "in _live" in printed
@@ -144,16 +144,16 @@ def test_a_rank_alone_ends_too(ended: dict[str, Ended]) -> None:
     assert case.leaked == []
 
 
-def exchange(config: RunConfig) -> tuple[list[tuple[Stage, int]], str | None, str | None]:
-    """What this rank reads of both, the verdict of one, and what the next start sees of it."""
+def exchange(config: RunConfig) -> tuple[list[tuple[Activity, int]], str | None, str | None]:
+    """What this rank reads of both, the stall that one publishes, and what the next start sees of it."""
     with start_runtime(config) as runtime:
-        signs = join_life_signs(runtime)
-        signs.leave("step", 5 + runtime.rank)
+        heartbeats = join_heartbeats(runtime)
+        heartbeats.publish("step", 5 + runtime.rank)
         if runtime.is_main:
-            signs.declare("held up")
+            heartbeats.publish_stall("held up")
         runtime.barrier()
-        next_start = join_life_signs(runtime)  # in the same store, as after a restart by torchrun
-        return [(sign.stage, sign.step) for sign in signs.read()], signs.verdict(), next_start.verdict()
+        next_start = join_heartbeats(runtime)  # in the same store, as after a restart by torchrun
+        return [(one.activity, one.step) for one in heartbeats.read()], heartbeats.read_stall(), next_start.read_stall()
 
 
 def test_ranks_meet_in_the_store_that_brought_them_together(tmp_path: Path) -> None:

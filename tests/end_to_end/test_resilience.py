@@ -12,7 +12,8 @@ from distributed.ranks import run_ranks
 from tiny import checkpoints, losses, metrics, newest_checkpoint, status, tiny_config
 from torch import nn
 
-from clipx.config.schema import RunConfig, ZeroShotConfig
+from clipx.config.evaluate import ZeroShotConfig
+from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.pretrained import load

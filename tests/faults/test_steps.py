@@ -47,10 +47,10 @@ def test_a_learning_rate_of_a_million(scenario: Scenario) -> None:
     scenario.assert_as_undisturbed()
 
 
-def test_a_leap_of_the_loss(scenario: Scenario) -> None:
+def test_a_loss_spike(scenario: Scenario) -> None:
     scenario.options = (WATCHED,)
-    leap = ("spoil_embeddings", {"first": 10, "last": 10, "factor": 30.0})
-    job = scenario.start(faults=[leap])
+    spike = ("spoil_embeddings", {"first": 10, "last": 10, "factor": 30.0})
+    job = scenario.start(faults=[spike])
     assert job.wait() == [0], job.text
     (record,) = read_rows(scenario.run_dir / "rollbacks.jsonl")
     assert (record["step"], record["back_to"], record["left_out"]) == (11, 8, [10])
@@ -60,7 +60,7 @@ def test_a_leap_of_the_loss(scenario: Scenario) -> None:
 
 
 @pytest.mark.full
-def test_leaps_that_do_not_end(scenario: Scenario) -> None:
+def test_loss_spikes_that_do_not_end(scenario: Scenario) -> None:
     scenario.options = (WATCHED,)
     job = scenario.start(faults=[("spoil_embeddings", {"first": 10, "last": 99, "factor": 30.0})])
     assert job.wait() == [1], job.text

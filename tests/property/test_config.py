@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipx.config.data import DataConfig
+from clipx.config.evaluate import RetrievalConfig, ZeroShotConfig
 from clipx.config.load import dump_config, load_config
-from clipx.config.model import ModelConfig, SigmoidConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.loss import SigmoidConfig
+from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
 from clipx.config.optim import AdamWConfig
-from clipx.config.schema import Fsdp2Config, RetrievalConfig, RunConfig, ZeroShotConfig
+from clipx.config.parallel import Fsdp2Config
+from clipx.config.schema import RunConfig
 from clipx.config.yaml_text import read_yaml, write_yaml
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20) | st.sampled_from(

@@ -15,11 +15,11 @@ from tiny import tiny_config
 
 from clipx.config.data import sources
 from clipx.config.schema import RunConfig
+from clipx.data.build import make_plan, open_reader
 from clipx.data.filters.filters import SampleFilter
 from clipx.data.index.shard_index import build_index
-from clipx.data.stream import PairStream, open_reader, rank_slots
+from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import ClipTokenizer
-from clipx.train.build_data import make_plan
 from clipx.types import Batch
 
 BATCHES = 11  # into the second epoch of both sources

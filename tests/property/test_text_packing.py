@@ -48,7 +48,7 @@ def test_packed_is_padded(lengths: list[int], slack: int, bucketed: bool, seed: 
 def test_padding_to_a_bucket_always_fits(lengths: list[int]) -> None:
     before, lengths_B = sum(lengths), torch.tensor(lengths)
     tokens, all_lengths, longest = pad_to_bucket(
-        torch.ones(before, dtype=torch.int64), lengths_B, max_length=max(lengths), most=77
+        torch.ones(before, dtype=torch.int64), lengths_B, max_length=max(lengths), limit=77
     )
     assert before <= len(tokens) <= before * 17 / 16
     assert int(all_lengths.sum()) == len(tokens)

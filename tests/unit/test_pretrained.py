@@ -6,7 +6,7 @@ import torch
 from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
 
 import clipx
-from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
+from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import CheckpointStore
 from clipx.checkpoint.tensors import state_of, write_state
 from clipx.config.model import HuggingFaceTextConfig
@@ -27,7 +27,7 @@ def pretrained():
 def run_dir(pretrained, tmp_path_factory):
     """A run with checkpoints of steps 1 and 2; step 2's is `pretrained`."""
     run_dir = tmp_path_factory.mktemp("run")
-    plan = DataPlanRecord(
+    data_order = DataOrderRecord(
         fingerprint="", num_shards=1, num_samples=9, lanes=1, shuffle_window=1, global_batch_size=2, seed=0
     )
     for step, source in ((1, tiny_pretrained(seed=1)), (2, pretrained)):
@@ -35,7 +35,7 @@ def run_dir(pretrained, tmp_path_factory):
         written = write_state(
             store.draft(step), state_of(source.model, torch.optim.AdamW(source.model.parameters())), None
         )
-        state = RunState(progress=Progress(step=step), plan=plan, wandb_id="")
+        state = RunState(progress=Progress(step=step), data_order=data_order, wandb_id="")
         store.publish(step, written, state=state, config_text=run_config_text(pretrained.config))
     return run_dir
 

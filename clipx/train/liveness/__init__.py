@@ -1,1 +1,1 @@
-"""What keeps a run alive or says why it is not: watchdog, heartbeats, stops, the lock of its folder, its status."""
+"""What ends a run in time and says why: watchdog, heartbeats, requests to stop, the folder's lock, the status."""

@@ -1,8 +1,8 @@
-"""Signs of life that ranks leave for each other, and what they say about who holds up a run.
+"""Heartbeats that ranks publish for each other, and the search for the rank that holds up the run.
 
 They go through the store by which the ranks found each other, and not through collectives, which are what hangs. The
-store is served by rank 0's process or by torchrun's agent; when that one hangs, so does every call here: calls belong
-in a thread of their own (`clipx.train.liveness.watchdog`).
+store is served by rank 0's process or by torchrun's agent. When that process hangs, so does every call here: call these
+functions in a thread of their own (`clipx.train.liveness.watchdog`).
 """
 
 import json
@@ -17,10 +17,11 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 
 from clipx.distributed.runtime import Runtime
 
-Stage = Literal["start", "save", "evaluation", "data", "step", "end"]
+Activity = Literal["start", "save", "evaluation", "data", "step", "end"]
+"""What the main thread of a rank is doing."""
 
-# In the order in which they follow each other while so many steps are taken.
-_DOING: dict[Stage, str] = {
+# In the order in which a run does them after the same number of steps.
+_DESCRIPTION: dict[Activity, str] = {
     "start": "starting at step {taken}",
     "save": "saving step {taken}",
     "evaluation": "evaluating step {taken}",
@@ -28,7 +29,7 @@ _DOING: dict[Stage, str] = {
     "step": "in step {next}",
     "end": "ending at step {taken}",
 }
-_USUAL_CAUSE: dict[Stage, str] = {
+_USUAL_CAUSE: dict[Activity, str] = {
     "start": "the stacks say where",
     "save": "look at the storage of the checkpoints",
     "evaluation": "look at the storage of the evaluation sets",
@@ -36,29 +37,29 @@ _USUAL_CAUSE: dict[Stage, str] = {
     "step": "a collective or a kernel does not complete: look at the network and the devices",
     "end": "look at the trackers",
 }
-_ORDER: dict[Stage, int] = {stage: number for number, stage in enumerate(_DOING)}
-_MOST_NAMED = 4  # ranks, in one line
+_ORDER: dict[Activity, int] = {activity: index for index, activity in enumerate(_DESCRIPTION)}
+_MAX_NAMED = 4  # ranks in one line
 
 
-class Sign(NamedTuple):
-    """What one rank says of itself."""
+class Heartbeat(NamedTuple):
+    """What one rank publishes about itself."""
 
-    beat: int
-    """Grows with every sign: machines' clocks differ, a change does not lie."""
-    stage: Stage
+    sequence: int
+    """Grows with every heartbeat. Machines' clocks differ, so it is a change of this number that shows life."""
+    activity: Activity
     step: int
     """Optimizer steps taken."""
     host: str
     pid: int
 
 
-class LifeSigns:
-    """One rank's end of the exchange: a key per rank, overwritten each time, and one for a verdict.
+class HeartbeatExchange:
+    """One rank's access to the heartbeats of all: one key per rank, overwritten each time, and one for a stall.
 
     Args:
-        store: for this start of the run alone, and for this thread alone; see `Store.clone`.
-        rank: this one.
-        world_size: W.
+        store: used by this start of the run only, and in this process by one thread only; see `Store.clone`.
+        rank: this rank.
+        world_size: number of ranks.
     """
 
     def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
@@ -66,77 +67,81 @@ class LifeSigns:
         self.world_size = world_size
         self._rank = rank
         self._keys = [f"rank-{number}" for number in range(world_size)]
-        self._beat = 0
+        self._sequence = 0
 
     def open(self) -> None:
-        """Rank 0, before any other rank uses the store: reading a key that no one has written would wait for it."""
-        unheard = json.dumps(Sign(beat=0, stage="start", step=0, host="unknown host", pid=0))
+        """Writes every key. Rank 0 calls this before any rank reads: a read waits for a key that does not exist."""
+        unheard = json.dumps(Heartbeat(sequence=0, activity="start", step=0, host="unknown host", pid=0))
         for key in self._keys:
             self._store.set(key, unheard)
 
-    def leave(self, stage: Stage, step: int) -> None:
-        """Says that this rank lives, and where it stands."""
-        self._beat += 1
-        sign = Sign(self._beat, stage, step, socket.gethostname(), os.getpid())
-        self._store.set(self._keys[self._rank], json.dumps(sign))
+    def publish(self, activity: Activity, step: int) -> None:
+        """Tells all ranks that this rank lives and what it is doing."""
+        self._sequence += 1
+        heartbeat = Heartbeat(self._sequence, activity, step, socket.gethostname(), os.getpid())
+        self._store.set(self._keys[self._rank], json.dumps(heartbeat))
 
-    def read(self) -> list[Sign]:
-        """The latest sign of every rank."""
-        return [Sign(*json.loads(value)) for value in self._store.multi_get(self._keys)]
+    def read(self) -> list[Heartbeat]:
+        """The latest heartbeat of every rank."""
+        return [Heartbeat(*json.loads(value)) for value in self._store.multi_get(self._keys)]
 
-    def declare(self, verdict: str) -> None:
+    def publish_stall(self, reason: str) -> None:
         """Tells all ranks that the run is stalled, and why."""
-        self._store.set("verdict", verdict)
+        self._store.set("stall", reason)
 
-    def verdict(self) -> str | None:
-        """What a rank has declared, if any has."""
-        return self._store.get("verdict").decode() if self._store.check(["verdict"]) else None
+    def read_stall(self) -> str | None:
+        """The reason that a rank has published for a stall; None if no rank has."""
+        return self._store.get("stall").decode() if self._store.check(["stall"]) else None
 
 
-def join_life_signs(runtime: Runtime) -> LifeSigns:
-    """This rank's end, on all ranks together. Communicates: one broadcast."""
+def join_heartbeats(runtime: Runtime) -> HeartbeatExchange:
+    """Makes this rank's access to the heartbeats. All ranks call this; it does one broadcast."""
     # A clone has a connection of its own: calls through one connection wait for each other.
     store = dist.HashStore() if runtime.world_size == 1 else _get_default_store().clone()  # type: ignore[attr-defined]
-    # A launcher that restarts ranks may keep its store, and in it what the last start has left: no two share a name.
-    name = f"clipx-life-{secrets.token_hex(8)}"
+    # A launcher that restarts ranks may keep its store, with the keys of the start before: each start has its own name.
+    name = f"clipx-heartbeats-{secrets.token_hex(8)}"
 
-    def signs(name: str) -> LifeSigns:
-        return LifeSigns(PrefixStore(name, store), rank=runtime.rank, world_size=runtime.world_size)
+    def exchange(name: str) -> HeartbeatExchange:
+        return HeartbeatExchange(PrefixStore(name, store), rank=runtime.rank, world_size=runtime.world_size)
 
     if runtime.is_main:
-        signs(name).open()
-    return signs(runtime.from_main(name))
+        exchange(name).open()
+    return exchange(runtime.broadcast_from_rank0(name))
 
 
-def find_culprit(earlier: Sequence[Sign], later: Sequence[Sign]) -> str:
-    """Who holds up the run, in one line, from two readings of all ranks' signs some seconds apart.
+def find_straggler(earlier: Sequence[Heartbeat], later: Sequence[Heartbeat]) -> str:
+    """Says in one line which rank holds up the run.
 
-    Ranks whose signs have not changed: they are stopped or dead, or their machines out of reach. Else those that are
-    furthest behind, for the others wait for them. Else what all wait for.
+    The first of these that exists: ranks whose heartbeat has not changed, since they are stopped or dead or cannot
+    reach the store; ranks that are behind the others, since the others wait for them; what all ranks wait for.
+
+    Args:
+        earlier: heartbeats of all ranks.
+        later: the same, some seconds later.
     """
-    silent = [rank for rank, (one, two) in enumerate(zip(earlier, later, strict=True)) if one.beat == two.beat]
+    silent = [rank for rank, (one, two) in enumerate(zip(earlier, later, strict=True)) if one.sequence == two.sequence]
     if silent:
         return f"no sign of life from {_named(silent, later)}, last seen {describe(later[silent[0]])}"
-    behind = min(map(_place, later))
-    late = [rank for rank, sign in enumerate(later) if _place(sign) == behind]
+    behind = min(map(_position, later))
+    late = [rank for rank, heartbeat in enumerate(later) if _position(heartbeat) == behind]
     if len(late) < len(later):
         whose = f"held up by {_named(late, later)}"
     else:
         whose = f"all {len(late)} ranks" if len(late) > 1 else _named(late, later)
-    sign = later[late[0]]
-    return f"{whose}: {describe(sign)}; {_USUAL_CAUSE[sign.stage]}"
+    heartbeat = later[late[0]]
+    return f"{whose}: {describe(heartbeat)}; {_USUAL_CAUSE[heartbeat.activity]}"
 
 
-def describe(sign: Sign) -> str:
-    """What a rank is doing; steps are numbered as in metrics.jsonl, from 1."""
-    return _DOING[sign.stage].format(taken=sign.step, next=sign.step + 1)
+def describe(heartbeat: Heartbeat) -> str:
+    """What a rank is doing; steps are numbered from 1, like in metrics.jsonl."""
+    return _DESCRIPTION[heartbeat.activity].format(taken=heartbeat.step, next=heartbeat.step + 1)
 
 
-def _place(sign: Sign) -> tuple[int, int]:
-    return sign.step, _ORDER[sign.stage]
+def _position(heartbeat: Heartbeat) -> tuple[int, int]:
+    return heartbeat.step, _ORDER[heartbeat.activity]
 
 
-def _named(ranks: Sequence[int], signs: Sequence[Sign]) -> str:
-    named = ", ".join(f"rank {rank} ({signs[rank].host}, pid {signs[rank].pid})" for rank in ranks[:_MOST_NAMED])
-    more = len(ranks) - _MOST_NAMED
-    return f"{named} and {more} more" if more > 0 else named
+def _named(ranks: Sequence[int], heartbeats: Sequence[Heartbeat]) -> str:
+    shown = [f"rank {rank} ({heartbeats[rank].host}, pid {heartbeats[rank].pid})" for rank in ranks[:_MAX_NAMED]]
+    more = len(ranks) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

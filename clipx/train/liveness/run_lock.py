@@ -1,8 +1,8 @@
-"""One run in a folder at a time: a second start waits for the first to end, and then says who is in its way.
+"""A lock on the run folder, for one run at a time: a second start waits for the first to end, then names its holder.
 
-The lock is the kernel's (POSIX record locks, which Lustre and NFS know too), so a process that dies leaves none, and
-loader processes do not inherit it. A machine that dies leaves its locks with the server of the file system for as long
-as that believes it alive.
+The lock is the kernel's (a POSIX record lock, which Lustre and NFS support too), so a process that dies leaves none,
+and loader processes do not inherit it. If a machine dies, the server of the file system keeps its locks until it
+believes the machine dead.
 """
 
 import errno
@@ -20,18 +20,20 @@ from clipx.errors import InputError
 log = logging.getLogger(__name__)
 
 _NAME = ".lock"
-_WAIT_S = 20.0  # what a killed job may need to be gone when its successor starts
-_WAIT_FOR_OTHERS_S = 150.0  # the same for another machine, which may be dead: NFSv4 servers give it 90 s, Lustre's 100
+_WAIT_S = 20.0  # a killed job may need this long to be gone when its successor starts
+_WAIT_FOR_OTHERS_S = (
+    150.0  # on another machine, which may be dead: NFSv4 servers keep its locks for 90 s, Lustre's for 100 s
+)
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Makes the run folder if need be, and keeps other processes out of it within the block.
+    """Creates the run folder if it does not exist, and keeps other processes out of it within the block.
 
     Raises:
-        InputError: the folder cannot be used, or another process holds it for longer than 20 s, or on another machine
-            than this 150 s.
+        InputError: the folder cannot be used, or a process holds it for longer than 20 s on this machine or 150 s on
+            another one.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
 def _acquire(descriptor: int, run_dir: Path) -> None:
     began = time.monotonic()
-    told = False
+    logged = False
     while True:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,10 +61,10 @@ def _acquire(descriptor: int, run_dir: Path) -> None:
         else:
             return
         holder = (run_dir / _NAME).read_text() or "another process"
-        near = holder.endswith(f" on {socket.gethostname()}")
-        if time.monotonic() - began >= (_WAIT_S if near else _WAIT_FOR_OTHERS_S):
+        is_local = holder.endswith(f" on {socket.gethostname()}")
+        if time.monotonic() - began >= (_WAIT_S if is_local else _WAIT_FOR_OTHERS_S):
             raise InputError(f"run_dir={run_dir} is in use by {holder}; stop that run or choose another run_dir")
-        if not told:
+        if not logged:
             log.info("waiting for %s to leave %s", holder, run_dir)
-            told = True
+            logged = True
         time.sleep(0.5)

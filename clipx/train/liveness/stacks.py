@@ -1,4 +1,4 @@
-"""Where all threads of this process and of its loader processes stand, as stacks of Python frames.
+"""The Python stacks of all threads of this process and of its loader processes.
 
 faulthandler prints them from a signal handler in C, which needs neither the GIL nor a thread that still runs.
 """
@@ -15,17 +15,17 @@ STDERR = 2  # the file descriptor
 
 _TO_STDERR = signal.SIGRTMAX
 _TO_MEMORY = signal.SIGRTMAX - 1
-_ANSWERS_WITHIN_S = 0.5  # of one process; it takes some 10 ms
+_ANSWERS_WITHIN_S = 0.5  # for one process; it takes about 10 ms
 _ALL_WITHIN_S = 5.0
-_QUIET_S = 0.05  # an answer that has not grown for so long is complete
+_QUIET_S = 0.05  # an answer that has not grown for this long is complete
 
 
 class Stacks:
     """A context in which this process, and every process forked from it, answers signals with its stacks.
 
-    `kill -RTMAX PID`, by a person, prints them on standard error, and the process goes on. One signal below is
-    `collect`'s: its answers go to a file in memory that a fork inherits with the handlers, so that those of many
-    processes come out in one piece, and no disk that hangs is in their way.
+    A person can use `kill -RTMAX PID`: it prints the stacks on standard error, and the process goes on. The next lower
+    signal is for `collect`: its answers go to a file in memory, which a forked process inherits with the handlers. So
+    the answers of several processes do not mix, and a disk that hangs does not delay them.
     """
 
     def __enter__(self) -> Self:
@@ -40,13 +40,13 @@ class Stacks:
         os.close(self._memory)
 
     def collect(self) -> str:
-        """The stacks of this process and of its multiprocessing children, within seconds; from any thread, once."""
+        """The stacks of this process and of its multiprocessing children, within 5 s; call it once, from any thread."""
         self._write(f"--- process {os.getpid()}, the rank\n")
         faulthandler.dump_traceback(self._memory, all_threads=True)
         stops_at = time.monotonic() + _ALL_WITHIN_S
         for child in multiprocessing.active_children():
             assert child.pid is not None
-            state, answers = _look_at(child.pid)
+            state, answers = _state(child.pid)
             self._write(f"\n--- process {child.pid}, {child.name}, {state}\n")
             if answers and time.monotonic() < stops_at:
                 before = self._size()
@@ -55,6 +55,7 @@ class Stacks:
         return os.pread(self._memory, self._size(), 0).decode(errors="replace")
 
     def _await_answer(self, before: int) -> None:
+        """Waits until the file in memory has grown from `before` bytes and grows no more."""
         size, stops_at = before, time.monotonic() + _ANSWERS_WITHIN_S
         while time.monotonic() < stops_at:
             time.sleep(_QUIET_S)
@@ -71,8 +72,12 @@ class Stacks:
         os.write(self._memory, text.encode())
 
 
-def _look_at(pid: int) -> tuple[str, bool]:
-    """The state of a process in the kernel's words, and whether it handles `collect`'s signal: if not, it would die."""
+def _state(pid: int) -> tuple[str, bool]:
+    """Looks up a process.
+
+    Returns:
+        Its state in the kernel's words, and whether it handles the signal of `collect`. If not, it would die of it.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

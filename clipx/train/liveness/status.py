@@ -13,7 +13,7 @@ from clipx.storage.folders import write_atomically
 
 
 class Status(Enum):
-    """The word in status.json and the exit code for schedulers.
+    """How a start ended: a word for status.json and an exit code for schedulers.
 
     torchrun and accelerate launch turn 85 into 1, so launch files read status.json.
     """
@@ -24,14 +24,15 @@ class Status(Enum):
 
     @property
     def word(self) -> str:
-        """As in status.json."""
+        """The word in status.json."""
         return self.value[0]
 
     @property
     def exit_code(self) -> int:
-        """Of the process; of `again` what $CLIPX_EXIT_CODE_AGAIN says, where that is set.
+        """The exit code of the process; for `again`, $CLIPX_EXIT_CODE_AGAIN replaces it if that is set.
 
-        torchrun restarts whatever does not end with 0; a launch file that lets it do so sets 0 and reads status.json.
+        torchrun restarts whatever does not end with 0. A launch file that uses this sets the variable to 0 and reads
+        status.json.
         """
         if self is Status.AGAIN:
             return int(os.environ.get("CLIPX_EXIT_CODE_AGAIN") or self.value[1])
@@ -39,16 +40,19 @@ class Status(Enum):
 
 
 class LostContactError(RunError):
-    """Another process went away in the middle of a collective: a consequence, never the cause."""
+    """Another process ended in the middle of a collective: a consequence of its failure, never the cause."""
 
 
 def write_status(run_dir: Path, status: Status, **more: object) -> None:
-    """Replaces status.json: the word, and what `more` there is to say."""
+    """Replaces status.json: the word, and the fields in `more`."""
     write_atomically(run_dir / "status.json", json.dumps({"status": status.word, **more}))
 
 
 def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> None:
-    """Any rank may fail alone; its reason stands against those of ranks that fail because it went away."""
+    """Writes why a rank failed to status.json, if that has no better reason yet.
+
+    Any rank may fail alone. Its reason replaces those of the ranks that failed because they lost contact with it.
+    """
     path = run_dir / "status.json"
     with suppress(OSError):  # a full disk may be the very reason; the error itself goes on to the person
         if not path.exists() or (isinstance(error, ClipxError) and not isinstance(error, LostContactError)):
@@ -57,7 +61,7 @@ def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> N
 
 
 def explain(error: Exception) -> Exception:
-    """A line for a person in place of a library's error, for failures that come from outside; else the error itself."""
+    """A readable error in place of a library's error about something outside clipx; any other error as it is."""
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, RuntimeError) and "DataLoader worker" in reason:  # torch's SIGCHLD handler raises it anywhere
         return RunError(f"a loader process died ({reason}); often memory or /dev/shm is full: lower data.workers")

@@ -1,6 +1,6 @@
-"""What asks a run to stop: signals, a file, a budget of time. Noted when it comes, acted on between steps.
+"""Requests to stop a run: signals, a file, a limit of time. They are noted when they come and obeyed between steps.
 
-What a rank notes here travels in the step's own all-reduce, so that all ranks stop after the same step.
+What a rank notes here is sent in the step's own all-reduce, so that all ranks stop after the same step.
 """
 
 import os
@@ -17,11 +17,11 @@ _LOOK_EVERY_S = 1.0  # a run folder may lie on a file system that answers slowly
 
 
 class StopRequest:
-    """Whether and by what this process was asked to stop.
+    """Whether this process was asked to stop, and by what.
 
     Args:
-        run_dir: where a file named STOP asks for it.
-        max_minutes: from now on, after which the time is up; 0: never.
+        run_dir: the folder in which a file named STOP asks for it.
+        max_minutes: time from now on after which the run stops; 0 means no limit.
     """
 
     def __init__(self, run_dir: Path, *, max_minutes: float = 0.0) -> None:
@@ -34,13 +34,17 @@ class StopRequest:
         return self.reason is not None
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler. A second Ctrl-C means now; a second signal of another kind does not break the save."""
+        """The signal handler. A second Ctrl-C ends at once; a second signal of another kind does not break the save.
+
+        Raises:
+            KeyboardInterrupt: at the second Ctrl-C.
+        """
         if number == signal.SIGINT and self.reason == "SIGINT":
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
 
     def look(self) -> None:
-        """Looks at the clock, and about once a second for the file; for one rank, which asks for all."""
+        """Checks the clock, and about once a second the file. One rank calls this, and asks for all."""
         now = time.monotonic()
         if self._max_minutes and now - self._began >= 60 * self._max_minutes:
             self.reason = self.reason or f"max_minutes={self._max_minutes:g}"
@@ -50,13 +54,13 @@ class StopRequest:
                 self.reason = self.reason or f"the file {STOP_FILE}"
 
     def forget_file(self) -> None:
-        """Removes the file, which has done its work: the next start is meant to run."""
+        """Removes the file after the stop, since the next start is meant to run."""
         self._file.unlink(missing_ok=True)
 
 
 @contextmanager
 def catch_stops(request: StopRequest, signals: Sequence[str]) -> Iterator[None]:
-    """Notes `signals`, by name, and SIGINT within the block, and restores the handlers after it."""
+    """Notes `signals` (names) and SIGINT in `request` within the block, and restores the handlers after it."""
     numbers = {signal.SIGINT, *(signal.Signals[name] for name in signals)}
     before = {number: signal.signal(number, request.note) for number in numbers}
     try:

@@ -1,1 +1,1 @@
-"""What a run shows: its steps as figures, rows and warnings, where its time goes, and its bad samples."""
+"""What a run reports: metrics and warnings, the time its steps take, and its bad samples."""

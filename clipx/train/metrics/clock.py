@@ -1,4 +1,4 @@
-"""Where the time of a step goes, on the device's own clock; nothing here waits for the device."""
+"""How long the sections of a step take, on the device's own clock; nothing here waits for the device."""
 
 import time
 from collections import defaultdict
@@ -11,11 +11,11 @@ import torch
 class Clock:
     """Measures the sections of one step.
 
-    On CUDA, events are recorded in the stream, and their distance is the time that the device needed from one to the
-    other; elsewhere the host's time counts, for there the host computes.
+    On CUDA, it records events in the stream; the time between two of them is what the device needed. On other devices
+    it takes the host's time, since there the host computes.
 
     Args:
-        device: where the step computes.
+        device: the device on which the step computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Clock:
 
     @contextmanager
     def measure(self, section: str) -> Iterator[None]:
-        """Adds the time within to `section`; sections may repeat and nest."""
+        """Adds the time within the block to `section`; sections may repeat and nest."""
         if self._cuda:
             start = self._record()
             yield

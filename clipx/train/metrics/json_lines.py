@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; what a crash or a full disk left torn is passed over."""
+    """The rows of a file of JSON lines; lines that a crash or a full disk left incomplete are passed over."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError):
@@ -21,7 +21,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Adds lines to a file; a full disk costs the lines and an error message. Non-finite numbers become null."""
+    """Adds lines to a file. A full disk costs the lines and logs an error. Numbers that are not finite become null."""
     finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
     try:
         with path.open("a+b") as file:

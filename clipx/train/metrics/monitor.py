@@ -21,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from clipx.checkpoint.state import Progress as RunProgress
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
-from clipx.distributed.runtime import Runtime, start_trackers
+from clipx.distributed.runtime import Runtime
 from clipx.storage.folders import write_atomically
 from clipx.train.metrics.json_lines import append_rows, read_rows
-from clipx.train.metrics.step_metrics import StepOutcome, Vitals
+from clipx.train.metrics.step_metrics import RankStats, StepMetrics
+from clipx.train.metrics.trackers import start_trackers
 from clipx.train.metrics.warnings import Diagnosis
 
 log = logging.getLogger(__name__)
@@ -79,20 +80,20 @@ class Monitor:
         if self._display is not None:
             self._display.close()
 
-    def rewind(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
         self._since_row = _SinceRow(step=step, began=time.perf_counter())
         if self._runtime.is_main and self._metrics.exists():
             kept = [row for row in read_rows(self._metrics) if row["step"] <= step]
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def waited(self, seconds: float, *, step: int) -> None:
+    def record_data_wait(self, seconds: float, *, step: int) -> None:
         """Notes how long a step, from 1, stood waiting for its data; it may be known before the step before is read."""
         self._waits[step] = seconds
 
     def saved(self, lost_s: float) -> None:
         """Notes what a save has cost the training, within a pause."""
-        assert self._since_row is not None, "saved before rewind"
+        assert self._since_row is not None, "saved before truncate_after"
         self._since_row.checkpoint_s += lost_s
 
     @contextmanager
@@ -100,14 +101,14 @@ class Monitor:
         """Time within is that of saving or evaluating, between two steps."""
         began = time.perf_counter()
         yield
-        assert self._since_row is not None, "pause before rewind"
+        assert self._since_row is not None, "pause before truncate_after"
         self._since_row.pause_s += time.perf_counter() - began
 
     def record(
-        self, outcome: StepOutcome, progress: RunProgress, *, bad_samples: int, data: Mapping[str, float]
+        self, outcome: StepMetrics, progress: RunProgress, *, bad_samples: int, data: Mapping[str, float]
     ) -> None:
         """Takes one finished step; writes a row, with what is known of the `data` then, when one is due."""
-        assert self._since_row is not None, "record before rewind"
+        assert self._since_row is not None, "record before truncate_after"
         self._since_row.add(outcome, data_wait_s=self._waits.pop(outcome.step, 0.0))
         if outcome.step % self._config.track.every_steps and outcome.step != self._num_steps:
             return
@@ -163,39 +164,38 @@ class Monitor:
             self._tracking = False
             log.error("cannot %s the trackers (%s: %s); the run goes on without", action, type(error).__name__, error)
 
-    def _row(self, outcome: StepOutcome, progress: RunProgress, bad_samples: int) -> dict[str, Any]:
+    def _row(self, outcome: StepMetrics, progress: RunProgress, bad_samples: int) -> dict[str, Any]:
         """The figures at a step; what has a duration covers the time since the row before."""
         assert self._since_row is not None
         since, self._since_row = self._since_row, _SinceRow(step=outcome.step, began=outcome.launched_at)
         pairs = (outcome.step - since.step) * self._config.global_batch_size
         elapsed_s = max(outcome.launched_at - since.began, 1e-9)
+        counts = dict(since.counts)
+        num_tokens, model_flops = counts.pop("num_tokens"), counts.pop("model_flops")
         row = {
             "step": outcome.step,
             "samples_seen": outcome.step * self._config.global_batch_size,
-            "loss": outcome.loss,
             "lr": outcome.lr,
-            "logit_scale": outcome.logit_scale,
             "grad_norm": outcome.grad_norm,
+            **outcome.figures,
             "samples_per_s": pairs / elapsed_s,
             "elapsed_s": elapsed_s,
             "data_wait_s": since.data_wait_s,
             **{f"{section}_s": seconds for section, seconds in since.seconds.items()},
             "pause_s": since.pause_s,
             "checkpoint_s": since.checkpoint_s,
-            "padding_removed": 1 - since.num_tokens / (pairs * self._config.model.text.context_length),
+            "padding_removed": 1 - num_tokens / (pairs * self._config.model.text.context_length),
             "skipped_steps": progress.skipped_steps,
             "overflow_steps": progress.overflow_steps,
             "bad_samples": bad_samples,
-            "pillow_images": since.num_fallbacks,
-            "read_wait_s": since.read_wait_s,
-            "image_cosine": outcome.image_cosine,
-            "text_cosine": outcome.text_cosine,
+            **counts,
+            "read_wait_s": since.read_waits[self._runtime.rank],
             **_of_ranks(since.data_waits, since.forwards),
-            "memory_gib": max(vitals.memory_gib for vitals in outcome.vitals),
+            "memory_gib": max(stats.memory_gib for stats in outcome.ranks),
             "peak_memory_gib": _peak_memory_gib(self._runtime.device),
         }
         if self._peak_flops is not None:
-            row["mfu"] = since.useful_flops / (elapsed_s * self._runtime.world_size * self._peak_flops)
+            row["mfu"] = model_flops / (elapsed_s * self._runtime.world_size * self._peak_flops)
         return row
 
 
@@ -210,29 +210,24 @@ class _SinceRow:
     """Saving and evaluating."""
     checkpoint_s: float = 0.0
     """Saving alone."""
-    read_wait_s: float = 0.0
-    """Of the loader processes, for remote storage, summed."""
-    num_fallbacks: int = 0
-    """Pictures that Pillow had to decode."""
-    num_tokens: int = 0
-    useful_flops: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     data_waits: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds that each rank waited for its batches."""
     forwards: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds of each rank's own work."""
+    read_waits: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds that each rank's loader processes waited for remote storage."""
 
-    def add(self, outcome: StepOutcome, *, data_wait_s: float) -> None:
+    def add(self, outcome: StepMetrics, *, data_wait_s: float) -> None:
         """Takes one step."""
         self.data_wait_s += data_wait_s
-        self.read_wait_s += outcome.read_wait_s
-        self.num_fallbacks += outcome.num_fallbacks
-        self.num_tokens += outcome.num_tokens
-        self.useful_flops += outcome.useful_flops
+        self.counts.update(outcome.counts)
         self.seconds.update(outcome.seconds)
-        for rank, vitals in enumerate(outcome.vitals):
-            self.data_waits[rank] += vitals.data_wait_s
-            self.forwards[rank] += vitals.forward_s
+        for rank, stats in enumerate(outcome.ranks):
+            self.data_waits[rank] += stats.data_wait_s
+            self.forwards[rank] += stats.forward_s
+            self.read_waits[rank] += stats.read_wait_s
 
 
 def _of_ranks(data_waits: Mapping[int, float], forwards: Mapping[int, float]) -> dict[str, float]:
@@ -247,10 +242,16 @@ def _of_ranks(data_waits: Mapping[int, float], forwards: Mapping[int, float]) ->
     }
 
 
-def own_vitals(outcome: StepOutcome | None, *, data_wait_s: float) -> Vitals:
-    """What this rank tells of itself with a step, after the `outcome` of the last one that it has read."""
-    forward_s = 0.0 if outcome is None else outcome.seconds["forward"]
-    return Vitals(data_wait_s=data_wait_s, forward_s=forward_s, memory_gib=_memory_gib())
+def own_stats(newest: StepMetrics | None, *, data_wait_s: float, read_wait_s: float) -> RankStats:
+    """What this rank tells about itself with a step.
+
+    Args:
+        newest: the last step that it has read; None means none yet.
+        data_wait_s: seconds that it stood waiting for the step's batch.
+        read_wait_s: seconds that its loader processes waited for remote storage, summed.
+    """
+    forward_s = 0.0 if newest is None else newest.seconds["forward"]
+    return RankStats(data_wait_s, forward_s, memory_gib=_memory_gib(), read_wait_s=read_wait_s)
 
 
 def _memory_gib() -> float:
@@ -290,8 +291,9 @@ class _Display:
 
     def show(self, row: dict[str, Any]) -> None:
         """One row, as a person wants to read it."""
+        scale = f"scale {row['logit_scale']:.1f}  " if "logit_scale" in row else ""
         text = (
-            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  scale {row['logit_scale']:.1f}  "
+            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {scale}"
             f"{row['samples_per_s']:.0f} pairs/s  waited {row['data_wait_s']:.1f} s"
         )
         if "mfu" in row:

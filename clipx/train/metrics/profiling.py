@@ -12,13 +12,12 @@ log = logging.getLogger(__name__)
 class Profiler:
     """Records the steps from `first_step` on and writes a trace that Perfetto and chrome://tracing open.
 
-    A start of the run or a phase of it that ends before the last of them, or begins after the first, records those that
-    it makes.
+    A start of the run, or a phase of it, that makes only some of these steps records those.
 
     Args:
-        folder: where `step-00000010.json.gz` is written, by the first step that it holds.
-        first_step: number of the first step recorded, from 1; 0 records nothing.
-        num_steps: steps recorded.
+        folder: folder for the trace, `step-00000010.json.gz`, which is named by the first step in it.
+        first_step: number of the first step to record, from 1; 0 means none.
+        num_steps: number of steps to record.
     """
 
     def __init__(self, folder: Path, *, first_step: int, num_steps: int) -> None:
@@ -28,7 +27,7 @@ class Profiler:
         self._recorded = range(0)
 
     def before_step(self, step: int) -> None:
-        """Call before each step with its number, from 1."""
+        """Starts, goes on with or ends the recording; call it before each step with its number, from 1."""
         if step not in self._steps:
             self.close()
         elif self._running is None:
@@ -45,7 +44,7 @@ class Profiler:
             self._recorded = range(self._recorded.start, step + 1)
 
     def close(self) -> None:
-        """Ends the recording, if there is one, and writes it; a failing disk costs the trace and not the run."""
+        """Ends the recording, if there is one, and writes it; a disk that fails costs the trace and not the run."""
         if self._running is None:
             return
         recording, self._running = self._running, None

@@ -12,10 +12,14 @@ _BAD_COUNTED_FROM = 100  # distinct samples below which a share of bad ones says
 
 
 class Quarantine:
-    """The bad samples a run has met, each once; the same on every rank."""
+    """The bad samples a run has met, each once; the same on every rank.
+
+    Args:
+        path: the file that lists them; read here if an earlier start wrote it.
+        resumed_step: step from which the run goes on; samples that were met after it count when they are met again.
+    """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        """Reads what an earlier start wrote; what it met after the resumed step counts when it is met again."""
         self.path = path
         rows = read_rows(path)
         self._written = {(row["shard"], row["key"]) for row in rows}
@@ -26,12 +30,18 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._met)
 
-    def of_source(self, name: str) -> int:
-        """Bad samples of one source."""
+    def count(self, name: str) -> int:
+        """Number of bad samples in the source of this name."""
         return sum(source == name for source in self._met.values())
 
     def add(self, samples: Sequence[BadSample], *, step: int, write: bool) -> None:
-        """Takes records of all ranks; `write` (rank 0) appends the new ones to quarantine.jsonl."""
+        """Adds the bad samples of all ranks.
+
+        Args:
+            samples: they may repeat.
+            step: number of the step that met them, from 1.
+            write: whether to append the new ones to the file; True on rank 0 alone.
+        """
         fresh = {(sample.shard, sample.key): sample for sample in samples}
         if write:
             rows = [{"step": step, **asdict(sample)} for name, sample in fresh.items() if name not in self._written]
@@ -40,10 +50,15 @@ class Quarantine:
         self._met |= {name: sample.source for name, sample in fresh.items()}
 
     def check(self, *, samples_seen: int, num_samples: int, max_bad_fraction: float) -> None:
-        """Ends the run when too many of the distinct samples read so far were bad.
+        """Checks the share of bad samples among the distinct ones read so far.
+
+        Args:
+            samples_seen: samples read so far, repetitions included.
+            num_samples: distinct samples in the data.
+            max_bad_fraction: the largest share allowed.
 
         Raises:
-            RunError: with the count, the rule and where the list is.
+            RunError: too many are bad; names the count, the rule and the file.
         """
         distinct = min(samples_seen, num_samples)
         if distinct >= _BAD_COUNTED_FROM and len(self) > max_bad_fraction * distinct:

@@ -1,47 +1,56 @@
-"""What ranks tell each other with a step, and what the host reads of it one step later."""
+"""What ranks tell each other with a step, and what the host reads of it one step later.
+
+Figures go by name. Whoever counts something names it once, where it is counted (`Batch.counts`, `Share.figures`,
+`Objective.figures`); all ranks' numbers are summed in the order of the names, in the one all-reduce of the step, and
+metrics.jsonl shows them under the same names.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from clipx.distributed.collectives import all_reduce, gather_objects
+from clipx.distributed.runtime import Runtime
+from clipx.errors import RunError
 from clipx.train.metrics.clock import Clock
 from clipx.types import BadSample
 
 
 @dataclass(frozen=True)
-class Requests:
+class StopOrSave:
     """What this rank asks of all ranks; combined in the step's own all-reduce."""
 
     stop: bool = False
     save: bool = False
 
 
-class Vitals(NamedTuple):
-    """What a rank tells all others of itself with each step."""
+class RankStats(NamedTuple):
+    """What a rank tells all others about itself with each step."""
 
     data_wait_s: float = 0.0
     """Seconds that it stood waiting for the step's batch."""
     forward_s: float = 0.0
-    """Seconds of the towers' forward passes in the last step that it has read: its own work, before it waits for others
+    """Seconds of the model's forward passes in the last step that it has read: its own work, before it waits for others
     (FSDP2 waits within)."""
     memory_gib: float = 0.0
     """Resident memory of the process, without its loader processes."""
+    read_wait_s: float = 0.0
+    """Seconds that its loader processes waited for remote storage, summed."""
 
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """What a step did, read from the device; equal on all ranks except `bad_here`, `read_wait_s` and `seconds`."""
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What a step did, read from the device; equal on all ranks except `bad_here` and `seconds`."""
 
     step: int
     batch: int
-    """Place of its global batch in the data order."""
-    loss: float
-    grad_norm: float
+    """Position of its global batch in the data order."""
     lr: float
-    logit_scale: float
+    grad_norm: float
     good: bool
     """Whether the parameters were updated."""
     stop: bool
@@ -49,78 +58,129 @@ class StepOutcome:
     num_bad: int
     """Bad samples met by all ranks."""
     bad_here: tuple[BadSample, ...]
-    """Those of this rank."""
-    read_wait_s: float
-    """Seconds that this rank's loader processes waited for remote storage, summed."""
-    num_fallbacks: int
-    """Pictures of all ranks that Pillow had to decode."""
-    num_tokens: int
-    """Real tokens of all texts."""
-    useful_flops: float
-    """What the model's arithmetic needs for all pairs (`clipx.models.flops`)."""
-    image_cosine: float
-    """Mean cosine between a rank's images, averaged over ranks: near 1 the tower sees no difference any more."""
-    text_cosine: float
-    """The same of texts."""
-    vitals: tuple[Vitals, ...]
-    """Of every rank."""
+    """Bad samples of this rank."""
+    figures: Mapping[str, float]
+    """Of this step by name: `loss`, and what the objective gives."""
+    counts: Mapping[str, float]
+    """Summed over all ranks by name: what adds up over steps."""
+    ranks: tuple[RankStats, ...]
+    """In the order of ranks."""
     seconds: Mapping[str, float]
     """Where this rank's time went: forward, loss, backward, optimizer. Communication is a part of them: the loss's and
-    the step's own; what DDP and FSDP2 move goes on beside the towers' arithmetic and is no figure of its own."""
+    the step's own; what DDP and FSDP2 move goes on beside the model's arithmetic and is no figure of its own."""
     launched_at: float
     """time.perf_counter() when the host had launched it."""
 
+    @property
+    def loss(self) -> float:
+        """The loss that is minimised, over the global batch."""
+        return self.figures["loss"]
 
-@dataclass(frozen=True)
-class PendingStep:
+
+@dataclass(frozen=True, kw_only=True)
+class StepSums:
+    """One step's numbers, summed over ranks, on the device, and their names."""
+
+    figures: tuple[str, ...]
+    """Names of what the device computed; `loss` is the first."""
+    counts: tuple[str, ...]
+    """Names of what the host counted."""
+    values: Tensor
+    """float64: the figures; stop, save, number of bad samples; the counts; every rank's `RankStats`."""
+
+
+def sum_over_ranks(
+    figures: Mapping[str, Tensor],
+    *,
+    counts: Mapping[str, float],
+    num_bad: int,
+    requests: StopOrSave,
+    stats: RankStats,
+    runtime: Runtime,
+) -> StepSums:
+    """One all-reduce, and nothing waits for the device.
+
+    Args:
+        figures: this rank's shares, 0-d on the device.
+        counts: this rank's.
+        num_bad: the same for bad samples.
+        requests: what this rank asks for.
+        stats: this rank's, which stand at its own place among zeros, so that the sum holds those of all.
+        runtime: the ranks; all of them call this, with the same names.
+    """
+    before = [0.0] * len(stats) * runtime.rank
+    after = [0.0] * len(stats) * (runtime.world_size - runtime.rank - 1)
+    numbers = [*[0.0] * len(figures), requests.stop, requests.save, num_bad, *counts.values(), *before, *stats, *after]
+    values = torch.tensor(numbers, dtype=torch.float64).to(runtime.device, non_blocking=True)
+    values[: len(figures)] = torch.stack([figure.detach().double() for figure in figures.values()])
+    return StepSums(figures=tuple(figures), counts=tuple(counts), values=all_reduce(values, "sum", runtime.group))
+
+
+def check_names(figures: Mapping[str, Tensor], counts: Mapping[str, float], runtime: Runtime) -> None:
+    """Compares names over ranks, which are summed in their order; waits for all of them.
+
+    Raises:
+        RunError: names differ; on all ranks alike.
+    """
+    names = gather_objects([*figures, "|", *counts], runtime.group)
+    for rank, other in enumerate(names):
+        if other != names[0]:
+            raise RunError(
+                f"figures of rank {rank} are {', '.join(other)} and those of rank 0 {', '.join(names[0])}; an "
+                "objective and its readers must give the same names, in the same order, on every rank"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlightStep:
     """A step that was launched and not yet read."""
 
     step: int
     batch: int
     lr: float
     bad_here: tuple[BadSample, ...]
-    read_wait_s: float
     launched_at: float
     clock: Clock
-    stats: Tensor
-    """On the host; filled once `filled` has happened."""
+    sums: StepSums
+    updated: tuple[str, ...]
+    """Names of the objective's figures after the update."""
+    values: Tensor
+    """On the host: gradient norm, whether it was good, the figures after the update, and the sums; filled once
+    `filled` has happened."""
     filled: torch.cuda.Event | None
 
-    def read(self) -> StepOutcome:
+    def read(self) -> StepMetrics:
         """Waits for the device to finish this step, and for no later one."""
         if self.filled is not None:
             self.filled.synchronize()
-        figures = self.stats.tolist()
-        loss, grad_norm, logit_scale, good, stop, save, *counts, useful_flops, image_cosine, text_cosine = figures[:12]
-        num_bad, num_fallbacks, num_tokens = map(int, counts)
-        of_ranks = figures[12:]
-        width = len(Vitals._fields)
-        return StepOutcome(
+        values = iter(self.values.tolist())
+        grad_norm, good = next(values), next(values)
+        updated = dict(zip(self.updated, islice(values, len(self.updated)), strict=True))
+        figures = dict(zip(self.sums.figures, islice(values, len(self.sums.figures)), strict=True))
+        stop, save, num_bad = islice(values, 3)
+        counts = dict(zip(self.sums.counts, islice(values, len(self.sums.counts)), strict=True))
+        ranks = list(values)
+        width = len(RankStats._fields)
+        return StepMetrics(
             step=self.step,
             batch=self.batch,
-            loss=loss,
-            grad_norm=grad_norm,
             lr=self.lr,
-            logit_scale=logit_scale,
+            grad_norm=grad_norm,
             good=good == 1,
             stop=stop > 0,
             save=save > 0,
-            num_bad=num_bad,
+            num_bad=int(num_bad),
             bad_here=self.bad_here,
-            read_wait_s=self.read_wait_s,
-            num_fallbacks=num_fallbacks,
-            num_tokens=num_tokens,
-            useful_flops=useful_flops,
-            image_cosine=image_cosine,
-            text_cosine=text_cosine,
-            vitals=tuple(Vitals(*of_ranks[at : at + width]) for at in range(0, len(of_ranks), width)),
+            figures=figures | updated,
+            counts=counts,
+            ranks=tuple(RankStats(*ranks[at : at + width]) for at in range(0, len(ranks), width)),
             seconds=sections(self.clock.seconds()),
             launched_at=self.launched_at,
         )
 
 
 def sections(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The clock's readings as parts of a step: the backward pass is what the towers' time has left."""
-    backward = seconds["towers and loss"] - seconds["forward"] - seconds["loss"]
+    """The clock's readings as parts of a step: the backward pass is what the model's time has left."""
+    backward = seconds["model and loss"] - seconds["forward"] - seconds["loss"]
     parts = {name: seconds[name] for name in ("forward", "loss", "optimizer")}
     return {**parts, "backward": backward, "communication": seconds.get("communication", 0.0)}

@@ -1,4 +1,4 @@
-"""What rows of metrics.jsonl mean to someone who has seen many runs: warnings, each once until it has passed."""
+"""Warnings about what goes wrong in a run, found in the rows of metrics.jsonl; each comes once until it has passed."""
 
 import math
 from collections import deque
@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 _WINDOW = 10  # rows over which counters are compared; with 10 steps to a row, 100 steps
-# Cosines are high in untrained towers and fall while they learn. Those of trained CLIPs are mostly below 0.7; above 0.9
-# all pictures, or all texts, are nearly one point.
+# Cosines are high in untrained towers and fall during training. In trained CLIPs they are mostly below 0.7; above 0.9
+# all images, or all texts, are nearly one point.
 _SETTLED_STEPS = 500
 # A loader that keeps up costs well under a hundredth of a step; a fifth is what a person would pay to get back.
 _WAIT_SHARE, _WAIT_OVER = 0.2, 0.1
-_REMOTE_SHARE = 0.3  # of the loader processes' time: storage and not decoding is what they lack
-_PILLOW_SHARE = 0.1  # of the pictures: from there on its slower decoding is felt
+_REMOTE_SHARE = 0.3  # of the loader processes' time: above it, storage limits them and not decoding
+_PILLOW_SHARE = 0.1  # of the images: above it, Pillow's slower decoding is noticed
 # Equal GPUs differ by a few percent (clocks, temperature); a rank that takes a quarter longer has something wrong.
 _SLOW_RATIO, _SLOW_OVER = 1.25, 1.1
-_MOST_SKIPPED = 3  # steps in the window; one or two are an unlucky batch
-_INPUTS = {"image": "pictures", "text": "captions"}
-_LEAST_BAD = 10  # samples in the window; fewer say nothing about a share
+_MAX_SKIPPED = 3  # steps in the window; one or two are an unlucky batch
+_INPUTS = {"image": "images", "text": "captions"}
+_MIN_BAD = 10  # samples in the window; fewer say nothing about a share
 
 
 class _Alarm:
-    """Sounds once when a value has stood at `on` or above for some rows, and again only after it was below `off`."""
+    """Sounds once when a value has been at least `on` for some rows, and again only after it was below `off`."""
 
     def __init__(self, *, on: float, off: float, rows: int = 1) -> None:
         self._on, self._off, self._rows = on, off, rows
@@ -29,7 +29,7 @@ class _Alarm:
         self._sounded = False
 
     def sounds(self, value: float) -> bool:
-        """Takes the value of the next row; nan is neither above nor below."""
+        """Whether to warn at the next row, which has this value; nan is neither above nor below a limit."""
         self._num_above = self._num_above + 1 if value >= self._on else 0
         if value < self._off:
             self._sounded = False
@@ -40,7 +40,7 @@ class _Alarm:
 
 
 class _Counters(NamedTuple):
-    """What grows over a run, at one row."""
+    """Counters that grow over a run, at one row."""
 
     samples_seen: float
     skipped: float
@@ -48,14 +48,14 @@ class _Counters(NamedTuple):
 
 
 class Diagnosis:
-    """Looks at every row; figures that a row does not have are not judged.
+    """Finds what goes wrong in the rows of metrics.jsonl; a check whose values a row lacks is left out.
 
     Args:
-        max_logit_scale: where logit_scale is clamped.
-        warmup_steps: in which embeddings that are all alike mean nothing.
+        max_logit_scale: the limit at which logit_scale is clamped.
+        warmup_steps: number of first steps in which embeddings that are all alike mean nothing.
         max_bad_fraction: share of bad samples at which the run would end.
-        workers: loader processes of a rank.
-        hosts: of the ranks, in their order.
+        workers: loader processes per rank.
+        hosts: host names by rank.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Diagnosis:
         self._alike = {side: _Alarm(on=0.9, off=0.8, rows=3) for side in _INPUTS}
         self._starved = _Alarm(on=_WAIT_SHARE, off=_WAIT_OVER, rows=5)  # a start waits for its first batches
         self._slow = _Alarm(on=_SLOW_RATIO, off=_SLOW_OVER, rows=10)
-        self._skipping = _Alarm(on=_MOST_SKIPPED, off=1)
+        self._skipping = _Alarm(on=_MAX_SKIPPED, off=1)
         self._spoiling = _Alarm(on=0.5, off=0.25)
 
     def look(self, row: Mapping[str, float]) -> list[str]:
-        """What became wrong at this row, for a person, one line each."""
+        """Checks the next row; returns what has gone wrong since the one before, one line for a person each."""
         self._counters.append(
             _Counters(*(row.get(name, math.nan) for name in ("samples_seen", "skipped_steps", "bad_samples")))
         )
-        found = [self._scale(row), *(self._collapse(row, side) for side in self._alike)]
-        found += [self._loader(row), self._rank(row), self._skips(), self._spoils()]
-        return [warning for warning in found if warning is not None]
+        warnings = [self._scale(row), *(self._collapse(row, side) for side in self._alike)]
+        warnings += [self._loader(row), self._rank(row), self._skips(), self._spoils()]
+        return [warning for warning in warnings if warning is not None]
 
     def _scale(self, row: Mapping[str, float]) -> str | None:
         if not self._clamped.sounds(row.get("logit_scale", math.nan) / self._max_logit_scale):
@@ -125,10 +125,10 @@ class Diagnosis:
             )
         pillow = row.get("pillow_images", 0.0) / max(row.get("samples_per_s", 0.0) * row["elapsed_s"], 1.0)
         if pillow > _PILLOW_SHARE:
-            return f"Pillow decodes {pillow:.0%} of the pictures, slowly; `clipx data make` writes them as plain JPEG"
+            return f"Pillow decodes {pillow:.0%} of the images, slowly; `clipx data make` writes them as plain JPEG"
         return (
             f"decoding is too slow; raise data.workers (now {self._workers}), give the job more cores per GPU, or "
-            "store the pictures smaller"
+            "store the images smaller"
         )
 
     def _rank(self, row: Mapping[str, float]) -> str | None:
@@ -159,7 +159,7 @@ class Diagnosis:
         bad, seen = last.bad - first.bad, last.samples_seen - first.samples_seen
         if self._max_bad_fraction == 0:
             return None
-        share = bad / seen if bad >= _LEAST_BAD else 0.0
+        share = bad / seen if bad >= _MIN_BAD else 0.0
         if not self._spoiling.sounds(share / self._max_bad_fraction):
             return None
         return (

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from clipx.checkpoint.manifest import misfit
-from clipx.checkpoint.state import DataPlanRecord, Progress, RunState
+from clipx.checkpoint.manifest import find_problem
+from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, CheckpointStore
 from clipx.checkpoint.tensors import load_tensors, load_weights, state_of, write_state
 from clipx.config.optim import AdamWConfig
@@ -21,7 +22,7 @@ from clipx.errors import InputError
 from clipx.optim.optimizers import build_optimizer
 from clipx.storage.folders import Folder
 
-PLAN = DataPlanRecord(
+DATA_ORDER = DataOrderRecord(
     fingerprint="f", num_shards=2, num_samples=9, lanes=4, shuffle_window=64, global_batch_size=8, seed=0
 )
 
@@ -41,7 +42,8 @@ def trained_model(width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def save(store: CheckpointStore, step: int, trained: tuple[nn.Module, torch.optim.Optimizer]) -> Checkpoint:
     written = write_state(store.draft(step), state_of(*trained), None)
-    state = RunState(progress=Progress(step=step, next_batch=step), plan=PLAN, wandb_id="w", versions={"torch": "2"})
+    progress = Progress(step=step, next_batch=step)
+    state = RunState(progress=progress, data_order=DATA_ORDER, wandb_id="w", versions={"torch": "2"})
     return store.publish(step, written, state=state, config_text="run_dir: r\n")
 
 
@@ -70,7 +72,7 @@ def test_comes_back_bit_for_bit(store: CheckpointStore) -> None:
     before, after = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
     assert all(torch.equal(before[i][name], after[i][name]) for i in before for name in before[i])
     state = checkpoint.state()
-    assert (state.progress.step, state.plan, state.wandb_id) == (7, PLAN, "w")
+    assert (state.progress.step, state.data_order, state.wandb_id) == (7, DATA_ORDER, "w")
     bare, _ = trained_model()
     load_weights(checkpoint.folder, bare)
     assert torch.equal(bare[0].weight, model[0].weight)
@@ -93,7 +95,7 @@ def test_a_broken_newest_is_named_and_passed_over(
         assert store.newest() == good
     assert str(broken) in caplog.text
     assert wrong in caplog.text
-    assert (misfit(broken.folder) is None) == (kind == "flip")  # sizes are what it looks at
+    assert (find_problem(broken.folder, checksums=False) is None) == (kind == "flip")  # sizes are what it looks at
     store.set_aside(after_step=1, reason="broken")
     assert store.checkpoints() == [good]
     assert f"broken-{broken.name}" in store.root.names()
@@ -228,7 +230,16 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
 
 
 def test_differences_name_what_changed() -> None:
-    other = DataPlanRecord(**{**PLAN.__dict__, "fingerprint": "g", "num_samples": 10})
-    assert PLAN.differences(other) == ["num_samples: 9 -> 10"]
-    assert PLAN.differences(DataPlanRecord(**{**PLAN.__dict__, "fingerprint": "g"})) == ["fingerprint: f -> g"]
-    assert PLAN.differences(PLAN) == []
+    assert DATA_ORDER.differences(replace(DATA_ORDER, fingerprint="g", num_samples=10)) == ["num_samples: 9 -> 10"]
+    assert DATA_ORDER.differences(replace(DATA_ORDER, fingerprint="g")) == ["fingerprint: f -> g"]
+    assert DATA_ORDER.differences(DATA_ORDER) == []
+
+
+def test_names_in_the_file_outlive_names_in_the_code() -> None:
+    """Checkpoints of before load here, and those of here load in the version before."""
+    progress = Progress(step=3, skipped_batches=[1, 2])
+    content = RunState(progress=progress, data_order=DATA_ORDER, wandb_id="w").to_json()
+    assert (content["progress"]["left_out"], content["plan"]["fingerprint"]) == ([1, 2], "f")
+    assert not {"skipped_batches", "data_order"} & {*content, *content["progress"]}
+    assert RunState.from_json(content).progress == progress
+    assert RunState.from_json({**content, "progress": {"step": 3}}).progress == Progress(step=3)

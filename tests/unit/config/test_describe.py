@@ -4,12 +4,12 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from clipx.config import data, model, optim, schema
+from clipx.config import checkpoint, data, evaluate, loss, model, optim, parallel, schema
 from clipx.config.describe import describe, json_schema, sections
 
 CONFIG_CLASSES = {
     item
-    for module in (data, model, optim, schema)
+    for module in (checkpoint, data, evaluate, loss, model, optim, parallel, schema)
     for name, item in vars(module).items()
     if name.endswith("Config") and is_dataclass(item)
 }

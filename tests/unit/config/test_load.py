@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from clipx.config.evaluate import ZeroShotConfig
 from clipx.config.load import dump_config, load_config
-from clipx.config.model import InfoNCEConfig, SigmoidConfig, TransformerTextConfig
-from clipx.config.schema import RunConfig, ZeroShotConfig
+from clipx.config.loss import InfoNCEConfig, SigmoidConfig
+from clipx.config.model import TransformerTextConfig
+from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 
 BASE = """

@@ -19,11 +19,12 @@ from shard_files import png, write_shards
 
 from clipx.config.data import AugmentConfig, DataConfig
 from clipx.data.buffers import ImageBuffers
+from clipx.data.build import open_reader
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import build_index
 from clipx.data.order import Plan
-from clipx.data.pairs import PairReader
-from clipx.data.stream import PairStream, open_reader, rank_slots
+from clipx.data.pairs import SampleReader
+from clipx.data.stream import PairStream, rank_slots
 from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
 
@@ -71,8 +72,8 @@ def make_reader(index, plan, *, transform=None, **options):
     data = DataConfig(train=["none.tar"], **{"image_key": "jpg;png", **options})
     reader = open_reader([index], plan, data=data, image_size=8, tokenizer=LetterTokenizer())
     if transform is not None:
-        (source,) = reader._pairs.sources
-        reader._pairs.sources = [replace(source, transform=transform)]
+        (source,) = reader._samples.sources
+        reader._samples.sources = [replace(source, transform=transform)]
     return reader
 
 
@@ -183,13 +184,13 @@ def test_bad_samples_are_replaced_by_the_next_good_one_of_the_lane(tmp_path):
 def test_bad_samples_are_read_once_however_often_they_are_met(tmp_path, monkeypatch):
     write_shards(tmp_path, [30], replaced={i: {"txt": b"no picture"} for i in range(20)})
     index = build_index([str(tmp_path)])
-    read, real = [], PairReader.read
+    read, real = [], SampleReader.read
 
     def count(self, address, *, out):
         read.append(address.sample_id)
         return real(self, address, out=out)
 
-    monkeypatch.setattr(PairReader, "read", count)
+    monkeypatch.setattr(SampleReader, "read", count)
     stream = make_stream(index, make_plan(index, lanes=2))
     assert len(set().union(*(batch.bad for batch in stream.batches(0, 6)))) == 20
     assert sorted(sample for sample in read if sample < 20) == list(range(20))

@@ -1,58 +1,12 @@
-import os
-
 import pytest
 import torch
 
 from clipx.data import workers
-from clipx.data.workers import Cores, choose_workers, measure_picture, own_cores, share_of_cores
-
-
-def cores(numbers, machine="one", quota=None):
-    return Cores(machine, frozenset(numbers), quota)
+from clipx.data.workers import choose_workers, measure_picture
 
 
 def choose(picture_s=0.001, **changes):
     return choose_workers(picture_s, **({"cores": 16.0, "pace": 5000.0, "slots": 64, "on_cpu": False} | changes))
-
-
-def test_ranks_that_may_use_the_same_cores_share_them():
-    everywhere = [cores(range(64))] * 8 + [cores(range(64), "two")] * 2
-    assert share_of_cores(everywhere[0], everywhere) == 8
-    assert share_of_cores(everywhere[9], everywhere) == 32
-
-
-def test_ranks_with_cores_of_their_own_keep_them():
-    bound = [cores(range(16 * rank, 16 * rank + 16)) for rank in range(4)]
-    assert [share_of_cores(own, bound) for own in bound] == [16] * 4
-    overlapping = [cores(range(8)), cores(range(4, 12))]
-    assert share_of_cores(overlapping[0], overlapping) == 4 + 4 / 2
-
-
-def test_a_containers_quota_is_shared_by_its_ranks():
-    pods = [cores(range(64), "pod", 12.0), cores(range(64), "pod", 12.0), cores(range(64), "other")]
-    assert share_of_cores(pods[0], pods) == 6
-    assert share_of_cores(pods[2], pods) == 64
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({}, None),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "250000 100000\n"}, 2.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
-        ({"cpu.max": "nonsense"}, None),
-    ],
-)
-def test_cores_and_quota_of_this_process(tmp_path, files, quota):
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    found = own_cores(tmp_path)
-    assert found.numbers == os.sched_getaffinity(0)
-    assert found.quota == quota
-    assert found.machine
 
 
 class Clock:

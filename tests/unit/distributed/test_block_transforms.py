@@ -102,7 +102,7 @@ def test_compiled_blocks_compute_the_same(fraction: float, caplog: pytest.LogCap
     checkpoint_blocks(list(model), fraction=fraction)
     backend = CompileCounterWithBackend("aot_eager")
     with caplog.at_level(logging.INFO):
-        assert compile_blocks(list(model), rehearse=lambda: gradients(model), group=None, backend=backend)
+        assert compile_blocks(list(model), dry_run=lambda: gradients(model), group=None, backend=backend)
     assert "compiled 4 blocks in" in caplog.text
     assert backend.frame_count >= 1
     assert [name for name, _ in model.named_parameters()] == names
@@ -113,7 +113,7 @@ def test_phases_and_evaluations_stay_compiled() -> None:
     torch.compiler.reset()
     model = tower()
     graphs, backend = counting()
-    assert compile_blocks(list(model), rehearse=lambda: gradients(model), group=None, backend=backend)
+    assert compile_blocks(list(model), dry_run=lambda: gradients(model), group=None, backend=backend)
     for number in range(12):  # as if every one were a phase: a guard of its own
         for block in model:
             block.dropout.p = number / 100
@@ -130,7 +130,7 @@ def test_what_cannot_be_compiled_stays_as_it_was(caplog: pytest.LogCaptureFixtur
     torch.compiler.reset()
     model = tower()
     with caplog.at_level(logging.INFO):
-        assert not compile_blocks(list(model), rehearse=lambda: gradients(model), group=None, backend=refuse)
+        assert not compile_blocks(list(model), dry_run=lambda: gradients(model), group=None, backend=refuse)
     [warning] = [record.getMessage() for record in caplog.records]
     assert "compile=true is not possible here" in warning
     assert "no C++ compiler" in warning

@@ -8,23 +8,23 @@ import typer
 from tiny import CONFIG
 
 from clipx.cli.doctor import doctor
-from clipx.doctor import examine as module
-from clipx.doctor.examine import Report
-from clipx.doctor.findings import Finding, Verdict
+from clipx.doctor import run_checks as module
+from clipx.doctor.finding import Finding, Verdict
+from clipx.doctor.run_checks import Report
 from clipx.errors import InputError
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, Path]]:
-    """What `examine` was called with; the report is a warning, or a problem where a config was given."""
+    """What `run_checks` was called with; the report is a warning, or a problem where a config was given."""
     calls: list[tuple[object, Path]] = []
 
-    def examine(config: object, *, folder: Path, announce: object) -> Report:
+    def run_checks(config: object, *, folder: Path, announce: object) -> Report:
         calls.append((config, folder))
         verdict = Verdict.WARNING if config is None else Verdict.PROBLEM
         return Report([Finding("x", "1", verdict, "do", area="data")], ["a"], is_main=True, hung=False)
 
-    monkeypatch.setattr(module, "examine", examine)
+    monkeypatch.setattr(module, "run_checks", run_checks)
     return calls
 
 
@@ -72,7 +72,7 @@ def test_other_ranks_say_only_that_they_are_alone(
 ) -> None:
     lost = Finding("ranks", "not all are here", Verdict.PROBLEM, "start all", area="ranks")
     other = Finding("x", "1", Verdict.OK, area="data")
-    monkeypatch.setattr(module, "examine", lambda *_, **__: Report([lost, other], [], is_main=False, hung=False))
+    monkeypatch.setattr(module, "run_checks", lambda *_, **__: Report([lost, other], [], is_main=False, hung=False))
     assert _run() == 1
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "clipx: ranks: not all are here; start all\n")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from shard_files import write_tar
 from tiny_clip import encoded, picture, tiny_pretrained, write_retrieval_set
 
-from clipx.config.schema import RetrievalConfig
+from clipx.config.evaluate import RetrievalConfig
 from clipx.errors import InputError
 from clipx.evaluate import check_evaluation, evaluate_folder, run_evaluation
 from clipx.evaluate.retrieval import DEPTHS, recall

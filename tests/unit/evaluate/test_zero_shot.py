@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from shard_files import write_tar
 from tiny_clip import encoded, picture, tiny_pretrained, write_classification_set
 
-from clipx.config.schema import RetrievalConfig, ZeroShotConfig
+from clipx.config.evaluate import RetrievalConfig, ZeroShotConfig
 from clipx.data.decode import decode_image
 from clipx.errors import InputError
 from clipx.evaluate import check_evaluation, evaluate_folder, run_evaluation
 from clipx.evaluate.prompts import class_embeddings, fill
-from clipx.evaluate.zero_shot import place_of_label
+from clipx.evaluate.zero_shot import num_classes_above
 
 NAMES = [f"thing {i}" for i in range(9)]
 TEMPLATES = ["a photo of a {c}.", "{c}", "look, {c} and {c}!"]
@@ -79,15 +79,15 @@ def test_fill_leaves_other_braces_alone():
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=6), st.data())
 def test_place_counts_classes_that_are_not_below(scores, data):
     label = data.draw(st.integers(0, len(scores) - 1))
-    place = place_of_label(torch.tensor([scores], dtype=torch.float32), torch.tensor([label]))
+    place = num_classes_above(torch.tensor([scores], dtype=torch.float32), torch.tensor([label]))
     assert int(place) == sum(score >= scores[label] for i, score in enumerate(scores) if i != label)
 
 
 def test_equal_and_nan_scores_are_no_hits():
     flat, broken = torch.zeros(2, 6), torch.full((2, 6), float("nan"))
     labels = torch.tensor([0, 5])
-    assert place_of_label(flat, labels).tolist() == [5, 5]
-    assert place_of_label(broken, labels).tolist() == [5, 5]
+    assert num_classes_above(flat, labels).tolist() == [5, 5]
+    assert num_classes_above(broken, labels).tolist() == [5, 5]
 
 
 def test_the_model_keeps_its_mode(tmp_path, pretrained):

@@ -9,7 +9,7 @@ from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrain
 from clipx.errors import InputError, RunError
 from clipx.export import export_model
 from clipx.export import run as export_run
-from clipx.export.parity import Outputs, differences, faults, pictures
+from clipx.export.parity import Outputs, above_limit, differences, parity_images
 from clipx.export.shape import read_shape
 from clipx.pretrained import EXPORT_CONFIG, OPEN_CLIP_WEIGHTS, load
 
@@ -239,14 +239,14 @@ def test_faults_name_what_is_more_than_rounding_and_nan():
         return Outputs(pixels_B3SS=x, tokens=tokens, image_BD=x, text_ND=x, logits_BN=x)
 
     same = outputs(0.0, [[1, 2], [1]])
-    assert faults(differences(same, outputs(1e-5, [[1, 2], [1]]))) == []
-    assert faults(differences(same, outputs(1e-5, [[1, 2], [3]]))) == ["texts_with_other_token_ids by 1"]
-    assert len(faults(differences(same, outputs(float("nan"), [[1, 2], [1]])))) == 4
-    assert "logits by 0.01" in faults(differences(same, outputs(1e-2, [[1, 2], [1]])))
+    assert above_limit(differences(same, outputs(1e-5, [[1, 2], [1]]))) == []
+    assert above_limit(differences(same, outputs(1e-5, [[1, 2], [3]]))) == ["texts_with_other_token_ids by 1"]
+    assert len(above_limit(differences(same, outputs(float("nan"), [[1, 2], [1]])))) == 4
+    assert "logits by 0.01" in above_limit(differences(same, outputs(1e-2, [[1, 2], [1]])))
 
 
 @pytest.mark.parametrize("image_size", [8, 24, 30, 224, 225])
 def test_no_parity_picture_falls_between_the_two_rules_of_cropping(image_size):
-    for image in pictures(image_size):
+    for image in parity_images(image_size):
         short, long = sorted(image.size)
         assert (int(image_size * long / short) - image_size) % 4 != 3

@@ -1,5 +1,6 @@
 """clipx.launching.commands: the command lines, read back by the parsers of those who get them."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -37,6 +38,22 @@ def test_a_command_can_be_pasted() -> None:
     command = LaunchCommand(("bash", "a script.sh", "x=[1, 2]"), {"NAME": "a b", "OTHER": "c"})
     assert str(command) == "NAME='a b' OTHER=c bash 'a script.sh' 'x=[1, 2]'"
     assert shlex.split(str(command)) == ["NAME=a b", "OTHER=c", "bash", "a script.sh", "x=[1, 2]"]
+
+
+def test_the_launcher_takes_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(os, "execvpe", lambda *call: called.append(call))
+    monkeypatch.setenv("KEPT", "1")
+    monkeypatch.setenv("CHANGED", "1")
+    LaunchCommand(("bash", "a"), {"CHANGED": "2"}).replace_process()
+    program, arguments, environment = called[0]
+    assert (program, arguments) == ("bash", ("bash", "a"))
+    assert (environment["KEPT"], environment["CHANGED"]) == ("1", "2")
+
+
+def test_a_launcher_that_is_not_here() -> None:
+    with pytest.raises(InputError, match="sbatch-of-elsewhere is not installed here; start on a machine that has it"):
+        LaunchCommand(("sbatch-of-elsewhere", "a"), {}).replace_process()
 
 
 class TestSlurm:

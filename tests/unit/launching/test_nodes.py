@@ -15,11 +15,13 @@ def config() -> RunConfig:
 
 
 class TestNodes:
-    @pytest.mark.parametrize(("text", "fewest", "most"), [("1", 1, 1), ("12", 12, 12), ("2:4", 2, 4), ("3:3", 3, 3)])
-    def test_a_number_or_a_range(self, text: str, fewest: int, most: int) -> None:
+    @pytest.mark.parametrize(
+        ("text", "minimum", "maximum"), [("1", 1, 1), ("12", 12, 12), ("2:4", 2, 4), ("3:3", 3, 3)]
+    )
+    def test_a_number_or_a_range(self, text: str, minimum: int, maximum: int) -> None:
         nodes = Nodes.parse(text)
-        assert nodes == Nodes(fewest, most)
-        assert nodes.elastic == (fewest < most)
+        assert nodes == Nodes(minimum, maximum)
+        assert nodes.elastic == (minimum < maximum)
         assert Nodes.parse(str(nodes)) == nodes
 
     @pytest.mark.parametrize("text", ["0", "-1", "two", "", "4:2", "1:", ":2", "1:2:3", "0:2", "2.5"])

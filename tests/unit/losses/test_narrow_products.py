@@ -32,7 +32,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return out.copy_(total + mm(a, b, out_dtype))
 
     for module in (tiles, info_nce_module):
-        monkeypatch.setattr(module, "operand", lambda x: x)
+        monkeypatch.setattr(module, "matmul_operand", lambda x: x)
     library = torch.library.Library("aten", "IMPL")
     library.impl("mm.dtype", mm, "CPU")
     library.impl("addmm.dtype_out", addmm, "CPU")

@@ -94,7 +94,7 @@ def test_narrow_operands_give_float32_statistics_and_a_gradient_rounded_once() -
     """In float16, since the interpreter multiplies bfloat16 wrongly; bfloat16 is for test_kernels_cuda.py."""
     from clipx.losses import triton_ops
 
-    dtype, gain = torch.float16, 4096
+    dtype, grad_scale = torch.float16, 4096
     pairs = draw(130, 48, scale=50.0)
     x_RD, y_ND = pairs.image_BD.detach().to(dtype), pairs.text_BD.detach().to(dtype)
     scale, tile = torch.tensor([50.0]), tile_of(130, 130)
@@ -110,7 +110,7 @@ def test_narrow_operands_give_float32_statistics_and_a_gradient_rounded_once() -
     gradient_RN = triton_ops.info_nce_gradient(x_RD, y_ND, scale, tile, row_lse_R=row_lse_R, column_lse_N=column_lse_N)
     exact = (logits.softmax(1) + logits.softmax(0)) / 2 - torch.eye(130)
     assert gradient_RN.dtype == dtype
-    torch.testing.assert_close(gradient_RN.double() / gain, exact, rtol=torch.finfo(dtype).eps, atol=1e-8)
+    torch.testing.assert_close(gradient_RN.double() / grad_scale, exact, rtol=torch.finfo(dtype).eps, atol=1e-8)
 
     loss, gradient_sum, gradient_RN = triton_ops.sigmoid_tile(x_RD, y_ND, scale, torch.tensor([-10.0]), tile)
     signs = 1 - 2 * torch.eye(130, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_narrow_operands_give_float32_statistics_and_a_gradient_rounded_once() -
     exact = opposed.sigmoid() * signs
     torch.testing.assert_close(loss.double(), functional.softplus(opposed, threshold=1e9).sum(), **CLOSE)
     torch.testing.assert_close(gradient_sum.double(), exact.sum(), **CLOSE)
-    torch.testing.assert_close(gradient_RN.double() / gain, exact, rtol=torch.finfo(dtype).eps, atol=1e-8)
+    torch.testing.assert_close(gradient_RN.double() / grad_scale, exact, rtol=torch.finfo(dtype).eps, atol=1e-8)
 
 
 @interpreted
@@ -183,7 +183,7 @@ def test_every_tile_of_a_rank_in_the_middle_is_torchs(owners: slice, with_ids: b
                 _tile_statistics(*arguments, tile, weight_B=None),
                 **CLOSE,
             )
-            lse = {"row_lse_R": grid.own(lse_G)[rows] / 2, "column_lse_N": grid.take(lse_G, tile.columns)}
+            lse = {"row_lse_R": grid.local(lse_G)[rows] / 2, "column_lse_N": grid.take(lse_G, tile.columns)}
             torch.testing.assert_close(
                 triton_ops.info_nce_gradient(*arguments, tile, **lse),
                 _tile_gradient(*arguments, tile, **lse, weight_B=None),

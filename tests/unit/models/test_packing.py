@@ -158,7 +158,7 @@ def test_the_varlen_kernel_is_asked_for_the_same(
 def test_buckets_are_sixteen_to_the_octave(num_tokens: int, padded: int) -> None:
     lengths = torch.full((num_tokens // 20,), 20).tolist() + ([num_tokens % 20] if num_tokens % 20 else [])
     tokens, all_lengths, longest = pad_to_bucket(
-        torch.ones(num_tokens, dtype=torch.int64), torch.tensor(lengths), max_length=20, most=77
+        torch.ones(num_tokens, dtype=torch.int64), torch.tensor(lengths), max_length=20, limit=77
     )
     assert len(tokens) == padded == all_lengths.sum()
     assert tokens[:num_tokens].all()
@@ -171,14 +171,20 @@ def test_buckets_are_sixteen_to_the_octave(num_tokens: int, padded: int) -> None
 
 def test_a_bucket_is_never_longer_than_the_context() -> None:
     one = torch.ones(70, dtype=torch.int64)
-    assert pad_to_bucket(one, torch.tensor([70]), max_length=70, most=77)[2] == 77
+    assert pad_to_bucket(one, torch.tensor([70]), max_length=70, limit=77)[2] == 77
 
 
 def test_buckets_bound_the_number_of_shapes() -> None:
     found = set()
     for num_tokens in range(1025, 2049):
         lengths = torch.tensor([16] * (num_tokens // 16) + [num_tokens % 16])
-        tokens, *_ = pad_to_bucket(torch.zeros(num_tokens, dtype=torch.int64), lengths, max_length=16, most=77)
+        tokens, *_ = pad_to_bucket(torch.zeros(num_tokens, dtype=torch.int64), lengths, max_length=16, limit=77)
         found.add(len(tokens))
     assert len(found) == 16
-    assert {pad_to_bucket(lengths, lengths[:1], max_length=n, most=77)[2] for n in range(1, 78)} == {16, 32, 48, 64, 77}
+    assert {pad_to_bucket(lengths, lengths[:1], max_length=n, limit=77)[2] for n in range(1, 78)} == {
+        16,
+        32,
+        48,
+        64,
+        77,
+    }

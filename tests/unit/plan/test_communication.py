@@ -16,11 +16,11 @@ from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.runtime import start_runtime
-from clipx.models.clip import build_model
+from clipx.objectives.build import build_objective
 from clipx.plan.communication import transfers
 from clipx.plan.model import PhaseModel
 from clipx.train.build_stepper import build_stepper
-from clipx.train.metrics.step_metrics import Requests, Vitals
+from clipx.train.metrics.step_metrics import RankStats, StopOrSave
 from clipx.types import Batch
 
 pytestmark = pytest.mark.full  # every case starts two processes and profiles a step
@@ -60,10 +60,12 @@ def handed_over(configs: Sequence[RunConfig]) -> list[Counter[str]]:
     with start_runtime(configs[0]) as started:
         for config in configs:
             runtime = replace(started, parallel=config.parallel)
-            towers = build_model(config.model, vocab_size=build_tokenizer(config.model.text).vocab_size, seed=0)
-            stepper = build_stepper(config, runtime, towers, phase=phase_at(config, 0), micro_batch_size=None)
+            phase = phase_at(config, 0)
+            objective = build_objective(config, phase, vocab_size=build_tokenizer(config.model.text).vocab_size)
+            stepper = build_stepper(config, runtime, objective, phase=phase, micro_batch_size=None)
+            stepper.names_checked = True  # done once a phase
             with profile(record_shapes=True) as profiler:
-                stepper(batch_of(config), step=0, requests=Requests(), vitals=Vitals()).read()
+                stepper(batch_of(config), step=0, requests=StopOrSave(), stats=RankStats()).read()
             found.append(counted(profiler.events()))
             runtime.release()
     return found

@@ -1,21 +1,23 @@
 """A pass without arithmetic beside a real one: memory, FLOPs, the optimizer's state."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from tiny import tiny_config
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.models.clip import build_model
+from clipx.models.dry_run import LiveBytes, dry_run
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.plan.model import PhaseModel, computed_tokens
-from clipx.train.micro_batch import LiveBytes, rehearsal
-from clipx.types import Batch, Embeddings
+from clipx.types import Batch, tensors_of
 
 PAIRS = 160
 CLIP_WORDS = 49_408
@@ -39,22 +41,22 @@ def real_pass(config: RunConfig, num_pairs: int, words: int = CLIP_WORDS) -> tup
     for blocks in towers.block_lists():
         checkpoint_blocks(blocks, fraction=config.activation_checkpointing)
 
-    def forward(batch: Batch) -> Embeddings:
+    def forward(batch: Batch) -> Iterable[Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            return towers(batch, seed=0, patch_drop=config.model.image.patch_drop)
+            return tensors_of(towers(batch, seed=0, patch_drop=config.model.image.patch_drop)).values()
 
-    rehearse = rehearsal(
+    run = dry_run(
         forward,
         image_size=config.model.image.image_size,
         context_length=config.model.text.context_length,
         captions_per_image=config.data.captions_per_image,
         device=torch.device("cpu"),
     )
-    rehearse(2)
+    run(2)
     with LiveBytes() as live:
-        rehearse(num_pairs)
+        run(num_pairs)
     with FlopCounterMode(display=False) as counter:  # not at once: it keeps what checkpointing lets go
-        rehearse(num_pairs)
+        run(num_pairs)
     return live.peak, counter.get_total_flops()
 
 
@@ -109,7 +111,7 @@ def test_a_locked_tower_learns_nothing_and_takes_its_forward_pass_alone(tmp_path
         model_of(config_of(tmp_path, "activation_checkpointing=1", *settings))
         for settings in ([], ["optim.image.locked_steps=all"])
     )
-    image = free.towers.image_tower
+    image = free.objective.model.image_tower
     frozen = sum(weight.numel() for weight in image.parameters()) - image.projection.weight.numel()
     assert free.num_trainable - locked.num_trainable == frozen
     work = free.work

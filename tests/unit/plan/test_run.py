@@ -15,15 +15,16 @@ from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import find_gpu
+from clipx.distributed.memory import MEMORY_FRACTION, state_bytes
 from clipx.errors import InputError
+from clipx.losses.cost import LossShape
+from clipx.losses.info_nce import InfoNCELoss
 from clipx.plan.cluster import Cluster
 from clipx.plan.communication import transfers
 from clipx.plan.memory import CONTEXT_BYTES, plan_memory
 from clipx.plan.model import PhaseModel
 from clipx.plan.pace import Pace, plan_pace
 from clipx.plan.run import Stated, make_plan
-from clipx.train import micro_batch
-from clipx.train.micro_batch import USABLE
 
 H100 = find_gpu("H100")
 CLUSTER = Cluster(gpu=H100, gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9)
@@ -62,14 +63,16 @@ def test_parts_are_what_the_search_for_a_micro_batch_reckons_with(config: RunCon
             Path(config.run_dir), "none.tar", f"global_batch_size={BATCH}", f"parallel={json.dumps(overrides)}"
         )
         parts = plan_memory(other, model, gpu=H100, world_size=4).parts
-        state = micro_batch.state_bytes(
-            model.towers,
+        state = state_bytes(
+            model.objective.model,
             config=other.parallel,
-            blocks=model.towers.blocks(),
+            blocks=model.blocks(),
             world_size=4,
-            kept=8 * model.num_parameters,
+            extra_bytes=8 * model.num_parameters,
         )
-        loss = micro_batch.loss_bytes(rank_batch_size=BATCH // 4, world_size=4, embed_dim=16)
+        shape = LossShape(rank_batch_size=BATCH // 4, world_size=4, embed_dim=16, element_bytes=4)
+        cost = InfoNCELoss().cost(shape)
+        loss = cost.gathered_bytes + cost.working_bytes
         whole = 4 * model.num_parameters
         assert parts.total - parts.activations - whole == pytest.approx(state + loss, abs=4), settings
         assert parts.activations == model.pass_bytes(BATCH // 4)
@@ -82,7 +85,7 @@ def test_the_largest_micro_batch_that_fits_is_taken(config: RunConfig, model: Ph
     weights = 4 * model.num_parameters
     for size, larger in zip(sizes, [*sizes[1:], 2 * sizes[-1]], strict=True):
         for room in (model.pass_bytes(size) + 10, (model.pass_bytes(size) + model.pass_bytes(larger)) // 2):
-            total = (beside + room - weights) / USABLE + weights + CONTEXT_BYTES
+            total = (beside + room - weights) / MEMORY_FRACTION + weights + CONTEXT_BYTES
             found = plan_memory(config, model, gpu=replace(H100, memory_bytes=round(total)), world_size=4)
             assert found.fits
             assert found.geometry.micro_batch_size == size

@@ -12,12 +12,12 @@ from shard_files import png, write_shards
 
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
+from clipx.data.build import make_plan, open_reader
 from clipx.data.index.shard_index import build_index
-from clipx.data.stream import PairStream, open_reader
+from clipx.data.stream import PairStream
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.prepare import show
-from clipx.train.build_data import make_plan
 
 SIDE = show._CELL - show._GAP  # of a shown picture: of this image size it is not resized
 

@@ -86,13 +86,13 @@ def test_a_save_beside_the_training_holds_the_state_of_its_step(
             run.progress.samples_seen = 7
             save_at(run, saver, 3)
             run.progress.samples_seen = 8
-            for parameter in run.stepper.towers.parameters():
+            for parameter in run.stepper.objective.model.parameters():
                 parameter.data.add_(1)
             gate.opened.set()
             saver.wait()
             assert saver.saved_step == 3
-            assert saver.take_lost_s() > 0
-            assert saver.take_lost_s() == 0
+            assert saver.pop_pause_seconds() > 0
+            assert saver.pop_pause_seconds() == 0
             checkpoint = saver.store.newest()
             assert checkpoint is not None
             assert checkpoint.state().progress.samples_seen == 7

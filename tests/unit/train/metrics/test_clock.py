@@ -23,7 +23,7 @@ def testsections_repeat_and_nest() -> None:
 
 
 def test_the_backward_pass_is_what_forward_and_loss_leave() -> None:
-    parts = sections({"towers and loss": 10.0, "forward": 3.0, "loss": 2.0, "optimizer": 1.0})
+    parts = sections({"model and loss": 10.0, "forward": 3.0, "loss": 2.0, "optimizer": 1.0})
     assert parts == {"forward": 3.0, "loss": 2.0, "backward": 5.0, "optimizer": 1.0, "communication": 0.0}
 
 

@@ -9,8 +9,8 @@ from tiny import metrics, tiny_config
 
 from clipx.checkpoint.state import Progress
 from clipx.distributed.runtime import start_runtime
-from clipx.train.metrics.monitor import Monitor, own_vitals
-from clipx.train.metrics.step_metrics import StepOutcome, Vitals
+from clipx.train.metrics.monitor import Monitor, own_stats
+from clipx.train.metrics.step_metrics import RankStats, StepMetrics
 from clipx.train.metrics.warnings import Diagnosis
 
 DIAGNOSIS = Diagnosis(max_logit_scale=100, warmup_steps=0, max_bad_fraction=0.01, workers=1, hosts=["a", "b"])
@@ -20,39 +20,33 @@ DIAGNOSIS = Diagnosis(max_logit_scale=100, warmup_steps=0, max_bad_fraction=0.01
 def monitor(tmp_path: Path) -> Iterator[Monitor]:
     config = tiny_config(tmp_path, "none.tar", "steps=4")
     with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as opened:
-        opened.rewind(0)
+        opened.truncate_after(0)
         yield opened
 
 
-def outcome(step: int, *, num_tokens: int = 24 * 12) -> StepOutcome:
+def outcome(step: int, *, num_tokens: int = 24 * 12) -> StepMetrics:
     """Of 24 pairs with half of their 24 tokens."""
-    return StepOutcome(
+    return StepMetrics(
         step=step,
-        loss=3.0,
         grad_norm=1.0,
         lr=0.1,
-        logit_scale=14.0,
+        figures={"loss": 3.0, "logit_scale": 14.0, "image_cosine": 0.1, "text_cosine": 0.2, "own": 5.0},
+        counts={"num_tokens": num_tokens, "model_flops": 1e9, "pillow_images": 2, "own_count": step},
         good=True,
         stop=False,
         save=False,
         num_bad=0,
         bad_here=(),
-        read_wait_s=0.25,
-        num_fallbacks=2,
-        num_tokens=num_tokens,
-        useful_flops=1e9,
         batch=step - 1,
-        image_cosine=0.1,
-        text_cosine=0.2,
-        vitals=(Vitals(1.0, 0.5, 2.0), Vitals(3.0, 0.25, 4.0)),
+        ranks=(RankStats(1.0, 0.5, 2.0, 0.25), RankStats(3.0, 0.25, 4.0, 0.5)),
         seconds={"forward": 0.5, "backward": 1.0},
         launched_at=time.perf_counter(),
     )
 
 
 def test_a_wait_stands_in_the_row_of_its_step(monitor: Monitor, tmp_path: Path) -> None:
-    monitor.waited(1.0, step=1)
-    monitor.waited(20.0, step=2)  # the next batch is fetched before the step is read
+    monitor.record_data_wait(1.0, step=1)
+    monitor.record_data_wait(20.0, step=2)  # the next batch is fetched before the step is read
     for step in (1, 2, 3):
         monitor.record(outcome(step), Progress(), bad_samples=0, data={})
     assert [row["data_wait_s"] for row in metrics(tmp_path)] == [1.0, 20.0, 0.0]
@@ -73,14 +67,17 @@ def test_saving_and_evaluating_are_told_apart_from_training(monitor: Monitor, tm
 def test_a_row_sums_its_steps(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "none.tar", "steps=4", "track.every_steps=2")
     with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as monitor:
-        monitor.rewind(0)
+        monitor.truncate_after(0)
         for step in (1, 2, 3, 4):
-            monitor.waited(step, step=step)
+            monitor.record_data_wait(step, step=step)
             monitor.record(outcome(step, num_tokens=24 * 6 * step), Progress(), bad_samples=0, data={})
     rows = metrics(tmp_path)
     assert [(row["step"], row["forward_s"], row["backward_s"]) for row in rows] == [(2, 1.0, 2.0), (4, 1.0, 2.0)]
     assert [row["data_wait_s"] for row in rows] == [3, 7]
     assert [row["padding_removed"] for row in rows] == [1 - 3 / 8, 1 - 7 / 8]
+    assert [(row["pillow_images"], row["own_count"], row["read_wait_s"]) for row in rows] == [(4, 3, 0.5), (4, 7, 0.5)]
+    assert [(row["loss"], row["own"]) for row in rows] == [(3.0, 5.0)] * 2  # the latest step's
+    assert not {"num_tokens", "model_flops"} & rows[0].keys()
 
 
 def test_the_slowest_rank_and_the_one_that_waits_are_named(monitor: Monitor, tmp_path: Path) -> None:
@@ -94,7 +91,7 @@ def test_the_slowest_rank_and_the_one_that_waits_are_named(monitor: Monitor, tmp
 
 
 def test_a_rank_tells_of_its_own_work() -> None:
-    told = own_vitals(outcome(1), data_wait_s=0.25)
-    assert (told.data_wait_s, told.forward_s) == (0.25, 0.5)
-    assert told.memory_gib > 0.01
-    assert own_vitals(None, data_wait_s=0.0).forward_s == 0.0
+    stats = own_stats(outcome(1), data_wait_s=0.25, read_wait_s=0.125)
+    assert (stats.data_wait_s, stats.forward_s, stats.read_wait_s) == (0.25, 0.5, 0.125)
+    assert stats.memory_gib > 0.01
+    assert own_stats(None, data_wait_s=0.0, read_wait_s=0.0).forward_s == 0.0

@@ -72,6 +72,6 @@ def test_too_many_of_the_distinct_samples(
 def test_rows_of_runs_that_knew_no_sources_count_as_their_one_source(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"step": 1, "shard": "a.tar", "key": "key1", "reason": "r", "sample_id": 1}\n')
     quarantine = Quarantine(tmp_path / "q.jsonl", resumed_step=5)
-    assert (len(quarantine), quarantine.of_source("train")) == (1, 1)
+    assert (len(quarantine), quarantine.count("train")) == (1, 1)
     quarantine.add([bad(1)], step=6, write=True)
     assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 1

@@ -96,7 +96,7 @@ def test_pauses_are_no_time_in_which_data_is_awaited() -> None:
     [
         ({}, "decoding is too slow; raise data.workers (now 4)"),
         ({"read_wait_s": 20.0}, "loader processes wait for storage 50% of theirs"),
-        ({"pillow_images": 2000}, "Pillow decodes 20% of the pictures"),
+        ({"pillow_images": 2000}, "Pillow decodes 20% of the images"),
     ],
 )
 def test_a_starved_loader_is_told_what_it_lacks(figures: dict[str, float], cause: str) -> None:

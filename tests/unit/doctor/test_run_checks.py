@@ -10,61 +10,73 @@ import pytest
 from rich.console import Console
 
 from clipx.doctor import report
-from clipx.doctor.bounded import HungError, Worker
-from clipx.doctor.examine import Check, Examiner
-from clipx.doctor.findings import Figure, Finding, Verdict, num_bytes, ok, problem, rounded, speed, warning
-from clipx.doctor.report import print_report, worst, write_json
+from clipx.doctor.finding import (
+    Finding,
+    Measurement,
+    Verdict,
+    num_bytes,
+    ok,
+    problem,
+    rounded,
+    speed,
+    warning,
+    worst,
+)
+from clipx.doctor.report import print_report, write_json
+from clipx.doctor.run_checks import Check, Runner
+from clipx.doctor.timeouts import HungError, Worker
 from clipx.errors import InputError
 
 OK, WARNING, PROBLEM = Verdict
 FINDINGS = [
     Finding("versions", "Python 3.11", OK, area="software"),
-    Finding("memory", "1 GiB [free]", WARNING, "buy some", Figure(1.0, "1 GiB"), area="machine"),
+    Finding("memory", "1 GiB [free]", WARNING, "buy some", Measurement(1.0), area="machine"),
 ]
 
 
-def _look(look, *, area: str = "machine") -> tuple[Finding, Examiner]:
-    examiner = Examiner(lambda what: None)
-    [finding] = examiner.look(Check(area, "thing", look, timeout_s=0.2))
-    return finding, examiner
+def _run(check, *, area: str = "machine") -> tuple[Finding, Runner]:
+    runner = Runner(lambda what: None)
+    [finding] = runner.run(Check(area, "thing", check, timeout_s=0.2))
+    return finding, runner
 
 
 def _raise(error: Exception):
-    def look() -> Finding:
+    def check() -> Finding:
         raise error
 
-    return look
+    return check
 
 
 @pytest.mark.parametrize(
-    ("error", "area", "verdict", "said"),
+    ("error", "area", "verdict", "message"),
     [
-        (ValueError("odd\nvalue"), "machine", WARNING, "could not be told: ValueError: odd value"),
+        (ValueError("odd\nvalue"), "machine", WARNING, "could not be checked: ValueError: odd value"),
         (InputError("x=1: no"), "storage", PROBLEM, "x=1: no"),
         (PermissionError(13, "Permission denied"), "storage", PROBLEM, "Permission denied"),
+        (OSError("odd"), "storage", PROBLEM, "odd"),
         (RuntimeError("Connection closed by peer"), "ranks", PROBLEM, "RuntimeError: Connection closed by peer"),
     ],
 )
-def test_a_check_that_raises_is_a_line(error: Exception, area: str, verdict: Verdict, said: str) -> None:
-    finding, examiner = _look(_raise(error), area=area)
+def test_a_check_that_raises_is_a_line(error: Exception, area: str, verdict: Verdict, message: str) -> None:
+    finding, runner = _run(_raise(error), area=area)
     assert (finding.name, finding.area, finding.verdict) == ("thing", area, verdict)
-    assert said in finding.found
-    assert finding.advice
-    assert not examiner.hung
+    assert message in finding.value
+    assert finding.hint
+    assert not runner.hung
 
 
 def test_a_check_that_hangs_is_a_line_and_the_next_one_runs() -> None:
     release = threading.Event()
-    finding, examiner = _look(lambda: release.wait(60))
-    assert (finding.verdict, finding.found) == (PROBLEM, "no answer within 0.2 s")
-    assert examiner.hung
-    assert examiner.look(Check("machine", "next", lambda: ok("next", "1")))[0].found == "1"
+    finding, runner = _run(lambda: release.wait(60))
+    assert (finding.verdict, finding.value) == (PROBLEM, "no answer within 0.2 s")
+    assert runner.hung
+    assert runner.run(Check("machine", "next", lambda: ok("next", "1")))[0].value == "1"
     release.set()
 
 
 def test_findings_get_their_area() -> None:
-    examiner = Examiner(lambda what: None)
-    found = examiner.look(Check("data", "two", lambda: [ok("a", "1"), ok("b", "2")]))
+    runner = Runner(lambda what: None)
+    found = runner.run(Check("data", "two", lambda: [ok("a", "1"), ok("b", "2")]))
     assert [(finding.name, finding.area) for finding in found] == [("a", "data"), ("b", "data")]
 
 

@@ -1,4 +1,4 @@
-"""Work that ends in time: a check that hangs becomes a line of the report and holds up nothing."""
+"""Calls with a time limit: a check that hangs becomes a line of the report and blocks nothing else."""
 
 import threading
 from collections.abc import Callable
@@ -9,29 +9,28 @@ T = TypeVar("T")
 
 
 class HungError(TimeoutError):
-    """A call took longer than it may; its thread is left behind, and this worker does nothing more."""
+    """A call took longer than its limit. Its thread still runs, and the worker accepts no further calls."""
 
 
 class Worker:
-    """A thread that makes calls one after the other, while the caller waits for each as long as it wants to.
+    """A thread that runs calls one after the other, each with a time limit.
 
-    One thread for all that belongs together: CUDA's current device and a process group's state stay where they were
-    set. A thread that hangs cannot be ended; it is a daemon, and `hung` tells that the process may have to be.
+    CUDA's current device and a process group belong to the thread that set them, so all their calls use one worker. A
+    thread that hangs cannot be ended: it is a daemon, and `hung` says that the process may have to be ended instead.
     """
 
     def __init__(self) -> None:
         self.hung = False
         self._calls: SimpleQueue[Callable[[], Any]] = SimpleQueue()
         self._results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="doctor")
-        self._thread.start()
+        threading.Thread(target=self._work, daemon=True, name="doctor").start()
 
     def call(self, function: Callable[[], T], timeout_s: float) -> T:
-        """What `function` returns, called on the worker's thread.
+        """Runs `function` on the worker's thread and returns its result.
 
         Raises:
             HungError: it did not return in time, or an earlier call did not.
-            Exception: what it raised.
+            Exception: an error of the function itself.
         """
         if self.hung:
             raise HungError("an earlier check hangs")

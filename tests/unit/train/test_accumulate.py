@@ -1,14 +1,14 @@
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from clipx.train.grad_cache import cached_backward
-from clipx.types import Batch, Embeddings
+from clipx.train.accumulate import Losses, accumulate
+from clipx.types import Batch, Embeddings, join, tensors_of
 
 
 class Toy(nn.Module):
@@ -21,7 +21,7 @@ class Toy(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.tensor([1.0]))
         self.logit_bias = nn.Parameter(torch.tensor([-0.5]))
 
-    def forward(self, batch: Batch, number: int) -> Embeddings:
+    def forward(self, batch: Batch, number: int, *, for_terms: bool = False) -> Embeddings:
         torch.manual_seed(number)
         image = self.image(batch.images_IHWC.flatten(1).double() / 255)
         first = torch.cumsum(batch.lengths_B, 0) - batch.lengths_B
@@ -40,13 +40,17 @@ def textbook(embeddings: Embeddings) -> Tensor:
     return both / 2 + embeddings.logit_bias.sum() * logits.mean()
 
 
-def join(pieces: list[Embeddings]) -> Embeddings:
-    return Embeddings(
-        image_BD=torch.cat([piece.image_BD for piece in pieces]),
-        text_BD=torch.cat([piece.text_BD for piece in pieces]),
-        logit_scale=pieces[0].logit_scale,
-        logit_bias=pieces[0].logit_bias,
-    )
+def whole(pieces: list[Embeddings]) -> Embeddings:
+    return Embeddings(**join([tensors_of(piece) for piece in pieces]))
+
+
+def term(embeddings: Embeddings) -> Tensor:
+    """A sum over pairs that also uses what is one value for the whole batch."""
+    cosine_B = (embeddings.image_BD * embeddings.text_BD).sum(1)
+    return (embeddings.logit_scale * (1 - cosine_B).square()).sum()
+
+
+COUPLED = Losses(coupled=textbook, terms=None)
 
 
 @pytest.fixture
@@ -65,21 +69,77 @@ def batch() -> Batch:
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_gradients_are_those_of_the_whole_batch(batch: Batch, size: int) -> None:
+@pytest.mark.parametrize("kinds", ["coupled", "terms", "coupled terms"])
+@pytest.mark.parametrize("size", [1, 2, 5, 10])
+def test_gradients_are_those_of_the_whole_batch(batch: Batch, size: int, kinds: str) -> None:
     pieces = batch.micro_batches(size)
     model = Toy().double()
-    whole = textbook(join([model(piece, number) for number, piece in enumerate(pieces)]))
-    expected = torch.autograd.grad(whole, list(model.parameters()))
+    embeddings = whole([model(piece, number) for number, piece in enumerate(pieces)])
+    losses = [loss(embeddings) for name, loss in (("coupled", textbook), ("terms", term)) if name in kinds]
+    expected = torch.autograd.grad(sum(losses[1:], start=losses[0]), list(model.parameters()), allow_unused=True)
+    shares: list[Tensor] = []
 
-    share = cached_backward(
-        pieces, forward=model, loss=textbook, backward=lambda loss: loss.backward(), no_sync=nullcontext
+    def noted(loss: Callable[[Embeddings], Tensor]) -> Callable[[Embeddings], Tensor]:
+        def call(embeddings: Embeddings) -> Tensor:
+            shares.append(loss(embeddings))
+            return shares[-1]
+
+        return call
+
+    accumulate(
+        pieces,
+        forward=model,
+        losses=Losses(
+            coupled=noted(textbook) if "coupled" in kinds else None, terms=noted(term) if "terms" in kinds else None
+        ),
+        scale=lambda share: 3 * share,
+        no_sync=nullcontext,
     )
-
-    assert share.item() == pytest.approx(whole.item(), abs=1e-12)
+    assert len(shares) == ("coupled" in kinds) + len(pieces) * ("terms" in kinds)
+    assert sum(map(float, shares)) == pytest.approx(float(sum(losses)), abs=1e-12)
     for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
+        if gradient is None:
+            assert parameter.grad is None or parameter.grad.abs().max() == 0, name
+            continue
         assert parameter.grad is not None, name
-        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12, msg=name)
+        torch.testing.assert_close(parameter.grad, 3 * gradient, rtol=0, atol=1e-12, msg=name)
+
+
+@dataclass(frozen=True)
+class Two:
+    """What the coupled loss sees, and what a term alone needs."""
+
+    x_B: Tensor
+    y_BD: Tensor | None
+
+
+def test_what_only_terms_need_is_neither_kept_nor_given_a_gradient(batch: Batch) -> None:
+    weight = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    seen: list[tuple[bool, bool]] = []
+
+    def forward(piece: Batch, number: int, *, for_terms: bool) -> Two:
+        seen.append((torch.is_grad_enabled(), for_terms))
+        x_B = weight * piece.slot_I.double()
+        return Two(x_B, torch.stack([x_B.sin(), x_B.cos()], 1) if for_terms else None)
+
+    def coupled(outputs: Two) -> Tensor:
+        return outputs.x_B.sum().square()
+
+    def terms(outputs: Two) -> Tensor:
+        assert outputs.y_BD is not None
+        return outputs.y_BD.sum() + outputs.x_B.square().sum()
+
+    accumulate(
+        batch.micro_batches(5),
+        forward=forward,
+        losses=Losses(coupled=coupled, terms=terms),
+        scale=lambda share: share,
+        no_sync=nullcontext,
+    )
+    assert seen == [(False, False), (True, True), (True, True)]
+    x_B = weight * torch.arange(10.0, dtype=torch.float64)
+    total = x_B.sum().square() + x_B.sin().sum() + x_B.cos().sum() + x_B.square().sum()
+    torch.testing.assert_close(weight.grad, torch.autograd.grad(total, weight)[0], rtol=0, atol=1e-10)
 
 
 def test_the_last_backward_pass_alone_synchronises(batch: Batch) -> None:
@@ -94,16 +154,14 @@ def test_the_last_backward_pass_alone_synchronises(batch: Batch) -> None:
 
     model = Toy().double()
 
-    def forward(piece: Batch, number: int) -> Embeddings:
+    def forward(piece: Batch, number: int, *, for_terms: bool) -> Embeddings:
         passes.append((number, torch.is_grad_enabled(), quiet[0]))
         embeddings = model(piece, number)
         if embeddings.image_BD.requires_grad:
             embeddings.image_BD.register_hook(lambda _: passes.append((number, "backward", quiet[0])))
         return embeddings
 
-    cached_backward(
-        batch.micro_batches(4), forward=forward, loss=textbook, backward=partial(Tensor.backward), no_sync=Recorded
-    )
+    accumulate(batch.micro_batches(4), forward=forward, losses=COUPLED, scale=lambda share: share, no_sync=Recorded)
     assert passes == [
         (0, False, True),
         (1, False, True),
@@ -121,7 +179,7 @@ def test_one_graph_lives_at_a_time(batch: Batch) -> None:
     most = 0
     model = Toy().double()
 
-    def forward(piece: Batch, number: int) -> Embeddings:
+    def forward(piece: Batch, number: int, *, for_terms: bool) -> Embeddings:
         nonlocal most
         embeddings = model(piece, number)
         if torch.is_grad_enabled():
@@ -131,24 +189,20 @@ def test_one_graph_lives_at_a_time(batch: Batch) -> None:
             most = max(most, sum(reference() is not None for reference in alive))
         return embeddings
 
-    cached_backward(
-        batch.micro_batches(2),
-        forward=forward,
-        loss=textbook,
-        backward=lambda loss: loss.backward(),
-        no_sync=nullcontext,
-    )
+    accumulate(batch.micro_batches(2), forward=forward, losses=COUPLED, scale=lambda share: share, no_sync=nullcontext)
     assert len(alive) == 5
     assert most == 1
 
 
 def test_what_the_loss_leaves_out_has_gradient_zero(batch: Batch) -> None:
     model = Toy().double()
-    cached_backward(
+    accumulate(
         batch.micro_batches(5),
         forward=model,
-        loss=lambda embeddings: embeddings.image_BD.square().sum() + embeddings.image_BD.sum(),
-        backward=lambda loss: loss.backward(),
+        losses=Losses(
+            coupled=lambda embeddings: embeddings.image_BD.square().sum() + embeddings.image_BD.sum(), terms=None
+        ),
+        scale=lambda share: share,
         no_sync=nullcontext,
     )
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}

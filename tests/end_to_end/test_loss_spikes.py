@@ -1,4 +1,4 @@
-"""A leap of the loss: the run goes back, leaves batches out, and ends as one that never had them."""
+"""A loss spike: the run rolls back, skips batches, and ends as one that never had them."""
 
 import json
 import threading
@@ -17,13 +17,12 @@ from clipx.errors import RunError
 from clipx.storage import folders
 from clipx.train import saving, trainer
 from clipx.train.liveness.watchdog import Watchdog
-from clipx.train.loss_spikes import Detour
-from clipx.train.metrics.step_metrics import PendingStep, StepOutcome
-from clipx.train.spikes import SpikeDetector
+from clipx.train.loss_spikes import Rollback, SpikeDetector
+from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics
 from clipx.train.trainer import train
 
 STEPS = 20
-Fails = Callable[[StepOutcome], bool]
+Fails = Callable[[StepMetrics], bool]
 
 
 def config(run_dir: Path, scenes: Path, *overrides: str) -> RunConfig:
@@ -34,26 +33,28 @@ def config(run_dir: Path, scenes: Path, *overrides: str) -> RunConfig:
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fails], None]:
     """Makes the loss that is read of some steps ten times as high."""
-    read = PendingStep.read
+    read = InFlightStep.read
 
     def apply(fails: Fails) -> None:
-        def spoilt(self: PendingStep) -> StepOutcome:
+        def spoilt(self: InFlightStep) -> StepMetrics:
             outcome = read(self)
-            return replace(outcome, loss=10 * outcome.loss) if fails(outcome) else outcome
+            return (
+                replace(outcome, figures={**outcome.figures, "loss": 10 * outcome.loss}) if fails(outcome) else outcome
+            )
 
-        monkeypatch.setattr(PendingStep, "read", spoilt)
+        monkeypatch.setattr(InFlightStep, "read", spoilt)
 
     return apply
 
 
 @pytest.fixture
 def without(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """The same run, told from the start what to leave out."""
+    """The same run, told from the start what to skip."""
 
     def run(*batches: int) -> Path:
         build = trainer.build_run
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "build_run", lambda c, r, _: build(c, r, Detour(batches, 0)))
+            patch.setattr(trainer, "build_run", lambda c, r, _, **options: build(c, r, Rollback(batches, 0), **options))
             assert train(config(tmp_path / "without", scenes)) == 0
         return tmp_path / "without"
 
@@ -85,8 +86,8 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
     scenes: Path, tmp_path: Path, spoil: Callable[[Fails], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(lambda outcome: outcome.batch == 13)
-    opened, stages, waited_in = threading.Event(), [], []
-    create, look, take, enters = folders.Folder.create, SpikeDetector.look, Background.take, Watchdog.enters
+    opened, activities, waited_in = threading.Event(), [], []
+    create, look, take, set_activity = folders.Folder.create, SpikeDetector.look, Background.take, Watchdog.set_activity
 
     @contextmanager
     def gated(folder: Any, name: str) -> Iterator[Any]:
@@ -101,13 +102,13 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
         return z_score
 
     def taken(background: Background[Any], *arguments: Any) -> Any:
-        waited_in.append(stages[-1])
+        waited_in.append(activities[-1])
         return take(background, *arguments)
 
     monkeypatch.setattr(folders.Folder, "create", gated)
     monkeypatch.setattr(SpikeDetector, "look", looked)
     monkeypatch.setattr(Background, "take", taken)
-    monkeypatch.setattr(Watchdog, "enters", lambda *a, **k: stages.append(a[1]) or enters(*a, **k))
+    monkeypatch.setattr(Watchdog, "set_activity", lambda *a, **k: activities.append(a[1]) or set_activity(*a, **k))
     monkeypatch.setattr(saving, "_PATIENCE_S", 0.0)
     assert train(config(tmp_path / "run", scenes, "checkpoint.async_save=true", "checkpoint.every_steps=12")) == 0
     (row,) = map(json.loads, (tmp_path / "run" / "rollbacks.jsonl").read_text().splitlines())
@@ -115,7 +116,7 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
     assert set(waited_in) == {"save"}  # in which a rank has more time than in a step
 
 
-def test_killed_on_its_way_back_it_goes_back_again(
+def test_killed_during_a_rollback_it_rolls_back_again(
     scenes: Path,
     tmp_path: Path,
     spoil: Callable[[Fails], None],
@@ -125,28 +126,28 @@ def test_killed_on_its_way_back_it_goes_back_again(
     spoil(lambda outcome: outcome.batch in (13, 16))
     build, starts = trainer.build_run, []
 
-    def killed_after_both(*arguments: object) -> object:
+    def killed_after_both(*arguments: object, **options: object) -> object:
         starts.append(arguments[2])
         if len(starts) == 3:
             raise KeyboardInterrupt
-        return build(*arguments)  # type: ignore[arg-type]
+        return build(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "build_run", killed_after_both)
         with pytest.raises(KeyboardInterrupt):
             train(config(tmp_path / "run", scenes))
-    assert starts == [None, Detour((12, 13), 1), Detour((12, 13, 15, 16), 2)]
+    assert starts == [None, Rollback((12, 13), 1), Rollback((12, 13, 15, 16), 2)]
     assert train(config(tmp_path / "run", scenes)) == 0
     assert len((tmp_path / "run" / "rollbacks.jsonl").read_text().splitlines()) == 2
     assert_same(tmp_path / "run", without(12, 13, 15, 16))
 
 
-def test_a_loss_that_leaps_again_and_again_ends_the_run(
+def test_a_loss_that_spikes_again_and_again_ends_the_run(
     scenes: Path, tmp_path: Path, spoil: Callable[[Fails], None]
 ) -> None:
     spoil(lambda outcome: outcome.step >= 14)
     with pytest.raises(
-        RunError, match=r"the loss leapt to .* at step 14, .* after 2 rollbacks \(spikes.max_rollbacks\)"
+        RunError, match=r"the loss spiked to .* at step 14, .* after 2 rollbacks \(spikes.max_rollbacks\)"
     ):
         train(config(tmp_path / "run", scenes, "spikes.max_rollbacks=2"))
     status = json.loads((tmp_path / "run" / "status.json").read_text())

@@ -1,0 +1,45 @@
+"""The part of the schema that describes evaluations: zero-shot classification and retrieval."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clipx.config.field_types import STRICT, Count, Interval, Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """Zero-shot classification on a folder in CLIP_benchmark's `wds_*` layout."""
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["zeroshot"] = "zeroshot"
+    data: str
+    """Folder with classnames.txt, zeroshot_classification_templates.txt and test/*.tar."""
+    every_steps: Interval = 0
+    """Evaluate every N steps; always at the end. 0: at the end only."""
+    batch_size: Count = 256
+    """Pictures per forward pass and rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """Recall at 1, 5 and 10 between pictures and captions, both ways."""
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["retrieval"] = "retrieval"
+    data: str
+    """Shards of pictures with captions, or a folder in CLIP_benchmark's layout."""
+    every_steps: Interval = 0
+    """Evaluate every N steps; always at the end. 0: at the end only."""
+    batch_size: Count = 256
+    """Pairs per forward pass and rank."""
+    image_key: Text = "jpg;jpeg;png;webp"
+    """Extensions that hold the picture."""
+    caption_key: Text = "txt"
+    """As in data.caption_key; every caption of a list, or every line of a text member, counts as correct."""
+
+
+EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator="type")]

@@ -1,0 +1,92 @@
+"""Config to data: the order of a run's samples, and what reads them."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from clipx.config.data import DataConfig, sources
+from clipx.config.schema import RunConfig
+from clipx.data.captions import CaptionReader
+from clipx.data.columns import ColumnReader
+from clipx.data.index.shard_index import ShardIndex
+from clipx.data.order import Plan
+from clipx.data.pairs import BatchReader, SampleReader, SourceReader
+from clipx.data.shards import ShardReader
+from clipx.data.tokenizer import Tokenizer
+from clipx.data.transforms import TrainTransform
+
+
+def make_plan(
+    config: RunConfig,
+    indexes: Sequence[ShardIndex],
+    *,
+    lanes: int | Literal["auto"] | None = None,
+    shuffle_window: int | Literal["auto"] | None = None,
+) -> Plan:
+    """The data order of a run.
+
+    Args:
+        config: the run's.
+        indexes: those of its sources.
+        lanes: those that hold if the run has begun; None means what the config says.
+        shuffle_window: the same.
+
+    Raises:
+        InputError: as `Plan`.
+    """
+    described, data = sources(config.data), config.data
+    return Plan(
+        [index.counts for index in indexes],
+        weights=[source.weight for source in described],
+        names=[source.name for source in described],
+        global_batch_size=config.global_batch_size // data.captions_per_image,
+        seed=config.seed,
+        lanes=data.lanes if lanes is None else lanes,
+        window=data.shuffle_window if shuffle_window is None else shuffle_window,
+        allow_repeats=data.allow_repeats,
+    )
+
+
+def open_reader(
+    indexes: Sequence[ShardIndex],
+    plan: Plan,
+    *,
+    data: DataConfig,
+    image_size: int,
+    tokenizer: Tokenizer,
+    column_readers: Sequence[ColumnReader] = (),
+) -> BatchReader:
+    """The reader of parts of batches that the config describes.
+
+    Args:
+        indexes: in the order of the config's sources.
+        plan: the order of the samples.
+        data: how to read them.
+        image_size: S, pixels of the square images.
+        tokenizer: of the text tower.
+        column_readers: of the objective.
+
+    Raises:
+        InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
+    """
+    described = sources(data)
+    readers = [
+        SourceReader(
+            name=source.name,
+            image_key=source.image_key,
+            caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
+            captions=CaptionReader(source, captions_per_image=data.captions_per_image, seed=plan.seed),
+            transform=TrainTransform(image_size, source.augment, decode=data.decode),
+        )
+        for source in described
+    ]
+    further = [reader.extensions for reader in column_readers]
+    extensions = [reader.extensions.union(*further) for reader in readers]
+    shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)
+    return BatchReader(
+        plan,
+        SampleReader(shards, readers, seed=plan.seed, column_readers=column_readers),
+        tokenizer,
+        captions_per_image=data.captions_per_image,
+        groups=any(source.equal_captions == "ignored" for source in described),
+        read_ahead_batches=data.remote.read_ahead_batches,
+    )

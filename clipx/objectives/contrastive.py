@@ -1,0 +1,94 @@
+"""CLIP's objective: two towers and one contrastive loss over the global batch (arXiv 2103.00020, figure 3)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from clipx.distributed import collectives
+from clipx.distributed.parallelize import full_tensor
+from clipx.losses import ContrastiveLoss
+from clipx.models.clip import CLIP
+from clipx.objectives.flops import ModelFlops
+from clipx.objectives.objective import CoupledLoss, Objective, Share
+from clipx.types import Batch, Embeddings
+
+
+class ContrastiveObjective(Objective):
+    """Two towers and one contrastive loss.
+
+    Args:
+        model: both towers, bare.
+        loss: over all pairs.
+        flops: of a batch.
+        seed: of the run; patch dropout draws from it.
+        patch_drop: share of the patches that an image leaves out.
+    """
+
+    def __init__(
+        self, model: CLIP, *, loss: ContrastiveLoss, flops: ModelFlops, seed: int, patch_drop: float = 0.0
+    ) -> None:
+        self.model = model
+        self.flops = flops
+        self._loss = loss
+        self._seed = seed
+        self._patch_drop = patch_drop
+
+    @property
+    def coupled(self) -> Mapping[str, CoupledLoss]:
+        """The one loss."""
+        return {"contrastive": CoupledLoss(share=self.contrastive_share, cost=self._loss.cost)}
+
+    def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Embeddings:
+        """The embeddings of a piece."""
+        embeddings: Embeddings = model(piece, seed=self._seed, patch_drop=self._patch_drop)
+        return embeddings
+
+    def contrastive_share(self, embeddings: Embeddings, batch: Batch, group: ProcessGroup | None) -> Share:
+        """The loss, and how much a rank's images, and its texts, are alike (`mean_cosine`), averaged over ranks."""
+        device, size = embeddings.image_BD.device, collectives.world_size(group)
+        loss = self._loss(
+            embeddings,
+            group=group,
+            ids_B=no_negatives(batch).to(device, non_blocking=True),
+            positive_ids_B=positives(batch, device),
+        )
+        sides = {"image_cosine": embeddings.image_BD, "text_cosine": embeddings.text_BD}
+        return Share(loss, {name: mean_cosine(x_BD) / size for name, x_BD in sides.items()})
+
+    def after_update(self) -> None:
+        """Holds the multiplier at or below its maximum."""
+        self.model.clamp_logit_scale_()
+
+    def figures(self) -> Mapping[str, Tensor]:
+        """The multiplier of the similarities."""
+        return {"logit_scale": full_tensor(self.model.log_logit_scale.detach()).exp().squeeze()}
+
+
+def no_negatives(batch: Batch) -> Tensor:
+    """int64 (B,): pairs of equal numbers are not each other's negatives."""
+    return sample_of_pair(batch) if batch.group_id_B is None else batch.group_id_B
+
+
+def sample_of_pair(batch: Batch) -> Tensor:
+    """int64 (B,): the sample of each pair."""
+    return batch.sample_id_I.repeat_interleave(batch.captions_per_image)
+
+
+def positives(batch: Batch, device: torch.device) -> Tensor | None:
+    """int64 (B,) on the device: all captions of an image are its positives; None means that each has only its own."""
+    return sample_of_pair(batch).to(device, non_blocking=True) if batch.captions_per_image > 1 else None
+
+
+def mean_cosine(x_BD: Tensor) -> Tensor:
+    """The mean cosine between two different rows of unit length, 0-dim float32: (|sum of rows|^2 - B) / (B (B - 1)).
+
+    Near 1 the tower sees no difference any more.
+
+    Args:
+        x_BD: rows of unit length; 0 if there is one.
+    """
+    num_rows = x_BD.shape[0]
+    squared = x_BD.detach().sum(dim=0, dtype=torch.float32).square().sum()
+    return (squared - num_rows) / max(num_rows * (num_rows - 1), 1)

@@ -1,0 +1,42 @@
+"""Model FLOPs of training: what MFU and `clipx plan` count."""
+
+from dataclasses import dataclass
+
+from clipx.config.phases import Phase
+from clipx.models.clip import CLIP
+from clipx.models.flops import TextFlops, image_flops, text_flops
+from clipx.types import Batch
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Floating-point operations that a step needs on some pairs: three forward passes, one for a locked tower."""
+
+    image_forward: float
+    image_passes: int
+    text: TextFlops
+    text_passes: int
+
+    @classmethod
+    def of(cls, model: CLIP, phase: Phase) -> "ModelFlops":
+        """Counts them for the inputs of a phase."""
+        return cls(
+            image_forward=image_flops(model.image_tower, image_size=phase.image_size, patch_drop=phase.patch_drop),
+            image_passes=1 if "image" in phase.locked else 3,
+            text=text_flops(model.text_tower),
+            text_passes=1 if "text" in phase.locked else 3,
+        )
+
+    @property
+    def image(self) -> float:
+        """FLOPs of training on one image, without its texts."""
+        return self.image_passes * self.image_forward
+
+    def __call__(self, batch: Batch) -> float:
+        """FLOPs of a batch on the host."""
+        text = self.text.forward(
+            num_texts=len(batch),
+            num_tokens=batch.tokens_T.shape[0],
+            sum_squared_lengths=int(batch.lengths_B.square().sum()),
+        )
+        return self.image * len(batch.slot_I) + self.text_passes * text

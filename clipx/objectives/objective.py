@@ -1,0 +1,151 @@
+"""The seam between what is trained and the trainer.
+
+An objective owns its model, the forward pass on a piece of a batch, its losses and what they cost. The trainer
+(`clipx.train`) owns micro-batches, ranks, precision, the optimizer and the run's safety, and knows no loss by name.
+
+There are two kinds of loss, and an objective has any number of both, each with a weight and a name:
+
+- A *coupled loss* compares all samples of the global batch with each other (contrastive losses). It is called once per
+  step, on the outputs of all of a rank's micro-batches; `clipx.train.accumulate` makes that fit into memory.
+- A *term* is a sum over samples (a caption's cross-entropy, a supervised target), divided by a count over the global
+  batch. It belongs to a micro-batch and rides on that piece's backward pass.
+
+Both are exact for every number of ranks and micro-batches. The loss that is minimised is the weighted sum.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from clipx.config.phases import Phase
+from clipx.config.schema import RunConfig
+from clipx.data.columns import ColumnReader
+from clipx.losses.cost import NO_COST, LossCost, LossShape
+from clipx.models.clip import CLIP
+from clipx.objectives.flops import ModelFlops
+from clipx.types import Batch, tensors_of
+
+Outputs = Any
+"""What a model gives for a piece of a batch: a frozen dataclass of tensors (`clipx.types` says how names tell axes)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank, or one of its micro-batches, contributes to a loss; contributions are summed."""
+
+    loss: Tensor
+    """0-d, in at least float32, with its graph."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """Contributions to numbers for metrics.jsonl by name, 0-d: the same names in every step and on every rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoupledLoss:
+    """A loss that compares all samples of the global batch with each other."""
+
+    share: Callable[[Outputs, Batch, ProcessGroup | None], Share]
+    """This rank's outputs, its batch on the host and the group of all ranks, to this rank's share. Shares sum to the
+    loss and to the figures over ranks; nothing is summed or averaged beforehand."""
+    cost: Callable[[LossShape], LossCost]
+    """What one call takes on every rank."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """A mean over samples of the global batch, or over tokens, or over whatever `count` counts."""
+
+    total: Callable[[Outputs, Batch], Share]
+    """The outputs of a piece and the piece, on the device, to the sums over its samples."""
+    count: Callable[[Batch], float]
+    """A rank's batch on the host to its number of samples. Sums of loss and figures are divided by its sum over ranks;
+    if that is 0, the term is 0."""
+    weight: float = 1.0
+
+
+class Objective(Protocol):
+    """What an objective owns. Subclasses give the model, `flops`, `forward` and their losses; the rest has defaults.
+
+    An objective is built for one phase of a run (`clipx.config.phases`) and holds nothing that a checkpoint must keep,
+    beside the weights of its model.
+    """
+
+    model: CLIP
+    """The bare model in float32: both towers, with whatever the objective adds to them. All of it trains."""
+    flops: ModelFlops
+    """Model FLOPs of a batch, for MFU and `clipx plan`."""
+
+    @property
+    def coupled(self) -> Mapping[str, CoupledLoss]:
+        """The coupled losses by name."""
+        return {}
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        """The terms by name."""
+        return {}
+
+    @property
+    def column_readers(self) -> Sequence[ColumnReader]:
+        """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
+        return ()
+
+    def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Outputs:
+        """The outputs of one piece of a batch, on its device.
+
+        Args:
+            model: `self.model`, or what wraps it for its parallelism; must be called, and once.
+            piece: a micro-batch.
+            for_terms: whether terms will be computed from the outputs. If not, fields that only they need may be None:
+                they are neither kept nor given a gradient.
+
+        Returns:
+            A frozen dataclass of tensors. A repeated call must give the same: randomness comes from the piece.
+        """
+
+    def dry_run_roots(self, batch: Batch) -> list[Tensor]:
+        """All tensors that gradients flow back from in a pass over a batch of the bare model: outputs and terms."""
+        outputs = self.forward(self.model, batch, for_terms=bool(self.terms))
+        return [*tensors_of(outputs).values(), *(term.total(outputs, batch).loss for term in self.terms.values())]
+
+    def after_update(self) -> None:
+        """What holds for the parameters after every optimizer step; here nothing."""
+
+    def figures(self) -> Mapping[str, Tensor]:
+        """Numbers about the model after an update, 0-d, the same on every rank, for metrics.jsonl; here none."""
+        return {}
+
+    def block_lists(self) -> list[list[nn.Module]]:
+        """The repeated blocks of each tower: what is checkpointed, compiled and sharded one by one."""
+        return self.model.block_lists()
+
+    def varying_blocks(self) -> list[nn.Module]:
+        """Those of the blocks whose inputs' shapes change from step to step."""
+        return self.model.block_lists()[1]
+
+    def use_few_shapes(self, on: bool) -> None:
+        """Whether inputs of these blocks are padded so that few different shapes occur: for compiled blocks."""
+        self.model.use_few_shapes(on)
+
+    def loss_cost(self, shape: LossShape) -> LossCost:
+        """What all coupled losses take together on every rank."""
+        return sum((loss.cost(shape) for loss in self.coupled.values()), NO_COST)
+
+
+class BuildObjective(Protocol):
+    """Config to objective: what `clipx.train` takes in place of the config's own."""
+
+    def __call__(self, config: RunConfig, phase: Phase, *, vocab_size: int) -> Objective:
+        """The objective of one phase, its model on the CPU and in float32, the same on every rank.
+
+        Args:
+            config: the run's.
+            phase: what holds for these steps.
+            vocab_size: number of ids that the tokenizer can give.
+
+        Raises:
+            InputError: the config does not fit the objective.
+        """
