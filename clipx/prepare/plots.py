@@ -98,14 +98,8 @@ def _mark(axes: "Axes", place: float, text: str) -> None:
     if not low <= place <= high:
         return
     axes.axvline(place, color="#888888", linewidth=1, linestyle="--")
-    axes.annotate(
-        text,
-        (place, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -12),
-        textcoords="offset points",
-        color="#666666",
-    )
+    text_at = axes.get_xaxis_transform()  # data along x, a share of the axes along y
+    axes.annotate(text, (place, 1), xycoords=text_at, xytext=(4, -12), textcoords="offset points", color="#666666")
 
 
 def _tidy(axes: "Axes") -> None:

@@ -112,15 +112,8 @@ def _image_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _measure(field: str, width: int, height: int) -> float:
-    match field:
-        case "width":
-            return width
-        case "height":
-            return height
-        case "min_side":
-            return min(width, height)
-        case _:
-            return max(width, height) / min(width, height)
+    shorter, longer = sorted((width, height))
+    return {"width": width, "height": height, "min_side": shorter, "aspect": longer / shorter}[field]
 
 
 def _scalar(value: object) -> Sequence[Value]:
