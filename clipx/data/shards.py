@@ -1,4 +1,4 @@
-"""Reads single samples out of shards by their place, with the offsets that the sidecars hold."""
+"""Reads single samples out of shards by their place, with the offsets that the index holds."""
 
 import itertools
 import logging
@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from clipx.config.data import CacheConfig, RemoteConfig
-from clipx.data.index.offsets import Member, Sidecar
+from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import Place
 from clipx.data.prefetch import ReadAhead, read_members
 from clipx.errors import RunError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
 from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
 from clipx.storage.shard_cache import ShardCache
+from clipx.storage.tar import Member
 
 _MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
@@ -58,7 +59,7 @@ class SampleName(NamedTuple):
 class _OpenShard(NamedTuple):
     path: str
     file: RangeReader
-    sidecar: Sidecar
+    offsets: ShardOffsets
 
 
 class _Slot:
@@ -94,7 +95,9 @@ class _OpenShards:
         self._lock = threading.Lock()
         self._slots: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_open = min(_MAX_OPEN_SHARDS, max(16, descriptors // 3))  # a shard takes two, for its sidecar's map
+        self._most_open = min(
+            _MAX_OPEN_SHARDS, max(16, descriptors // 3)
+        )  # a shard takes two, for the map of its offsets
 
     def get(self, source: int, shard: int) -> _OpenShard:
         """The open shard.
@@ -130,24 +133,24 @@ class _OpenShards:
 
     def members(self, place: Place) -> list[Member]:
         """As `read_ahead.ShardAccess`."""
-        return self.wanted(self.get(place.source, place.shard).sidecar, place)
+        return self.wanted(self.get(place.source, place.shard).offsets, place)
 
-    def wanted(self, sidecar: Sidecar, place: Place) -> list[Member]:
-        """As `members`, where the sidecar is at hand."""
+    def wanted(self, offsets: ShardOffsets, place: Place) -> list[Member]:
+        """As `members`, where the offsets are at hand."""
         wanted = self._extensions[place.source]
-        members = sidecar.members(place.index)
+        members = offsets.members(place.index)
         return members if wanted is None else [member for member in members if member.extension in wanted]
 
     def _open(self, source: int, shard: int) -> _OpenShard:
         index = self._indexes[source]
-        path, sidecar = index.paths[shard], index.sidecar(shard, remote=self._remote)
-        file = open_ranges(path, state=sidecar.shard, remote=self._remote, cache=self._cache)
-        if file.size != sidecar.shard.size:
+        path, offsets = index.paths[shard], index.offsets(shard, remote=self._remote)
+        file = open_ranges(path, state=offsets.shard, remote=self._remote, cache=self._cache)
+        if file.size != offsets.shard.size:
             raise RunError(
-                f"shard {path} changed after it was indexed ({sidecar.shard.size} bytes then, {file.size} now); "
+                f"shard {path} changed after it was indexed ({offsets.shard.size} bytes then, {file.size} now); "
                 "run `clipx data index` again and leave shards alone while a run reads them"
             )
-        return _OpenShard(path, file, sidecar)
+        return _OpenShard(path, file, offsets)
 
 
 class ShardReader:
@@ -246,16 +249,16 @@ class ShardReader:
         """
         self._follow_fork()
         shard = self._guarded(place, lambda: self._open.get(place.source, place.shard))
-        members = tuple(member.extension for member in shard.sidecar.members(place.index))
-        return SampleName(shard.path, shard.sidecar.key(place.index), members)
+        members = tuple(member.extension for member in shard.offsets.members(place.index))
+        return SampleName(shard.path, shard.offsets.key(place.index), members)
 
     def _path(self, place: Place) -> str:
         return self._indexes[place.source].paths[place.shard]
 
     def _read(self, place: Place) -> RawSample:
         contents = self._read_ahead.take(place)
-        path, file, sidecar = self._open.get(place.source, place.shard)
-        members = self._open.wanted(sidecar, place)
+        path, file, offsets = self._open.get(place.source, place.shard)
+        members = self._open.wanted(offsets, place)
         if contents is None and isinstance(file, LocalFile):
             contents = [file.read_at(member.offset, member.size) for member in members]
         elif contents is None:
@@ -265,7 +268,7 @@ class ShardReader:
             if len(content) < member.size:
                 raise BadSampleError(TRUNCATED)
             fields[member.extension] = content
-        return RawSample(path, sidecar.key(place.index), fields)
+        return RawSample(path, offsets.key(place.index), fields)
 
     def _guarded(self, place: Place, action: Callable[[], T]) -> T:
         """The result of `action`, an OSError as a RunError.
@@ -281,7 +284,7 @@ class ShardReader:
                 if attempt == len(waits):
                     tries = f" after {attempt + 1} tries" if waits else ""
                     raise RunError(
-                        f"shard {path} cannot be read{tries}: {error}; {mend(error)}, then run the same command again"
+                        f"shard {path} cannot be read{tries}: {error}; {hint(error)}, then run the same command again"
                     ) from error
                 log.warning("shard %s: %s; trying again in %s s", path, error, waits[attempt])
             self._open.drop(place.source, place.shard)

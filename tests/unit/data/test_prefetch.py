@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipx.data import prefetch
-from clipx.data.index.offsets import Member
 from clipx.data.order import Place
 from clipx.data.prefetch import ReadAhead, Span, merge_spans, read_members
+from clipx.storage.tar import Member
 
 SIZE = 100
 
