@@ -1,4 +1,4 @@
-"""Evaluation sets: CLIP_benchmark's `wds_*` folders and shards of captioned pictures.
+"""Evaluation sets: CLIP_benchmark's `wds_*` folders and shards of captioned pictures; owns webdataset's reader.
 
     FOLDER/  classnames.txt                          one class per line, the line's number is the label
              zeroshot_classification_templates.txt   prompts with {c} where the class goes
@@ -6,23 +6,25 @@
              test/nshards.txt  test/0.tar ...        a picture with `cls` (classification) or `txt` (retrieval)
 
 Sets are read in their order, in one pass, and by every rank alike; `clipx.evaluate.sharing` divides the work. What is
-wrong with a set is an `InputError` that every rank raises at the same sample. The headers of all shards are looked
-through first, so that a damaged one is known before anything is computed.
+wrong with a set is an `InputError` that every rank raises at the same sample. webdataset's reader takes a shard that is
+cut at a header for a whole one, so the shards' headers are looked through first.
 """
 
+import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
+
+import webdataset
 
 from clipx.data.captions import decode_captions, first_present
 from clipx.data.class_names import class_number, read_lines, require_place
 from clipx.data.decode import UndecodableError
 from clipx.errors import InputError
 from clipx.storage.files import open_ranges
-from clipx.storage.tar import CutMemberError, NotTarError, read_members, scan_tar
+from clipx.storage.tar import NotTarError, scan_tar
 
 IMAGE_KEY = "webp;png;jpg;jpeg"
 
@@ -162,16 +164,18 @@ def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]
     for shard in shards:
         if fault := _fault(shard):
             raise InputError(f"shard {shard} {fault}; write or fetch it again")
+    pipeline = webdataset.DataPipeline(
+        webdataset.SimpleShardList(list(shards)), webdataset.tarfile_to_samples(handler=webdataset.reraise_exception)
+    )
     num_samples = 0
-    for shard in shards:
-        try:
-            with closing(open_ranges(shard, sequential=True)) as file:
-                scan = scan_tar(file)
-                for i in range(len(scan.keys)):
-                    num_samples += 1
-                    yield f"sample {scan.key(i)} of {shard}", read_members(file, scan.members(i))
-        except (NotTarError, CutMemberError, OSError) as error:
-            raise InputError(f"shard {shard} changed while it was read ({error}); write or fetch it again") from error
+    try:
+        for sample in pipeline:
+            num_samples += 1
+            members = {key: value for key, value in sample.items() if not key.startswith("__")}
+            yield f"sample {sample['__key__']} of {sample['__url__']}", members
+    except (tarfile.TarError, OSError) as error:
+        reason = " ".join(str(part) for part in error.args)
+        raise InputError(f"{reason}: no whole tar file; write or fetch it again") from error
     if num_samples == 0:
         raise InputError(f"{', '.join(shards)}: no samples; the set is empty")
 
@@ -179,8 +183,11 @@ def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]
 def _fault(shard: str) -> str | None:
     """Why not every sample of a shard can be read, or None."""
     try:
-        with closing(open_ranges(shard, sequential=True)) as file:
+        file = open_ranges(shard, sequential=True)
+        try:
             scan = scan_tar(file)
+        finally:
+            file.close()
     except NotTarError:
         return "is no tar file"
     except OSError as error:
