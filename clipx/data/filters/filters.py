@@ -9,12 +9,12 @@ import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from clipx.data.filters import FilterResult, filter_id
 from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition, Value
 from clipx.data.filters.key_list import KeyList, hashed
 from clipx.data.filters.sample import NO_CAPTION, NO_IMAGE, FilterSample, absent_reason, parquet_rows
@@ -30,18 +30,6 @@ _UNIQUE: tuple[Unique, ...] = ("image", "caption", "pair")
 _VERSION = 1
 _NOT_AMONG, _AMONG = "not among the keys", "among the keys left out"
 _MAX_REASONS = 255  # they are stored in a byte
-
-
-@dataclass(frozen=True, eq=False)
-class FilterResult:
-    """What a filter says of the N samples of a shard."""
-
-    filter_id: int
-    """Names the filter; 0 is none."""
-    reasons: np.ndarray
-    """uint8 (N,): 0 passes, else the number of the reason, from 1 on."""
-    hashes: np.ndarray | None
-    """uint64 (N,), equal for samples that are duplicates; None if the filter does not look for these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,11 +236,6 @@ class SampleFilter:
             raise InputError(f"{path} cannot be read: {error}; {hint(error)}") from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); make the index again in a new folder") from error
-
-
-def filter_id(text: str) -> int:
-    """A number for the text of a filter, 0 for none."""
-    return int.from_bytes(sha256(text.encode()).digest()[:7], "little") + 1 if text else 0
 
 
 def _load_keys(folder: str, digest: str | None) -> KeyList | None:

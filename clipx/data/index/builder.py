@@ -3,14 +3,13 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from clipx.config.data import RemoteConfig
 from clipx.data.filters.filters import SampleFilter
 from clipx.data.index.duplicates import mark_duplicates
-from clipx.data.index.folder import IndexFolder, find_index_folder
+from clipx.data.index.folder import IndexedRun, IndexFolder, find_index_folder
 from clipx.data.index.metadata_counts import counts_from_metadata
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.scan import Indexed, Job, count_reasons, index_shards
@@ -26,23 +25,6 @@ _MAX_SCANNED = 2_000  # new local shards, 40 s per 1,000 samples in each on one 
 _COLUMNS = ["count", "size", "mtime_ns", "source", "left_out"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class IndexedRun:
-    """The shards of one run, and where their index lies."""
-
-    run: Run
-    start: int
-    """Ordinal of the first shard."""
-    folder: IndexFolder
-    names: np.ndarray
-    """bytes (N,), the shards' names in the index."""
-
-    @property
-    def shards(self) -> slice:
-        """The ordinals of the shards."""
-        return slice(self.start, self.start + len(self.names))
 
 
 class IndexBuilder:

@@ -16,7 +16,7 @@ import numpy as np
 from clipx.config.data import RemoteConfig
 from clipx.data.index.offsets import SUFFIX, ShardOffsets
 from clipx.data.index.shard_counts import ShardCounts
-from clipx.data.index.shard_paths import packed_bytes
+from clipx.data.index.shard_paths import Run, packed_bytes
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
@@ -180,3 +180,20 @@ def _canonical(folder: str) -> str:
 
 def _hashed_name(folder: str) -> str:
     return f"{posixpath.basename(folder).strip(':')}-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedRun:
+    """The shards of one run, and where their index lies."""
+
+    run: Run
+    start: int
+    """Ordinal of the first shard."""
+    folder: IndexFolder
+    names: np.ndarray
+    """bytes (N,), the shards' names in the index."""
+
+    @property
+    def shards(self) -> slice:
+        """The ordinals of the shards."""
+        return slice(self.start, self.start + len(self.names))

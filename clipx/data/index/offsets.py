@@ -17,7 +17,7 @@ from struct import Struct
 
 import numpy as np
 
-from clipx.data.filters.filters import FilterResult
+from clipx.data.filters import FilterResult
 from clipx.storage.files import FileState
 from clipx.storage.tar import Member, TarScan
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.filters.filters import FilterResult, SampleFilter
+from clipx.data.filters import FilterResult
+from clipx.data.filters.filters import SampleFilter
 from clipx.data.index.folder import IndexFolder
 from clipx.data.index.offsets import offsets_to_bytes
 from clipx.data.parallel import in_processes, in_threads

@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.filters.filters import SampleFilter, filter_id
-from clipx.data.index.builder import IndexBuilder, IndexedRun
-from clipx.data.index.folder import IndexFolder
+from clipx.data.filters import filter_id
+from clipx.data.index.folder import IndexedRun, IndexFolder
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.remote_folder import RemoteFolders
-from clipx.data.index.scan import scan_to_offsets
 from clipx.data.index.shard_counts import CountSource
 from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
@@ -36,6 +35,10 @@ from clipx.storage.remote import DEFAULTS
 _NAMES_AT_ONCE = 1 << 14
 _EMPTY_NAMED = 10
 _IN_COMMAND = re.compile(r"[^/\s'\"]+\.tar")
+
+if TYPE_CHECKING:  # building an index takes much that reading one does not
+    from clipx.data.filters.filters import SampleFilter
+    from clipx.data.index.builder import IndexBuilder
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +102,8 @@ class ShardIndex:
         if offsets is None and folder.fetch_offsets(name, remote):
             offsets = self._open(shard)
         if offsets is None and not self.filter:
+            from clipx.data.index.scan import scan_to_offsets
+
             scan_to_offsets(self.paths[shard], folder, name, remote)
             offsets = ShardOffsets(self.offsets_path(shard))
         if offsets is None:
@@ -145,7 +150,7 @@ def build_index(
     patterns: Sequence[str],
     *,
     index_dir: str | os.PathLike[str] | None = None,
-    filters: SampleFilter | None = None,
+    filters: "SampleFilter | None" = None,
     offsets: bool = False,
     remote: RemoteConfig = DEFAULTS,
     on_progress: Callable[[int, int], None] | None = None,
@@ -176,6 +181,8 @@ def build_index(
     folders = RemoteFolders()
     named = name_shards(patterns, folders)
     states = shard_states(named, folders)
+    from clipx.data.index.builder import IndexBuilder
+
     builder = IndexBuilder(named, directory, filters, may_write=True)
     builder.compare(states, offsets=offsets)
     if filters is not None and directory is not None:
@@ -197,12 +204,14 @@ def load_index(patterns: Sequence[str], *, index_dir: str | os.PathLike[str] | N
     """
     named = name_shards(patterns, RemoteFolders())
     directory = None if index_dir is None else os.fspath(index_dir)
+    from clipx.data.index.builder import IndexBuilder
+
     builder = IndexBuilder(named, directory, None, may_write=False)
     builder.look_up()
     return _finished(builder)
 
 
-def _resolve_filter(filters: SampleFilter | None, index_dir: str | None) -> SampleFilter | None:
+def _resolve_filter(filters: "SampleFilter | None", index_dir: str | None) -> "SampleFilter | None":
     """The filter of an index: what is asked for, or what it was made with.
 
     Raises:
@@ -215,6 +224,8 @@ def _resolve_filter(filters: SampleFilter | None, index_dir: str | None) -> Samp
                 "would change every run that reads them"
             )
         return None
+    from clipx.data.filters.filters import SampleFilter
+
     stored = SampleFilter.load(index_dir)
     if stored is not None and filters is not None and stored.text != filters.text:
         raise InputError(
@@ -223,7 +234,7 @@ def _resolve_filter(filters: SampleFilter | None, index_dir: str | None) -> Samp
     return filters or stored
 
 
-def _finished(builder: IndexBuilder) -> ShardIndex:
+def _finished(builder: "IndexBuilder") -> ShardIndex:
     paths, rows = builder.paths, builder.rows
     left_out = dict(zip(builder.reasons, rows["left_out"].sum(axis=0, dtype=np.int64).tolist(), strict=True))
     if not rows["count"].any():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shard_files import write_tar
 
-from clipx.data.filters.filters import FilterResult
+from clipx.data.filters import FilterResult
 from clipx.data.index.offsets import ShardOffsets, offsets_to_bytes
 from clipx.storage.files import file_state, open_ranges
 from clipx.storage.tar import scan_tar
