@@ -34,49 +34,63 @@ CaptionKey = Annotated[str | None, typer.Option(metavar="KEY", help="As data.cap
 Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; default: one per core.")]
 
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE",
+        help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
+        "JSONL or parquet of paths and captions; COCO's captions_*.json; a data set saved by HF datasets; shards.",
+        show_default=False,
+    ),
+]
+OutFolder = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of the shards; begun before, it goes on.", show_default=False)
+]
+ShardSize = Annotated[int, typer.Option(min=1, metavar="N", help="Samples per shard.")]
+NumShards = Annotated[int | None, typer.Option(min=1, metavar="N", help="Shards, instead of --shard-size.")]
+Shuffle = Annotated[
+    int | None, typer.Option(min=0, metavar="SEED", help="Random order of this seed; default: as in the source.")
+]
+ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the pictures.")]
+CaptionColumns = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
+]
+ImageFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
+]
+ShortSide = Annotated[
+    int | None,
+    typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never."),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95."),
+]
+Verify = Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")]
+IndexOfShards = Annotated[
+    str | None, typer.Option("--index", metavar="DIR", help="Of shards: take only what this index holds.")
+]
+ShardImageKey = Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")]
+MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of rows that may be left out (from 100 on).")]
+
+
 @data_app.command()
 def make(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE",
-            help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
-            "JSONL or parquet of paths and captions; COCO's captions_*.json; a data set saved by HF datasets; shards.",
-            show_default=False,
-        ),
-    ],
+    sources: Sources,
     *,
-    out: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of the shards; begun before, it goes on.", show_default=False)
-    ],
-    shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples per shard.")] = 1000,
-    num_shards: Annotated[int | None, typer.Option(min=1, metavar="N", help="Shards, instead of --shard-size.")] = None,
-    shuffle: Annotated[
-        int | None, typer.Option(min=0, metavar="SEED", help="Random order of this seed; default: as in the source.")
-    ] = None,
-    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the pictures.")] = None,
-    caption_column: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
-    ] = None,
-    image_folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never."),
-    ] = None,
-    quality: Annotated[
-        int | None,
-        typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95."),
-    ] = None,
-    verify: Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")] = True,
-    index_dir: Annotated[
-        str | None, typer.Option("--index", metavar="DIR", help="Of shards: take only what this index holds.")
-    ] = None,
-    image_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")] = "jpg;jpeg;png;webp",
-    max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of rows that may be left out (from 100 on).")
-    ] = 0.01,
+    out: OutFolder,
+    shard_size: ShardSize = 1000,
+    num_shards: NumShards = None,
+    shuffle: Shuffle = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumns = None,
+    image_folder: ImageFolder = None,
+    size: ShortSide = None,
+    quality: Quality = None,
+    verify: Verify = True,
+    index_dir: IndexOfShards = None,
+    image_key: ShardImageKey = "jpg;jpeg;png;webp",
+    max_bad: MaxBad = 0.01,
     workers: Workers = None,
 ) -> None:
     """Make shards from what you have.
