@@ -17,7 +17,7 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.pretrained import load
-from clipx.train import build_stepper, evaluations, trainer
+from clipx.train import build_stepper, trainer
 from clipx.train.build import build_run
 from clipx.train.trainer import train
 
@@ -35,7 +35,7 @@ def test_an_evaluation_that_fails_changes_nothing_in_training(
     def broken(*_: Any) -> dict[str, float]:
         raise InputError("picture 3 cannot be decoded")
 
-    monkeypatch.setattr(evaluations, "run_evaluation", broken)
+    monkeypatch.setattr("clipx.evaluate.run.run_evaluation", broken)
     with caplog.at_level(logging.ERROR):
         assert train(tiny_config(tmp_path / "broken", scenes / "train", *dropped, evaluation(scenes))) == 0
     assert "EVALUATION scenes OF STEP 2 FAILED (picture 3 cannot be decoded)" in caplog.text
