@@ -30,7 +30,7 @@ IMAGE_KEY = "webp;png;jpg;jpeg"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class EncodedImage:
     """A picture that is still encoded."""
 
     name: str
@@ -39,14 +39,14 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledPicture(Picture):
+class LabelledImage(EncodedImage):
     """A picture and its class."""
 
     label: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionedPicture(Picture):
+class CaptionedImage(EncodedImage):
     """A picture and all captions that describe it."""
 
     captions: tuple[str, ...]
@@ -129,7 +129,7 @@ def benchmark_shards(folder: Path) -> tuple[str, ...]:
     return tuple(str(path.parent / f"{number}.tar") for number in range(int(said)))
 
 
-def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[LabelledPicture]:
+def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[LabelledImage]:
     """Every picture with its class.
 
     Raises:
@@ -141,10 +141,10 @@ def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[Labell
         label = class_number(said, num_classes)
         if label is None:
             raise InputError(f"{name}: cls is {said[:80]!r}; it must be a number from 0 to {num_classes - 1}")
-        yield LabelledPicture(name=name, data=_member(fields, IMAGE_KEY, name), label=label)
+        yield LabelledImage(name=name, data=_member(fields, IMAGE_KEY, name), label=label)
 
 
-def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -> Iterator[CaptionedPicture]:
+def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -> Iterator[CaptionedImage]:
     """Every picture with its captions: those of a json list, or the lines of a text member.
 
     Raises:
@@ -156,7 +156,7 @@ def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -
         except UndecodableError as error:
             raise InputError(f"{name}: {error}") from error
         captions = tuple(line.strip() for caption in found for line in caption.splitlines() if line.strip())
-        yield CaptionedPicture(name=name, data=_member(fields, image_key, name), captions=captions)
+        yield CaptionedImage(name=name, data=_member(fields, image_key, name), captions=captions)
 
 
 def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:

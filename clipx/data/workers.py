@@ -9,7 +9,7 @@ from math import ceil
 from time import monotonic, process_time
 from typing import NamedTuple
 
-_MOST_PICTURES, _MOST_S = 64, 2.0
+_MAX_IMAGES, _MAX_S = 64, 2.0
 # Measured on a core of its own: with all of them busy, hyper-threads share units and caches, and pictures vary.
 _HEADROOM = 1.25
 
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
     """One sentence with the figures."""
 
 
-def measure_picture(read: Callable[[int], object]) -> float:
+def measure_image(read: Callable[[int], object]) -> float:
     """Mean CPU seconds to load a picture, measured on at most 64 of them and for about 2 seconds.
 
     Args:
@@ -41,7 +41,7 @@ def measure_picture(read: Callable[[int], object]) -> float:
         read(0)
         began, cpu_before = monotonic(), process_time()
         number = 0
-        while number < _MOST_PICTURES and monotonic() - began < _MOST_S:
+        while number < _MAX_IMAGES and monotonic() - began < _MAX_S:
             number += 1
             read(number)
         return (process_time() - cpu_before) / number
@@ -49,11 +49,11 @@ def measure_picture(read: Callable[[int], object]) -> float:
         torch.set_num_threads(threads)
 
 
-def choose_workers(picture_s: float, *, cores: float, pace: float | None, slots: int, on_cpu: bool) -> Choice:
+def choose_workers(image_s: float, *, cores: float, pace: float | None, slots: int, on_cpu: bool) -> Choice:
     """The fewest loader processes that keep up, one core left to training.
 
     Args:
-        picture_s: CPU seconds to load a picture.
+        image_s: CPU seconds to load a picture.
         cores: this rank's share of its machine.
         pace: pictures per second that this rank can train on at most; None if unknown.
         slots: pictures of this rank in a batch; more processes than pictures are no use.
@@ -63,7 +63,7 @@ def choose_workers(picture_s: float, *, cores: float, pace: float | None, slots:
     Returns:
         The number of processes, and a sentence that says why.
     """
-    cost = f"a picture takes {1000 * picture_s:.2f} ms of CPU"
+    cost = f"a picture takes {1000 * image_s:.2f} ms of CPU"
     free = min(int(cores) - 1, slots)
     if free < 1:
         return Choice(0, f"data.workers: 0, in the training process: {cost}, and this rank has {cores:.3g} cores")
@@ -73,11 +73,11 @@ def choose_workers(picture_s: float, *, cores: float, pace: float | None, slots:
         return Choice(
             free, f"data.workers: {free}, all that can be spared: {cost}, and the pace of training is unknown"
         )
-    wanted = max(1, ceil(pace * picture_s * _HEADROOM))
+    wanted = max(1, ceil(pace * image_s * _HEADROOM))
     needed = f"{cost}, and this rank trains on at most {pace:,.0f} pictures/s"
     if wanted <= free:
         return Choice(wanted, f"data.workers: {wanted}, the fewest that keep up: {needed}")
-    most = free / (picture_s * _HEADROOM)
+    most = free / (image_s * _HEADROOM)
     return Choice(
         free,
         f"data.workers: {free}, all that can be spared of {cores:.3g} cores, too few to keep up: {needed}, of which "

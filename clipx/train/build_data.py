@@ -20,7 +20,7 @@ from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
-from clipx.data.workers import choose_workers, measure_picture
+from clipx.data.workers import choose_workers, measure_image
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
@@ -151,7 +151,7 @@ def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: floa
     share = share_of_cores(cores, gather_objects(cores, runtime.group))
     with runtime.raise_on_all_ranks():
         on_cpu = runtime.device.type == "cpu"
-        choice = choose_workers(measure_picture(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)
+        choice = choose_workers(measure_image(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)
     if runtime.is_main:
         log.info("%s", choice.why)
     return choice.workers
