@@ -8,7 +8,7 @@ processes nor the batch that a run starts at can change what is read.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,15 +24,9 @@ from clipx.data.prefetch_schedule import PrefetchSchedule
 from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
+from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
 from clipx.types import BadSample, Batch, tensor_fields
-
-
-class ImageTransform(Protocol):
-    """Encoded image to uint8 (S, S, 3), a pure function of the bytes and the seed."""
-
-    def __call__(self, data: bytes, *, seed: int, out: Tensor) -> bool:
-        """Writes the image into `out`; returns whether Pillow had to decode it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class SourceReader:
     image_key: str
     caption_key: str
     captions: CaptionReader
-    transform: ImageTransform
+    transform: TrainTransform
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -94,7 +88,7 @@ class SampleReader:
             BadSampleError: image, caption or column is absent or undecodable, or the shard is cut.
             RunError: the storage failed, or a column is not what its reader promised.
         """
-        members = self.shards.read(ref).fields
+        members = self.shards.read(ref)
         source = self.sources[ref.source]
         try:
             captions = source.captions.read(members, epoch=ref.epoch, sample_id=ref.sample_id)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from clipx.config.data import CacheConfig, RemoteConfig
@@ -36,16 +35,6 @@ class BadSampleError(Exception):
     """A sample that cannot be read as a pair because of its bytes, not of the storage; the message is one line."""
 
 
-@dataclass(frozen=True)
-class RawSample:
-    """The bytes of one sample."""
-
-    shard: str
-    key: str
-    fields: dict[str, bytes]
-    """By extension, in lower case and without the first dot."""
-
-
 class SampleName(NamedTuple):
     """What a person needs to find a sample."""
 
@@ -56,7 +45,6 @@ class SampleName(NamedTuple):
 
 
 class _OpenShard(NamedTuple):
-    path: str
     file: RangeReader
     sidecar: Sidecar
 
@@ -147,7 +135,7 @@ class _OpenShards:
                 f"shard {path} changed after it was indexed ({sidecar.shard.size} bytes then, {file.size} now); "
                 "run `clipx data index` again and leave shards alone while a run reads them"
             )
-        return _OpenShard(path, file, sidecar)
+        return _OpenShard(file, sidecar)
 
 
 class ShardReader:
@@ -223,8 +211,8 @@ class ShardReader:
         self._follow_fork()
         self._prefetcher.forget(before)
 
-    def read(self, ref: SampleRef) -> RawSample:
-        """The bytes of a sample.
+    def read(self, ref: SampleRef) -> dict[str, bytes]:
+        """The content of a sample's members by extension, in lower case and without the first dot.
 
         Raises:
             BadSampleError: the shard ends before the sample does.
@@ -247,14 +235,14 @@ class ShardReader:
         self._follow_fork()
         shard = self._guarded(ref, lambda: self._open.get(ref.source, ref.shard))
         members = tuple(member.extension for member in shard.sidecar.members(ref.index))
-        return SampleName(shard.path, shard.sidecar.key(ref.index), members)
+        return SampleName(self._path(ref), shard.sidecar.key(ref.index), members)
 
     def _path(self, ref: SampleRef) -> str:
         return self._indexes[ref.source].paths[ref.shard]
 
-    def _read(self, ref: SampleRef) -> RawSample:
+    def _read(self, ref: SampleRef) -> dict[str, bytes]:
         contents = self._prefetcher.take(ref)
-        path, file, sidecar = self._open.get(ref.source, ref.shard)
+        file, sidecar = self._open.get(ref.source, ref.shard)
         members = self._open.wanted(sidecar, ref)
         if contents is None and isinstance(file, LocalFile):
             contents = [file.read_at(member.offset, member.size) for member in members]
@@ -265,7 +253,7 @@ class ShardReader:
             if len(content) < member.size:
                 raise BadSampleError(TRUNCATED)
             fields[member.extension] = content
-        return RawSample(path, sidecar.key(ref.index), fields)
+        return fields
 
     def _guarded(self, ref: SampleRef, action: Callable[[], T]) -> T:
         """The result of `action`, which may raise an OSError.

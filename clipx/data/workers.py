@@ -1,7 +1,7 @@
-"""How many loader processes a rank needs (`data.workers: auto`): from the cost of a picture and the cores there are.
+"""The number of loader processes of a rank (`data.workers: auto`), from the cost of an image and the number of cores.
 
-A rank gathers the `Cores` of all ranks, so that each knows its share of its machine, measures what reading a picture
-costs, and chooses. The data order does not depend on the choice.
+A rank gathers the `Cores` of all ranks to know its share of its machine, measures the cost of reading an image, and
+chooses. The data order does not depend on the choice.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from time import monotonic, process_time
 from typing import NamedTuple
 
 _MAX_IMAGES, _MAX_S = 64, 2.0
-# Measured on a core of its own: with all of them busy, hyper-threads share units and caches, and pictures vary.
+# The cost is measured with a core to itself: with all busy, hyper-threads share units and caches, and images vary.
 _HEADROOM = 1.25
 
 
@@ -18,17 +18,17 @@ class Choice(NamedTuple):
     """A number of loader processes."""
 
     workers: int
-    """0: load in the training process."""
+    """0 means loading in the training process."""
     why: str
     """One sentence with the figures."""
 
 
 def measure_image(read: Callable[[int], object]) -> float:
-    """Mean CPU seconds to load a picture, measured on at most 64 of them and for about 2 seconds.
+    """Mean CPU seconds to load an image, measured on at most 64 images and for about 2 seconds.
 
     Args:
-        read: called with 0, 1, ...; reads, decodes and tokenizes as a loader process does. The first call does not
-            count: it opens shards and fills caches.
+        read: reads, decodes and tokenizes like a loader process; called with 0, 1, ... The first call is not measured:
+            it opens shards and fills caches.
 
     Returns:
         Seconds of this process's CPU time.
@@ -36,7 +36,7 @@ def measure_image(read: Callable[[int], object]) -> float:
     import torch  # here, so that importing this module stays fast
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a loader process
+    torch.set_num_threads(1)  # the same as in a loader process
     try:
         read(0)
         began, cpu_before = monotonic(), process_time()
@@ -50,14 +50,14 @@ def measure_image(read: Callable[[int], object]) -> float:
 
 
 def choose_workers(image_s: float, *, cores: float, pace: float | None, slots: int, on_cpu: bool) -> Choice:
-    """The fewest loader processes that keep up, one core left to training.
+    """The fewest loader processes that keep up, with one core left for training.
 
     Args:
-        image_s: CPU seconds to load a picture.
+        image_s: CPU seconds to load an image.
         cores: this rank's share of its machine.
-        pace: pictures per second that this rank can train on at most; None if unknown.
-        slots: pictures of this rank in a batch; more processes than pictures are no use.
-        on_cpu: whether training computes on these cores too. Training then takes far longer for a picture than loading,
+        pace: maximum images per second that this rank can train on; None if unknown.
+        slots: images of this rank in a batch; more processes than images are useless.
+        on_cpu: whether training computes on these cores too. It then takes far longer for an image than loading does,
             and a second loader process would only slow it down.
 
     Returns:
@@ -77,9 +77,9 @@ def choose_workers(image_s: float, *, cores: float, pace: float | None, slots: i
     needed = f"{cost}, and this rank trains on at most {pace:,.0f} pictures/s"
     if wanted <= free:
         return Choice(wanted, f"data.workers: {wanted}, the fewest that keep up: {needed}")
-    most = free / (image_s * _HEADROOM)
+    loaded = free / (image_s * _HEADROOM)
     return Choice(
         free,
         f"data.workers: {free}, all that can be spared of {cores:.3g} cores, too few to keep up: {needed}, of which "
-        f"they load some {most:,.0f}",
+        f"they load some {loaded:,.0f}",
     )

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from reference.data_order import lane_order
 
-from clipx.data import order_of_source
 from clipx.data.order import DataOrder, resolve_lanes, resolve_window
 from clipx.errors import InputError
 
@@ -48,8 +47,8 @@ def test_fewer_samples_than_the_batch_need_consent():
     ):
         make_order([3, 4])
     order = make_order([3, 4], allow_repeats=True)
-    (lanes,) = order.sources
-    assert (lanes.lanes, lanes.lane_length) == (4, 1)
+    (source,) = order.sources
+    assert (source.lanes, source.lane_length) == (4, 1)
     for batch_index in range(3):
         epochs = order.sample_refs(batch_index).epoch_B
         assert sorted(set(epochs.tolist())) == [2 * batch_index, 2 * batch_index + 1]
@@ -72,34 +71,14 @@ def test_replacement_is_the_place_so_far_ahead_in_the_lane_across_epochs():
     slot, batch_index = 6, 3  # place 2 of lane 1's four
     stream = [(epoch, sample) for epoch in range(3) for sample in lane_order(counts, **options, epoch=epoch, lane=1)]
     place = batch_index * 4 + 2
-    (lanes,) = order.sources
-    found = [order.replacement(batch_index, slot, attempt) for attempt in range(1, lanes.max_replacement_distance + 1)]
-    assert lanes.max_replacement_distance == lanes.lane_length == 110
-    assert [(a.epoch, a.sample_id) for a in found] == stream[place + 1 : place + 1 + lanes.max_replacement_distance]
-    assert order.replacement(batch_index, slot, lanes.max_replacement_distance + 1) is None
+    (source,) = order.sources
+    found = [order.replacement(batch_index, slot, attempt) for attempt in range(1, source.max_replacement_distance + 1)]
+    assert source.max_replacement_distance == source.lane_length == 110
+    assert [(a.epoch, a.sample_id) for a in found] == stream[place + 1 : place + 1 + source.max_replacement_distance]
+    assert order.replacement(batch_index, slot, source.max_replacement_distance + 1) is None
 
 
-@pytest.mark.parametrize(("samples", "distance"), [(8, 100), (8 * 500, 500), (8 * 10**6, 10_000)])
-def test_horizon_is_a_stretch_within_reason(samples, distance):
-    assert make_order([samples], lanes=8).sources[0].max_replacement_distance == distance
-
-
-def test_order_depends_on_the_seed_the_epoch_and_nothing_else(monkeypatch):
-    counts = [40, 30, 50]
-    first = [make_order(counts).sample_refs(t).sample_id_B.tolist() for t in range(20)]
-    other_seed = [make_order(counts, seed=4).sample_refs(t).sample_id_B.tolist() for t in range(20)]
-    assert first != other_seed
-    monkeypatch.setattr(order_of_source, "_CACHED_OFFSETS", 20)  # every window is computed again
-    monkeypatch.setattr(order_of_source, "_OFFSETS_AT_ONCE", 1)
-    order = make_order(counts)
-    backwards = [order.sample_refs(t).sample_id_B.tolist() for t in reversed(range(20))]
-    assert backwards[::-1] == first
-    (lanes,) = order.sources
-    assert lanes._num_cached_offsets <= 20
-    assert sum(map(len, lanes._permutations.values())) == lanes._num_cached_offsets
-
-
-def test_half_a_billion_samples_plan_without_state_per_sample():
+def test_half_a_billion_samples_are_ordered_without_state_per_sample():
     """50,000 shards, counts alone."""
     counts = np.full(50_000, 10_000, dtype=np.int64)
     tracemalloc.start()
@@ -152,11 +131,11 @@ def test_a_replacement_comes_from_the_same_source_and_lane():
         assert following in later
 
 
-def test_slots_of_a_window_lie_within_the_batches_that_the_plan_says():
+def test_samples_of_a_block_lie_within_the_batches_that_the_order_says():
     order = DataOrder([np.array([900]), np.array([400])], weights=[5, 1], global_batch_size=12, seed=1, window=10)
     batches = {}
     for batch_index in range(120):
-        for window in order.sample_refs(batch_index).blocks():
-            batches.setdefault(window, []).append(batch_index)
+        for block in order.sample_refs(batch_index).blocks():
+            batches.setdefault(block, []).append(batch_index)
     longest = max(found[-1] - found[0] + 1 for found in batches.values())
     assert longest <= order.batches_per_block() <= longest + 1
