@@ -1,15 +1,20 @@
-"""The machine or container that this process runs in: cores and memory. The one place that reads them.
+"""The machine or container that this process runs in: its cores, its memory, and the end of its parent process.
 
 A container, or a job of a scheduler, may use less than its machine has. Linux says so in the files of cgroup version 2
 or, on older systems, version 1; both are read here and give the same answers. Nothing here needs torch.
 """
 
+import ctypes
 import os
 import re
+import signal
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -129,3 +134,9 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def end_with_parent(parent_end_signal: signal.Signals) -> None:
+    """Makes Linux send a signal to this process when the thread that started it ends; does nothing elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, parent_end_signal)

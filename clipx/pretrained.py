@@ -24,7 +24,6 @@ from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
-from clipx.models.key_maps import HUGGINGFACE, OPEN_CLIP
 from clipx.models.vit import fit_positions
 from clipx.storage.folders import Folder, folder_at
 
@@ -255,6 +254,8 @@ def _load_export(folder: Path, model: CLIP) -> None:
     names = [name for name in (HUGGINGFACE_WEIGHTS, OPEN_CLIP_WEIGHTS) if (folder / name).is_file()]
     if not names:
         raise InputError(f"{folder} has neither {HUGGINGFACE_WEIGHTS} nor {OPEN_CLIP_WEIGHTS}; export it again")
+    from clipx.models.key_maps import HUGGINGFACE, OPEN_CLIP
+
     key_map = HUGGINGFACE if names[0] == HUGGINGFACE_WEIGHTS else OPEN_CLIP
     try:
         model.load_state_dict(key_map.to_ours(load_file(folder / names[0])))

@@ -1,8 +1,7 @@
 """`clipx data`: prepares training data and looks at it."""
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
+from clipx.cli.data_tables import print_counts, print_figures, progress_bar
 from clipx.errors import InputError
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
-    from clipx.prepare.stats import Figures
 
 data_app = typer.Typer(help="Prepare training data and look at it.", no_args_is_help=True)
 
@@ -35,49 +34,63 @@ CaptionKey = Annotated[str | None, typer.Option(metavar="KEY", help="As data.cap
 Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; default: one per core.")]
 
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE",
+        help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
+        "JSONL or parquet of paths and captions; COCO's captions_*.json; a data set saved by HF datasets; shards.",
+        show_default=False,
+    ),
+]
+OutFolder = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of the shards; begun before, it goes on.", show_default=False)
+]
+ShardSize = Annotated[int, typer.Option(min=1, metavar="N", help="Samples per shard.")]
+NumShards = Annotated[int | None, typer.Option(min=1, metavar="N", help="Shards, instead of --shard-size.")]
+Shuffle = Annotated[
+    int | None, typer.Option(min=0, metavar="SEED", help="Random order of this seed; default: as in the source.")
+]
+ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the pictures.")]
+CaptionColumns = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
+]
+ImageFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
+]
+ShortSide = Annotated[
+    int | None,
+    typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never."),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95."),
+]
+Verify = Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")]
+IndexOfShards = Annotated[
+    str | None, typer.Option("--index", metavar="DIR", help="Of shards: take only what this index holds.")
+]
+ShardImageKey = Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")]
+MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of rows that may be left out (from 100 on).")]
+
+
 @data_app.command()
 def make(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE",
-            help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
-            "JSONL or parquet of paths and captions; COCO's captions_*.json; a data set saved by HF datasets; shards.",
-            show_default=False,
-        ),
-    ],
+    sources: Sources,
     *,
-    out: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of the shards; begun before, it goes on.", show_default=False)
-    ],
-    shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples per shard.")] = 1000,
-    num_shards: Annotated[int | None, typer.Option(min=1, metavar="N", help="Shards, instead of --shard-size.")] = None,
-    shuffle: Annotated[
-        int | None, typer.Option(min=0, metavar="SEED", help="Random order of this seed; default: as in the source.")
-    ] = None,
-    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the pictures.")] = None,
-    caption_column: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
-    ] = None,
-    image_folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never."),
-    ] = None,
-    quality: Annotated[
-        int | None,
-        typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95."),
-    ] = None,
-    verify: Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")] = True,
-    index_dir: Annotated[
-        str | None, typer.Option("--index", metavar="DIR", help="Of shards: take only what this index holds.")
-    ] = None,
-    image_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")] = "jpg;jpeg;png;webp",
-    max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of rows that may be left out (from 100 on).")
-    ] = 0.01,
+    out: OutFolder,
+    shard_size: ShardSize = 1000,
+    num_shards: NumShards = None,
+    shuffle: Shuffle = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumns = None,
+    image_folder: ImageFolder = None,
+    size: ShortSide = None,
+    quality: Quality = None,
+    verify: Verify = True,
+    index_dir: IndexOfShards = None,
+    image_key: ShardImageKey = "jpg;jpeg;png;webp",
+    max_bad: MaxBad = 0.01,
     workers: Workers = None,
 ) -> None:
     """Make shards from what you have.
@@ -85,14 +98,15 @@ def make(
     Pictures keep their bytes unless --size or --quality is given. Equal input gives equal shards, whatever --workers.
     Interrupted, the same command goes on. What is left out stands with its reason in DIR/left_out.jsonl.
     """
-    from clipx.prepare.make import REPORT, MakeOptions, make_shards
-    from clipx.prepare.pictures import PictureOptions
-    from clipx.prepare.pool import num_cores
+    from clipx.data.parallel import num_cores
+    from clipx.prepare.images import ImageOptions
+    from clipx.prepare.make import REPORT, make_shards
+    from clipx.prepare.make_shard import MakeOptions
     from clipx.prepare.rows import Columns
     from clipx.prepare.sources import SourceOptions, open_rows
 
     columns = Columns(image=image_column, captions=caption_column or ())
-    with _progress("reading") as on_progress:
+    with progress_bar("reading") as on_progress:
         rows = open_rows(
             sources,
             SourceOptions(columns=columns, image_folder=image_folder, index=index_dir),
@@ -102,14 +116,14 @@ def make(
         shard_size=shard_size,
         num_shards=num_shards,
         shuffle=shuffle,
-        pictures=PictureOptions(size=size, quality=quality, verify=verify),
+        images=ImageOptions(size=size, quality=quality, verify=verify),
         image_key=image_key,
     )
-    with _progress("samples") as on_progress:
+    with progress_bar("samples") as on_progress:
         made = make_shards(rows, out, options, workers=workers or num_cores(), max_bad=max_bad, on_progress=on_progress)
     typer.echo(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
     if made.left_out:
-        _print_counts("left out", "samples", made.left_out)
+        print_counts("left out", "samples", made.left_out)
         typer.echo(f"each of them: {Path(out) / REPORT}")
     if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
         typer.echo(f"to train on them: data.image_key={';'.join([image_key, *others])}")
@@ -145,20 +159,20 @@ def index(
 
     A run with `data.index: DIR` then sees only what passed.
     """
-    from clipx.data.filters.filters import Filters
+    from clipx.data.filters.filters import SampleFilter
     from clipx.data.index.shard_index import build_index
 
     filters = None
     read_with = _given(caption_key=caption_key, image_key=image_key)
     if where or keys or without_keys or unique:
-        filters = Filters.parse(where or [], keys=keys, without_keys=without_keys, unique=unique, **read_with)
+        filters = SampleFilter.parse(where or [], keys=keys, without_keys=without_keys, unique=unique, **read_with)
     for name in read_with if filters is None else ():
         raise InputError(f"--{name.replace('_', '-')} says what a filter looks at; give it with --where or --unique")
-    with _progress("shards") as on_progress:
-        found = build_index(shards, index_dir=out, filters=filters, offsets=offsets, on_progress=on_progress)
-    typer.echo(f"{len(found.paths):,} shards, {found.num_samples:,} samples")
-    if found.left_out:
-        _print_counts("left out", "samples", found.left_out)
+    with progress_bar("shards") as on_progress:
+        result = build_index(shards, index_dir=out, filters=filters, offsets=offsets, on_progress=on_progress)
+    typer.echo(f"{len(result.paths):,} shards, {result.num_samples:,} samples")
+    if result.left_out:
+        print_counts("left out", "samples", result.left_out)
 
 
 @data_app.command()
@@ -177,29 +191,29 @@ def check(
 
     Exit code 0: all good; 1: something is bad. The shards themselves are never changed.
     """
+    from clipx.data.parallel import num_cores
     from clipx.prepare.check import check_shards
-    from clipx.prepare.pool import num_cores
 
     described = _sources(shards, image_key, caption_key)
-    with _progress("shards") as on_progress:
+    with progress_bar("shards") as on_progress:
         health = check_shards(described, repair=repair, workers=workers or num_cores(), on_progress=on_progress)
     if report is not None:
         lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in health.problems]
         _write(report, "".join(lines), "--report")
     good, total = (sum(getattr(shard, name) for shard in health.shards) for name in ("num_good", "num_samples"))
-    bad_shards = [shard for shard in health.shards if shard.problems]
+    bad = [shard for shard in health.shards if shard.problems]
     typer.echo(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
     if by_pillow := sum(shard.num_by_pillow for shard in health.shards):
         typer.echo(f"{by_pillow:,} pictures need Pillow, which is slower")
-    if not bad_shards:
+    if not bad:
         return
-    _print_counts("bad", "times", health.by_fault())
+    print_counts("bad", "times", health.by_fault())
     for problem in health.problems[:5]:
         typer.echo(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}")
     if len(health.problems) > 5:
         typer.echo(f"... {len(health.problems) - 5:,} more" + ("" if report else "; --report FILE.jsonl lists them"))
     if repair is not None:
-        typer.echo(f"{repair}: {sum(shard.repaired for shard in bad_shards):,} of {len(bad_shards):,} bad shards anew")
+        typer.echo(f"{repair}: {sum(shard.repaired for shard in bad):,} of {len(bad):,} bad shards anew")
     raise typer.Exit(1)
 
 
@@ -219,7 +233,7 @@ def stats(
 
     Tokens are those of the config's tokenizer; without a config, CLIP's with a context of 77.
     """
-    from clipx.prepare.pool import num_cores
+    from clipx.data.parallel import num_cores
     from clipx.prepare.stats import describe
 
     config = load_arguments(shards) if is_config(shards) else None
@@ -227,7 +241,7 @@ def stats(
         from clipx.prepare.plots import require_matplotlib
 
         require_matplotlib()
-    with _progress("samples") as on_progress:
+    with progress_bar("samples") as on_progress:
         description = describe(
             _sources(shards, image_key, caption_key),
             None if config is None else config.model,
@@ -235,11 +249,11 @@ def stats(
             workers=workers or num_cores(),
             on_progress=on_progress,
         )
-    _print_figures(description.figures, description.context_length)
+    print_figures(description.figures, description.context_length)
     if out is not None:
         from clipx.prepare.plots import draw_stats
 
-        figures = {name: asdict(each) for name, each in description.figures.items()}
+        figures = {name: asdict(source) for name, source in description.figures.items()}
         content = {"context_length": description.context_length, "sources": figures}
         _write(out / "stats.json", json.dumps(content, indent=2) + "\n", "--out")
         draw_stats(
@@ -301,62 +315,6 @@ def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str |
 def _given(**options: str | None) -> dict[str, Any]:
     """Those that are not None; the library knows the defaults of the others."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-@contextmanager
-def _progress(what: str) -> Generator[Callable[[int, int], None]]:
-    """A bar on stderr while it lasts, so that stdout holds results alone."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table(title, Column(unit, justify="right"))
-    for reason, count in counts.items():
-        table.add_row(reason, f"{count:,}")
-    Console().print(table)
-
-
-def _print_figures(figures: "Mapping[str, Figures]", context_length: int) -> None:
-    """A column for each source."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table("", *(Column(name, justify="right") for name in figures))
-
-    def add(name: str, shown: "Callable[[Figures], str]") -> None:
-        table.add_row(name, *map(shown, figures.values()))
-
-    def add_spread(name: str, field: str, points: Mapping[str, str], *, scale: float = 1, digits: int = 0) -> None:
-        for point, label in points.items():
-            add(f"{name}, {label}", lambda each, at=point: f"{getattr(each, field)[at] / scale:,.{digits}f}")  # type: ignore[misc]
-
-    add("samples", lambda each: f"{each.num_samples:,}")
-    add("of them read", lambda each: f"{each.num_read:,}")
-    add("bad", lambda each: f"{each.num_bad:,}")
-    table.add_section()
-    add_spread("tokens", "tokens", {"p50": "median", "p95": "95%", "max": "most"})
-    add(f"longer than {context_length} tokens", lambda each: f"{each.cut_captions:.2%}")
-    table.add_section()
-    add_spread("short side", "short_side", {"p5": "5%", "p50": "median", "p95": "95%"})
-    add_spread("width / height", "aspect", {"p5": "5%", "p50": "median", "p95": "95%"}, digits=2)
-    add_spread("kB", "num_bytes", {"p50": "median", "p95": "95%", "max": "most"}, scale=1000, digits=1)
-    for extension in dict.fromkeys(name for each in figures.values() for name in each.formats):
-        add(f"{extension} pictures", lambda each, name=extension: f"{each.formats.get(name, 0):,}")  # type: ignore[misc]
-    table.add_section()
-    add("repeated pictures", lambda each: f"{each.duplicate_images:.2%}")
-    add("repeated captions", lambda each: f"{each.duplicate_captions:.2%}")
-    add("repeated pairs", lambda each: f"{each.duplicate_pairs:.2%}")
-    Console().print(table)
 
 
 def _write(path: Path, content: str, option: str) -> None:

@@ -12,18 +12,19 @@ import typer
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.errors import InputError
 
+MeasuredFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Without a config: the folder whose speed is measured.", show_default="working folder"
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings here.")]
+
 
 def doctor(
     arguments: ConfigArguments = [],  # noqa: B006 (typer reads it and never changes it)
-    path: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Without a config: the folder whose speed is measured.", show_default="working folder"
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings here.")
-    ] = None,
+    path: MeasuredFolder = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Say what this machine can do, what is wrong with it, and what to do about it.
 

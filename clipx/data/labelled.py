@@ -22,9 +22,9 @@ import webdataset
 from clipx.data.captions import decode_captions, first_present
 from clipx.data.class_names import check_templates, class_number, read_lines
 from clipx.data.decode import UndecodableError
-from clipx.data.index.offsets import NotTarError, scan_tar
 from clipx.errors import InputError
 from clipx.storage.files import open_ranges
+from clipx.storage.tar import NotTarError, scan_tar
 
 IMAGE_KEY = "webp;png;jpg;jpeg"
 

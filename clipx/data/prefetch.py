@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from clipx.data.index.offsets import Member
 from clipx.data.sample_refs import SampleRef
 from clipx.storage.files import RangeReader
+from clipx.storage.tar import Member
 
 # A request costs 10 to 50 ms in an object store and a connection carries 50 to 100 MB/s: what lies between two ranges
 # is read too if that takes less time than another request.

@@ -1,4 +1,4 @@
-"""Reads single samples out of shards, with the offsets that the sidecars hold."""
+"""Reads single samples out of shards, with the offsets that the index holds."""
 
 import itertools
 import logging
@@ -11,15 +11,16 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 from clipx.config.data import CacheConfig, RemoteConfig
-from clipx.data.index.offsets import Member, Sidecar
+from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.prefetch import Prefetcher, read_members
 from clipx.data.sample_refs import SampleRef
 from clipx.errors import RunError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
 from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
 from clipx.storage.shard_cache import ShardCache
+from clipx.storage.tar import Member
 
 _MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
@@ -46,7 +47,7 @@ class SampleName(NamedTuple):
 
 class _OpenShard(NamedTuple):
     file: RangeReader
-    sidecar: Sidecar
+    offsets: ShardOffsets
 
 
 class _Entry:
@@ -82,7 +83,7 @@ class _OpenShards:
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[int, int], _Entry] = OrderedDict()
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_open = min(_MAX_OPEN_SHARDS, max(16, descriptors // 3))  # a shard takes two, for its sidecar's map
+        self._max_open = min(_MAX_OPEN_SHARDS, max(16, descriptors // 3))  # a shard takes two: itself and its offsets
 
     def get(self, source: int, shard: int) -> _OpenShard:
         """The open shard.
@@ -96,7 +97,7 @@ class _OpenShards:
             self._entries.move_to_end((source, shard))
             if entry.shard is not None:
                 return entry.shard
-            while len(self._entries) > self._most_open:
+            while len(self._entries) > self._max_open:
                 self._entries.popitem(last=False)  # closed when the last that reads it lets it go
         with entry.lock:
             if entry.shard is None:
@@ -118,24 +119,24 @@ class _OpenShards:
 
     def members(self, ref: SampleRef) -> list[Member]:
         """Implements `prefetch.ShardAccess`."""
-        return self.wanted(self.get(ref.source, ref.shard).sidecar, ref)
+        return self.wanted(self.get(ref.source, ref.shard).offsets, ref)
 
-    def wanted(self, sidecar: Sidecar, ref: SampleRef) -> list[Member]:
+    def wanted(self, offsets: ShardOffsets, ref: SampleRef) -> list[Member]:
         """The same as `members`, without opening the shard."""
         wanted = self._extensions[ref.source]
-        members = sidecar.members(ref.index)
+        members = offsets.members(ref.index)
         return members if wanted is None else [member for member in members if member.extension in wanted]
 
     def _open(self, source: int, shard: int) -> _OpenShard:
         index = self._indexes[source]
-        path, sidecar = index.paths[shard], index.sidecar(shard, remote=self._remote)
-        file = open_ranges(path, state=sidecar.shard, remote=self._remote, cache=self._cache)
-        if file.size != sidecar.shard.size:
+        path, offsets = index.paths[shard], index.offsets(shard, remote=self._remote)
+        file = open_ranges(path, state=offsets.shard, remote=self._remote, cache=self._cache)
+        if file.size != offsets.shard.size:
             raise RunError(
-                f"shard {path} changed after it was indexed ({sidecar.shard.size} bytes then, {file.size} now); "
+                f"shard {path} changed after it was indexed ({offsets.shard.size} bytes then, {file.size} now); "
                 "run `clipx data index` again and leave shards alone while a run reads them"
             )
-        return _OpenShard(file, sidecar)
+        return _OpenShard(file, offsets)
 
 
 class ShardReader:
@@ -234,16 +235,16 @@ class ShardReader:
         """
         self._follow_fork()
         shard = self._guarded(ref, lambda: self._open.get(ref.source, ref.shard))
-        members = tuple(member.extension for member in shard.sidecar.members(ref.index))
-        return SampleName(self._path(ref), shard.sidecar.key(ref.index), members)
+        members = tuple(member.extension for member in shard.offsets.members(ref.index))
+        return SampleName(self._path(ref), shard.offsets.key(ref.index), members)
 
     def _path(self, ref: SampleRef) -> str:
         return self._indexes[ref.source].paths[ref.shard]
 
     def _read(self, ref: SampleRef) -> dict[str, bytes]:
         contents = self._prefetcher.take(ref)
-        file, sidecar = self._open.get(ref.source, ref.shard)
-        members = self._open.wanted(sidecar, ref)
+        file, offsets = self._open.get(ref.source, ref.shard)
+        members = self._open.wanted(offsets, ref)
         if contents is None and isinstance(file, LocalFile):
             contents = [file.read_at(member.offset, member.size) for member in members]
         elif contents is None:
@@ -272,7 +273,7 @@ class ShardReader:
                 if attempt == len(waits):
                     tries = f" after {attempt + 1} tries" if waits else ""
                     raise RunError(
-                        f"shard {path} cannot be read{tries}: {error}; {mend(error)}, then run the same command again"
+                        f"shard {path} cannot be read{tries}: {error}; {hint(error)}, then run the same command again"
                     ) from error
                 log.warning("shard %s: %s; trying again in %s s", path, error, waits[attempt])
             self._open.drop(ref.source, ref.shard)

@@ -21,8 +21,8 @@ from clipx.config.checkpoint import StopSignal
 from clipx.data.buffers import ImageBuffers
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, PartialBatch, join_parts
-from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import ClipxError, RunError
+from clipx.host import end_with_parent
 from clipx.types import Batch
 
 _GRACE_S = 2.0  # of loader processes that are in the middle of a sample when they are no longer wanted

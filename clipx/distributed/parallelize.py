@@ -1,10 +1,10 @@
-"""Distributes a model over the ranks by DDP or FSDP2. The only place that wraps a model.
+"""Distributes a model over the ranks by DDP or FSDP2, and says what that takes. The only place that wraps a model.
 
 Changes to the blocks themselves (`clipx.distributed.block_transforms`) come before.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import assert_never
 
@@ -18,12 +18,16 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from clipx.config.parallel import DdpConfig, Fsdp2Config
+from clipx.config.parallel import DdpConfig, Fsdp2Config, ParallelConfig
 from clipx.distributed.runtime import Runtime
+
+MEMORY_FRACTION = 0.9
+"""Share of the free memory that is given out; allocators lose some of the rest between blocks."""
+_FLOAT = 4  # bytes
 
 _COMPUTE_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ENCODERS = ("encode_image", "encode_text")
@@ -115,3 +119,50 @@ def reshard(model: nn.Module) -> None:
 def full_tensor(tensor: Tensor) -> Tensor:
     """The full value of a sharded tensor, gathered, so all ranks must call it; any other tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's part of each tensor, with the same memory; the tensor itself if it is not sharded."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def sum_over_parts(sums_N: Tensor, *, sharded_as: Tensor) -> Tensor:
+    """Adds up the ranks' sums over their parts, by one all-reduce of N numbers, or none if nothing is sharded.
+
+    Args:
+        sums_N: this rank's sums, one for each of N tensors.
+        sharded_as: one of these tensors; all must have the same sharding.
+    """
+    if not isinstance(sharded_as, DTensor):
+        return sums_N
+    placements = [Partial() if placement.is_shard() else Replicate() for placement in sharded_as.placements]
+    return DTensor.from_local(sums_N, sharded_as.device_mesh, placements).full_tensor()
+
+
+def state_bytes(
+    model: nn.Module, *, config: ParallelConfig, blocks: Sequence[nn.Module], world_size: int, extra_bytes: int
+) -> int:
+    """Bytes per rank that training adds to a bare float32 model: gradients and more; below 0 where sharding frees more.
+
+    Args:
+        model: bare, every weight on the device.
+        config: DDP or FSDP2.
+        blocks: what FSDP2 gathers one at a time.
+        world_size: W.
+        extra_bytes: what stays beside weights and gradients before it is sharded: the optimizer's state, an average of
+            the weights.
+    """
+    whole = _FLOAT * _numel(model)
+    if isinstance(config, DdpConfig):
+        return whole + extra_bytes
+    sizes = [_FLOAT * _numel(block) for block in blocks]
+    rest, largest = whole - sum(sizes), max(sizes, default=0)
+    # the rest stays gathered with its gradients, and of the blocks one in use, one on its way, and both's gradients
+    gathered = 2 * rest + (2 * largest if config.reshard_after_forward else sum(sizes)) + 2 * largest
+    shards = 0 if config.cpu_offload else (2 * whole + extra_bytes) // world_size
+    return gathered + shards - whole
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -24,8 +24,8 @@ from torch.distributed import ProcessGroup
 from clipx.config.parallel import Fsdp2Config, ParallelConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import raise_on_all_ranks
-from clipx.distributed.die_with_parent import end_with_parent
 from clipx.errors import InputError, RunError
+from clipx.host import end_with_parent
 
 T = TypeVar("T")
 

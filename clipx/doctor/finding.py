@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from clipx.storage.failures import mend as storage_hint
+from clipx.storage.failures import hint as storage_hint
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -121,13 +121,14 @@ def _unit_length(x_BD: Tensor) -> Tensor:
     return functional.normalize(promoted_BD, dim=-1).to(x_BD.dtype)
 
 
-def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> CLIP:
+def build_model(config: ModelConfig, *, vocab_size: int, seed: int, kind: type[CLIP] = CLIP) -> CLIP:
     """Builds the model from its config, on the CPU, in float32.
 
     Args:
         config: both towers, the embedding space, the multiplier and the bias.
         vocab_size: number of the tokenizer's ids.
         seed: determines every initial weight; torch's global generators do not change.
+        kind: CLIP, or a subclass with the same arguments and parts of its own.
 
     Raises:
         InputError: a tower cannot be built, or the initial multiplier is above its maximum.
@@ -139,7 +140,7 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> CLIP:
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device as well
-        return CLIP(
+        return kind(
             build_vision_tower(config.image, embed_dim=config.embed_dim),
             text_tower=build_text_tower(config.text, vocab_size=vocab_size, embed_dim=config.embed_dim),
             init_logit_scale=config.init_logit_scale,

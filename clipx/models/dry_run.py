@@ -1,11 +1,13 @@
 """Passes that are run for their memory, FLOPs or compiled code and not for their result."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -87,3 +89,15 @@ class LiveBytes(TorchDispatchMode):
     def _count(self, num_bytes: int) -> None:
         self._now += num_bytes
         self.peak = max(self.peak, self._now)
+
+
+@torch.no_grad()
+def run_on_meta(module: nn.Module, *args: Tensor) -> Any:
+    """The module's output for tensors on the meta device; its parameters and buffers do not change.
+
+    Args:
+        module: not yet distributed over ranks.
+        args: tensors on the meta device with at least two samples, which batch statistics in training need.
+    """
+    tensors: Iterator[tuple[str, Tensor]] = chain(module.named_parameters(), module.named_buffers())
+    return functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, args)

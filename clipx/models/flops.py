@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipx.models.meta_device import run_on_meta
+from clipx.models.dry_run import run_on_meta
 from clipx.models.patch_drop import num_kept
 from clipx.models.text_tower import TextTower
 from clipx.models.vision_tower import VisionTower

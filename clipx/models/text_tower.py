@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
-from clipx.models.huggingface_text import build_huggingface_tower
 from clipx.models.initialise import initialise_blocks
 from clipx.models.packing import Packing, attend, attend_once, group_by_length, pack, pad_to_bucket, take
 
@@ -188,6 +187,8 @@ def build_text_tower(config: TextConfig, *, vocab_size: int, embed_dim: int) -> 
                 embed_dim=embed_dim,
             )
         case HuggingFaceTextConfig():
+            from clipx.models.huggingface_text import build_huggingface_tower
+
             return build_huggingface_tower(config, vocab_size=vocab_size, embed_dim=embed_dim)
         case unknown:
             assert_never(unknown)

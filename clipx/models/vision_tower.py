@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from clipx.config.model import TimmImageConfig
 from clipx.errors import InputError
+from clipx.models.dry_run import run_on_meta
 from clipx.models.initialise import initialise_blocks
-from clipx.models.meta_device import run_on_meta
 from clipx.models.patch_drop import kept_patches
 from clipx.models.vit import is_plain_vit, num_patches, use_fast_blocks, vit_forward
 

@@ -9,7 +9,6 @@ from clipx.config.schema import RunConfig
 from clipx.losses import ContrastiveLoss
 from clipx.losses.cost import LossShape
 from clipx.losses.info_nce import InfoNCELoss
-from clipx.losses.sigmoid import SigmoidLoss
 from clipx.models.clip import build_model
 from clipx.objectives.contrastive import ContrastiveObjective
 from clipx.objectives.flops import ModelFlops
@@ -47,6 +46,8 @@ def build_loss(config: LossConfig) -> ContrastiveLoss:
                 implementation=config.implementation, exchange=config.exchange, tile_size=config.tile_size
             )
         case SigmoidConfig():
+            from clipx.losses.sigmoid import SigmoidLoss
+
             return SigmoidLoss(
                 implementation=config.implementation, exchange=config.exchange, tile_size=config.tile_size
             )

@@ -1,13 +1,12 @@
 """CLIP's objective: two towers and one contrastive loss over the global batch (arXiv 2103.00020, figure 3)."""
 
-from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.distributed.parallelize import full_tensor
 from clipx.losses import ContrastiveLoss
 from clipx.models.clip import CLIP
 from clipx.objectives.flops import ModelFlops
@@ -31,39 +30,27 @@ class ContrastiveObjective(Objective):
     ) -> None:
         self.model = model
         self.flops = flops
-        self._loss = loss
         self._seed = seed
         self._patch_drop = patch_drop
-
-    @property
-    def coupled(self) -> Mapping[str, CoupledLoss]:
-        """The one loss."""
-        return {"contrastive": CoupledLoss(share=self.contrastive_share, cost=self._loss.cost)}
+        self.coupled = {"contrastive": CoupledLoss(share=partial(contrastive_share, loss), cost=loss.cost)}
 
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Embeddings:
         """The embeddings of a piece."""
         embeddings: Embeddings = model(piece, seed=self._seed, patch_drop=self._patch_drop)
         return embeddings
 
-    def contrastive_share(self, embeddings: Embeddings, batch: Batch, group: ProcessGroup | None) -> Share:
-        """The loss, and how much a rank's images, and its texts, are alike (`mean_cosine`), averaged over ranks."""
-        device, size = embeddings.image_BD.device, collectives.world_size(group)
-        loss = self._loss(
-            embeddings,
-            group=group,
-            ids_B=no_negatives(batch).to(device, non_blocking=True),
-            positive_ids_B=positives(batch, device),
-        )
-        sides = {"image_cosine": embeddings.image_BD, "text_cosine": embeddings.text_BD}
-        return Share(loss, {name: mean_cosine(x_BD) / size for name, x_BD in sides.items()})
 
-    def after_update(self) -> None:
-        """Holds the multiplier at or below its maximum."""
-        self.model.clamp_logit_scale_()
-
-    def figures(self) -> Mapping[str, Tensor]:
-        """The multiplier of the similarities."""
-        return {"logit_scale": full_tensor(self.model.log_logit_scale.detach()).exp().squeeze()}
+def contrastive_share(loss: ContrastiveLoss, embeddings: Embeddings, batch: Batch, group: ProcessGroup | None) -> Share:
+    """The loss, and how much a rank's images, and its texts, are alike (`mean_cosine`), averaged over ranks."""
+    device, size = embeddings.image_BD.device, collectives.world_size(group)
+    share = loss(
+        embeddings,
+        group=group,
+        ids_B=no_negatives(batch).to(device, non_blocking=True),
+        positive_ids_B=positives(batch, device),
+    )
+    sides = {"image_cosine": embeddings.image_BD, "text_cosine": embeddings.text_BD}
+    return Share(share, {name: mean_cosine(x_BD) / size for name, x_BD in sides.items()})
 
 
 def no_negatives(batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ Both are exact for every number of ranks and micro-batches. The loss that is min
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch.distributed import ProcessGroup
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.columns import ColumnReader
+from clipx.distributed.parallelize import full_tensor
 from clipx.losses.cost import NO_COST, LossCost, LossShape
 from clipx.models.clip import CLIP
 from clipx.objectives.flops import ModelFlops
@@ -77,21 +79,10 @@ class Objective(Protocol):
     """The bare model in float32: both towers, with whatever the objective adds to them. All of it trains."""
     flops: ModelFlops
     """Model FLOPs of a batch, for MFU and `clipx plan`."""
-
-    @property
-    def coupled(self) -> Mapping[str, CoupledLoss]:
-        """The coupled losses by name."""
-        return {}
-
-    @property
-    def terms(self) -> Mapping[str, Term]:
-        """The terms by name."""
-        return {}
-
-    @property
-    def column_readers(self) -> Sequence[ColumnReader]:
-        """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
-        return ()
+    coupled: Mapping[str, CoupledLoss] = MappingProxyType({})
+    terms: Mapping[str, Term] = MappingProxyType({})
+    column_readers: Sequence[ColumnReader] = ()
+    """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
 
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Outputs:
         """The outputs of one piece of a batch, on its device.
@@ -112,11 +103,13 @@ class Objective(Protocol):
         return [*tensors_of(outputs).values(), *(term.total(outputs, batch).loss for term in self.terms.values())]
 
     def after_update(self) -> None:
-        """What holds for the parameters after every optimizer step; here nothing."""
+        """What holds for the parameters after every optimizer step; here the multiplier's maximum."""
+        self.model.clamp_logit_scale_()
 
     def figures(self) -> Mapping[str, Tensor]:
-        """Numbers about the model after an update, 0-d, the same on every rank, for metrics.jsonl; here none."""
-        return {}
+        """Numbers about the model after an update, 0-d, the same on every rank, for metrics.jsonl; here the multiplier
+        of the similarities."""
+        return {"logit_scale": full_tensor(self.model.log_logit_scale.detach()).exp().squeeze()}
 
     def block_lists(self) -> list[list[nn.Module]]:
         """The repeated blocks of each tower: what is checkpointed, compiled and sharded one by one."""

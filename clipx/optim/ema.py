@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from clipx.distributed.parallelize import reshard
-from clipx.optim.sharding import local_parts
+from clipx.distributed.parallelize import local_parts, reshard
 
 
 def ema_decay(step: int, *, decay: float) -> float:

@@ -1,10 +1,11 @@
-"""Groups of parameters by weight decay and by their scale of the learning rate."""
+"""Which parameters learn: locked towers, groups by weight decay and by their scale of the learning rate."""
 
 from typing import Any
 
 from torch import nn
 
 from clipx.config.optim import OptimConfig
+from clipx.config.phases import TowerName
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -89,3 +90,25 @@ def _is_stack(module: nn.Module) -> bool:
         and len({type(member) for member in members}) == 1
         and any(True for _ in module.parameters())
     )
+
+
+def set_locked(model: nn.Module, towers: frozenset[TowerName]) -> bool:
+    """Turns gradients off for the parameters of `towers`, except for their projections, and on for all others.
+
+    Args:
+        model: not wrapped, with `image_tower` and `text_tower`. DDP must wrap it after this call, and again after each
+            change, because it decides when it is built which gradients it waits for; FSDP2 decides in every forward
+            pass.
+        towers: the towers to lock; the others are released.
+
+    Returns:
+        Whether any parameter changed.
+    """
+    changed = False
+    for name, parameter in model.named_parameters():
+        locked = any(
+            name.startswith(f"{tower}_tower.") and not name.startswith(f"{tower}_tower.projection.") for tower in towers
+        )
+        changed |= parameter.requires_grad == locked
+        parameter.requires_grad_(not locked)
+    return changed

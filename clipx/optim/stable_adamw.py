@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from clipx.optim.sharding import local_parts, sum_over_parts
+from clipx.distributed.parallelize import local_parts, sum_over_parts
 
 
 class StableAdamW(Optimizer):

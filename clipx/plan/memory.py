@@ -12,7 +12,7 @@ from clipx.config.geometry import BatchGeometry, micro_batch_sizes, resolve_geom
 from clipx.config.parallel import Fsdp2Config
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import Gpu
-from clipx.distributed.memory import MEMORY_FRACTION, state_bytes
+from clipx.distributed.parallelize import MEMORY_FRACTION, state_bytes
 from clipx.objectives.build import loss_shape
 from clipx.plan.model import PhaseModel
 

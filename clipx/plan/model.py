@@ -27,8 +27,8 @@ from clipx.models.dry_run import DryRun, LiveBytes, dry_run
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
-from clipx.optim.locking import set_locked
-from clipx.optim.state_bytes import optimizer_bytes
+from clipx.optim.optimizers import optimizer_bytes
+from clipx.optim.param_groups import set_locked
 from clipx.types import Batch
 
 _FLOAT = 4  # bytes

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from clipx.distributed.memory import MEMORY_FRACTION
+from clipx.distributed.parallelize import MEMORY_FRACTION
 from clipx.plan.memory import CONTEXT_BYTES
 from clipx.plan.run import Assumptions, PhasePlan, Plan, RunPlan
 

@@ -8,6 +8,8 @@ from typing import Literal
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
+from clipx.objectives.build import build_objective
+from clipx.objectives.objective import BuildObjective
 from clipx.plan.cluster import Cluster
 from clipx.plan.communication import transfers
 from clipx.plan.loader import Loader, plan_loader
@@ -99,7 +101,9 @@ class Plan:
     """The numbers of GPUs that cannot run it, and why."""
 
 
-def make_plan(config: RunConfig, assumptions: Assumptions, *, world_size: int) -> Plan:
+def make_plan(
+    config: RunConfig, assumptions: Assumptions, *, world_size: int, build: BuildObjective = build_objective
+) -> Plan:
     """Estimates everything, without a GPU and without data; most of the time goes into passes without arithmetic.
 
     Raises:
@@ -107,7 +111,7 @@ def make_plan(config: RunConfig, assumptions: Assumptions, *, world_size: int) -
     """
     check_stages(config)
     _check_gpus(config, world_size)
-    models = list(_models(config, assumptions.caption_tokens))
+    models = list(_models(config, assumptions.caption_tokens, build))
     others, left_out = list[RunPlan](), dict[int, str]()
     asked = _plan_run(config, assumptions, models, world_size=world_size)
     for number in WORLD_SIZES:
@@ -132,12 +136,12 @@ def _check_gpus(config: RunConfig, world_size: int) -> None:
         )
 
 
-def _models(config: RunConfig, caption_tokens: int) -> Iterator[tuple[int, PhaseModel]]:
+def _models(config: RunConfig, caption_tokens: int, build: BuildObjective) -> Iterator[tuple[int, PhaseModel]]:
     """Each phase's first step and model."""
     step = 0
     while step < config.num_steps:
         phase = phase_at(config, step)
-        yield step, PhaseModel(config, phase, caption_tokens=caption_tokens)
+        yield step, PhaseModel(config, phase, caption_tokens=caption_tokens, build=build)
         step = phase.until
 
 

@@ -1,33 +1,30 @@
 """Opens every sample of shards with the loader's own decoders, says what is bad, and writes shards without that.
 
-What is good here is what training takes: captions read as the source says, the picture decoded by the fast path or,
-where that cannot, by Pillow. The shards themselves are never changed.
+What is good here is what training takes: captions read as the source says, the picture decoded by the fast path or, if
+that cannot, by Pillow. The shards themselves are never changed.
 """
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from clipx.config.data import AugmentConfig, Source
-from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
-from clipx.data.index.offsets import NotTarError, TarScan, scan_tar
 from clipx.data.index.shard_list import expand_shards
+from clipx.data.parallel import in_processes
 from clipx.data.shard_writer import write_shard
 from clipx.data.transforms import TrainTransform
 from clipx.errors import InputError, RunError
-from clipx.prepare.pool import in_processes
+from clipx.prepare.samples import BadSampleError, Fault, SampleReader
 from clipx.storage.files import RangeReader, open_ranges
+from clipx.storage.tar import CutMemberError, NotTarError, TarScan, read_members, scan_tar
 
-Fault = Literal[
-    "unreadable shard", "damaged shard", "no samples", "cut sample", "no caption", "no picture", "unreadable picture"
-]
 _SIDE = 32  # pixels that pictures are reduced to: it is the decoder that is tried
 
 
@@ -37,14 +34,14 @@ class Problem:
 
     shard: str
     key: str | None
-    """Of the sample; None: it is about the shard."""
+    """The sample's; None means the problem is the shard's."""
     fault: Fault
     detail: str
 
 
 @dataclass
 class ShardHealth:
-    """What was found in one shard."""
+    """What is good and bad in one shard."""
 
     shard: str
     num_samples: int = 0
@@ -55,10 +52,14 @@ class ShardHealth:
     repaired: bool = False
     """Whether a new shard with the good samples was written."""
 
+    def add(self, fault: Fault, detail: str, *, key: str | None = None) -> None:
+        """Takes note of a problem."""
+        self.problems.append(Problem(self.shard, key, fault, detail))
+
 
 @dataclass(frozen=True)
 class Health:
-    """What was found in all of them."""
+    """What is good and bad in all of them."""
 
     shards: list[ShardHealth]
 
@@ -91,15 +92,15 @@ def check_shards(
         InputError: a shard that is not there; shards to be repaired into their own folder, or with equal names.
         RunError: a repaired shard cannot be written.
     """
-    jobs = [(source, path) for source, each in enumerate(sources) for path in expand_shards(each.shards)]
+    jobs = [(i, path) for i, source in enumerate(sources) for path in expand_shards(source.shards)]
     if repair is not None:
         _check_target(repair, [path for _, path in jobs])
-    found = []
+    shards = []
     for shard in in_processes(_ShardCheck(tuple(sources), repair), jobs, workers=workers):
-        found.append(shard)
+        shards.append(shard)
         if on_progress is not None:
-            on_progress(len(found), len(jobs))
-    return Health(found)
+            on_progress(len(shards), len(jobs))
+    return Health(shards)
 
 
 def _check_target(folder: Path, shards: Sequence[str]) -> None:
@@ -118,113 +119,58 @@ class _ShardCheck:
     repair: Path | None
 
     def __call__(self, job: tuple[int, str]) -> ShardHealth:
-        number, path = job
+        source, path = job
         health = ShardHealth(path)
-
-        def add(fault: Fault, detail: str) -> None:
-            health.problems.append(Problem(path, None, fault, detail))
-
         try:
-            file = open_ranges(path, sequential=True)
-        except OSError as error:
-            add("unreadable shard", str(error))
-            return health
-        try:
-            scan = scan_tar(file)
-            if scan.damage:
-                add("damaged shard", scan.damage)
-            elif not scan.keys:
-                add("no samples", "nothing in it has a key and an extension")
-            good = self._look(file, scan, self._decoders[number], health)
+            with closing(open_ranges(path, sequential=True)) as file:
+                scan = scan_tar(file)
+                if scan.damage:
+                    health.add("damaged shard", scan.damage)
+                elif not scan.keys:
+                    health.add("no samples", "nothing in it has a key and an extension")
+                good = self._good_samples(file, scan, self._readers[source], health)
+                if health.problems and good and self.repair is not None:
+                    _write(self.repair / posixpath.basename(path), file, scan, good)
+                    health.repaired = True
         except (NotTarError, OSError) as error:
-            add("unreadable shard", str(error))
-        else:
-            if health.problems and good and self.repair is not None:
-                self._write(self.repair, file, scan, good, health)
-        finally:
-            file.close()
+            health.add("unreadable shard", str(error))
         return health
 
     @cached_property
-    def _decoders(self) -> list["_Decoder"]:
-        return [_Decoder(source) for source in self.sources]
+    def _readers(self) -> list[SampleReader]:
+        return [SampleReader(source) for source in self.sources]
 
-    def _look(self, file: RangeReader, scan: TarScan, decoder: "_Decoder", health: ShardHealth) -> list[int]:
-        """The good samples; the others are told to `health`."""
+    @cached_property
+    def _transform(self) -> TrainTransform:
+        return TrainTransform(_SIDE, AugmentConfig(), decode="fast")
+
+    def _good_samples(self, file: RangeReader, scan: TarScan, reader: SampleReader, health: ShardHealth) -> list[int]:
+        """The good samples; the others are added to `health`."""
+        image_HWC = torch.empty((_SIDE, _SIDE, 3), dtype=torch.uint8)
         good = []
-        for index, key in enumerate(scan.keys):
+        for i in range(len(scan.keys)):
             try:
-                health.num_by_pillow += decoder.read(dict(_members(file, scan, index)))
-                good.append(index)
-            except _BadError as error:
-                name = key.decode("utf-8", "backslashreplace")
-                health.problems.append(Problem(health.shard, name, error.fault, error.detail))
+                sample = reader.read(read_members(file, scan.members(i)), sample_id=0)
+                health.num_by_pillow += self._transform(sample.image, seed=0, out=image_HWC)
+                good.append(i)
+            except CutMemberError as error:
+                health.add("cut sample", str(error), key=scan.key(i))
+            except UndecodableError as error:
+                health.add("unreadable picture", str(error), key=scan.key(i))
+            except BadSampleError as error:
+                health.add(error.fault, error.detail, key=scan.key(i))
         health.num_samples, health.num_good = len(scan.keys), len(good)
         return good
 
-    def _write(self, folder: Path, file: RangeReader, scan: TarScan, good: Sequence[int], health: ShardHealth) -> None:
-        path = folder / posixpath.basename(health.shard)
-        samples = (
-            (scan.keys[index].decode("utf-8", "surrogateescape"), dict(_members(file, scan, index))) for index in good
-        )
-        try:
-            write_shard(path, samples)
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be written: {error.strerror or error}; make room or choose another"
-            ) from error
-        health.repaired = True
 
-
-class _BadError(Exception):
-    """A sample that training would not take."""
-
-    def __init__(self, fault: Fault, detail: str) -> None:
-        super().__init__(fault, detail)
-        self.fault, self.detail = fault, detail
-
-
-class _Decoder:
-    """Reads samples of a source as the loader does."""
-
-    def __init__(self, source: Source) -> None:
-        self._image_key = source.image_key
-        self._captions = CaptionReader(source, captions_per_image=1, seed=0)
-        self._transform = TrainTransform(_SIDE, AugmentConfig(), decode="fast")
-        self._picture_HWC = torch.empty((_SIDE, _SIDE, 3), dtype=torch.uint8)
-
-    def read(self, fields: dict[str, bytes]) -> bool:
-        """Whether Pillow had to decode the picture.
-
-        Raises:
-            _BadError: caption or picture are absent or cannot be read.
-        """
-        try:
-            self._captions.read(fields, epoch=0, sample_id=0)
-        except UndecodableError as error:
-            raise _BadError("no caption", str(error)) from error
-        data = first_present(fields, self._image_key)
-        if data is None:
-            raise _BadError("no picture", f"nothing under {self._image_key!r}; members: {', '.join(sorted(fields))}")
-        try:
-            return self._transform(data, seed=0, out=self._picture_HWC)
-        except UndecodableError as error:
-            raise _BadError("unreadable picture", str(error)) from error
-
-
-def _members(file: RangeReader, scan: TarScan, index: int) -> Iterator[tuple[str, bytes]]:
-    """Extension and content of each file of a sample.
+def _write(path: Path, file: RangeReader, scan: TarScan, good: Sequence[int]) -> None:
+    """Writes a shard of the good samples.
 
     Raises:
-        _BadError: the shard ends before one of them does.
+        RunError: it cannot be written.
     """
-    names = [name.decode("utf-8", "backslashreplace") for name in scan.extension_ids]
-    last = scan.first_member[index + 1] if index + 1 < len(scan.keys) else len(scan.offsets)
-    for member in range(scan.first_member[index], last):
-        data = file.read_at(scan.offsets[member], scan.sizes[member])
-        if len(data) < scan.sizes[member]:
-            raise _BadError(
-                "cut sample",
-                f"{scan.sizes[member] - len(data)} bytes of its {names[scan.extensions[member]]} are missing",
-            )
-        yield names[scan.extensions[member]], data
+    samples = ((scan.keys[i].decode("utf-8", "surrogateescape"), read_members(file, scan.members(i))) for i in good)
+    try:
+        write_shard(path, samples)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}; make room or choose another") from error

@@ -1,4 +1,4 @@
-"""Pictures in folders: each with its caption beside it, or listed in COCO's json."""
+"""Images in folders: each with its caption beside it, or listed in COCO's json."""
 
 import hashlib
 import json
@@ -9,31 +9,31 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clipx.errors import InputError
-from clipx.prepare.rows import Columns, LeftOutError, Row, captions_of, plain, read_picture
+from clipx.prepare.rows import Columns, LeftOutError, Row, captions_of, plain, read_image
 from clipx.storage.files import file_state
 
-PICTURES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm"])
+_EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm"])
 
 
 class FolderRows:
-    """The pictures of a folder and of those below it, in the order of their names.
+    """The images of a folder and of those below it, in the order of their names.
 
-    `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions where there is no
-    text file.
+    `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions if there is no text
+    file.
 
     Args:
-        folder: with the pictures.
-        columns: the fields of the json files that hold captions; None: of a usual name.
+        folder: with the images.
+        columns: the fields of the json files that hold captions; if none are given, one of a usual name.
 
     Raises:
-        InputError: no picture.
+        InputError: no image.
     """
 
     block_rows = 1
 
     def __init__(self, folder: Path, *, columns: Columns) -> None:
         self._folder, self._columns = folder, columns
-        self._names = list(_pictures(folder))
+        self._names = list(_image_names(folder))
         if not self._names:
             raise InputError(
                 f"{folder} holds neither pictures nor a table, shards or a saved data set; name what it is"
@@ -43,24 +43,22 @@ class FolderRows:
         return len(self._names)
 
     def read(self, row: int) -> Row:
-        """As `Rows.read`."""
+        """See `Rows.read`."""
         name = self._names[row]
         path = self._folder / name
         record = _json(path.with_suffix(".json"), name)
         try:
             captions = captions_of([path.with_suffix(".txt").read_text(encoding="utf-8")])
         except FileNotFoundError:
-            captions = self._captions_in(record, name)
+            captions = self._captions_in(record, name) if record else []
         except UnicodeDecodeError as error:
             raise LeftOutError("no caption", name, f"not UTF-8: {error}") from error
         if not captions:
             raise LeftOutError("no caption", name, "no NAME.txt or NAME.json beside it has one")
-        return Row(name, read_picture(path, name), captions, plain({"file_name": name, **record}))
+        return Row(name, read_image(path, name), captions, plain({"file_name": name, **record}))
 
     def _captions_in(self, record: dict[str, object], name: str) -> list[str]:
         """The captions of the json file, which leave the record."""
-        if not record:
-            return []
         try:
             keys = self._columns.caption_names(list(record), name)
         except InputError as error:
@@ -68,32 +66,32 @@ class FolderRows:
         return captions_of([record.pop(key, None) for key in keys])
 
     def identity(self) -> list[object]:
-        """As `Rows.identity`."""
+        """See `Rows.identity`."""
         names = hashlib.sha256("\0".join(self._names).encode("utf-8", "surrogateescape"))
         return [str(self._folder), len(self._names), names.hexdigest(), asdict(self._columns)]
 
 
-def _pictures(folder: Path) -> Iterator[str]:
-    """Paths of the pictures below `folder`, relative to it, sorted."""
+def _image_names(folder: Path) -> Iterator[str]:
+    """Paths of the images below `folder`, relative to it, sorted."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(files):
             stem, _, extension = name.rpartition(".")
-            if stem and extension.lower() in PICTURES:
+            if stem and extension.lower() in _EXTENSIONS:
                 yield os.path.relpath(os.path.join(parent, name), folder)
 
 
 def _json(path: Path, name: str) -> dict[str, object]:
-    """The object in a file, empty where there is no file."""
+    """The object in a file, empty if there is no file."""
     try:
-        found = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise LeftOutError("no caption", name, f"{path.name} is not JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise LeftOutError("no caption", name, f"{path.name} holds no JSON object")
-    return found
+    return record
 
 
 class CocoRows:
@@ -102,7 +100,7 @@ class CocoRows:
     Args:
         path: captions_*.json.
         content: what it holds: `images` and `annotations`.
-        image_folder: with the pictures.
+        image_folder: with the images.
 
     Raises:
         InputError: no captions in it.
@@ -127,14 +125,14 @@ class CocoRows:
         return len(self._images)
 
     def read(self, row: int) -> Row:
-        """As `Rows.read`."""
-        image = dict(self._images[row])
-        name = str(image.get("file_name"))
+        """See `Rows.read`."""
+        record = dict(self._images[row])
+        name = str(record.get("file_name"))
         if not self._captions[row]:
             raise LeftOutError("no caption", name)
-        picture = read_picture(self._image_folder / name, name)
-        return Row(name, picture, self._captions[row], plain({"image_id": image.pop("id"), **image}))
+        image = read_image(self._image_folder / name, name)
+        return Row(name, image, self._captions[row], plain({"image_id": record.pop("id"), **record}))
 
     def identity(self) -> list[object]:
-        """As `Rows.identity`."""
+        """See `Rows.identity`."""
         return [str(self._path), *file_state(str(self._path)), str(self._image_folder)]

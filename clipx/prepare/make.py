@@ -13,7 +13,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,10 +21,9 @@ import numpy as np
 
 from clipx import counter_random
 from clipx.data.index.shard_index import build_index
+from clipx.data.parallel import in_processes
 from clipx.errors import InputError, RunError
-from clipx.prepare.make_shard import ShardJob, ShardMaker, ShardReport
-from clipx.prepare.pictures import PictureOptions
-from clipx.prepare.pool import in_processes
+from clipx.prepare.make_shard import MAKING, MakeOptions, ShardJob, ShardMaker, ShardReport
 from clipx.prepare.rows import Rows
 from clipx.storage.files import is_local, write_file
 
@@ -34,31 +33,15 @@ _SHUFFLED_BLOCKS = 8  # of rows that can only be read together, so many are mixe
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeOptions:
-    """What is made of the rows."""
-
-    shard_size: int = 1000
-    """Rows per shard."""
-    num_shards: int | None = None
-    """Shards, as equal as can be; instead of `shard_size`."""
-    shuffle: int | None = None
-    """Seed of a random order; None: the order of the source."""
-    pictures: PictureOptions = field(default_factory=PictureOptions)
-    """What is done to pictures."""
-    image_key: str = "jpg;jpeg;png;webp"
-    """Extensions that hold the picture of samples that come from shards."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Made:
     """What became of the rows."""
 
     num_shards: int
     num_samples: int
     left_out: dict[str, int]
-    """Rows by reason."""
+    """Rows that made no sample, by reason."""
     extensions: dict[str, int]
-    """Pictures by their extension, the most frequent first."""
+    """Images by their extension, the most frequent first."""
 
 
 def make_shards(
@@ -77,7 +60,7 @@ def make_shards(
         out: local folder; new, empty, or begun by an equal call.
         options: what is made.
         workers: processes.
-        max_bad: share of all rows that may be left out, where there are 100 or more; beyond it no more is made.
+        max_bad: share of all rows that may be left out if there are 100 or more; beyond it no more is made.
         on_progress: called with (rows done, rows).
 
     Raises:
@@ -91,14 +74,7 @@ def make_shards(
     if _prepare_folder(folder, request):
         return Made(**json.loads((folder / "make.json").read_bytes())["made"])
     jobs = _jobs(rows, options)
-    make = ShardMaker(
-        rows=rows,
-        folder=folder,
-        reports=folder / ".making",
-        width=max(5, len(str(len(jobs) - 1))),
-        pictures=options.pictures,
-        image_key=options.image_key,
-    )
+    make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, len(str(len(jobs) - 1))))
     reports = [report for job in jobs if (report := make.report(job.number)) is not None]
     done = {report.shard for report in reports}
     num_rows, num_left_out = sum(report.num_rows for report in reports), sum(len(report.left_out) for report in reports)
@@ -118,7 +94,7 @@ def make_shards(
 def _request(rows: Rows, options: MakeOptions) -> dict[str, object]:
     """What decides the bytes of the shards, as JSON gives it back."""
     chosen = asdict(options)
-    chosen |= chosen.pop("pictures")
+    chosen |= chosen.pop("images")
     chosen["source"] = hashlib.sha256(json.dumps(rows.identity()).encode()).hexdigest()
     request: dict[str, object] = json.loads(json.dumps(chosen))
     return request
@@ -128,13 +104,13 @@ def _prepare_folder(folder: Path, request: dict[str, object]) -> bool:
     """Makes the folder, or sees that an equal request began it; returns whether that one is complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / "make.json", folder / ".making" / "request.json"):
+        for path in (folder / "make.json", folder / MAKING / "request.json"):
             if path.is_file():
                 _require_equal(json.loads(path.read_bytes())["request"], request, folder)
                 return path.name == "make.json"
         if any(folder.iterdir()):
             raise InputError(f"--out {folder} holds something else; choose a new folder")
-        write_file(str(folder / ".making" / "request.json"), json.dumps({"request": request}).encode())
+        write_file(str(folder / MAKING / "request.json"), json.dumps({"request": request}).encode())
     except OSError as error:
         raise InputError(f"--out {folder} cannot be used: {error.strerror or error}; choose another folder") from error
     return False
@@ -159,14 +135,14 @@ def _jobs(rows: Rows, options: MakeOptions) -> list[ShardJob]:
         cuts = [*range(0, len(rows), options.shard_size), len(rows)]
     else:
         num_shards = min(options.num_shards, len(rows))
-        cuts = [len(rows) * number // num_shards for number in range(num_shards + 1)]
-    return [ShardJob(number, order[start:stop]) for number, (start, stop) in enumerate(pairwise(cuts))]
+        cuts = [len(rows) * i // num_shards for i in range(num_shards + 1)]
+    return [ShardJob(i, order[start:stop]) for i, (start, stop) in enumerate(pairwise(cuts))]
 
 
 def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | np.ndarray:
     """Row numbers in the order of the shards.
 
-    Where rows can only be read in blocks, the blocks are permuted, and then the rows of 8 blocks at a time: a shard
+    If rows can only be read in blocks, the blocks are permuted, and then the rows of 8 blocks at a time: a shard
     that drew its rows from everywhere would cost reading everything.
     """
     if seed is None:
@@ -176,10 +152,10 @@ def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | 
     if block_rows == 1:
         return blocks
     mixed = []
-    for number, first in enumerate(range(0, len(blocks), _SHUFFLED_BLOCKS), start=1):
+    for round_index, first in enumerate(range(0, len(blocks), _SHUFFLED_BLOCKS), start=1):
         near = blocks[first : first + _SHUFFLED_BLOCKS, None] * block_rows + np.arange(block_rows)
         near = near[near < num_rows]
-        mixed.append(near[counter_random.permutation(counter_random.fold(start, number), len(near))[0]])
+        mixed.append(near[counter_random.permutation(counter_random.fold(start, round_index), len(near))[0]])
     return np.concatenate(mixed)
 
 
@@ -213,7 +189,7 @@ def _finish(folder: Path, request: dict[str, object], reports: list[ShardReport]
     )
     content = json.dumps({"request": request, "made": asdict(made)}, indent=2)
     write_file(str(folder / "make.json"), content.encode())
-    shutil.rmtree(folder / ".making")
+    shutil.rmtree(folder / MAKING)
     for leftover in folder.glob(".*.tar.*"):  # of processes that were killed while they wrote
         leftover.unlink()
     return made
@@ -226,6 +202,5 @@ def _by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
 
 def _write_report(folder: Path, reports: Iterable[ShardReport]) -> None:
     rows = [row for report in sorted(reports, key=lambda report: report.shard) for row in report.left_out]
-    write_file(
-        str(folder / REPORT), *(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for row in rows)
-    )
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_file(str(folder / REPORT), lines.encode("utf-8", "replace"))

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,9 +12,28 @@ from clipx.data.captions import alternatives
 from clipx.data.decode import UndecodableError
 from clipx.data.shard_writer import write_shard
 from clipx.errors import RunError
-from clipx.prepare.pictures import PictureOptions, stored_picture
+from clipx.prepare.images import ImageOptions, stored_image
 from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample
 from clipx.storage.files import write_file
+
+MAKING = ".making"
+"""Folder in that of the shards, which holds the reports until all shards are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeOptions:
+    """What is made of the rows."""
+
+    shard_size: int = 1000
+    """Rows per shard."""
+    num_shards: int | None = None
+    """Shards, as equal as can be; instead of `shard_size`."""
+    shuffle: int | None = None
+    """Seed of a random order; None keeps the order of the source."""
+    images: ImageOptions = field(default_factory=ImageOptions)
+    """What is done to images."""
+    image_key: str = "jpg;jpeg;png;webp"
+    """Extensions that hold the image of samples that come from shards."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +42,7 @@ class ShardJob:
 
     number: int
     rows: Sequence[int] | np.ndarray
-    """Of the source, in the shard's order."""
+    """Rows of the source, in the shard's order."""
 
 
 @dataclass
@@ -36,7 +55,7 @@ class ShardReport:
     left_out: list[dict[str, object]] = field(default_factory=list)
     """Row, name, reason and detail of each that made no sample."""
     extensions: dict[str, int] = field(default_factory=dict)
-    """Pictures by their extension."""
+    """Images by their extension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +64,13 @@ class ShardMaker:
 
     rows: Rows
     folder: Path
-    """Of the shards."""
-    reports: Path
-    """Folder of the reports."""
+    """The shards' folder."""
+    options: MakeOptions
     width: int
     """Digits of a shard's name."""
-    pictures: PictureOptions
-    image_key: str
-    """Extensions that hold the picture of samples from shards."""
 
     def report(self, number: int) -> ShardReport | None:
-        """What the report of a shard says, None where it is not done."""
+        """What the report of a shard says, None if the shard is not done."""
         try:
             return ShardReport(**json.loads(self._report_path(number).read_bytes()))
         except FileNotFoundError:
@@ -81,19 +96,22 @@ class ShardMaker:
         return report
 
     def _report_path(self, number: int) -> Path:
-        return self.reports / f"{number:0{self.width}}.json"
+        return self.folder / MAKING / f"{number:0{self.width}}.json"
 
-    def _samples(
-        self, rows: Sequence[int] | np.ndarray, report: ShardReport
-    ) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    def _samples(self, rows: Sequence[int] | np.ndarray, report: ShardReport) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Key and members of each good sample; the others, and the extensions, go into the report."""
         extensions: Counter[str] = Counter()
-        for row, found in self._read(rows):
+        # rows that can only be read together are read in the source's order first
+        together = {} if self.rows.block_rows == 1 else {row: self._read(int(row)) for row in sorted(rows)}
+        for row in rows:
             try:
-                if isinstance(found, LeftOutError):
-                    raise found
-                key, fields, extension = (
-                    self._stored(found) if isinstance(found, StoredSample) else self._new(row, found)
-                )
+                content = together.pop(row) if together else self._read(int(row))
+                if isinstance(content, LeftOutError):
+                    raise content
+                if isinstance(content, StoredSample):
+                    key, fields, extension = self._stored(content)
+                else:
+                    key, fields, extension = self._new(int(row), content)
             except LeftOutError as error:
                 report.left_out.append(
                     {"row": int(row), "name": error.name, "reason": error.reason, "detail": error.detail}
@@ -103,46 +121,37 @@ class ShardMaker:
             yield key, fields
         report.extensions = dict(extensions.most_common())
 
-    def _read(self, rows: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Row | StoredSample | LeftOutError]]:
-        """The rows in their order; where they can only be read together, they are read in the source's order first."""
-        if self.rows.block_rows == 1:
-            yield from ((row, self._read_one(row)) for row in rows)
-        else:
-            held = {row: self._read_one(row) for row in sorted(rows)}
-            yield from ((row, held.pop(row)) for row in rows)
-
-    def _read_one(self, row: int) -> Row | StoredSample | LeftOutError:
+    def _read(self, row: int) -> Row | StoredSample | LeftOutError:
         try:
-            return self.rows.read(int(row))
+            return self.rows.read(row)
         except LeftOutError as error:
             return error
 
     def _new(self, number: int, row: Row) -> tuple[str, dict[str, bytes], str]:
-        """Key, members and the picture's extension of a row."""
-        extension, picture = self._picture(row.picture, row.name)
+        """Key, members and the image's extension of a row."""
+        extension, image = self._image(row.image, row.name)
         record = dict(row.record)
         if len(row.captions) > 1:
             record["captions"] = row.captions
-        fields = {extension: picture, "txt": row.captions[0].encode()}
+        fields = {extension: image, "txt": row.captions[0].encode()}
         if record:
             # a lone surrogate from somebody's JSON has no encoding
             fields["json"] = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
         return f"{number:09}", fields, extension
 
     def _stored(self, sample: StoredSample) -> tuple[str, dict[str, bytes], str]:
-        """As `_new`; the members are those of the sample but for a picture that is encoded anew."""
-        keys = [extension for extension, _ in alternatives(self.image_key)]
-        extension = next((key for key in keys if key in sample.fields), None)
-        if not self.pictures.changes_pictures:
+        """Key, members and the image's extension of a sample; an image that is not encoded anew stays as it is."""
+        extension = next((key for key, _ in alternatives(self.options.image_key) if key in sample.fields), None)
+        if not self.options.images.changes_images:
             return sample.key, sample.fields, extension or ""
         if extension is None:
-            raise LeftOutError("no picture", sample.name, f"none of its members is {self.image_key}")
-        stored, picture = self._picture(sample.fields[extension], sample.name)
+            raise LeftOutError("no picture", sample.name, f"none of its members is {self.options.image_key}")
+        new_extension, image = self._image(sample.fields[extension], sample.name)
         others = {name: data for name, data in sample.fields.items() if name != extension}
-        return sample.key, {**others, stored: picture}, stored
+        return sample.key, {**others, new_extension: image}, new_extension
 
-    def _picture(self, data: bytes, name: str) -> tuple[str, bytes]:
+    def _image(self, data: bytes, name: str) -> tuple[str, bytes]:
         try:
-            return stored_picture(data, self.pictures)
+            return stored_image(data, self.options.images)
         except UndecodableError as error:
             raise LeftOutError("unreadable picture", name, str(error)) from error

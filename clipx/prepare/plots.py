@@ -19,7 +19,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def require_matplotlib() -> None:
-    """Raises InputError where plots cannot be drawn: better said before the data is read than after."""
+    """Raises InputError if plots cannot be drawn: better said before the data is read than after."""
     if find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib: pip install 'clipx[plots]', or leave out --out")
 
@@ -31,7 +31,7 @@ def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: 
         measured: by source.
         path: of the PNG.
         context_length: tokens at which captions are cut.
-        image_size: pixels of the model's pictures, None where there is no model.
+        image_size: pixels of the model's pictures, None if there is no model.
 
     Raises:
         InputError: the PNG cannot be written.
@@ -41,14 +41,14 @@ def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: 
     figure = Figure(figsize=(12, 7.5), dpi=120, layout="constrained")
     (tokens, sides), (aspects, sizes) = figure.subplots(2, 2)
     _tokens(tokens, measured, context_length)
-    _logarithmic(sides, {name: each.short_side for name, each in measured.items()})
+    _logarithmic(sides, {name: source.values("short_side") for name, source in measured.items()})
     sides.set(title="Short side of the pictures", xlabel="pixels")
     if image_size is not None:
         _mark(sides, image_size, f"image size {image_size}")
-    _logarithmic(aspects, {name: each.aspect for name, each in measured.items()}, limits=(0.2, 5))
+    _logarithmic(aspects, {name: source.values("aspect") for name, source in measured.items()}, limits=(0.2, 5))
     aspects.set(title="Width over height (from 1:5 to 5:1)", xlabel="ratio")
     _mark(aspects, 1, "square")
-    _logarithmic(sizes, {name: each.num_bytes / 1000 for name, each in measured.items()})
+    _logarithmic(sizes, {name: source.values("num_bytes") / 1000 for name, source in measured.items()})
     sizes.set(title="Size of the samples", xlabel="kB, all members")
     for axes in (tokens, sides, aspects, sizes):
         _tidy(axes)
@@ -63,20 +63,22 @@ def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: 
 
 
 def _tokens(axes: "Axes", measured: Mapping[str, Measured], context_length: int) -> None:
-    longest = max(int(each.tokens.max()) for each in measured.values())
+    tokens = {name: source.values("tokens") for name, source in measured.items()}
+    longest = max(int(lengths.max()) for lengths in tokens.values())
     end = min(longest, 2 * context_length)
     edges = np.arange(0.5, end + 1.5, max(1, end // _BINS))
-    _lines(axes, {name: np.minimum(each.tokens, edges[-1] - 0.25) for name, each in measured.items()}, edges)
+    _lines(axes, {name: np.minimum(lengths, edges[-1] - 0.25) for name, lengths in tokens.items()}, edges)
     axes.set(title="Length of the captions" + (" (longer ones in the last bar)" if longest > end else ""))
     axes.set_xlabel("tokens")
     _mark(axes, context_length + 0.5, f"cut after {context_length}")
 
 
 def _logarithmic(axes: "Axes", values: Mapping[str, np.ndarray], limits: tuple[float, float] | None = None) -> None:
-    low, high = limits or _limits(np.concatenate(list(values.values())))
+    everything = np.concatenate(list(values.values()))
+    low, high = limits or (float(everything.min()) / 1.1, float(everything.max()) * 1.1)  # never a single point
     edges = np.geomspace(low, high, _BINS + 1)
     axes.set_xscale("log")
-    _lines(axes, {name: np.clip(each, low * 1.0001, high / 1.0001) for name, each in values.items()}, edges)
+    _lines(axes, {name: np.clip(array, low * 1.0001, high / 1.0001) for name, array in values.items()}, edges)
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
@@ -84,15 +86,10 @@ def _logarithmic(axes: "Axes", values: Mapping[str, np.ndarray], limits: tuple[f
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """All values, and never a single point."""
-    return float(values.min()) / 1.1, float(values.max()) * 1.1
-
-
 def _lines(axes: "Axes", values: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
-    for number, (name, each) in enumerate(values.items()):
-        colour: Any = _COLOURS[number % len(_COLOURS)]
-        shares = np.histogram(each, edges)[0] / len(each)
+    for i, (name, array) in enumerate(values.items()):
+        colour: Any = _COLOURS[i % len(_COLOURS)]
+        shares = np.histogram(array, edges)[0] / len(array)
         axes.stairs(shares, edges, color=colour, fill=len(values) == 1, linewidth=1.5, label=name)
 
 
@@ -101,14 +98,8 @@ def _mark(axes: "Axes", place: float, text: str) -> None:
     if not low <= place <= high:
         return
     axes.axvline(place, color="#888888", linewidth=1, linestyle="--")
-    axes.annotate(
-        text,
-        (place, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -12),
-        textcoords="offset points",
-        color="#666666",
-    )
+    text_at = axes.get_xaxis_transform()  # data along x, a share of the axes along y
+    axes.annotate(text, (place, 1), xycoords=text_at, xytext=(4, -12), textcoords="offset points", color="#666666")
 
 
 def _tidy(axes: "Axes") -> None:

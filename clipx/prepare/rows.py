@@ -23,17 +23,8 @@ Record = Mapping[str, object]
 
 # Names that people give these columns, the usual ones first.
 _IMAGE_COLUMNS = (
-    "image",
-    "file_name",
-    "filename",
-    "filepath",
-    "file_path",
-    "image_path",
-    "path",
-    "image_file",
-    "file",
-    "img",
-    "jpg",
+    *("image", "file_name", "filename", "filepath", "file_path", "image_path", "path", "image_file", "file"),
+    *("img", "jpg"),
 )
 _CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "txt", "title", "alt_text", "alt", "description")
 
@@ -48,11 +39,11 @@ class LeftOutError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A picture with its captions."""
+    """An image with its captions."""
 
     name: str
     """What a person finds it by: a file, or a table and a row."""
-    picture: bytes
+    image: bytes
     captions: list[str]
     """None of them blank; at least one."""
     record: Record = field(default_factory=dict)
@@ -86,7 +77,7 @@ class Rows(Protocol):
 
     @property
     def block_rows(self) -> int:
-        """Rows that can only be read together; 1 where each is read alone."""
+        """Rows that can only be read together; 1 if each is read alone."""
 
 
 class Chain:
@@ -101,18 +92,18 @@ class Chain:
         return self._ends[-1]
 
     def read(self, row: int) -> Row | StoredSample:
-        """As `Rows.read`."""
+        """See `Rows.read`."""
         part = bisect.bisect_right(self._ends, row)
         return self._parts[part].read(row - (self._ends[part - 1] if part else 0))
 
     def identity(self) -> list[object]:
-        """As `Rows.identity`."""
+        """See `Rows.identity`."""
         return [part.identity() for part in self._parts]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns hold what; None is found by its usual names."""
+    """Which columns hold what; those that are not given are found by their usual names."""
 
     image: str | None = None
     captions: Sequence[str] = ()
@@ -130,21 +121,20 @@ class Columns:
         """The columns of captions among `names`.
 
         Raises:
-            InputError: as `resolve`.
+            InputError: see `resolve`.
         """
-        if self.captions:
-            return [_column(names, [caption], origin, "caption") for caption in self.captions]
-        return [_column(names, _CAPTION_COLUMNS, origin, "caption")]
+        wanted: list[Sequence[str]] = [[caption] for caption in self.captions] or [_CAPTION_COLUMNS]
+        return [_column(names, choice, origin, "caption") for choice in wanted]
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str) -> str:
-    found = next((name for name in wanted if name in names), None)
     if not names:
         raise InputError(f"{origin} has no columns; it must have those of pictures and captions")
-    if found is None:
+    column = next((name for name in wanted if name in names), None)
+    if column is None:
         which = f"column {wanted[0]!r}" if len(wanted) == 1 else f"{kind} column of a usual name"
         raise InputError(f"{origin} has no {which}; name one of {', '.join(names)} with --{kind}-column")
-    return found
+    return column
 
 
 def row_of(values: Record, columns: Columns, *, folder: Path, name: str) -> Row:
@@ -153,11 +143,11 @@ def row_of(values: Record, columns: Columns, *, folder: Path, name: str) -> Row:
     Args:
         values: by column.
         columns: resolved.
-        folder: that relative paths of pictures start from.
-        name: of the row, for messages, where its picture is not a file.
+        folder: that relative paths of images start from.
+        name: of the row, for messages, if its image is not a file.
 
     Raises:
-        LeftOutError: no caption, no picture, or a picture that cannot be read.
+        LeftOutError: no caption, no image, or an image that cannot be read.
     """
     assert columns.image is not None
     image = values.get(columns.image)
@@ -166,27 +156,25 @@ def row_of(values: Record, columns: Columns, *, folder: Path, name: str) -> Row:
     record = {key: value for key, value in values.items() if key not in columns.captions}
     if isinstance(image, str):
         name = image
-    else:
-        path = image.get("path") if isinstance(image, Mapping) else None
-        record |= {columns.image: path}
+    elif isinstance(image, Mapping):
+        record[columns.image], image = image.get("path"), image["bytes"]
     captions = captions_of([values.get(caption) for caption in columns.captions])
     if not captions:
         raise LeftOutError("no caption", name)
-    picture = image.get("bytes") if isinstance(image, Mapping) else image
-    return Row(name, _picture(picture, folder, name), captions, plain(record))
+    return Row(name, _image(image, folder, name), captions, plain(record))
 
 
-def _picture(value: object, folder: Path, name: str) -> bytes:
+def _image(value: object, folder: Path, name: str) -> bytes:
     if isinstance(value, bytes) and value:
         return value
     if not isinstance(value, str) or not value.strip():
         raise LeftOutError("no picture", name)
     if re.match(r"(https?|s3|gs)://", value):
         raise LeftOutError("a URL", name, "download the pictures first, for example with img2dataset")
-    return read_picture(folder / os.path.expanduser(value.removeprefix("file://")), name)
+    return read_image(folder / os.path.expanduser(value.removeprefix("file://")), name)
 
 
-def read_picture(path: Path, name: str) -> bytes:
+def read_image(path: Path, name: str) -> bytes:
     """The bytes of a file.
 
     Raises:
@@ -209,7 +197,7 @@ def captions_of(values: Sequence[object]) -> list[str]:
 
 
 def plain(record: Record) -> dict[str, object]:
-    """What of a record JSON can hold: no bytes, no missing values, NaN among them."""
+    """The values of a record that JSON can hold: no bytes, no missing values, NaN among them."""
     return {key: value for key, value in record.items() if not _is_missing(value) and not isinstance(value, bytes)}
 
 

@@ -3,20 +3,19 @@
 from collections import OrderedDict
 from typing import NamedTuple
 
-import numpy as np
-
-from clipx.data.index.offsets import Sidecar
+from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
 from clipx.errors import RunError
 from clipx.prepare.rows import LeftOutError, StoredSample
 from clipx.storage.files import RangeReader, open_ranges
+from clipx.storage.tar import CutMemberError, read_members
 
 _MAX_OPEN_SHARDS = 64
 
 
 class _OpenShard(NamedTuple):
     file: RangeReader
-    sidecar: Sidecar
+    offsets: ShardOffsets
 
 
 class ShardRows:
@@ -30,7 +29,6 @@ class ShardRows:
 
     def __init__(self, index: ShardIndex) -> None:
         self._index = index
-        self._ends_S = np.cumsum(index.counts)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
@@ -40,31 +38,31 @@ class ShardRows:
         return self._index.num_samples
 
     def read(self, row: int) -> StoredSample:
-        """As `Rows.read`.
+        """The sample of this number.
 
         Raises:
+            LeftOutError: it is cut.
             RunError: the storage failed.
         """
-        shard = int(np.searchsorted(self._ends_S, row, side="right"))
-        path, index = self._index.paths[shard], row - int(self._ends_S[shard] - self._index.counts[shard])
+        shard, place = self._index.locate(row)
+        path = self._index.paths[shard]
         try:
-            file, sidecar = self._shard(shard)
-            key, members = sidecar.key(index), sidecar.members(index)
-            fields = {member.extension: file.read_at(member.offset, member.size) for member in members}
+            file, offsets = self._shard(shard)
+            key = offsets.key(place)
+            return StoredSample(f"{path} {key}", key, read_members(file, offsets.members(place)))
+        except CutMemberError as error:
+            raise LeftOutError("truncated shard", f"{path} {key}") from error
         except OSError as error:
             raise RunError(f"shard {path} cannot be read: {error}; check the storage and start again") from error
-        if any(len(fields[member.extension]) < member.size for member in members):
-            raise LeftOutError("truncated shard", f"{path} {key}")
-        return StoredSample(f"{path} {key}", key, fields)
 
     def _shard(self, shard: int) -> _OpenShard:
         if shard not in self._open:
             while len(self._open) >= _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)[1].file.close()
-            self._open[shard] = _OpenShard(open_ranges(self._index.paths[shard]), self._index.sidecar(shard))
+            self._open[shard] = _OpenShard(open_ranges(self._index.paths[shard]), self._index.offsets(shard))
         self._open.move_to_end(shard)
         return self._open[shard]
 
     def identity(self) -> list[object]:
-        """As `Rows.identity`."""
+        """Changes when the shards do."""
         return [self._index.num_samples, self._index.fingerprint()]

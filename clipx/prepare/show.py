@@ -30,7 +30,7 @@ _INK, _GREY, _PAPER = (20, 20, 20), (120, 120, 120), (255, 255, 255)
 
 @dataclass(frozen=True)
 class _Shown:
-    picture: Image.Image
+    image: Image.Image
     name: str
     captions: Sequence[str]
 
@@ -66,7 +66,7 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     if any(device_part(described[0].augment)):
         images_IHWC = DeviceAugment(described[0].augment)(images_IHWC, torch.from_numpy(part.columns["augment_seed_I"]))
     of_batch = np.subtract(plan.samples_of_source(batch + 1), plan.samples_of_source(batch)).tolist()
-    counts = ", ".join(f"{source.name} {number:,}" for source, number in zip(described, of_batch, strict=True))
+    counts = ", ".join(f"{source.name} {count_in:,}" for source, count_in in zip(described, of_batch, strict=True))
     title = f"batch {batch}: {plan.global_batch_size:,} pictures ({counts}); {count} shown, {phase.image_size} px"
     captions = config.data.captions_per_image
     source_I, sample_id_I = (part.columns[name].tolist() for name in ("source_I", "sample_id_I"))
@@ -104,10 +104,8 @@ class _RecordedTexts:
 
 def _key(indexes: Sequence[ShardIndex], source: int, sample_id: int) -> str:
     """The key of the sample that has this id in a run with these sources."""
-    number = sample_id - sum(index.num_samples for index in indexes[:source])
-    ends_S = np.cumsum(indexes[source].counts)
-    shard = int(np.searchsorted(ends_S, number, side="right"))
-    return indexes[source].sidecar(shard).key(number - int(ends_S[shard] - indexes[source].counts[shard]))
+    shard, place = indexes[source].locate(sample_id - sum(index.num_samples for index in indexes[:source]))
+    return indexes[source].offsets(shard).key(place)
 
 
 def _draw(shown: Sequence[_Shown], title: str) -> Image.Image:
@@ -115,26 +113,26 @@ def _draw(shown: Sequence[_Shown], title: str) -> Image.Image:
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     side = _CELL - _GAP
-    height = _CELL + _LINE * (_NAME_LINES + _CAPTION_LINES * max(len(each.captions) for each in shown)) + _GAP
+    height = _CELL + _LINE * (_NAME_LINES + _CAPTION_LINES * max(len(cell.captions) for cell in shown)) + _GAP
     font = ImageFont.load_default(12)
     title_font = ImageFont.load_default(18)
     width = max(columns * _CELL + _GAP, int(title_font.getlength(title)) + 2 * _GAP)
     sheet = Image.new("RGB", (width, _TITLE + rows * height + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, _GAP), title, _INK, title_font)
-    for number, each in enumerate(shown):
-        left, top = _GAP + number % columns * _CELL, _TITLE + number // columns * height
-        smooth = Image.Resampling.LANCZOS if each.picture.width > side else Image.Resampling.NEAREST
-        sheet.paste(each.picture.resize((side, side), smooth), (left, top))
-        lines = [(_shortened(each.name, font, side, tail=_NAME_TAIL), _GREY)]
-        for caption in each.captions:
-            lines += [(line, _INK) for line in _wrapped(caption, font, side, most=_CAPTION_LINES)]
+    for i, cell in enumerate(shown):
+        left, top = _GAP + i % columns * _CELL, _TITLE + i // columns * height
+        smooth = Image.Resampling.LANCZOS if cell.image.width > side else Image.Resampling.NEAREST
+        sheet.paste(cell.image.resize((side, side), smooth), (left, top))
+        lines = [(_shortened(cell.name, font, side, tail=_NAME_TAIL), _GREY)]
+        for caption in cell.captions:
+            lines += [(line, _INK) for line in _wrapped(caption, font, side, max_lines=_CAPTION_LINES)]
         for line, (text, colour) in enumerate(lines):
             draw.text((left, top + side + 4 + line * _LINE), text, colour, font)
     return sheet
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, *, most: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, *, max_lines: int) -> list[str]:
     """The text in lines of `width` pixels; what does not fit into the last ends in dots."""
     lines = [""]
     for word in text.split():
@@ -143,8 +141,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
             lines[-1] = longer
         else:
             lines.append(word)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
     return [_shortened(line, font, width) for line in lines]
 
 

@@ -31,9 +31,9 @@ class SourceOptions:
 
     columns: Columns = field(default_factory=Columns)
     image_folder: Path | None = None
-    """That paths in tables start from; None: the table's own folder."""
+    """Where paths in tables start from; None means the table's own folder."""
     index: str | None = None
-    """Folder of an index that was made of the shards; None: the index beside them, made where it is missing."""
+    """Folder of an index of the shards; None means the index beside them, which is made if it is missing."""
 
 
 def open_rows(

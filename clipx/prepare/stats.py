@@ -13,69 +13,57 @@ import numpy as np
 
 from clipx.config.data import Source
 from clipx.config.model import ModelConfig, TransformerTextConfig
-from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import ShardIndex, build_index
+from clipx.data.parallel import in_processes
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import RunError
-from clipx.prepare.pictures import picture_header
-from clipx.prepare.pool import in_processes
+from clipx.prepare.images import image_header
 from clipx.prepare.rows import LeftOutError
+from clipx.prepare.samples import BadSampleError, SampleReader
 from clipx.prepare.shard_rows import ShardRows
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _ROWS_PER_JOB = 500
 _UNCUT = 1 << 20  # tokens, more than any caption has
+_SAMPLE = np.dtype(
+    [
+        ("width", "<i8"),  # pixels
+        ("height", "<i8"),
+        ("num_bytes", "<i8"),  # of all members
+        ("image_hash", "<i8"),  # of the encoded image
+        ("caption_hash", "<i8"),
+        ("tokens", "<i8"),  # of one caption, start and end tokens included, uncut
+    ]
+)
+_SPREADS = ("tokens", "width", "height", "short_side", "aspect", "num_bytes")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was read of a source; one entry per good sample."""
+    """What was read of a source."""
 
-    tokens: np.ndarray
-    """int64: of one caption, start and end tokens included, uncut."""
-    width: np.ndarray
-    """int64, pixels."""
-    height: np.ndarray
-    """int64, pixels."""
-    num_bytes: np.ndarray
-    """int64, of all members."""
-    image_hash: np.ndarray
-    """int64, of the picture's bytes."""
-    caption_hash: np.ndarray
-    """int64, of the caption."""
+    samples: np.ndarray
+    """`_SAMPLE` (N,), one entry per good sample."""
     formats: Counter[str]
-    """Pictures by the extension that fits their format."""
+    """Images by the extension that fits their format."""
     num_bad: int
-    """Samples without readable caption or picture header."""
+    """Samples without readable caption or image header."""
 
     @staticmethod
     def join(parts: Sequence["Measured"]) -> "Measured":
         """All of `parts`."""
-        arrays = ("tokens", "width", "height", "num_bytes", "image_hash", "caption_hash")
-        formats: Counter[str] = Counter()
-        for part in parts:
-            formats.update(part.formats)
-        return Measured(
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
-            formats=formats,
-            num_bad=sum(part.num_bad for part in parts),
-        )
+        samples = np.concatenate([part.samples for part in parts])
+        formats = sum((part.formats for part in parts), Counter[str]())
+        return Measured(samples, formats, sum(part.num_bad for part in parts))
 
-    @property
-    def short_side(self) -> np.ndarray:
-        """int64, pixels."""
-        return np.minimum(self.width, self.height)
-
-    @property
-    def aspect(self) -> np.ndarray:
-        """float64, width over height."""
-        return self.width / self.height
-
-    @property
-    def pair_hash(self) -> np.ndarray:
-        """int64, of picture and caption."""
-        return self.image_hash * 31 + self.caption_hash
+    def values(self, name: str) -> np.ndarray:
+        """A column of `samples`, or what follows from it: `short_side` in pixels, `aspect` as width over height."""
+        if name == "short_side":
+            return np.minimum(self.samples["width"], self.samples["height"])
+        if name == "aspect":
+            return self.samples["width"] / self.samples["height"]
+        return self.samples[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +90,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Description:
-    """What was found, by source; of several, `figures` holds all of them together too."""
+    """The figures and what was read, by source; of several sources, `figures` holds all of them together too."""
 
     figures: dict[str, Figures]
     measured: dict[str, Measured]
@@ -122,8 +110,8 @@ def describe(
 
     Args:
         sources: shards that are not indexed are indexed first.
-        model: whose tokenizer and context length count; None: CLIP's.
-        sample: most samples of each source; None: all.
+        model: whose tokenizer and context length count; None means CLIP's.
+        sample: at most so many samples of each source; None means all.
         workers: processes.
         on_progress: called with (samples read, samples to read).
 
@@ -132,31 +120,33 @@ def describe(
         RunError: a source without a readable sample, or failing storage.
     """
     text = TransformerTextConfig() if model is None else model.text
-    tokenizer = build_tokenizer(replace(text, context_length=_UNCUT))
     indexes = [build_index(source.shards, index_dir=source.index) for source in sources]
-    found = _measure(sources, indexes, tokenizer, sample=sample, workers=workers, on_progress=on_progress)
-    measured = {source.name: each for source, each in zip(sources, found, strict=True)}
-    for name, each in measured.items():
-        if not len(each.tokens):
+    measure = _Measure(
+        tuple(sources),
+        tuple(map(ShardRows, indexes)),
+        build_tokenizer(replace(text, context_length=_UNCUT)),
+    )
+    parts = _measure(measure, indexes, sample=sample, workers=workers, on_progress=on_progress)
+    measured = {source.name: part for source, part in zip(sources, parts, strict=True)}
+    for name, part in measured.items():
+        if not len(part.samples):
             raise RunError(
-                f"source {name}: none of {each.num_bad:,} samples has a picture and a caption under its image_key and "
+                f"source {name}: none of {part.num_bad:,} samples has a picture and a caption under its image_key and "
                 "caption_key; set them to what the shards hold"
             )
     counts = [index.num_samples for index in indexes]
-    of_each = zip(measured.items(), counts, strict=True)
     shown = {
-        name: figures(each, num_samples=count, context_length=text.context_length) for (name, each), count in of_each
+        name: figures(part, num_samples=count, context_length=text.context_length)
+        for (name, part), count in zip(measured.items(), counts, strict=True)
     }
-    if len(found) > 1:
-        together = Measured.join(found)
-        shown["all"] = figures(together, num_samples=sum(counts), context_length=text.context_length)
+    if len(parts) > 1:
+        shown["all"] = figures(Measured.join(parts), num_samples=sum(counts), context_length=text.context_length)
     return Description(shown, measured, text.context_length)
 
 
 def _measure(
-    sources: Sequence[Source],
+    measure: "_Measure",
     indexes: Sequence[ShardIndex],
-    tokenizer: Tokenizer,
     *,
     sample: int | None,
     workers: int,
@@ -164,19 +154,18 @@ def _measure(
 ) -> list[Measured]:
     """What is read of each source, evenly spread over it."""
     jobs = []
-    for number, index in enumerate(indexes):
+    for source, index in enumerate(indexes):
         count = index.num_samples if sample is None else min(sample, index.num_samples)
         rows = np.arange(count) * index.num_samples // count
-        jobs += [(number, rows[first : first + _ROWS_PER_JOB]) for first in range(0, count, _ROWS_PER_JOB)]
-    parts: list[list[Measured]] = [[] for _ in sources]
+        jobs += [(source, rows[first : first + _ROWS_PER_JOB]) for first in range(0, count, _ROWS_PER_JOB)]
+    parts: list[list[Measured]] = [[] for _ in indexes]
     total, done = sum(len(rows) for _, rows in jobs), 0
-    work = _Measure(tuple(sources), tuple(map(ShardRows, indexes)), tokenizer)
-    for (number, rows), part in zip(jobs, in_processes(work, jobs, workers=workers), strict=True):
-        parts[number].append(part)
+    for (source, rows), part in zip(jobs, in_processes(measure, jobs, workers=workers), strict=True):
+        parts[source].append(part)
         done += len(rows)
         if on_progress is not None:
             on_progress(done, total)
-    return [Measured.join(of_source) for of_source in parts]
+    return list(map(Measured.join, parts))
 
 
 @dataclass(frozen=True)
@@ -188,35 +177,28 @@ class _Measure:
     tokenizer: Tokenizer
 
     @cached_property
-    def _captions(self) -> list[CaptionReader]:
-        return [CaptionReader(source, captions_per_image=1, seed=0) for source in self.sources]
+    def _readers(self) -> list[SampleReader]:
+        return [SampleReader(source) for source in self.sources]
 
     def __call__(self, job: tuple[int, np.ndarray]) -> Measured:
-        number, rows = job
-        captions, figures, formats, num_bad = [], [], Counter[str](), 0
+        source, rows = job
+        captions, columns, formats, num_bad = [], [], Counter[str](), 0
         for row in rows.tolist():
             try:
-                caption, extension, of_sample = self._read(number, row)
-            except (UndecodableError, LeftOutError):
+                fields = self.rows[source].read(row).fields
+                caption, image = self._readers[source].read(fields, sample_id=row)
+                extension, size = image_header(image)
+            except (UndecodableError, LeftOutError, BadSampleError):
                 num_bad += 1
                 continue
             captions.append(caption)
             formats[extension] += 1
-            figures.append(of_sample)
-        tokens = self.tokenizer.encode(captions)[1].numpy() if captions else np.empty(0, np.int64)
-        width, height, num_bytes, image_hash, caption_hash = np.array(figures, np.int64).reshape(-1, 5).T
-        return Measured(tokens, width, height, num_bytes, image_hash, caption_hash, formats, num_bad)
-
-    def _read(self, number: int, row: int) -> tuple[str, str, tuple[int, ...]]:
-        """Caption, the picture's extension, and the figures in the order of `Measured`."""
-        fields = self.rows[number].read(row).fields
-        caption = self._captions[number].read(fields, epoch=0, sample_id=row).texts[0]
-        image_key = self.sources[number].image_key
-        data = first_present(fields, image_key)
-        if data is None:
-            raise UndecodableError(f"no picture under {image_key!r}")
-        extension, size = picture_header(data)
-        return caption, extension, (*size, sum(map(len, fields.values())), _hash(data), _hash(caption.encode()))
+            columns.append((*size, sum(map(len, fields.values())), _hash(image), _hash(caption.encode()), 0))
+        samples = np.zeros(len(rows) - num_bad, _SAMPLE)
+        if captions:
+            samples[:] = columns
+            samples["tokens"] = self.tokenizer.encode(captions)[1].numpy()
+        return Measured(samples, formats, num_bad)
 
 
 def _hash(data: bytes) -> int:
@@ -224,28 +206,24 @@ def _hash(data: bytes) -> int:
 
 
 def figures(measured: Measured, *, num_samples: int, context_length: int) -> Figures:
-    """What was read, in numbers.
+    """Puts what was read in numbers.
 
     Args:
         measured: of at least one good sample.
         num_samples: of the source, read or not.
         context_length: tokens at which captions are cut.
     """
+    samples = measured.samples
     return Figures(
         num_samples=num_samples,
-        num_read=len(measured.tokens) + measured.num_bad,
+        num_read=len(samples) + measured.num_bad,
         num_bad=measured.num_bad,
-        tokens=_spread(measured.tokens),
-        cut_captions=float((measured.tokens > context_length).mean()),
-        width=_spread(measured.width),
-        height=_spread(measured.height),
-        short_side=_spread(measured.short_side),
-        aspect=_spread(measured.aspect),
-        num_bytes=_spread(measured.num_bytes),
-        duplicate_images=_duplicates(measured.image_hash),
-        duplicate_captions=_duplicates(measured.caption_hash),
-        duplicate_pairs=_duplicates(measured.pair_hash),
+        cut_captions=float((samples["tokens"] > context_length).mean()),
+        duplicate_images=_duplicates(samples["image_hash"]),
+        duplicate_captions=_duplicates(samples["caption_hash"]),
+        duplicate_pairs=_duplicates(samples["image_hash"] * 31 + samples["caption_hash"]),
         formats=dict(measured.formats.most_common()),
+        **{name: _spread(measured.values(name)) for name in _SPREADS},
     )
 
 

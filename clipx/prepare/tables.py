@@ -1,7 +1,8 @@
-"""Tables with a row per picture: CSV, TSV, JSONL, parquet, arrow; and lists in memory.
+"""Tables with a row per image: CSV, TSV, JSONL, parquet, arrow; and lists in memory.
 
 Of text files only the place of each row is kept, of parquet one row group at a time, and arrow files are mapped into
-memory: tables may be larger than it. pyarrow is imported here and nowhere else in this package.
+memory: tables may be larger than it. CSV is read by the standard library: pyarrow's reader holds all of it in memory,
+cannot keep a row that is too short, takes all that follows a quote that is never closed, and makes a number of 007.
 """
 
 import csv
@@ -28,11 +29,11 @@ _ROWS_WITH_NAMES = 1000  # of a JSON file: fields may be absent from some rows
 
 
 class Table(ABC):
-    """Rows of one file; pictures are paths, bytes, or HF datasets' {bytes, path}.
+    """The rows of one file; images are paths, bytes, or HF datasets' {bytes, path}.
 
     Args:
         path: the file.
-        columns: which hold picture and captions.
+        columns: which hold image and captions.
         image_folder: that relative paths start from.
 
     Raises:
@@ -47,18 +48,22 @@ class Table(ABC):
 
     @abstractmethod
     def _scan(self) -> Sequence[str]:
-        """Finds the rows; gives the names of the columns."""
+        """Finds the rows; returns the names of the columns."""
 
     @abstractmethod
     def _values(self, row: int) -> Record:
-        """A row by column."""
+        """The values of a row by column.
+
+        Raises:
+            ValueError: the row cannot be read.
+        """
 
     @abstractmethod
     def __len__(self) -> int:
-        """As `Rows`."""
+        """Rows, good or not."""
 
     def read(self, row: int) -> Row:
-        """As `Rows.read`."""
+        """See `Rows.read`."""
         name = f"{self._path} row {row}"
         try:
             values = self._values(row)
@@ -67,7 +72,7 @@ class Table(ABC):
         return row_of(values, self._columns, folder=self._image_folder, name=name)
 
     def identity(self) -> list[object]:
-        """As `Rows.identity`."""
+        """See `Rows.identity`."""
         return [str(self._path), *file_state(str(self._path)), str(self._image_folder), asdict(self._columns)]
 
 
@@ -91,22 +96,17 @@ class ListTable(Table):
 class _TextTable(Table):
     """A text file of which the places of the rows are known, 8 bytes each."""
 
-    def __len__(self) -> int:
-        return len(self._starts) - 1
+    _starts: "array[int]"
 
-    def _find_rows(self, ends: Iterable[tuple[bool, int]], *, first: int) -> None:
-        """Takes where each row ends, and whether it is one: empty lines belong to no row."""
-        self._starts = array("q", [first])
-        for is_row, end in ends:
-            if is_row:
-                self._starts.append(end)
-            else:
-                self._starts[-1] = end
+    def __len__(self) -> int:
+        return len(self._starts)
 
     def _read(self, row: int) -> bytes:
+        """The bytes of a row, and empty lines after it."""
+        start, *stop = self._starts[row : row + 2]
         with open(self._path, "rb") as file:
-            file.seek(self._starts[row])
-            return file.read(self._starts[row + 1] - self._starts[row])
+            file.seek(start)
+            return file.read(stop[0] - start if stop else -1)
 
 
 class CsvTable(_TextTable):
@@ -114,6 +114,7 @@ class CsvTable(_TextTable):
 
     def _scan(self) -> Sequence[str]:
         csv.field_size_limit(sys.maxsize)
+        self._starts = array("q")
         with open(self._path, "rb") as file:
             self._delimiter = _delimiter(self._path, file.readline())
             file.seek(0)
@@ -121,17 +122,13 @@ class CsvTable(_TextTable):
             # strict: a quote that is never closed would take all that follows into one caption
             rows = csv.reader(lines, delimiter=self._delimiter, strict=True)
             line = 1
-
-            def ends() -> Iterator[tuple[bool, int]]:
-                nonlocal line
-                for values in rows:
-                    line = rows.line_num + 1
-                    yield bool(values), lines.position
-
             try:
                 self._names = [name.strip() for name in next(rows, [])]
-                line = rows.line_num + 1
-                self._find_rows(ends(), first=lines.position)
+                start, line = lines.position, rows.line_num + 1
+                for values in rows:
+                    if values:  # empty lines belong to no row
+                        self._starts.append(start)
+                    start, line = lines.position, rows.line_num + 1
             except (UnicodeDecodeError, csv.Error) as error:
                 raise InputError(
                     f"{self._path} line {line}: {error}; mend it, or save the file as CSV in UTF-8"
@@ -161,7 +158,7 @@ class _Lines:
 
 
 def _delimiter(path: Path, head: bytes) -> str:
-    """A tab where the name or the first line says so, else comma or semicolon."""
+    """A tab if the name or the first line says so, else comma or semicolon."""
     if path.suffix.lower() == ".tsv" or (b"\t" in head and b"," not in head):
         return "\t"
     return ";" if b";" in head and b"," not in head else ","
@@ -171,8 +168,13 @@ class JsonlTable(_TextTable):
     """A file with a JSON object per line."""
 
     def _scan(self) -> Sequence[str]:
+        self._starts = array("q")
+        start = 0
         with open(self._path, "rb") as file:
-            self._find_rows(((bool(line.strip()), file_end) for line, file_end in _with_ends(file)), first=0)
+            for line in file:
+                if line.strip():
+                    self._starts.append(start)
+                start += len(line)
         names: dict[str, None] = {}
         for row in range(min(len(self), _ROWS_WITH_NAMES)):
             try:
@@ -182,21 +184,14 @@ class JsonlTable(_TextTable):
         return list(names)
 
     def _values(self, row: int) -> Record:
-        found = json.loads(self._read(row))
-        if not isinstance(found, dict):
-            raise ValueError(f"a JSON {type(found).__name__}, not an object")
-        return found
-
-
-def _with_ends(file: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    position = 0
-    for line in file:
-        position += len(line)
-        yield line, position
+        record = json.loads(self._read(row))
+        if not isinstance(record, dict):
+            raise ValueError(f"a JSON {type(record).__name__}, not an object")
+        return record
 
 
 class ParquetTable(Table):
-    """A parquet file; fast where rows are read in their order."""
+    """A parquet file; fast if rows are read in their order."""
 
     def _scan(self) -> Sequence[str]:
         file = self._open()

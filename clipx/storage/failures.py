@@ -28,18 +28,18 @@ class ChangedError(OSError):
     """The file is not the one that was indexed or opened."""
 
 
-_OWN = (UnusableAddressError, ChangedError)
-_OF_THIS_MACHINE = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_CLIPX_ERRORS = (UnusableAddressError, ChangedError)
+_MACHINE_ERRNOS = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def is_final(error: OSError) -> bool:
     """Whether trying again is of no use."""
-    return isinstance(error, (*_FINAL, *_OWN)) or error.errno == errno.ENOSPC
+    return isinstance(error, (*_FINAL, *_CLIPX_ERRORS)) or error.errno == errno.ENOSPC
 
 
 def explain(error: Exception, timeout_s: float) -> OSError:
-    """`error` as an OSError whose text is one line with the reason; what no retry mends is so by `is_final`."""
-    if isinstance(error, OSError) and (isinstance(error, _OWN) or error.errno in _OF_THIS_MACHINE):
+    """`error` as an OSError whose text is one line with the reason; `is_final` of it tells whether no retry helps."""
+    if isinstance(error, OSError) and (isinstance(error, _CLIPX_ERRORS) or error.errno in _MACHINE_ERRNOS):
         return error
     status, text = _http_status(error), _one_line(error)
     kind = _kind(error, status)
@@ -56,7 +56,7 @@ def explain(error: Exception, timeout_s: float) -> OSError:
     return kind(text)
 
 
-def mend(error: OSError) -> str:
+def hint(error: OSError) -> str:
     """What a person can do about an error that reading or writing an address met."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return "check the address"

@@ -1,6 +1,6 @@
 """Where bytes come from: local files by `pread`, any other address through fsspec or a command.
 
-The index, the sidecars and the reader know files only through this module. An address with `://` in it goes to fsspec,
+The index and the reader know files only through this module. An address with `://` in it goes to fsspec,
 one range request per read (`remote.py`); `pipe:COMMAND` (webdataset's notation) is what a command writes to its
 standard output. Neither a command nor some web servers can give a part: such a shard is fetched whole into a local file
 (`shard_cache.py`) and read from there.
@@ -30,7 +30,7 @@ class FileState(NamedTuple):
     size: int
     """Bytes."""
     mtime_ns: int
-    """Time of the last change in nanoseconds; 0 where the store knows none."""
+    """Time of the last change in nanoseconds; 0 if the store knows none."""
 
 
 class RangeReader(Protocol):
@@ -54,7 +54,7 @@ def file_state(path: str, *, remote: RemoteConfig = DEFAULTS) -> FileState:
     """Size and time of `path`; what has no size before it is read is fetched for it.
 
     Raises:
-        OSError: when it is not there or cannot be asked.
+        OSError: it is not there or cannot be asked.
     """
     if is_local(path):
         status = os.stat(path)
@@ -78,29 +78,28 @@ def open_ranges(
     Args:
         path: local path or address.
         sequential: reads will go from the front to the end (a scan): fetching ahead saves requests.
-        state: of the file as it should be, where it is known; saves a request where the cache holds it.
+        state: of the file as it should be, if it is known; saves a request if the cache holds it.
         remote: timeout and retries.
-        cache: keeps remote files whole; None fetches only what is read, where the store can give that.
+        cache: keeps remote files whole; None fetches only what is read, if the store can give that.
 
     Raises:
-        OSError: when it cannot be opened.
+        OSError: it cannot be opened.
     """
     if is_local(path):
         return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     if path.startswith(pipe.PREFIX):
         return _fetch_whole(path, None, remote=remote, cache=cache)
     if cache is not None:
-        kept = cache.open(
+        descriptor = cache.open(
             Identity(path, *(state or file_state(path, remote=remote))),
             lambda write: remote_files.download(path, write, remote),
         )
-        if kept is not None:
-            return LocalFile(kept)
+        if descriptor is not None:
+            return LocalFile(descriptor)
     now = remote_files.state(path, remote)
     if now.size is None or not now.ranges:
         return _fetch_whole(path, now, remote=remote, cache=cache)
-    file = RemoteFile(path, now.size, remote=remote)
-    return _Scanned(file) if sequential else file
+    return RemoteFile(path, now.size, remote=remote, read_ahead=_SCAN_BLOCK if sequential else 0)
 
 
 def _fetch_whole(
@@ -115,37 +114,37 @@ def _fetch_whole(
             "%s gives no parts of files: each shard is fetched whole, to %s, before it is read", origin, cache.folder
         )
     identity = Identity(path, None, 0) if state is None else Identity(path, state.size, state.mtime_ns)
-    kept = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
-    assert kept is not None
-    return LocalFile(kept)
+    descriptor = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
+    assert descriptor is not None
+    return LocalFile(descriptor)
 
 
 def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
     """The content of a small file.
 
     Raises:
-        OSError: when it cannot be read.
+        OSError: it cannot be read.
     """
     if is_local(path):
         return Path(path).read_bytes()
     return remote_files.read_whole(path, remote)
 
 
-def write_file(path: str, *parts: bytes, remote: RemoteConfig = DEFAULTS) -> None:
-    """Writes `parts`, one after the other, so that a reader sees the old content or the new one, never a part.
+def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) -> None:
+    """Replaces a file so that a reader sees the old content or the new one, never a part.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: it cannot be written.
     """
     if not is_local(path):
-        remote_files.write_whole(path, b"".join(parts), remote)
+        remote_files.write_whole(path, content, remote)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
-            file.writelines(parts)
+            file.write(content)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -164,7 +163,7 @@ class LocalFile:
         self.size = os.fstat(descriptor).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """As `RangeReader`."""
+        """See `RangeReader`."""
         data = os.pread(self._descriptor, length, offset)
         while len(data) < length and (more := os.pread(self._descriptor, length - len(data), offset + len(data))):
             data += more  # Linux returns at most 2 GiB at once, and network file systems may return less
@@ -175,7 +174,7 @@ class LocalFile:
         mark_used(self._descriptor)
 
     def close(self) -> None:
-        """As `RangeReader`."""
+        """See `RangeReader`."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
@@ -191,34 +190,24 @@ class RemoteFile:
         url: its address.
         size: its bytes; a read fails when it has others.
         remote: timeout and retries.
+        read_ahead: bytes that a request asks for at least; the next reads are served from them, in one thread only.
     """
 
-    def __init__(self, url: str, size: int, *, remote: RemoteConfig = DEFAULTS) -> None:
-        self._url = url
-        self._remote = remote
+    def __init__(self, url: str, size: int, *, remote: RemoteConfig = DEFAULTS, read_ahead: int = 0) -> None:
+        self._url, self._remote, self._read_ahead = url, remote, read_ahead
         self.size = size
+        self._start, self._block = 0, b""
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """As `RangeReader`, in one request."""
+        """See `RangeReader`; makes one request at most."""
+        if not self._read_ahead:
+            return self._request(offset, length)
+        if offset < self._start or min(offset + length, self.size) > self._start + len(self._block):
+            self._start, self._block = offset, self._request(offset, max(length, self._read_ahead))
+        return self._block[offset - self._start :][:length]
+
+    def _request(self, offset: int, length: int) -> bytes:
         return remote_files.read_range(self._url, offset, offset + length, size=self.size, remote=self._remote)
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-class _Scanned:
-    """Reads larger blocks than it is asked for, and serves the next reads from the last block."""
-
-    def __init__(self, file: RangeReader) -> None:
-        self._file = file
-        self.size = file.size
-        self._start, self._block = 0, b""
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        stop = min(offset + length, self.size)
-        if offset < self._start or stop > self._start + len(self._block):
-            self._start, self._block = offset, self._file.read_at(offset, max(length, _SCAN_BLOCK))
-        return self._block[offset - self._start :][:length]
-
-    def close(self) -> None:
-        self._file.close()

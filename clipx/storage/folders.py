@@ -7,9 +7,8 @@ needs a folder to appear whole checks `Folder.renames`.
 import io
 import os
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self, cast
@@ -19,21 +18,21 @@ from clipx.storage.files import RangeReader, RemoteFile, file_state, is_local, r
 from clipx.storage.remote import ask
 
 REMOTE = RemoteConfig(timeout_s=180.0, retries=4)
-"""New tries come 0.5, 1, 2 and 4 s after a failure; a file of `_Remote.largest_file` takes 180 s at 0.75 MB/s."""
+"""New tries come 0.5, 1, 2 and 4 s after a failure; `_RemoteFolder.largest_file` bytes take 180 s at 0.75 MB/s."""
 _PIECE = 64 << 20  # bytes of a file that are written to a disk between two syncs
 _READ_AHEAD = 4 << 20  # bytes of a remote file, which hold many small tensors
 
 
 @dataclass(frozen=True)
-class Folder(ABC):
-    """A folder, whether it exists or not."""
+class Folder:
+    """A folder on a disk that this machine mounts, whether it exists or not."""
 
     address: str
     """Path or URL, without a slash at the end."""
 
-    renames: ClassVar[bool]
+    renames: ClassVar[bool] = True
     """Whether `move` happens completely or not at all."""
-    largest_file: ClassVar[int | None]
+    largest_file: ClassVar[int | None] = None
     """Largest size of one file in bytes, or None: in a store it is held in memory, and sent again after a failure."""
 
     def __str__(self) -> str:
@@ -42,118 +41,88 @@ class Folder(ABC):
     @property
     def name(self) -> str:
         """The last part of the address."""
-        return self.address.rpartition("/")[2]
+        return _last(self.address)
 
     @property
     def path(self) -> Path | None:
         """Path on a disk; None for a URL."""
-        return None
+        return self._path
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.address)
 
     def child(self, name: str) -> Self:
         """The folder of that name in this one."""
         return type(self)(f"{self.address}/{name}")
 
-    @abstractmethod
     def make(self) -> None:
         """Creates the folder if it does not exist; call it before files are written."""
+        self._path.mkdir(parents=True, exist_ok=True)
 
-    @abstractmethod
     def names(self) -> list[str]:
         """Names of the files and folders in it, sorted; empty if it does not exist."""
+        with suppress(FileNotFoundError):
+            return sorted(os.listdir(self._path))
+        return []
 
-    @abstractmethod
     def sizes(self) -> dict[str, int]:
         """Sizes of the files in bytes by name; empty if the folder does not exist."""
+        with suppress(FileNotFoundError), os.scandir(self._path) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        return {}
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a small file.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
+        return (self._path / name).read_bytes()
 
-    @abstractmethod
     def open(self, name: str) -> BinaryIO:
         """Opens a file for reading from any position."""
+        return (self._path / name).open("rb")
 
-    @abstractmethod
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
         """Opens a new file for writing; it is stored for good when the block ends without an error."""
-
-    @abstractmethod
-    def remove_file(self, name: str) -> None:
-        """Removes a file if it exists."""
-
-    @abstractmethod
-    def remove(self) -> None:
-        """Removes the folder with everything in it, if it exists."""
-
-    @abstractmethod
-    def move(self, name: str) -> Self:
-        """Gives the folder another name, which must be free; returns the folder under that name."""
+        with io.BufferedWriter(_WrittenThrough(self._path / name, "wb")) as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def write(self, name: str, content: str) -> None:
         """Writes a small text file."""
         with self.create(name) as file:
             file.write(content.encode())
 
-
-class _Local(Folder):
-    """A folder on a disk that this machine mounts."""
-
-    renames = True
-    largest_file = None
-
-    @property
-    def path(self) -> Path:
-        return Path(self.address)
-
-    def make(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def names(self) -> list[str]:
-        with suppress(FileNotFoundError):
-            return sorted(os.listdir(self.path))
-        return []
-
-    def sizes(self) -> dict[str, int]:
-        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        return {}
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
-
-    @contextmanager
-    def create(self, name: str) -> Iterator[BinaryIO]:
-        with io.BufferedWriter(_WrittenThrough(self.path / name, "wb")) as file:
-            yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
-
     def remove_file(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
+        """Removes a file if it exists."""
+        (self._path / name).unlink(missing_ok=True)
 
     def remove(self) -> None:
+        """Removes the folder with everything in it, if it exists."""
         with suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+            shutil.rmtree(self._path)
 
     def move(self, name: str) -> Self:
-        _sync(self.path)
-        target = self.path.rename(self.path.with_name(name))
+        """Gives the folder another name, which must be free; returns the folder under that name."""
+        _sync(self._path)
+        target = self._path.rename(self._path.with_name(name))
         _sync(target.parent)
         return type(self)(str(target))
 
 
-class _Remote(Folder):
+class _RemoteFolder(Folder):
     """A folder in a store that fsspec supports; every request is tried again as `REMOTE` says before it fails."""
 
     renames = False
     largest_file = 128 << 20
+
+    @property
+    def path(self) -> None:
+        return None
 
     def make(self) -> None:
         """Does nothing: stores have files only."""
@@ -187,7 +156,7 @@ class _Remote(Folder):
             ask(self.address, "rm", recursive=True, remote=REMOTE)
 
     def move(self, name: str) -> Self:
-        """Copies within the store, then removes the original; if this is interrupted, both exist."""
+        """Copies, within the store, and removes: when it breaks off, both are there."""
         target = f"{self.address.removesuffix(self.name)}{name}"
         ask(self.address, "copy", target, recursive=True, remote=REMOTE)
         self.remove()
@@ -196,21 +165,21 @@ class _Remote(Folder):
     def _entries(self) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):  # refresh: some file systems cache what they have listed
             entries = ask(self.address, "ls", detail=True, refresh=True, remote=REMOTE)
-            own = self.address.partition("://")[2].strip("/")  # some stores list the folder itself as a file in it
-            return [entry for entry in entries if entry["name"].strip("/") != own]
+            folder = self.address.partition("://")[2].strip("/")  # some stores list the folder itself as a file in it
+            return [entry for entry in entries if entry["name"].strip("/") != folder]
         return []
 
 
 def folder_at(address: Path | str) -> Folder:
     """The folder at a path or URL."""
     text = str(address).removeprefix("file://").rstrip("/")
-    return _Local(text) if is_local(text) else _Remote(text)
+    return Folder(text) if is_local(text) else _RemoteFolder(text)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a small file so that a reader, also after a crash, finds the old or the new content and no mixture."""
     aside = f".{path.name}.new"
-    _Local(str(path.parent)).write(aside, text)
+    Folder(str(path.parent)).write(aside, text)
     path.with_name(aside).replace(path)
 
 

@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
@@ -22,9 +22,12 @@ from clipx.storage import pipe
 from clipx.storage.failures import ChangedError, explain, is_final
 
 DEFAULTS = RemoteConfig()
+ASK = RemoteConfig(timeout_s=20, retries=1)
+"""For a question before a run starts: a store that does not answer is given up within a minute."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a further try
 _CHUNK = 1 << 20
 _PIECE = 16 << 20  # of a download: ends within the timeout also at 0.3 MB/s
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")  # as the file systems name it
 _OK, _PARTIAL, _NOT_SATISFIABLE = 200, 206, 416
 _LINE_EVERY_S = 5.0  # of failures that will be tried again
 
@@ -41,9 +44,9 @@ class RemoteState(NamedTuple):
     """What a store says of a file."""
 
     size: int | None
-    """Bytes; None where the server does not say."""
+    """Bytes; None if the server does not say."""
     mtime_ns: int
-    """Time of the last change in nanoseconds; 0 where the store knows none."""
+    """Time of the last change in nanoseconds; 0 if the store knows none."""
     ranges: bool
     """Whether a part can be asked for."""
 
@@ -67,16 +70,16 @@ def state(url: str, remote: RemoteConfig = DEFAULTS) -> RemoteState:
     """Size, time and abilities of `url`, in one request.
 
     Raises:
-        OSError: when it is not there or does not answer.
+        OSError: it is not there or does not answer.
     """
     return with_retries(url, lambda: _state(url, remote), remote)
 
 
 def read_range(url: str, start: int, stop: int, *, size: int, remote: RemoteConfig = DEFAULTS) -> bytes:
-    """The bytes from `start` to `stop` of a file of `size` bytes, in one request; fewer only where the file ends.
+    """The bytes from `start` to `stop` of a file of `size` bytes, in one request; fewer only at its end.
 
     Raises:
-        OSError: after the last retry, or when the file has another size by now.
+        OSError: the last retry failed, or the file has another size by now.
     """
     stop = min(stop, size)
     if start >= stop:
@@ -88,7 +91,7 @@ def read_whole(url: str, remote: RemoteConfig = DEFAULTS) -> bytes:
     """The content of a small file.
 
     Raises:
-        OSError: as `read_range`.
+        OSError: see `read_range`.
     """
     if is_http(url):
         return with_retries(url, lambda: b"".join(_http_stream(url, remote)), remote)
@@ -99,7 +102,7 @@ def write_whole(url: str, content: bytes, remote: RemoteConfig = DEFAULTS) -> No
     """Puts a small file.
 
     Raises:
-        OSError: as `read_range`; also where the store cannot be written, as over http.
+        OSError: see `read_range`; also if the store cannot be written, as over http.
     """
     if is_http(url):
         raise PermissionError("http servers are only read")
@@ -110,10 +113,10 @@ def list_names(url: str, remote: RemoteConfig = DEFAULTS) -> list[str]:
     """The names in the folder `url`, those of folders without their slash.
 
     Raises:
-        OSError: FileNotFoundError when nothing is there, else as `read_range`.
+        OSError: FileNotFoundError when nothing is there, else see `read_range`.
     """
-    found = ask(url, "ls", remote=remote, detail=False)
-    names = {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != url.rstrip("/")}
+    paths = ask(url, "ls", remote=remote, detail=False)
+    names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != url.rstrip("/")}
     return sorted(names)
 
 
@@ -121,16 +124,24 @@ def ask(url: str, method: str, *arguments: Any, remote: RemoteConfig = DEFAULTS,
     """What a method of fsspec's file system for `url` (ls, glob, info) returns for its path.
 
     Raises:
-        OSError: as `read_range`.
+        OSError: see `read_range`.
     """
     return with_retries(url, lambda: _call(url, method, *arguments, remote=remote, **options), remote)
 
 
+def modified_ns(info: Mapping[str, Any]) -> int:
+    """Time of the last change in nanoseconds by an entry that fsspec lists, 0 if the store knows none."""
+    changed = next((info[key] for key in _TIMES if info.get(key)), 0)
+    if isinstance(changed, str):
+        changed = datetime.fromisoformat(changed)
+    return int((changed.timestamp() if isinstance(changed, datetime) else changed) * 1e9)
+
+
 def download(url: str, write: Callable[[bytes, int], None], remote: RemoteConfig = DEFAULTS) -> None:
-    """Hands the whole of a file to `write` as (bytes, offset): in pieces where the store gives parts, else as a stream.
+    """Hands the whole of a file to `write` as (bytes, offset): in pieces if the store gives parts, else as a stream.
 
     Raises:
-        OSError: as `read_range`, or from `write`.
+        OSError: see `read_range`, or from `write`.
     """
     now = None if url.startswith(pipe.PREFIX) else state(url, remote)
     if now is None or now.size is None or not now.ranges:
@@ -167,7 +178,7 @@ def with_retries(url: str, action: Callable[[], T], remote: RemoteConfig) -> T:
     """The result of `action`, tried again after 0.5, 1, 2, ... (at most 30) seconds.
 
     Raises:
-        OSError: one line; at once what no retry mends (`is_final`), else what the last try met.
+        OSError: one line; at once if no retry helps (`is_final`), else what the last try met.
     """
     for attempt in itertools.count():
         try:
@@ -189,19 +200,19 @@ class _FailureLog:
 
     def __init__(self) -> None:
         self._known: set[str] = set()
-        self._unsaid = 0
+        self._not_logged = 0
         self._next_line = 0.0
 
     def log(self, url: str, text: str) -> None:
         if url in self._known:
             return
         if time.monotonic() < self._next_line:
-            self._unsaid += 1
+            self._not_logged += 1
             return
         self._known.add(url)
-        more = f" ({self._unsaid} failures of other addresses were not logged)" if self._unsaid else ""
+        more = f" ({self._not_logged} failures of other addresses were not logged)" if self._not_logged else ""
         log.warning("%s: %s%s", url, text, more)
-        self._unsaid, self._next_line = 0, time.monotonic() + _LINE_EVERY_S
+        self._not_logged, self._next_line = 0, time.monotonic() + _LINE_EVERY_S
 
 
 _failures = _FailureLog()
@@ -257,12 +268,7 @@ def _state(url: str, remote: RemoteConfig) -> RemoteState:
     info = _call(url, "info", remote=remote)
     if info["type"] == "directory":
         raise IsADirectoryError("it is a folder")
-    times = (info.get(key) for key in ("LastModified", "last_modified", "mtime", "updated", "created"))
-    changed = next((time for time in times if time), None)
-    if isinstance(changed, str):
-        changed = datetime.fromisoformat(changed)
-    seconds = changed.timestamp() if isinstance(changed, datetime) else (changed or 0)
-    return RemoteState(info["size"], int(seconds * 1e9), ranges=True)
+    return RemoteState(info["size"], modified_ns(info), ranges=True)
 
 
 def _read_range(url: str, start: int, stop: int, size: int, remote: RemoteConfig) -> bytes:
@@ -302,7 +308,7 @@ def _http_part(url: str, start: int, stop: int, remote: RemoteConfig) -> _Part:
 
 
 async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> _Part:
-    """Bytes `start` to `stop`, or none where the server ignores the range: the whole file is not read then."""
+    """Bytes `start` to `stop`, or none if the server ignores the range: the whole file is not read then."""
     response = await _http_get(filesystem, url, {"Range": f"bytes={start}-{stop - 1}"})
     try:
         mtime_ns = 0

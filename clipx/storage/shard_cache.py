@@ -38,7 +38,7 @@ class Identity(NamedTuple):
 
     url: str
     size: int | None
-    """Bytes; None where nobody knows before it is fetched."""
+    """Bytes; None if nobody knows before it is fetched."""
     mtime_ns: int
 
     @property
@@ -56,19 +56,19 @@ class ShardCache:
     """Opens shards from a local folder, fetching those that are absent.
 
     Args:
-        folder: is made where it is absent.
+        folder: is made if it is absent.
         max_bytes: of all files together.
         stall_s: another process that fetches a shard may stand still for so long.
 
     Raises:
-        InputError: when the folder cannot be written.
+        InputError: the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES, stall_s: float = 600.0) -> None:
         self.folder = Path(folder).expanduser()
         self._max_bytes = max_bytes
         self._stall_s = stall_s
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / _LOCK, "ab"):
@@ -95,7 +95,7 @@ class ShardCache:
             The descriptor, now the caller's; None when the cache has no room (which is logged once).
 
         Raises:
-            OSError: from `fetch`, or the cache's disk; without room only where `required`.
+            OSError: from `fetch`, or the cache's disk; without room only if `required`.
         """
         path = self.folder / shard.file_name
         while True:
@@ -112,8 +112,8 @@ class ShardCache:
                 kind, reason = error.args
                 if required:
                     raise OSError(errno.ENOSPC, f"{reason}; make room there or set another data.cache") from None
-                if kind not in self._said:
-                    self._said.add(kind)
+                if kind not in self._logged:
+                    self._logged.add(kind)
                     log.warning("%s; such shards are read by ranges, without the cache", reason)
                 return None
             except BaseException:
@@ -226,7 +226,7 @@ def _part_of(path: Path) -> Path:
 
 
 def _open_complete(path: Path, size: int | None) -> int | None:
-    """A descriptor of a complete file, marked as used now; None where there is none of that size."""
+    """A descriptor of a complete file, marked as used now; None if there is none of that size."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

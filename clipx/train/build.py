@@ -5,7 +5,7 @@ import platform
 import socket
 import subprocess
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,15 +19,16 @@ from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
 from clipx.data.build import build_order
+from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
+from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream
-from clipx.data.tokenizer import build_tokenizer
+from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
-from clipx.evaluate.run import check_evaluation
 from clipx.objectives.build import build_objective
-from clipx.objectives.objective import BuildObjective
+from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
 from clipx.pretrained import Pretrained, start_from
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
@@ -113,26 +114,11 @@ def build_run(
     checkpoint = _newest_checkpoint(config, runtime)
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
-        check_stages(config)
-        for evaluation in config.evaluate.values():
-            check_evaluation(evaluation)
-        tokenizer = build_tokenizer(config.model.text)
-        record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
-        plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
-        saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
-        progress = Progress() if saved is None else saved.progress
-        if rollback is not None:
-            rollback.apply(progress)
-        phase = phase_at(config, progress.step)
-        objective = build(config, phase, vocab_size=tokenizer.vocab_size)
-        reader = phase_reader(config, indexes, plan, phase=phase, column_readers=objective.column_readers)
-        model = objective.model.to(runtime.device)
-        check_step(config, runtime, model)
-        if saved is None and config.start_from is not None:
-            start_from(Path(config.start_from), model)
+        parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
+    saved, phase, objective = parts.saved, parts.phase, parts.objective
     state = RunState(
-        progress=progress,
-        data_order=record,
+        progress=parts.progress,
+        data_order=parts.record,
         wandb_id=runtime.broadcast_from_rank0(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         versions=versions(),
     )
@@ -144,26 +130,76 @@ def build_run(
         runtime.load_grad_scaler(saved.grad_scaler)
         if runtime.is_main:
             log.info("resuming from %s", checkpoint)
-    stream = open_stream(
-        config,
-        runtime,
-        reader,
-        plan,
-        phase=phase,
-        start=state.progress.next_batch,
-        flops_per_image=objective.flops.image,
-    )
+    start, flops = parts.progress.next_batch, objective.flops.image
+    stream = open_stream(config, runtime, parts.reader, parts.plan, phase=phase, start=start, flops_per_image=flops)
     return Run(
         config=config,
         runtime=runtime,
         phase=phase,
-        plan=plan,
+        plan=parts.plan,
         stream=stream,
         stepper=stepper,
-        encoder=Pretrained(model, config.model, tokenizer=tokenizer),
+        encoder=Pretrained(objective.model, config.model, tokenizer=parts.tokenizer),
         state=state,
         monitor=Monitor(runtime, config, _diagnosis(config, runtime, workers=stream.workers)),
-        quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=state.progress.step),
+        quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What each rank makes for itself, before the ranks work together."""
+
+    saved: RunState | None
+    """The checkpoint's; None if the run begins."""
+    record: DataOrderRecord
+    plan: DataOrder
+    progress: Progress
+    phase: Phase
+    objective: Objective
+    """Its model is on the rank's device, with the weights of the start."""
+    reader: BatchReader
+    tokenizer: Tokenizer
+
+
+def _prepare(
+    config: RunConfig,
+    runtime: Runtime,
+    *,
+    checkpoint: Checkpoint | None,
+    indexes: Sequence[ShardIndex],
+    rollback: Rollback | None,
+    build: BuildObjective,
+) -> _Parts:
+    """All that can fail because of the config, the data or the checkpoint; nothing is sent."""
+    check_stages(config)
+    for evaluation in config.evaluate.values():
+        from clipx.evaluate.run import check_evaluation
+
+        check_evaluation(evaluation)
+    tokenizer = build_tokenizer(config.model.text)
+    record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
+    plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
+    saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
+    progress = Progress() if saved is None else saved.progress
+    if rollback is not None:
+        rollback.apply(progress)
+    phase = phase_at(config, progress.step)
+    objective = build(config, phase, vocab_size=tokenizer.vocab_size)
+    reader = phase_reader(config, indexes, plan, phase=phase, column_readers=objective.column_readers)
+    model = objective.model.to(runtime.device)
+    check_step(config, runtime, model)
+    if saved is None and config.start_from is not None:
+        start_from(Path(config.start_from), model)
+    return _Parts(
+        saved=saved,
+        record=record,
+        plan=plan,
+        progress=progress,
+        phase=phase,
+        objective=objective,
+        reader=reader,
+        tokenizer=tokenizer,
     )
 
 

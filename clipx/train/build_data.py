@@ -20,7 +20,6 @@ from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
-from clipx.data.workers import choose_workers, measure_image
 from clipx.distributed.collectives import gather_objects
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
@@ -147,6 +146,8 @@ def _read_one(reader: BatchReader, slots: range, start: int, out: Tensor, number
 
 def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: float | None, slots: int) -> int:
     """As many as this rank needs, by a short measurement on what it will read first."""
+    from clipx.data.workers import choose_workers, measure_image
+
     cores = own_cores()
     share = share_of_cores(cores, gather_objects(cores, runtime.group))
     with runtime.raise_on_all_ranks():

@@ -13,10 +13,8 @@ from clipx.config.parallel import Fsdp2Config
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
-from clipx.data.device_augment import DeviceAugment
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, float8_blocks
-from clipx.distributed.memory import state_bytes
-from clipx.distributed.parallelize import parallelize
+from clipx.distributed.parallelize import parallelize, state_bytes
 from clipx.distributed.runtime import Runtime
 from clipx.losses.backend import check_implementation
 from clipx.models.clip import CLIP
@@ -25,11 +23,9 @@ from clipx.models.vision_tower import check_image_size, check_patch_drop
 from clipx.objectives.build import loss_shape
 from clipx.objectives.objective import Objective
 from clipx.optim.ema import Ema
-from clipx.optim.from_timm import check_sharded
-from clipx.optim.locking import set_locked
-from clipx.optim.optimizers import build_optimizer
+from clipx.optim.optimizers import build_optimizer, optimizer_bytes
+from clipx.optim.param_groups import set_locked
 from clipx.optim.schedules import build_schedule
-from clipx.optim.state_bytes import optimizer_bytes
 from clipx.train.micro_batch import largest_micro_batch
 from clipx.train.step import Stepper
 from clipx.types import Batch
@@ -56,6 +52,8 @@ def check_step(config: RunConfig, runtime: Runtime, model: CLIP) -> None:
             _TENSOR_CORE_SIZE,
         )
     if isinstance(config.optim, TimmOptimConfig) and isinstance(config.parallel, Fsdp2Config):
+        from clipx.optim.from_timm import check_sharded
+
         check_sharded(config.optim)
     for name, stage in config.stages.items():
         if stage.image_size is not None:
@@ -131,7 +129,11 @@ def build_stepper(
 def _device_augment(data: DataConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Colours are changed on the device: they cost a loader process more than decoding does."""
     augment = sources(data)[0].augment
-    return DeviceAugment(augment) if any(device_part(augment)) else None
+    if not any(device_part(augment)):
+        return None
+    from clipx.data.device_augment import DeviceAugment
+
+    return DeviceAugment(augment)
 
 
 def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: Phase) -> DryRun:

@@ -11,7 +11,6 @@ import torch
 
 from clipx.distributed.parallelize import reshard
 from clipx.errors import InputError
-from clipx.evaluate.run import run_evaluation
 from clipx.storage.folders import write_atomically
 from clipx.train.build import Run
 from clipx.train.liveness.watchdog import Watchdog
@@ -63,6 +62,8 @@ def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> No
 
 def _scores(run: Run, name: str) -> dict[str, float]:
     """The scores of the weights and, if the run keeps an average of them, its scores under names with `ema_`."""
+
+    from clipx.evaluate.run import run_evaluation
 
     def score() -> dict[str, float]:
         try:

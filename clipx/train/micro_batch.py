@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clipx.distributed.collectives import gather_objects
-from clipx.distributed.memory import MEMORY_FRACTION
+from clipx.distributed.parallelize import MEMORY_FRACTION
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
 from clipx.host import rank_memory

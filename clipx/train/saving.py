@@ -39,7 +39,7 @@ class Saver:
 
     With `checkpoint.async_save` a save takes a copy of the state and writes it in the background; `saved_step` changes
     when the next save is due or `wait` is called. Rank 0 decides for all ranks when a save is asked for or left out:
-    through `Requests.save` in the steps' own all-reduce, and by a broadcast when two saves would overlap.
+    through `StopOrSave.save` in the steps' own all-reduce, and by a broadcast when two saves would overlap.
     """
 
     def __init__(self, run: Run) -> None:

@@ -21,8 +21,15 @@ from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
 from clipx.train.accumulate import Losses, accumulate
-from clipx.train.metrics.clock import Clock
-from clipx.train.metrics.step_metrics import InFlightStep, RankStats, StopOrSave, check_names, sum_over_ranks
+from clipx.train.metrics.step_metrics import (
+    Clock,
+    InFlightStep,
+    RankStats,
+    StepSums,
+    StopOrSave,
+    check_names,
+    sum_over_ranks,
+)
 from clipx.types import Batch
 
 
@@ -64,22 +71,7 @@ class Stepper:
                 figures = self._forward_backward(batch, clock)
             with clock.measure("optimizer"):
                 grad_norm = self._clip()
-            counts = {
-                "num_tokens": batch.tokens_T.shape[0],
-                "model_flops": self.objective.flops(batch),
-                **batch.counts,
-            }
-            if not self.names_checked:
-                check_names(figures, counts, self.runtime)
-                self.names_checked = True
-            sums = sum_over_ranks(
-                figures,
-                counts=counts,
-                num_bad=len(batch.bad),
-                requests=requests,
-                stats=stats,
-                runtime=self.runtime,
-            )
+            sums = self._sum_over_ranks(figures, batch, requests=requests, stats=stats)
             good = torch.isfinite(sums.values[0]) & torch.isfinite(grad_norm)
             with clock.measure("optimizer"):
                 self._update(good, step)
@@ -133,6 +125,18 @@ class Stepper:
             no_sync=partial(no_sync, self.model),
         )
         return figures.values
+
+    def _sum_over_ranks(
+        self, figures: Mapping[str, Tensor], batch: Batch, *, requests: StopOrSave, stats: RankStats
+    ) -> StepSums:
+        tokens, flops = batch.tokens_T.shape[0], self.objective.flops(batch)
+        counts = {"num_tokens": tokens, "model_flops": flops, **batch.counts}
+        if not self.names_checked:
+            check_names(figures, counts, self.runtime)
+            self.names_checked = True
+        return sum_over_ranks(
+            figures, counts=counts, num_bad=len(batch.bad), requests=requests, stats=stats, runtime=self.runtime
+        )
 
     def _sample_counts(self, batch: Batch) -> Mapping[str, Tensor]:
         """What each term is divided by: its count over all ranks, on the device."""

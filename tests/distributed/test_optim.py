@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig
 from clipx.optim.ema import Ema
-from clipx.optim.locking import set_locked
 from clipx.optim.optimizers import build_optimizer, update
+from clipx.optim.param_groups import set_locked
 
 CONFIGS: dict[str, OptimConfig] = {
     "adamw": AdamWConfig(lr=0.01),

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from clipx.errors import RunError
 from clipx.objectives.contrastive import mean_cosine
-from clipx.train.metrics.clock import Clock
 from clipx.train.metrics.step_metrics import (
+    Clock,
     InFlightStep,
     RankStats,
     StepMetrics,

@@ -87,7 +87,7 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
 ) -> None:
     spoil(lambda outcome: outcome.batch == 13)
     opened, activities, waited_in = threading.Event(), [], []
-    create, look, take, set_activity = folders._Local.create, SpikeDetector.look, Background.take, Watchdog.set_activity
+    create, look, take, set_activity = folders.Folder.create, SpikeDetector.look, Background.take, Watchdog.set_activity
 
     @contextmanager
     def gated(folder: Any, name: str) -> Iterator[Any]:
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
         waited_in.append(activities[-1])
         return take(background, *arguments)
 
-    monkeypatch.setattr(folders._Local, "create", gated)
+    monkeypatch.setattr(folders.Folder, "create", gated)
     monkeypatch.setattr(SpikeDetector, "look", looked)
     monkeypatch.setattr(Background, "take", taken)
     monkeypatch.setattr(Watchdog, "set_activity", lambda *a, **k: activities.append(a[1]) or set_activity(*a, **k))

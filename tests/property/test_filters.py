@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import write_tar
 
-from clipx.data.filters.filters import Filters
+from clipx.data import parallel
+from clipx.data.filters.filters import SampleFilter
 from clipx.data.index import duplicates
-from clipx.data.index import scan as index_shard
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.data.index.shard_paths import naturally_sorted, packed
 
@@ -26,8 +26,8 @@ def test_what_passes_is_what_the_rule_says(captions, cut, words, threads, part):
         if len(caption.split()) >= words and caption not in seen:
             expected.append(f"{number:04d}")
             seen.add(caption)
-    threads_before, part_before = index_shard._THREADS, duplicates._AT_ONCE
-    index_shard._THREADS, duplicates._AT_ONCE = threads, part
+    threads_before, part_before = parallel.THREADS, duplicates._AT_ONCE
+    parallel.THREADS, duplicates._AT_ONCE = threads, part
     try:
         with tempfile.TemporaryDirectory() as folder:
             for shard, first in enumerate(range(0, len(captions), cut)):
@@ -35,16 +35,16 @@ def test_what_passes_is_what_the_rule_says(captions, cut, words, threads, part):
                 write_tar(Path(folder) / "s" / f"{shard}.tar", members)
             # one sample that always passes: an index of nothing is an error
             write_tar(Path(folder) / "s" / "99.tar", [("last.txt", b"x x x x")])
-            filters = Filters.parse([f"caption.words>={words}"], unique="caption")
+            filters = SampleFilter.parse([f"caption.words>={words}"], unique="caption")
             shards, place = [f"{folder}/s"], f"{folder}/i"
             index = build_index(shards, index_dir=place, filters=filters)
             for found in (index, build_index(shards, index_dir=place), load_index(shards, index_dir=place)):
-                keys = [found.sidecar(s).key(i) for s in range(len(found.paths)) for i in range(found.counts[s])]
+                keys = [found.offsets(s).key(i) for s in range(len(found.paths)) for i in range(found.counts[s])]
                 assert keys == [*expected, "last"]
                 assert sum(found.left_out.values()) + found.num_samples == len(captions) + 1
                 assert found.fingerprint() == index.fingerprint()
     finally:
-        index_shard._THREADS, duplicates._AT_ONCE = threads_before, part_before
+        parallel.THREADS, duplicates._AT_ONCE = threads_before, part_before
 
 
 @settings(deadline=None, max_examples=200)

@@ -16,7 +16,7 @@ from tiny import tiny_config
 from clipx.config.data import sources
 from clipx.config.schema import RunConfig
 from clipx.data.build import build_order, open_reader
-from clipx.data.filters.filters import Filters
+from clipx.data.filters.filters import SampleFilter
 from clipx.data.index.shard_index import build_index
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import ClipTokenizer
@@ -81,7 +81,7 @@ def config(place: str, index: Path, cache: Path | None) -> RunConfig:
 
 def batches(config: RunConfig, *, world_size: int, workers: int, start: int) -> list[Batch]:
     first, second = sources(config.data)
-    long_captions = Filters.parse(["caption.characters>=10"])  # those of the second set from "picture 10" on
+    long_captions = SampleFilter.parse(["caption.characters>=10"])  # those of the second set from "picture 10" on
     indexes = [
         build_index(first.shards, index_dir=first.index),
         build_index(second.shards, index_dir=second.index, filters=long_captions),

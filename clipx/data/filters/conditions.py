@@ -29,7 +29,7 @@ class Condition:
     field: str
     operator: Operator
     values: tuple[str, ...]
-    """As they were written; several after `in` alone."""
+    """The values as they were written; several only after `in`."""
 
     @property
     def text(self) -> str:

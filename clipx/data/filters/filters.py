@@ -1,35 +1,39 @@
-"""Which samples an index counts: judged once, when a shard is indexed, so that a run never skips one.
+"""Which samples an index counts: evaluated once, when a shard is indexed, so that a run never skips one.
 
-A filter is kept as `FILTER_FILE` (and its lists of keys beside it) in the folder of its index; shards that are added
-later are judged by it. `judge.py` looks at the samples.
+A filter is kept as `FILTER_FILE` (and its lists of keys beside it) in the folder of its index, and evaluates shards
+that are added later.
 """
 
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition
-from clipx.data.filters.judge import Judge
-from clipx.data.filters.key_list import KeyList
-from clipx.data.index.offsets import TarScan, Verdict
-from clipx.data.index.remote_folder import ASK
+import numpy as np
+
+from clipx.data.filters import FilterResult, filter_id
+from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition, Value
+from clipx.data.filters.key_list import KeyList, hashed
+from clipx.data.filters.sample import NO_CAPTION, NO_IMAGE, FilterSample, absent_reason, parquet_rows
 from clipx.errors import InputError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import RangeReader, read_file, write_file
+from clipx.storage.remote import ASK
+from clipx.storage.tar import TarScan
 
 FILTER_FILE = "clipx-filter.json"
 Unique = Literal["image", "caption", "pair"]
 _UNIQUE: tuple[Unique, ...] = ("image", "caption", "pair")
 _VERSION = 1
+_NOT_AMONG, _AMONG = "not among the keys", "among the keys left out"
+_MAX_REASONS = 255  # they are stored in a byte
 
 
 @dataclass(frozen=True, eq=False)
-class Filters:
+class SampleFilter:
     """Conditions that all must hold, lists of keys, and whether exact duplicates stay."""
 
     where: tuple[Condition, ...]
@@ -38,13 +42,13 @@ class Filters:
     without_keys: KeyList | None
     """None of these."""
     unique: Unique | None
-    """Of samples whose bytes of this are equal the first stays."""
+    """Whose bytes must differ: of samples with equal ones the first stays."""
     caption_key: str
     image_key: str
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.where, self.keys, self.without_keys, self.unique, self.caption_key, self.image_key)
-        return Filters, fields  # without what is computed from them, in which there are functions
+        return SampleFilter, fields  # without what is computed from them, in which there are functions
 
     @classmethod
     def parse(
@@ -56,17 +60,17 @@ class Filters:
         unique: str | None = None,
         caption_key: str = "txt",
         image_key: str = "jpg;jpeg;png;webp",
-    ) -> "Filters":
+    ) -> "SampleFilter":
         """Reads what a person wrote.
 
         Args:
             where: conditions: caption.words, caption.characters, width, height, min_side, aspect (longer over shorter
                 side), json:NAME, parquet:NAME; with >=, <=, >, <, ==, !=, or `in` and values joined by commas.
             keys: text file with one key (or SHARD.tar/KEY) per line: only these.
-            without_keys: the same: none of these.
+            without_keys: text file of the same form: none of these.
             unique: image, caption or pair.
-            caption_key: as data.caption_key. Of several captions all must pass.
-            image_key: as data.image_key.
+            caption_key: like data.caption_key. Of several captions all must pass.
+            image_key: like data.image_key.
 
         Raises:
             InputError: a condition that is none, a list that cannot be read, an unknown `unique`, or nothing to filter.
@@ -74,17 +78,16 @@ class Filters:
         chosen = next((name for name in _UNIQUE if name == unique), None)
         if unique is not None and chosen is None:
             raise InputError(f"unique={unique}: give one of {', '.join(_UNIQUE)}")
-        filters = cls(
-            where=tuple(Condition.parse(text) for text in where),
+        if not (where or keys or without_keys or unique):
+            raise InputError("a filter without condition, keys or unique leaves nothing out; give one of them")
+        return cls(
+            where=tuple(map(Condition.parse, where)),
             keys=None if keys is None else KeyList.from_file(keys),
             without_keys=None if without_keys is None else KeyList.from_file(without_keys),
             unique=chosen,
             caption_key=caption_key,
             image_key=image_key,
         )
-        if not (where or keys or without_keys or unique):
-            raise InputError("a filter without condition, keys or unique leaves nothing out; give one of them")
-        return filters
 
     @cached_property
     def text(self) -> str:
@@ -107,18 +110,91 @@ class Filters:
 
     @cached_property
     def reasons(self) -> tuple[str, ...]:
-        """Why a sample can be left out; the n-th, from 1 on, is number n of a `Verdict`. That of duplicates is last."""
-        return self._judge.reasons
+        """Why a sample can be left out, in the order of their numbers, from 1 on; duplicates come last.
 
-    def judge(self, path: str, file: RangeReader, scan: TarScan) -> Verdict:
-        """Judges the samples of a shard; duplicates are left to `mark_duplicates`, which sees all shards.
+        Raises:
+            InputError: more than 255.
+        """
+        reasons = [_NOT_AMONG] if self.keys else []
+        reasons += [_AMONG] if self.without_keys else []
+        for condition in self.where:
+            reasons += [absent_reason(condition.field), condition.text]
+        reasons += [NO_CAPTION] if self.unique in ("caption", "pair") else []
+        reasons += [NO_IMAGE] if self.unique in ("image", "pair") else []
+        reasons += [f"duplicate {self.unique}"] if self.unique else []
+        unique_reasons = tuple(dict.fromkeys(reasons))
+        if len(unique_reasons) > _MAX_REASONS:
+            raise InputError(
+                f"{len(self.where)} conditions have more than {_MAX_REASONS} reasons to leave a sample out; give fewer"
+            )
+        return unique_reasons
+
+    def evaluate(self, path: str, file: RangeReader, scan: TarScan) -> FilterResult:
+        """Decides which samples of a shard pass; duplicates are left to `mark_duplicates`, which sees all shards.
 
         Raises:
             OSError: the shard cannot be read.
             InputError: a parquet file that a condition needs is absent, or lacks its column.
         """
-        reasons, hashes = self._judge.judge(path, file, scan)
-        return Verdict(self.id, reasons, hashes)
+        reasons = self._reasons_by_key(posixpath.basename(path), scan)
+        hashes = np.zeros(len(scan.keys), np.uint64) if self.unique else None
+        columns = [name for source, _, name in (c.field.partition(":") for c in self.where) if source == "parquet"]
+        rows = parquet_rows(path, columns) if columns else {}
+        for i in np.flatnonzero(reasons == 0).tolist():
+            members = {member.extension: member for member in scan.members(i)}
+            row = rows.get(posixpath.basename(scan.key(i)), {})
+            sample = FilterSample(file, members, self.caption_key, self.image_key, row)
+            reasons[i] = self._reason(sample)
+            if hashes is not None and not reasons[i]:
+                reasons[i], hashes[i] = self._hash(sample)
+        return FilterResult(self.id, reasons, hashes)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {reason: number for number, reason in enumerate(self.reasons, start=1)}
+
+    @cached_property
+    def _tests(self) -> list[tuple[Condition, Callable[[Value], bool], int, int]]:
+        """Each condition, its test, and the numbers of its reasons."""
+        return [(c, c.test(), self._numbers[absent_reason(c.field)], self._numbers[c.text]) for c in self.where]
+
+    def _reasons_by_key(self, shard: str, scan: TarScan) -> np.ndarray:
+        reasons = np.zeros(len(scan.keys), np.uint8)
+        if self.keys is None and self.without_keys is None:
+            return reasons
+        prefix = shard.encode("utf-8", "surrogateescape") + b"/"
+        spellings = [
+            np.fromiter((hashed(start + key) for key in scan.keys), np.uint64, len(scan.keys))
+            for start in (b"", prefix)
+        ]
+        if self.without_keys is not None:
+            reasons[np.logical_or(*map(self.without_keys.holds, spellings))] = self._numbers[_AMONG]
+        if self.keys is not None:
+            reasons[~np.logical_or(*map(self.keys.holds, spellings))] = self._numbers[_NOT_AMONG]
+        return reasons
+
+    def _reason(self, sample: FilterSample) -> int:
+        """The number of the reason of the first condition that does not hold, 0 if all hold."""
+        for condition, test, absent, failed in self._tests:
+            values = sample.values(condition.field)
+            if not values:
+                return absent
+            if not all(map(test, values)):
+                return failed
+        return 0
+
+    def _hash(self, sample: FilterSample) -> tuple[int, int]:
+        """(0, hash), or (the number of the reason, 0) if a part is missing."""
+        parts = []
+        if self.unique in ("caption", "pair"):
+            if not sample.captions:
+                return self._numbers[NO_CAPTION], 0
+            parts += [caption.encode() for caption in sample.captions]
+        if self.unique in ("image", "pair"):
+            if not (image := sample.image()):
+                return self._numbers[NO_IMAGE], 0
+            parts.append(image)
+        return 0, hashed(b"".join(len(part).to_bytes(8, "little") + part for part in parts))
 
     def save(self, folder: str) -> None:
         """Keeps the filter in the folder of its index.
@@ -140,8 +216,8 @@ class Filters:
         write_file(posixpath.join(folder, FILTER_FILE), json.dumps(content, indent=1).encode())
 
     @classmethod
-    def load(cls, folder: str) -> "Filters | None":
-        """The filter of an index, None where it has none.
+    def load(cls, folder: str) -> "SampleFilter | None":
+        """The filter of an index, None if it has none.
 
         Raises:
             InputError: it cannot be read, or is not as `save` leaves it.
@@ -149,38 +225,17 @@ class Filters:
         path = posixpath.join(folder, FILTER_FILE)
         try:
             content = json.loads(read_file(path, remote=ASK))
-            if content["version"] != _VERSION:
-                raise ValueError(f"version {content['version']}")
-            return cls(
-                where=tuple(Condition.parse(text) for text in content["where"]),
-                keys=_load_keys(folder, content["keys"]),
-                without_keys=_load_keys(folder, content["without_keys"]),
-                unique=content["unique"],
-                caption_key=content["caption_key"],
-                image_key=content["image_key"],
-            )
+            if content.pop("version") != _VERSION:
+                raise ValueError("of another version")
+            where = tuple(map(Condition.parse, content.pop("where")))
+            keys, without_keys = (_load_keys(folder, content.pop(name)) for name in ("keys", "without_keys"))
+            return cls(where=where, keys=keys, without_keys=without_keys, **content)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}; {mend(error)}") from error
+            raise InputError(f"{path} cannot be read: {error}; {hint(error)}") from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); make the index again in a new folder") from error
-
-    @cached_property
-    def _judge(self) -> Judge:
-        return Judge(
-            self.where,
-            keys=self.keys,
-            without_keys=self.without_keys,
-            unique=self.unique,
-            caption_key=self.caption_key,
-            image_key=self.image_key,
-        )
-
-
-def filter_id(text: str) -> int:
-    """A number for the text of a filter, 0 for none."""
-    return int.from_bytes(sha256(text.encode()).digest()[:7], "little") + 1 if text else 0
 
 
 def _load_keys(folder: str, digest: str | None) -> KeyList | None:

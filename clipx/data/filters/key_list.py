@@ -12,7 +12,7 @@ from clipx.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class KeyList:
-    """Keys of samples, or `SHARD.tar/KEY` where a key alone is not unique."""
+    """Keys of samples, or `SHARD.tar/KEY` if a key alone is not unique."""
 
     hashes: np.ndarray
     """uint64 (N,), ascending."""
@@ -38,7 +38,7 @@ class KeyList:
         """Reads what `to_bytes` made.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: `data` is something else.
         """
         return cls(np.load(io.BytesIO(data), allow_pickle=False))
 

@@ -1,7 +1,7 @@
 """Where the index of a folder of shards lies: beside it, in `data.index`, or in the user's cache.
 
-A catalogue and the sidecars of the shards stand in one folder, local or remote. Sidecars of a remote index are fetched
-into the user's cache when they are first opened, and mapped from there.
+The shard counts and the offsets of each shard stand in one folder, local or remote. Offsets of a remote index are
+fetched into the user's cache when they are first opened, and mapped from there.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.index.offsets import SUFFIX
-from clipx.data.index.remote_folder import ASK
-from clipx.data.index.shard_counts import Catalogue
-from clipx.data.index.shard_paths import packed_bytes
+from clipx.data.index.offsets import SUFFIX, ShardOffsets
+from clipx.data.index.shard_counts import ShardCounts
+from clipx.data.index.shard_paths import Run, packed_bytes
 from clipx.errors import InputError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
 from clipx.storage.pipe import PREFIX as PIPE
+from clipx.storage.remote import ASK
 
-CATALOGUE = "clipx-index.bin"
+COUNTS_FILE = "clipx-index.bin"
 
 
 def cache_folder() -> Path:
@@ -33,118 +33,118 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class IndexFolder:
-    """The place of one folder's catalogue and sidecars."""
+    """The place of the counts and offsets of one folder's shards."""
 
     folder: str
     """Local folder or address."""
     read_only: bool = False
-    """It was found beside remote shards; only a person who names it may change it."""
+    """Whether it was found beside remote shards; only a person who names it may change it."""
 
     def is_beside(self, prefix: str) -> bool:
         """Whether the shards of the folder `prefix` lie in the same folder."""
-        return self.folder == _identity(prefix)
+        return self.folder == _canonical(prefix)
 
-    def catalogue(self) -> Catalogue | None:
-        """What was last indexed; None where there is nothing, or nothing whole.
+    def counts(self) -> ShardCounts | None:
+        """The shards that were last indexed; None if there is no such file, or a damaged one.
 
         Raises:
             InputError: the folder cannot be read.
         """
-        path = posixpath.join(self.folder, CATALOGUE)
+        path = posixpath.join(self.folder, COUNTS_FILE)
         try:
-            return Catalogue.from_bytes(read_file(path, remote=ASK))
+            return ShardCounts.from_bytes(read_file(path, remote=ASK))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except OSError as error:
-            if self.read_only and isinstance(
-                error, PermissionError
-            ):  # S3's answer for an absent file, without ListBucket
-                return None
-            raise InputError(f"index {path} cannot be read: {error}; {mend(error)}") from error
+            if self.read_only and isinstance(error, PermissionError):
+                return None  # S3's answer for an absent file, without ListBucket
+            raise InputError(f"index {path} cannot be read: {error}; {hint(error)}") from error
 
-    def keep_catalogue(self, catalogue: Catalogue) -> None:
-        """Puts the catalogue there.
-
-        Raises:
-            InputError: as `write`.
-        """
-        self.write(CATALOGUE, *catalogue.to_bytes())
-
-    def write(self, name: str, *parts: bytes) -> None:
-        """Puts a file there, whole or not at all.
+    def put_counts(self, counts: ShardCounts) -> None:
+        """Replaces the counts.
 
         Raises:
             InputError: the folder cannot be written.
         """
+        self._put(COUNTS_FILE, counts.to_bytes())
+
+    def put_offsets(self, name: str, content: bytes) -> None:
+        """Replaces the offsets of a shard, and the copy of them on this machine.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        self._put(name + SUFFIX, content)
+        if not is_local(self.folder):
+            write_file(str(self._cached(name)), content)
+
+    def _put(self, name: str, content: bytes) -> None:
         path = posixpath.join(self.folder, name)
         try:
-            write_file(path, *parts)
+            write_file(path, content)
         except OSError as error:
             raise InputError(
                 f"index {path} cannot be written: {error.strerror or error}; "
                 "make room there, or set data.index to another folder"
             ) from error
 
-    def sidecar(self, name: str) -> Path:
-        """Where the sidecar of a shard lies on this machine, if anywhere."""
-        own, cached = Path(self.folder, name + SUFFIX), self._cached(name)
-        return own if is_local(self.folder) and (own.exists() or not cached.exists()) else cached
+    def offsets_path(self, name: str) -> Path:
+        """Where the offsets of a shard lie on this machine, if anywhere."""
+        path, cached = Path(self.folder, name + SUFFIX), self._cached(name)
+        return path if is_local(self.folder) and (path.exists() or not cached.exists()) else cached
 
-    def stored_sidecars(self) -> np.ndarray:
-        """bytes (N,), ascending: the names of the shards whose sidecar lies on this machine."""
-        found = []
+    def open_offsets(self, name: str) -> ShardOffsets | None:
+        """The offsets of a shard that lie on this machine; None if they are absent or broken."""
+        try:
+            return ShardOffsets(self.offsets_path(name))
+        except (OSError, ValueError):
+            return None
+
+    def stored_offsets(self) -> np.ndarray:
+        """bytes (N,), ascending: the names of the shards whose offsets lie on this machine."""
+        suffix = SUFFIX.encode()
+        names = [np.empty(0, "S1")]
         for folder in ([self.folder] if is_local(self.folder) else []) + [str(self._cached("").parent)]:
-            try:
-                with os.scandir(os.fsencode(folder)) as entries:
-                    suffix = SUFFIX.encode()
-                    found.append(packed_bytes(e.name.removesuffix(suffix) for e in entries if e.name.endswith(suffix)))
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-        return np.sort(np.concatenate(found)) if found else np.empty(0, "S1")
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(os.fsencode(folder)) as entries:
+                names.append(packed_bytes(e.name.removesuffix(suffix) for e in entries if e.name.endswith(suffix)))
+        return np.sort(np.concatenate(names))
 
-    def put_sidecar(self, name: str, parts: list[bytes]) -> None:
-        """Keeps the sidecar of a shard.
+    def keep_offsets(self, name: str, content: bytes) -> None:
+        """Keeps the offsets of a shard on this machine: in the folder itself if it can be written, else in the cache.
 
         Raises:
-            InputError: as `write`.
-        """
-        self.write(name + SUFFIX, *parts)
-        if not is_local(self.folder):
-            write_file(str(self._cached(name)), *parts)
-
-    def keep_sidecar(self, name: str, parts: list[bytes]) -> None:
-        """Keeps a sidecar on this machine: in the folder itself where that is possible.
-
-        Raises:
-            OSError: it cannot be written in the cache either.
+            OSError: the cache cannot be written either.
         """
         if is_local(self.folder):
             with suppress(OSError):
-                write_file(posixpath.join(self.folder, name + SUFFIX), *parts)
+                write_file(posixpath.join(self.folder, name + SUFFIX), content)
                 return
-        write_file(str(self._cached(name)), *parts)
+        write_file(str(self._cached(name)), content)
 
-    def fetch_sidecar(self, name: str, remote: RemoteConfig) -> bool:
-        """Brings the sidecar of a remote index here; False where there is none.
+    def fetch_offsets(self, name: str, remote: RemoteConfig) -> bool:
+        """Brings the offsets of a shard from a remote index here.
+
+        Returns:
+            False if there are none.
 
         Raises:
-            OSError: it cannot be fetched.
+            OSError: they cannot be fetched.
         """
         if is_local(self.folder):
             return False
         try:
-            data = read_file(posixpath.join(self.folder, name + SUFFIX), remote=remote)
+            content = read_file(posixpath.join(self.folder, name + SUFFIX), remote=remote)
         except FileNotFoundError:
             return False
-        write_file(str(self._cached(name)), data)
+        write_file(str(self._cached(name)), content)
         return True
 
     def _cached(self, name: str) -> Path:
-        return cache_folder() / _named_by_hash(self.folder) / (name + SUFFIX)
+        return cache_folder() / _hashed_name(self.folder) / (name + SUFFIX)
 
 
-def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) -> tuple[IndexFolder, Catalogue | None]:
-    """Where the index of the shards of the folder `prefix` lies, and its catalogue.
+def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) -> tuple[IndexFolder, ShardCounts | None]:
+    """Where the index of the shards of the folder `prefix` lies, and its counts.
 
     An index beside the shards wins whether or not it can be written, so that every rank, whatever its rights, reads the
     one that rank 0 made or found.
@@ -157,26 +157,43 @@ def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) ->
     Raises:
         InputError: the folder's store does not answer.
     """
-    folder = _identity(prefix)
+    folder = _canonical(prefix)
     if index_dir is not None:
-        same = prefix != PIPE and _identity(index_dir) == folder
-        found = IndexFolder(folder if same else posixpath.join(index_dir, _named_by_hash(folder)))
-        return found, found.catalogue()
+        same = prefix != PIPE and _canonical(index_dir) == folder
+        chosen = IndexFolder(folder if same else posixpath.join(index_dir, _hashed_name(folder)))
+        return chosen, chosen.counts()
     if prefix != PIPE:
         beside = IndexFolder(folder, read_only=not is_local(folder))
-        catalogue = beside.catalogue()
-        if catalogue is not None or (is_local(folder) and may_write and os.access(folder, os.W_OK)):
-            return beside, catalogue
-    cached = IndexFolder(str(cache_folder() / _named_by_hash(folder)))
-    return cached, cached.catalogue()
+        counts = beside.counts()
+        if counts is not None or (is_local(folder) and may_write and os.access(folder, os.W_OK)):
+            return beside, counts
+    cached = IndexFolder(str(cache_folder() / _hashed_name(folder)))
+    return cached, cached.counts()
 
 
-def _identity(folder: str) -> str:
+def _canonical(folder: str) -> str:
     """One spelling of a folder's address."""
     if folder == PIPE:
         return folder
     return os.path.abspath(folder) if is_local(folder) else folder.rstrip("/")
 
 
-def _named_by_hash(folder: str) -> str:
+def _hashed_name(folder: str) -> str:
     return f"{posixpath.basename(folder).strip(':')}-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedRun:
+    """The shards of one run, and where their index lies."""
+
+    run: Run
+    start: int
+    """Ordinal of the first shard."""
+    folder: IndexFolder
+    names: np.ndarray
+    """bytes (N,), the shards' names in the index."""
+
+    @property
+    def shards(self) -> slice:
+        """The ordinals of the shards."""
+        return slice(self.start, self.start + len(self.names))

@@ -3,20 +3,17 @@
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.index.shard_paths import Run, decoded, found_rows, packed
+from clipx.data.index.shard_paths import Run, decoded, found_rows, packed, packed_bytes
 from clipx.storage import remote as remote_files
+from clipx.storage.remote import ASK
 
-ASK = RemoteConfig(timeout_s=20, retries=1)
-"""One request; a store that does not answer is given up within a minute."""
 STATS_SUFFIX = "_stats.json"
 _LIST = RemoteConfig(timeout_s=900, retries=1)  # 500,000 names are 500 requests; the store has just answered
-_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
 class _Listing(NamedTuple):
@@ -24,8 +21,8 @@ class _Listing(NamedTuple):
 
     tars: np.ndarray
     """bytes (N,), in ascending order."""
-    sizes: np.ndarray
-    mtimes: np.ndarray
+    states: np.ndarray
+    """int64 (2, N), sizes and times of `tars`."""
     others: np.ndarray
     """bytes (M,), the JSON files that hold counts, in ascending order."""
 
@@ -38,49 +35,34 @@ class RemoteFolders:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def tars(self, url: str) -> Iterator[Run]:
-        """The tar files of the folder `url`; or `url` itself where it is a file; nothing where nothing is there.
+        """The tar files of the folder `url`; or `url` itself if it is a file; nothing if nothing is there.
 
         Raises:
             OSError: the store does not answer, or says no.
         """
         folder = url.rstrip("/") + "/"
-        if remote_files.is_http(url):
-            is_folder = url.endswith("/")
-        else:
-            try:
-                remote_files.state(url, ASK)
-                is_folder = False
-            except IsADirectoryError:
-                is_folder = True
-            except FileNotFoundError:
-                return
-        if is_folder:
+        kind = _kind(url)
+        if kind == "folder":
             yield Run(folder, self._listing(folder).tars)
-        else:
+        elif kind == "file":
             yield Run(url[: url.rfind("/") + 1], packed([url[url.rfind("/") + 1 :]]))
 
     def matches(self, pattern: str) -> Iterator[Run]:
         """The tar files that a glob matches.
 
         Raises:
-            OSError: as `tars`.
+            OSError: see `tars`.
         """
         root = pattern[: min(pattern.find(letter) % (len(pattern) + 1) for letter in "*?[")].rpartition("/")[0]
-        if not remote_files.is_http(root):
-            try:
-                remote_files.state(root, ASK)
-            except IsADirectoryError:
-                pass
-            except FileNotFoundError:
-                return
-        found = remote_files.ask(pattern, "glob", remote=_LIST)
-        for path in found:
+        if _kind(root) == "absent":
+            return
+        for path in remote_files.ask(pattern, "glob", remote=_LIST):
             if path.endswith(".tar"):
                 folder, slash, name = path.rpartition("/")
                 yield Run(_with_protocol(pattern, folder + slash), packed([name]))
 
-    def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes (0 where not known, -1 where absent) and times of files of a folder.
+    def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> np.ndarray:
+        """int64 (2, N): sizes (0 if not known, -1 if absent) and times of files of a folder.
 
         Args:
             prefix: the folder, with a slash at its end.
@@ -89,20 +71,21 @@ class RemoteFolders:
                 files are not asked for at all.
 
         Raises:
-            OSError: as `tars`.
+            OSError: see `tars`.
         """
         if prefix not in self._listings and not may_list:
-            asked = [_ask(prefix + decoded(name)) for name in names.tolist()]
-            return np.array([size for size, _ in asked], np.int64), np.array([mtime for _, mtime in asked], np.int64)
+            return np.array([_ask(prefix + decoded(name)) for name in names.tolist()], np.int64).T
+        states = np.zeros((2, len(names)), np.int64)
         if remote_files.is_http(prefix):
-            return np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+            return states
         listing = self._listing(prefix)
         rows = found_rows(listing.tars, names)
-        there = rows >= 0
-        return np.where(there, _take(listing.sizes, rows), -1), np.where(there, _take(listing.mtimes, rows), 0)
+        states[0] = -1
+        states[:, rows >= 0] = listing.states[:, rows[rows >= 0]]
+        return states
 
     def has(self, prefix: str, name: str) -> bool | None:
-        """Whether a JSON file with counts lies in a folder; None where the folder was not listed."""
+        """Whether a JSON file with counts lies in a folder; None if the folder was not listed."""
         listing = self._listings.get(prefix)
         return None if listing is None else bool(found_rows(listing.others, packed([name]))[0] >= 0)
 
@@ -113,45 +96,47 @@ class RemoteFolders:
             return self._listings[prefix]
 
 
-def _take(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return column[rows] if len(column) else np.zeros(len(rows), np.int64)
+def _kind(url: str) -> Literal["file", "folder", "absent"]:
+    """What lies at an address; a web server is not asked. Ends soon if a store is silent, unlike the wait for a list.
+
+    Raises:
+        OSError: the store does not answer, or says no.
+    """
+    if remote_files.is_http(url):
+        return "folder" if url.endswith("/") else "file"
+    try:
+        remote_files.state(url, ASK)
+    except IsADirectoryError:
+        return "folder"
+    except FileNotFoundError:
+        return "absent"
+    return "file"
 
 
 def _list(prefix: str) -> list[Mapping[str, Any]]:
     """What a store or web server says of each file of a folder."""
     if remote_files.is_http(prefix):
         return [{"name": name} for name in remote_files.list_names(prefix, ASK)]
-    try:
-        remote_files.state(prefix.rstrip("/"), ASK)  # ends soon where the long wait for the list would not
-    except IsADirectoryError:
-        pass
-    except FileNotFoundError:
+    if _kind(prefix.rstrip("/")) == "absent":
         return []
     listed: list[Mapping[str, Any]] = remote_files.ask(prefix.rstrip("/"), "ls", remote=_LIST, detail=True)
     return listed
 
 
-def _select(found: Iterable[Mapping[str, Any]]) -> _Listing:
-    tars, others = [], []
-    for info in found:
+def _select(entries: Iterable[Mapping[str, Any]]) -> _Listing:
+    tars: dict[bytes, tuple[int, int]] = {}
+    others = []
+    for info in entries:
         name = info["name"].rstrip("/").rpartition("/")[2]
         if info.get("type") == "directory":
             continue
         if name.endswith(".tar"):
-            tars.append((name.encode(), info.get("size") or 0, _mtime_ns(info)))
+            tars[name.encode()] = info.get("size") or 0, remote_files.modified_ns(info)
         elif name.endswith(STATS_SUFFIX) or name == "sizes.json":
             others.append(name.encode())
-    tars.sort()
-    names, sizes, mtimes = zip(*tars, strict=True) if tars else ((), (), ())
-    columns = np.array(sizes, np.int64), np.array(mtimes, np.int64)
-    return _Listing(np.array(names, np.bytes_), *columns, np.array(sorted(others), np.bytes_))
-
-
-def _mtime_ns(info: Mapping[str, Any]) -> int:
-    changed = next((info[key] for key in _TIMES if info.get(key)), 0)
-    if isinstance(changed, str):
-        changed = datetime.fromisoformat(changed)
-    return int((changed.timestamp() if isinstance(changed, datetime) else changed) * 1e9)
+    names = sorted(tars)
+    states = np.array([tars[name] for name in names], np.int64).reshape(-1, 2).T
+    return _Listing(packed_bytes(names), states, packed_bytes(sorted(others)))
 
 
 def _ask(url: str) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Which shards there are and how many samples each holds: the only thing that the data order is made of.
 
 `build_index` (rank 0 for all ranks, or `clipx data index`) indexes shards that are new or changed; `load_index` only
-reads, one catalogue per folder of shards. Where offsets of samples stand, a sidecar per shard, is known to
-`ShardIndex.sidecar` alone.
+reads, one file of shard counts per folder of shards. Where the offsets of samples stand, a file per shard, is known to
+`ShardIndex.offsets` alone.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.filters.filters import Filters, filter_id
-from clipx.data.index.builder import Draft, Place
-from clipx.data.index.folder import IndexFolder
-from clipx.data.index.offsets import Sidecar
+from clipx.data.filters import filter_id
+from clipx.data.index.folder import IndexedRun, IndexFolder
+from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.remote_folder import RemoteFolders
-from clipx.data.index.scan import scan_to_sidecar
-from clipx.data.index.shard_counts import Origin
+from clipx.data.index.shard_counts import CountSource
 from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
 from clipx.errors import InputError, RunError
@@ -35,6 +35,10 @@ from clipx.storage.remote import DEFAULTS
 _NAMES_AT_ONCE = 1 << 14
 _EMPTY_NAMED = 10
 _IN_COMMAND = re.compile(r"[^/\s'\"]+\.tar")
+
+if TYPE_CHECKING:  # building an index takes much that reading one does not
+    from clipx.data.filters.filters import SampleFilter
+    from clipx.data.index.builder import IndexBuilder
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +56,25 @@ class ShardIndex:
     left_out: Mapping[str, int]
     """Samples that do not pass, per reason."""
     _sizes: np.ndarray
-    """int64 (S,), bytes of each shard when it was indexed; 0 where not known."""
-    _origins: np.ndarray
-    """uint8 (S,), `Origin` of each count."""
-    _places: tuple[Place, ...]
-    """Of each run of `paths`."""
+    """int64 (S,), bytes of each shard when it was indexed; 0 if not known."""
+    _sources: np.ndarray
+    """uint8 (S,), `CountSource` of each count."""
+    _runs: tuple[IndexedRun, ...]
+    """One per run of `paths`."""
 
     @property
     def num_samples(self) -> int:
         """Samples of all shards."""
         return int(self.counts.sum())
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """The ordinal of the shard that holds a sample of this index, and the sample's place there."""
+        shard = int(np.searchsorted(self._ends_S, sample, side="right"))
+        return shard, sample - int(self._ends_S[shard] - self.counts[shard])
+
+    @cached_property
+    def _ends_S(self) -> np.ndarray:  # noqa: N802
+        return np.cumsum(self.counts)
 
     def fingerprint(self) -> str:
         """SHA-256 over base names and counts in order, and the filter: equal for equal sets, wherever they lie."""
@@ -75,82 +88,85 @@ class ShardIndex:
         text.update(b"]" + self.filter.encode())
         return text.hexdigest()
 
-    def sidecar(self, shard: int, *, remote: RemoteConfig = DEFAULTS) -> Sidecar:
-        """Opens the sidecar of the shard with this ordinal; fetches it where the index is remote, makes it where only
-        a count was known.
+    def offsets(self, shard: int, *, remote: RemoteConfig = DEFAULTS) -> ShardOffsets:
+        """Opens the offsets of the shard with this ordinal.
+
+        They are fetched if the index is remote, and made if only a count was known.
 
         Raises:
-            OSError: it, or the shard, cannot be read.
-            RunError: it is damaged or gone, or does not fit the shard.
+            OSError: they, or the shard, cannot be read.
+            RunError: they are damaged or gone, or do not fit the shard.
         """
         folder, name = self._where(shard)
-        sidecar = self._open(shard)
-        if sidecar is None and folder.fetch_sidecar(name, remote):
-            sidecar = self._open(shard)
-        if sidecar is None and not self.filter:
-            scan_to_sidecar(self.paths[shard], folder, name, remote)
-            sidecar = Sidecar(self.sidecar_path(shard))
-        if sidecar is None:
-            raise RunError(f"{self.sidecar_path(shard)} is gone or of another filter; run `clipx data index` again")
-        self._require_fit(shard, sidecar)
-        return sidecar
+        offsets = self._open(shard)
+        if offsets is None and folder.fetch_offsets(name, remote):
+            offsets = self._open(shard)
+        if offsets is None and not self.filter:
+            from clipx.data.index.scan import scan_to_offsets
 
-    def _require_fit(self, shard: int, sidecar: Sidecar) -> None:
+            scan_to_offsets(self.paths[shard], folder, name, remote)
+            offsets = ShardOffsets(self.offsets_path(shard))
+        if offsets is None:
+            raise RunError(f"{self.offsets_path(shard)} is gone or of another filter; run `clipx data index` again")
+        self._require_fit(shard, offsets)
+        return offsets
+
+    def offsets_path(self, shard: int) -> Path:
+        """Where the offsets of a shard lie on this machine, once they were made or fetched."""
+        folder, name = self._where(shard)
+        return folder.offsets_path(name)
+
+    def _require_fit(self, shard: int, offsets: ShardOffsets) -> None:
         path, size, count = self.paths[shard], self._sizes[shard], self.counts[shard]
-        origin = Origin(self._origins[shard]).file_of(posixpath.basename(path))
-        if size not in (0, sidecar.shard.size):
+        source = CountSource(self._sources[shard]).file_of(posixpath.basename(path))
+        if size not in (0, offsets.shard.size):
             raise RunError(
-                f"shard {path} has {sidecar.shard.size} bytes, {size} when it was indexed; run `clipx data index` again"
+                f"shard {path} has {offsets.shard.size} bytes, {size} when it was indexed; run `clipx data index` again"
             )
-        if sidecar.num_samples != count:
+        if offsets.num_samples != count:
             raise RunError(
-                f"shard {path} holds {sidecar.num_samples} samples, its index (from {origin}) says {count}; "
+                f"shard {path} holds {offsets.num_samples} samples, its index (from {source}) says {count}; "
                 "run `clipx data index` again"
             )
 
-    def sidecar_path(self, shard: int) -> Path:
-        """Where the sidecar of a shard lies on this machine, once it was made or fetched."""
-        folder, name = self._where(shard)
-        return folder.sidecar(name)
-
     def _where(self, shard: int) -> tuple[IndexFolder, str]:
-        number, place = self.paths.locate(shard)
-        return self._places[number].folder, decoded(self._places[number].names[place])
+        run, place = self.paths.locate(shard)
+        return self._runs[run].folder, decoded(self._runs[run].names[place])
 
-    def _open(self, shard: int) -> Sidecar | None:
-        """The sidecar that lies on this machine, None where it is absent or not of the shard that was indexed."""
-        path = self.sidecar_path(shard)
+    def _open(self, shard: int) -> ShardOffsets | None:
+        """The offsets that lie on this machine, None if they are absent or not of the shard that was indexed."""
+        path = self.offsets_path(shard)
         try:
-            sidecar = Sidecar(path)
+            offsets = ShardOffsets(path)
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from error
-        same_size = self._sizes[shard] in (0, sidecar.shard.size)
-        return sidecar if same_size and sidecar.filter_id == filter_id(self.filter) else None
+        same_size = self._sizes[shard] in (0, offsets.shard.size)
+        return offsets if same_size and offsets.filter_id == filter_id(self.filter) else None
 
 
 def build_index(
     patterns: Sequence[str],
     *,
     index_dir: str | os.PathLike[str] | None = None,
-    filters: Filters | None = None,
+    filters: "SampleFilter | None" = None,
     offsets: bool = False,
     remote: RemoteConfig = DEFAULTS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ShardIndex:
     """Indexes shards that are new or whose size or time changed.
 
-    The index of a folder lies in `index_dir`, else beside the shards, else, where that folder cannot be written, under
+    The index of a folder lies in `index_dir`, else beside the shards, else, if that folder cannot be written, under
     `$CLIPX_CACHE` (default ~/.cache/clipx). Files are replaced whole, so two runs may index at the same time; one that
     was interrupted goes on where it was. Headers of shards are scanned, on all cores; but of remote shards, and of more
-    than 2,000 new local ones, the counts of NNNNN_stats.json or sizes.json are taken where these are present, and a
+    than 2,000 new local ones, the counts of NNNNN_stats.json or sizes.json are taken if these are present, and a
     shard is scanned when it is first opened.
 
     Args:
-        patterns: as for `expand_shards`.
+        patterns: see `expand_shards`.
         index_dir: folder or address for the index.
-        filters: what is counted; None: what the index in `index_dir` was made with.
+        filters: what is counted; None means what the index in `index_dir` was made with.
         offsets: scan also the shards whose counts are stated.
         remote: timeout and retries of scans over a network.
         on_progress: called with (shards done, shards).
@@ -161,19 +177,21 @@ def build_index(
         RunError: a process that indexes died.
     """
     directory = None if index_dir is None else os.fspath(index_dir)
-    filters = _settled(filters, directory)
+    filters = _resolve_filter(filters, directory)
     folders = RemoteFolders()
     named = name_shards(patterns, folders)
     states = shard_states(named, folders)
-    draft = Draft(named, directory, filters, may_write=True)
-    draft.compare(states, offsets=offsets)
+    from clipx.data.index.builder import IndexBuilder
+
+    builder = IndexBuilder(named, directory, filters, may_write=True)
+    builder.compare(states, offsets=offsets)
     if filters is not None and directory is not None:
         filters.save(directory)
     if filters is None and not offsets:
-        draft.take_stated_counts(folders)
-    draft.index(remote, on_progress)
-    draft.keep()
-    index = _finished(draft)
+        builder.take_metadata_counts(folders)
+    builder.index(remote, on_progress)
+    builder.save()
+    index = _finished(builder)
     _warn_of_empty(index)
     return index
 
@@ -182,15 +200,18 @@ def load_index(patterns: Sequence[str], *, index_dir: str | os.PathLike[str] | N
     """The index that `build_index` made with the same arguments; reads one file per folder of shards.
 
     Raises:
-        InputError: as `build_index`, or when a shard is not indexed where this process looks.
+        InputError: see `build_index`; or a shard is not indexed where this process looks.
     """
     named = name_shards(patterns, RemoteFolders())
-    draft = Draft(named, None if index_dir is None else os.fspath(index_dir), None, may_write=False)
-    draft.look_up()
-    return _finished(draft)
+    directory = None if index_dir is None else os.fspath(index_dir)
+    from clipx.data.index.builder import IndexBuilder
+
+    builder = IndexBuilder(named, directory, None, may_write=False)
+    builder.look_up()
+    return _finished(builder)
 
 
-def _settled(filters: Filters | None, index_dir: str | None) -> Filters | None:
+def _resolve_filter(filters: "SampleFilter | None", index_dir: str | None) -> "SampleFilter | None":
     """The filter of an index: what is asked for, or what it was made with.
 
     Raises:
@@ -203,33 +224,29 @@ def _settled(filters: Filters | None, index_dir: str | None) -> Filters | None:
                 "would change every run that reads them"
             )
         return None
-    kept = Filters.load(index_dir)
-    if kept is not None and filters is not None and kept.text != filters.text:
+    from clipx.data.filters.filters import SampleFilter
+
+    stored = SampleFilter.load(index_dir)
+    if stored is not None and filters is not None and stored.text != filters.text:
         raise InputError(
-            f"the index in {index_dir} has the filter {kept.text!r}, not {filters.text!r}; choose another folder"
+            f"the index in {index_dir} has the filter {stored.text!r}, not {filters.text!r}; choose another folder"
         )
-    return filters or kept
+    return filters or stored
 
 
-def _finished(draft: Draft) -> ShardIndex:
-    left_out = dict(zip(draft.reasons, draft.left_out.sum(axis=0, dtype=np.int64).tolist(), strict=True))
-    if not draft.counts.any():
-        shards = f"the {len(draft.paths)} shards (first: {draft.paths[0]})"
+def _finished(builder: "IndexBuilder") -> ShardIndex:
+    paths, rows = builder.paths, builder.rows
+    left_out = dict(zip(builder.reasons, rows["left_out"].sum(axis=0, dtype=np.int64).tolist(), strict=True))
+    if not rows["count"].any():
+        shards = f"the {len(paths)} shards (first: {paths[0]})"
         if not any(left_out.values()):
             raise InputError(f"{shards} hold no samples; give shards with samples")
-        why = ", ".join(f"{reason}: {number}" for reason, number in left_out.items() if number)
+        why = ", ".join(f"{reason}: {count}" for reason, count in left_out.items() if count)
         raise InputError(
             f"no sample of {shards} passes the filter ({why}); loosen it, with another folder for the index"
         )
-    return ShardIndex(
-        draft.paths,
-        draft.counts,
-        draft.filter,
-        left_out,
-        draft.sizes,
-        draft.origins,
-        draft.places,
-    )
+    counts, sizes, sources = (np.ascontiguousarray(rows[name]) for name in ("count", "size", "source"))
+    return ShardIndex(paths, counts, builder.filter, left_out, sizes, sources, builder.runs)
 
 
 def _warn_of_empty(index: ShardIndex) -> None:

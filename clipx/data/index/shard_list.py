@@ -13,7 +13,8 @@ import stat
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,9 @@ from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.data.parallel import in_threads
 from clipx.errors import InputError
-from clipx.storage.failures import mend
+from clipx.storage.failures import hint
 from clipx.storage.files import is_local
 from clipx.storage.pipe import PREFIX as PIPE
 
@@ -30,7 +32,6 @@ ABSENT = -1
 """Size of a shard that is not there."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _FEW = 16  # shards of a remote folder up to which each is asked for instead of listing the folder
-_THREADS = 16
 _STATS_AT_ONCE = 4096
 _WAITS_S = 0.2  # for so many: the answers come over a network; on a local disk (20 ms) threads halve the speed
 _PENDING = 4096
@@ -40,9 +41,9 @@ class ShardStates(NamedTuple):
     """What tells versions of shards apart, int64 (S,) each."""
 
     size_S: np.ndarray
-    """Bytes; 0 where it is not known, `ABSENT` where the shard is not there."""
+    """Bytes; 0 if not known, `ABSENT` if the shard is not there."""
     mtime_S: np.ndarray
-    """Nanoseconds; 0 where the store knows none."""
+    """Nanoseconds; 0 if the store knows none."""
 
 
 class NamedShards(NamedTuple):
@@ -76,23 +77,27 @@ def expand_shards(patterns: Sequence[str]) -> ShardPaths:
 
 
 def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
-    """As `expand_shards`, but names that end with .tar are not looked for.
+    """Does what `expand_shards` does, but does not look for names that end with .tar.
 
     Args:
-        patterns: as for `expand_shards`.
+        patterns: see `expand_shards`.
         folders: keeps the listings that are made.
     """
     single = [part for item in patterns for part in ([item] if item.startswith(PIPE) else item.split("::"))]
     ends = array("q")
-    runs = _Runs()
-    for pattern in single:
-        try:
-            for run in _in_order(_expand(pattern, folders)):
-                runs.add(run)
-        except OSError as error:
-            raise InputError(f"shards {pattern!r} cannot be listed: {error}; {mend(error)}") from error
-        ends.append(runs.count)
-    named = NamedShards(ShardPaths(runs.finished()), single, ends)
+
+    def runs() -> Iterator[Run]:
+        count = 0
+        for pattern in single:
+            try:
+                for run in _in_order(_expand(pattern, folders)):
+                    count += len(run.names)
+                    yield run
+            except OSError as error:
+                raise InputError(f"shards {pattern!r} cannot be listed: {error}; {hint(error)}") from error
+            ends.append(count)
+
+    named = NamedShards(ShardPaths(_joined(runs())), single, ends)
     _refuse_twice(named)
     return named
 
@@ -123,47 +128,33 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
                 )
         except OSError as error:
             shard = prefix + decoded(names[first])
-            raise InputError(f"shards {shard!r} cannot be listed: {error}; {mend(error)}") from error
+            raise InputError(f"shards {shard!r} cannot be listed: {error}; {hint(error)}") from error
 
     began = time.perf_counter()
     for block in blocks[:1]:
         ask(block)
     waits = time.perf_counter() - began > _WAITS_S or not all(is_local(run.prefix) for run in named.paths.runs)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for _ in (threads.map if waits else map)(ask, blocks[1:]):
-            pass
+    for _ in (in_threads if waits else map)(ask, blocks[1:]):
+        pass
     for shard in np.flatnonzero(states.size_S == ABSENT)[:1].tolist():
         raise _no_shard(named.paths[shard], named.pattern(shard))
     return states
 
 
-class _Runs:
-    """Joins what is added to runs of one folder each."""
+def _joined(runs: Iterable[Run]) -> Iterator[Run]:
+    """Neighbours of one folder as one run."""
+    for prefix, group in groupby(runs, key=attrgetter("prefix")):
+        names: list[np.ndarray] = []
+        for run in group:
+            names.append(run.names)
+            if len(names) == _PENDING:
+                names = [np.concatenate(names)]
+        yield Run(prefix, _concatenated(names))
 
-    def __init__(self) -> None:
-        self._runs: list[Run] = []
-        self._prefix = ""
-        self._pending: list[np.ndarray] = []
-        self.count = 0
 
-    def add(self, run: Run) -> None:
-        if run.prefix != self._prefix:
-            self._close()
-            self._prefix = run.prefix
-        self._pending.append(run.names)
-        self.count += len(run.names)
-        if len(self._pending) == _PENDING:
-            self._pending = [np.concatenate(self._pending)]
-
-    def finished(self) -> list[Run]:
-        self._close()
-        return self._runs
-
-    def _close(self) -> None:
-        if self._pending:
-            names = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-            self._runs.append(Run(self._prefix, names))
-        self._pending = []
+def _concatenated(names: list[np.ndarray]) -> np.ndarray:
+    """All names; a single array stays the same one, which folders named by braces share."""
+    return names[0] if len(names) == 1 else np.concatenate(names)
 
 
 def _in_order(runs: Iterable[Run]) -> Iterator[Run]:
@@ -173,11 +164,11 @@ def _in_order(runs: Iterable[Run]) -> Iterator[Run]:
         by_prefix.setdefault(run.prefix, []).append(run.names)
     sorted_names: dict[int, np.ndarray] = {}  # braces in a folder's name share one array
     for prefix in map(decoded, naturally_sorted(packed(by_prefix)).tolist()):
-        names = by_prefix[prefix]
-        if len(names) > 1:
-            yield Run(prefix, naturally_sorted(np.concatenate(names)))
-        else:
-            yield Run(prefix, sorted_names.setdefault(id(names[0]), naturally_sorted(names[0])))
+        names = _concatenated(by_prefix[prefix])
+        by_prefix[prefix] = [names]  # keeps it, and so its id, alive
+        if id(names) not in sorted_names:
+            sorted_names[id(names)] = naturally_sorted(names)
+        yield Run(prefix, sorted_names[id(names)])
 
 
 def _expand(pattern: str, folders: RemoteFolders) -> Iterator[Run]:
@@ -227,7 +218,7 @@ def _alternative(path: str, folders: RemoteFolders) -> Iterator[Run]:
 
 
 def _local_tars(prefix: str, pattern: str | None) -> Iterator[Run]:
-    """The tar files of a folder whose names match, and those in its folders whose names match; None: all its files."""
+    """The tar files of a folder, and of its folders, whose names match; None means all of the folder's own."""
     matches = re.compile(fnmatch.translate(pattern or "*").encode("utf-8", "surrogateescape")).match
     hidden = pattern is not None and not pattern.startswith(".")
     deeper: list[bytes] = []
@@ -265,18 +256,17 @@ def _local_states(prefix: str, names: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _refuse_twice(named: NamedShards) -> None:
-    """Raises where two names are one shard; local folders are compared as absolute paths."""
+    """Raises InputError if two names are one shard; local folders are compared as absolute paths."""
     runs: dict[str, list[int]] = {}
-    for number, run in enumerate(named.paths.runs):
-        identity = os.path.abspath(run.prefix) if is_local(run.prefix) else run.prefix
-        runs.setdefault(identity, []).append(number)
-    for numbers in runs.values():
-        names = [named.paths.runs[number].names for number in numbers]
-        together = names[0] if len(names) == 1 else np.concatenate(names)
-        order = np.argsort(together, kind="stable")
-        twice = np.flatnonzero(together[order[1:]] == together[order[:-1]])
+    for i, run in enumerate(named.paths.runs):
+        folder = os.path.abspath(run.prefix) if is_local(run.prefix) else run.prefix
+        runs.setdefault(folder, []).append(i)
+    for indices in runs.values():
+        names = _concatenated([named.paths.runs[i].names for i in indices])
+        order = np.argsort(names, kind="stable")
+        twice = np.flatnonzero(names[order[1:]] == names[order[:-1]])
         if len(twice):
-            shards = np.concatenate([np.arange(*named.paths.starts[number : number + 2]) for number in numbers])
+            shards = np.concatenate([np.arange(*named.paths.starts[i : i + 2]) for i in indices])
             shard = int(shards[order[1:][twice]].min())
             raise InputError(
                 f"shard {named.paths[shard]} is named twice (again by {named.pattern(shard)!r}); name each shard once"
@@ -285,10 +275,10 @@ def _refuse_twice(named: NamedShards) -> None:
 
 def _no_shard(path: str, pattern: str) -> InputError:
     origin = "" if path == pattern else f" (from {pattern!r})"
-    return InputError(f"shards {path!r}{origin} match no tar file; {_mend(path)}")
+    return InputError(f"shards {path!r}{origin} match no tar file; {_hint(path)}")
 
 
-def _mend(path: str) -> str:
+def _hint(path: str) -> str:
     """What to do about a pattern without shards, from what lies there."""
     if not is_local(path):
         return "nothing is there: check the bucket or host, and the path"

@@ -40,8 +40,8 @@ class ShardPaths(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        number, place = self.locate(index)
-        run = self.runs[number]
+        run_index, place = self.locate(index)
+        run = self.runs[run_index]
         return run.prefix + decoded(run.names[place])
 
     def __iter__(self) -> Iterator[str]:
@@ -53,13 +53,13 @@ class ShardPaths(Sequence[str]):
         return f"<{len(self)} shards, first: {self[0]}>" if len(self) else "<no shards>"
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The number of a shard's run, and its place there."""
+        """The index of a shard's run, and its place there."""
         index = as_int(index)
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number = bisect_right(self.starts, index) - 1  # of equal starts the last: an empty run holds nothing
-        return number, index - self.starts[number]
+        run = bisect_right(self.starts, index) - 1  # of equal starts the last: an empty run holds nothing
+        return run, index - self.starts[run]
 
 
 def decoded(name: bytes) -> str:
@@ -94,7 +94,7 @@ def naturally_sorted(names: np.ndarray) -> np.ndarray:
 
 
 def found_rows(ordered: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """int64 (N,): where each of `names` stands in `ordered` (bytes, ascending), -1 where it does not."""
+    """int64 (N,): where each of `names` stands in `ordered` (bytes, ascending), -1 if it does not."""
     if not len(ordered):
         return np.full(len(names), -1)
     rows = np.minimum(np.searchsorted(ordered, names), len(ordered) - 1)

@@ -25,7 +25,6 @@ from clipx.distributed.runtime import Runtime
 from clipx.storage.folders import write_atomically
 from clipx.train.metrics.json_lines import append_rows, read_rows
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
-from clipx.train.metrics.trackers import start_trackers
 from clipx.train.metrics.warnings import Diagnosis
 
 log = logging.getLogger(__name__)
@@ -139,6 +138,8 @@ class Monitor:
         self._tracking = True
         if self._runtime.accelerator.trackers:
             return
+        from clipx.train.metrics.trackers import start_trackers
+
         with self._surviving("start"):
             start_trackers(
                 self._runtime,

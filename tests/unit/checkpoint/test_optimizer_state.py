@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from clipx.checkpoint import tensors
 from clipx.checkpoint.tensors import state_of, write_state
 from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
-from clipx.optim.locking import set_locked
 from clipx.optim.optimizers import build_optimizer, update
+from clipx.optim.param_groups import set_locked
 from clipx.storage.folders import folder_at
 
 # states of tensors, of numbers, of booleans, and counts that stand in the group (lamb a tensor, adan a number)

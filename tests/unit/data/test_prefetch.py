@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from shard_files import sample_ref
 
 from clipx.data import prefetch
-from clipx.data.index.offsets import Member
 from clipx.data.prefetch import Prefetcher, Span, merge_spans, read_members
+from clipx.storage.tar import Member
 
 SIZE = 100
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from clipx.data.index.offsets import scan_tar
 from clipx.data.shard_writer import write_shard
 from clipx.storage.files import open_ranges
+from clipx.storage.tar import scan_tar
 
 SAMPLES = [("a/0", {"txt": b"one", "jpg": b"1"}), ("b", {"seg.png": b"2", "_x": b"3", "": b"dropped"})]
 

@@ -1,13 +1,17 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_config
 from torch import Tensor, nn
 
 from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
+from clipx.config.schema import RunConfig
 from clipx.errors import InputError
+from clipx.models.clip import CLIP, build_model
 from clipx.optim import from_timm
-from clipx.optim.optimizers import build_optimizer, set_learning_rate, takes_found_inf, update
+from clipx.optim.optimizers import build_optimizer, optimizer_bytes, set_learning_rate, takes_found_inf, update
 
 CONFIGS: dict[str, OptimConfig] = {
     "adamw": AdamWConfig(lr=0.1),
@@ -195,3 +199,41 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.Monk
 def test_options_reach_the_optimizer_as_yaml_writes_them() -> None:
     _, optimizer = prepared(TimmOptimConfig(name="lion", options={"betas": [0.5, 0.75], "caution": True}))
     assert [(list(group["betas"]), group["caution"]) for group in optimizer.param_groups] == [([0.5, 0.75], True)] * 2
+
+
+WORDS = 500
+
+
+def config_and_towers(folder: Path, optimizer: str) -> tuple[RunConfig, CLIP]:
+    config = tiny_config(folder / "run", "none.tar", f"optim={optimizer}")
+    return config, build_model(config.model, vocab_size=WORDS, seed=0)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["{}", "{type: stable_adamw}", *(f"{{type: timm, name: {name}}}" for name in ("lion", "adan", "adafactorbv"))],
+)
+@pytest.mark.parametrize("locked", [False, True])
+def test_they_are_those_after_a_real_step(optimizer: str, locked: bool, tmp_path: Path) -> None:
+    config, towers = config_and_towers(tmp_path, optimizer)
+    towers.image_tower.requires_grad_(not locked)
+    reckoned = optimizer_bytes(config.optim, towers)
+    for weight in towers.parameters():
+        assert weight.grad is None
+        weight.grad = torch.ones_like(weight) if weight.requires_grad else None
+    steps = build_optimizer(config.optim, towers)
+    steps.step()
+    states = (value for state in steps.state.values() for value in state.values())
+    found = sum(value.nbytes for value in states if torch.is_tensor(value))
+    assert reckoned == pytest.approx(found, rel=2e-3)  # but for counts of steps
+
+
+def test_without_numbers_to_look_at_two_moments_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, towers = config_and_towers(tmp_path, "{type: timm, name: lion}")
+
+    def looks(*_: object) -> None:
+        torch.ones(1).item()
+        raise ValueError("no such number")
+
+    monkeypatch.setattr("clipx.optim.optimizers.build_optimizer", looks)
+    assert optimizer_bytes(config.optim, towers) == 8 * sum(weight.numel() for weight in towers.parameters())

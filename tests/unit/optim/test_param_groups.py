@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 
 from clipx.config.optim import AdamWConfig, TowerOptimConfig
 from clipx.models.clip import CLIP, build_model
-from clipx.optim.param_groups import heights, learning_rate_scales, parameter_groups
+from clipx.optim.param_groups import heights, learning_rate_scales, parameter_groups, set_locked
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,18 @@ def test_heights_of_timm_models(name: str, wanted: dict[str, int]) -> None:
 
 def test_without_repeated_blocks_all_learn_alike() -> None:
     assert set(heights(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))).values()) == {0}
+
+
+def test_a_locked_tower_keeps_its_weights_but_trains_its_projection() -> None:
+    model = build_model(tiny_model_config(), vocab_size=CLIP_VOCABULARY, seed=0)
+    assert not set_locked(model, frozenset())
+    assert set_locked(model, frozenset({"image"}))
+    assert not set_locked(model, frozenset({"image"}))
+    locked = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert locked == {name for name, _ in model.named_parameters() if name.startswith("image_tower.trunk.")}
+    assert set_locked(model, frozenset({"text"}))
+    locked = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert "text_tower.token_embedding.weight" in locked
+    assert not {"text_tower.projection.weight", "log_logit_scale", "image_tower.trunk.cls_token"} & locked
+    assert set_locked(model, frozenset())
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -15,7 +15,7 @@ from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import find_gpu
-from clipx.distributed.memory import MEMORY_FRACTION, state_bytes
+from clipx.distributed.parallelize import MEMORY_FRACTION, state_bytes
 from clipx.errors import InputError
 from clipx.losses.cost import LossShape
 from clipx.losses.info_nce import InfoNCELoss

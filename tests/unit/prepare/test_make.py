@@ -12,8 +12,9 @@ from shard_files import png, write_shards, write_tar
 
 from clipx.data.index.shard_index import load_index
 from clipx.errors import InputError, RunError
-from clipx.prepare.make import Made, MakeOptions, make_shards
-from clipx.prepare.pictures import PictureOptions
+from clipx.prepare.images import ImageOptions
+from clipx.prepare.make import Made, make_shards
+from clipx.prepare.make_shard import MakeOptions
 from clipx.prepare.rows import Row, Rows
 from clipx.prepare.sources import SourceOptions, open_rows
 
@@ -165,7 +166,7 @@ class TestLeftOut:
         folder = write_pairs(tmp_path / "in", 2)
         (folder / "001.png").write_bytes(png(1)[:-30])
         assert make(folder, tmp_path / "a").num_samples == 1
-        assert make(folder, tmp_path / "b", pictures=PictureOptions(verify=False)).num_samples == 2
+        assert make(folder, tmp_path / "b", images=ImageOptions(verify=False)).num_samples == 2
 
     def test_too_many_end_it_and_a_higher_limit_goes_on(self, tmp_path: Path) -> None:
         folder = write_pairs(tmp_path / "in", 100)
@@ -229,7 +230,7 @@ class TestGoingOn:
         [
             ({"shard_size": 4}, "shard_size was 5, now 4"),
             ({"shuffle": 1}, "shuffle was None, now 1"),
-            ({"pictures": PictureOptions(size=32)}, "size was None, now 32"),
+            ({"images": ImageOptions(size=32)}, "size was None, now 32"),
         ],
     )
     @pytest.mark.parametrize("complete", [True, False])
@@ -279,7 +280,7 @@ class TestFromShards:
     def test_pictures_of_shards_are_reduced(self, tmp_path: Path) -> None:
         members_of = [("0.cls", b"1"), ("0.png", png(1, size=80)), ("1.cls", b"2")]
         write_tar(tmp_path / "a.tar", members_of)
-        made = make(tmp_path / "a.tar", tmp_path / "out", pictures=PictureOptions(size=32))
+        made = make(tmp_path / "a.tar", tmp_path / "out", images=ImageOptions(size=32))
         assert made.left_out == {"no picture": 1}
         (label, picture) = members(tmp_path / "out")
         assert label == ("0.cls", b"1")
@@ -291,20 +292,20 @@ class TestPictures:
     @pytest.mark.parametrize(
         ("options", "name", "size"),
         [
-            (PictureOptions(), "png", (90, 60)),
-            (PictureOptions(size=60), "png", (90, 60)),
-            (PictureOptions(size=40), "jpg", (60, 40)),
-            (PictureOptions(quality=80), "jpg", (90, 60)),
-            (PictureOptions(size=90, quality=80), "jpg", (90, 60)),
+            (ImageOptions(), "png", (90, 60)),
+            (ImageOptions(size=60), "png", (90, 60)),
+            (ImageOptions(size=40), "jpg", (60, 40)),
+            (ImageOptions(quality=80), "jpg", (90, 60)),
+            (ImageOptions(size=90, quality=80), "jpg", (90, 60)),
         ],
     )
     def test_only_what_is_too_large_or_asked_for_is_encoded_anew(
-        self, tmp_path: Path, options: PictureOptions, name: str, size: tuple[int, int]
+        self, tmp_path: Path, options: ImageOptions, name: str, size: tuple[int, int]
     ) -> None:
         (tmp_path / "in").mkdir()
         Image.new("RGB", (90, 60), "red").save(tmp_path / "in" / "a.jpeg", "png")
         (tmp_path / "in" / "a.txt").write_text("red")
-        assert make(tmp_path / "in", tmp_path / "out", pictures=options).extensions == {name: 1}
+        assert make(tmp_path / "in", tmp_path / "out", images=options).extensions == {name: 1}
         stored = dict(members(tmp_path / "out"))[f"000000000.{name}"]
         assert Image.open(io.BytesIO(stored)).size == size
         assert (stored == (tmp_path / "in" / "a.jpeg").read_bytes()) == (name == "png")
@@ -315,6 +316,6 @@ class TestPictures:
         Image.effect_noise((64, 64), 80).save(folder / "a.png")
         (folder / "a.txt").write_text("noise")
         for quality in (30, 95):
-            make(folder, tmp_path / str(quality), pictures=PictureOptions(quality=quality))
+            make(folder, tmp_path / str(quality), images=ImageOptions(quality=quality))
         low, high = (len(dict(members(tmp_path / name))["000000000.jpg"]) for name in ("30", "95"))
         assert low < high / 2

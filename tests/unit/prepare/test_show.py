@@ -85,7 +85,7 @@ def test_each_picture_has_its_source_key_and_captions(make_config, drawn, tmp_pa
     for each in shown:
         source, key = each.name.split()
         assert list(each.captions) == (["of a"] * 2 if source == "three" else [f"picture {int(key)}"] * 2)
-        assert np.asarray(each.picture)[0, 0].tolist() == [int(key), 0, 0]
+        assert np.asarray(each.image)[0, 0].tolist() == [int(key), 0, 0]
         assert each.name != "one  000000"
 
 
@@ -93,18 +93,18 @@ def test_what_the_device_changes_is_shown(make_config, drawn, tmp_path: Path) ->
     config = make_config("data.augment.grayscale=1", "data.sources.one.augment=null")
     show.draw_batch(config, tmp_path / "sheet.png", batch=0, count=4)
     for each in drawn[0]:
-        pixels = np.asarray(each.picture)
+        pixels = np.asarray(each.image)
         assert (pixels == pixels[..., :1]).all()
 
 
 def test_long_words_and_texts_stay_in_their_column(make_config, drawn, tmp_path: Path) -> None:
     font = show.ImageFont.load_default(12)
-    lines = show._wrapped("W" * 100 + " and" * 200, font, SIDE, most=4)
+    lines = show._wrapped("W" * 100 + " and" * 200, font, SIDE, max_lines=4)
     assert len(lines) == 4
     assert all(font.getlength(line) <= SIDE for line in lines)
     assert lines[0].endswith("...")
     assert lines[3].endswith("...")
-    assert show._wrapped("a b", font, SIDE, most=4) == ["a b"]
+    assert show._wrapped("a b", font, SIDE, max_lines=4) == ["a b"]
     name = show._shortened("source  " + "0" * 60 + "12345", font, SIDE, tail=5)
     assert name.startswith("source  0")
     assert name.endswith("...12345")

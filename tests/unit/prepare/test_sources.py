@@ -40,7 +40,7 @@ def all_of(rows: Rows) -> list[Row]:
 
 
 def check(rows: list[Row], records: list[dict[str, object]] | None = None) -> None:
-    assert [row.picture for row in rows] == [png(number) for number in range(len(CAPTIONS))]
+    assert [row.image for row in rows] == [png(number) for number in range(len(CAPTIONS))]
     assert [row.captions for row in rows] == [[caption] for caption in CAPTIONS]
     if records is not None:
         assert [dict(row.record) for row in rows] == records
@@ -120,7 +120,7 @@ class TestText:
         table = tmp_path / name
         table.write_text(delimiter.join(["path", "text"]) + "\n" + delimiter.join(["1.png", '"a; b\u2028c"']))
         row = opened(table, image_folder=folder).read(0)
-        assert (row.picture, row.captions) == (png(1), ["a; b\u2028c"])
+        assert (row.image, row.captions) == (png(1), ["a; b\u2028c"])
 
     def test_jsonl(self, folder: Path) -> None:
         table = folder / "t.jsonl"
@@ -131,7 +131,7 @@ class TestText:
         table.write_text("\n" + "\n\n".join(map(json.dumps, lines)))
         first, second = all_of(opened(table))
         assert (first.captions, first.record) == (["one", "two"], {"image": "0.png"})
-        assert (second.picture, second.captions) == (png(1), ["half  a pair"])
+        assert (second.image, second.captions) == (png(1), ["half  a pair"])
         assert second.record["more"] == {"a": [1]}
 
     def test_several_columns_of_captions(self, folder: Path) -> None:
@@ -165,7 +165,7 @@ class TestBinary:
         rows = opened(tmp_path / "t.parquet", image_folder=folder)
         check(all_of(rows), [{"path": f"{n}.png", "similarity": 0.25} for n in range(4)])
         assert rows.block_rows == 3
-        assert rows.read(0).picture == png(0)  # back into an earlier group
+        assert rows.read(0).image == png(0)  # back into an earlier group
 
     @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow file"])
     def test_pictures_within(self, folder: Path, tmp_path: Path, kind: str) -> None:
@@ -198,7 +198,7 @@ class TestBinary:
         table = pa.table({"jpg": [png(0), b""], "txt": ["a", "b"]})
         pq.write_table(table, tmp_path / "t.parquet")
         rows = opened(tmp_path / "t.parquet")
-        assert (rows.read(0).picture, rows.read(0).record) == (png(0), {})
+        assert (rows.read(0).image, rows.read(0).record) == (png(0), {})
         assert left_out(rows) == [(1, "no picture")]
 
 
@@ -233,11 +233,11 @@ class TestShards:
             assert (found.key, found.fields) == ("000003", {"png": png(3), "txt": b"picture 3"})
 
     def test_only_what_an_index_holds(self, tmp_path: Path) -> None:
-        from clipx.data.filters.filters import Filters
+        from clipx.data.filters.filters import SampleFilter
 
         write_shards(tmp_path / "shards", [2, 3])
         (tmp_path / "keys").write_text("000001\n000004\n")
-        filters = Filters.parse([], keys=tmp_path / "keys")
+        filters = SampleFilter.parse([], keys=tmp_path / "keys")
         build_index([str(tmp_path / "shards")], index_dir=str(tmp_path / "index"), filters=filters)
         rows = opened(tmp_path / "shards", index=str(tmp_path / "index"))
         assert [rows.read(number).key for number in range(len(rows))] == ["000001", "000004"]

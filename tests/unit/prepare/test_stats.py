@@ -69,8 +69,8 @@ def test_a_sample_is_spread_over_the_source(data: DataConfig) -> None:
     found = describe(sources(data)[1:], None, sample=5, workers=1)
     (large,) = found.figures.values()
     assert (large.num_samples, large.num_read) == (10, 5)
-    hashes = describe(sources(data)[1:], None, sample=None, workers=1).measured["large"].image_hash
-    assert found.measured["large"].image_hash.tolist() == hashes[::2].tolist()
+    hashes = describe(sources(data)[1:], None, sample=None, workers=1).measured["large"].samples["image_hash"]
+    assert found.measured["large"].samples["image_hash"].tolist() == hashes[::2].tolist()
 
 
 def test_templates_count_as_they_are_trained(data: DataConfig) -> None:

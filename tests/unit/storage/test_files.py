@@ -29,7 +29,7 @@ def test_what_is_local():
 
 
 def test_writes_and_reads_back(folder):
-    write_file(f"{folder}/sub/a.bin", b"hello ", b"world")
+    write_file(f"{folder}/sub/a.bin", b"hello world")
     write_file(f"{folder}/sub/b.bin", b"x")
     write_file(f"{folder}/sub/b.bin", b"yy")
     assert read_file(f"{folder}/sub/a.bin") == b"hello world"

@@ -14,7 +14,7 @@ from servers import WebServer, object_store
 
 from clipx.config.data import RemoteConfig
 from clipx.storage import remote
-from clipx.storage.failures import ChangedError, UnusableAddressError, explain, is_final, mend
+from clipx.storage.failures import ChangedError, UnusableAddressError, explain, hint, is_final
 
 QUICK = RemoteConfig(timeout_s=0.4, retries=2, connections=2)
 CONTENT = bytes(range(256)) * 40
@@ -282,7 +282,7 @@ def test_every_librarys_error_becomes_one_line(error, kind, final, advice):
     explained = explain(error, 5.0)
     assert isinstance(explained, kind)
     assert is_final(explained) is final
-    assert advice in mend(explained)
+    assert advice in hint(explained)
     assert "\n" not in str(explained)
 
 

@@ -50,7 +50,7 @@ class Gate:
         self.opened = threading.Event()
         self.opened.set()
         self.failures = 0
-        original = folders._Local.create
+        original = folders.Folder.create
 
         @contextmanager
         def create(folder: Any, name: str) -> Iterator[Any]:
@@ -61,7 +61,7 @@ class Gate:
             with original(folder, name) as file:
                 yield file
 
-        monkeypatch.setattr(folders._Local, "create", create)
+        monkeypatch.setattr(folders.Folder, "create", create)
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from PIL import Image
 from shard_files import write_shards, write_tar
 
 from clipx.data.filters.conditions import Condition
-from clipx.data.filters.filters import FILTER_FILE, Filters
+from clipx.data.filters.filters import FILTER_FILE, SampleFilter
 from clipx.data.filters.key_list import KeyList, hashed
 from clipx.data.index import duplicates
-from clipx.data.index.folder import CATALOGUE
+from clipx.data.index.folder import COUNTS_FILE
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.errors import InputError, RunError
 
@@ -38,11 +38,11 @@ def sample(key, width=8, height=8, caption="a b c", **record):
 
 
 def keys(index):
-    return [index.sidecar(s).key(i) for s in range(len(index.paths)) for i in range(index.counts[s])]
+    return [index.offsets(s).key(i) for s in range(len(index.paths)) for i in range(index.counts[s])]
 
 
 def filtered(tmp_path, where=(), **options):
-    return build_index([str(tmp_path / "s")], index_dir=tmp_path / "i", filters=Filters.parse(where, **options))
+    return build_index([str(tmp_path / "s")], index_dir=tmp_path / "i", filters=SampleFilter.parse(where, **options))
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,19 @@ def test_filters_that_are_none(tmp_path):
         ({"without_keys": tmp_path / "empty"}, "is empty"),
     ):
         with pytest.raises(InputError, match=message):
-            Filters.parse([], **options)
+            SampleFilter.parse([], **options)
 
 
 def test_the_text_names_what_decides(tmp_path):
     (tmp_path / "a").write_text("1\n2\n")
     (tmp_path / "b").write_text("2\n\n1\r\n2\n")
-    first, second = (Filters.parse(["json:a==1"], keys=tmp_path / name, image_key="png") for name in "ab")
+    first, second = (SampleFilter.parse(["json:a==1"], keys=tmp_path / name, image_key="png") for name in "ab")
     assert first.text == second.text == f"keys of list {first.keys.digest}, json:a==1"
-    assert Filters.parse(["width>=3"], image_key="png").text == "width>=3, image_key png"
-    assert Filters.parse(["caption.words>=3"], unique="image", image_key="png").text == (
+    assert SampleFilter.parse(["width>=3"], image_key="png").text == "width>=3, image_key png"
+    assert SampleFilter.parse(["caption.words>=3"], unique="image", image_key="png").text == (
         "caption.words>=3, unique image, caption_key txt, image_key png"
     )
-    assert first.id == second.id != Filters.parse(["json:a==1"]).id > 0
+    assert first.id == second.id != SampleFilter.parse(["json:a==1"]).id > 0
 
 
 def test_every_reason_is_counted(tmp_path):
@@ -207,13 +207,19 @@ def test_a_parquet_file_beside_the_shard(tmp_path):
     assert keys(index) == ["000002"]
     assert index.left_out == {"no parquet:similarity": 2, "parquet:similarity>=0.28": 1}
     with pytest.raises(InputError, match=r"00000.parquet has no column 'similar'; it has key, similarity, other"):
-        build_index([str(tmp_path / "s")], index_dir=tmp_path / "j", filters=Filters.parse(["parquet:similar>=0.28"]))
+        build_index(
+            [str(tmp_path / "s")], index_dir=tmp_path / "j", filters=SampleFilter.parse(["parquet:similar>=0.28"])
+        )
     (tmp_path / "s" / "00000.parquet").write_bytes(b"rubbish")
     with pytest.raises(InputError, match=r"00000.parquet is no parquet file .*; write it again"):
-        build_index([str(tmp_path / "s")], index_dir=tmp_path / "k", filters=Filters.parse(["parquet:similarity>=0"]))
+        build_index(
+            [str(tmp_path / "s")], index_dir=tmp_path / "k", filters=SampleFilter.parse(["parquet:similarity>=0"])
+        )
     (tmp_path / "s" / "00000.parquet").unlink()
     with pytest.raises(InputError, match=r"00000.parquet, which conditions on parquet: need, cannot be read"):
-        build_index([str(tmp_path / "s")], index_dir=tmp_path / "l", filters=Filters.parse(["parquet:similarity>=0"]))
+        build_index(
+            [str(tmp_path / "s")], index_dir=tmp_path / "l", filters=SampleFilter.parse(["parquet:similarity>=0"])
+        )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +235,7 @@ def test_of_exact_duplicates_the_first_stays(tmp_path, unique, left, out, monkey
     assert index.left_out[f"duplicate {unique}"] == out
     assert list(index.left_out)[-1] == f"duplicate {unique}"
     monkeypatch.setattr(duplicates, "_AT_ONCE", 2)  # compared in several parts
-    options = {"index_dir": tmp_path / "j", "filters": Filters.parse([], unique=unique)}
+    options = {"index_dir": tmp_path / "j", "filters": SampleFilter.parse([], unique=unique)}
     assert keys(build_index([str(tmp_path / "s")], **options)) == left
 
 
@@ -251,7 +257,7 @@ def test_a_filtered_index_is_one_of_its_own(tmp_path):
     write_shards(tmp_path / "s", [3, 2])
     shards = [str(tmp_path / "s")]
     plain = build_index(shards)
-    some, other = Filters.parse(["caption.words>=2"]), Filters.parse(["caption.words>=3"])
+    some, other = SampleFilter.parse(["caption.words>=2"]), SampleFilter.parse(["caption.words>=3"])
     index = build_index(shards, index_dir=tmp_path / "i", filters=some)
     assert (index.counts.tolist(), index.filter) == ([3, 2], some.text)
     assert index.fingerprint() != plain.fingerprint() == build_index(shards).fingerprint()
@@ -287,33 +293,33 @@ def test_a_filter_that_nothing_passes_says_why(tmp_path):
         filtered(tmp_path, ["caption.words>=9"])
 
 
-def test_a_filtered_sidecar_that_is_gone_is_made_by_the_index_alone(tmp_path):
+def test_filtered_offsets_that_are_gone_are_made_by_the_index_alone(tmp_path):
     write_shards(tmp_path / "s", [3, 2])
     index = filtered(tmp_path, ["caption.words>=2"])
     plain = build_index([str(tmp_path / "s")])
-    for spoil in (index.sidecar_path(0).unlink, lambda: shutil.copy(plain.sidecar_path(0), index.sidecar_path(0))):
+    for spoil in (index.offsets_path(0).unlink, lambda: shutil.copy(plain.offsets_path(0), index.offsets_path(0))):
         spoil()
         with pytest.raises(
             RunError, match=r"00000.tar.clipx-index is gone or of another filter; run `clipx data index`"
         ):
-            index.sidecar(0)
-    (tmp_path / "i" / index.sidecar_path(0).parent.name / CATALOGUE).unlink()
+            index.offsets(0)
+    (tmp_path / "i" / index.offsets_path(0).parent.name / COUNTS_FILE).unlink()
     (tmp_path / "i" / FILTER_FILE).unlink()
     assert keys(filtered(tmp_path, ["caption.words>=2"], unique="caption")) == keys(plain)[:5]
-    index.sidecar_path(1).unlink()
-    assert build_index([str(tmp_path / "s")], index_dir=tmp_path / "i").sidecar(1).num_samples == 2
+    index.offsets_path(1).unlink()
+    assert build_index([str(tmp_path / "s")], index_dir=tmp_path / "i").offsets(1).num_samples == 2
 
 
 def test_filters_over_remote_shards_and_indexes(tmp_path):
     write_shards(tmp_path / "s", [3], replaced={1: {"txt": b"short"}})
     fsspec.filesystem("memory").pipe("/filtered/0.tar", (tmp_path / "s" / "00000.tar").read_bytes())
     shards, folder = ["memory:///filtered/0.tar"], "memory:///filter-index"
-    index = build_index(shards, index_dir=folder, filters=Filters.parse(["caption.words>=2"]))
+    index = build_index(shards, index_dir=folder, filters=SampleFilter.parse(["caption.words>=2"]))
     loaded = load_index(shards, index_dir=folder)
     assert keys(index) == keys(loaded) == ["000000", "000002"]
 
 
 def test_filters_are_sent_to_processes(tmp_path):
-    filters = Filters.parse(["caption.words>=2"], unique="pair")
+    filters = SampleFilter.parse(["caption.words>=2"], unique="pair")
     assert filters.reasons
     assert pickle.loads(pickle.dumps(filters)).text == filters.text

@@ -4,7 +4,9 @@ import logging
 import os
 import pickle
 import shutil
+import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -13,12 +15,12 @@ import pytest
 from servers import WebServer, object_store
 from shard_files import pair, write_shards, write_tar
 
-from clipx.data.index import builder as index_draft
+from clipx.data.index import builder as builder_module
 from clipx.data.index import remote_folder
-from clipx.data.index import scan as index_shard
+from clipx.data.index import scan as scan_module
 from clipx.data.index import shard_index as index_module
-from clipx.data.index.folder import CATALOGUE, IndexFolder
-from clipx.data.index.shard_counts import Catalogue, Origin, Rows
+from clipx.data.index.folder import COUNTS_FILE, IndexFolder
+from clipx.data.index.shard_counts import CountSource, ShardCounts, row_dtype
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.data.index.shard_paths import packed
 from clipx.errors import InputError, RunError
@@ -34,8 +36,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def scanned(monkeypatch):
     """Paths of the shards that are scanned, in any order."""
-    paths, real = [], index_shard._scan
-    monkeypatch.setattr(index_shard, "_scan", lambda job, *rest: paths.append(job.path) or real(job, *rest))
+    paths, real = [], scan_module._scan
+    monkeypatch.setattr(scan_module, "_scan", lambda job, *rest: paths.append(job.path) or real(job, *rest))
     return paths
 
 
@@ -64,30 +66,6 @@ def put(store, folder, paths):
         store.put(path, f"bucket/{folder}/{os.path.basename(path)}")
 
 
-def test_catalogue_round_trip_and_update():
-    def rows(names, counts):
-        columns = (np.array(counts), np.array(counts) * 10, np.array(counts) * 100)
-        return Rows(
-            packed(names), *columns, np.ones(len(names), np.uint8), np.array([[c, 0] for c in counts], np.int32)
-        )
-
-    empty = Catalogue.empty(filter="width>=3", reasons=("a", "b"))
-    first = empty.updated(rows(["10.tar", "2.tar"], [1, 2]))
-    second = first.updated(rows(["3-longer-name.tar", "2.tar"], [3, 4]))
-    read = Catalogue.from_bytes(b"".join(second.to_bytes()))
-    assert (read.filter, read.reasons) == ("width>=3", ("a", "b"))
-    assert read.rows.names.tolist() == [b"10.tar", b"2.tar", b"3-longer-name.tar"]
-    assert read.rows.counts.tolist() == [1, 4, 3]
-    assert read.rows.sizes.tolist() == [10, 40, 30]
-    assert read.rows.mtimes.tolist() == [100, 400, 300]
-    assert read.rows.left_out.tolist() == [[1, 0], [4, 0], [3, 0]]
-    assert read.find(packed(["2.tar", "4.tar"])).tolist() == [1, -1]
-    whole = b"".join(second.to_bytes())
-    for broken in (b"", whole[:10], whole[:-1], whole[:40] + b"X" + whole[41:], b"{" + whole[1:]):
-        with pytest.raises(ValueError, match=r"too short|checksum is wrong|not a catalogue of this version"):
-            Catalogue.from_bytes(broken)
-
-
 def test_build_then_load(tmp_path, scanned):
     paths = write_shards(tmp_path / "s", [3, 1, 4])
     progress = []
@@ -105,16 +83,16 @@ def test_build_then_load(tmp_path, scanned):
     assert progress[3:] == [(1, 1)]
     assert sorted(scanned) == paths
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()} == before
-    assert [loaded.sidecar(shard).num_samples for shard in range(3)] == [3, 1, 4]
-    assert pickle.loads(pickle.dumps(loaded)).sidecar(2).key(0) == "000004"
+    assert [loaded.offsets(shard).num_samples for shard in range(3)] == [3, 1, 4]
+    assert pickle.loads(pickle.dumps(loaded)).offsets(2).key(0) == "000004"
 
 
 @pytest.mark.full  # several seconds until the first process has imported everything
 def test_processes_index_as_threads_do(tmp_path, monkeypatch):
     write_shards(tmp_path / "s", [2, 1, 3, 1])
-    monkeypatch.setattr(index_shard, "_MANY_SCANNED", 2)
-    monkeypatch.setattr(index_shard.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(index_shard, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(scan_module, "_MANY_SCANNED", 2)
+    monkeypatch.setattr(scan_module.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(scan_module, "in_threads", None)
     assert build_index([str(tmp_path / "s")]).counts.tolist() == [2, 1, 3, 1]
     (tmp_path / "t").mkdir()
     for number in range(3):
@@ -123,7 +101,7 @@ def test_processes_index_as_threads_do(tmp_path, monkeypatch):
         build_index([str(tmp_path / "t")])
 
 
-def test_one_catalogue_serves_other_selections_and_spellings(tmp_path, monkeypatch):
+def test_one_index_serves_other_selections_and_spellings(tmp_path, monkeypatch):
     write_shards(tmp_path / "s", [3, 1, 4])
     monkeypatch.chdir(tmp_path)
     assert build_index(["s/00000.tar", "./s/00001.tar", f"{tmp_path}/s/00002.tar"]).counts.tolist() == [3, 1, 4]
@@ -144,11 +122,11 @@ def test_fingerprint_is_names_and_counts_not_places(tmp_path, monkeypatch):
     assert build_index([str(tmp_path / "b")]).fingerprint() != fingerprint("a", [3, 1])
 
 
-def test_changed_shard_is_scanned_again_and_lost_catalogue_is_not(tmp_path, scanned):
+def test_changed_shard_is_scanned_again_and_lost_counts_are_not(tmp_path, scanned):
     paths = write_shards(tmp_path / "s", [3, 1, 4])
     build_index([str(tmp_path / "s")])
     scanned.clear()
-    (tmp_path / "s" / CATALOGUE).unlink()
+    (tmp_path / "s" / COUNTS_FILE).unlink()
     assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 1, 4]
     assert scanned == []  # an interrupted first scan goes on where it was
     os.utime(paths[0], ns=(0, file_state(paths[0]).mtime_ns + 1))
@@ -158,31 +136,44 @@ def test_changed_shard_is_scanned_again_and_lost_catalogue_is_not(tmp_path, scan
     assert sorted(scanned) == paths[:2]
 
 
-def test_a_sidecar_that_is_gone_is_made_when_it_is_opened(tmp_path, scanned):
+def test_offsets_that_are_gone_are_made_when_they_are_opened(tmp_path, scanned):
     paths = write_shards(tmp_path / "s", [3, 1])
     index = build_index([str(tmp_path / "s")])
     scanned.clear()
-    index.sidecar_path(0).unlink()
-    assert build_index([str(tmp_path / "s")]).sidecar(0).num_samples == 3
-    assert load_index([str(tmp_path / "s")]).sidecar(0).num_samples == 3
+    index.offsets_path(0).unlink()
+    assert build_index([str(tmp_path / "s")]).offsets(0).num_samples == 3
+    assert load_index([str(tmp_path / "s")]).offsets(0).num_samples == 3
     assert scanned == paths[:1]
     shutil.copy(write_shards(tmp_path / "t", [30])[0], paths[1])
-    index.sidecar_path(1).unlink()
+    index.offsets_path(1).unlink()
     with pytest.raises(RunError, match=r"00001.tar has .* bytes, .* when it was indexed; run `clipx data index`"):
-        index.sidecar(1)
-    index.sidecar_path(0).write_bytes(b"rubbish")
+        index.offsets(1)
+    index.offsets_path(0).write_bytes(b"rubbish")
     with pytest.raises(RunError, match=r"00000.tar.clipx-index is damaged .*; delete it"):
-        index.sidecar(0)
+        index.offsets(0)
 
 
-def test_an_old_or_broken_catalogue_is_made_again(tmp_path):
+def test_counts_that_are_foreign_or_broken_are_made_again(tmp_path):
     write_shards(tmp_path / "s", [3])
     (tmp_path / "s" / "clipx-index.json").write_text('{"version": 1, "shards": {"00000.tar": [7, 1, 1]}}')
     for content in (None, b"", b"{}", b"CLIPXCAT" + bytes(100)):
         if content is not None:
-            (tmp_path / "s" / CATALOGUE).write_bytes(content)
+            (tmp_path / "s" / COUNTS_FILE).write_bytes(content)
         assert build_index([str(tmp_path / "s")]).counts.tolist() == [3]
         assert load_index([str(tmp_path / "s")]).counts.tolist() == [3]
+
+
+def test_an_index_of_the_version_before_is_loaded(tmp_path, scanned):
+    write_shards(tmp_path / "s", [3, 1])
+    state = file_state(str(tmp_path / "s" / "00000.tar"))
+    body = json.dumps({"shards": 1, "width": 9, "filter": "", "reasons": []}).encode() + b"00000.tar"
+    body += np.array([3, *state], "<i8").tobytes() + bytes(1)
+    header = struct.pack("<8sIIq", b"CLIPXCAT", 1, zlib.crc32(body), body.index(b"}") + 1)
+    (tmp_path / "s" / COUNTS_FILE).write_bytes(header + body)
+    assert load_index([f"{tmp_path}/s/00000.tar"]).counts.tolist() == [3]
+    assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 1]
+    assert scanned == [f"{tmp_path}/s/00001.tar"]
+    assert load_index([str(tmp_path / "s")]).counts.tolist() == [3, 1]
 
 
 def test_index_dir_and_cache_when_the_folder_cannot_be_written(tmp_path, monkeypatch, cache, scanned):
@@ -196,7 +187,7 @@ def test_index_dir_and_cache_when_the_folder_cannot_be_written(tmp_path, monkeyp
     scanned.clear()
     built = build_index(both)
     assert len(scanned) == 2
-    assert built.sidecar_path(0).is_relative_to(cache)
+    assert built.offsets_path(0).is_relative_to(cache)
     monkeypatch.undo()
     monkeypatch.setenv("CLIPX_CACHE", str(cache))
     assert load_index(both).counts.tolist() == [3, 4]  # a rank that could write looks where rank 0 had to write
@@ -256,37 +247,37 @@ def test_shard_that_cannot_be_read(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(index_shard, "open_ranges", fail)
+    monkeypatch.setattr(scan_module, "open_ranges", fail)
     with pytest.raises(InputError, match=r"x.tar cannot be read: Permission denied; check"):
         build_index([str(tmp_path)])
 
 
-def test_counts_of_many_new_local_shards_are_those_that_are_stated(tmp_path, monkeypatch, scanned):
+def test_counts_of_many_new_local_shards_are_those_of_the_metadata(tmp_path, monkeypatch, scanned):
     paths = write_shards(tmp_path / "s", [3, 1, 4])
     for number, said in enumerate(['{"successes": 3}', '{"successes": 2}', "broken"]):
         (tmp_path / "s" / f"{number:05d}_stats.json").write_text(said)
     assert build_index([str(tmp_path / "s")], index_dir=tmp_path / "exact").counts.tolist() == [3, 1, 4]
-    monkeypatch.setattr(index_draft, "_SCANNED_AT_ONCE", 2)
+    monkeypatch.setattr(builder_module, "_MAX_SCANNED", 2)
     scanned.clear()
     index = build_index([str(tmp_path / "s")])
     assert (index.counts.tolist(), scanned) == ([3, 2, 4], paths[2:])
-    assert index.sidecar(0).num_samples == 3
-    assert index.sidecar(0).key(1) == "000001"
+    assert index.offsets(0).num_samples == 3
+    assert index.offsets(0).key(1) == "000001"
     assert scanned == [paths[2], paths[0]]
     with pytest.raises(
         RunError, match=r"00001.tar holds 1 samples, its index \(from 00001_stats.json\) says 2; run `c"
     ):
-        load_index([str(tmp_path / "s")]).sidecar(1)
-    assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 1, 4]  # the mend
+        load_index([str(tmp_path / "s")]).offsets(1)
+    assert build_index([str(tmp_path / "s")]).counts.tolist() == [3, 1, 4]  # as the message says
     scanned.clear()
-    assert load_index([str(tmp_path / "s")]).sidecar(1).num_samples == 1
+    assert load_index([str(tmp_path / "s")]).offsets(1).num_samples == 1
     assert scanned == []
     both = {"00000.tar": 7, "00001.tar": 7, "00002.tar": 7}
     (tmp_path / "s" / "sizes.json").write_text(json.dumps(both))
     stated = build_index([str(tmp_path / "s")], index_dir=tmp_path / "stated")
     assert (stated.counts.tolist(), scanned) == ([7, 7, 7], [])
     with pytest.raises(RunError, match=r"holds 4 samples, its index \(from sizes.json\) says 7"):
-        stated.sidecar(2)
+        stated.offsets(2)
     again = build_index([str(tmp_path / "s")], index_dir=tmp_path / "stated", offsets=True)
     assert (again.counts.tolist(), len(scanned)) == ([3, 1, 4], 3)
 
@@ -295,7 +286,7 @@ def test_remote_shards_are_indexed_in_the_cache_by_one_listing(tmp_path, store, 
     put(store, "d", write_shards(tmp_path / "s", [5, 2]))
     built = build_index(["s3://bucket/d"])
     assert built.counts.tolist() == [5, 2] == load_index(["s3://bucket/d/{00000..00001}.tar"]).counts.tolist()
-    assert built.sidecar_path(0).is_relative_to(cache)
+    assert built.offsets_path(0).is_relative_to(cache)
     assert built.fingerprint() == build_index([str(tmp_path / "s")]).fingerprint()
     scanned.clear()
     put(store, "d", [write_shards(tmp_path / "t", [3])[0]])
@@ -303,40 +294,44 @@ def test_remote_shards_are_indexed_in_the_cache_by_one_listing(tmp_path, store, 
     assert names(scanned) == ["00000.tar"]
 
 
-def test_stated_counts_of_a_store(tmp_path, store, scanned):
+def test_metadata_counts_of_a_store(tmp_path, store, scanned):
     put(store, "d", write_shards(tmp_path / "s", [5, 2, 3]))
     store.pipe("bucket/d/00000_stats.json", b'{"successes": 5}')
     store.pipe("bucket/d/00001_stats.json", b'{"successes": 2}')
     index = build_index(["s3://bucket/d"])
     assert (index.counts.tolist(), names(scanned)) == ([5, 2, 3], ["00002.tar"])
-    assert index._origins.tolist() == [Origin.STATS, Origin.STATS, Origin.SCAN]
-    assert index.sidecar(1).num_samples == 2
+    assert index._sources.tolist() == [CountSource.STATS, CountSource.STATS, CountSource.SCAN]
+    assert index.offsets(1).num_samples == 2
     store.pipe("bucket/d/00000_stats.json", b'{"successes": 4}')
     wrong = build_index(["s3://bucket/d"], index_dir=tmp_path / "wrong")
     assert wrong.counts.tolist() == [4, 2, 3]
     with pytest.raises(RunError, match=r"00000.tar holds 5 samples, its index \(from 00000_stats.json\) says 4"):
-        wrong.sidecar(0)
-    assert build_index(["s3://bucket/d"], index_dir=tmp_path / "wrong").counts.tolist() == [5, 2, 3]  # the mend
+        wrong.offsets(0)
+    assert build_index(["s3://bucket/d"], index_dir=tmp_path / "wrong").counts.tolist() == [
+        5,
+        2,
+        3,
+    ]  # as the message says
 
 
 def test_an_index_in_a_store_and_beside_the_shards(tmp_path, store, cache, scanned):
     put(store, "d", write_shards(tmp_path / "s", [5, 2]))
     for folder in ("s3://bucket/index", "s3://bucket/d"):
         build_index(["s3://bucket/d"])
-        build_index(["s3://bucket/d"], index_dir=folder)  # sidecars of this machine are not scanned again, but sent
+        build_index(["s3://bucket/d"], index_dir=folder)  # offsets of this machine are not scanned again, but sent
         assert sum(name.endswith(".clipx-index") for name in store.find(folder)) == 2
         shutil.rmtree(cache)  # another machine
         scanned.clear()
         loaded = load_index(["s3://bucket/d"], index_dir=folder)
-        assert (loaded.counts.tolist(), loaded.sidecar(0).num_samples, scanned) == ([5, 2], 5, [])
-        assert loaded.sidecar_path(0).is_relative_to(cache)
+        assert (loaded.counts.tolist(), loaded.offsets(0).num_samples, scanned) == ([5, 2], 5, [])
+        assert loaded.offsets_path(0).is_relative_to(cache)
     store.put(write_shards(tmp_path / "u", [40])[0], "bucket/d/00000.tar")
     cache.rename(tmp_path / "old")
     build_index(["s3://bucket/d"], index_dir="s3://bucket/d")  # renewed by another machine
     shutil.rmtree(cache)
     (tmp_path / "old").rename(cache)
     beside = build_index(["s3://bucket/d"])  # found though nobody named it; never written to
-    assert (beside.counts.tolist(), beside.sidecar(0).num_samples) == ([40, 2], 40)
+    assert (beside.counts.tolist(), beside.offsets(0).num_samples) == ([40, 2], 40)
     put(store, "d", [write_shards(tmp_path / "t", [0, 0, 1])[2]])
     with pytest.raises(InputError, match=r"d/00002.tar is not in the index beside it; .* --out s3://bucket/d to renew"):
         build_index(["s3://bucket/d"])
@@ -379,9 +374,9 @@ def test_a_web_server_is_not_asked_for_each_of_many_shards(tmp_path):
         web.files["d/00000.tar"] = files["00000.tar"]
         web.requests.clear()
         index = build_index([web.url + "/d/{00000..00049}.tar"])
-        assert (index.num_samples, index.sidecar(0).num_samples) == (100, 2)
+        assert (index.num_samples, index.offsets(0).num_samples) == (100, 2)
         asked = [path for path, _ in web.requests]
-        assert asked[:2] == [f"d/{CATALOGUE}", "d/sizes.json"]
+        assert asked[:2] == [f"d/{COUNTS_FILE}", "d/sizes.json"]
         assert set(asked[2:]) == {"d/00000.tar"}
         web.requests.clear()
         assert load_index([web.url + "/d/{00000..00049}.tar"]).num_samples == 100
@@ -398,15 +393,15 @@ def test_commands_are_indexed_in_the_cache(tmp_path, cache):
     pattern = f"pipe:cat '{tmp_path}/s/{{00000..00001}}.tar'"
     index = build_index([pattern])
     assert (index.counts.tolist(), load_index([pattern]).counts.tolist()) == ([2, 1], [2, 1])
-    assert index.sidecar_path(0).is_relative_to(cache)
-    assert index.sidecar(1).num_samples == 1
+    assert index.offsets_path(0).is_relative_to(cache)
+    assert index.offsets(1).num_samples == 1
 
 
 def test_an_index_takes_few_bytes_per_shard(tmp_path):
     number = 100_000
-    shards, ones = packed(f"{i:06d}.tar" for i in range(number)), np.ones(number, np.int64)
-    rows = Rows(shards, ones * 10_000, ones, ones, np.zeros(number, np.uint8), np.zeros((number, 0), np.int32))
-    IndexFolder(str(tmp_path)).keep_catalogue(Catalogue(rows))
+    rows = np.zeros(number, row_dtype(0, 10))
+    rows["name"], rows["count"] = packed(f"{i:06d}.tar" for i in range(number)), 10_000
+    IndexFolder(str(tmp_path)).put_counts(ShardCounts(rows, "", ()))
     tracemalloc.start(1)
     try:
         index = load_index([f"{tmp_path}/{{000000..099999}}.tar"])

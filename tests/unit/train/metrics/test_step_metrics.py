@@ -5,8 +5,7 @@ import time
 import pytest
 import torch
 
-from clipx.train.metrics.clock import Clock
-from clipx.train.metrics.step_metrics import sections
+from clipx.train.metrics.step_metrics import Clock, sections
 
 
 def testsections_repeat_and_nest() -> None:

@@ -1,4 +1,4 @@
-"""The pictures that go into shards: as they are, or encoded anew."""
+"""The images that go into shards: as they are, or encoded anew."""
 
 import io
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ _DEFAULT_QUALITY = 95
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions:
-    """What is done to pictures."""
+class ImageOptions:
+    """What is done to images."""
 
     size: int | None = None
-    """Longest that the short side may be; a longer one is reduced to it. None: as it is."""
+    """Longest that the short side may be; a longer one is reduced to it. None leaves it as it is."""
     quality: int | None = None
-    """Of JPEG, 1 to 100; given, every picture is encoded anew; None: only those that `size` reduces, with 95."""
+    """JPEG quality, 1 to 100, of every image; None encodes anew only those that `size` reduces, with 95."""
     verify: bool = True
-    """Decode every picture, so that none gets into a shard that cannot be read."""
+    """Decode every image, so that none gets into a shard that cannot be read."""
 
     @property
-    def changes_pictures(self) -> bool:
-        """Whether any picture may get other bytes."""
+    def changes_images(self) -> bool:
+        """Whether any image may get other bytes."""
         return self.size is not None or self.quality is not None
 
 
-def stored_picture(data: bytes, options: PictureOptions) -> tuple[str, bytes]:
-    """The extension and the bytes to store; the extension tells the picture's format, whatever its file was called.
+def stored_image(data: bytes, options: ImageOptions) -> tuple[str, bytes]:
+    """The extension and the bytes to store; the extension tells the image's format, whatever its file was called.
 
     Raises:
-        UndecodableError: it is no picture, or a broken one.
+        UndecodableError: it is no image, or a broken one.
     """
-    extension, size = picture_header(data)
+    extension, size = image_header(data)
     too_large = options.size is not None and min(size) > options.size
     if too_large or options.quality is not None:
         return "jpg", _encode(decode_image(data), options)
@@ -43,11 +43,11 @@ def stored_picture(data: bytes, options: PictureOptions) -> tuple[str, bytes]:
     return extension, data
 
 
-def picture_header(data: bytes) -> tuple[str, tuple[int, int]]:
+def image_header(data: bytes) -> tuple[str, tuple[int, int]]:
     """The extension that fits the format, and (width, height); no pixel is decoded.
 
     Raises:
-        UndecodableError: it is no picture.
+        UndecodableError: it is no image.
     """
     Image.init()
     try:
@@ -59,7 +59,7 @@ def picture_header(data: bytes) -> tuple[str, tuple[int, int]]:
         raise
 
 
-def _encode(image: Image.Image, options: PictureOptions) -> bytes:
+def _encode(image: Image.Image, options: ImageOptions) -> bytes:
     if options.size is not None and min(image.size) > options.size:
         factor = options.size / min(image.size)
         width, height = (max(options.size, round(side * factor)) for side in image.size)

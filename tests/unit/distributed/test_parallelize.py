@@ -2,7 +2,7 @@ from tiny_clip import CLIP_VOCABULARY, tiny_model_config
 from torch import nn
 
 from clipx.config.parallel import DdpConfig, Fsdp2Config
-from clipx.distributed.memory import state_bytes
+from clipx.distributed.parallelize import state_bytes
 from clipx.models.clip import CLIP, build_model
 
 

@@ -1,0 +1,67 @@
+"""Progress and tables of `clipx data`; rich is imported when something is shown."""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipx.prepare.stats import Figures
+
+
+@contextmanager
+def progress_bar(what: str) -> Generator[Callable[[int, int], None]]:
+    """A bar on stderr while it lasts, so that stdout holds results alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
+    """Prints a table with a count for each reason."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(title, Column(unit, justify="right"))
+    for reason, count in counts.items():
+        table.add_row(reason, f"{count:,}")
+    Console().print(table)
+
+
+def print_figures(figures: "Mapping[str, Figures]", context_length: int) -> None:
+    """Prints what `clipx data stats` measured, a column for each source."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    sources = list(figures.values())
+    table = Table("", *(Column(name, justify="right") for name in figures))
+
+    def add(label: str, field: str, form: str = ",") -> None:
+        table.add_row(label, *(format(getattr(source, field), form) for source in sources))
+
+    def add_spread(label: str, field: str, points: Mapping[str, str], *, scale: float = 1, form: str = ",.0f") -> None:
+        for point, name in points.items():
+            table.add_row(
+                f"{label}, {name}", *(format(getattr(source, field)[point] / scale, form) for source in sources)
+            )
+
+    add("samples", "num_samples")
+    add("of them read", "num_read")
+    add("bad", "num_bad")
+    table.add_section()
+    add_spread("tokens", "tokens", {"p50": "median", "p95": "95%", "max": "most"})
+    add(f"longer than {context_length} tokens", "cut_captions", ".2%")
+    table.add_section()
+    add_spread("short side", "short_side", {"p5": "5%", "p50": "median", "p95": "95%"})
+    add_spread("width / height", "aspect", {"p5": "5%", "p50": "median", "p95": "95%"}, form=",.2f")
+    add_spread("kB", "num_bytes", {"p50": "median", "p95": "95%", "max": "most"}, scale=1000, form=",.1f")
+    for extension in dict.fromkeys(name for source in sources for name in source.formats):
+        table.add_row(f"{extension} pictures", *(f"{source.formats.get(extension, 0):,}" for source in sources))
+    table.add_section()
+    for what in ("images", "captions", "pairs"):
+        add(f"repeated {'pictures' if what == 'images' else what}", f"duplicate_{what}", ".2%")
+    Console().print(table)

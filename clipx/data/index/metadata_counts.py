@@ -1,0 +1,64 @@
+"""Counts of shards that need no scan: img2dataset's NNNNN_stats.json beside each shard, or sizes.json in the folder."""
+
+import json
+import posixpath
+from typing import NamedTuple
+
+import numpy as np
+
+from clipx.data.index.remote_folder import STATS_SUFFIX, RemoteFolders
+from clipx.data.index.shard_counts import CountSource
+from clipx.data.index.shard_paths import Run, decoded
+from clipx.data.parallel import in_threads
+from clipx.errors import InputError
+from clipx.storage.failures import hint
+from clipx.storage.files import is_local, read_file
+from clipx.storage.remote import ASK
+
+_SIZES = "sizes.json"
+
+
+class MetadataCounts(NamedTuple):
+    """Counts of M shards."""
+
+    counts: np.ndarray
+    """int64 (M,), -1 for a shard whose count no file states."""
+    source: CountSource
+
+
+def counts_from_metadata(run: Run, folders: RemoteFolders) -> MetadataCounts:
+    """The counts that files beside the shards of one folder state.
+
+    A web server that was not listed is asked for the first shard's file; if that is absent, so are the others.
+
+    Raises:
+        InputError: a store does not answer.
+    """
+    names = [decoded(name) for name in run.names.tolist()]
+    sizes = _read(run.prefix, _SIZES, folders)
+    if isinstance(sizes, dict) and (counts := np.array([_count(sizes.get(name)) for name in names])).max() >= 0:
+        return MetadataCounts(counts, CountSource.SIZES)
+    files = [name.removesuffix(".tar") + STATS_SUFFIX for name in names]
+    unlisted = not is_local(run.prefix) and folders.has(run.prefix, files[0]) is None
+    if unlisted and _read(run.prefix, files[0], folders) is None:
+        return MetadataCounts(np.full(len(names), -1), CountSource.STATS)
+    contents = in_threads(lambda file: _read(run.prefix, file, folders), files)
+    stated = (_count(stats.get("successes")) if isinstance(stats, dict) else -1 for stats in contents)
+    return MetadataCounts(np.fromiter(stated, np.int64, len(files)), CountSource.STATS)
+
+
+def _read(prefix: str, name: str, folders: RemoteFolders) -> object:
+    """The content of a JSON file, None if it is absent or no JSON."""
+    if not is_local(prefix) and folders.has(prefix, name) is False:
+        return None
+    path = posixpath.join(prefix, name)
+    try:
+        return json.loads(read_file(path, remote=ASK))
+    except (FileNotFoundError, PermissionError, ValueError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}; {hint(error)}") from error
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else -1

@@ -1,0 +1,57 @@
+"""Reads samples as training does and tells the good from the bad, for `clipx data check` and `clipx data stats`."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from clipx.config.data import Source
+from clipx.data.captions import CaptionReader, first_present
+from clipx.data.decode import UndecodableError
+
+Fault = Literal[
+    "unreadable shard", "damaged shard", "no samples", "cut sample", "no caption", "no picture", "unreadable picture"
+]
+
+
+class BadSampleError(Exception):
+    """A sample that training would not take."""
+
+    def __init__(self, fault: Fault, detail: str) -> None:
+        super().__init__(fault, detail)
+        self.fault, self.detail = fault, detail
+
+
+class Sample(NamedTuple):
+    """What training takes of a sample."""
+
+    caption: str
+    """One of those in the first epoch."""
+    image: bytes
+    """Still encoded."""
+
+
+class SampleReader:
+    """Reads samples of a source as the loader does."""
+
+    def __init__(self, source: Source) -> None:
+        self._image_key = source.image_key
+        self._captions = CaptionReader(source, captions_per_image=1, seed=0)
+
+    def read(self, fields: Mapping[str, bytes], *, sample_id: int) -> Sample:
+        """The caption and the image of a sample.
+
+        Args:
+            fields: its members by extension.
+            sample_id: decides which of several captions is drawn.
+
+        Raises:
+            BadSampleError: the caption cannot be read, or there is no image.
+        """
+        try:
+            caption = self._captions.read(fields, epoch=0, sample_id=sample_id).texts[0]
+        except UndecodableError as error:
+            raise BadSampleError("no caption", str(error)) from error
+        image = first_present(fields, self._image_key)
+        if image is None:
+            members = ", ".join(sorted(fields))
+            raise BadSampleError("no picture", f"nothing under {self._image_key!r}; members: {members}")
+        return Sample(caption, image)

@@ -1,0 +1,89 @@
+"""Shard counts outlive their file, whatever version wrote it; what is broken is refused."""
+
+import json
+import zlib
+from struct import pack
+
+import numpy as np
+import pytest
+
+from clipx.data.index.shard_counts import ShardCounts, row_dtype
+from clipx.data.index.shard_paths import packed
+
+REASONS = ("a", "b, c")
+
+
+def rows(names: list[str], counts: list[int]) -> np.ndarray:
+    array = np.zeros(len(names), row_dtype(len(REASONS), max(map(len, names))))
+    array["name"], array["count"], array["source"] = packed(names), counts, 1
+    array["size"], array["mtime_ns"] = array["count"] * 10, array["count"] * 100
+    array["left_out"] = [[count, 0] for count in counts]
+    return array
+
+
+def counts_of(*pairs: tuple[str, int]) -> ShardCounts:
+    return ShardCounts(rows(*map(list, zip(*pairs, strict=True))), "width>=3", REASONS)
+
+
+def old_file(counts: ShardCounts) -> bytes:
+    """The file as version 1 wrote it."""
+    columns = counts.rows
+    about = {"shards": len(columns), "width": columns.dtype["name"].itemsize, "filter": counts.filter}
+    text = json.dumps(about | {"reasons": counts.reasons}).encode()
+    names = ("name", "count", "size", "mtime_ns", "source", "left_out")
+    body = text + b"".join(np.ascontiguousarray(columns[name]).tobytes() for name in names)
+    return pack("<8sIIq", b"CLIPXCAT", 1, zlib.crc32(body), len(text)) + body
+
+
+@pytest.mark.parametrize("write", [ShardCounts.to_bytes, old_file])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        counts_of(("10.tar", 1), ("2.tar", 4), ("3-longer-name.tar", 1 << 30)),
+        ShardCounts(np.zeros(2, row_dtype(0, 5)), "", ()),
+        ShardCounts(np.zeros(0, row_dtype(1)), "é", ("no",)),
+    ],
+)
+def test_what_is_read_is_what_was_written(counts: ShardCounts, write) -> None:
+    read = ShardCounts.from_bytes(write(counts))
+    assert (read.filter, read.reasons) == (counts.filter, counts.reasons)
+    assert read.rows.dtype == counts.rows.dtype
+    for name in read.rows.dtype.names:
+        assert read.rows[name].tolist() == counts.rows[name].tolist()
+
+
+def test_people_can_read_the_file_with_numpy_alone(tmp_path) -> None:
+    (tmp_path / "clipx-index.bin").write_bytes(counts_of(("0.tar", 7)).to_bytes())
+    with np.load(tmp_path / "clipx-index.bin", allow_pickle=False) as file:
+        assert file["rows"]["count"].tolist() == [7]
+        assert str(file["filter"]) == "width>=3"
+
+
+def test_new_rows_replace_those_of_equal_names() -> None:
+    empty = ShardCounts(np.zeros(0, row_dtype(len(REASONS))), "width>=3", REASONS)
+    first = empty.updated(rows(["10.tar", "2.tar"], [1, 2]))
+    second = first.updated(rows(["3-longer-name.tar", "2.tar"], [3, 4]))
+    assert (second.filter, second.reasons) == ("width>=3", REASONS)
+    assert second.rows["name"].tolist() == [b"10.tar", b"2.tar", b"3-longer-name.tar"]
+    assert second.rows["count"].tolist() == [1, 4, 3]
+    assert second.rows["size"].tolist() == [10, 40, 30]
+    assert second.rows["mtime_ns"].tolist() == [100, 400, 300]
+    assert second.rows["left_out"].tolist() == [[1, 0], [4, 0], [3, 0]]
+    assert second.find(packed(["2.tar", "4.tar"])).tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("write", [ShardCounts.to_bytes, old_file])
+def test_broken_files_are_refused(write) -> None:
+    whole = write(counts_of(("0.tar", 1), ("1.tar", 2)))
+    for broken in (b"", whole[:10], whole[:12], whole[:-30], b"{" + whole[1:], b"\x93NUMPY\1\0" + bytes(20)):
+        with pytest.raises(ValueError, match=r"."):
+            ShardCounts.from_bytes(broken)
+    start = whole.index(b"0.tar")  # in the rows themselves
+    with pytest.raises(ValueError, match=r"Bad CRC-32|the checksum is wrong"):
+        ShardCounts.from_bytes(whole[:start] + b"X" + whole[start + 1 :])
+
+
+def test_a_file_of_objects_is_not_unpickled(tmp_path) -> None:
+    np.savez(tmp_path / "a.npz", rows=np.array([object()]), filter=np.array(""), reasons=np.array([], np.str_))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        ShardCounts.from_bytes((tmp_path / "a.npz").read_bytes())

@@ -1,0 +1,145 @@
+"""The scan of a tar gives every sample up to its damage, as `tarfile` would read them."""
+
+import io
+import tarfile
+
+import pytest
+from shard_files import write_tar
+
+from clipx.storage.files import open_ranges
+from clipx.storage.tar import CutMemberError, NotTarError, read_members, scan_tar
+
+LONG = "d" * 90 + "/" + "long-" * 40 + "name.jpg"
+
+
+def scan(path):
+    return scan_tar(open_ranges(str(path)))
+
+
+def contents(path):
+    """[(key, {extension: bytes})] of a shard's samples."""
+    found, file = scan(path), open_ranges(str(path))
+    return [(found.key(i), read_members(file, found.members(i))) for i in range(len(found.keys))]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_samples_are_runs_of_members_with_one_key(tmp_path, tar_format):
+    members = [
+        ("a/0.jpg", b"x" * 700),
+        ("a/0.seg.PNG", b"y" * 512),
+        ("a/0.txt", b""),
+        ("b/0.jpg", b"another folder"),
+        ("b/1.jpg", b"an extension again"),
+        ("b/1.jpg", b"starts a sample"),
+        ("b/1.txt", b"of its own"),
+        ("README", b"no extension"),
+        ("b/.hidden", b"no key"),
+    ]
+    path = write_tar(tmp_path / "a.tar", members, format=tar_format)
+    assert contents(path) == [
+        ("a/0", {"jpg": b"x" * 700, "seg.png": b"y" * 512, "txt": b""}),
+        ("b/0", {"jpg": b"another folder"}),
+        ("b/1", {"jpg": b"an extension again"}),
+        ("b/1", {"jpg": b"starts a sample", "txt": b"of its own"}),
+    ]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names(tmp_path, tar_format):
+    path = write_tar(tmp_path / "a.tar", [(LONG, b"1"), ("ключ.jpg", b"2"), ("plain.jpg", b"3")], format=tar_format)
+    assert contents(path) == [
+        (LONG.removesuffix(".jpg"), {"jpg": b"1"}),
+        ("ключ", {"jpg": b"2"}),
+        ("plain", {"jpg": b"3"}),
+    ]
+
+
+def test_ustar_prefix(tmp_path):
+    name = "p" * 100 + "/" + "n" * 60 + ".txt"
+    assert contents(write_tar(tmp_path / "a.tar", [(name, b"1")]))[0][0] == name.removesuffix(".txt")
+
+
+def set_size(raw, header, field):
+    raw[header + 124 : header + 136] = field
+    raw[header + 148 : header + 156] = b" " * 8
+    raw[header + 148 : header + 156] = b"%06o\0 " % sum(raw[header : header + 512])
+
+
+def test_pax_size_and_binary_size_fields(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("0.txt")
+        info.size, info.pax_headers = 600, {"size": "600"}
+        tar.addfile(info, io.BytesIO(b"s" * 600))
+        tar.addfile(tarfile.TarInfo("1.txt"))
+    raw = bytearray((tmp_path / "a.tar").read_bytes())
+    set_size(raw, raw.rindex(b"0.txt"), bytes(12))  # the pax record's 600 counts
+    last = raw.index(b"1.txt")
+    set_size(raw, last, b"\x80" + bytes(10) + b"\x07")  # 7 in base 256
+    raw[last + 512 : last + 519] = b"content"
+    (tmp_path / "a.tar").write_bytes(raw + bytes(1024))
+    assert contents(tmp_path / "a.tar") == [("0", {"txt": b"s" * 600}), ("1", {"txt": b"content"})]
+
+
+def test_a_checksum_of_large_bytes(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("0.txt", b"x")])
+    raw = bytearray(path.read_bytes())
+    for start, stop in ((157, 257), (265, 329), (345, 500)):  # link, owner and group, folder
+        raw[start:stop] = b"\xff" * (stop - start)
+    set_size(raw, 0, b"00000000001\0")
+    path.write_bytes(raw)
+    assert len(scan(path).keys) == 1
+
+
+def test_folders_and_links_are_no_members(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in (("d.x", tarfile.DIRTYPE), ("l.x", tarfile.SYMTYPE), ("f.x", tarfile.REGTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "f.x"
+            tar.addfile(info)
+    assert scan(tmp_path / "a.tar").keys == [b"f"]
+
+
+@pytest.mark.parametrize(
+    ("length", "samples", "damage"),
+    [
+        (100, None, None),
+        (1024, 1, "ends without a tar's end mark"),  # txt of the second sample and the mark are missing
+        (1024 + 512 + 300, 2, "ends inside a member, 400 bytes short"),
+        (1024 + 100, 1, "ends inside header at byte 1024 of 1124"),
+        (0, 0, "has no bytes"),
+    ],
+)
+def test_cut_tars(tmp_path, length, samples, damage):
+    path = write_tar(tmp_path / "a.tar", [("0.jpg", b"x" * 500), ("1.jpg", b"y" * 700), ("1.txt", b"z")])
+    path.write_bytes(path.read_bytes()[:length])
+    if samples is None:
+        with pytest.raises(NotTarError):
+            scan(path)
+    else:
+        found = scan(path)
+        assert (len(found.keys), found.damage) == (samples, damage)
+
+
+def test_garbage_in_the_middle_is_damage_and_at_the_start_no_tar(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("0.jpg", b"x" * 500), ("1.jpg", b"y")])
+    raw = bytearray(path.read_bytes())
+    raw[1024 + 10] ^= 1
+    path.write_bytes(raw)
+    assert scan(path).damage == f"has a broken header at byte 1024 of {len(raw)}"
+    assert scan(path).keys == [b"0"]
+    path.write_bytes(b"GIF89a" * 400)
+    with pytest.raises(NotTarError):
+        scan(path)
+
+
+def test_a_sample_that_the_file_cuts_says_what_is_missing(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("0.jpg", b"x" * 500), ("1.jpg", b"y" * 700), ("1.txt", b"z")])
+    path.write_bytes(path.read_bytes()[: 1024 + 512 + 300])
+    found, file = scan(path), open_ranges(str(path))
+    assert read_members(file, found.members(0)) == {"jpg": b"x" * 500}
+    with pytest.raises(CutMemberError, match="400 bytes of its jpg are missing"):
+        read_members(file, found.members(1))
+
+
+def test_an_empty_tar_has_no_samples(tmp_path):
+    assert contents(write_tar(tmp_path / "a.tar", [])) == []
