@@ -3,7 +3,7 @@
 `expect` queues the samples of one shuffle block for the threads of this process; each thread opens a shard, merges the
 byte ranges of members that lie close together, and fetches them. `take` hands a sample's bytes over, waits for them if
 they are on their way, and fetches them itself if no thread has begun. So the time that a reader waits is bounded by
-that of one request with its retries, whatever else is queued.
+that of one request with its retries, however long the queue is.
 
 Memory: the bytes of a range are in memory from its arrival until all of its samples were taken or forgotten: about
 (blocks of this process's lanes in use and announced) x (samples of a block) x (bytes of a sample), `buffered_bytes`.

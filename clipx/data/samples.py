@@ -45,7 +45,7 @@ class SourceReader:
         return self.captions.extensions | {extension for extension, _ in alternatives(self.image_key)}
 
 
-class Sample(NamedTuple):
+class SampleContent(NamedTuple):
     """A sample without its image."""
 
     captions: Captions
@@ -81,7 +81,7 @@ class SampleReader:
         """The seed of the augmentation: a function of (seed, epoch, sample), 63 bits."""
         return counter_random.key(self._seed, Stream.AUGMENT, ref.epoch, ref.sample_id)
 
-    def read(self, ref: SampleRef, *, out: Tensor) -> Sample:
+    def read(self, ref: SampleRef, *, out: Tensor) -> SampleContent:
         """Reads a sample; its image, uint8 (S, S, 3), goes into `out`.
 
         Raises:
@@ -101,7 +101,7 @@ class SampleReader:
             by_pillow = source.transform(data, seed=self.augment_seed(ref), out=out)
         except UndecodableError as error:
             raise BadSampleError(str(error)) from error
-        return Sample(captions, columns, by_pillow)
+        return SampleContent(captions, columns, by_pillow)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +183,7 @@ class BatchReader:
             self._announce(batch_index, slots)
         bad: dict[int, BadSample] = {}
         used: list[SampleRef] = []
-        samples: list[Sample] = []
+        samples: list[SampleContent] = []
         refs = self._order.sample_refs(batch_index, slice(slots.start, slots.stop))
         for slot, ref, row in zip(slots, refs, out, strict=True):
             good, sample = self._first_good(batch_index, slot, ref, out=row, bad=bad)
@@ -205,7 +205,9 @@ class BatchReader:
             )
         self._schedule.announce(batch_index)
 
-    def _columns(self, slots: range, refs: Sequence[SampleRef], samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    def _columns(
+        self, slots: range, refs: Sequence[SampleRef], samples: Sequence[SampleContent]
+    ) -> dict[str, np.ndarray]:
         """The columns of the samples that fill the slots."""
         tokens_T, lengths_B = self._tokenizer.encode([text for sample in samples for text in sample.captions.texts])
         columns = {
@@ -224,7 +226,7 @@ class BatchReader:
         check_lengths(columns, lengths)
         return columns
 
-    def _group_ids(self, samples: Sequence[Sample], sample_id_I: np.ndarray) -> np.ndarray:
+    def _group_ids(self, samples: Sequence[SampleContent], sample_id_I: np.ndarray) -> np.ndarray:
         """int64 (B,): the captions' groups; a pair without one is alone with its sample, below zero."""
         groups = [sample.captions.group_id for sample in samples]
         ids = [-1 - own if group is None else group for group, own in zip(groups, sample_id_I.tolist(), strict=True)]
@@ -232,7 +234,7 @@ class BatchReader:
 
     def _first_good(
         self, batch_index: int, slot: int, ref: SampleRef, *, out: Tensor, bad: dict[int, BadSample]
-    ) -> tuple[SampleRef, Sample]:
+    ) -> tuple[SampleRef, SampleContent]:
         """The sample of a slot, or the next good one of its lane; bad ones before it are added to `bad`."""
         tried: SampleRef | None = ref
         for attempt in itertools.count(1):

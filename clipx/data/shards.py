@@ -22,7 +22,7 @@ from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
 from clipx.storage.shard_cache import ShardCache
 from clipx.storage.tar import Member
 
-_MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
+_MAX_OPEN_SHARDS = 1024  # if the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
 TRUNCATED = "shard truncated"
 """The reason of a bad sample behind the end of its shard, which was longer when it was indexed."""
@@ -150,7 +150,7 @@ class ShardReader:
         indexes: the shards of each source.
         extensions: members to read of each source; None reads all.
         remote: timeout, retries and connections.
-        cache: where remote shards are kept; None fetches only what is read.
+        cache: for whole remote shards; None fetches only the samples that are read.
 
     Raises:
         InputError: a cache folder that cannot be written.

@@ -22,7 +22,7 @@ _FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryParts:
     """Bytes of one GPU, by part."""
 
     weights: float
@@ -49,7 +49,7 @@ class Memory:
 class MemoryPlan:
     """The memory of a GPU, and whether it is enough."""
 
-    parts: Memory
+    parts: MemoryParts
     geometry: BatchGeometry
     fits: bool
     available: float
@@ -81,7 +81,7 @@ def _largest(sizes: Sequence[int], model: PhaseModel, *, room: float) -> int:
     return sizes[max(1, bisect_right(sizes, room, key=model.pass_bytes)) - 1]
 
 
-def _without_activations(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> Memory:
+def _without_activations(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> MemoryParts:
     """All parts but the activations."""
     weights = _FLOAT * model.num_parameters
     share, gathered = 1.0, 0.0
@@ -96,7 +96,7 @@ def _without_activations(config: RunConfig, model: PhaseModel, geometry: BatchGe
         )
         gathered = state + weights - 2 * share * weights
     losses = model.objective.loss_cost(loss_shape(config, geometry))
-    return Memory(
+    return MemoryParts(
         weights=share * weights,
         gradients=share * _FLOAT * model.num_trainable,
         optimizer=share * model.optimizer_bytes,

@@ -8,7 +8,7 @@ from clipx.config.schema import RunConfig
 from clipx.losses.cost import Transfer
 from clipx.objectives.build import loss_shape
 from clipx.plan.cluster import Cluster, sent_bytes
-from clipx.plan.memory import Memory
+from clipx.plan.memory import MemoryParts
 from clipx.plan.model import PhaseModel
 
 _BACKWARD = 2 / 3  # of the arithmetic of a training pass
@@ -61,7 +61,7 @@ def plan_pace(
     *,
     cluster: Cluster,
     geometry: BatchGeometry,
-    memory: Memory,
+    memory: MemoryParts,
     moved: Sequence[Transfer],
 ) -> Pace:
     """Estimates the step of one phase, in which the collectives `moved` happen."""
@@ -108,7 +108,7 @@ def _communication(transfer: Transfer, cluster: Cluster, world_size: int) -> Com
     )
 
 
-def _optimizer_traffic(memory: Memory) -> float:
+def _optimizer_traffic(memory: MemoryParts) -> float:
     """Bytes that the optimizer reads and writes.
 
     Gradients are read for their norm, read and written to be clipped, and read by the optimizer, which reads and writes

@@ -62,7 +62,7 @@ class PhasePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class CheckpointCost:
     """The checkpoint of the last phase."""
 
     num_bytes: int
@@ -83,7 +83,7 @@ class RunPlan:
     gpu_hours: float
     cost: float | None
     """Cost in the currency of the price."""
-    checkpoint: Checkpoint
+    checkpoint: CheckpointCost
 
     @property
     def heaviest(self) -> PhasePlan:
@@ -219,10 +219,10 @@ def _limit(memory: MemoryPlan, pace: Pace, *, is_loader_slower: bool) -> Limit:
     return worst if lost[worst] > _MIN_SHARE * pace.useful_s else "arithmetic"
 
 
-def _checkpoint(config: RunConfig, assumptions: Assumptions, model: PhaseModel, *, step_s: float) -> Checkpoint:
+def _checkpoint(config: RunConfig, assumptions: Assumptions, model: PhaseModel, *, step_s: float) -> CheckpointCost:
     copies = 1 if config.ema is None else 2
     num_bytes = copies * _FLOAT * model.num_parameters + model.optimizer_bytes
     seconds = num_bytes / assumptions.write_bytes_per_s
     every_s = (config.checkpoint.every_steps * step_s, 60 * config.checkpoint.every_minutes)
     between_s = min((interval for interval in every_s if interval), default=inf)
-    return Checkpoint(num_bytes=num_bytes, seconds=seconds, share=seconds / (between_s + seconds))
+    return CheckpointCost(num_bytes=num_bytes, seconds=seconds, share=seconds / (between_s + seconds))
