@@ -19,13 +19,13 @@ class CheckpointConfig:
     every_steps: Interval = 1000
     """Save every N steps; 0: not by steps."""
     every_minutes: NonNegative = 15.0
-    """Save when so many minutes have passed since the last save; 0: not by time."""
+    """Save when this many minutes have passed since the last save; 0: not by time."""
     keep_last: Count = 3
     """Newest checkpoints kept."""
     keep_every: Interval = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
     folder: Text | None = None
-    """Where checkpoints go: a folder or an address of fsspec (s3://bucket/run); none: checkpoints/ in run_dir."""
+    """Where checkpoints go: a folder or an address of fsspec (s3://bucket/run); null: checkpoints/ in run_dir."""
     async_save: bool = False
     """Write while the next steps train: a save costs a copy into the host's memory, which stays for it."""
 
@@ -38,11 +38,11 @@ class SpikeConfig:
     __pydantic_config__ = STRICT
 
     z_score: Annotated[float, Field(gt=0), NO_BOOL] = 8.0
-    """A loss so many robust standard deviations (1.4826 times the median absolute deviation) above the median of the
-    last losses is a leap."""
+    """A loss this many robust standard deviations (1.4826 times the median absolute deviation) above the median of the
+    last losses is a spike."""
     window: Annotated[int, Field(ge=8), NO_BOOL] = 256
-    """Losses, the latest ones, that median and deviation come from; before there are so many, nothing is a leap."""
+    """Losses, the latest ones, that median and deviation come from; before there are as many, nothing is a spike."""
     leave_out: Count = 8
-    """Global batches left out: that of the leap and those before it."""
+    """Global batches left out: that of the spike and those before it."""
     max_rollbacks: Count = 10
     """Leaps after which the run ends instead of going back once more."""

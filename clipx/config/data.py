@@ -35,9 +35,9 @@ class JitterConfig:
     brightness: NonNegative = 0.4
     """Factors from max(0, 1 - value) to 1 + value."""
     contrast: NonNegative = 0.4
-    """As brightness."""
+    """Like brightness."""
     saturation: NonNegative = 0.4
-    """As brightness."""
+    """Like brightness."""
     hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     """Shifts of the hue from -value to value, in turns."""
 
@@ -89,23 +89,23 @@ class SourceConfig:
     __pydantic_config__ = STRICT
 
     shards: Shards
-    """As data.train."""
+    """Like data.train."""
     weight: Positive = 1.0
     """Share of the pairs, relative to the other sources' weights."""
     index: str | None = None
-    """As data.index."""
+    """Like data.index."""
     image_key: Text | None = None
-    """As data.image_key."""
+    """Like data.image_key."""
     caption_key: CaptionKey | None = None
-    """As data.caption_key."""
+    """Like data.caption_key."""
     class_names: Text | list[Text] | None = None
-    """As data.class_names."""
+    """Like data.class_names."""
     templates: Text | list[Text] | None = None
-    """As data.templates."""
+    """Like data.templates."""
     equal_captions: Captions | None = None
-    """As data.equal_captions."""
+    """Like data.equal_captions."""
     augment: AugmentConfig | None = None
-    """As data.augment; what the device computes must be the same in all sources."""
+    """Like data.augment; what the device computes must be the same in all sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ class DataConfig:
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     """Reads over a network."""
     cache: CacheConfig | None = None
-    """Keep remote shards on a local disk; none: only what is read is fetched."""
+    """Keep remote shards on a local disk; null: only what is read is fetched."""
 
     def __post_init__(self) -> None:
         if (self.train is None) == (not self.sources):

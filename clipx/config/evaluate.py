@@ -39,7 +39,7 @@ class RetrievalConfig:
     image_key: Text = "jpg;jpeg;png;webp"
     """Extensions that hold the picture."""
     caption_key: Text = "txt"
-    """As in data.caption_key; every caption of a list, or every line of a text member, counts as correct."""
+    """Like data.caption_key; every caption of a list, or every line of a text member, counts as correct."""
 
 
 EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator="type")]

@@ -101,4 +101,4 @@ class ModelConfig:
     max_logit_scale: Positive = 100.0
     """Where the multiplier is clamped."""
     init_logit_bias: Number | None = None
-    """Start of the bias added to the logits (sigmoid loss: -10); none: no bias."""
+    """Start of the bias added to the logits (sigmoid loss: -10); null: no bias."""

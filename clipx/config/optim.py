@@ -46,7 +46,7 @@ class Optim:
     min_lr: NonNegative = 0.0
     """Learning rate at the end of the cosine or the cooldown."""
     clip_grad_norm: Positive | None = 1.0
-    """Largest global norm of the gradient; none: not clipped, still measured."""
+    """Largest global norm of the gradient; null: not clipped, still measured."""
     image: TowerOptimConfig = field(default_factory=TowerOptimConfig)
     """The image tower."""
     text: TowerOptimConfig = field(default_factory=TowerOptimConfig)

@@ -39,9 +39,9 @@ class StageConfig:
     __pydantic_config__ = STRICT
 
     until_step: Count | None = None
-    """The stage ends after so many steps of the run; or `until_samples`, one of the two."""
+    """The stage ends after this many steps of the run; or `until_samples`, one of the two."""
     until_samples: Count | None = None
-    """The stage ends after so many pairs of the run."""
+    """The stage ends after this many pairs of the run."""
     image_size: Count | None = None
     """Pixels of the square input, instead of model.image.image_size."""
     patch_drop: FractionBelowOne | None = None
@@ -126,13 +126,13 @@ class RunConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     """First parts of the run by name, in the order of their ends; after the last, inputs are as the model says."""
     ema: EmaConfig | None = None
-    """Average of the weights; none: not kept."""
+    """Average of the weights; null: not kept."""
     parallel: ParallelConfig = field(default_factory=DdpConfig)
     """How ranks share the work."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
     spikes: SpikeConfig | None = None
-    """What to do when the loss leaps; none: nothing."""
+    """What to do when the loss spikes; null: nothing."""
     evaluate: dict[str, EvaluateConfig] = field(default_factory=dict)
     """Evaluations by name; the name is a part of file names."""
     track: TrackConfig = field(default_factory=TrackConfig)

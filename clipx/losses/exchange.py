@@ -93,7 +93,7 @@ class Ring:
     Args:
         text_BD: this rank's texts.
         slice_size: columns of a slice at most.
-        group: the ranks; none: this process alone.
+        group: the ranks; None means this process alone.
     """
 
     def __init__(self, text_BD: Tensor, *, slice_size: int, group: ProcessGroup | None) -> None:

@@ -29,7 +29,7 @@ class Grid:
     batch_size: int
     """B."""
     tile_size: int
-    """A tile has at most the square of it, and at most so many rows."""
+    """A tile has at most its square of similarities, and at most this many rows."""
     ids_G: Tensor | None = None
     positive_ids_G: Tensor | None = None
 
@@ -100,11 +100,11 @@ class Tile:
         return x_RN[rows, self.pair_column + rows.start : self.pair_column + rows.stop].diagonal()
 
     def positives(self) -> Tensor | None:
-        """Bool (R, N), true where `positive_ids` agree; none: only true pairs are positives."""
+        """Bool (R, N), true where `positive_ids` agree; None means that only true pairs are positives."""
         return None if self.grid.positive_ids_G is None else self._equal(self.grid.positive_ids_G)
 
     def left_out(self) -> Tensor | None:
-        """Bool (R, N), true where `ids` agree and the two are not positives; none: nowhere."""
+        """Bool (R, N), true where `ids` agree and the two are not positives; None means nowhere."""
         if self.grid.ids_G is None:
             return None
         equal_RN = self._equal(self.grid.ids_G)

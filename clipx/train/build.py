@@ -79,7 +79,7 @@ class Run:
         return self.stream.batches(start, stop, left_out=frozenset(skipped))
 
     def data_figures(self, batches: int) -> dict[str, float]:
-        """After so many global batches: the epochs read, of a mixture by source, with its pictures and its bad ones."""
+        """What was read by the end of a number of global batches: epochs; in a mixture counts by source too."""
         counts = self.plan.samples_of_source(batches)
         epochs = [count / source.num_samples for count, source in zip(counts, self.plan.sources, strict=True)]
         if len(counts) == 1:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
-    """Of every source; rank 0 lists shards and makes what is missing, for all: stores are asked once."""
+    """The index of every source; rank 0 lists shards and makes what is missing, for all: stores are asked once."""
     indexes: list[ShardIndex] = []
     with runtime.raise_on_all_ranks():
         if runtime.is_main:
@@ -145,7 +145,7 @@ def _read_one(reader: BatchReader, slots: range, start: int, out: Tensor, number
 
 
 def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: float | None, slots: int) -> int:
-    """As many as this rank needs, by a short measurement on what it will read first."""
+    """The loader processes that this rank needs, by a short measurement on what it will read first."""
     from clipx.data.workers import choose_workers, measure_image
 
     cores = own_cores()

@@ -162,7 +162,7 @@ def _compile(objective: Objective, blocks: Sequence[nn.Module], runtime: Runtime
 
 
 def _micro_batch_size(config: RunConfig, runtime: Runtime, objective: Objective, run: DryRun) -> int:
-    """As configured, or the largest that fits."""
+    """The configured size, or the largest that fits."""
     captions, model = config.data.captions_per_image, objective.model
     geometry = resolve_geometry(
         config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions

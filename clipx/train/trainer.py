@@ -102,7 +102,7 @@ def _finish(run: Run, status: Status, stop: StopRequest) -> None:
 
 
 def _watchdog(config: RunConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:
-    """Of this rank; all ranks call this."""
+    """This rank's watchdog; all ranks call this."""
     return Watchdog(
         stall_timeout_s=config.stall_timeout_s,
         timeout_s=config.parallel.timeout_s,

@@ -25,7 +25,7 @@ def micro_batch(config: RunConfig, rooms: list[int]) -> int | str:
     """The size that is found where this rank's memory ends at so many pairs, or what is said instead."""
     limit = BASE + rooms[dist.get_rank()] * SLOPE
 
-    def rehearse(num_pairs: int) -> None:
+    def run(num_pairs: int) -> None:
         if BASE + num_pairs * SLOPE > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         torch.empty(BASE + num_pairs * SLOPE, dtype=torch.uint8)
@@ -35,8 +35,8 @@ def micro_batch(config: RunConfig, rooms: list[int]) -> int | str:
             return largest_micro_batch(
                 nn.Linear(1, 1),
                 sizes=micro_batch_sizes(120),
-                rehearse=rehearse,
-                beside=0,
+                run=run,
+                reserved_bytes=0,
                 runtime=runtime,
                 limit=10 * limit // 9 + 9,
             )

@@ -102,7 +102,7 @@ class StepMetrics:
     bad_here: tuple[BadSample, ...]
     """Bad samples of this rank."""
     figures: Mapping[str, float]
-    """Of this step by name: `loss`, and what the objective gives."""
+    """This step's by name: `loss`, and what the objective gives."""
     counts: Mapping[str, float]
     """Summed over all ranks by name: what adds up over steps."""
     ranks: tuple[RankStats, ...]
