@@ -2,17 +2,17 @@
 
     python benchmarks/data_order.py [--shards 500000] [--per-shard 10000] [--ranks 8 1024] [--batch 4096 65536]
 
-No shard is read: the plan is all there is to a stream's order, so the set may be of any size. Rows go to
+No shard is read: the data order is all there is to a stream's order, so the set may be of any size. Rows go to
 results/data_order.csv, `what` says which of three tables they belong to.
 
-planning: in a fresh process, what index (addresses and counts) and plan add to its memory, and the time to the
-addresses of one rank's share of a batch: of the first one, of a random later one with nothing cached (a resumed run),
-and of those after it. Beside it the time of one window's request at 30 ms and 75 MB/s, what a resumed rank waits for.
+planning: in a fresh process, what index (addresses and counts) and data order add to its memory, and the time to name
+the samples of one rank's share of a batch: of the first one, of a random later one with nothing cached (a resumed run),
+and of those after it. Beside it the time of one block's request at 30 ms and 75 MB/s, what a resumed rank waits for.
 
-reading: what the loader processes of a rank ask a remote store for, by the code that asks (`LookAhead`, `merge_spans`),
-where a sample's members lie side by side in its shard and have `--sample-kb` together. Read bytes are divided by used
-ones; `held` are those in memory, fetched ahead. Beside it webdataset: each process has one connection, reads whole
-shards, and holds a buffer of encoded samples.
+reading: what the loader processes of a rank ask a remote store for, by the code that asks (`PrefetchSchedule` and
+`merge_spans`), where a sample's members lie side by side in its shard and have `--sample-kb` together. Read bytes are
+divided by used ones; `held` are those in memory, fetched ahead. Beside it webdataset: each process has one connection,
+reads whole shards, and holds a buffer of encoded samples.
 
 shuffling: pairs of its own shard that a pair meets in its batch, and distinct shards of a batch, where each shard holds
 one topic. webdataset is simulated by its documented algorithm with open_clip's numbers: shards in random order, dealt
@@ -33,9 +33,10 @@ from typing import NamedTuple
 import numpy as np
 from harness import RESULTS, print_table, write_rows
 
-from clipx.data.order import Place, Plan
+from clipx.data.order import DataOrder
 from clipx.data.prefetch import Span, merge_spans
-from clipx.data.prefetch_schedule import LookAhead
+from clipx.data.prefetch_schedule import PrefetchSchedule
+from clipx.data.sample_refs import SampleRef
 
 PROCESSES, RANKS = 512, 64  # of webdataset
 BUFFER, INITIAL = 5_000, 1_000  # open_clip's, in each process
@@ -71,10 +72,10 @@ class Scale:
         draw = np.random.default_rng(self.seed)
         return draw.integers(self.per_shard * 9 // 10, self.per_shard * 11 // 10 + 1, self.shards)
 
-    def plan(self, lanes: "Lanes | None" = None) -> Plan:
-        """As a run has it, by default with its own choice of lanes."""
+    def order(self, lanes: "Lanes | None" = None) -> DataOrder:
+        """The data order of the run, by default with its own choice of lanes."""
         chosen = (lanes or Lanes())._asdict()
-        return Plan(
+        return DataOrder(
             [self.counts()], global_batch_size=self.global_batch_size, seed=self.seed, allow_repeats=True, **chosen
         )
 
@@ -86,7 +87,7 @@ class Scale:
 
 
 class Lanes(NamedTuple):
-    """Lanes and window of a plan."""
+    """Lanes and window of a data order."""
 
     lanes: int | str = "auto"
     window: int | str = "auto"
@@ -99,7 +100,7 @@ class Lanes(NamedTuple):
 
 
 def planning(scale: Scale, *, sample_bytes: int = 50_000, num_batches: int = 50) -> dict[str, object]:
-    """Time and memory of the plan, in this process: start a fresh one for figures that count."""
+    """Time and memory of the data order, in this process: start a fresh one for figures that count."""
     draw = np.random.default_rng(1)
     slots = scale.slots(scale.world_size // 3)
     at_start = _memory("VmRSS")
@@ -107,17 +108,17 @@ def planning(scale: Scale, *, sample_bytes: int = 50_000, num_batches: int = 50)
     counts = scale.counts()
     with_index = _memory("VmRSS")
     began = time.perf_counter()
-    plan = scale.plan()
-    plan.addresses(0, slice(slots.start, slots.stop))
+    order = scale.order()
+    order.sample_refs(0, slice(slots.start, slots.stop))
     plan_s = time.perf_counter() - began
-    plan = scale.plan()
+    order = scale.order()
     step = int(draw.integers(3 * int(counts.sum()) // scale.global_batch_size))  # of three epochs
     began = time.perf_counter()
-    plan.addresses(step, slice(slots.start, slots.stop))
+    order.sample_refs(step, slice(slots.start, slots.stop))
     resume_s = time.perf_counter() - began
     began = time.perf_counter()
     for number in range(1, num_batches + 1):
-        plan.addresses(step + number, slice(slots.start, slots.stop))
+        order.sample_refs(step + number, slice(slots.start, slots.stop))
     batch_s = (time.perf_counter() - began) / num_batches
     return {
         "shards": len(paths),
@@ -130,7 +131,7 @@ def planning(scale: Scale, *, sample_bytes: int = 50_000, num_batches: int = 50)
         "plan_s": plan_s,
         "resume_ms": 1000 * resume_s,
         "batch_ms": 1000 * batch_s,
-        "window_ms": 1000 * (REQUEST_S + plan.window * sample_bytes / BYTES_PER_S),
+        "window_ms": 1000 * (REQUEST_S + order.window * sample_bytes / BYTES_PER_S),
     }
 
 
@@ -159,21 +160,21 @@ class Requests:
     read_bytes: int = 0
     live: list[_Fetched] = field(default_factory=list)
 
-    def expect(self, places: Sequence[Place], *, until: int) -> None:
-        """As ShardReader.expect; every sample's members are one range."""
-        shards = {place.shard for place in places}
+    def expect(self, refs: Sequence[SampleRef], *, until: int) -> None:
+        """Stands for ShardReader.expect; every sample's members are one range."""
+        shards = {ref.shard for ref in refs}
         fetched = 0
         for shard in shards:
-            starts = [self.sample_bytes * place.index for place in places if place.shard == shard]
+            starts = [self.sample_bytes * ref.index for ref in refs if ref.shard == shard]
             spans = merge_spans([Span(start + HEADER, start + self.sample_bytes) for start in starts])
             self.num_requests += len(spans)
             fetched += sum(span.stop - span.start for span in spans)
-        self.num_samples += len(places)
+        self.num_samples += len(refs)
         self.read_bytes += fetched
         self.live.append(_Fetched(until, frozenset(shards), fetched))
 
     def forget(self, before: int) -> None:
-        """As ShardReader.forget."""
+        """Stands for ShardReader.forget."""
         self.live = [item for item in self.live if item.until >= before]
 
 
@@ -181,24 +182,24 @@ def reading(
     scale: Scale, *, workers: int, sample_bytes: int, ranks: int = 2, lanes: Lanes | None = None
 ) -> dict[str, object]:
     """What a rank's loader processes ask for, the mean of some ranks over some windows."""
-    plan = scale.plan(lanes)
+    order = scale.order(lanes)
     draw = np.random.default_rng(2)
-    span = plan.batches_per_window() - 1
-    first = span * int(draw.integers(max(1, plan.num_samples // scale.global_batch_size // span)))
+    span = order.batches_per_block() - 1
+    first = span * int(draw.integers(max(1, order.num_samples // scale.global_batch_size // span)))
     num_batches = 4 * span
     total = Requests(sample_bytes)
     open_shards = held_bytes = 0.0
     for rank in draw.integers(scale.world_size, size=ranks).tolist():
         for part in range(workers):
             requests = Requests(sample_bytes)
-            ahead = LookAhead(
-                plan,
+            schedule = PrefetchSchedule(
+                order,
                 requests,  # type: ignore[arg-type]
                 slots=scale.slots(rank, part, workers),
                 read_ahead_batches=2,
             )
             for batch in range(first, first + num_batches):
-                ahead.before(batch)
+                schedule.announce(batch)
                 open_shards += len(frozenset[int]().union(*(item.shards for item in requests.live)))
                 held_bytes += sum(item.num_bytes for item in requests.live)
             total.num_requests += requests.num_requests
@@ -209,8 +210,8 @@ def reading(
         "G": scale.global_batch_size,
         "W": scale.world_size,
         "workers": workers,
-        "lanes": plan.sources[0].lanes,
-        "window": plan.window,
+        "lanes": order.sources[0].lanes,
+        "window": order.window,
         "open_shards": open_shards / ranks / num_batches,
         "requests_per_batch": total.num_requests / total.num_samples * len(scale.slots(0)),
         "read_over_used": total.read_bytes / (total.num_samples * (sample_bytes - HEADER)),
@@ -263,10 +264,10 @@ def shuffling(
         return where | {"method": method, "same_shard_pairs": float(same), "distinct_shards": float(distinct)}
 
     for lanes in (Lanes(), *more):
-        plan = scale.plan(lanes)
-        steps = draw.integers(plan.num_samples // size, size=num_batches).tolist()
-        name = f"clipx, {plan.sources[0].lanes} lanes x {plan.window}" + (" (default)" if lanes == Lanes() else "")
-        yield row(name, (plan.addresses(step).shard_B for step in steps))
+        order = scale.order(lanes)
+        steps = draw.integers(order.num_samples // size, size=num_batches).tolist()
+        name = f"clipx, {order.sources[0].lanes} lanes x {order.window}" + (" (default)" if lanes == Lanes() else "")
+        yield row(name, (order.sample_refs(step).shard_B for step in steps))
     yield row("webdataset, even", even_batches(streams.full_PT, size))
     yield row("webdataset, even, first", even_batches(streams.first_PT, size))
     yield row("webdataset, open_clip", open_clip_batches(streams.full_PT, size))

@@ -47,7 +47,7 @@ from clipx.config.data import AugmentConfig, DataConfig
 from clipx.data.build import open_reader
 from clipx.data.decode import decode_image, decode_jpeg, jpeg_size, to_tensor
 from clipx.data.index.shard_index import build_index
-from clipx.data.order import Plan
+from clipx.data.order import DataOrder
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.data.transforms import TrainTransform
@@ -148,8 +148,8 @@ def open_side(open_batches: Callable[[], Iterator[Any]], sizes: Callable[[Any], 
 def clipx_batches(shards: list[str], decode: Literal["fast", "scaled", "pil"]) -> Iterator[Any]:
     data = DataConfig(train=shards, decode=decode, workers=1)
     indexes = [build_index(shards, index_dir=None)]
-    plan = Plan([indexes[0].counts], global_batch_size=BATCH, seed=0)
-    reader = open_reader(indexes, plan, data=data, image_size=IMAGE_SIZE, tokenizer=ClipTokenizer(77))
+    order = DataOrder([indexes[0].counts], global_batch_size=BATCH, seed=0)
+    reader = open_reader(indexes, order, data=data, image_size=IMAGE_SIZE, tokenizer=ClipTokenizer(77))
     stream = PairStream(reader, slots=range(BATCH), image_size=IMAGE_SIZE, workers=1)
     return stream.batches()
 

@@ -100,7 +100,7 @@ class Batch:
     group_id_B: Tensor | None = None
     """int64 (B,), pairs with equal ids are not each other's negatives; None means those of the same sample alone."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
-    """What an objective has its readers add to every sample (`clipx.data.pairs.ColumnReader`), by name with axes."""
+    """What an objective has its readers add to every sample (`clipx.data.columns.ColumnReader`), by name with axes."""
     captions_per_image: int = 1
     bad: tuple[BadSample, ...] = field(default=())
     """Samples found bad while this part of the batch was read."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from clipx.data.sample_refs import SampleRef
+
 Sample = Mapping[str, bytes]
 
 
@@ -45,3 +47,8 @@ def write_shards(folder: Path, counts: Sequence[int], *, replaced: Mapping[int, 
         paths.append(str(write_tar(folder / f"{number:05d}.tar", members)))
         first += count
     return paths
+
+
+def sample_ref(source: int, shard: int, index: int, *, epoch: int = 0) -> SampleRef:
+    """A sample of a run whose shards have 100,000 samples each, and whose sources have 1,000 shards."""
+    return SampleRef(source, shard, index, epoch, sample_id=(1000 * source + shard) * 100_000 + index)

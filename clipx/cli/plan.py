@@ -47,12 +47,12 @@ def plan(
     config = load_arguments(arguments)
     from clipx.plan.loader import BYTES_PER_SAMPLE, CPU_MS, indexed_bytes
     from clipx.plan.report import print_plan
-    from clipx.plan.run import Stated, make_plan
+    from clipx.plan.run import Assumptions, make_plan
 
     cluster = _cluster(
         gpu, gpus_per_node=gpus_per_node, mfu=mfu, intra_node_gb_s=intra_node_gb_s, inter_node_gb_s=inter_node_gb_s
     )
-    stated = Stated(
+    assumptions = Assumptions(
         cluster=cluster,
         caption_tokens=caption_tokens,
         cpu_s=(cpu_ms_per_picture or CPU_MS[config.data.decode]) / 1e3,
@@ -60,10 +60,10 @@ def plan(
         write_bytes_per_s=write_gb_s * _GB,
         price_per_gpu_hour=price_per_gpu_hour,
     )
-    result = make_plan(config, stated, world_size=gpus)
-    print_plan(result, stated)
+    result = make_plan(config, assumptions, world_size=gpus)
+    print_plan(result, assumptions)
     if json_file is not None:
-        _write_json(json_file, {"stated": asdict(stated), **asdict(result)})
+        _write_json(json_file, {"stated": asdict(assumptions), **asdict(result)})
 
 
 def _cluster(

@@ -1,1 +1,1 @@
-"""The training stream: where samples lie (`index`), their order (`order`), and how they become batches (`stream`)."""
+"""The training stream: the samples of all shards (`index`), their order (`order`), and their batches (`stream`)."""

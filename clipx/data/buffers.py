@@ -1,8 +1,8 @@
-"""Memory that loader processes fill with pictures and the training process reads: no copy in between.
+"""Memory that loader processes fill with images and the training process reads, without a copy.
 
-A picture is written once, into its row of the rank's batch. The memory is anonymous and shared, no file in /dev/shm,
-which containers keep small. A buffer is lent to the batch that it holds and comes back by itself once nothing refers to
-that batch's pictures any more.
+An image is written once, into its row of the rank's batch. The memory is anonymous and shared, not a file in /dev/shm,
+which is small in containers. A buffer is lent to the batch that it holds and is free again when nothing refers to that
+batch's images.
 """
 
 import mmap
@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 class ImageBuffers:
-    """Buffers for whole batches of pictures, shared with processes forked after they were made.
+    """Buffers for whole batches of images, shared with processes that are forked later.
 
     Args:
-        num_buffers: how many batches there is room for.
+        num_buffers: number of batches.
         shape: (I, H, W, 3) of a batch.
         pin_memory: lock the pages, so that copies to a CUDA device run beside the host's work.
     """
@@ -26,26 +26,26 @@ class ImageBuffers:
     def __init__(self, num_buffers: int, shape: tuple[int, int, int, int], *, pin_memory: bool = False) -> None:
         size = int(np.prod(shape))
         self._memory = mmap.mmap(-1, num_buffers * size)
-        self._pictures = np.frombuffer(self._memory, dtype=np.uint8).reshape(num_buffers, *shape)
+        self._images = np.frombuffer(self._memory, dtype=np.uint8).reshape(num_buffers, *shape)
         self._pin_memory = pin_memory
         self._free = deque(range(num_buffers))
         self._returned: deque[tuple[int, torch.cuda.Event | None]] = deque()
         if pin_memory:
-            _lock_pages(self._pictures)
+            _lock_pages(self._images)
 
     def take(self) -> int | None:
-        """A free buffer's number; None while all are filled, lent or still being copied from."""
+        """The number of a free buffer; None if all are filled, lent or still being copied from."""
         while self._returned and ((copied := self._returned[0][1]) is None or copied.query()):
             self._free.append(self._returned.popleft()[0])
         return self._free.popleft() if self._free else None
 
     def rows(self, buffer: int, rows: slice) -> Tensor:
-        """Rows of a buffer, uint8, to be written to; in any process."""
-        return torch.from_numpy(self._pictures[buffer, rows])
+        """Rows of a buffer to write into, uint8, in any process."""
+        return torch.from_numpy(self._images[buffer, rows])
 
     def lend(self, buffer: int) -> Tensor:
         """The whole buffer, uint8 (I, H, W, 3); it is free again when this tensor and all its views are gone."""
-        view = self._pictures[buffer]  # a new object each time, which the tensor's storage keeps alive
+        view = self._images[buffer]  # a new object each time, which the tensor's storage keeps alive
         weakref.finalize(view, self._give_back, buffer).atexit = False
         return torch.from_numpy(view)
 
@@ -57,9 +57,9 @@ class ImageBuffers:
         self._returned.append((buffer, copied))
 
 
-def _lock_pages(pictures: np.ndarray) -> None:
+def _lock_pages(images: np.ndarray) -> None:
     """Registers memory with CUDA until nothing refers to it."""
-    address = pictures.ctypes.data
+    address = images.ctypes.data
     runtime = torch.cuda.cudart()
-    torch.cuda.check_error(int(runtime.cudaHostRegister(address, pictures.nbytes, 0)))
-    weakref.finalize(pictures, runtime.cudaHostUnregister, address).atexit = False
+    torch.cuda.check_error(int(runtime.cudaHostRegister(address, images.nbytes, 0)))
+    weakref.finalize(images, runtime.cudaHostUnregister, address).atexit = False

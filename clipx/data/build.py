@@ -8,33 +8,33 @@ from clipx.config.schema import RunConfig
 from clipx.data.captions import CaptionReader
 from clipx.data.columns import ColumnReader
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.order import Plan
-from clipx.data.pairs import BatchReader, SampleReader, SourceReader
+from clipx.data.order import DataOrder
+from clipx.data.samples import BatchReader, SampleReader, SourceReader
 from clipx.data.shards import ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
 
 
-def make_plan(
+def build_order(
     config: RunConfig,
     indexes: Sequence[ShardIndex],
     *,
     lanes: int | Literal["auto"] | None = None,
     shuffle_window: int | Literal["auto"] | None = None,
-) -> Plan:
+) -> DataOrder:
     """The data order of a run.
 
     Args:
-        config: the run's.
-        indexes: those of its sources.
-        lanes: those that hold if the run has begun; None means what the config says.
-        shuffle_window: the same.
+        config: of the run.
+        indexes: of its sources.
+        lanes: the number that the run began with; None means the config's.
+        shuffle_window: the number that the run began with; None means the config's.
 
     Raises:
-        InputError: as `Plan`.
+        InputError: too few samples for a batch, or lanes that do not divide it (`DataOrder`).
     """
     described, data = sources(config.data), config.data
-    return Plan(
+    return DataOrder(
         [index.counts for index in indexes],
         weights=[source.weight for source in described],
         names=[source.name for source in described],
@@ -48,7 +48,7 @@ def make_plan(
 
 def open_reader(
     indexes: Sequence[ShardIndex],
-    plan: Plan,
+    order: DataOrder,
     *,
     data: DataConfig,
     image_size: int,
@@ -59,7 +59,7 @@ def open_reader(
 
     Args:
         indexes: in the order of the config's sources.
-        plan: the order of the samples.
+        order: of the samples.
         data: how to read them.
         image_size: S, pixels of the square images.
         tokenizer: of the text tower.
@@ -74,7 +74,7 @@ def open_reader(
             name=source.name,
             image_key=source.image_key,
             caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
-            captions=CaptionReader(source, captions_per_image=data.captions_per_image, seed=plan.seed),
+            captions=CaptionReader(source, captions_per_image=data.captions_per_image, seed=order.seed),
             transform=TrainTransform(image_size, source.augment, decode=data.decode),
         )
         for source in described
@@ -83,8 +83,8 @@ def open_reader(
     extensions = [reader.extensions.union(*further) for reader in readers]
     shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)
     return BatchReader(
-        plan,
-        SampleReader(shards, readers, seed=plan.seed, column_readers=column_readers),
+        order,
+        SampleReader(shards, readers, seed=order.seed, column_readers=column_readers),
         tokenizer,
         captions_per_image=data.captions_per_image,
         groups=any(source.equal_captions == "ignored" for source in described),

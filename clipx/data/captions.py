@@ -1,8 +1,8 @@
-"""From a sample's bytes to the texts that are trained on; owns the caption key's small language.
+"""From a sample's bytes to the texts that are trained on; owns the small language of caption keys.
 
-A sample is a mapping from extension to bytes, as the tar members of one key hold it: {"jpg": ..., "txt": ...}. What is
-drawn (of several captions, keys or templates) is a function of (seed, epoch, sample), so it changes with the epoch and
-with nothing else.
+A sample is a mapping from extension to bytes, one entry for each tar member of its key: {"jpg": ..., "txt": ...}. The
+draw among several captions, keys or templates is a function of (seed, epoch, sample), so it changes with the epoch
+alone.
 """
 
 import json
@@ -16,27 +16,27 @@ from typing import NamedTuple
 from clipx import counter_random
 from clipx.config.data import Source
 from clipx.counter_random import Stream
-from clipx.data.class_names import class_number, listed, require_place
+from clipx.data.class_names import check_templates, class_number, listed
 from clipx.data.decode import UndecodableError, one_line
 
 
 class Captions(NamedTuple):
-    """What a picture is trained with."""
+    """The texts of an image."""
 
     texts: tuple[str, ...]
-    """`captions_per_image` of them."""
+    """`captions_per_image` texts."""
     group_id: int | None
-    """63 bits that are equal where the captions are: such pairs are no negatives. None where that is not asked for."""
+    """63 bits that are equal for equal captions, whose pairs are no negatives; None if captions have no groups."""
 
 
 class CaptionReader:
     """Reads and draws the captions of one source's samples.
 
-    A sample is bad or good in every epoch alike: whatever it holds under the source's keys is looked at, drawn or not.
+    A sample is good or bad in all epochs: everything under the source's keys is checked, drawn or not.
 
     Args:
-        source: of which caption_key, class_names, templates and equal_captions count.
-        captions_per_image: K, texts for each picture.
+        source: has caption_key, class_names, templates and equal_captions.
+        captions_per_image: K, texts for each image.
         seed: of the run.
 
     Raises:
@@ -51,14 +51,14 @@ class CaptionReader:
             self._names = listed(source.class_names, name=f"{where}.class_names")
         if source.templates is not None:
             self._templates = listed(source.templates, name=f"{where}.templates")
-            require_place(self._templates, name=f"{where}.templates")
+            check_templates(self._templates, name=f"{where}.templates")
         self._num_texts = captions_per_image
         self._grouped = source.equal_captions == "ignored"
         self._seed = seed
 
     @property
     def extensions(self) -> frozenset[str]:
-        """Of the members that `read` looks at."""
+        """The extensions of the members that `read` needs."""
         return frozenset(extension for key in self._weighted_keys for extension, _ in alternatives(key))
 
     def read(self, fields: Mapping[str, bytes], *, epoch: int, sample_id: int) -> Captions:
@@ -68,7 +68,7 @@ class CaptionReader:
         drawn from those that are left. A sample with fewer than K different ones repeats them in turn.
 
         Raises:
-            UndecodableError: no caption, a broken one, or no number of a class where classes are named.
+            UndecodableError: no caption, a broken one, or no class number although the source has class names.
         """
         drawn = self._draw(self._available(fields), epoch, sample_id)
         texts = tuple(islice(cycle(drawn), self._num_texts))
@@ -85,14 +85,14 @@ class CaptionReader:
             (key,) = self._weighted_keys
             return [(1.0, self._texts(decode_captions(fields, key, numbers=self._names is not None)))]
         members = _Members(fields)
-        found = []
+        result = []
         for key, weight in self._weighted_keys.items():
             captions = _non_blank(members.first(key), numbers=self._names is not None)
             if captions:
-                found.append((weight, self._texts(captions)))
-        if not found:
+                result.append((weight, self._texts(captions)))
+        if not result:
             raise _absent(" or ".join(map(repr, self._weighted_keys)), fields)
-        return found
+        return result
 
     def _texts(self, captions: list[str]) -> list[str]:
         """The captions themselves, or the names of the classes that they number."""
@@ -100,8 +100,8 @@ class CaptionReader:
             return captions
         numbers = [class_number(caption, len(self._names)) for caption in captions]
         if None in numbers:
-            said = captions[numbers.index(None)][:80]
-            raise UndecodableError(f"class is {said!r}; it must be a number from 0 to {len(self._names) - 1}")
+            value = captions[numbers.index(None)][:80]
+            raise UndecodableError(f"class is {value!r}; it must be a number from 0 to {len(self._names) - 1}")
         return [self._names[number] for number in numbers if number is not None]
 
     def _draw(self, available: list[tuple[float, list[str]]], epoch: int, sample_id: int) -> list[str]:
@@ -113,8 +113,8 @@ class CaptionReader:
             bits = counter_random.key(self._seed, Stream.CAPTION, epoch, sample_id, len(drawn))
             key_bits, caption_bits = divmod(bits, 1 << 32)  # 31 and 32 of them
             borders = list(accumulate(weight for weight, _ in available))
-            place = bisect(borders, key_bits / (1 << 31) * borders[-1], hi=len(borders) - 1)
-            captions = available[place][1]
+            key = bisect(borders, key_bits / (1 << 31) * borders[-1], hi=len(borders) - 1)
+            captions = available[key][1]
             text = captions[caption_bits * len(captions) >> 32]
             drawn.append(text)
             left = [(weight, [other for other in captions if other != text]) for weight, captions in available]
@@ -133,9 +133,9 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: b
 
     Args:
         fields: the sample's members by extension.
-        caption_key: alternatives joined by `;`, the first that is present counts: an extension, whose whole text is
-            one caption, or `json:NAME`, a string or list of strings in that json member.
-        numbers: whether a json field may hold whole numbers too.
+        caption_key: alternatives joined by `;`, of which the first that is present is read: an extension, whose whole
+            text is one caption, or `json:NAME`, a string or list of strings in that json member.
+        numbers: whether a json field may also hold integers.
 
     Returns:
         At least one caption, none of them blank.
@@ -143,12 +143,12 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: b
     Raises:
         UndecodableError: no alternative is present, or the first that is holds no text.
     """
-    found = _Members(fields).first(caption_key)
-    if found is None:
+    alternative = _Members(fields).first(caption_key)
+    if alternative is None:
         raise _absent(repr(caption_key), fields)
-    captions = _non_blank(found, numbers=numbers)
+    captions = _non_blank(alternative, numbers=numbers)
     if not captions:
-        raise UndecodableError(f"caption under {found.key!r} is empty")
+        raise UndecodableError(f"caption under {alternative.key!r} is empty")
     return captions
 
 
@@ -164,29 +164,29 @@ def alternatives(keys: str) -> tuple[tuple[str, str], ...]:
     return tuple((extension.removeprefix(".").lower(), name) for extension, _, name in pairs)
 
 
-class _Found(NamedTuple):
-    """What stands under an alternative of a caption key."""
+class _Alternative(NamedTuple):
+    """The value of an alternative of a caption key."""
 
     key: str
     value: object
 
 
 class _Members:
-    """A sample's members, of which a json one is parsed once for all keys that ask for its fields."""
+    """A sample's members; a json member is parsed once for all keys that name its fields."""
 
     def __init__(self, fields: Mapping[str, bytes]) -> None:
         self._fields = fields
         self._records: dict[str, dict[str, object]] = {}
 
-    def first(self, caption_key: str) -> _Found | None:
+    def first(self, caption_key: str) -> _Alternative | None:
         """The first alternative that is present; a json field that is null (img2dataset's "no caption") is not."""
         for extension, name in alternatives(caption_key):
             if extension not in self._fields:
                 continue
             if not name:
-                return _Found(extension, _text(self._fields[extension], extension))
+                return _Alternative(extension, _text(self._fields[extension], extension))
             if (value := self._record(extension).get(name)) is not None:
-                return _Found(f"{extension}:{name}", value)
+                return _Alternative(f"{extension}:{name}", value)
         return None
 
     def _record(self, extension: str) -> dict[str, object]:
@@ -213,26 +213,27 @@ def _text(data: bytes, extension: str) -> str:
         raise UndecodableError(f"caption under {extension!r} is not UTF-8: {one_line(error)}") from error
 
 
-def _non_blank(found: _Found | None, *, numbers: bool) -> list[str]:
-    """The captions of a member or a json field, none where it is absent."""
-    if found is None:
+def _non_blank(alternative: _Alternative | None, *, numbers: bool) -> list[str]:
+    """The captions of a member or a json field; an empty list if it is absent."""
+    if alternative is None:
         return []
     captions: list[str] = []
-    for caption in found.value if isinstance(found.value, list) else [found.value]:
+    where = f"caption under {alternative.key!r}"
+    for caption in alternative.value if isinstance(alternative.value, list) else [alternative.value]:
         if numbers and type(caption) is int:  # not bool
             captions.append(str(caption))
             continue
         if not isinstance(caption, str):
-            raise UndecodableError(f"caption under {found.key!r} is a {type(caption).__name__}, not a string")
+            raise UndecodableError(f"{where} is a {type(caption).__name__}, not a string")
         if not _is_unicode(caption):
-            raise UndecodableError(f"caption under {found.key!r} holds half of a surrogate pair, which is no character")
+            raise UndecodableError(f"{where} holds half of a surrogate pair, which is no character")
         if caption.strip():
             captions.append(caption)
     return captions
 
 
 def _is_unicode(text: str) -> bool:
-    """False with lone surrogates, which JSON can spell and no encoding, nor a tokenizer, takes."""
+    """False if the text has lone surrogates, which JSON can hold and neither encodings nor tokenizers accept."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -245,6 +246,6 @@ def _absent(keys: str, fields: Mapping[str, bytes]) -> UndecodableError:
 
 
 def _group_id(captions: Sequence[str]) -> int:
-    """63 bits of a hash of the captions in any order, that does not see case or white space."""
+    """63 bits of a hash of the captions that ignores their order, case and white space."""
     alike = "\n".join(sorted({" ".join(caption.split()).lower() for caption in captions}))
     return int.from_bytes(blake2b(alike.encode(), digest_size=8).digest(), "little") >> 1

@@ -9,11 +9,11 @@ _MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
 
 
 def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file, without white space around them; those that are blank at its end do not count.
+    """The lines of a UTF-8 text file, without white space around them and without blank lines at the end.
 
     Args:
         path: local or any address that `clipx.storage.files` reads.
-        needed_by: who asks, for messages.
+        needed_by: the reader, for messages.
 
     Raises:
         InputError: no such file, one that cannot be read or is not UTF-8, or one without lines.
@@ -36,11 +36,11 @@ def listed(value: str | Sequence[str], *, name: str) -> tuple[str, ...]:
     """The entries of a list, or of the file that a string names.
 
     Args:
-        value: as in `data.class_names` and `data.templates`.
+        value: of `data.class_names` or `data.templates`.
         name: of the config's field, for messages.
 
     Raises:
-        InputError: as `read_lines`; no entries, or a blank one.
+        InputError: the file cannot be read (`read_lines`); no entries, or a blank one.
     """
     from_file = isinstance(value, str)
     entries = read_lines(value, needed_by=name) if isinstance(value, str) else tuple(value)
@@ -52,8 +52,8 @@ def listed(value: str | Sequence[str], *, name: str) -> tuple[str, ...]:
     return entries
 
 
-def require_place(templates: Sequence[str], *, name: str) -> None:
-    """Checks that every template says where the class goes.
+def check_templates(templates: Sequence[str], *, name: str) -> None:
+    """Checks that every template has a place for the class.
 
     Raises:
         InputError: one lacks `{c}`.
@@ -63,9 +63,9 @@ def require_place(templates: Sequence[str], *, name: str) -> None:
             raise InputError(f"{name}: {template!r} lacks {{c}}, the place of the class or caption")
 
 
-def class_number(said: str, num_classes: int) -> int | None:
-    """The class that a text names, 0 to `num_classes` - 1; None where it names none."""
-    digits = said.strip()
+def class_number(text: str, num_classes: int) -> int | None:
+    """The class number in a text, 0 to `num_classes` - 1; None if it holds no such number."""
+    digits = text.strip()
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
         return None
     number = int(digits)

@@ -1,4 +1,4 @@
-"""Further columns of a batch, which an objective has read from the members of each sample."""
+"""Further columns of a batch, which the readers of an objective take from the members of each sample."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.data.order import Address
+from clipx.data.sample_refs import SampleRef
 from clipx.errors import RunError
 from clipx.types import axis_of
 
@@ -26,30 +26,30 @@ class ColumnReader(Protocol):
 
     @property
     def columns(self) -> Mapping[str, ColumnSpec]:
-        """What it gives, by name; the first letter after the last underscore is the axis: I, B or T (`clipx.types`)."""
+        """Its columns by name; the first letter after the last underscore is the axis: I, B or T (`clipx.types`)."""
 
     @property
     def extensions(self) -> frozenset[str]:
-        """The members of a sample that it looks at, e.g. `json`."""
+        """The members of a sample that it reads, e.g. `json`."""
 
-    def read(self, members: Mapping[str, bytes], address: Address, texts: Sequence[str]) -> Mapping[str, np.ndarray]:
+    def read(self, members: Mapping[str, bytes], ref: SampleRef, texts: Sequence[str]) -> Mapping[str, np.ndarray]:
         """The columns of one sample.
 
         Args:
-            members: content of the sample's members by extension, those of other readers among them.
-            address: source, epoch and sample.
+            members: content of the sample's members by extension, including those of other readers.
+            ref: the sample and its epoch.
             texts: its captions in this epoch.
 
         Returns:
             Arrays whose first dimension is 1 (axis I), the number of captions (B) or of all their tokens (T).
 
         Raises:
-            UndecodableError: the sample has no such thing; it is bad, and the next good one takes its place.
+            UndecodableError: the sample lacks the columns; it is bad, and the next good one replaces it.
         """
 
 
 def blank_columns(readers: Sequence[ColumnReader], sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """Zeros in the place of the readers' columns, for passes without data.
+    """Zeros instead of the readers' columns, for passes without data.
 
     Args:
         readers: of the objective.
@@ -63,10 +63,10 @@ def blank_columns(readers: Sequence[ColumnReader], sizes: Mapping[str, int]) -> 
 
 
 def checked_columns(columns: Mapping[str, np.ndarray], specs: Mapping[str, ColumnSpec]) -> Mapping[str, np.ndarray]:
-    """The columns, if they are what their reader promised: batches of all ranks must be alike.
+    """Returns the columns if they are what their reader promised: batches of all ranks must be alike.
 
     Raises:
-        RunError: a name, a dtype or a shape is another one.
+        RunError: a name, dtype or shape differs.
     """
     if columns.keys() != specs.keys():
         raise RunError(f"a column reader gave {sorted(columns)} and promised {sorted(specs)}; mend the reader")
@@ -81,7 +81,7 @@ def checked_columns(columns: Mapping[str, np.ndarray], specs: Mapping[str, Colum
 
 
 def check_lengths(columns: Mapping[str, np.ndarray], lengths: Mapping[str, int]) -> None:
-    """Looks at columns before they are cut.
+    """Checks the lengths of the columns of a batch.
 
     Args:
         columns: by name.

@@ -1,11 +1,11 @@
 """From bytes to pixels: libjpeg-turbo for ordinary JPEGs, Pillow for everything else.
 
-libjpeg-turbo is reached through simplejpeg where it is installed, else through torchvision; both give Pillow's pixels
-bit for bit (tested), simplejpeg 5 to 10% sooner, and what libjpeg warns about it leaves to Pillow, where torchvision
-prints. torchvision's PNG decoder takes 0.87 of Pillow's time, which a third path is not worth.
+libjpeg-turbo is called through simplejpeg if that is installed, else through torchvision. Both give Pillow's pixels bit
+for bit (tested); simplejpeg is 5 to 10% faster, and leaves data that libjpeg warns about to Pillow, while torchvision
+prints the warning. torchvision's PNG decoder takes 0.87 of Pillow's time, which is not worth a third path.
 
-Whatever is wrong with those bytes is an `UndecodableError`; nothing here reads files, so no I/O error is among them.
-torch is imported by what makes tensors: commands that only look at headers start without it.
+Any fault in the bytes is an `UndecodableError`; nothing here reads files, so no I/O error is among them. Only functions
+that make tensors import torch: commands that read headers alone start without it.
 Shapes: H x W pixels, C = 3 channels.
 """
 
@@ -29,14 +29,13 @@ _FRAME_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive frames
 
 
 class UndecodableError(ValueError):
-    """The sample's bytes are no picture, or hold no caption; the message is one line that says why."""
+    """The sample's bytes are no image or hold no caption; the message is one line with the reason."""
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The picture as RGB, decoded in full by Pillow.
+    """The image as RGB, decoded in full by Pillow.
 
-    As in CLIP and open_clip, transparency is dropped, the first frame of an animation is taken, and EXIF orientation
-    is ignored.
+    Transparency and EXIF orientation are ignored, and an animation gives its first frame, as in CLIP and open_clip.
 
     Raises:
         UndecodableError: empty, truncated or corrupt data, a format not in `FORMATS`, or more pixels than twice
@@ -61,10 +60,10 @@ def to_tensor(image: Image.Image) -> "Tensor":
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(H, W) from the header of a JPEG that `decode_jpeg` may decode, None for what must be left to Pillow.
+    """(H, W) from the header of a JPEG that `decode_jpeg` may decode; None if Pillow must decode it.
 
-    Left to Pillow are other formats, CMYK, other than 8 bits, arithmetic coding, and more than
-    `Image.MAX_IMAGE_PIXELS` pixels, at which Pillow warns or refuses.
+    Pillow decodes other formats, CMYK, other than 8 bits, arithmetic coding, and more than `Image.MAX_IMAGE_PIXELS`
+    pixels, at which it warns or refuses.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -79,16 +78,16 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_jpeg(data: bytes, size: tuple[int, int], *, divisor: int = 1) -> "Tensor | None":
-    """A JPEG's pixels, uint8 (H, W, C) with C innermost in memory, or None where Pillow must judge.
+    """The pixels of a JPEG.
 
     Args:
-        data: for which `jpeg_size` gave `size`.
-        size: (H, W).
+        data: the encoded image.
+        size: (H, W) from `jpeg_size`.
         divisor: 1, 2, 4 or 8: the decoder leaves out high frequencies of each block (DCT scaling) and gives
-            ceil(H / divisor) x ceil(W / divisor) pixels; above 1 only where `can_scale()`.
+            ceil(H / divisor) x ceil(W / divisor) pixels; above 1 only if `can_scale()`.
 
     Returns:
-        None: truncated or corrupt data, some of which Pillow accepts.
+        uint8 (H, W, C), C innermost in memory; None for truncated or corrupt data, some of which Pillow accepts.
     """
     import torch
 
@@ -109,7 +108,7 @@ def decode_jpeg(data: bytes, size: tuple[int, int], *, divisor: int = 1) -> "Ten
 
 
 def can_scale() -> bool:
-    """Whether `decode_jpeg` can scale: whether simplejpeg is installed."""
+    """Whether `decode_jpeg` can scale, which needs simplejpeg."""
     return _simplejpeg() is not None
 
 
@@ -130,13 +129,13 @@ def _simplejpeg() -> Any:
 
 
 def _available_formats() -> list[str]:
-    """`FORMATS` less those that this Pillow was built without; asking for one it lacks is a KeyError there."""
+    """The `FORMATS` that this Pillow was built with; it raises a KeyError for others."""
     if not Image.OPEN.keys() >= set(FORMATS):
         Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def one_line(error: Exception) -> str:
-    """What is wrong with a sample, for the list of bad ones: equal bytes, equal words."""
+    """The error as one line for the list of bad samples, the same text for the same bytes."""
     message = re.sub(r" <_io\.BytesIO object at 0x\w+>", "", str(error))
     return " ".join(f"{type(error).__name__}: {message}".split())

@@ -1,8 +1,8 @@
-"""Colours and RandAugment on whole batches, on the device: what torchvision's v2 does to one picture after the other.
+"""Colours and RandAugment on whole batches, on the device; torchvision's v2 computes one image at a time.
 
-What happens to a picture is drawn on the host from its seed alone. Pictures that share an operation are computed
+The operations of an image are drawn on the host from its seed alone. Images that share an operation are computed
 together, so that a batch of any size takes a few hundred kernels, and nothing waits for the device.
-Shapes: B pictures, H x W pixels, C = 3 channels.
+Shapes: B images, H x W pixels, C = 3 channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from clipx.data import pixel_operations as ops
 
 _Operation = Callable[[Tensor, Tensor], Tensor]
 
-_CHUNK = 128  # pictures computed at once: at 224 pixels 77 MB for each float32 copy of them
+_CHUNK = 128  # images computed at once: at 224 pixels 77 MB for each float32 copy of them
 _PURPOSE = -1  # first key of these draws; the crop draws from the same seeds with keys from 0 on
 _JITTER, _GRAYSCALE, _RAND_AUGMENT = range(3)  # second key
 
@@ -42,8 +42,8 @@ _SIGNED = ("brightness", "saturation", "contrast", "sharpness")  # of RandAugmen
 _UNSIGNED = ("posterize", "solarize", "autocontrast", "equalize")
 
 
-class _Stage(NamedTuple):
-    """At most one operation for each picture."""
+class _AugmentStep(NamedTuple):
+    """At most one operation for each image."""
 
     number_B: np.ndarray
     """int64, which operation."""
@@ -52,9 +52,10 @@ class _Stage(NamedTuple):
 
 
 class DeviceAugment:
-    """Colour jitter, loss of colour, then RandAugment; each picture's a pure function of it and its seed.
+    """Colour jitter, loss of colour, then RandAugment: for each image a pure function of it and its seed.
 
-    In distribution torchvision's v2 ColorJitter (applied with a probability), RandomGrayscale and RandAugment.
+    The distribution is that of torchvision's v2 ColorJitter (applied with a probability), RandomGrayscale and
+    RandAugment.
 
     Args:
         augment: probabilities and strengths.
@@ -65,35 +66,35 @@ class DeviceAugment:
         self._maps: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def __call__(self, images_BHWC: Tensor, seed_B: Tensor) -> Tensor:
-        """The augmented pictures, a new tensor.
+        """The augmented images, a new tensor.
 
         Args:
             images_BHWC: uint8.
             seed_B: int64, on the host.
         """
-        stages = list(self._stages(counter_random.fold(seed_B.numpy(), _PURPOSE)))
-        if not stages:
+        steps = list(self._steps(counter_random.fold(seed_B.numpy(), _PURPOSE)))
+        if not steps:
             return images_BHWC
-        order_SB = np.stack([np.argsort(stage.number_B, kind="stable") for stage in stages])
-        strength_SB = np.stack([stage.strength_B[order] for stage, order in zip(stages, order_SB, strict=True)])
+        order_SB = np.stack([np.argsort(step.number_B, kind="stable") for step in steps])
+        strength_SB = np.stack([step.strength_B[order] for step, order in zip(steps, order_SB, strict=True)])
         rows_SB = _to_device(order_SB, images_BHWC.device)
         strengths_SB = _to_device(strength_SB.astype(np.float32), images_BHWC.device)
         images_BHWC = images_BHWC.clone()
-        for stage, rows_B, strengths_B in zip(stages, rows_SB, strengths_SB, strict=True):
-            for number, part in _groups(stage.number_B):
+        for step, rows_B, strengths_B in zip(steps, rows_SB, strengths_SB, strict=True):
+            for number, part in _groups(step.number_B):
                 rows = rows_B[part]
                 changed = self._operation(number, images_BHWC)(images_BHWC[rows], strengths_B[part].view(-1, 1, 1, 1))
                 images_BHWC.index_copy_(0, rows, changed)
         return images_BHWC
 
-    def _stages(self, bits_B: np.ndarray) -> Iterator[_Stage]:
+    def _steps(self, bits_B: np.ndarray) -> Iterator[_AugmentStep]:
         augment = self._augment
         if augment.color_jitter is not None:
             yield from _jitter(augment.color_jitter, counter_random.fold(bits_B, _JITTER))
         if augment.grayscale > 0:
             drawn_B = counter_random.uniform(counter_random.fold(bits_B, _GRAYSCALE))
             number_B = np.where(drawn_B < augment.grayscale, _NUMBER["grayscale"], _NOTHING)
-            yield _Stage(number_B, np.zeros(len(bits_B)))
+            yield _AugmentStep(number_B, np.zeros(len(bits_B)))
         if augment.rand_augment is not None:
             yield from _rand_augment(augment.rand_augment, counter_random.fold(bits_B, _RAND_AUGMENT))
 
@@ -108,8 +109,8 @@ class DeviceAugment:
         return partial(ops.warp, maps_MP=self._maps[key])
 
 
-def _jitter(config: JitterConfig, bits_B: np.ndarray) -> Iterator[_Stage]:
-    """Four stages: every picture that is changed goes through the four operations in its own order."""
+def _jitter(config: JitterConfig, bits_B: np.ndarray) -> Iterator[_AugmentStep]:
+    """Four steps: every image that is changed has the four operations in its own order."""
     drawn_BK = counter_random.uniform(counter_random.fold(bits_B[:, None], np.arange(5)))
     changed_B = drawn_BK[:, 4] < config.probability
     spreads_K = np.array([config.brightness, config.contrast, config.saturation, config.hue])
@@ -120,25 +121,25 @@ def _jitter(config: JitterConfig, bits_B: np.ndarray) -> Iterator[_Stage]:
     for place_B in counter_random.permutation(counter_random.fold(bits_B, 5), 4).T:
         happens_B = changed_B & (spreads_K[place_B] > 0)
         strength_B = np.take_along_axis(strength_BK, place_B[:, None], axis=1)[:, 0]
-        yield _Stage(np.where(happens_B, number_K[place_B], _NOTHING), strength_B)
+        yield _AugmentStep(np.where(happens_B, number_K[place_B], _NOTHING), strength_B)
 
 
-def _rand_augment(config: RandAugmentConfig, bits_B: np.ndarray) -> Iterator[_Stage]:
-    """A stage for each of a picture's operations, drawn from torchvision's fourteen, half of them negative."""
+def _rand_augment(config: RandAugmentConfig, bits_B: np.ndarray) -> Iterator[_AugmentStep]:
+    """A step for each of an image's operations, drawn from torchvision's fourteen, half of them negative."""
     table = _rand_augment_table(config.magnitude)
     number_T2, strength_T2 = (np.array(column) for column in zip(*table, strict=True))
     for place in range(config.num_ops):
         drawn_B2 = counter_random.uniform(counter_random.fold(bits_B[:, None], 2 * place + np.arange(2)))
         entry_B = (drawn_B2[:, 0] * len(table)).astype(np.int64)
         sign_B = (drawn_B2[:, 1] < 0.5).astype(np.int64)
-        yield _Stage(number_T2[entry_B], strength_T2[entry_B, sign_B])
+        yield _AugmentStep(number_T2[entry_B], strength_T2[entry_B, sign_B])
 
 
-def _rand_augment_table(step: int) -> list[tuple[int, tuple[float, float]]]:
-    """Operation, and its strength when positive and when negative, of each entry of RandAugment's list."""
-    bits = 8 - round(step / (30 / 4))
-    unsigned = (float(0xFF << (8 - bits) & 0xFF), 255.0 * ops.strength(1.0, 0.0, step), 0.0, 0.0)
-    factor = ops.strength(0.0, 0.9, step)
+def _rand_augment_table(magnitude: int) -> list[tuple[int, tuple[float, float]]]:
+    """The entries of RandAugment's list: an operation, its positive and its negative strength."""
+    bits = 8 - round(magnitude / (30 / 4))
+    unsigned = (float(0xFF << (8 - bits) & 0xFF), 255.0 * ops.strength(1.0, 0.0, magnitude), 0.0, 0.0)
+    factor = ops.strength(0.0, 0.9, magnitude)
     return [
         (_NOTHING, (0.0, 0.0)),
         *((_WARP, (float(warp), float(warp + len(ops.WARPS)))) for warp in range(len(ops.WARPS))),
@@ -148,7 +149,7 @@ def _rand_augment_table(step: int) -> list[tuple[int, tuple[float, float]]]:
 
 
 def _groups(number_B: np.ndarray) -> Iterator[tuple[int, slice]]:
-    """Each operation with the places, among pictures sorted by operation, of at most `_CHUNK` that share it."""
+    """(operation, rows) of at most `_CHUNK` images that share it, among images sorted by operation."""
     numbers, counts = np.unique(number_B, return_counts=True)
     for number, count, end in zip(numbers.tolist(), counts.tolist(), counts.cumsum().tolist(), strict=True):
         if number != _NOTHING:

@@ -20,7 +20,7 @@ from typing import Literal
 import webdataset
 
 from clipx.data.captions import decode_captions, first_present
-from clipx.data.class_names import class_number, read_lines, require_place
+from clipx.data.class_names import check_templates, class_number, read_lines
 from clipx.data.decode import UndecodableError
 from clipx.errors import InputError
 from clipx.storage.files import open_ranges
@@ -30,8 +30,8 @@ IMAGE_KEY = "webp;png;jpg;jpeg"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture that is still encoded."""
+class EncodedImage:
+    """An image that is not decoded yet."""
 
     name: str
     """Key and shard, for messages."""
@@ -39,22 +39,22 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledPicture(Picture):
-    """A picture and its class."""
+class LabelledImage(EncodedImage):
+    """An image and its class."""
 
     label: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionedPicture(Picture):
-    """A picture and all captions that describe it."""
+class CaptionedImage(EncodedImage):
+    """An image and all captions that describe it."""
 
     captions: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSet:
-    """What a folder says before its pictures are read."""
+    """Class names, templates and shards of a folder; the images are read later."""
 
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
@@ -65,7 +65,7 @@ DatasetType = Literal["classification", "retrieval"]
 
 
 def dataset_type(folder: Path) -> DatasetType:
-    """What the folder is for.
+    """The kind of a folder, from its dataset_type.txt.
 
     Raises:
         InputError: no such folder, or a dataset_type.txt that says something else.
@@ -73,24 +73,24 @@ def dataset_type(folder: Path) -> DatasetType:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one in CLIP_benchmark's wds_* layout")
     path = folder / "dataset_type.txt"
-    said = " ".join(_lines(path)) if path.is_file() else "classification"
-    match said:
+    kind = " ".join(_lines(path)) if path.is_file() else "classification"
+    match kind:
         case "classification" | "retrieval":
-            return said
+            return kind
         case _:
-            raise InputError(f"{path} says {said!r}; clipx evaluates `classification` and `retrieval`")
+            raise InputError(f"{path} says {kind!r}; clipx evaluates `classification` and `retrieval`")
 
 
 def require_type(folder: Path, wanted: DatasetType) -> None:
-    """Refuses a folder that is for something else.
+    """Checks the kind of a folder.
 
     Raises:
-        InputError: as `dataset_type`, or the folder is for the other kind of evaluation.
+        InputError: the folder has no kind (`dataset_type`), or another one.
     """
-    found = dataset_type(folder)
-    if found != wanted:
+    kind = dataset_type(folder)
+    if kind != wanted:
         raise InputError(
-            f"{folder} is a {found} set by its dataset_type.txt (which may be absent for classification), "
+            f"{folder} is a {kind} set by its dataset_type.txt (which may be absent for classification), "
             f"not a {wanted} set; give the evaluation the other `type`, or mend that file"
         )
 
@@ -105,58 +105,58 @@ def open_classification_set(folder: Path) -> ClassificationSet:
     require_type(folder, "classification")
     path = folder / "zeroshot_classification_templates.txt"
     templates = _lines(path)
-    require_place(templates, name=str(path))
+    check_templates(templates, name=str(path))
     return ClassificationSet(
         class_names=_lines(folder / "classnames.txt"), templates=templates, shards=benchmark_shards(folder)
     )
 
 
 def benchmark_shards(folder: Path) -> tuple[str, ...]:
-    """The test shards of a folder, 0.tar to N-1.tar where nshards.txt says N.
+    """The test shards of a folder, 0.tar to N-1.tar with N from nshards.txt.
 
     Raises:
         InputError: the shards are not exactly these.
     """
     path = folder / "test" / "nshards.txt"
-    said = " ".join(_lines(path))
-    if not (said.isdecimal() and int(said) > 0):
-        raise InputError(f"{path} says {said!r}; it must hold the number of shards")
-    expected = {f"{number}.tar" for number in range(int(said))}
-    present = {found.name for found in path.parent.glob("*.tar")}
-    if wrong := sorted(expected ^ present):
+    text = " ".join(_lines(path))
+    if not (text.isdecimal() and int(text) > 0):
+        raise InputError(f"{path} says {text!r}; it must hold the number of shards")
+    expected = [f"{number}.tar" for number in range(int(text))]
+    present = {shard.name for shard in path.parent.glob("*.tar")}
+    if wrong := sorted(present.symmetric_difference(expected)):
         fault = "is missing" if wrong[0] in expected else "is not among them"
-        raise InputError(f"{path} says {said} shards, 0.tar to {int(said) - 1}.tar, but {wrong[0]} {fault}")
-    return tuple(str(path.parent / f"{number}.tar") for number in range(int(said)))
+        raise InputError(f"{path} says {text} shards, 0.tar to {int(text) - 1}.tar, but {wrong[0]} {fault}")
+    return tuple(str(path.parent / name) for name in expected)
 
 
-def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[LabelledPicture]:
-    """Every picture with its class.
+def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[LabelledImage]:
+    """Every image with its class.
 
     Raises:
         InputError: a shard is not whole, a sample lacks its picture or `cls`, or `cls` is no number below
             `num_classes`.
     """
     for name, fields in _read_samples(shards):
-        said = _member(fields, "cls", name).decode("utf-8", errors="replace").strip()
-        label = class_number(said, num_classes)
+        text = _member(fields, "cls", name).decode("utf-8", errors="replace").strip()
+        label = class_number(text, num_classes)
         if label is None:
-            raise InputError(f"{name}: cls is {said[:80]!r}; it must be a number from 0 to {num_classes - 1}")
-        yield LabelledPicture(name=name, data=_member(fields, IMAGE_KEY, name), label=label)
+            raise InputError(f"{name}: cls is {text[:80]!r}; it must be a number from 0 to {num_classes - 1}")
+        yield LabelledImage(name=name, data=_member(fields, IMAGE_KEY, name), label=label)
 
 
-def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -> Iterator[CaptionedPicture]:
-    """Every picture with its captions: those of a json list, or the lines of a text member.
+def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -> Iterator[CaptionedImage]:
+    """Every image with its captions: the entries of a json list, or the lines of a text member.
 
     Raises:
         InputError: a shard is not whole, or a sample lacks its picture or a caption.
     """
     for name, fields in _read_samples(shards):
         try:
-            found = decode_captions(fields, caption_key)
+            decoded = decode_captions(fields, caption_key)
         except UndecodableError as error:
             raise InputError(f"{name}: {error}") from error
-        captions = tuple(line.strip() for caption in found for line in caption.splitlines() if line.strip())
-        yield CaptionedPicture(name=name, data=_member(fields, image_key, name), captions=captions)
+        captions = tuple(line.strip() for caption in decoded for line in caption.splitlines() if line.strip())
+        yield CaptionedImage(name=name, data=_member(fields, image_key, name), captions=captions)
 
 
 def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -1,23 +1,24 @@
 """The data order: which sample stands in which slot of which global batch, as a pure function of the seed.
 
-Nothing is read here and nothing is remembered. `lanes.py` is the order of one source, `stream.py` reads along it. A
-slot holds one picture; global batch t has the slots t G to (t + 1) G - 1 of the run.
+Nothing is read here and nothing is remembered. `order_of_source.py` is the order of one source, `samples.py` reads
+along it. A slot is a position in the global batch and holds one image; global batch t has the slots t G to
+(t + 1) G - 1 of the run.
 
-- Mixing. Of the first n slots of a run, source s has N_s(n): the weights are parted again and again into two groups of
+- Mixing. Of the first n slots of a run, source s has N_s(n): the weights are divided again and again into two groups of
   neighbours as equal as possible, and the first group of each takes round(n x its share), the second the rest. N_s(n)
-  grows by at most one from slot to slot and stays within 2 of n times its share (1/2 for two sources), so any stretch
-  of batches holds the proportions to within 4 pictures (1 for two sources), wherever in the run it lies.
-- Lanes. The k-th picture of source s is place k // L_s of its lane k mod L_s.
-- Slots. Within a batch, a source's pictures stand lane by lane, so that ranks and loader processes keep their lanes;
-  the sources are spread evenly between one another, so that every rank has its share of each. A single source whose L
+  grows by at most one from slot to slot and stays within 2 of n times its share (1/2 for two sources), so any range of
+  batches holds the proportions to within 4 images (1 for two sources), anywhere in the run.
+- Lanes. Image k of source s is at position k // L_s of its lane k mod L_s.
+- Slots. Within a batch, a source's images stand lane by lane, so that ranks and loader processes keep their lanes; the
+  sources are spread evenly between one another, so that every rank has its share of each. A single source whose L
   divides G gives lane l the slots [l G / L, (l + 1) G / L).
 
-Shape suffixes: B slots asked for, G slots of a batch, N pictures of one source in a batch.
+Shape suffixes: B slots asked for, G slots of a batch, S sources, L lanes, N images of all sources in a batch.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from fractions import Fraction
 from itertools import accumulate
 from math import isqrt, lcm
@@ -27,77 +28,17 @@ import numpy as np
 
 from clipx import counter_random
 from clipx.counter_random import Stream
-from clipx.data.order_of_source import Lanes
+from clipx.data.order_of_source import SourceOrder
+from clipx.data.sample_refs import SampleRef, SampleRefs
 from clipx.errors import InputError
 
 # Simulated on 2,000 shards of one topic each (benchmarks/data_order.py): a pair in a batch of 4,096, 16,384 or 65,536
-# meets 1.1, 7.4 or 33 of its own shard; independent draws 2.0, 8.2, 33; with 1,024 lanes of windows of 64 3.0, 15, 63.
+# meets 1.1, 7.4 or 33 of its own shard; independent draws 2.0, 8.2, 33; with 1,024 lanes of blocks of 64 3.0, 15, 63.
 _MAX_AUTO_LANES = 4096
 _AUTO_SHUFFLED = 65_536  # samples under shuffle in all lanes together
 _MIN_AUTO_WINDOW = 16
 _BATCHES_AT_ONCE, _SLOTS_AT_ONCE = 16, 4096  # the most: numpy takes as long for ten slots as for hundreds
-_CACHED_STRETCHES = 4  # what is read and what is asked for ahead are at different batches
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which sample of which shard."""
-
-    source: int
-    """Ordinal in the config's order."""
-    shard: int
-    """Ordinal in the source's index."""
-    index: int
-    """Place within the shard."""
-
-
-class Window(NamedTuple):
-    """Samples of a lane that are shuffled together; what a remote reader fetches at once."""
-
-    source: int
-    epoch: int
-    lane: int
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where the picture of a slot lies, and in which epoch of its source it is read."""
-
-    place: Place
-    epoch: int
-    sample_id: int
-    """Place in all shards of all sources laid end to end in the indexes' order: names the sample for the whole run."""
-
-
-@dataclass(frozen=True, eq=False)
-class Addresses:
-    """The addresses of B slots, int64 (B,) each."""
-
-    source_B: np.ndarray
-    lane_B: np.ndarray
-    epoch_B: np.ndarray
-    window_B: np.ndarray
-    shard_B: np.ndarray
-    index_B: np.ndarray
-    sample_id_B: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.sample_id_B)
-
-    def __iter__(self) -> Iterator[Address]:
-        columns = (self.source_B, self.shard_B, self.index_B, self.epoch_B, self.sample_id_B)
-        for source, shard, index, epoch, sample_id in zip(*(column.tolist() for column in columns), strict=True):
-            yield Address(Place(source, shard, index), epoch, sample_id)
-
-    def __getitem__(self, slots: slice) -> "Addresses":
-        """Those of some of the slots."""
-        return Addresses(*(getattr(self, column.name)[slots] for column in fields(self)))
-
-    def windows(self) -> Iterator[Window]:
-        """The window of each slot."""
-        columns = (self.source_B, self.epoch_B, self.lane_B, self.window_B)
-        return map(Window, *(column.tolist() for column in columns))
+_CACHED_RANGES = 4  # of batches: what is read and what is prefetched are at different ones
 
 
 def resolve_lanes(lanes: int | Literal["auto"], *, global_batch_size: int, num_samples: int) -> int:
@@ -123,7 +64,7 @@ def resolve_lanes(lanes: int | Literal["auto"], *, global_batch_size: int, num_s
 
 
 def resolve_window(window: int | Literal["auto"], lanes: int) -> int:
-    """w; auto: so many that all lanes together shuffle 65,536 samples, at least 16 in each."""
+    """w; auto: all lanes together shuffle 65,536 samples, each at least 16."""
     return max(_MIN_AUTO_WINDOW, _AUTO_SHUFFLED // lanes) if window == "auto" else window
 
 
@@ -133,29 +74,29 @@ def shares(slots: int, weights: Sequence[int]) -> list[int]:
         return [slots]
     sums = list(accumulate(weights))
     total = sums[-1]
-    cut = min(range(1, len(weights)), key=lambda place: abs(2 * sums[place - 1] - total))
+    cut = min(range(1, len(weights)), key=lambda i: abs(2 * sums[i - 1] - total))
     first = (2 * slots * sums[cut - 1] + total) // (2 * total)
     return shares(first, weights[:cut]) + shares(slots - first, weights[cut:])
 
 
 class _Layout(NamedTuple):
-    """Which place of which lane stands in each of B slots."""
+    """The position in a lane that stands in each of B slots."""
 
     source_B: np.ndarray
     lane_B: np.ndarray
     position_B: np.ndarray
 
 
-class Plan:
-    """The order of a run.
+class DataOrder:
+    """The order of a run's samples.
 
     Args:
-        counts: of each source int64 (S,), samples of each shard in the index's order.
-        weights: of the sources; none: all equal.
-        names: of the sources, for messages; none: their numbers.
-        global_batch_size: G, pictures of a global batch.
-        lanes: L or auto; a run keeps the number that it began with. Of a mixture: the most that a source has.
-        window: w or auto; as `lanes`.
+        counts: for each source int64 (S,), samples of each shard in the index's order.
+        weights: of the sources; None means all equal.
+        names: of the sources, for messages; None means their numbers.
+        global_batch_size: G, images of a global batch.
+        lanes: L or auto; a run keeps the number that it began with. In a mixture it is the maximum for each source.
+        window: w, samples of a shuffle block, or auto; a run keeps the number that it began with.
         seed: of the run.
         allow_repeats: permit a source with fewer samples than it has slots in a batch.
 
@@ -177,96 +118,109 @@ class Plan:
     ) -> None:
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.weights = _whole_numbers(weights or [1.0] * len(counts))
-        self.num_samples = sum(int(counts_S.sum()) for counts_S in counts)
+        self.weights = _integers(weights or [1.0] * len(counts))
+        sizes = [int(counts_S.sum()) for counts_S in counts]
+        self.num_samples = sum(sizes)
         if not allow_repeats:
-            self._check_sizes(counts, names or [str(number) for number in range(len(counts))])
+            self._check_sizes(sizes, names or [str(number) for number in range(len(counts))])
         self.lanes = _MAX_AUTO_LANES if lanes == "auto" else lanes
         if len(counts) == 1:
             self.lanes = resolve_lanes(lanes, global_batch_size=global_batch_size, num_samples=self.num_samples)
-        lanes_of = self._lanes_of_sources(counts)
-        self.window = resolve_window(window, sum(lanes_of))
+        lanes_per_source = self._lanes_per_source(sizes)
+        self.window = resolve_window(window, sum(lanes_per_source))
         self.sources = tuple(
-            Lanes(counts_S, lanes=number, window=self.window, seed=_source_seed(seed, source))
-            for source, (counts_S, number) in enumerate(zip(counts, lanes_of, strict=True))
+            SourceOrder(
+                counts_S,
+                lanes=source_lanes,
+                window=self.window,
+                seed=_source_seed(seed, source),
+                number=source,
+                first_id=sum(sizes[:source]),
+            )
+            for source, (counts_S, source_lanes) in enumerate(zip(counts, lanes_per_source, strict=True))
         )
-        self._first_id = [0, *accumulate(source.num_samples for source in self.sources)]
-        self._lanes_S = np.array([source.lanes for source in self.sources])
-        self._stretches: OrderedDict[tuple[int, int, int], Addresses] = OrderedDict()
+        self._cached: OrderedDict[tuple[int, int, int], SampleRefs] = OrderedDict()
 
-    def _check_sizes(self, counts: Sequence[np.ndarray], names: Sequence[str]) -> None:
+    def _check_sizes(self, sizes: Sequence[int], names: Sequence[str]) -> None:
         total = sum(self.weights)
-        for counts_S, name, weight in zip(counts, names, self.weights, strict=True):
-            num_samples, slots = int(counts_S.sum()), self.global_batch_size * weight // total
+        for num_samples, name, weight in zip(sizes, names, self.weights, strict=True):
+            slots = self.global_batch_size * weight // total
             if num_samples < slots:
-                of_source = f"data source {name}" if len(counts) > 1 else "the data"
-                its_share = f", of which {slots} are its share" if len(counts) > 1 else ""
+                source = f"data source {name}" if len(sizes) > 1 else "the data"
+                its_share = f", of which {slots} are its share" if len(sizes) > 1 else ""
                 raise InputError(
-                    f"{of_source} holds {num_samples} samples, fewer than a global batch of {self.global_batch_size} "
+                    f"{source} holds {num_samples} samples, fewer than a global batch of {self.global_batch_size} "
                     f"pictures{its_share}; lower global_batch_size, add shards, or set data.allow_repeats=true"
                 )
 
-    def _lanes_of_sources(self, counts: Sequence[np.ndarray]) -> list[int]:
-        if len(counts) == 1:
+    def _lanes_per_source(self, sizes: Sequence[int]) -> list[int]:
+        if len(sizes) == 1:
             return [self.lanes]
         total = sum(self.weights)
         slots = [-(-self.global_batch_size * weight // total) for weight in self.weights]
-        return [min(self.lanes, most, int(counts_S.sum())) for most, counts_S in zip(slots, counts, strict=True)]
+        return [min(self.lanes, *limits) for limits in zip(slots, sizes, strict=True)]
 
     def samples_of_source(self, batch_index: int) -> list[int]:
-        """How many pictures each source has in the global batches before this one."""
+        """How many images each source has in the global batches before this one."""
         return shares(batch_index * self.global_batch_size, self.weights)
 
-    def addresses(self, batch_index: int, slots: slice = slice(None)) -> Addresses:
-        """What stands in `slots` (of 0 to G-1) of global batch `batch_index`, in their order."""
+    def sample_refs(self, batch_index: int, slots: slice = slice(None)) -> SampleRefs:
+        """The samples in `slots` (of 0 to G-1) of global batch `batch_index`, in their order."""
         start, stop, _ = slots.indices(self.global_batch_size)
         num_batches = min(_BATCHES_AT_ONCE, max(1, _SLOTS_AT_ONCE // max(stop - start, 1)))
         number, batch = divmod(batch_index, num_batches)
         key = (number, start, stop)
-        if key not in self._stretches:
+        if key not in self._cached:
             first = number * num_batches
             layouts = [self._layout(index, range(start, stop)) for index in range(first, first + num_batches)]
-            self._stretches[key] = self._locate(_Layout(*map(np.concatenate, zip(*layouts, strict=True))))
-            if len(self._stretches) > _CACHED_STRETCHES:
-                self._stretches.popitem(last=False)
-        self._stretches.move_to_end(key)
-        return self._stretches[key][batch * (stop - start) : (batch + 1) * (stop - start)]
+            self._cached[key] = self._locate(_Layout(*map(np.concatenate, zip(*layouts, strict=True))))
+            if len(self._cached) > _CACHED_RANGES:
+                self._cached.popitem(last=False)
+        self._cached.move_to_end(key)
+        return self._cached[key][batch * (stop - start) : (batch + 1) * (stop - start)]
 
-    def _locate(self, layout: _Layout) -> Addresses:
+    def _locate(self, layout: _Layout) -> SampleRefs:
         source_B, lane_B, position_B = layout
-        others = np.empty((5, len(source_B)), dtype=np.int64)
+        result = SampleRefs(*np.empty((len(fields(SampleRefs)), len(source_B)), dtype=np.int64))
         for number, source in enumerate(self.sources):
             here = np.flatnonzero(source_B == number)
             if len(here):
-                others[:, here] = source.locate(lane_B[here], position_B[here])
-                others[4, here] += self._first_id[number]
-        return Addresses(source_B, lane_B, *others)
+                refs = source.locate(lane_B[here], position_B[here])
+                for column_B, values in zip(result.columns(), refs.columns(), strict=True):
+                    column_B[here] = values
+        return result
 
-    def replacement(self, batch_index: int, slot: int, attempt: int) -> Address | None:
-        """The sample `attempt` places further in the lane of `slot`; None beyond the horizon."""
+    def replacement(self, batch_index: int, slot: int, attempt: int) -> SampleRef | None:
+        """The sample `attempt` positions further in the lane of `slot`, or None beyond `max_replacement_distance`."""
         assert attempt >= 1
-        number, lane, position = (int(column_B[0]) for column_B in self._layout(batch_index, range(slot, slot + 1)))
-        source = self.sources[number]
-        if attempt > source.horizon:
+        source_B, lane_B, position_B = self._layout(batch_index, range(slot, slot + 1))
+        source = self.sources[int(source_B[0])]
+        if attempt > source.max_replacement_distance:
             return None
-        located = source.locate(np.array([lane]), np.array([position + attempt]))
-        epoch, _, shard, index, sample = (int(column_B[0]) for column_B in located)
-        return Address(Place(number, shard, index), epoch, self._first_id[number] + sample)
+        (result,) = source.locate(lane_B, position_B + attempt)
+        return result
 
-    def batches_per_window(self) -> int:
-        """The most global batches over which the slots of one window are spread."""
+    def batches_per_block(self) -> int:
+        """The maximum number of global batches over which the samples of one shuffle block are spread."""
         total = sum(self.weights)
-        places = (
+        spans = (
             -(-source.window * source.lanes * total // (self.global_batch_size * weight))
             for source, weight in zip(self.sources, self.weights, strict=True)
         )
-        return 1 + max(places)
+        return 1 + max(spans)
 
     def _layout(self, batch_index: int, slots: range) -> _Layout:
-        """What stands in these slots, by arithmetic on them alone: a batch may have 65,536, a loader process reads few.
+        """The lanes and positions in `slots` of a batch, without those in the other slots, which may be 65,536.
 
-        The i-th of a source's n pictures is due at (2 i + 1) / 2 n of the batch, and pictures stand as they are due. Of
-        those due in the first x of a batch each source has n x to within 1/2, so a picture's slot is known to within S.
+        Image i of a source's n images is due at (2 i + 1) / 2 n of the batch, and slots are filled in the order of due
+        times, equal ones in the order of the sources. With G = 8 slots, source a with n = 6 and source b with n = 2:
+
+            due    1/12  3/12  3/12  5/12  7/12  9/12  9/12  11/12
+            image  a0    a1    b0    a2    a3    a4    b1    a5
+            slot   0     1     2     3     4     5     6     7
+
+        Of the images due in the first x of a batch each source has n x to within 1/2. So the image in slot k of S
+        sources is due between (k - S) / G and (k + S) / G, and only the images that are due there have to be sorted.
         """
         first_S = np.array(self.samples_of_source(batch_index))
         num_S = np.array(self.samples_of_source(batch_index + 1)) - first_S
@@ -279,40 +233,37 @@ class Plan:
         due_N = (2 * nth_N + 1) / (2 * num_S[source_N])
         skipped = int(low_S.sum())
         taken_B = np.argsort(due_N, kind="stable")[slots.start - skipped : slots.stop - skipped]
-        source_B = source_N[taken_B]
-        return _Layout(source_B, *_by_lane(nth_N[taken_B], source_B, first_S, num_S, self._lanes_S))
+        source_B, nth_B = source_N[taken_B], nth_N[taken_B]
+        lane_B, position_B = np.empty_like(nth_B), np.empty_like(nth_B)
+        for s in np.unique(source_B):
+            here = source_B == s
+            lane_B[here], position_B[here] = _by_lane(nth_B[here], first_S[s], num_S[s], self.sources[s].lanes)
+        return _Layout(source_B, lane_B, position_B)
 
 
-def _by_lane(
-    nth_B: np.ndarray, source_B: np.ndarray, first_S: np.ndarray, num_S: np.ndarray, lanes_S: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lane and position of the n-th of a source's pictures in a batch, where they stand lane by lane.
+def _by_lane(nth_B: np.ndarray, first: int, num: int, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lane and position of the n-th of a source's images in a batch, int64 (B,) both; they stand lane by lane.
 
-    The batch has pictures k = first to first + num - 1 of the source; k is place k // lanes of lane k mod lanes. So all
-    lanes have num // lanes of them, and the num mod lanes that follow first mod lanes, round the circle, one more.
+    The batch has the images k = first to first + num - 1 of the source, and image k is at position k // lanes of lane
+    k mod lanes. With lanes = 4, first = 6 and num = 7:
+
+        k         8  12  9  6  10  7  11
+        lane      0  0   1  2  2   3  3
+        position  2  3   2  1  2   1  2
+        n-th      0  1   2  3  4   5  6
+
+    So the lanes are entered in the order 2, 3, 0, 1, and the first num mod lanes of this order have one image more.
     """
-    each_S, extra_S = np.divmod(num_S, lanes_S)
-    start_S = first_S % lanes_S
-    wraps_S = start_S + extra_S > lanes_S
-    # three runs of lanes, of which the outer two have equally many pictures
-    second_S = np.where(wraps_S, start_S + extra_S - lanes_S, start_S)
-    third_S = np.where(wraps_S, start_S, start_S + extra_S)
-    outer_S, middle_S = each_S + wraps_S, each_S + ~wraps_S
-    before_second_S = second_S * outer_S
-    before_third_S = before_second_S + (third_S - second_S) * middle_S
-    run_B = (nth_B >= before_second_S[source_B]).astype(int) + (nth_B >= before_third_S[source_B])
-    run_lane_S3 = np.stack([np.zeros_like(second_S), second_S, third_S], axis=1)
-    before_S3 = np.stack([np.zeros_like(second_S), before_second_S, before_third_S], axis=1)
-    size_S3 = np.stack([outer_S, middle_S, outer_S], axis=1)
-    lane_B, within_B = np.divmod(nth_B - before_S3[source_B, run_B], size_S3[source_B, run_B])
-    lane_B += run_lane_S3[source_B, run_B]
-    lanes_B, start_B = lanes_S[source_B], start_S[source_B]
-    position_B = (first_S[source_B] + (lane_B - start_B) % lanes_B) // lanes_B + within_B
-    return lane_B, position_B
+    turn_L = (np.arange(lanes) - first) % lanes  # of each lane in that order
+    count_L = num // lanes + (turn_L < num % lanes)
+    end_L = np.cumsum(count_L)
+    lane_B = np.searchsorted(end_L, nth_B, side="right")
+    before_B = (end_L - count_L)[lane_B]
+    return lane_B, (first + turn_L[lane_B]) // lanes + nth_B - before_B
 
 
-def _whole_numbers(weights: Sequence[float]) -> list[int]:
-    """The weights as they were written, in whole numbers of the same proportions."""
+def _integers(weights: Sequence[float]) -> list[int]:
+    """The weights as they were written, as integers of the same proportions."""
     exact = [Fraction(str(weight)) for weight in weights]
     unit = lcm(*(weight.denominator for weight in exact))
     return [int(weight * unit) for weight in exact]

@@ -1,11 +1,12 @@
-"""torchvision's colour and RandAugment operations on many pictures at once, each with its own strength.
+"""torchvision's colour and RandAugment operations on many images at once, each with its own strength.
 
-All take uint8 pictures (N, H, W, C) and float32 strengths (N, 1, 1, 1), and give uint8 (N, H, W, C). Sums over a
-picture are integers, and no kernel multiplies and adds at once: a picture's result does not depend on the others, nor
-on where its bytes lie. torchvision's result differs by at most 1 of 255 in 3% of the values, where its float32 rounds
-another way before the fraction is cut off (tested): never in posterize, solarize, autocontrast, equalize and the warps.
+All take uint8 images (N, H, W, C) and float32 strengths (N, 1, 1, 1), and return uint8 (N, H, W, C). Sums over an image
+are integers, and no kernel multiplies and adds in one step: an image's result depends neither on the other images nor
+on its place in memory. torchvision's result differs by at most 1 of 255 in 3% of the values, because its float32 rounds
+differently before the fraction is cut off (tested); it is equal for posterize, solarize, autocontrast, equalize and the
+warps.
 
-Shapes: N pictures, H x W pixels, C = 3 channels, M maps, P = H * W positions.
+Shapes: N images, H x W pixels, C = 3 channels, M maps, P = H * W positions.
 """
 
 import math
@@ -36,7 +37,7 @@ def saturation(images_NHWC: Tensor, factor_N: Tensor) -> Tensor:
 
 
 def hue(images_NHWC: Tensor, turns_N: Tensor) -> Tensor:
-    """Hues turned round the circle, -0.5 to 0.5.
+    """Hues turned by -0.5 to 0.5 of the circle.
 
     A hue of h sixths gives red, green and blue as v - c * clamp(min(k, 4 - k), 0, 1) with k = (n + h) mod 6 and
     n = 5, 3, 1, of value v and chroma c (Smith, "Color gamut transform pairs", SIGGRAPH 1978, without its cases).
@@ -98,11 +99,11 @@ def equalize(images_NHWC: Tensor, _: Tensor) -> Tensor:
 
 
 def warp(images_NHWC: Tensor, number_N: Tensor, maps_MP: Tensor) -> Tensor:
-    """Every pixel from where its picture's map says, black where that is outside.
+    """Every pixel from the position in its image's map; black if that is outside.
 
     Args:
         images_NHWC: uint8.
-        number_N: float32 (N, 1, 1, 1), a whole number: which map.
+        number_N: float32 (N, 1, 1, 1), the number of a map, an integer.
         maps_MP: from `warp_maps`, on the same device.
     """
     pixels_NPC = torch.nn.functional.pad(images_NHWC.flatten(1, 2), (0, 0, 1, 0))  # position 0 is black
@@ -111,14 +112,18 @@ def warp(images_NHWC: Tensor, number_N: Tensor, maps_MP: Tensor) -> Tensor:
 
 
 def warp_maps(height: int, width: int, step: int) -> Tensor:
-    """Where `WARPS` take their pixels from, all with positive, then all with negative strength: int64 (10, H * W).
+    """The positions from which `WARPS` take their pixels, first with positive and then with negative strength.
 
-    torchvision warps a picture of positions, from 1 row by row; 0 is outside. So equal maps are equal operations.
+    torchvision warps an image of positions, which count from 1 row by row; 0 is outside. So equal maps are equal
+    operations.
 
     Args:
-        height: H, at most 4096, as is W: positions are float32.
-        width: W.
-        step: strength, of 31 from 0 to 30.
+        height: H, at most 4096: positions are float32.
+        width: W, at most 4096.
+        step: strength, 0 to 30.
+
+    Returns:
+        int64 (10, H * W).
     """
     positions = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, height, width)
     shear = math.degrees(math.atan(strength(0.0, 0.3, step)))
@@ -136,7 +141,7 @@ def warp_maps(height: int, width: int, step: int) -> Tensor:
 
 
 def strength(first: float, last: float, step: int) -> float:
-    """RandAugment's magnitude at one of 31 steps, rounded as torchvision's."""
+    """RandAugment's magnitude at one of 31 steps, rounded as in torchvision."""
     return float(torch.linspace(first, last, 31)[step])
 
 

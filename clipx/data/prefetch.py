@@ -1,12 +1,12 @@
 """Fetches what will be read soon in the background: few large range requests instead of one per sample.
 
-`expect` queues the samples of one window for the threads of this process; each thread opens the window's shard, merges
-the byte ranges of the members that lie close together, and fetches them. `take` hands a sample's bytes over, waits for
-them where they are still on their way, and fetches them itself where no thread has begun. So the time that a reader
-waits is bounded by that of one request with its retries, whatever else is queued.
+`expect` queues the samples of one shuffle block for the threads of this process; each thread opens a shard, merges the
+byte ranges of members that lie close together, and fetches them. `take` hands a sample's bytes over, waits for them if
+they are on their way, and fetches them itself if no thread has begun. So the time that a reader waits is bounded by
+that of one request with its retries, however long the queue is.
 
-Memory: the bytes of a range stand in memory from its arrival until all of its samples were taken or forgotten: about
-(windows of this process's lanes in use and announced) x (samples of a window) x (bytes of a sample), `buffered_bytes`.
+Memory: the bytes of a range are in memory from its arrival until all of its samples were taken or forgotten: about
+(blocks of this process's lanes in use and announced) x (samples of a block) x (bytes of a sample), `buffered_bytes`.
 """
 
 import threading
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from clipx.data.order import Place
+from clipx.data.sample_refs import SampleRef
 from clipx.storage.files import RangeReader
 from clipx.storage.tar import Member
 
 # A request costs 10 to 50 ms in an object store and a connection carries 50 to 100 MB/s: what lies between two ranges
-# is read through where that takes less time than another request.
+# is read too if that takes less time than another request.
 _GAP = 1 << 20
 _LONGEST = 16 << 20  # a longer range is cut between two members: connections share it, and it ends within the timeout
 _IDLE_S = 10.0  # a thread without work ends: readers come and go, and none has to be closed
@@ -55,37 +55,50 @@ def merge_spans(spans: Sequence[Span], *, gap: int = _GAP, longest: int = _LONGE
 
 
 def read_members(file: RangeReader, members: Sequence[Member]) -> list[bytes]:
-    """The content of members, shorter where the file ends; neighbours in one read.
+    """The content of members, shorter if the file ends; neighbours in one read.
 
     Raises:
         OSError: from `file`.
     """
     spans = merge_spans([_span(member) for member in members])
     blocks = [file.read_at(span.start, span.stop - span.start) for span in spans]
-    return [_cut(spans[nth], blocks[nth], m) for m, nth in zip(members, _owners(spans, members), strict=True)]
+    return [_cut(spans[nth], blocks[nth], m) for m, nth in zip(members, _containing(spans, members), strict=True)]
 
 
 class ShardAccess(Protocol):
-    """What is asked of the shard reader."""
+    """What the prefetcher asks of the shard reader."""
 
     def open(self, source: int, shard: int) -> RangeReader | None:
-        """The shard where it is read over the network; None where it is local by now."""
+        """The shard if it is read over the network; None if it is local by now."""
 
-    def members(self, place: Place) -> list[Member]:
+    def members(self, ref: SampleRef) -> list[Member]:
         """Those members of a sample that are read."""
 
 
 class _Task(Generic[T]):
-    """A piece of work that is done once, by whoever comes first."""
+    """A piece of work that is done once, by the first thread that claims it."""
 
     def __init__(self, action: Callable[[], T]) -> None:
         self._action: Callable[[], T] | None = action
-        self._claim = threading.Lock()
+        self._claimed = threading.Lock()
         self._done = threading.Event()
         self._error: BaseException | None = None
         self.value: T | None = None
 
+    def claim(self) -> bool:
+        """Returns True to the first caller and False to all later ones.
+
+        The first caller decides what becomes of the task:
+
+            a thread of the pool    run():   claims it, and does the work
+            the reader              wait():  claims it if no thread has begun, and does the work itself
+                                             if a thread has begun: waits until it is done
+            the reader              claim(): claims it and does nothing, so that no thread does the work either
+        """
+        return self._claimed.acquire(blocking=False)
+
     def run(self) -> None:
+        """Does the work unless somebody has claimed it."""
         if self.claim():
             assert self._action is not None
             try:
@@ -95,15 +108,11 @@ class _Task(Generic[T]):
             self._action = None
             self._done.set()
 
-    def claim(self) -> bool:
-        """Whether nobody had begun; the caller now has, or never will and nobody else either."""
-        return self._claim.acquire(blocking=False)
-
     def wait(self) -> None:
-        """Returns when it is done.
+        """Returns when the work is done.
 
         Raises:
-            BaseException: what it raised.
+            BaseException: what the work raised.
         """
         self.run()
         self._done.wait()
@@ -122,30 +131,40 @@ class _Range:
 
 
 @dataclass(eq=False)
-class _Window:
-    """Expected samples of one shard."""
+class _Sample:
+    """An expected sample."""
+
+    ref: SampleRef
+    reads: int = 0
+    """How often it is still to be read."""
+    members: Sequence[tuple[_Range, Member]] = ()
+    """Known when the shard is open."""
+
+
+@dataclass(eq=False)
+class _Group:
+    """The samples of one shard that were expected together."""
 
     until: int
-    places: dict[Place, int]
-    """How often each is still to be read."""
+    samples: dict[int, _Sample] = field(default_factory=dict)
+    """By sample_id."""
     opening: "_Task[list[_Range]]" = field(init=False)
-    """Finds out the ranges; empty where the shard is local."""
-    samples: dict[Place, list[tuple[_Range, Member]]] = field(default_factory=dict)
+    """Finds the ranges; none if the shard is local."""
 
 
-class ReadAhead:
-    """The expected samples of one process; all methods but the threads' own are for one thread.
+class Prefetcher:
+    """The expected samples of one process; one thread may call the public methods.
 
     Args:
         shards: opens them.
-        connections: threads.
+        connections: number of threads.
     """
 
     def __init__(self, shards: ShardAccess, *, connections: int) -> None:
         self._shards = shards
         self._connections = connections
-        self._windows: dict[Place, _Window] = {}
-        self._live: set[_Window] = set()
+        self._groups: dict[int, _Group] = {}  # by sample_id
+        self._live: set[_Group] = set()
         self._queue: deque[_Task[Any]] = deque()
         self._changed = threading.Condition()
         self._num_threads = self._num_idle = 0
@@ -153,80 +172,80 @@ class ReadAhead:
     @property
     def buffered_bytes(self) -> int:
         """Bytes that were fetched and neither taken nor forgotten."""
-        return sum(len(owner.task.value or b"") for window in self._live for owner in window.opening.value or ())
+        return sum(len(part.task.value or b"") for group in self._live for part in group.opening.value or ())
 
-    def expect(self, places: Sequence[Place], *, until: int) -> None:
-        """Queues samples of one or more shards; those that are expected already will be handed over once more."""
-        by_shard: dict[tuple[int, int], _Window] = {}
-        for place in places:
-            window = self._windows.get(place)
-            if window is None:
-                window = by_shard.setdefault((place.source, place.shard), _Window(until, {}))
-                self._windows[place] = window
-            window.places[place] = window.places.get(place, 0) + 1
-            window.until = max(window.until, until)
-        for window in by_shard.values():
-            self._live.add(window)
-            window.opening = _Task(partial(self._open, window))
-            self._submit([window.opening])
+    def expect(self, refs: Sequence[SampleRef], *, until: int) -> None:
+        """Queues samples of one or more shards; a sample that is expected already will be handed over once more."""
+        new: dict[tuple[int, int], _Group] = {}
+        for ref in refs:
+            group = self._groups.get(ref.sample_id)
+            if group is None:
+                group = new.setdefault((ref.source, ref.shard), _Group(until))
+                group.samples[ref.sample_id] = _Sample(ref)
+                self._groups[ref.sample_id] = group
+            group.samples[ref.sample_id].reads += 1
+            group.until = max(group.until, until)
+        for group in new.values():
+            self._live.add(group)
+            group.opening = _Task(partial(self._open, group))
+            self._submit([group.opening])
 
-    def take(self, place: Place) -> list[bytes] | None:
-        """The content of the sample's members, shorter where the file ends; None when it is to be read directly.
+    def take(self, ref: SampleRef) -> list[bytes] | None:
+        """The content of the sample's members, shorter if the file ends; None if it is to be read directly.
 
         Raises:
             OSError: what fetching met.
             RunError: what opening the shard met.
         """
-        window = self._windows.get(place)
-        if window is None:
+        group = self._groups.get(ref.sample_id)
+        if group is None:
             return None
+        sample = group.samples[ref.sample_id]
         try:
-            window.opening.wait()
-            if not window.opening.value:
+            group.opening.wait()
+            if not group.opening.value:
                 return None
-            return [_content(owner, member) for owner, member in window.samples[place]]
+            return [_content(part, member) for part, member in sample.members]
         finally:
-            self._release(place, window)
+            sample.reads -= 1
+            if not sample.reads:
+                self._free(sample, group)
 
     def forget(self, before: int) -> None:
         """Drops what was expected until an earlier batch than `before`."""
-        for window in [window for window in self._live if window.until < before]:
-            window.opening.claim()
-            for place in list(window.places):
-                window.places[place] = 1
-                self._release(place, window)
+        for group in [group for group in self._live if group.until < before]:
+            group.opening.claim()
+            for sample in list(group.samples.values()):
+                self._free(sample, group)
 
-    def _release(self, place: Place, window: _Window) -> None:
-        """Counts one reading of a sample; frees what no other needs."""
-        window.places[place] -= 1
-        if window.places[place]:
-            return
-        del self._windows[place], window.places[place]
-        for owner, _ in window.samples.pop(place, ()):
-            owner.num_samples -= 1
-            if not owner.num_samples:
-                owner.task.claim()
-                owner.task.value = None
-        if not window.places:
-            self._live.remove(window)
+    def _free(self, sample: _Sample, group: _Group) -> None:
+        """Drops a sample, and the bytes that no other sample needs."""
+        del self._groups[sample.ref.sample_id], group.samples[sample.ref.sample_id]
+        for part, _ in sample.members:
+            part.num_samples -= 1
+            if not part.num_samples:
+                part.task.claim()
+                part.task.value = None
+        if not group.samples:
+            self._live.remove(group)
 
-    def _open(self, window: _Window) -> list[_Range]:
-        """Opens the window's shard and queues its ranges."""
-        places = list(window.places)  # the reader may forget some of them meanwhile
-        if not places:
+    def _open(self, group: _Group) -> list[_Range]:
+        """Opens the group's shard and queues its ranges."""
+        samples = list(group.samples.values())  # the reader may forget some of them meanwhile
+        if not samples:
             return []
-        file = self._shards.open(places[0].source, places[0].shard)
+        file = self._shards.open(samples[0].ref.source, samples[0].ref.shard)
         if file is None:
             return []
-        members = {place: self._shards.members(place) for place in places}
-        spans = merge_spans([_span(member) for found in members.values() for member in found])
+        wanted = [self._shards.members(sample.ref) for sample in samples]
+        spans = merge_spans([_span(member) for members in wanted for member in members])
         ranges = [_Range(span, _Task(partial(file.read_at, span.start, span.stop - span.start))) for span in spans]
-        for place, found in members.items():
-            owners = [ranges[nth] for nth in _owners(spans, found)]
-            for owner in owners:
-                owner.num_samples += 1
-            window.samples[place] = list(zip(owners, found, strict=True))
-        self._submit([owner.task for owner in ranges], first=True)
+        for sample, members in zip(samples, wanted, strict=True):
+            parts = [ranges[nth] for nth in _containing(spans, members)]
+            for part in parts:
+                part.num_samples += 1
+            sample.members = list(zip(parts, members, strict=True))
+        self._submit([part.task for part in ranges], first=True)
         return ranges
 
     def _submit(self, tasks: Sequence[_Task[Any]], *, first: bool = False) -> None:
@@ -238,7 +257,7 @@ class ReadAhead:
             self._changed.notify(len(tasks))
             for _ in range(min(len(self._queue) - self._num_idle, self._connections - self._num_threads)):
                 self._num_threads += 1
-                threading.Thread(target=self._work, daemon=True, name="clipx-read-ahead").start()
+                threading.Thread(target=self._work, daemon=True, name="clipx-prefetch").start()
 
     def _work(self) -> None:
         while (task := self._next()) is not None:
@@ -259,7 +278,7 @@ def _span(member: Member) -> Span:
     return Span(member.offset, member.offset + member.size)
 
 
-def _owners(spans: Sequence[Span], members: Sequence[Member]) -> list[int]:
+def _containing(spans: Sequence[Span], members: Sequence[Member]) -> list[int]:
     """Which of the merged spans holds each member."""
     starts = [span.start for span in spans]
     return [bisect_right(starts, member.offset) - 1 for member in members]
@@ -271,7 +290,7 @@ def _cut(span: Span, block: bytes, member: Member) -> bytes:
     return block[start : start + member.size]
 
 
-def _content(owner: _Range, member: Member) -> bytes:
-    owner.task.wait()
-    assert owner.task.value is not None
-    return _cut(owner.span, owner.task.value, member)
+def _content(part: _Range, member: Member) -> bytes:
+    part.task.wait()
+    assert part.task.value is not None
+    return _cut(part.span, part.task.value, member)

@@ -1,6 +1,6 @@
 """Writes shards.
 
-Equal samples give equal bytes: members carry no time, user or machine. A shard appears under its name when it is whole.
+Equal samples give equal bytes: members have no time, user or machine. A shard has its name only when it is complete.
 """
 
 import io
@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Writes a tar of samples, replacing what is there; folders are made.
+    """Writes a tar of samples, replacing an existing file; creates folders.
 
-    A key that the shard holds already gets `-2`, `-3`, ... at its end, since equal keys side by side would be read as
+    A key that is in the shard already gets the suffix `-2`, `-3`, ..., since two equal keys in a row would be read as
     one sample.
 
     Args:
@@ -58,9 +58,9 @@ def _write(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -
 
 def _unused(key: str, used: dict[str, int]) -> str:
     """`key`, or `key` with a number that makes it new."""
-    found = key
-    while found in used:
+    name = key
+    while name in used:
         used[key] += 1
-        found = f"{key}-{used[key]}"
-    used[found] = 1
-    return found
+        name = f"{key}-{used[key]}"
+    used[name] = 1
+    return name

@@ -1,4 +1,4 @@
-"""Reads single samples out of shards by their place, with the offsets that the index holds."""
+"""Reads single samples out of shards, with the offsets that the index holds."""
 
 import itertools
 import logging
@@ -8,14 +8,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from clipx.config.data import CacheConfig, RemoteConfig
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.order import Place
-from clipx.data.prefetch import ReadAhead, read_members
+from clipx.data.prefetch import Prefetcher, read_members
+from clipx.data.sample_refs import SampleRef
 from clipx.errors import RunError
 from clipx.storage.failures import hint
 from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
@@ -23,10 +22,10 @@ from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
 from clipx.storage.shard_cache import ShardCache
 from clipx.storage.tar import Member
 
-_MAX_OPEN_SHARDS = 1024  # where the limit of descriptors allows it; a loader process reads as many as it has lanes
+_MAX_OPEN_SHARDS = 1024  # if the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
 TRUNCATED = "shard truncated"
-"""Why a sample is bad that lies behind the end of its shard, which was longer when it was indexed."""
+"""The reason of a bad sample behind the end of its shard, which was longer when it was indexed."""
 
 T = TypeVar("T")
 
@@ -34,17 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class BadSampleError(Exception):
-    """The sample cannot be read as a pair: its bytes are at fault, not the storage; the message is one line."""
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """The bytes of one sample."""
-
-    shard: str
-    key: str
-    fields: dict[str, bytes]
-    """By extension, in lower case and without the first dot."""
+    """A sample that cannot be read as a pair because of its bytes, not of the storage; the message is one line."""
 
 
 class SampleName(NamedTuple):
@@ -57,13 +46,12 @@ class SampleName(NamedTuple):
 
 
 class _OpenShard(NamedTuple):
-    path: str
     file: RangeReader
     offsets: ShardOffsets
 
 
-class _Slot:
-    """A place for an open shard, so that of several threads one opens it."""
+class _Entry:
+    """Holds an open shard; of several threads that want it one opens it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -71,7 +59,7 @@ class _Slot:
 
 
 class _OpenShards:
-    """The shards that this process has open, so many as its descriptors allow, from any of its threads.
+    """The open shards of a process, as many as its file descriptors allow; any of its threads may call.
 
     Args:
         indexes: the shards of each source.
@@ -93,11 +81,9 @@ class _OpenShards:
         self._remote = remote
         self._cache = cache
         self._lock = threading.Lock()
-        self._slots: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
+        self._entries: OrderedDict[tuple[int, int], _Entry] = OrderedDict()
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_open = min(
-            _MAX_OPEN_SHARDS, max(16, descriptors // 3)
-        )  # a shard takes two, for the map of its offsets
+        self._max_open = min(_MAX_OPEN_SHARDS, max(16, descriptors // 3))  # a shard takes two: itself and its offsets
 
     def get(self, source: int, shard: int) -> _OpenShard:
         """The open shard.
@@ -107,38 +93,38 @@ class _OpenShards:
             RunError: it is not the one that was indexed.
         """
         with self._lock:
-            slot = self._slots.setdefault((source, shard), _Slot())
-            self._slots.move_to_end((source, shard))
-            if slot.shard is not None:
-                return slot.shard
-            while len(self._slots) > self._most_open:
-                self._slots.popitem(last=False)  # closed when the last that reads it lets it go
-        with slot.lock:
-            if slot.shard is None:
-                slot.shard = self._open(source, shard)
-            return slot.shard
+            entry = self._entries.setdefault((source, shard), _Entry())
+            self._entries.move_to_end((source, shard))
+            if entry.shard is not None:
+                return entry.shard
+            while len(self._entries) > self._max_open:
+                self._entries.popitem(last=False)  # closed when the last that reads it lets it go
+        with entry.lock:
+            if entry.shard is None:
+                entry.shard = self._open(source, shard)
+            return entry.shard
 
     def drop(self, source: int, shard: int) -> None:
         """The next `get` opens the shard anew."""
         with self._lock:
-            self._slots.pop((source, shard), None)
+            self._entries.pop((source, shard), None)
 
     def open(self, source: int, shard: int) -> RangeReader | None:
-        """As `read_ahead.ShardAccess`."""
+        """Implements `prefetch.ShardAccess`."""
         file = self.get(source, shard).file
         if isinstance(file, LocalFile):
             file.mark_used()
             return None
         return file
 
-    def members(self, place: Place) -> list[Member]:
-        """As `read_ahead.ShardAccess`."""
-        return self.wanted(self.get(place.source, place.shard).offsets, place)
+    def members(self, ref: SampleRef) -> list[Member]:
+        """Implements `prefetch.ShardAccess`."""
+        return self.wanted(self.get(ref.source, ref.shard).offsets, ref)
 
-    def wanted(self, offsets: ShardOffsets, place: Place) -> list[Member]:
-        """As `members`, where the offsets are at hand."""
-        wanted = self._extensions[place.source]
-        members = offsets.members(place.index)
+    def wanted(self, offsets: ShardOffsets, ref: SampleRef) -> list[Member]:
+        """The same as `members`, without opening the shard."""
+        wanted = self._extensions[ref.source]
+        members = offsets.members(ref.index)
         return members if wanted is None else [member for member in members if member.extension in wanted]
 
     def _open(self, source: int, shard: int) -> _OpenShard:
@@ -150,21 +136,21 @@ class _OpenShards:
                 f"shard {path} changed after it was indexed ({offsets.shard.size} bytes then, {file.size} now); "
                 "run `clipx data index` again and leave shards alone while a run reads them"
             )
-        return _OpenShard(path, file, offsets)
+        return _OpenShard(file, offsets)
 
 
 class ShardReader:
     """Random access to the samples of indexed shards; safe to use after a fork and to send to another process.
 
-    Local shards are read where they lie. Of remote ones those samples that were expected are fetched in the background,
-    a window in few requests (`read_ahead.py`), others when they are read; a cache keeps whole shards
-    (`shard_cache.py`). One thread at a time may call it.
+    Local shards are read in place. Expected samples of remote shards are fetched in the background, many in one request
+    (`prefetch.py`), and others when they are read; a cache keeps whole shards (`shard_cache.py`). One thread at a time
+    may call it.
 
     Args:
         indexes: the shards of each source.
         extensions: members to read of each source; None reads all.
         remote: timeout, retries and connections.
-        cache: where remote shards are kept; None fetches only what is read.
+        cache: for whole remote shards; None fetches only the samples that are read.
 
     Raises:
         InputError: a cache folder that cannot be written.
@@ -189,17 +175,17 @@ class ShardReader:
         self._start_process()
 
     def _start_process(self) -> None:
-        """Makes what no two processes can share: descriptors and threads."""
+        """Makes what processes cannot share: file descriptors and threads."""
         cache = None
         if self._cache is not None:
             stall_s = (self._remote.retries + 1) * (self._remote.timeout_s + LONGEST_WAIT_S)
             cache = ShardCache(self._cache.folder, max_bytes=int(self._cache.max_gb * 1e9), stall_s=stall_s)
         self._open = _OpenShards(self._indexes, extensions=self._extensions, remote=self._remote, cache=cache)
-        self._read_ahead = ReadAhead(self._open, connections=self._remote.connections)
+        self._prefetcher = Prefetcher(self._open, connections=self._remote.connections)
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_open": None, "_read_ahead": None, "_process": None}
+        return self.__dict__ | {"_open": None, "_prefetcher": None, "_process": None}
 
     def _follow_fork(self) -> None:
         if self._process != os.getpid():
@@ -209,56 +195,56 @@ class ShardReader:
     def buffered_bytes(self) -> int:
         """Bytes that were fetched ahead and not read yet."""
         self._follow_fork()
-        return self._read_ahead.buffered_bytes
+        return self._prefetcher.buffered_bytes
 
-    def expect(self, places: Sequence[Place], *, until: int) -> None:
+    def expect(self, refs: Sequence[SampleRef], *, until: int) -> None:
         """Fetches samples that will be read soon in the background; local ones are left alone.
 
         Args:
-            places: each will be read once; one that is not read stands in memory until it is forgotten.
+            refs: each will be read once; one that is not read stands in memory until it is forgotten.
             until: the last batch that may read them.
         """
         self._follow_fork()
-        self._read_ahead.expect([place for place in places if not is_local(self._path(place))], until=until)
+        self._prefetcher.expect([ref for ref in refs if not is_local(self._path(ref))], until=until)
 
     def forget(self, before: int) -> None:
         """Frees what was expected until an earlier batch than `before`."""
         self._follow_fork()
-        self._read_ahead.forget(before)
+        self._prefetcher.forget(before)
 
-    def read(self, place: Place) -> RawSample:
-        """The sample at `place`.
+    def read(self, ref: SampleRef) -> dict[str, bytes]:
+        """The content of a sample's members by extension, in lower case and without the first dot.
 
         Raises:
             BadSampleError: the shard ends before the sample does.
             RunError: the storage failed after all retries, or the shard is not the one that was indexed.
         """
         self._follow_fork()
-        if place.source not in self.remote_sources:
-            return self._guarded(place, lambda: self._read(place))
+        if ref.source not in self.remote_sources:
+            return self._guarded(ref, lambda: self._read(ref))
         start = time.perf_counter()
-        sample = self._guarded(place, lambda: self._read(place))
+        sample = self._guarded(ref, lambda: self._read(ref))
         self.wait_s += time.perf_counter() - start
         return sample
 
-    def name(self, place: Place) -> SampleName:
-        """What the sample at `place` is called.
+    def name(self, ref: SampleRef) -> SampleName:
+        """The names of a sample.
 
         Raises:
-            RunError: as `read`.
+            RunError: the storage failed after all retries, or the shard is not the one that was indexed.
         """
         self._follow_fork()
-        shard = self._guarded(place, lambda: self._open.get(place.source, place.shard))
-        members = tuple(member.extension for member in shard.offsets.members(place.index))
-        return SampleName(shard.path, shard.offsets.key(place.index), members)
+        shard = self._guarded(ref, lambda: self._open.get(ref.source, ref.shard))
+        members = tuple(member.extension for member in shard.offsets.members(ref.index))
+        return SampleName(self._path(ref), shard.offsets.key(ref.index), members)
 
-    def _path(self, place: Place) -> str:
-        return self._indexes[place.source].paths[place.shard]
+    def _path(self, ref: SampleRef) -> str:
+        return self._indexes[ref.source].paths[ref.shard]
 
-    def _read(self, place: Place) -> RawSample:
-        contents = self._read_ahead.take(place)
-        path, file, offsets = self._open.get(place.source, place.shard)
-        members = self._open.wanted(offsets, place)
+    def _read(self, ref: SampleRef) -> dict[str, bytes]:
+        contents = self._prefetcher.take(ref)
+        file, offsets = self._open.get(ref.source, ref.shard)
+        members = self._open.wanted(offsets, ref)
         if contents is None and isinstance(file, LocalFile):
             contents = [file.read_at(member.offset, member.size) for member in members]
         elif contents is None:
@@ -268,18 +254,21 @@ class ShardReader:
             if len(content) < member.size:
                 raise BadSampleError(TRUNCATED)
             fields[member.extension] = content
-        return RawSample(path, offsets.key(place.index), fields)
+        return fields
 
-    def _guarded(self, place: Place, action: Callable[[], T]) -> T:
-        """The result of `action`, an OSError as a RunError.
+    def _guarded(self, ref: SampleRef, action: Callable[[], T]) -> T:
+        """The result of `action`, which may raise an OSError.
 
-        Tries three times where the shard is local, as network file systems fail too; others have their own retries.
+        Tries three times if the shard is local, as network file systems fail too; remote files have their own retries.
+
+        Raises:
+            RunError: all tries failed.
         """
         for attempt in itertools.count():
             try:
                 return action()
             except OSError as error:
-                path = self._path(place)
+                path = self._path(ref)
                 waits = _RETRY_AFTER_S if is_local(path) else ()
                 if attempt == len(waits):
                     tries = f" after {attempt + 1} tries" if waits else ""
@@ -287,6 +276,6 @@ class ShardReader:
                         f"shard {path} cannot be read{tries}: {error}; {hint(error)}, then run the same command again"
                     ) from error
                 log.warning("shard %s: %s; trying again in %s s", path, error, waits[attempt])
-            self._open.drop(place.source, place.shard)
+            self._open.drop(ref.source, ref.shard)
             time.sleep(waits[attempt])
         raise AssertionError("unreachable")

@@ -1,6 +1,6 @@
 """A rank's share of the global batches: parts read by loader processes, joined without a copy.
 
-`pairs.py` reads a part; here parts are spread over processes, whose pictures meet in the shared memory of
+`samples.py` reads a part; here parts are spread over processes, which write their images into the shared memory of
 `buffers.py`, and joined into a `Batch`.
 """
 
@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipx.config.checkpoint import StopSignal
 from clipx.data.buffers import ImageBuffers
-from clipx.data.order import Plan
-from clipx.data.pairs import BatchReader, PartialBatch, join_parts
+from clipx.data.order import DataOrder
+from clipx.data.samples import BatchReader, PartialBatch, join_parts
 from clipx.errors import ClipxError, RunError
 from clipx.host import end_with_parent
 from clipx.types import Batch
@@ -30,22 +30,22 @@ _ASKED_TO_STOP_BY = (signal.SIGINT, *(signal.Signals[name] for name in get_args(
 _LENT = 3  # buffers beside those being filled: the batch in training, the one before it, one on its way
 
 
-class _Order(NamedTuple):
-    """What a loader process is asked for."""
+class _Request(NamedTuple):
+    """A part that a loader process is asked for."""
 
     batch_index: int
     part: int
     buffer: int | None
-    """Where its pictures go; none: they come back with the part."""
+    """The buffer for its images; None means that they come back with the part."""
 
 
-class _Delivery(NamedTuple):
-    """What a loader process answers."""
+class _Reply(NamedTuple):
+    """A part that a loader process has read."""
 
-    order: _Order
+    request: _Request
     part: PartialBatch
     images_IHWC: Tensor | None
-    """Where the order named no buffer."""
+    """None if the request named a buffer."""
 
 
 class PairStream:
@@ -53,9 +53,9 @@ class PairStream:
 
     Args:
         reader: reads parts of batches.
-        slots: of every global batch, those of this rank (`rank_slots`).
-        image_size: S, pixels of the square pictures.
-        workers: loader processes; 0 loads in this one. More than there are slots are not started.
+        slots: positions of this rank in every global batch (`rank_slots`).
+        image_size: S, pixels of the square images.
+        workers: loader processes, at most one for each slot; 0 loads in this process.
         prefetch_batches: batches that the loader processes hold ready.
         pin_memory: give batches in page-locked memory.
     """
@@ -87,13 +87,18 @@ class PairStream:
 
         A generator: its `close()` ends the loader processes. Keeping many batches costs copies, nothing else.
 
+        Args:
+            start: the first global batch.
+            stop: the one after the last; None means without end.
+            left_out: global batches that are skipped.
+
         Raises:
             RunError: no readable sample within reach, failing storage, or a loader process that died.
         """
-        numbers = itertools.filterfalse(
+        indexes = itertools.filterfalse(
             left_out.__contains__, itertools.count(start) if stop is None else range(start, stop)
         )
-        batches = self._load_in_workers(numbers) if self.workers else map(self.load, numbers)
+        batches = self._load_in_workers(indexes) if self.workers else map(self.load, indexes)
         for batch in batches:
             yield batch.pin_memory() if self._pin_memory else batch
             del batch  # or its buffer would be lent until the next batch is there
@@ -107,38 +112,38 @@ class PairStream:
     def _read(self, batch_index: int, part: int, *, out: Tensor) -> PartialBatch:
         return self._reader.read(batch_index, self._slots[self._rows[part]], out=out)
 
-    def _load_in_workers(self, numbers: Iterator[int]) -> Generator[Batch, None, None]:
+    def _load_in_workers(self, indexes: Iterator[int]) -> Generator[Batch, None, None]:
         num_buffers = self._prefetch_batches + _LENT
         buffers = ImageBuffers(num_buffers, self._shape, pin_memory=self._pin_memory)
-        deliveries = self._deliveries(self._orders(numbers, buffers), buffers)
+        replies = self._replies(self._requests(indexes, buffers), buffers)
         try:
-            while delivered := list(itertools.islice(deliveries, self.workers)):
-                yield self._assemble(delivered, buffers)
+            while parts := list(itertools.islice(replies, self.workers)):
+                yield self._assemble(parts, buffers)
         finally:
-            deliveries.close()
+            replies.close()
 
-    def _orders(self, numbers: Iterator[int], buffers: ImageBuffers) -> Iterator[_Order]:
+    def _requests(self, indexes: Iterator[int], buffers: ImageBuffers) -> Iterator[_Request]:
         """The parts of every batch; torch hands them to the processes in turn, so that each keeps its own lanes."""
-        for batch_index in numbers:
+        for batch_index in indexes:
             buffer = buffers.take()
             for part in range(self.workers):
-                yield _Order(batch_index, part, buffer)
+                yield _Request(batch_index, part, buffer)
 
-    def _assemble(self, delivered: Sequence[_Delivery], buffers: ImageBuffers) -> Batch:
-        buffer = delivered[0].order.buffer
+    def _assemble(self, replies: Sequence[_Reply], buffers: ImageBuffers) -> Batch:
+        buffer = replies[0].request.buffer
         if buffer is not None:
             images_IHWC = buffers.lend(buffer)
         else:  # the caller keeps so many batches that no buffer was free
-            images_IHWC = torch.cat([item.images_IHWC for item in delivered if item.images_IHWC is not None])
-        parts = [item.part for item in delivered]
+            images_IHWC = torch.cat([reply.images_IHWC for reply in replies if reply.images_IHWC is not None])
+        parts = [reply.part for reply in replies]
         return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
 
-    def _deliveries(self, orders: Iterator[_Order], buffers: ImageBuffers) -> Generator[_Delivery, None, None]:
-        """What the loader processes make of `orders`, in order."""
+    def _replies(self, requests: Iterator[_Request], buffers: ImageBuffers) -> Generator[_Reply, None, None]:
+        """The replies of the loader processes, in the order of the requests."""
         loader = DataLoader(
             _WorkerDataset(self, buffers),
             batch_size=None,
-            sampler=orders,  # gone through once
+            sampler=requests,  # gone through once
             num_workers=self.workers,
             prefetch_factor=self._prefetch_batches,
             multiprocessing_context="fork",  # the buffers are memory that a child inherits
@@ -167,8 +172,8 @@ class PairStream:
             stop()
 
 
-class _WorkerDataset(Dataset["_Delivery | ClipxError"]):
-    """What runs in a loader process.
+class _WorkerDataset(Dataset["_Reply | ClipxError"]):
+    """Reads parts in a loader process.
 
     Errors for a person cross to the parent as values: torch would add a traceback to the message.
     """
@@ -177,29 +182,31 @@ class _WorkerDataset(Dataset["_Delivery | ClipxError"]):
         self._stream = stream
         self._buffers = buffers
 
-    def __getitem__(self, order: _Order) -> "_Delivery | ClipxError":
-        rows = self._stream._rows[order.part]
-        if order.buffer is None:
+    def __getitem__(self, request: _Request) -> "_Reply | ClipxError":
+        rows = self._stream._rows[request.part]
+        if request.buffer is None:
             out = torch.empty((rows.stop - rows.start, *self._stream._shape[1:]), dtype=torch.uint8)
         else:
-            out = self._buffers.rows(order.buffer, rows)
+            out = self._buffers.rows(request.buffer, rows)
         try:
-            part = self._stream._read(order.batch_index, order.part, out=out)
+            part = self._stream._read(request.batch_index, request.part, out=out)
         except ClipxError as error:
             return error
-        return _Delivery(order, part, out if order.buffer is None else None)
+        return _Reply(request, part, out if request.buffer is None else None)
 
 
 def _end_workers(items: Any) -> None:
-    """Ends a loader's processes; those in the middle of a read, which may wait for a server for minutes, by force.
+    """Ends a loader's processes; those in the middle of a read, which may wait for a server for minutes, are killed.
 
-    torch alone waits 5 s for each, and then sends the SIGTERM that they ignore. It has no public names for this.
+    torch alone waits 5 s for each, and then sends the SIGTERM that they ignore. It has no public names for this. Fewer
+    private ones would do with a thread that kills while `_shutdown_workers` waits, but none may start at exit; and a
+    process that ends itself after a while does not if a decoder hangs and holds the interpreter's lock.
     """
-    if items._shutdown:  # at the end of the orders torch has done it
+    if not items._worker_pids_set:  # torch has ended them itself, after the last request
         return
     items._workers_done_event.set()
-    for orders in items._index_queues:
-        orders.put(None)  # torch's word for the end; behind what a process has been asked for, which it drops
+    for requests in items._index_queues:
+        requests.put(None)  # torch's sign of the end; behind what a process has been asked for, which it drops
     stops_at = time.monotonic() + _GRACE_S
     for worker in items._workers:
         worker.join(max(0.0, stops_at - time.monotonic()))
@@ -212,20 +219,20 @@ def _end_workers(items: Any) -> None:
 
 
 def _start_worker(_: int) -> None:
-    """Ties the process to its parent, and leaves signals to that one.
+    """Ties the process to its parent, and ignores stop signals.
 
     A stop signal sent to the whole job must not cost the batches that the parent still wants; but when the parent is
-    killed, this process goes too, also from the middle of a read that would last for minutes.
+    killed, this process ends too, even in the middle of a read that would last for minutes.
     """
     end_with_parent(signal.SIGKILL)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for the shards that it keeps open
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # for the shards that it keeps open
     for number in _ASKED_TO_STOP_BY:
         signal.signal(number, signal.SIG_IGN)
 
 
-def rank_slots(plan: Plan, *, rank: int, world_size: int) -> range:
-    """The slots of a rank in every global batch, of W ranks; W divides them."""
-    size = plan.global_batch_size // world_size
-    assert size * world_size == plan.global_batch_size
+def rank_slots(order: DataOrder, *, rank: int, world_size: int) -> range:
+    """The positions of a rank in every global batch; the number of ranks divides the batch."""
+    size = order.global_batch_size // world_size
+    assert size * world_size == order.global_batch_size
     return range(rank * size, (rank + 1) * size)

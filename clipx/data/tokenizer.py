@@ -28,11 +28,11 @@ _PIECE = regex.compile(
     r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
 _NUM_MERGES = 48_894
-_CACHED_WORDS = 1 << 17  # some 250 bytes each; the words of captions repeat long before it is full
+_CACHED_WORDS = 1 << 17  # some 250 bytes each; the words of captions repeat long before the cache is full
 
 
 class Tokenizer(Protocol):
-    """What the stream, evaluation and export need of a tokenizer."""
+    """A tokenizer as the stream, evaluation and export use it."""
 
     @property
     def vocab_size(self) -> int:
@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a text; longer texts are cut."""
+        """Maximum tokens of a text; longer texts are cut."""
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat ids int64 (T,) and lengths int64 (B,), each at least 1, special tokens included."""
@@ -56,7 +56,7 @@ class ClipTokenizer:
     end token, so what follows it in open_clip's row has no effect.
 
     Args:
-        context_length: most tokens of a text; a longer one is cut and keeps its end token.
+        context_length: maximum tokens of a text; a longer text is cut and keeps its end token.
     """
 
     start_id = 49_406
@@ -72,14 +72,13 @@ class ClipTokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 2 to `context_length`."""
-        rows = [self._encode_text(text) for text in texts]
-        return _flat(rows)
+        return _flat([self._encode_text(text) for text in texts])
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json for transformers' CLIPTokenizer.
 
-        transformers lowers and splits as CLIP does but does not clean: text with mojibake, HTML entities or leading
-        white space has the same ids only after `clean`.
+        transformers lowers and splits text like CLIP but does not clean it: text with mojibake, HTML entities or
+        leading white space has the same ids only after `clean`.
         """
         from transformers import CLIPTokenizer
 
@@ -97,7 +96,7 @@ class ClipTokenizer:
 
 
 class _WordIds(dict[str, tuple[int, ...]]):
-    """The ids of words between white space, computed once; no word piece of CLIP's joins across white space."""
+    """The ids of words, computed once; no word piece of CLIP crosses white space."""
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         if len(self) >= _CACHED_WORDS:
@@ -112,10 +111,10 @@ class HuggingFaceTokenizer:
 
     Args:
         name: hub name or folder.
-        context_length: most tokens of a text, special tokens included; a longer one is cut inside them.
+        context_length: maximum tokens of a text with its special tokens; a longer text is cut and keeps them.
 
     Raises:
-        InputError: nothing that AutoTokenizer can load is there.
+        InputError: AutoTokenizer cannot load it.
     """
 
     def __init__(self, name: str, context_length: int) -> None:
@@ -140,7 +139,7 @@ class HuggingFaceTokenizer:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 1 to `context_length`.
 
         Raises:
-            InputError: a text has no tokens, which a tower cannot pool.
+            InputError: a text without tokens, which a tower cannot pool.
         """
         rows = self._tokenizer(
             list(texts),
@@ -172,13 +171,13 @@ def build_tokenizer(config: TextConfig) -> Tokenizer:
 
 
 def clean(text: str) -> str:
-    """CLIP's cleaning: mojibake mended, HTML entities resolved, white space collapsed, lower case."""
+    """CLIP's cleaning: repairs mojibake, resolves HTML entities, collapses white space, and lowers."""
     return " ".join(_words(text))
 
 
 def _words(text: str) -> list[str]:
-    """The cleaned text at its white space."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # else both leave it as it is
+    """The words of the cleaned text."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # other texts are clean
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return text.lower().split()
 
@@ -221,8 +220,8 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 @cache
 def _byte_symbols() -> dict[int, str]:
-    """A visible character for every byte (GPT-2's byte-level BPE): itself where printable, else 256 and up."""
+    """A visible character for every byte (GPT-2's byte-level BPE): itself if it is printable, else from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     symbols = {byte: chr(byte) for byte in printable}
-    return symbols | {byte: chr(256 + place) for place, byte in enumerate(others)}
+    return symbols | {byte: chr(256 + number) for number, byte in enumerate(others)}

@@ -1,8 +1,8 @@
-"""Encoded pictures to uint8 squares: the training crop and flip, and the evaluation preprocessing; owns torchvision.
+"""Encoded images to uint8 squares: the training crop and flip, and the evaluation preprocessing; owns torchvision.
 
-Both stop at uint8, a quarter of float32's bytes on the way to the device: the image tower normalises there. Colours
-and RandAugment are computed there too (`device_augment.py`).
-Shapes: S image size, H x W pixels of the decoded picture, C = 3 channels.
+Both stop at uint8, a quarter of float32's bytes on the way to the device, where the image tower normalises. Colours and
+RandAugment are computed there too (`device_augment.py`).
+Shapes: S image size, H x W pixels of the decoded image, C = 3 channels.
 """
 
 import math
@@ -21,9 +21,9 @@ from clipx.config.data import AugmentConfig
 from clipx.data.decode import can_scale, decode_image, decode_jpeg, jpeg_size, to_tensor
 from clipx.errors import InputError
 
-_TRIES = 10  # as torchvision's RandomResizedCrop
+_TRIES = 10  # of torchvision's RandomResizedCrop
 _KEYS = np.arange(3 + 2 * _TRIES, dtype=np.int64)
-_resize = torch.ops.aten._upsample_bicubic2d_aa.out  # what interpolate calls, here into memory that exists
+_resize = torch.ops.aten._upsample_bicubic2d_aa.out  # interpolate calls it; here it writes into existing memory
 
 
 class Box(NamedTuple):
@@ -38,18 +38,17 @@ class Box(NamedTuple):
 class TrainTransform:
     """Decodes, then random resized crop and flip: a pure function of the bytes and the seed.
 
-    The crop is torchvision's RandomResizedCrop in distribution; the same seed gives the same box for every `decode`.
-    Mean differences to Pillow, of 255, on pictures like photographs of 256 to 1500 pixels (benchmarks/LOG.md): "fast"
-    0.002 to 0.004, two roundings; "scaled" 0.5 to 0.7 (0.7 to 1.1 on harder ones), in the box
-    that it was snapped to.
+    The crop has the distribution of torchvision's RandomResizedCrop; a seed gives the same box for every `decode`. Mean
+    differences to Pillow, of 255, on images like photographs of 256 to 1500 pixels (benchmarks/LOG.md): "fast" 0.002 to
+    0.004, two roundings; "scaled" 0.5 to 0.7 (0.7 to 1.1 on harder ones), in the box that it was snapped to.
 
     Args:
         image_size: S, pixels of the square result.
         augment: area and aspect ratio of the crop, probability of the flip.
-        decode: as data.decode.
+        decode: the value of data.decode.
 
     Raises:
-        InputError: "scaled" without the package that it needs.
+        InputError: "scaled" without simplejpeg.
     """
 
     def __init__(
@@ -64,34 +63,34 @@ class TrainTransform:
         self._decode = decode
 
     def __call__(self, data: bytes, *, seed: int, out: Tensor) -> bool:
-        """Writes the augmented picture.
+        """Writes the augmented image into `out`.
 
         Args:
-            data: the encoded picture.
-            seed: decides the crop and the flip; below 2^63.
-            out: uint8 (S, S, 3), contiguous; may be a row of a batch, and is written to without a further copy.
+            data: the encoded image.
+            seed: of the crop and the flip; below 2^63.
+            out: uint8 (S, S, 3), contiguous; may be a row of a batch, and is written without a further copy.
 
         Returns:
-            Whether Pillow had to decode what the fast path cannot.
+            Whether Pillow had to decode an image that the fast path cannot.
 
         Raises:
-            UndecodableError: no picture that Pillow can read; `out` is as it was.
+            UndecodableError: no image that Pillow can read; `out` is unchanged.
         """
         assert out.shape == (self._size, self._size, 3)
         numbers = counter_random.uniform(counter_random.fold(np.array([seed], dtype=np.int64), _KEYS)).tolist()
-        fell_back = False
+        by_pillow = False
         if self._decode == "pil":
             self._crop_on_pillow(decode_image(data), numbers, out)
         elif not self._crop_fast(data, numbers, out):
             pixels_HWC = to_tensor(decode_image(data))
             _crop(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out)
-            fell_back = True
+            by_pillow = True
         if numbers[0] < self._augment.flip:
             out.copy_(out.flip(1))
-        return fell_back
+        return by_pillow
 
     def _crop_fast(self, data: bytes, numbers: Sequence[float], out: Tensor) -> bool:
-        """Whether it is a JPEG that could be decoded without Pillow; then `out` holds its crop."""
+        """Returns whether it is a JPEG that could be decoded without Pillow; if so, `out` holds its crop."""
         size = jpeg_size(data)
         if size is None:
             return False
@@ -116,8 +115,8 @@ class TrainTransform:
 class EvalTransform:
     """Short side to S, bicubic, then the centre square: OpenAI's and open_clip's preprocessing, on Pillow.
 
-    transformers' CLIPImageProcessor (backend "pil") gives the same pixels but for one case: where the resized picture
-    is 4n + 3 pixels longer than S, torchvision rounds the half margin up and transformers down, one pixel apart.
+    transformers' CLIPImageProcessor (backend "pil") gives the same pixels with one exception: if the resized image is
+    4n + 3 pixels longer than S, torchvision rounds half of the margin up and transformers down, one pixel apart.
 
     Args:
         image_size: S, pixels of the square result.
@@ -132,7 +131,7 @@ class EvalTransform:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The preprocessed picture, uint8 (S, S, 3); `image` of any mode is taken as RGB."""
+        """The preprocessed image, uint8 (S, S, 3); `image` of any mode is converted to RGB."""
         return to_tensor(self._transform(image.convert("RGB")))
 
 
@@ -142,14 +141,14 @@ def random_box(
     """A box with the distribution of torchvision's RandomResizedCrop.get_params.
 
     Ten tries draw a share of the area from `scale`, uniformly, and width over height from `ratio`, uniformly in the
-    logarithm; the first that fits into the picture counts. Else it is the largest centre box within `ratio`.
+    logarithm; the first box that fits into the image is taken, or else the largest centre box within `ratio`.
 
     Args:
-        height: of the picture.
-        width: of the picture.
-        numbers: 22, uniform in [0, 1): place from the top and the left, then area and ratio of each try.
-        scale: least and most share.
-        ratio: least and most width over height.
+        height: of the image.
+        width: of the image.
+        numbers: 22, uniform in [0, 1): distance from the top and the left, then area and ratio of each try.
+        scale: minimum and maximum share.
+        ratio: minimum and maximum width over height.
     """
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(2, 2 + 2 * _TRIES, 2):
@@ -167,16 +166,16 @@ def random_box(
 
 
 def largest_divisor(box: Box, image_size: int) -> int:
-    """Of 8, 4, 2 and 1 the first at which a box decoded that much smaller is not smaller than the result."""
+    """The largest of 8, 4, 2 and 1 by which a box can be reduced without being smaller than the result."""
     smaller = min(box.height, box.width) // image_size
     return next((divisor for divisor in (8, 4, 2) if divisor <= smaller), 1)
 
 
 def snapped(box: Box, divisor: int) -> Box:
-    """The box in pixels of the picture decoded `divisor` times smaller, each edge at the nearest of them.
+    """The box in pixels of the image decoded `divisor` times smaller, each edge rounded to the nearest pixel.
 
-    A box of fractional pixels would have to be shifted to whole ones anyway; here the crop that was drawn moves, by at
-    most half a pixel of the smaller picture. It never gets smaller than floor(side / divisor).
+    The crop that was drawn moves by at most half a pixel of the smaller image; a box with fractional edges would have
+    to be moved later anyway. Its sides are at least floor(side / divisor).
     """
     top, left, bottom, right = (
         (edge + divisor // 2) // divisor for edge in (box.top, box.left, box.top + box.height, box.left + box.width)
@@ -185,14 +184,14 @@ def snapped(box: Box, divisor: int) -> Box:
 
 
 def _crop(pixels_HWC: Tensor, box: Box, out_SSC: Tensor) -> None:
-    """Writes the box, resized, bicubic and antialiased as Pillow's.
+    """Writes the box, resized, bicubic and antialiased like Pillow's.
 
-    On uint8 in channels-last order, which must stay so: a copy to channels-first would cost three times the resize.
+    It works on uint8 in channels-last order: a copy to channels-first would cost three times the resize.
     """
     size = out_SSC.shape[0]
     crop_BCHW = pixels_HWC[None, box.top : box.top + box.height, box.left : box.left + box.width].permute(0, 3, 1, 2)
     # Rounding between the passes makes their order visible (0.2 of 255). torch resizes rows first; Pillow 13 (found by
-    # trying; older ones never) begins with the columns of pictures so much taller than wide, which is also less work.
+    # trying; older ones never) begins with the columns of images so much taller than wide, which is also less work.
     if box.height > size and box.height - size > 2 * (box.width - size):
         crop_BCHW = interpolate(crop_BCHW, (size, box.width), mode="bicubic", antialias=True)
     _resize(crop_BCHW, [size, size], False, out=out_SSC[None].permute(0, 3, 1, 2))

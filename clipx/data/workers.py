@@ -1,7 +1,7 @@
-"""How many loader processes a rank needs (`data.workers: auto`): from the cost of a picture and the cores there are.
+"""The number of loader processes of a rank (`data.workers: auto`), from the cost of an image and the number of cores.
 
-A rank gathers the `Cores` of all ranks, so that each knows its share of its machine, measures what reading a picture
-costs, and chooses. The data order does not depend on the choice.
+A rank gathers the `Cores` of all ranks to know its share of its machine, measures the cost of reading an image, and
+chooses. The data order does not depend on the choice.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from math import ceil
 from time import monotonic, process_time
 from typing import NamedTuple
 
-_MOST_PICTURES, _MOST_S = 64, 2.0
-# Measured on a core of its own: with all of them busy, hyper-threads share units and caches, and pictures vary.
+_MAX_IMAGES, _MAX_S = 64, 2.0
+# The cost is measured with a core to itself: with all busy, hyper-threads share units and caches, and images vary.
 _HEADROOM = 1.25
 
 
@@ -18,17 +18,17 @@ class Choice(NamedTuple):
     """A number of loader processes."""
 
     workers: int
-    """0: load in the training process."""
+    """0 means loading in the training process."""
     why: str
     """One sentence with the figures."""
 
 
-def measure_picture(read: Callable[[int], object]) -> float:
-    """Mean CPU seconds to load a picture, measured on at most 64 of them and for about 2 seconds.
+def measure_image(read: Callable[[int], object]) -> float:
+    """Mean CPU seconds to load an image, measured on at most 64 images and for about 2 seconds.
 
     Args:
-        read: called with 0, 1, ...; reads, decodes and tokenizes as a loader process does. The first call does not
-            count: it opens shards and fills caches.
+        read: reads, decodes and tokenizes like a loader process; called with 0, 1, ... The first call is not measured:
+            it opens shards and fills caches.
 
     Returns:
         Seconds of this process's CPU time.
@@ -36,12 +36,12 @@ def measure_picture(read: Callable[[int], object]) -> float:
     import torch  # here, so that importing this module stays fast
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a loader process
+    torch.set_num_threads(1)  # the same as in a loader process
     try:
         read(0)
         began, cpu_before = monotonic(), process_time()
         number = 0
-        while number < _MOST_PICTURES and monotonic() - began < _MOST_S:
+        while number < _MAX_IMAGES and monotonic() - began < _MAX_S:
             number += 1
             read(number)
         return (process_time() - cpu_before) / number
@@ -49,21 +49,21 @@ def measure_picture(read: Callable[[int], object]) -> float:
         torch.set_num_threads(threads)
 
 
-def choose_workers(picture_s: float, *, cores: float, pace: float | None, slots: int, on_cpu: bool) -> Choice:
-    """The fewest loader processes that keep up, one core left to training.
+def choose_workers(image_s: float, *, cores: float, pace: float | None, slots: int, on_cpu: bool) -> Choice:
+    """The fewest loader processes that keep up, with one core left for training.
 
     Args:
-        picture_s: CPU seconds to load a picture.
+        image_s: CPU seconds to load an image.
         cores: this rank's share of its machine.
-        pace: pictures per second that this rank can train on at most; None if unknown.
-        slots: pictures of this rank in a batch; more processes than pictures are no use.
-        on_cpu: whether training computes on these cores too. Training then takes far longer for a picture than loading,
+        pace: maximum images per second that this rank can train on; None if unknown.
+        slots: images of this rank in a batch; more processes than images are useless.
+        on_cpu: whether training computes on these cores too. It then takes far longer for an image than loading does,
             and a second loader process would only slow it down.
 
     Returns:
         The number of processes, and a sentence that says why.
     """
-    cost = f"a picture takes {1000 * picture_s:.2f} ms of CPU"
+    cost = f"a picture takes {1000 * image_s:.2f} ms of CPU"
     free = min(int(cores) - 1, slots)
     if free < 1:
         return Choice(0, f"data.workers: 0, in the training process: {cost}, and this rank has {cores:.3g} cores")
@@ -73,13 +73,13 @@ def choose_workers(picture_s: float, *, cores: float, pace: float | None, slots:
         return Choice(
             free, f"data.workers: {free}, all that can be spared: {cost}, and the pace of training is unknown"
         )
-    wanted = max(1, ceil(pace * picture_s * _HEADROOM))
+    wanted = max(1, ceil(pace * image_s * _HEADROOM))
     needed = f"{cost}, and this rank trains on at most {pace:,.0f} pictures/s"
     if wanted <= free:
         return Choice(wanted, f"data.workers: {wanted}, the fewest that keep up: {needed}")
-    most = free / (picture_s * _HEADROOM)
+    loaded = free / (image_s * _HEADROOM)
     return Choice(
         free,
         f"data.workers: {free}, all that can be spared of {cores:.3g} cores, too few to keep up: {needed}, of which "
-        f"they load some {most:,.0f}",
+        f"they load some {loaded:,.0f}",
     )

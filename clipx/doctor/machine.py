@@ -13,7 +13,7 @@ from clipx.config.data import DataConfig
 from clipx.config.schema import RunConfig
 from clipx.data.decode import can_scale
 from clipx.data.transforms import TrainTransform
-from clipx.data.workers import measure_picture
+from clipx.data.workers import measure_image
 from clipx.doctor.finding import GIB, MIB, Finding, Measurement, num_bytes, ok, problem, rounded, warning
 from clipx.host import Cores, Memory
 
@@ -91,7 +91,7 @@ def check_decoding(config: RunConfig | None) -> Finding:
     data = DataConfig(train=["none"]) if config is None else config.data
     transform = TrainTransform(image_size, data.augment, decode=data.decode)
     out = torch.empty(image_size, image_size, 3, dtype=torch.uint8)
-    seconds = measure_picture(lambda number: transform(_sample_jpeg(), seed=number, out=out))
+    seconds = measure_image(lambda number: transform(_sample_jpeg(), seed=number, out=out))
     return check_decode_speed(1 / seconds, image_size, has_simplejpeg=can_scale())
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from clipx.data.labelled import CaptionedPicture
+from clipx.data.labelled import CaptionedImage
 from clipx.distributed.collectives import all_reduce, rank, world_size
 from clipx.evaluate.sharing import embed_images, embed_texts, gather_shared
 from clipx.pretrained import Pretrained
@@ -23,7 +23,7 @@ _QUERIES, _CANDIDATES = 512, 8192  # largest tile of similarities: 16 MB of floa
 
 
 def retrieval(
-    pretrained: Pretrained, images: Iterable[CaptionedPicture], *, batch_size: int, group: ProcessGroup | None
+    pretrained: Pretrained, images: Iterable[CaptionedImage], *, batch_size: int, group: ProcessGroup | None
 ) -> dict[str, float]:
     """Retrieves texts for each image, and images for each text.
 
@@ -117,7 +117,7 @@ class _Pairs:
         """The distinct texts in the order of their indices."""
         return list(self._text_index)
 
-    def collect(self, images: Iterable[CaptionedPicture]) -> Iterator[CaptionedPicture]:
+    def collect(self, images: Iterable[CaptionedImage]) -> Iterator[CaptionedImage]:
         """Yields the images unchanged."""
         for image in images:
             for caption in dict.fromkeys(image.captions):

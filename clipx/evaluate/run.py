@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled import (
-    CaptionedPicture,
+    CaptionedImage,
     benchmark_shards,
     dataset_type,
     open_classification_set,
@@ -77,7 +77,7 @@ def evaluate_folder(
             assert_never(unknown)
 
 
-def _captioned(config: RetrievalConfig) -> Iterator[CaptionedPicture]:
+def _captioned(config: RetrievalConfig) -> Iterator[CaptionedImage]:
     shards = _retrieval_shards(config.data)
     return read_captioned(shards, image_key=config.image_key, caption_key=config.caption_key)
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.data.decode import UndecodableError, decode_image
-from clipx.data.labelled import Picture
+from clipx.data.labelled import EncodedImage
 from clipx.distributed.collectives import all_gather, gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained
 
 Item = TypeVar("Item")
-ImageT = TypeVar("ImageT", bound=Picture)
+ImageT = TypeVar("ImageT", bound=EncodedImage)
 
 _DECODERS = 4  # threads; Pillow decodes and resizes without holding the interpreter's lock
 

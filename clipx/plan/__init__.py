@@ -2,5 +2,5 @@
 
     config -> model (FLOPs, a pass without arithmetic) -> memory, communication -> pace -> run -> report
 
-It reckons with the code that trains: the towers, the loss and the optimizer are the run's own, without their numbers.
+It uses the code that trains: the towers, the loss and the optimizer are the run's own, without their numbers.
 """

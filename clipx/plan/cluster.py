@@ -1,4 +1,4 @@
-"""The machines as a person states them, and how long collectives take on them: bandwidth alone, no latency."""
+"""The machines as a person describes them, and how long collectives take on them: bandwidth alone, no latency."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ class Cluster:
     gpu: Gpu
     gpus_per_node: int
     mfu: float
-    """Share of the GPU's peak that the towers' arithmetic reaches while nothing else goes on."""
+    """Share of the GPU's peak that the towers' arithmetic reaches while nothing else runs."""
     intra_node_bytes_per_s: float
-    """To the GPUs of the same machine."""
+    """Speed to the GPUs of the same machine."""
     inter_node_bytes_per_s: float
-    """To those of other machines: its share of the network's adapters."""
+    """Speed to GPUs of other machines: its share of the network's adapters."""
 
     def num_nodes(self, world_size: int) -> int:
-        """Machines for so many GPUs."""
+        """The number of machines for `world_size` GPUs."""
         return -(-world_size // self.gpus_per_node)
 
     def seconds(self, collective: Collective, payload: float, *, world_size: int) -> float:
-        """How long one collective takes, by the slower of the two levels; the other goes on beside it, as in NCCL.
+        """Seconds of one collective, by the slower of the two levels; the other runs at the same time, as in NCCL.
 
         Gathering P bytes over N machines of g GPUs brings each GPU (g-1)/g P from its own machine and, the adapters
         sharing what comes from others, (N-1)/N P/g over the network. Scattering sums is the same backwards, and an
@@ -45,6 +45,6 @@ class Cluster:
 
 
 def sent_bytes(collective: Collective, payload: float, *, world_size: int) -> float:
-    """What each rank sends, and receives, in one collective."""
+    """Bytes that each rank sends, and receives, in one collective."""
     share = {"all-reduce": 2 * (world_size - 1), "shift": min(1, world_size - 1)}.get(collective, world_size - 1)
     return payload * share / world_size

@@ -1,4 +1,4 @@
-"""What one step hands to torch.distributed: the collectives of DDP or FSDP2, and those of the loss.
+"""The collectives of one step: those of DDP or FSDP2, and those of the loss.
 
 Left out are the step's own all-reduce of seven numbers and the gradient norm's.
 """
@@ -16,26 +16,27 @@ _FLOAT = 4  # bytes
 
 
 def transfers(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> list[Transfer]:
-    """Of one step of a phase; on one GPU there are none."""
+    """The collectives of one step of a phase; none on one GPU."""
     if geometry.world_size == 1:
         return []
     half = config.precision != "fp32"
     if isinstance(config.parallel, DdpConfig):
         payload = _FLOAT * model.num_trainable
-        of_model = [
-            Transfer(part="gradients", collective="all-reduce", payload=payload, times=1, behind="backward"),
+        model_transfers = [
+            Transfer(part="gradients", collective="all-reduce", payload=payload, times=1, behind="backward")
         ]
     else:
-        of_model = _fsdp(config.parallel, model, half=half, num_micro_batches=geometry.num_micro_batches)
-    return [*of_model, *model.objective.loss_cost(loss_shape(config, geometry)).transfers]
+        model_transfers = _fsdp(config.parallel, model, half=half, num_micro_batches=geometry.num_micro_batches)
+    return [*model_transfers, *model.objective.loss_cost(loss_shape(config, geometry)).transfers]
 
 
 def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batches: int) -> list[Transfer]:
-    """Blocks are gathered in what they compute in, the rest in float32; gradients are summed in float32.
+    """The collectives of FSDP2.
 
-    With k micro-batches there are 2k - 1 forward and k backward passes, and each gathers what the last one has let go.
-    What is kept, as the weights outside of blocks always are, is gathered once for all passes up to the end of the next
-    backward pass: k times.
+    Blocks are gathered in the dtype in which they compute, other weights in float32; gradients are summed in float32.
+    With k micro-batches there are 2k - 1 forward and k backward passes, and each gathers what the pass before it has
+    freed. Weights that are not freed, as those outside of blocks never are, are gathered once for all passes up to the
+    end of the next backward pass: k times.
     """
     blocks = model.blocks()
     in_blocks = sum(_numel(block) for block in blocks)

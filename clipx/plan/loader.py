@@ -1,4 +1,4 @@
-"""What the pace asks of the loader and the storage."""
+"""The cores and the storage that keep up with the pace of training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,51 +9,51 @@ from clipx.data.index.shard_index import load_index
 from clipx.errors import InputError
 
 CPU_MS = {"fast": 1.75, "scaled": 1.29, "pil": 4.59}
-"""Of a core for a JPEG of 512 pixels, by `data.decode` (benchmarks/LOG.md, 2026-11-22)."""
+"""Milliseconds of a core to load a JPEG of 512 pixels, by `data.decode` (benchmarks/LOG.md, 2026-11-22)."""
 BYTES_PER_SAMPLE = 60e3
-"""Of such a picture with its caption; the same rows."""
-_HEADROOM = 1.25  # as `data.workers: auto` takes
-_MOST_SHARDS = 2000  # whose sizes are looked up
+"""Bytes of such an image with its caption; the same rows."""
+_HEADROOM = 1.25  # the same as in `data.workers: auto`
+_MAX_SHARDS = 2000  # whose sizes are looked up
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """For one phase's pace."""
+    """The loading that one phase needs."""
 
     pictures_per_s: float
-    """Of all GPUs."""
+    """Images that all GPUs train on."""
     cores_per_gpu: float
-    """Busy with loading, a quarter to spare."""
+    """Cores that loading keeps busy, and a quarter more."""
     storage_bytes_per_s: float
-    """For all machines."""
+    """Bytes that all machines read."""
     most_pictures_per_s: float | None
-    """What `data.workers` can load, where the config says how many; none: as many as are needed."""
+    """Images that `data.workers` processes can load; None if the config leaves their number open."""
 
 
 def plan_loader(
     config: RunConfig, *, pairs_per_s: float, world_size: int, cpu_s: float, bytes_per_sample: float
 ) -> Loader:
-    """At a pace.
+    """Estimates the loading that a pace needs.
 
     Args:
         config: of the run.
         pairs_per_s: of all GPUs.
-        world_size: GPUs.
-        cpu_s: seconds of a core for a picture.
+        world_size: number of GPUs.
+        cpu_s: seconds of a core to load an image.
         bytes_per_sample: in the shards.
     """
-    pictures_per_s = pairs_per_s / config.data.captions_per_image
+    images_per_s = pairs_per_s / config.data.captions_per_image
     workers = config.data.workers
     return Loader(
-        pictures_per_s=pictures_per_s,
-        cores_per_gpu=_HEADROOM * pictures_per_s / world_size * cpu_s,
-        storage_bytes_per_s=pictures_per_s * bytes_per_sample,
+        pictures_per_s=images_per_s,
+        cores_per_gpu=_HEADROOM * images_per_s / world_size * cpu_s,
+        storage_bytes_per_s=images_per_s * bytes_per_sample,
         most_pictures_per_s=None if workers == "auto" else max(1, workers) * world_size / cpu_s,
     )
 
 
 def indexed_bytes(config: RunConfig) -> float | None:
-    """Bytes of a sample, the mean over the run's shards; None where these are remote, many, or have no index here."""
+    """Mean bytes of a sample in the run's shards; None if they are remote, more than 2,000, or not indexed here."""
     shards = [(source.shards, source.index) for source in sources(config.data)]
     if any("://" in pattern or pattern.startswith("pipe:") for patterns, _ in shards for pattern in patterns):
         return None
@@ -61,7 +61,7 @@ def indexed_bytes(config: RunConfig) -> float | None:
         indexes = [load_index(patterns, index_dir=index) for patterns, index in shards]
     except InputError:
         return None
-    if sum(len(index.paths) for index in indexes) > _MOST_SHARDS:
+    if sum(len(index.paths) for index in indexes) > _MAX_SHARDS:
         return None
     sizes = sum(Path(path).stat().st_size for index in indexes for path in index.paths)
     return sizes / sum(index.num_samples for index in indexes)

@@ -1,12 +1,12 @@
 """The memory of one GPU by part, and the largest micro-batch that it leaves room for.
 
-Parts are those that `micro_batch_size: auto` reckons with: a plan says what that will find, on a GPU that is at hand
-only in the data sheet. Loss and passes are taken to be at their height together, which is a little too much.
+Parts are those that `micro_batch_size: auto` counts: a plan says what that will find, on a GPU known from its data
+sheet alone. Loss and passes are assumed to reach their maximum at the same time, which is a little too much.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from clipx.config.geometry import BatchGeometry, micro_batch_sizes, resolve_geometry
 from clipx.config.parallel import Fsdp2Config
@@ -17,39 +17,39 @@ from clipx.objectives.build import loss_shape
 from clipx.plan.model import PhaseModel
 
 CONTEXT_BYTES = 3 * 2**29
-"""What CUDA, cuBLAS and NCCL take beside torch's allocator: an assumption, 1.5 GiB."""
+"""Bytes that CUDA, cuBLAS and NCCL take beside torch's allocator: an assumption, 1.5 GiB."""
 _FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes of one GPU."""
+class MemoryParts:
+    """Bytes of one GPU, by part."""
 
     weights: float
     gradients: float
     optimizer: float
     average: float
-    """Of the weights, where the run keeps one."""
+    """The average of the weights, if the run has one."""
     gathered: float
-    """Weights and gradients that FSDP2 holds whole, for the time of their use."""
+    """Weights and gradients that FSDP2 gathers while they are used."""
     texts: float
-    """All ranks' text embeddings, where they are gathered."""
+    """All ranks' text embeddings, if they are gathered."""
     loss: float
     """Embeddings of this rank, their gradients, tiles of similarities."""
     activations: float
-    """A forward and backward pass over one micro-batch, its narrow copies of weights included."""
+    """A forward and backward pass over one micro-batch, including its half-precision copies of weights."""
 
     @property
     def total(self) -> float:
-        """Of all parts."""
+        """The sum of all parts."""
         return sum(asdict(self).values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What stands on a GPU, and whether it fits."""
+    """The memory of a GPU, and whether it is enough."""
 
-    parts: Memory
+    parts: MemoryParts
     geometry: BatchGeometry
     fits: bool
     available: float
@@ -57,22 +57,23 @@ class MemoryPlan:
 
 
 def plan_memory(config: RunConfig, model: PhaseModel, *, gpu: Gpu, world_size: int) -> MemoryPlan:
-    """With the micro-batch of the config, or the largest that fits, or the smallest where none does.
+    """Estimates the memory with the config's micro-batch; if that is auto, the largest that fits, or the smallest.
 
     Raises:
         InputError: the ranks, or the micro-batch, do not divide the batch.
     """
     captions = config.data.captions_per_image
-    whole = resolve_geometry(config.global_batch_size, config.micro_batch_size, world_size, captions_per_image=captions)
-    beside = _beside(config, model, whole)
+    geometry = resolve_geometry(
+        config.global_batch_size, config.micro_batch_size, world_size, captions_per_image=captions
+    )
+    others = _without_activations(config, model, geometry)
     bare = gpu.memory_bytes - CONTEXT_BYTES - _FLOAT * model.num_parameters
     available = MEMORY_FRACTION * bare + _FLOAT * model.num_parameters
-    size = whole.micro_batch_size
     if config.micro_batch_size == "auto":
-        sizes = micro_batch_sizes(whole.rank_batch_size, captions)
-        size = _largest(sizes, model, room=available - beside.total)
-    parts = Memory(**asdict(beside) | {"activations": float(model.pass_bytes(size))})
-    geometry = BatchGeometry(config.global_batch_size, world_size, size)
+        sizes = micro_batch_sizes(geometry.rank_batch_size, captions)
+        size = _largest(sizes, model, room=available - others.total)
+        geometry = BatchGeometry(config.global_batch_size, world_size, size)
+    parts = replace(others, activations=float(model.pass_bytes(geometry.micro_batch_size)))
     return MemoryPlan(parts=parts, geometry=geometry, fits=parts.total <= available, available=available)
 
 
@@ -80,9 +81,9 @@ def _largest(sizes: Sequence[int], model: PhaseModel, *, room: float) -> int:
     return sizes[max(1, bisect_right(sizes, room, key=model.pass_bytes)) - 1]
 
 
-def _beside(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> Memory:
-    """All but the activations."""
-    whole = _FLOAT * model.num_parameters
+def _without_activations(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> MemoryParts:
+    """All parts but the activations."""
+    weights = _FLOAT * model.num_parameters
     share, gathered = 1.0, 0.0
     if isinstance(config.parallel, Fsdp2Config):
         share = 0.0 if config.parallel.cpu_offload else 1 / geometry.world_size
@@ -93,13 +94,13 @@ def _beside(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> Me
             world_size=geometry.world_size,
             extra_bytes=0,
         )
-        gathered = state + whole - 2 * share * whole
+        gathered = state + weights - 2 * share * weights
     losses = model.objective.loss_cost(loss_shape(config, geometry))
-    return Memory(
-        weights=share * whole,
+    return MemoryParts(
+        weights=share * weights,
         gradients=share * _FLOAT * model.num_trainable,
         optimizer=share * model.optimizer_bytes,
-        average=share * whole if config.ema is not None else 0.0,
+        average=share * weights if config.ema is not None else 0.0,
         gathered=gathered,
         texts=losses.gathered_bytes,
         loss=losses.working_bytes,

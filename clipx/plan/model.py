@@ -1,9 +1,9 @@
 """The model of one phase without its numbers: parameters, work per pair, and the memory that a pass over pairs takes.
 
-The towers stand on the meta device, and a pass runs on fake tensors, which have shapes and no content. So the memory is
-what torch's own autograd keeps and makes, for any model, found as `micro_batch_size: auto` finds it in the real run.
-A fake GPU is not to be had without a real one, so the pass is a CPU's. It keeps what CUDA's keeps, but for the text
-tower in half precision: there a varlen kernel spares one copy of what attention gives out (2 of 38 bytes per channel).
+The towers are on the meta device, and a pass runs on fake tensors, which have shapes and no content. So the memory is
+what torch's own autograd keeps and makes, for any model, measured as `micro_batch_size: auto` measures it in the real
+run. A fake GPU needs a real one, so the pass is a CPU's. It keeps what CUDA's keeps, except in the text tower in half
+precision: there a varlen kernel saves one copy of the output of attention (2 of 38 bytes per channel).
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,9 +32,9 @@ from clipx.optim.param_groups import set_locked
 from clipx.types import Batch
 
 _FLOAT = 4  # bytes
-_PICTURES = (4, 256)
-"""Of passes that are tried, each once more with four times as many. Memory grows along one line while passes are so
-small that their height is where the largest weight's gradient is made, and along another one later."""
+_NUM_IMAGES = (4, 256)
+"""Images of the passes that are tried, each once more with four times as many. Memory grows along one line for small
+passes, whose maximum is where the largest weight's gradient is made, and along another one for larger passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ class Work:
     image_forward: float
     text_forward: float
     text_tokens: int
-    """Of the text that is reckoned with."""
+    """Tokens of the text that is assumed."""
     useful: float
-    """Of training: three times the forward pass, of a locked tower once (`clipx.models.flops`)."""
+    """A training pass: three times the forward pass, once for a locked tower (`clipx.models.flops`)."""
     recomputed: float
-    """What activation checkpointing computes again in the backward pass."""
+    """Work that activation checkpointing does again in the backward pass."""
 
     def again(self, num_micro_batches: int) -> float:
         """The gradient cache's second forward pass, which all micro-batches but the last need."""
@@ -60,8 +60,9 @@ class PhaseModel:
 
     Args:
         config: of the run.
-        phase: what holds for its steps.
+        phase: image size, context length and locked towers of its steps.
         caption_tokens: tokens of a caption on average, start and end included.
+        build: config to objective.
 
     Raises:
         InputError: the towers cannot be built.
@@ -72,18 +73,18 @@ class PhaseModel:
     ) -> None:
         self.phase = phase
         self._config = config
-        self.objective = _without_numbers(config, phase, build)
+        self.objective = _on_meta_device(config, phase, build)
         text_tower = self.objective.model.text_tower
         self._tokens = computed_tokens(text_tower, mean=caption_tokens, longest=phase.context_length)
         self.work = _work(config, self.objective, tokens=self._tokens)
 
     def blocks(self) -> list[nn.Module]:
-        """What FSDP2 gathers one at a time."""
+        """The modules that FSDP2 gathers one at a time."""
         return [block for blocks in self.objective.block_lists() for block in blocks]
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Numbers by part."""
+        """Number of parameters by part."""
         model = self.objective.model
         image, text = model.image_tower, model.text_tower
         tables = sum(_count(module) for module in text.modules() if isinstance(module, nn.Embedding))
@@ -96,7 +97,7 @@ class PhaseModel:
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole model."""
+        """Number of parameters of the whole model."""
         return _count(self.objective.model)
 
     @property
@@ -106,40 +107,40 @@ class PhaseModel:
 
     @cached_property
     def counted_flops(self) -> float:
-        """What torch's own counter finds in a pass of ours over captions of mean length, for one pair.
+        """FLOPs of one pair by torch's own counter, in a pass of our towers over captions of mean length.
 
-        Less than useful work, where our towers leave out what nobody reads and gradients of pixels, and more by what is
-        computed again for activation checkpointing.
+        Less than useful work, as our towers leave out outputs that nobody reads and gradients of pixels; and more, as
+        it has the work that activation checkpointing does again.
         """
-        num_pairs = _PICTURES[1] * self._config.data.captions_per_image
+        num_pairs = _NUM_IMAGES[1] * self._config.data.captions_per_image
         with self._fake() as objective, FlopCounterMode(display=False) as counter:
             self._dry_run(objective, num_tokens=self._tokens)(num_pairs)
         return counter.get_total_flops() / num_pairs
 
     @cached_property
     def optimizer_bytes(self) -> int:
-        """State of the whole model, before it is sharded, beside a few numbers per tensor."""
+        """Bytes of the whole model's state, before it is sharded, without a few numbers per tensor."""
         return optimizer_bytes(self._config.optim, self.objective.model)
 
     def pass_bytes(self, num_pairs: int) -> int:
-        """Most bytes alive at once in a forward and backward pass over pairs with the longest texts.
+        """Maximum of the bytes alive in a forward and backward pass over pairs with the longest texts.
 
-        Beyond weights and their gradients; narrow copies of weights, which autocast keeps, are among them.
+        Weights and their gradients are not counted; the half-precision copies of weights that autocast keeps are.
         """
         return round(max(base + slope * num_pairs for base, slope in self._lines))
 
     @cached_property
     def _lines(self) -> list[tuple[float, float]]:
-        """(base, slope) of small and of large passes."""
+        """(base, slope) of the bytes of small and of large passes."""
         with self._fake() as objective:
             run = self._dry_run(objective, num_tokens=self.phase.context_length)
-            return [_line(run, self._config.data.captions_per_image * pictures) for pictures in _PICTURES]
+            return [_line(run, self._config.data.captions_per_image * num_images) for num_images in _NUM_IMAGES]
 
     @contextmanager
     def _fake(self) -> Iterator[Objective]:
-        """The objective with a model and gradients of fake tensors; all that is made within is fake."""
+        """The objective with a model and gradients of fake tensors; tensors made in this context are fake too."""
         objective = deepcopy(self.objective)
-        objective.use_few_shapes(True)  # the other way reads the texts' lengths, and here they have none
+        objective.use_few_shapes(True)  # otherwise it reads the texts' lengths, which fake tensors do not have
         with FakeTensorMode():
             objective.model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             for weight in objective.model.parameters():
@@ -167,17 +168,18 @@ class PhaseModel:
 
 
 def computed_tokens(text_tower: nn.Module, *, mean: int, longest: int) -> int:
-    """Tokens of a text as the tower sees it: those of the mean caption, where it runs packed.
+    """Tokens of a text as the tower computes it.
 
-    Else texts are padded to the longest of their micro-batch, which is taken to be `longest`. Useful work of a plan
-    then holds the padding, which MFU in metrics.jsonl does not: it has to be paid for.
+    A packed tower computes the tokens of the mean caption. Other towers pad texts to the longest of their micro-batch,
+    which is assumed to be `longest`; useful work in a plan then includes the padding, as it costs time, and MFU in
+    metrics.jsonl does not.
     """
     is_padded = isinstance(text_tower, HuggingFaceTextTower) and text_tower.first_position is None
     return longest if is_padded else min(mean, longest)
 
 
-def _without_numbers(config: RunConfig, phase: Phase, build: BuildObjective) -> Objective:
-    """On the meta device, or in memory with a transformers encoder, which is tried out while it is built."""
+def _on_meta_device(config: RunConfig, phase: Phase, build: BuildObjective) -> Objective:
+    """The objective on the meta device; in memory if it has a transformers encoder, which runs while it is built."""
     model = replace(config.model, image=replace(config.model.image, pretrained=False))
     if isinstance(model.text, HuggingFaceTextConfig):
         model = replace(model, text=replace(model.text, pretrained=False))
@@ -194,7 +196,7 @@ def _work(config: RunConfig, objective: Objective, *, tokens: int) -> Work:
     flops = objective.flops
     image = flops.image_forward / config.data.captions_per_image
     text = flops.text.forward(num_texts=1, num_tokens=tokens, sum_squared_lengths=tokens**2)
-    of_image, of_text = (
+    image_share, text_share = (
         len(evenly_spread(blocks, config.activation_checkpointing)) / max(1, len(blocks))
         for blocks in objective.block_lists()
     )
@@ -203,13 +205,15 @@ def _work(config: RunConfig, objective: Objective, *, tokens: int) -> Work:
         text_forward=text,
         text_tokens=tokens,
         useful=flops.image_passes * image + flops.text_passes * text,
-        recomputed=of_image * image * (flops.image_passes > 1) + of_text * text * (flops.text_passes > 1),
+        recomputed=image_share * image * (flops.image_passes > 1) + text_share * text * (flops.text_passes > 1),
     )
 
 
 def _line(run: DryRun, num_pairs: int) -> tuple[float, float]:
-    """Through so many pairs and four times as many: the padding among their tokens (`clipx.models.packing`) is the same
-    share of both."""
+    """(base, slope) of the bytes, by passes over `num_pairs` pairs and four times as many.
+
+    The padding among their tokens (`clipx.models.packing`) is the same share of both.
+    """
     few, many = _peak(run, num_pairs), _peak(run, 4 * num_pairs)
     slope = (many - few) / (3 * num_pairs)
     return few - num_pairs * slope, slope

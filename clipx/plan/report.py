@@ -8,12 +8,12 @@ from rich.table import Column, Table
 
 from clipx.distributed.parallelize import MEMORY_FRACTION
 from clipx.plan.memory import CONTEXT_BYTES
-from clipx.plan.run import PhasePlan, Plan, RunPlan, Stated
+from clipx.plan.run import Assumptions, PhasePlan, Plan, RunPlan
 
 _WIDTH = 100
 _TEXTS = ("", "input", "needs", "calls")
 """Columns that hold words and no numbers."""
-_MENDS = {
+_HINTS = {
     "memory": "work is done again to save it: less activation_checkpointing, parallel.type=fsdp2, or more GPUs",
     "loader": "data.workers is too small for this pace: raise it, or data.decode=scaled",
     "communication": "GPUs wait for each other: fewer GPUs, a larger global_batch_size, or a faster network",
@@ -23,17 +23,17 @@ _MENDS = {
 _TOO_LARGE = "it does not fit: activation_checkpointing=1, parallel.type=fsdp2, or more GPUs"
 
 
-def print_plan(plan: Plan, stated: Stated, *, console: Console | None = None) -> None:
+def print_plan(plan: Plan, assumptions: Assumptions, *, console: Console | None = None) -> None:
     """Writes the tables of the plan."""
     console = console or Console(width=_WIDTH, highlight=False)
     asked = plan.asked
-    phase, cluster, gpu = asked.heaviest, stated.cluster, stated.cluster.gpu
+    phase, cluster, gpu = asked.heaviest, assumptions.cluster, assumptions.cluster.gpu
     console.print(
         f"{asked.world_size} x {gpu.name} of {gpu.memory_bytes / 2**30:g} GiB, "
         f"{_machines(cluster.num_nodes(asked.world_size))}; at an MFU of {cluster.mfu:.0%}, "
         f"{_rate(cluster.intra_node_bytes_per_s)} in a machine and "
         f"{_rate(cluster.inter_node_bytes_per_s)} per GPU between them (one way), captions of "
-        f"{stated.caption_tokens:g} tokens. Not measured: a reckoning, without latencies; "
+        f"{assumptions.caption_tokens:g} tokens. Not measured: a reckoning, without latencies; "
         "steps of a few ms take longer."
     )
     if len(asked.phases) > 1:
@@ -44,7 +44,7 @@ def print_plan(plan: Plan, stated: Stated, *, console: Console | None = None) ->
     _print(console, "Communication of a step", _communication(phase), ("part", "calls", "sent per GPU", "ms"))
     _print(console, "A step", _step(phase), ("part", "ms", "share"))
     fastest = max(asked.phases, key=lambda part: part.loader.pictures_per_s)
-    _print(console, "Data", _data(fastest, asked, stated), ("", "needs"))
+    _print(console, "Data", _data(fastest, asked, assumptions), ("", "needs"))
     _print(console, "The run", _run(asked), ("", ""))
     price = "GPU hours" if asked.cost is None else "cost"
     columns = ("GPUs", "pairs each", "at once", "GB", "waits", "pairs/s", "hours", price, "useful", "limit")
@@ -167,15 +167,15 @@ def _step(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
         yield "if none were", f"{1e3 * pace.most_step_s:,.1f}", f"{share:.1%} of it"
 
 
-def _data(part: PhasePlan, run: RunPlan, stated: Stated) -> Iterator[tuple[str, str]]:
+def _data(part: PhasePlan, run: RunPlan, assumptions: Assumptions) -> Iterator[tuple[str, str]]:
     loader, saved = part.loader, run.checkpoint
-    per_gpu = f"{1e3 * stated.cpu_s:.2f} ms of a core for a picture, a quarter to spare"
+    per_gpu = f"{1e3 * assumptions.cpu_s:.2f} ms of a core for a picture, a quarter to spare"
     yield "loading", f"{loader.cores_per_gpu:,.1f} cores per GPU ({per_gpu})"
     if loader.most_pictures_per_s is not None:
         yield "data.workers", f"can load {loader.most_pictures_per_s:,.0f} pictures/s of {loader.pictures_per_s:,.0f}"
-    sizes = f"{stated.bytes_per_sample / 1e3:,.0f} kB for a sample"
+    sizes = f"{assumptions.bytes_per_sample / 1e3:,.0f} kB for a sample"
     yield "storage", f"{loader.storage_bytes_per_s / 1e9:,.2f} GB/s for all machines ({sizes})"
-    speed = f"at {_rate(stated.write_bytes_per_s)}, {saved.share:.1%} of the time if steps wait for it"
+    speed = f"at {_rate(assumptions.write_bytes_per_s)}, {saved.share:.1%} of the time if steps wait for it"
     yield "a checkpoint", f"{saved.num_bytes / 1e9:,.2f} GB in {saved.seconds:,.1f} s {speed}"
 
 
@@ -192,7 +192,7 @@ def _run(run: RunPlan) -> Iterator[tuple[str, str]]:
     cost = "" if run.cost is None else f", {run.cost:,.0f} in the price's currency"
     yield "GPU hours", f"{run.gpu_hours:,.0f}{cost}"
     limit = run.heaviest.limit
-    yield "limit", f"{limit}: {_MENDS[limit] if run.heaviest.memory.fits else _TOO_LARGE}"
+    yield "limit", f"{limit}: {_HINTS[limit] if run.heaviest.memory.fits else _TOO_LARGE}"
 
 
 def _row(run: RunPlan) -> tuple[str, ...]:

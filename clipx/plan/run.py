@@ -1,4 +1,4 @@
-"""Config and cluster to plan: every phase of the run on so many GPUs, and the same run on 8 to 1,024."""
+"""Config and cluster to plan: every phase of the run on the GPUs asked for, and the same run on 8 to 1,024."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,103 +19,105 @@ from clipx.plan.pace import Pace, plan_pace
 
 WORLD_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 _FLOAT = 4  # bytes
-_MUCH = 0.25  # of the model's own arithmetic
+_MIN_SHARE = 0.25  # of the model's own arithmetic
 Limit = Literal["memory", "loader", "communication", "optimizer", "arithmetic"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What a person states and no config says."""
+class Assumptions:
+    """Facts that a person gives and the config does not."""
 
     cluster: Cluster
     caption_tokens: int
-    """Of a caption on average, start and end included."""
+    """Tokens of a caption on average, start and end included."""
     cpu_s: float
-    """Of a core, to load a picture."""
+    """Seconds of a core to load an image."""
     bytes_per_sample: float
-    """In the shards."""
+    """Bytes of a sample in the shards."""
     write_bytes_per_s: float
-    """Of the storage that holds checkpoints."""
+    """Speed of the storage that holds checkpoints."""
     price_per_gpu_hour: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhasePlan:
-    """A stretch of steps that are alike."""
+    """A range of steps that are alike."""
 
     phase: Phase
     first_step: int
     parameters: dict[str, int]
-    """By part of the model."""
+    """Number of parameters by part of the model."""
     num_trainable: int
     work: Work
     counted_flops: float
-    """Of a pair, by torch's counter in our towers; without the gradient cache."""
+    """FLOPs of a pair by torch's counter in our towers, without the gradient cache."""
     memory: MemoryPlan
     pace: Pace
     loader: Loader
     pairs_per_s: float
-    """By the slower of GPUs and loader."""
+    """The pace of the slower of GPUs and loader."""
     limit: Limit
-    """What to improve first."""
+    """The part to improve first."""
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Of the last phase."""
+class CheckpointCost:
+    """The checkpoint of the last phase."""
 
     num_bytes: int
     seconds: float
-    """To write it."""
+    """Time to write it."""
     share: float
-    """Of the time of the run, if steps wait for it."""
+    """Share of the time of the run, if steps wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """The run on so many GPUs."""
+    """The run on `world_size` GPUs."""
 
     world_size: int
     phases: tuple[PhasePlan, ...]
     days: float
-    """Of training alone: starts, evaluations and saves come on top."""
+    """Time of training alone: starts, evaluations and saves come on top."""
     gpu_hours: float
     cost: float | None
-    """In the currency of the price."""
-    checkpoint: Checkpoint
+    """Cost in the currency of the price."""
+    checkpoint: CheckpointCost
 
     @property
     def heaviest(self) -> PhasePlan:
-        """The phase that takes the most memory: what is asked is whether that fits."""
+        """The phase that takes the most memory: the run fits if this phase does."""
         return max(self.phases, key=lambda part: part.memory.parts.total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The run as asked, and on other numbers of GPUs."""
+    """The run on the GPUs asked for, and on other numbers of GPUs."""
 
     asked: RunPlan
     others: tuple[RunPlan, ...]
     left_out: dict[int, str]
-    """Numbers of GPUs that cannot run it, and why."""
+    """The numbers of GPUs that cannot run it, and why."""
 
 
-def make_plan(config: RunConfig, stated: Stated, *, world_size: int, build: BuildObjective = build_objective) -> Plan:
-    """Reckons all, without a GPU and without data; most of the time goes into passes without arithmetic.
+def make_plan(
+    config: RunConfig, assumptions: Assumptions, *, world_size: int, build: BuildObjective = build_objective
+) -> Plan:
+    """Estimates everything, without a GPU and without data; most of the time goes into passes without arithmetic.
 
     Raises:
         InputError: the model cannot be built, or GPUs or micro-batches do not divide the batch.
     """
     check_stages(config)
     _check_gpus(config, world_size)
-    models = list(_models(config, stated.caption_tokens, build))
+    models = list(_models(config, assumptions.caption_tokens, build))
     others, left_out = list[RunPlan](), dict[int, str]()
-    asked = _plan_run(config, stated, models, world_size=world_size)
+    asked = _plan_run(config, assumptions, models, world_size=world_size)
     for number in WORLD_SIZES:
         try:
             _check_gpus(config, number)
-            others.append(_plan_run(config, stated, models, world_size=number))
+            others.append(_plan_run(config, assumptions, models, world_size=number))
         except InputError as problem:
             left_out[number] = str(problem)
     return Plan(asked=asked, others=tuple(others), left_out=left_out)
@@ -144,30 +146,35 @@ def _models(config: RunConfig, caption_tokens: int, build: BuildObjective) -> It
 
 
 def _plan_run(
-    config: RunConfig, stated: Stated, models: Sequence[tuple[int, PhaseModel]], *, world_size: int
+    config: RunConfig, assumptions: Assumptions, models: Sequence[tuple[int, PhaseModel]], *, world_size: int
 ) -> RunPlan:
     phases = tuple(
-        _plan_phase(config, stated, model, first_step=first_step, world_size=world_size) for first_step, model in models
+        _plan_phase(config, assumptions, model, first_step=first_step, world_size=world_size)
+        for first_step, model in models
     )
     seconds = sum(part.seconds for part in phases)
     gpu_hours = world_size * seconds / 3600
-    price = stated.price_per_gpu_hour
+    price = assumptions.price_per_gpu_hour
     return RunPlan(
         world_size=world_size,
         phases=phases,
         days=seconds / 86400,
         gpu_hours=gpu_hours,
         cost=None if price is None else price * gpu_hours,
-        checkpoint=_checkpoint(config, stated, models[-1][1], step_s=config.global_batch_size / phases[-1].pairs_per_s),
+        checkpoint=_checkpoint(
+            config, assumptions, models[-1][1], step_s=config.global_batch_size / phases[-1].pairs_per_s
+        ),
     )
 
 
-def _plan_phase(config: RunConfig, stated: Stated, model: PhaseModel, *, first_step: int, world_size: int) -> PhasePlan:
-    memory = plan_memory(config, model, gpu=stated.cluster.gpu, world_size=world_size)
+def _plan_phase(
+    config: RunConfig, assumptions: Assumptions, model: PhaseModel, *, first_step: int, world_size: int
+) -> PhasePlan:
+    memory = plan_memory(config, model, gpu=assumptions.cluster.gpu, world_size=world_size)
     pace = plan_pace(
         config,
         model,
-        cluster=stated.cluster,
+        cluster=assumptions.cluster,
         geometry=memory.geometry,
         memory=memory.parts,
         moved=transfers(config, model, memory.geometry),
@@ -176,8 +183,8 @@ def _plan_phase(config: RunConfig, stated: Stated, model: PhaseModel, *, first_s
         config,
         pairs_per_s=pace.pairs_per_s,
         world_size=world_size,
-        cpu_s=stated.cpu_s,
-        bytes_per_sample=stated.bytes_per_sample,
+        cpu_s=assumptions.cpu_s,
+        bytes_per_sample=assumptions.bytes_per_sample,
     )
     loaded = inf if loader.most_pictures_per_s is None else loader.most_pictures_per_s * config.data.captions_per_image
     pairs_per_s = min(pace.pairs_per_s, loaded)
@@ -192,16 +199,16 @@ def _plan_phase(config: RunConfig, stated: Stated, model: PhaseModel, *, first_s
         pace=pace,
         loader=loader,
         pairs_per_s=pairs_per_s,
-        limit=_limit(memory, pace, is_starved=pairs_per_s < pace.pairs_per_s),
+        limit=_limit(memory, pace, is_loader_slower=pairs_per_s < pace.pairs_per_s),
         seconds=(model.phase.until - first_step) * config.global_batch_size / pairs_per_s,
     )
 
 
-def _limit(memory: MemoryPlan, pace: Pace, *, is_starved: bool) -> Limit:
-    """The most urgent one; arithmetic where nothing else takes a quarter of its time."""
+def _limit(memory: MemoryPlan, pace: Pace, *, is_loader_slower: bool) -> Limit:
+    """The most urgent limit; arithmetic if nothing else takes a quarter of its time."""
     if not memory.fits:
         return "memory"
-    if is_starved:
+    if is_loader_slower:
         return "loader"
     lost: dict[Limit, float] = {
         "communication": pace.exposed_s,
@@ -209,13 +216,13 @@ def _limit(memory: MemoryPlan, pace: Pace, *, is_starved: bool) -> Limit:
         "optimizer": pace.optimizer_s,
     }
     worst = max(lost, key=lambda limit: lost[limit])
-    return worst if lost[worst] > _MUCH * pace.useful_s else "arithmetic"
+    return worst if lost[worst] > _MIN_SHARE * pace.useful_s else "arithmetic"
 
 
-def _checkpoint(config: RunConfig, stated: Stated, model: PhaseModel, *, step_s: float) -> Checkpoint:
+def _checkpoint(config: RunConfig, assumptions: Assumptions, model: PhaseModel, *, step_s: float) -> CheckpointCost:
     copies = 1 if config.ema is None else 2
     num_bytes = copies * _FLOAT * model.num_parameters + model.optimizer_bytes
-    seconds = num_bytes / stated.write_bytes_per_s
+    seconds = num_bytes / assumptions.write_bytes_per_s
     every_s = (config.checkpoint.every_steps * step_s, 60 * config.checkpoint.every_minutes)
     between_s = min((interval for interval in every_s if interval), default=inf)
-    return Checkpoint(num_bytes=num_bytes, seconds=seconds, share=seconds / (between_s + seconds))
+    return CheckpointCost(num_bytes=num_bytes, seconds=seconds, share=seconds / (between_s + seconds))

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipx.config.data import device_part, sources
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
-from clipx.data.build import make_plan, open_reader
+from clipx.data.build import build_order, open_reader
 from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
@@ -57,12 +57,12 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     phase = phase_at(config, batch)
     described = sources(config.data)
     indexes = [build_index(source.shards, index_dir=source.index) for source in described]
-    plan = make_plan(config, indexes)
+    plan = build_order(config, indexes)
     texts = _RecordedTexts(build_tokenizer(replace(config.model.text, context_length=phase.context_length)))
     reader = open_reader(indexes, plan, data=config.data, image_size=phase.image_size, tokenizer=texts)
     count = min(count, plan.global_batch_size)
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)
-    part = reader.read(batch, range(count), out=images_IHWC, look_ahead=False)
+    part = reader.read(batch, range(count), out=images_IHWC, prefetch=False)
     if any(device_part(described[0].augment)):
         images_IHWC = DeviceAugment(described[0].augment)(images_IHWC, torch.from_numpy(part.columns["augment_seed_I"]))
     of_batch = np.subtract(plan.samples_of_source(batch + 1), plan.samples_of_source(batch)).tolist()

@@ -18,10 +18,10 @@ from clipx.config.geometry import resolve_geometry
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
-from clipx.data.build import make_plan
+from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.order import Plan
-from clipx.data.pairs import BatchReader
+from clipx.data.order import DataOrder
+from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.collectives import gather_objects
@@ -51,7 +51,7 @@ class Run:
     runtime: Runtime
     phase: Phase
     """What holds until its end; the run is built anew then."""
-    plan: Plan
+    plan: DataOrder
     stream: PairStream
     stepper: Stepper
     encoder: Pretrained
@@ -153,7 +153,7 @@ class _Parts:
     saved: RunState | None
     """The checkpoint's; None if the run begins."""
     record: DataOrderRecord
-    plan: Plan
+    plan: DataOrder
     progress: Progress
     phase: Phase
     objective: Objective
@@ -179,7 +179,7 @@ def _prepare(
         check_evaluation(evaluation)
     tokenizer = build_tokenizer(config.model.text)
     record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
-    plan = make_plan(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
+    plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
     saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
     progress = Progress() if saved is None else saved.progress
     if rollback is not None:

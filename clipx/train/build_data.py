@@ -13,11 +13,11 @@ from clipx.checkpoint.state import DataOrderRecord
 from clipx.config.data import DataConfig, sources
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
-from clipx.data.build import make_plan, open_reader
+from clipx.data.build import build_order, open_reader
 from clipx.data.columns import ColumnReader
 from clipx.data.index.shard_index import ShardIndex, build_index
-from clipx.data.order import Plan
-from clipx.data.pairs import BatchReader
+from clipx.data.order import DataOrder
+from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.collectives import gather_objects
@@ -44,7 +44,7 @@ def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
 def plan_record(
     config: RunConfig, indexes: Sequence[ShardIndex], *, begun: DataOrderRecord | None = None
 ) -> DataOrderRecord:
-    """What determines the order beside the seed, for `make_plan` and for checkpoints.
+    """What determines the order beside the seed, for `build_order` and for checkpoints.
 
     Args:
         config: of the run.
@@ -53,9 +53,9 @@ def plan_record(
             whatever `auto` means by now, unless something else has changed too.
 
     Raises:
-        InputError: as `Plan`.
+        InputError: as `DataOrder`.
     """
-    plan = make_plan(config, indexes)
+    plan = build_order(config, indexes)
     prints = [index.fingerprint() for index in indexes]
     record = DataOrderRecord(
         fingerprint=prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest(),
@@ -80,7 +80,7 @@ def plan_record(
 def phase_reader(
     config: RunConfig,
     indexes: Sequence[ShardIndex],
-    plan: Plan,
+    plan: DataOrder,
     *,
     phase: Phase,
     column_readers: Sequence[ColumnReader],
@@ -104,7 +104,7 @@ def open_stream(
     config: RunConfig,
     runtime: Runtime,
     reader: BatchReader,
-    plan: Plan,
+    plan: DataOrder,
     *,
     phase: Phase,
     start: int,
@@ -141,18 +141,18 @@ def open_stream(
 def _read_one(reader: BatchReader, slots: range, start: int, out: Tensor, number: int) -> None:
     """The rank's picture of this number, counted from batch `start` on."""
     batches, slot = divmod(number, len(slots))
-    reader.read(start + batches, slots[slot : slot + 1], out=out, look_ahead=False)
+    reader.read(start + batches, slots[slot : slot + 1], out=out, prefetch=False)
 
 
 def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: float | None, slots: int) -> int:
     """The loader processes that this rank needs, by a short measurement on what it will read first."""
-    from clipx.data.workers import choose_workers, measure_picture
+    from clipx.data.workers import choose_workers, measure_image
 
     cores = own_cores()
     share = share_of_cores(cores, gather_objects(cores, runtime.group))
     with runtime.raise_on_all_ranks():
         on_cpu = runtime.device.type == "cpu"
-        choice = choose_workers(measure_picture(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)
+        choice = choose_workers(measure_image(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)
     if runtime.is_main:
         log.info("%s", choice.why)
     return choice.workers

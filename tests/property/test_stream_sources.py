@@ -15,7 +15,7 @@ from tiny import tiny_config
 
 from clipx.config.data import sources
 from clipx.config.schema import RunConfig
-from clipx.data.build import make_plan, open_reader
+from clipx.data.build import build_order, open_reader
 from clipx.data.filters.filters import SampleFilter
 from clipx.data.index.shard_index import build_index
 from clipx.data.stream import PairStream, rank_slots
@@ -87,11 +87,11 @@ def batches(config: RunConfig, *, world_size: int, workers: int, start: int) -> 
         build_index(second.shards, index_dir=second.index, filters=long_captions),
     ]
     assert [index.num_samples for index in indexes] == [80, 35]
-    plan = make_plan(config, indexes)
+    order = build_order(config, indexes)
     ranks = []
     for rank in range(world_size):
-        reader = open_reader(indexes, plan, data=config.data, image_size=16, tokenizer=ClipTokenizer(16))
-        slots = rank_slots(plan, rank=rank, world_size=world_size)
+        reader = open_reader(indexes, order, data=config.data, image_size=16, tokenizer=ClipTokenizer(16))
+        slots = rank_slots(order, rank=rank, world_size=world_size)
         stream = PairStream(reader, slots=slots, image_size=16, workers=workers)
         ranks.append(list(stream.batches(start, BATCHES)))
     return [join(parts) for parts in zip(*ranks, strict=True)]

@@ -21,7 +21,7 @@ def noise(count, size=12):
 def drawn(augment, count):
     """The stages of many seeds."""
     bits = device_augment.counter_random.fold(np.arange(count, dtype=np.int64), -1)
-    return list(DeviceAugment(augment)._stages(bits))
+    return list(DeviceAugment(augment)._steps(bits))
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from reference.data_order import lane_stretch
+from reference.data_order import lane_order
 
-from clipx.data import order_of_source as lanes_module
-from clipx.data.order import Plan, resolve_lanes, resolve_window
+from clipx.data.order import DataOrder, resolve_lanes, resolve_window
 from clipx.errors import InputError
 
 
-def make_plan(counts, **options):
-    return Plan([np.array(counts, dtype=np.int64)], **{"global_batch_size": 8, "seed": 3, **options})
+def make_order(counts, **options):
+    return DataOrder([np.array(counts, dtype=np.int64)], **{"global_batch_size": 8, "seed": 3, **options})
 
 
 @pytest.mark.parametrize(
@@ -46,91 +45,71 @@ def test_fewer_samples_than_the_batch_need_consent():
     with pytest.raises(
         InputError, match=r"the data holds 7 samples, fewer than a global batch of 8 .*; .*data.allow_repeats=true"
     ):
-        make_plan([3, 4])
-    plan = make_plan([3, 4], allow_repeats=True)
-    (lanes,) = plan.sources
-    assert (lanes.lanes, lanes.stretch) == (4, 1)
+        make_order([3, 4])
+    order = make_order([3, 4], allow_repeats=True)
+    (source,) = order.sources
+    assert (source.lanes, source.lane_length) == (4, 1)
     for batch_index in range(3):
-        epochs = plan.addresses(batch_index).epoch_B
+        epochs = order.sample_refs(batch_index).epoch_B
         assert sorted(set(epochs.tolist())) == [2 * batch_index, 2 * batch_index + 1]
 
 
 def test_addresses_name_shard_and_index_of_the_sample_id():
     counts = [3, 0, 5, 0, 0, 9, 1, 0]
-    plan = make_plan(counts, lanes=2, window=4)
+    order = make_order(counts, lanes=2, window=4)
     where = [(shard, index) for shard, count in enumerate(counts) for index in range(count)]
     for batch_index in range(9):
-        addresses = plan.addresses(batch_index)
-        assert all(where[a.sample_id] == (a.place.shard, a.place.index) for a in addresses)
-        assert {column.dtype for column in vars(addresses).values()} == {np.dtype(np.int64)}
+        refs = order.sample_refs(batch_index)
+        assert all(where[a.sample_id] == (a.shard, a.index) for a in refs)
+        assert {column.dtype for column in vars(refs).values()} == {np.dtype(np.int64)}
 
 
 def test_replacement_is_the_place_so_far_ahead_in_the_lane_across_epochs():
     options = {"seed": 5, "lanes": 2, "window": 4}
     counts = [60, 161]
-    plan = make_plan(counts, **options)
+    order = make_order(counts, **options)
     slot, batch_index = 6, 3  # place 2 of lane 1's four
-    stream = [(epoch, sample) for epoch in range(3) for sample in lane_stretch(counts, **options, epoch=epoch, lane=1)]
+    stream = [(epoch, sample) for epoch in range(3) for sample in lane_order(counts, **options, epoch=epoch, lane=1)]
     place = batch_index * 4 + 2
-    (lanes,) = plan.sources
-    found = [plan.replacement(batch_index, slot, attempt) for attempt in range(1, lanes.horizon + 1)]
-    assert lanes.horizon == lanes.stretch == 110
-    assert [(a.epoch, a.sample_id) for a in found] == stream[place + 1 : place + 1 + lanes.horizon]
-    assert plan.replacement(batch_index, slot, lanes.horizon + 1) is None
+    (source,) = order.sources
+    found = [order.replacement(batch_index, slot, attempt) for attempt in range(1, source.max_replacement_distance + 1)]
+    assert source.max_replacement_distance == source.lane_length == 110
+    assert [(a.epoch, a.sample_id) for a in found] == stream[place + 1 : place + 1 + source.max_replacement_distance]
+    assert order.replacement(batch_index, slot, source.max_replacement_distance + 1) is None
 
 
-@pytest.mark.parametrize(("samples", "horizon"), [(8, 100), (8 * 500, 500), (8 * 10**6, 10_000)])
-def test_horizon_is_a_stretch_within_reason(samples, horizon):
-    assert make_plan([samples], lanes=8).sources[0].horizon == horizon
-
-
-def test_order_depends_on_the_seed_the_epoch_and_nothing_else(monkeypatch):
-    counts = [40, 30, 50]
-    first = [make_plan(counts).addresses(t).sample_id_B.tolist() for t in range(20)]
-    other_seed = [make_plan(counts, seed=4).addresses(t).sample_id_B.tolist() for t in range(20)]
-    assert first != other_seed
-    monkeypatch.setattr(lanes_module, "_CACHED_OFFSETS", 20)  # every window is computed again
-    monkeypatch.setattr(lanes_module, "_OFFSETS_AT_ONCE", 1)
-    plan = make_plan(counts)
-    backwards = [plan.addresses(t).sample_id_B.tolist() for t in reversed(range(20))]
-    assert backwards[::-1] == first
-    (lanes,) = plan.sources
-    assert lanes._num_cached_offsets <= 20
-    assert sum(map(len, lanes._windows.values())) == lanes._num_cached_offsets
-
-
-def test_half_a_billion_samples_plan_without_state_per_sample():
+def test_half_a_billion_samples_are_ordered_without_state_per_sample():
     """50,000 shards, counts alone."""
     counts = np.full(50_000, 10_000, dtype=np.int64)
     tracemalloc.start()
-    plan = Plan([counts], global_batch_size=4096, seed=0)
-    addresses = plan.addresses(123_456)
+    order = DataOrder([counts], global_batch_size=4096, seed=0)
+    refs = order.sample_refs(123_456)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (plan.sources[0].lanes, plan.window, len(set(addresses.sample_id_B.tolist()))) == (4096, 16, 4096)
+    assert (order.sources[0].lanes, order.window, len(set(refs.sample_id_B.tolist()))) == (4096, 16, 4096)
     assert peak < 32 * 2**20
 
 
 def test_weights_are_taken_as_they_were_written():
-    plan = Plan([np.array([100])] * 3, weights=[0.1, 0.2, 0.7], global_batch_size=10, seed=0)
-    assert [plan.samples_of_source(t) for t in range(3)] == [[0, 0, 0], [1, 2, 7], [2, 4, 14]]
+    order = DataOrder([np.array([100])] * 3, weights=[0.1, 0.2, 0.7], global_batch_size=10, seed=0)
+    assert [order.samples_of_source(t) for t in range(3)] == [[0, 0, 0], [1, 2, 7], [2, 4, 14]]
 
 
 def test_a_mixture_spreads_its_sources_over_the_slots():
-    plan = Plan([np.array([300]), np.array([100])], weights=[3, 1], global_batch_size=16, seed=0)
-    assert [source.lanes for source in plan.sources] == [12, 4]
+    order = DataOrder([np.array([300]), np.array([100])], weights=[3, 1], global_batch_size=16, seed=0)
+    assert [source.lanes for source in order.sources] == [12, 4]
     for batch_index in range(5):
-        assert plan.addresses(batch_index).source_B.tolist() == [0, 0, 1, 0] * 4
+        assert order.sample_refs(batch_index).source_B.tolist() == [0, 0, 1, 0] * 4
 
 
 def test_sources_draw_independently_and_the_first_as_it_would_alone():
     counts = [np.array([40, 30, 50])] * 2
-    mixed = Plan(counts, global_batch_size=24, seed=3, lanes=12)
-    alone = Plan(counts[:1], global_batch_size=12, seed=3, lanes=12, window=mixed.window)
+    mixed = DataOrder(counts, global_batch_size=24, seed=3, lanes=12)
+    alone = DataOrder(counts[:1], global_batch_size=12, seed=3, lanes=12, window=mixed.window)
     for batch_index in range(15):
-        addresses = mixed.addresses(batch_index)
-        first, second = (addresses.sample_id_B[addresses.source_B == source] for source in (0, 1))
-        assert first.tolist() == alone.addresses(batch_index).sample_id_B.tolist()
+        refs = mixed.sample_refs(batch_index)
+        first, second = (refs.sample_id_B[refs.source_B == source] for source in (0, 1))
+        assert first.tolist() == alone.sample_refs(batch_index).sample_id_B.tolist()
         assert min(second) >= 120
         assert (second - 120).tolist() != first.tolist()
 
@@ -138,25 +117,25 @@ def test_sources_draw_independently_and_the_first_as_it_would_alone():
 def test_a_source_smaller_than_its_share_is_named():
     counts = [np.array([100]), np.array([3])]
     with pytest.raises(InputError, match=r"data source little holds 3 samples, .* of which 4 are its share; lower"):
-        Plan(counts, names=["big", "little"], global_batch_size=8, seed=0)
-    plan = Plan(counts, names=["big", "little"], global_batch_size=8, seed=0, allow_repeats=True)
-    assert (plan.addresses(0).source_B == 1).sum() == 4
+        DataOrder(counts, names=["big", "little"], global_batch_size=8, seed=0)
+    order = DataOrder(counts, names=["big", "little"], global_batch_size=8, seed=0, allow_repeats=True)
+    assert (order.sample_refs(0).source_B == 1).sum() == 4
 
 
 def test_a_replacement_comes_from_the_same_source_and_lane():
-    plan = Plan([np.array([90]), np.array([70])], weights=[2, 1], global_batch_size=12, seed=1, lanes=4)
-    for slot, address in enumerate(plan.addresses(2)):
-        following = plan.replacement(2, slot, 1)
-        assert following.place.source == address.place.source
-        later = [a for t in range(2, 5) for a in plan.addresses(t)]
+    order = DataOrder([np.array([90]), np.array([70])], weights=[2, 1], global_batch_size=12, seed=1, lanes=4)
+    for slot, ref in enumerate(order.sample_refs(2)):
+        following = order.replacement(2, slot, 1)
+        assert following.source == ref.source
+        later = [a for t in range(2, 5) for a in order.sample_refs(t)]
         assert following in later
 
 
-def test_slots_of_a_window_lie_within_the_batches_that_the_plan_says():
-    plan = Plan([np.array([900]), np.array([400])], weights=[5, 1], global_batch_size=12, seed=1, window=10)
+def test_samples_of_a_block_lie_within_the_batches_that_the_order_says():
+    order = DataOrder([np.array([900]), np.array([400])], weights=[5, 1], global_batch_size=12, seed=1, window=10)
     batches = {}
     for batch_index in range(120):
-        for window in plan.addresses(batch_index).windows():
-            batches.setdefault(window, []).append(batch_index)
+        for block in order.sample_refs(batch_index).blocks():
+            batches.setdefault(block, []).append(batch_index)
     longest = max(found[-1] - found[0] + 1 for found in batches.values())
-    assert longest <= plan.batches_per_window() <= longest + 1
+    assert longest <= order.batches_per_block() <= longest + 1

@@ -6,13 +6,12 @@ import time
 import fsspec
 import pytest
 from servers import WebServer, object_store
-from shard_files import pair, write_shards, write_tar
+from shard_files import pair, sample_ref, write_shards, write_tar
 
 from clipx.config.data import CacheConfig, RemoteConfig
 from clipx.data import shards as shards_module
 from clipx.data.index.shard_index import build_index
-from clipx.data.order import Place
-from clipx.data.shards import BadSampleError, RawSample, SampleName, ShardReader
+from clipx.data.shards import BadSampleError, SampleName, ShardReader
 from clipx.errors import RunError
 from clipx.storage import remote as remote_module
 from clipx.storage.files import open_ranges
@@ -60,16 +59,18 @@ def test_reads_any_sample_in_any_order(index):
     reader = reader_of(index)
     assert not reader.remote_sources
     for shard, sample, number in ((2, 3, 8), (0, 0, 0), (1, 1, 4), (2, 0, 5), (0, 2, 2)):
-        assert reader.read(Place(0, shard, sample)) == RawSample(index.paths[shard], f"{number:06d}", pair(number))
+        ref = sample_ref(0, shard, sample)
+        assert reader.read(ref) == pair(number)
+        assert reader.name(ref) == SampleName(index.paths[shard], f"{number:06d}", ("png", "txt"))
     assert reader.wait_s == 0
 
 
 def test_reads_only_the_members_asked_for_and_names_all(index, tmp_path):
     write_shards(tmp_path / "second", [2])
     reader = reader_of(index, build_index([str(tmp_path / "second")]), extensions=[{"txt", "json"}, {"png"}])
-    assert reader.read(Place(0, 1, 0)).fields == {"txt": b"picture 3"}
-    assert reader.read(Place(1, 0, 1)).fields == {"png": pair(1)["png"]}
-    assert reader.name(Place(0, 1, 0)) == SampleName(index.paths[1], "000003", ("png", "txt"))
+    assert reader.read(sample_ref(0, 1, 0)) == {"txt": b"picture 3"}
+    assert reader.read(sample_ref(1, 0, 1)) == {"png": pair(1)["png"]}
+    assert reader.name(sample_ref(0, 1, 0)) == SampleName(index.paths[1], "000003", ("png", "txt"))
 
 
 def test_keeps_a_bounded_number_of_shards_open(index, tmp_path, monkeypatch):
@@ -83,7 +84,7 @@ def test_keeps_a_bounded_number_of_shards_open(index, tmp_path, monkeypatch):
 
     for _ in range(3):
         for shard in range(3):
-            assert reader.read(Place(0, shard, 0)).fields["png"] == pair(sum([3, 2, 4][:shard]))["png"]
+            assert reader.read(sample_ref(0, shard, 0))["png"] == pair(sum([3, 2, 4][:shard]))["png"]
             assert open_tars() <= 2
 
 
@@ -93,11 +94,11 @@ def test_truncated_member_is_a_bad_sample_and_the_rest_is_read(tmp_path):
     with WebServer({"x.tar": path.read_bytes()}) as server:
         for shard in (str(path), f"{server.url}/x.tar"):
             reader = reader_of(build_index([shard]))
-            reader.expect([Place(0, 0, 0), Place(0, 0, 1)], until=0)
-            assert reader.read(Place(0, 0, 0)).fields == {"txt": b"x"}
+            reader.expect([sample_ref(0, 0, 0), sample_ref(0, 0, 1)], until=0)
+            assert reader.read(sample_ref(0, 0, 0)) == {"txt": b"x"}
             for _ in range(2):
                 with pytest.raises(BadSampleError, match=r"^shard truncated$"):
-                    reader.read(Place(0, 0, 1))
+                    reader.read(sample_ref(0, 0, 1))
 
 
 def test_io_error_is_tried_three_times(index, waits, monkeypatch):
@@ -113,14 +114,14 @@ def test_io_error_is_tried_three_times(index, waits, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(os, "pread", pread)
-    assert reader_of(index).read(Place(0, 0, 1)).fields == pair(1)
+    assert reader_of(index).read(sample_ref(0, 0, 1)) == pair(1)
     assert len(waits) == 2
     assert len(opened) == 3  # a network file system's descriptor may be stale
     monkeypatch.setattr(os, "pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(
         RunError, match=r"00000.tar cannot be read after 3 tries: .*Input/output error; check the storage"
     ) as caught:
-        reader_of(index).read(Place(0, 0, 1))
+        reader_of(index).read(sample_ref(0, 0, 1))
     assert "\n" not in str(caught.value)
 
 
@@ -128,27 +129,27 @@ def test_shard_that_vanished_or_changed_ends_the_run(index, waits):
     with open(index.paths[0], "ab") as file:
         file.write(b"more")
     with pytest.raises(RunError, match=r"00000.tar changed after it was indexed \(\d+ bytes then, \d+ now\)"):
-        reader_of(index).read(Place(0, 0, 0))
+        reader_of(index).read(sample_ref(0, 0, 0))
     os.unlink(index.paths[1])
     with pytest.raises(RunError, match=r"00001.tar cannot be read after 3 tries.*check the address"):
-        reader_of(index).read(Place(0, 1, 0))
+        reader_of(index).read(sample_ref(0, 1, 0))
 
 
 def test_pickled_reader_reads(index):
     reader = reader_of(index)
-    reader.read(Place(0, 0, 0))
-    assert pickle.loads(pickle.dumps(reader)).read(Place(0, 1, 0)).fields == pair(3)
+    reader.read(sample_ref(0, 0, 0))
+    assert pickle.loads(pickle.dumps(reader)).read(sample_ref(0, 1, 0)) == pair(3)
 
 
 def test_forked_process_opens_its_own(index):
     reader = reader_of(index)
-    reader.read(Place(0, 0, 0))
+    reader.read(sample_ref(0, 0, 0))
     child = os.fork()
     if child == 0:
-        fine = reader.read(Place(0, 0, 1)).fields == pair(1) and reader._process == os.getpid()
+        fine = reader.read(sample_ref(0, 0, 1)) == pair(1) and reader._process == os.getpid()
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert reader.read(Place(0, 0, 2)).fields == pair(2)
+    assert reader.read(sample_ref(0, 0, 2)) == pair(2)
 
 
 def test_remote_shard_is_read_by_ranges(tmp_path):
@@ -156,15 +157,15 @@ def test_remote_shard_is_read_by_ranges(tmp_path):
     with open(path, "rb") as file:
         fsspec.filesystem("memory").pipe("/read/0.tar", file.read())
     reader = reader_of(build_index(["memory:///read/0.tar"]))
-    assert [reader.read(Place(0, 0, i)).fields for i in (2, 0)] == [pair(2), pair(0)]
+    assert [reader.read(sample_ref(0, 0, i)) for i in (2, 0)] == [pair(2), pair(0)]
 
 
 def test_a_sample_that_nobody_expected_is_one_request(web):
     server, index = web
     reader = reader_of(index)
-    reader.read(Place(0, 1, 0))
+    reader.read(sample_ref(0, 1, 0))
     server.requests.clear()
-    assert reader.read(Place(0, 1, 7)).fields == pair(37)
+    assert reader.read(sample_ref(0, 1, 7)) == pair(37)
     assert len(server.requests) == 1
     assert reader.remote_sources == {0}
     assert reader.wait_s > 0
@@ -174,9 +175,9 @@ def test_expected_samples_come_in_few_requests(web):
     server, index = web
     reader = reader_of(index, remote=QUICK)
     server.requests.clear()
-    places = [Place(0, 0, i) for i in range(9, 0, -1)] + [Place(0, 2, i) for i in (3, 30)]
-    reader.expect(places, until=1)
-    assert [reader.read(place).fields for place in places[::-1]] == [
+    refs = [sample_ref(0, 0, i) for i in range(9, 0, -1)] + [sample_ref(0, 2, i) for i in (3, 30)]
+    reader.expect(refs, until=1)
+    assert [reader.read(ref) for ref in refs[::-1]] == [
         *map(pair, (80, 53)),
         *map(pair, range(1, 10)),
     ]
@@ -187,12 +188,12 @@ def test_expected_samples_come_in_few_requests(web):
 def test_background_failure_surfaces_where_the_sample_is_read(web, caplog):
     server, index = web
     reader = reader_of(index, remote=QUICK)
-    reader.read(Place(0, 0, 0))
+    reader.read(sample_ref(0, 0, 0))
     server.failures = 2
-    reader.expect([Place(0, 0, 1), Place(0, 0, 2)], until=0)
+    reader.expect([sample_ref(0, 0, 1), sample_ref(0, 0, 2)], until=0)
     with pytest.raises(RunError, match=rf"{server.url}/00000.tar cannot be read: .*503.*2 tries\); check the storage"):
-        reader.read(Place(0, 0, 1))
-    assert reader.read(Place(0, 1, 1)).fields == pair(31)
+        reader.read(sample_ref(0, 0, 1))
+    assert reader.read(sample_ref(0, 1, 1)) == pair(31)
 
 
 @pytest.mark.parametrize("mode", ["silent", "stall", "cut", "gone"])
@@ -200,16 +201,16 @@ def test_background_failure_surfaces_where_the_sample_is_read(web, caplog):
 def test_a_server_that_goes_away_ends_the_run_in_time(web, mode, expected):
     server, index = web
     reader = reader_of(index, remote=QUICK)
-    reader.read(Place(0, 0, 0))
+    reader.read(sample_ref(0, 0, 0))
     if mode == "gone":
         server.vanish()
     else:
         server.mode = mode
     start = time.monotonic()
     if expected:
-        reader.expect([Place(0, shard, i) for shard in range(3) for i in range(20)], until=0)
+        reader.expect([sample_ref(0, shard, i) for shard in range(3) for i in range(20)], until=0)
     with pytest.raises(RunError, match=rf"^shard {server.url}/00002.tar cannot be read: .*2 tries\); check") as caught:
-        reader.read(Place(0, 2, 19))
+        reader.read(sample_ref(0, 2, 19))
     assert "\n" not in str(caught.value)
     assert time.monotonic() - start < 20  # not a measurement: it would be for ever
 
@@ -217,36 +218,36 @@ def test_a_server_that_goes_away_ends_the_run_in_time(web, mode, expected):
 def test_shard_that_changes_on_its_server_ends_the_run(web):
     server, index = web
     reader = reader_of(index, remote=QUICK)
-    reader.read(Place(0, 0, 0))
+    reader.read(sample_ref(0, 0, 0))
     server.files["00000.tar"] += b"more"
     with pytest.raises(
         RunError, match=r"00000.tar cannot be read: the file has \d+ bytes now, not \d+; run `clipx data"
     ):
-        reader.read(Place(0, 0, 1))
+        reader.read(sample_ref(0, 0, 1))
     server.files["00001.tar"] += b"more"
     with pytest.raises(RunError, match=r"00001.tar changed after it was indexed"):
-        reader.read(Place(0, 1, 1))
+        reader.read(sample_ref(0, 1, 1))
 
 
 def test_the_cache_holds_whole_shards_and_needs_no_server_then(web, tmp_path):
     server, index = web
     cache = CacheConfig(folder=str(tmp_path / "kept"), max_gb=1)
     reader = reader_of(index, cache=cache)
-    reader.expect([Place(0, 1, 3)], until=0)
-    assert reader.read(Place(0, 1, 3)).fields == pair(33)
+    reader.expect([sample_ref(0, 1, 3)], until=0)
+    assert reader.read(sample_ref(0, 1, 3)) == pair(33)
     server.vanish()
     for each in (reader, reader_of(index, cache=cache, remote=QUICK)):
-        assert [each.read(Place(0, 1, i)).fields for i in range(20)] == [pair(i) for i in range(30, 50)]
+        assert [each.read(sample_ref(0, 1, i)) for i in range(20)] == [pair(i) for i in range(30, 50)]
     with pytest.raises(RunError, match=r"00002.tar cannot be read"):
-        reader_of(index, cache=cache, remote=QUICK).read(Place(0, 2, 0))
+        reader_of(index, cache=cache, remote=QUICK).read(sample_ref(0, 2, 0))
 
 
 def test_a_cache_without_room_leaves_the_ranges(web, tmp_path, caplog):
     _, index = web
     reader = reader_of(index, cache=CacheConfig(folder=str(tmp_path / "kept"), max_gb=1e-6), remote=QUICK)
-    reader.expect([Place(0, 1, 3), Place(0, 2, 3)], until=0)
-    assert reader.read(Place(0, 1, 3)).fields == pair(33)
-    assert reader.read(Place(0, 2, 3)).fields == pair(53)
+    reader.expect([sample_ref(0, 1, 3), sample_ref(0, 2, 3)], until=0)
+    assert reader.read(sample_ref(0, 1, 3)) == pair(33)
+    assert reader.read(sample_ref(0, 2, 3)) == pair(53)
     assert sum("larger than the cache" in line for line in caplog.messages) == 1
 
 
@@ -257,18 +258,18 @@ def test_sources_without_ranges_are_fetched_whole(web, tmp_path, source, caplog)
     pattern = f"pipe:cat {tmp_path}/web/{{00000..00002}}.tar"
     index = build_index([pattern if source == "pipe" else f"{server.url}/{{00000..00002}}.tar"])
     reader = reader_of(index)
-    reader.expect([Place(0, 1, 0)], until=0)
-    assert reader.read(Place(0, 1, 0)).fields == pair(30)
-    assert reader.read(Place(0, 2, 39)).fields == pair(89)
+    reader.expect([sample_ref(0, 1, 0)], until=0)
+    assert reader.read(sample_ref(0, 1, 0)) == pair(30)
+    assert reader.read(sample_ref(0, 2, 39)) == pair(89)
     server.requests.clear()
     for _ in range(5):
-        reader.read(Place(0, 2, 0))
+        reader.read(sample_ref(0, 2, 0))
     assert not server.requests
 
 
-def _read_in_child(reader, places, queue):
-    reader.expect(places, until=0)
-    queue.put([reader.read(place).fields for place in places])
+def _read_in_child(reader, refs, queue):
+    reader.expect(refs, until=0)
+    queue.put([reader.read(ref) for ref in refs])
 
 
 def test_forked_processes_read_over_connections_of_their_own(web, tmp_path):
@@ -278,16 +279,16 @@ def test_forked_processes_read_over_connections_of_their_own(web, tmp_path):
         (path,) = write_shards(tmp_path / "s", [6])
         fsspec.filesystem("s3").put_file(path, "bucket/0.tar")
         reader = reader_of(index, build_index(["s3://bucket/0.tar"]))
-        places = [Place(0, 1, 3), Place(1, 0, 2), Place(1, 0, 5)]
+        refs = [sample_ref(0, 1, 3), sample_ref(1, 0, 2), sample_ref(1, 0, 5)]
         wanted = [pair(33), pair(2), pair(5)]
-        reader.expect(places, until=0)
-        assert [reader.read(place).fields for place in places] == wanted
+        reader.expect(refs, until=0)
+        assert [reader.read(ref) for ref in refs] == wanted
         fork = multiprocessing.get_context("fork")
         queue = fork.Queue()
-        children = [fork.Process(target=_read_in_child, args=(reader, places, queue)) for _ in range(2)]
+        children = [fork.Process(target=_read_in_child, args=(reader, refs, queue)) for _ in range(2)]
         for child in children:
             child.start()
         assert [queue.get(timeout=60) for _ in children] == [wanted, wanted]
         for child in children:
             child.join(60)
-        assert [reader.read(place).fields for place in places] == wanted
+        assert [reader.read(ref) for ref in refs] == wanted

@@ -1,30 +1,22 @@
 """The whole loader on small shards: the same batches for every number of ranks and workers, bad samples included."""
 
 import atexit
-import io
 import multiprocessing.util
 import os
 import signal
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from batches import assert_same, join
-from PIL import Image
-from shard_files import png, write_shards
+from shard_files import write_shards
+from streams import BAD, make_order, make_stream, two_epochs
 
-from clipx.config.data import AugmentConfig, DataConfig
+from clipx.config.data import AugmentConfig
 from clipx.data.buffers import ImageBuffers
-from clipx.data.build import open_reader
-from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import build_index
-from clipx.data.order import Plan
-from clipx.data.pairs import SampleReader
-from clipx.data.stream import PairStream, rank_slots
 from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
 
@@ -34,75 +26,17 @@ SETS = {
     "one shard": [97],
     "hardly larger than the batch": [6, 7],
 }
-BAD = {
-    3: {"png": b"no picture", "txt": b"a"},
-    4: {"png": png(4)},
-    5: {"txt": b"a"},
-    11: {"png": png(11)[:-30], "txt": b"a"},
-    12: {"png": png(12), "txt": b" "},
-}
-SEED = 7
 AUGMENT = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5)
 
 
-class LetterTokenizer:
-    """One id per letter."""
-
-    vocab_size = 256
-    context_length = 64
-
-    def encode(self, texts):
-        tokens = [torch.tensor(list(text.encode())) for text in texts]
-        return torch.cat(tokens), torch.tensor([len(t) for t in tokens])
-
-
-class Shift:
-    """The picture's colours plus the seed, so that equal pictures with different seeds differ."""
-
-    def __call__(self, data, *, seed, out):
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                out.copy_(torch.from_numpy(np.array(image) + np.uint8(seed % 251)))
-        except OSError as error:
-            raise UndecodableError("no picture") from error
-        return seed % 7 == 0
-
-
-def make_reader(index, plan, *, transform=None, **options):
-    data = DataConfig(train=["none.tar"], **{"image_key": "jpg;png", **options})
-    reader = open_reader([index], plan, data=data, image_size=8, tokenizer=LetterTokenizer())
-    if transform is not None:
-        (source,) = reader._samples.sources
-        reader._samples.sources = [replace(source, transform=transform)]
-    return reader
-
-
-def make_stream(index, plan, *, transform=None, data=None, rank=0, world_size=1, **options):
-    transform = transform or Shift()
-    size = 8 if isinstance(transform, TrainTransform) else 6
-    slots = rank_slots(plan, rank=rank, world_size=world_size)
-    return PairStream(
-        make_reader(index, plan, transform=transform, **data or {}), slots=slots, image_size=size, **options
-    )
-
-
-def make_plan(index, **options):
-    return Plan([index.counts], **{"global_batch_size": 12, "seed": SEED, "window": 8, **options})
-
-
-def global_batches(index, plan, start, stop, *, world_size=1, **options):
+def global_batches(index, order, start, stop, *, world_size=1, **options):
     """The ranks' batches joined."""
     ranks = [
-        list(make_stream(index, plan, rank=rank, world_size=world_size, **options).batches(start, stop))
+        list(make_stream(index, order, rank=rank, world_size=world_size, **options).batches(start, stop))
         for rank in range(world_size)
     ]
     assert {len(batch) for batches in ranks for batch in batches} == {12 // world_size}
     return [join(parts) for parts in zip(*ranks, strict=True)]
-
-
-def two_epochs(plan):
-    (lanes,) = plan.sources
-    return -(-2 * lanes.stretch * lanes.lanes // plan.global_batch_size)
 
 
 @pytest.mark.parametrize("bad", [{}, BAD], ids=["good", "bad"])
@@ -110,17 +44,17 @@ def two_epochs(plan):
 def test_batches_are_the_same_for_every_number_of_ranks(tmp_path, counts, bad):
     write_shards(tmp_path, counts, replaced=bad)
     index = build_index([str(tmp_path)])
-    plan = make_plan(index)
-    stop = two_epochs(plan)
-    expected = global_batches(index, plan, 0, stop)
+    order = make_order(index)
+    stop = two_epochs(order)
+    expected = global_batches(index, order, 0, stop)
     if not bad:
         assert [b.sample_id_I.tolist() for b in expected] == [
-            plan.addresses(t).sample_id_B.tolist() for t in range(stop)
+            order.sample_refs(t).sample_id_B.tolist() for t in range(stop)
         ]
         assert not any(b.bad for b in expected)
     assert all(b.slot_I.tolist() == list(range(12)) for b in expected)
     for world_size in (2, 3, 4, 6):
-        assert_same(global_batches(index, plan, 0, stop, world_size=world_size), expected)
+        assert_same(global_batches(index, order, 0, stop, world_size=world_size), expected)
 
 
 # every pair on one set, and one pair on each other set; the whole cross is long
@@ -141,11 +75,11 @@ CROSS = [
 def test_batches_are_the_same_for_every_number_of_workers(tmp_path, world_size, workers, counts):
     write_shards(tmp_path, SETS[counts], replaced=BAD)
     index = build_index([str(tmp_path)])
-    plan = make_plan(index)
+    order = make_order(index)
     transform = TrainTransform(8, AUGMENT, decode="fast")
-    stop = two_epochs(plan)
-    expected = global_batches(index, plan, 0, stop, transform=transform)
-    got = global_batches(index, plan, 0, stop, transform=transform, world_size=world_size, workers=workers)
+    stop = two_epochs(order)
+    expected = global_batches(index, order, 0, stop, transform=transform)
+    got = global_batches(index, order, 0, stop, transform=transform, world_size=world_size, workers=workers)
     assert_same(got, expected)
 
 
@@ -153,87 +87,14 @@ def test_batches_are_the_same_for_every_number_of_workers(tmp_path, world_size, 
 def test_starting_at_a_batch_equals_skipping_to_it(tmp_path, workers):
     write_shards(tmp_path, SETS["many shards"], replaced=BAD)
     index = build_index([str(tmp_path)])
-    expected = global_batches(index, make_plan(index), 0, 14)
-    assert_same(global_batches(index, make_plan(index), 5, 14, workers=workers), expected[5:])
-
-
-def test_bad_samples_are_replaced_by_the_next_good_one_of_the_lane(tmp_path):
-    paths = write_shards(tmp_path, [20, 20], replaced=BAD)
-    index = build_index([str(tmp_path)])
-    plan = make_plan(index, lanes=4)
-    records = {}
-    for batch in make_stream(index, plan).batches(0, two_epochs(plan)):
-        passed = set()
-        for slot, address in enumerate(plan.addresses(batch.index)):
-            used, attempt = address, 0
-            while used.sample_id in BAD:
-                passed.add(used.sample_id)
-                attempt += 1
-                used = plan.replacement(batch.index, slot, attempt)
-            assert batch.sample_id_I[slot] == used.sample_id
-        assert {record.sample_id for record in batch.bad} == passed
-        assert len(batch.bad) == len(passed)
-        records |= {record.sample_id: record for record in batch.bad}
-    assert set(records) == set(BAD)
-    assert {record.shard for record in records.values()} == {paths[0]}
-    assert all(record.key == f"{number:06d}" for number, record in records.items())
-    assert records[5].reason == "no picture under 'jpg;png'"
-    assert "no caption under 'txt'" in records[4].reason
-
-
-def test_bad_samples_are_read_once_however_often_they_are_met(tmp_path, monkeypatch):
-    write_shards(tmp_path, [30], replaced={i: {"txt": b"no picture"} for i in range(20)})
-    index = build_index([str(tmp_path)])
-    read, real = [], SampleReader.read
-
-    def count(self, address, *, out):
-        read.append(address.sample_id)
-        return real(self, address, out=out)
-
-    monkeypatch.setattr(SampleReader, "read", count)
-    stream = make_stream(index, make_plan(index, lanes=2))
-    assert len(set().union(*(batch.bad for batch in stream.batches(0, 6)))) == 20
-    assert sorted(sample for sample in read if sample < 20) == list(range(20))
-
-
-def test_pictures_captions_and_randomness_belong_to_epoch_and_sample(tmp_path):
-    """The same sample looks different in the next epoch, wherever it stands; one of its captions is drawn."""
-    captions = [f"caption {i}" for i in range(5)]
-    record = ('{"captions": ["' + '", "'.join(captions) + '"]}').encode()
-    write_shards(tmp_path, [40], replaced={i: {"png": png(i), "json": record} for i in range(40)})
-    index = build_index([str(tmp_path)])
-    seen = {}
-    for options in ({"lanes": 2}, {"lanes": 4}):
-        plan = make_plan(index, **options)
-        for batch in make_stream(index, plan, data={"caption_key": "json:captions"}).batches(0, 6):
-            texts = batch.tokens_T.split(batch.lengths_B.tolist())
-            for slot, address in enumerate(plan.addresses(batch.index)):
-                text = bytes(texts[slot].tolist()).decode()
-                shift = int(batch.images_IHWC[slot, 0, 0, 0]) - address.sample_id
-                key = (address.epoch, address.sample_id)
-                assert seen.setdefault(key, (text, shift)) == (text, shift)
-                assert text in captions
-    assert {text for text, _ in seen.values()} == set(captions)
-    both = [sample for epoch, sample in seen if epoch == 0 and (1, sample) in seen]
-    assert sum(seen[0, sample] != seen[1, sample] for sample in both) > len(both) // 2
-
-
-def test_source_without_a_good_pair_is_an_error_that_names_what_was_looked_for(tmp_path):
-    write_shards(tmp_path, [30])
-    index = build_index([str(tmp_path)])
-    for workers in (0, 2):
-        with pytest.raises(RunError) as caught:
-            next(make_stream(index, make_plan(index), data={"caption_key": "json:captions"}, workers=workers).batches())
-        message = str(caught.value)
-        assert "\n" not in message
-        for part in ("101 samples in a row", "'json:captions'", "members there: png, txt", "set data.image_key"):
-            assert part in message
+    expected = global_batches(index, make_order(index), 0, 14)
+    assert_same(global_batches(index, make_order(index), 5, 14, workers=workers), expected[5:])
 
 
 def test_workers_are_no_more_than_slots(tmp_path):
     write_shards(tmp_path, [30])
     index = build_index([str(tmp_path)])
-    stream = make_stream(index, make_plan(index), rank=5, world_size=6, workers=9)
+    stream = make_stream(index, make_order(index), rank=5, world_size=6, workers=9)
     batches = stream.batches(0, 2)
     assert [batch.slot_I.tolist() for batch in batches] == [[10, 11], [10, 11]]
     assert stream.workers == 2
@@ -257,7 +118,7 @@ def test_closing_ends_the_workers_and_signals_do_not(tmp_path):
     index = build_index([str(tmp_path)])
     before = set(children())
     state = torch.get_rng_state()
-    batches = make_stream(index, make_plan(index), workers=2).batches()
+    batches = make_stream(index, make_order(index), workers=2).batches()
     first = next(batches)
     workers = set(children()) - before
     assert len(workers) == 2
@@ -276,7 +137,7 @@ def test_dead_worker_is_one_line(tmp_path):
     write_shards(tmp_path, [30])
     index = build_index([str(tmp_path)])
     before = set(children())
-    batches = make_stream(index, make_plan(index), workers=2).batches()
+    batches = make_stream(index, make_order(index), workers=2).batches()
     next(batches)
     os.kill(min(set(children()) - before), signal.SIGKILL)
     with pytest.raises(RunError, match=r"a loader process died: .*; then run the same command again") as caught:
@@ -305,7 +166,7 @@ def test_workers_in_the_middle_of_a_read_do_not_hold_up_the_end(tmp_path):
     (tmp_path / "stuck").mkdir()
     before = set(children())
     stuck = Stuck(tmp_path / "stuck", reads=2 * 12 // 3)
-    batches = make_stream(index, make_plan(index), transform=stuck, workers=3).batches()
+    batches = make_stream(index, make_order(index), transform=stuck, workers=3).batches()
     next(batches)
     for _ in range(600):
         if len(list(stuck.folder.iterdir())) == 3:
@@ -327,7 +188,7 @@ def test_bug_in_a_worker_keeps_its_traceback(tmp_path):
     write_shards(tmp_path, [30])
     index = build_index([str(tmp_path)])
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process") as caught:
-        next(make_stream(index, make_plan(index), transform=Broken(), workers=1).batches())
+        next(make_stream(index, make_order(index), transform=Broken(), workers=1).batches())
     assert not isinstance(caught.value, RunError)
 
 
@@ -338,7 +199,7 @@ def test_workers_die_with_a_trainer_that_is_killed(tmp_path, monkeypatch):
     pids, told = os.pipe()
     child = os.fork()
     if child == 0:
-        stream = make_stream(index, make_plan(index), workers=2)
+        stream = make_stream(index, make_order(index), workers=2)
         monkeypatch.setattr(stream._reader, "read", lambda *_, **__: time.sleep(1000))
         threading.Timer(1.0, lambda: os.write(told, " ".join(map(str, children())).encode())).start()
         next(stream.batches())
@@ -365,7 +226,7 @@ def test_process_that_exits_with_an_open_stream_ends_its_workers(tmp_path):
         try:
             atexit._clear()  # what other tests left there is slow, and not the matter here
             atexit.register(multiprocessing.util._exit_function)
-            batches = make_stream(index, make_plan(index), workers=2).batches()
+            batches = make_stream(index, make_order(index), workers=2).batches()
             next(batches)
             os.write(told, " ".join(map(str, children())).encode())
             atexit._run_exitfuncs()  # an interpreter's last act; a fresh one would take seconds to import torch
@@ -387,25 +248,12 @@ def test_process_that_exits_with_an_open_stream_ends_its_workers(tmp_path):
     assert not any(os.path.exists(f"/proc/{int(pid)}") for pid in workers)
 
 
-def test_reader_takes_the_config(tmp_path):
-    write_shards(tmp_path, [30], replaced={i: {"png": png(i), "alt": b"another"} for i in range(30)})
-    index = build_index([str(tmp_path)])
-    plan = make_plan(index)
-    data = {"image_key": "jpeg;png", "caption_key": "alt", "captions_per_image": 2, "equal_captions": "ignored"}
-    (batch,) = make_stream(index, plan, data=data).batches(0, 1)
-    assert bytes(batch.tokens_T.tolist()).decode() == "another" * 24
-    assert len(batch) == 24
-    assert len(batch.slot_I) == len(batch.images_IHWC) == 12
-    assert len(batch.group_id_B) == 24
-    assert len(set(batch.group_id_B.tolist())) == 1
-
-
 def test_batches_that_are_kept_are_not_written_over(tmp_path):
     """Buffers come back when a batch is dropped; while all are lent, batches get memory of their own."""
     write_shards(tmp_path, [60])
     index = build_index([str(tmp_path)])
-    kept = list(make_stream(index, make_plan(index), workers=2).batches(0, 25))
-    assert_same(kept, list(make_stream(index, make_plan(index)).batches(0, 25)))
+    kept = list(make_stream(index, make_order(index), workers=2).batches(0, 25))
+    assert_same(kept, list(make_stream(index, make_order(index)).batches(0, 25)))
 
 
 def test_a_buffer_serves_many_batches(tmp_path, monkeypatch):
@@ -414,7 +262,7 @@ def test_a_buffer_serves_many_batches(tmp_path, monkeypatch):
     lent = []
     real = ImageBuffers.lend
     monkeypatch.setattr(ImageBuffers, "lend", lambda self, buffer: lent.append(buffer) or real(self, buffer))
-    for batch in make_stream(index, make_plan(index), workers=2).batches(0, 40):
+    for batch in make_stream(index, make_order(index), workers=2).batches(0, 40):
         view = batch.images_IHWC[3:5].flatten()
         del batch
         assert int(view[0]) >= 0

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from clipx.data import workers
-from clipx.data.workers import choose_workers, measure_picture
+from clipx.data.workers import choose_workers, measure_image
 
 
-def choose(picture_s=0.001, **changes):
-    return choose_workers(picture_s, **({"cores": 16.0, "pace": 5000.0, "slots": 64, "on_cpu": False} | changes))
+def choose(image_s=0.001, **changes):
+    return choose_workers(image_s, **({"cores": 16.0, "pace": 5000.0, "slots": 64, "on_cpu": False} | changes))
 
 
 class Clock:
@@ -31,7 +31,7 @@ def test_the_mean_cost_is_measured_without_the_first_picture(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert measure_picture(clock.read) == pytest.approx(0.003)
+        assert measure_image(clock.read) == pytest.approx(0.003)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -42,7 +42,7 @@ def test_the_mean_cost_is_measured_without_the_first_picture(monkeypatch):
 @pytest.mark.parametrize(("wall_s", "pictures"), [(0.5, 4), (30.0, 1)])
 def test_slow_pictures_are_measured_for_about_two_seconds(monkeypatch, wall_s, pictures):
     clock = Clock(monkeypatch, cpu_s=0.2, wall_s=wall_s)
-    assert measure_picture(clock.read) == pytest.approx(0.2)
+    assert measure_image(clock.read) == pytest.approx(0.2)
     assert len(clock.read_numbers) == 1 + pictures
 
 

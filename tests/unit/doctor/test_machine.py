@@ -76,7 +76,7 @@ def test_decoding_is_measured_at_the_size_of_the_config(monkeypatch: pytest.Monk
         read(0)
         return 1e-3
 
-    monkeypatch.setattr(machine, "measure_picture", measure)
+    monkeypatch.setattr(machine, "measure_image", measure)
     config = load_config([CONFIG], ["data.train=[none.tar]"])
     finding = check_decoding(config)
     assert finding.value.startswith("1,000 pictures/s a core")

@@ -24,11 +24,11 @@ from clipx.plan.communication import transfers
 from clipx.plan.memory import CONTEXT_BYTES, plan_memory
 from clipx.plan.model import PhaseModel
 from clipx.plan.pace import Pace, plan_pace
-from clipx.plan.run import Stated, make_plan
+from clipx.plan.run import Assumptions, make_plan
 
 H100 = find_gpu("H100")
 CLUSTER = Cluster(gpu=H100, gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9)
-STATED = Stated(
+ASSUMPTIONS = Assumptions(
     cluster=CLUSTER,
     caption_tokens=8,
     cpu_s=1e-3,
@@ -131,7 +131,7 @@ def test_a_run_adds_up_its_phases(config: RunConfig) -> None:
         "data.workers=2",
         "ema={}",
     )
-    found = make_plan(staged, STATED, world_size=4)
+    found = make_plan(staged, ASSUMPTIONS, world_size=4)
     small, full = found.asked.phases
     assert (small.first_step, small.phase.until, full.first_step, full.phase.until) == (0, 15, 15, 20)
     assert small.work.image_forward < full.work.image_forward

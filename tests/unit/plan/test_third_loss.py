@@ -21,14 +21,14 @@ from clipx.objectives.contrastive import ContrastiveObjective
 from clipx.objectives.flops import ModelFlops
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.plan.cluster import Cluster
-from clipx.plan.run import PhasePlan, Stated, make_plan
+from clipx.plan.run import Assumptions, PhasePlan, make_plan
 from clipx.types import Embeddings
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = Cluster(
     gpu=find_gpu("H100"), gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9
 )
-STATED = Stated(
+ASSUMPTIONS = Assumptions(
     cluster=CLUSTER,
     caption_tokens=8,
     cpu_s=1e-3,
@@ -78,7 +78,7 @@ def build(config: RunConfig, phase: Phase, *, vocab_size: int) -> Objective:
 
 
 def planned(config: RunConfig, builder: BuildObjective) -> PhasePlan:
-    return make_plan(config, STATED, world_size=4, build=builder).asked.heaviest
+    return make_plan(config, ASSUMPTIONS, world_size=4, build=builder).asked.heaviest
 
 
 def test_is_planned_by_its_own_cost(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from shard_files import png, write_shards
 
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
-from clipx.data.build import make_plan, open_reader
+from clipx.data.build import build_order, open_reader
 from clipx.data.index.shard_index import build_index
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import ClipTokenizer
@@ -59,9 +59,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Any]]:
 
 def of_training(config: RunConfig, batch: int) -> np.ndarray:
     indexes = [build_index(source.shards) for source in config.data.sources.values()]
-    plan = make_plan(config, indexes)
-    reader = open_reader(indexes, plan, data=config.data, image_size=SIDE, tokenizer=ClipTokenizer(77))
-    return PairStream(reader, slots=range(plan.global_batch_size), image_size=SIDE).load(batch).images_IHWC.numpy()
+    order = build_order(config, indexes)
+    reader = open_reader(indexes, order, data=config.data, image_size=SIDE, tokenizer=ClipTokenizer(77))
+    return PairStream(reader, slots=range(order.global_batch_size), image_size=SIDE).load(batch).images_IHWC.numpy()
 
 
 def test_pictures_are_those_of_training(make_config, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from shard_files import write_shards
 from tiny import tiny_config
 
 from clipx.config.schema import RunConfig
-from clipx.data.build import make_plan
+from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.train.build_data import plan_record
 
@@ -36,8 +36,8 @@ def test_auto_keeps_what_the_run_began_with(shards: Path, index: ShardIndex) -> 
     assert (now.lanes, now.shuffle_window) == (24, 2730)
     assert plan_record(config, [index], begun=now) == now
     assert plan_record(config, [index], begun=begun) == begun
-    plan = make_plan(config, [index], lanes=begun.lanes, shuffle_window=begun.shuffle_window)
-    assert (plan.sources[0].lanes, plan.window) == (8, 64)
+    order = build_order(config, [index], lanes=begun.lanes, shuffle_window=begun.shuffle_window)
+    assert (order.sources[0].lanes, order.window) == (8, 64)
 
 
 @pytest.mark.parametrize("change", ["data.lanes=12", "data.shuffle_window=5", "global_batch_size=48", "seed=3"])
@@ -51,7 +51,7 @@ def test_of_a_mixture_the_most_lanes_are_kept(shards: Path, index: ShardIndex) -
     sources = f"data.sources={{big: {{shards: [{shards}], weight: 3}}, small: {{shards: [{shards}]}}}}"
     config = config_of(shards, "data.train=null", sources)
     begun = replace(plan_record(config, [index, index]), lanes=4, shuffle_window=9)
-    assert [source.lanes for source in make_plan(config, [index, index]).sources] == [18, 6]
+    assert [source.lanes for source in build_order(config, [index, index]).sources] == [18, 6]
     assert plan_record(config, [index, index], begun=begun) == begun
-    kept = make_plan(config, [index, index], lanes=begun.lanes, shuffle_window=begun.shuffle_window)
+    kept = build_order(config, [index, index], lanes=begun.lanes, shuffle_window=begun.shuffle_window)
     assert ([source.lanes for source in kept.sources], kept.window) == ([4, 4], 9)

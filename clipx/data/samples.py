@@ -1,14 +1,14 @@
-"""Single samples and parts of batches: shards -> image, captions and columns -> `PartialBatch`, along the plan.
+"""Single samples and parts of batches: shards -> image, captions and columns -> `PartialBatch`, along the data order.
 
-`SampleReader` reads one sample; `BatchReader` reads a contiguous part of a rank's share of a batch, and puts the next
-good sample of the lane in the place of a bad one. A part is a function of (plan, batch, slots), so neither ranks nor
-loader processes nor the batch that a run starts at can change what is read.
+`SampleReader` reads one sample; `BatchReader` reads a contiguous part of a rank's share of a batch, and replaces a bad
+sample by the next good one of its lane. A part is a function of (order, batch, slots), so neither ranks nor loader
+processes nor the batch that a run starts at can change what is read.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,39 +19,34 @@ from clipx.counter_random import Stream
 from clipx.data.captions import CaptionReader, Captions, alternatives, first_present
 from clipx.data.columns import ColumnReader, check_lengths, checked_columns
 from clipx.data.decode import UndecodableError
-from clipx.data.order import Address, Plan
-from clipx.data.prefetch_schedule import LookAhead
+from clipx.data.order import DataOrder
+from clipx.data.prefetch_schedule import PrefetchSchedule
+from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
+from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
 from clipx.types import BadSample, Batch, tensor_fields
 
 
-class ImageTransform(Protocol):
-    """A picture's bytes to uint8 (S, S, 3), a pure function of the bytes and the seed."""
-
-    def __call__(self, data: bytes, *, seed: int, out: Tensor) -> bool:
-        """Writes the picture into `out`; returns whether Pillow had to decode it."""
-
-
 @dataclass(frozen=True)
 class SourceReader:
-    """How samples of one source become pairs."""
+    """How the samples of one source are read."""
 
     name: str
     image_key: str
     caption_key: str
     captions: CaptionReader
-    transform: ImageTransform
+    transform: TrainTransform
 
     @property
     def extensions(self) -> frozenset[str]:
-        """The members that are read."""
+        """The members of a sample that are read."""
         return self.captions.extensions | {extension for extension, _ in alternatives(self.image_key)}
 
 
-class Sample(NamedTuple):
-    """What a sample gives beside its image."""
+class SampleContent(NamedTuple):
+    """A sample without its image."""
 
     captions: Captions
     columns: Mapping[str, np.ndarray]
@@ -63,8 +58,8 @@ class SampleReader:
     """Reads, decodes and augments the image of one sample, and reads its captions and columns.
 
     Args:
-        shards: with the sources in the same order.
-        sources: how to read each.
+        shards: reads the bytes; its sources are in the same order.
+        sources: how to read the samples of each source.
         seed: of the run.
         column_readers: of the objective.
     """
@@ -82,31 +77,31 @@ class SampleReader:
         self._seed = seed
         self._column_readers = column_readers
 
-    def augment_seed(self, address: Address) -> int:
-        """What decides the augmentation: a function of (seed, epoch, sample), 63 bits."""
-        return counter_random.key(self._seed, Stream.AUGMENT, address.epoch, address.sample_id)
+    def augment_seed(self, ref: SampleRef) -> int:
+        """The seed of the augmentation: a function of (seed, epoch, sample), 63 bits."""
+        return counter_random.key(self._seed, Stream.AUGMENT, ref.epoch, ref.sample_id)
 
-    def read(self, address: Address, *, out: Tensor) -> Sample:
-        """The sample at `address`; its image, uint8 (S, S, 3), goes into `out`.
+    def read(self, ref: SampleRef, *, out: Tensor) -> SampleContent:
+        """Reads a sample; its image, uint8 (S, S, 3), goes into `out`.
 
         Raises:
             BadSampleError: image, caption or column is absent or undecodable, or the shard is cut.
-            RunError: the storage failed, or a column is not what its reader said.
+            RunError: the storage failed, or a column is not what its reader promised.
         """
-        members = self.shards.read(address.place).fields
-        source = self.sources[address.place.source]
+        members = self.shards.read(ref)
+        source = self.sources[ref.source]
         try:
-            captions = source.captions.read(members, epoch=address.epoch, sample_id=address.sample_id)
+            captions = source.captions.read(members, epoch=ref.epoch, sample_id=ref.sample_id)
             columns: dict[str, np.ndarray] = {}
             for reader in self._column_readers:
-                columns |= checked_columns(reader.read(members, address, captions.texts), reader.columns)
+                columns |= checked_columns(reader.read(members, ref, captions.texts), reader.columns)
             data = first_present(members, source.image_key)  # last: the others are cheaper to find absent
             if data is None:
                 raise BadSampleError(f"no picture under {source.image_key!r}")
-            by_pillow = source.transform(data, seed=self.augment_seed(address), out=out)
+            by_pillow = source.transform(data, seed=self.augment_seed(ref), out=out)
         except UndecodableError as error:
             raise BadSampleError(str(error)) from error
-        return Sample(captions, columns, by_pillow)
+        return SampleContent(captions, columns, by_pillow)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +117,7 @@ class PartialBatch:
 
 
 def join_parts(parts: Sequence[PartialBatch], images_IHWC: Tensor, *, captions_per_image: int) -> Batch:
-    """The batch of parts in their order, and their images."""
+    """Joins consecutive parts, and the images of all of them, to a batch."""
     names = tensor_fields(Batch)
     tensors = {
         name: torch.from_numpy(np.concatenate([part.columns[name] for part in parts])) for name in parts[0].columns
@@ -144,17 +139,17 @@ class BatchReader:
     """Reads parts of batches.
 
     Args:
-        plan: the order.
-        samples: reads the sample at an address.
+        order: of the samples.
+        samples: reads single samples.
         tokenizer: of the text tower.
         captions_per_image: K.
         groups: whether captions name groups whose pairs are no negatives.
-        read_ahead_batches: how many batches before their turn remote samples are asked for.
+        read_ahead_batches: how many batches before they are read remote samples are asked for.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        order: DataOrder,
         samples: SampleReader,
         tokenizer: Tokenizer,
         *,
@@ -162,49 +157,39 @@ class BatchReader:
         groups: bool = False,
         read_ahead_batches: int = 2,
     ) -> None:
-        self._plan = plan
+        self._order = order
         self._samples = samples
         self._tokenizer = tokenizer
         self.captions_per_image = captions_per_image
         self._groups = groups
         self._read_ahead_batches = read_ahead_batches
-        self._look_ahead: LookAhead | None = None
+        self._schedule: PrefetchSchedule | None = None
         self._known_bad: dict[int, BadSample] = {}
 
-    def read(self, batch_index: int, slots: range, *, out: Tensor, look_ahead: bool = True) -> PartialBatch:
-        """`slots` of global batch `batch_index`; the images go into `out`, uint8 (len(slots), S, S, 3).
+    def read(self, batch_index: int, slots: range, *, out: Tensor, prefetch: bool = True) -> PartialBatch:
+        """Reads `slots` of global batch `batch_index`; the images go into `out`, uint8 (len(slots), S, S, 3).
 
-        Remote samples of the batches to come are asked for with it, unless nothing more will be read.
+        Args:
+            batch_index: from 0.
+            slots: positions in the global batch.
+            out: of the images.
+            prefetch: also ask for the remote samples of the batches to come; no use if nothing more will be read.
 
         Raises:
-            RunError: no good sample within the plan's horizon, or the storage failed.
+            RunError: no good sample within `max_replacement_distance`, or the storage failed.
         """
         waited_before = self._samples.shards.wait_s
-        if look_ahead and self._samples.shards.remote_sources:
-            self._ask_ahead(batch_index, slots)
+        if prefetch and self._samples.shards.remote_sources:
+            self._announce(batch_index, slots)
         bad: dict[int, BadSample] = {}
-        used: list[Address] = []
-        samples: list[Sample] = []
-        addresses = self._plan.addresses(batch_index, slice(slots.start, slots.stop))
-        for slot, address, row in zip(slots, addresses, out, strict=True):
-            good, sample = self._first_good(batch_index, slot, address, out=row, bad=bad)
+        used: list[SampleRef] = []
+        samples: list[SampleContent] = []
+        refs = self._order.sample_refs(batch_index, slice(slots.start, slots.stop))
+        for slot, ref, row in zip(slots, refs, out, strict=True):
+            good, sample = self._first_good(batch_index, slot, ref, out=row, bad=bad)
             used.append(good)
             samples.append(sample)
-        tokens_T, lengths_B = self._tokenizer.encode([text for sample in samples for text in sample.captions.texts])
-        columns = {
-            "tokens_T": tokens_T.numpy(),
-            "lengths_B": lengths_B.numpy(),
-            "sample_id_I": np.array([address.sample_id for address in used]),
-            "slot_I": np.arange(slots.start, slots.stop),
-            "source_I": np.array([address.place.source for address in used]),
-            "augment_seed_I": np.array([self._samples.augment_seed(address) for address in used]),
-        }
-        if self._groups:
-            columns["group_id_B"] = self._group_ids(samples, columns["sample_id_I"])
-        for name in samples[0].columns:
-            columns[name] = np.concatenate([sample.columns[name] for sample in samples])
-        lengths = {"I": len(slots), "B": len(slots) * self.captions_per_image, "T": len(tokens_T)}
-        check_lengths(columns, lengths)
+        columns = self._columns(slots, used, samples)
         return PartialBatch(
             index=batch_index,
             columns=columns,
@@ -213,50 +198,66 @@ class BatchReader:
             read_wait_s=self._samples.shards.wait_s - waited_before,
         )
 
-    def _ask_ahead(self, batch_index: int, slots: range) -> None:
-        if self._look_ahead is None or self._look_ahead.slots != slots:
-            self._look_ahead = LookAhead(
-                self._plan,
-                self._samples.shards,
-                slots=slots,
-                read_ahead_batches=self._read_ahead_batches,
+    def _announce(self, batch_index: int, slots: range) -> None:
+        if self._schedule is None or self._schedule.slots != slots:
+            self._schedule = PrefetchSchedule(
+                self._order, self._samples.shards, slots=slots, read_ahead_batches=self._read_ahead_batches
             )
-        self._look_ahead.before(batch_index)
+        self._schedule.announce(batch_index)
 
-    def _group_ids(self, samples: Sequence[Sample], sample_id_I: np.ndarray) -> np.ndarray:
+    def _columns(
+        self, slots: range, refs: Sequence[SampleRef], samples: Sequence[SampleContent]
+    ) -> dict[str, np.ndarray]:
+        """The columns of the samples that fill the slots."""
+        tokens_T, lengths_B = self._tokenizer.encode([text for sample in samples for text in sample.captions.texts])
+        columns = {
+            "tokens_T": tokens_T.numpy(),
+            "lengths_B": lengths_B.numpy(),
+            "sample_id_I": np.array([ref.sample_id for ref in refs]),
+            "slot_I": np.arange(slots.start, slots.stop),
+            "source_I": np.array([ref.source for ref in refs]),
+            "augment_seed_I": np.array([self._samples.augment_seed(ref) for ref in refs]),
+        }
+        if self._groups:
+            columns["group_id_B"] = self._group_ids(samples, columns["sample_id_I"])
+        for name in samples[0].columns:
+            columns[name] = np.concatenate([sample.columns[name] for sample in samples])
+        lengths = {"I": len(slots), "B": len(slots) * self.captions_per_image, "T": len(tokens_T)}
+        check_lengths(columns, lengths)
+        return columns
+
+    def _group_ids(self, samples: Sequence[SampleContent], sample_id_I: np.ndarray) -> np.ndarray:
         """int64 (B,): the captions' groups; a pair without one is alone with its sample, below zero."""
         groups = [sample.captions.group_id for sample in samples]
         ids = [-1 - own if group is None else group for group, own in zip(groups, sample_id_I.tolist(), strict=True)]
         return np.repeat(np.array(ids), self.captions_per_image)
 
     def _first_good(
-        self, batch_index: int, slot: int, address: Address, *, out: Tensor, bad: dict[int, BadSample]
-    ) -> tuple[Address, Sample]:
-        """What fills a slot: its sample, or the next good one of its lane; what is bad on the way goes into `bad`."""
-        tried: Address | None = address
+        self, batch_index: int, slot: int, ref: SampleRef, *, out: Tensor, bad: dict[int, BadSample]
+    ) -> tuple[SampleRef, SampleContent]:
+        """The sample of a slot, or the next good one of its lane; bad ones before it are added to `bad`."""
+        tried: SampleRef | None = ref
         for attempt in itertools.count(1):
             if tried is None:
-                raise self._nothing_good(address, attempt - 1, bad)
+                raise self._nothing_good(ref, attempt - 1, bad)
             if tried.sample_id not in self._known_bad:
                 try:
                     return tried, self._samples.read(tried, out=out)
                 except BadSampleError as error:
                     self._known_bad[tried.sample_id] = self._record(tried, str(error))
             bad[tried.sample_id] = self._known_bad[tried.sample_id]
-            tried = self._plan.replacement(batch_index, slot, attempt)
+            tried = self._order.replacement(batch_index, slot, attempt)
         raise AssertionError("unreachable")
 
-    def _record(self, address: Address, reason: str) -> BadSample:
-        name = self._samples.shards.name(address.place)
-        return BadSample(
-            self._samples.sources[address.place.source].name, name.shard, name.key, reason, address.sample_id
-        )
+    def _record(self, ref: SampleRef, reason: str) -> BadSample:
+        name = self._samples.shards.name(ref)
+        return BadSample(self._samples.sources[ref.source].name, name.shard, name.key, reason, ref.sample_id)
 
-    def _nothing_good(self, address: Address, tries: int, bad: dict[int, BadSample]) -> RunError:
-        first = bad[address.sample_id]
-        members = self._samples.shards.name(address.place).members
-        source = self._samples.sources[address.place.source]
-        mend = (
+    def _nothing_good(self, ref: SampleRef, tries: int, bad: dict[int, BadSample]) -> RunError:
+        first = bad[ref.sample_id]
+        members = self._samples.shards.name(ref).members
+        source = self._samples.sources[ref.source]
+        hint = (
             "the shard was longer when it was indexed: restore it"
             if first.reason == TRUNCATED
             else f"looked for a picture under {source.image_key!r} and a caption under {source.caption_key!r}: "
@@ -264,5 +265,5 @@ class BatchReader:
         )
         return RunError(
             f"none of {tries} samples in a row is a readable pair, from {first.key} of {first.shard} on "
-            f"({first.reason}; members there: {', '.join(members)}); {mend}"
+            f"({first.reason}; members there: {', '.join(members)}); {hint}"
         )
