@@ -3,6 +3,7 @@
 Shapes: B images or texts, S image size, T tokens, D embedding.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
-from clipx.checkpoint.tensors import holds_average, load_weights
+from clipx.checkpoint.tensors import holds_average, load_tensors_by_name, load_weights
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
@@ -27,9 +28,13 @@ from clipx.models.clip import CLIP, build_model
 from clipx.models.vit import fit_positions
 from clipx.storage.folders import Folder, folder_at
 
+log = logging.getLogger(__name__)
+
 EXPORT_CONFIG = "clipx_config.yaml"
 HUGGINGFACE_WEIGHTS = "model.safetensors"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_TOWERS = ("image_tower.", "text_tower.")
+_SCALE = "log_logit_scale"
 _IMAGE_POSITIONS = "image_tower.trunk.pos_embed"
 _TEXT_POSITIONS = "text_tower.position_embedding.weight"
 
@@ -212,8 +217,8 @@ def _choose_average(checkpoint: Folder, weights: Literal["average", "trained"] |
 def start_from(path: Path | str, model: CLIP) -> None:
     """Copies the weights stored at `path` into a model, to start another run from them.
 
-    The position embeddings may have other sizes: that of images is resampled, that of texts is cut. A bias of the
-    logits that is not stored keeps its initial value.
+    The position embeddings may have other sizes: that of images is resampled, that of texts is cut. What an objective
+    adds to the towers, and a bias of the logits, keep their initial values if they are not stored.
 
     Args:
         path: a run folder, checkpoint or export folder.
@@ -222,12 +227,18 @@ def start_from(path: Path | str, model: CLIP) -> None:
     Raises:
         InputError: the path has no model, or a model of another architecture.
     """
+    wanted = model.state_dict()
+    own = {name: tensor for name, tensor in wanted.items() if not name.startswith(_TOWERS) and name != _SCALE}
     try:
         stored = load(path).model.state_dict()
+        if (files := find_model(path)).kind == "checkpoint":
+            average = _choose_average(files.folder, None)
+            stored |= load_tensors_by_name(files.folder, own, average=average)
     except InputError as error:
         raise InputError(f"start_from: {error}") from error
-    wanted = model.state_dict()
-    stored = {"logit_bias": wanted["logit_bias"]} | stored if "logit_bias" in wanted else stored
+    if kept := sorted(own.keys() - stored.keys()):
+        log.info("start_from: %s has no %s; its initial values stay", path, ", ".join(kept))
+    stored = own | stored
     fitted = {name: stored[name] for name in wanted.keys() & stored.keys()}
     if _IMAGE_POSITIONS in fitted and model.image_tower.is_plain_vit:
         fitted[_IMAGE_POSITIONS] = fit_positions(model.image_tower.trunk, fitted[_IMAGE_POSITIONS])

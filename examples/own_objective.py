@@ -14,7 +14,7 @@ from torch import Tensor, arange, nn
 from torch.nn.functional import cross_entropy
 
 from clipx.config.load import load_config
-from clipx.data.columns import ColumnSpec
+from clipx.data.columns import ColumnSpec, RawSample
 from clipx.data.decode import UndecodableError
 from clipx.distributed.collectives import all_gather_with_gradient, rank, world_size
 from clipx.losses.cost import tiled_cost
@@ -29,9 +29,9 @@ class ScoreReader:
     columns = {"score_B": ColumnSpec(np.dtype(np.float32))}
     extensions = frozenset({"json"})
 
-    def read(self, members: dict[str, bytes], sample: Any, texts: list[str]) -> dict[str, np.ndarray]:
+    def read(self, sample: RawSample) -> dict[str, np.ndarray]:
         try:
-            return {"score_B": np.full(len(texts), json.loads(members["json"])["score"], np.float32)}
+            return {"score_B": np.full(len(sample.texts), json.loads(sample.members["json"])["score"], np.float32)}
         except (KeyError, ValueError) as error:
             raise UndecodableError("no score in its json") from error
 
@@ -46,13 +46,13 @@ class ScoredCLIP(CLIP):
         super().__init__(image_tower, **options)
         self.head = nn.Linear(image_tower.projection.out_features, 1)
 
-    def forward(self, batch: Batch, *, seed: int) -> Outputs:
-        embeddings = super().forward(batch, seed=seed)
+    def forward(self, batch: Batch, *, seed: int, patch_drop: float = 0.0) -> Outputs:
+        embeddings = super().forward(batch, seed=seed, patch_drop=patch_drop)
         return Outputs(**vars(embeddings), predicted_B=self.head(embeddings.image_BD)[:, 0])
 
 
-def captions_share(outputs: Outputs, batch: Batch, group: Any) -> Share:
-    logits_BG = outputs.logit_scale * outputs.image_BD @ all_gather_with_gradient(outputs.text_BD, group).T
+def captions_share(out: Outputs, batch: Batch, group: Any) -> Share:
+    logits_BG = out.logit_scale * out.image_BD @ all_gather_with_gradient(out.text_BD, group).T.type_as(out.logit_scale)
     label_B = rank(group) * len(batch) + arange(len(batch), device=logits_BG.device)
     return Share(cross_entropy(logits_BG, label_B, reduction="sum") / (world_size(group) * len(batch)))
 

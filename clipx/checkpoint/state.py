@@ -88,6 +88,8 @@ class RunState:
     wandb_id: str
     micro_batch: MicroBatch | None = None
     """None in checkpoints from before it was saved."""
+    objective: str | None = None
+    """Name of the objective's class; None in checkpoints that were written before there were any."""
     grad_scaler: dict[str, float] | None = None
     """State of the fp16 loss scaler; None in other precisions."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class RunState:
             data_order=DataOrderRecord(**data["plan"]),
             wandb_id=data["wandb_id"],
             micro_batch=MicroBatch(**data["micro_batch"]) if data.get("micro_batch") else None,
+            objective=data.get("objective"),
             grad_scaler=data.get("grad_scaler"),
             versions=data.get("versions", {}),
         )

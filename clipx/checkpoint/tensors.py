@@ -170,6 +170,25 @@ def load_weights(folder: Folder, model: nn.Module, *, average: bool = False) -> 
     set_model_state_dict(model, state, options=_OPTIONS)
 
 
+def load_tensors_by_name(folder: Folder, tensors: Mapping[str, Tensor], *, average: bool) -> dict[str, Tensor]:
+    """The stored tensors of these names, those that there are, in this process alone.
+
+    Args:
+        folder: a complete checkpoint.
+        tensors: by name, of the shapes and dtypes that are wanted; stay as they are.
+        average: whether the average of the weights is meant instead of the weights.
+
+    Raises:
+        InputError: a stored tensor has another shape.
+        RunError: it cannot be read.
+    """
+    section, names = "average" if average else "model", _saved_names(folder)
+    state = {name: tensor.clone() for name, tensor in tensors.items() if f"{section}.{name}" in names}
+    with _named_mismatch(folder):
+        load({section: state}, storage_reader=FolderReader(folder), no_dist=True)
+    return state
+
+
 def holds_average(folder: Folder) -> bool:
     """Whether a checkpoint has an average of the weights too."""
     return any(name.startswith("average.") for name in _saved_names(folder))

@@ -6,7 +6,7 @@ from typing import Literal
 from clipx.config.data import DataConfig, sources
 from clipx.config.schema import RunConfig
 from clipx.data.captions import CaptionReader
-from clipx.data.columns import ColumnReader
+from clipx.data.columns import ColumnReader, check_columns
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, SampleReader, SourceReader
@@ -79,6 +79,7 @@ def open_reader(
         )
         for source in described
     ]
+    check_columns(column_readers)
     further = [reader.extensions for reader in column_readers]
     extensions = [reader.extensions.union(*further) for reader in readers]
     shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)

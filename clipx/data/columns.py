@@ -1,6 +1,6 @@
 """Further columns of a batch, which the readers of an objective take from the members of each sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.data.sample_refs import SampleRef
+from clipx.data.decode import UndecodableError
+from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.errors import RunError
-from clipx.types import axis_of
+from clipx.types import Batch, axis_of, tensor_fields
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,20 @@ class ColumnSpec:
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSample:
+    """What a column reader is given of a sample."""
+
+    members: Mapping[str, bytes]
+    """Content by extension, including the members of other readers."""
+    texts: Sequence[str]
+    """Its captions in this epoch, K of them."""
+    ref: SampleRef
+    """Where it stands in the run's order: another one once a shard is added."""
+    name: Callable[[], SampleName]
+    """Gives its shard and key, which stay the same; looked up on demand."""
 
 
 class ColumnReader(Protocol):
@@ -32,20 +47,59 @@ class ColumnReader(Protocol):
     def extensions(self) -> frozenset[str]:
         """The members of a sample that it reads, e.g. `json`."""
 
-    def read(self, members: Mapping[str, bytes], ref: SampleRef, texts: Sequence[str]) -> Mapping[str, np.ndarray]:
+    def read(self, sample: RawSample) -> Mapping[str, np.ndarray]:
         """The columns of one sample.
 
-        Args:
-            members: content of the sample's members by extension, including those of other readers.
-            ref: the sample and its epoch.
-            texts: its captions in this epoch.
-
         Returns:
-            Arrays whose first dimension is 1 (axis I), the number of captions (B) or of all their tokens (T).
+            Arrays whose first dimension is 1 (axis I), K (B) or the number of tokens of its captions (T).
 
         Raises:
             UndecodableError: the sample lacks the columns; it is bad, and the next good one replaces it.
         """
+
+
+def check_columns(readers: Sequence[ColumnReader]) -> None:
+    """Looks at the names of all columns before anything is read.
+
+    Raises:
+        RunError: a name has no axis, is a field of a batch, or is that of another column.
+    """
+    names = [name for reader in readers for name in reader.columns]
+    for name in names:
+        if axis_of(name) is None or name in tensor_fields(Batch) or names.count(name) > 1:
+            raise RunError(
+                f"column {name}: a column's name must end in _I, _B or _T, and be no other column's and no field of "
+                f"Batch ({', '.join(sorted(tensor_fields(Batch)))}); give it another one"
+            )
+
+
+def read_columns(readers: Sequence[ColumnReader], sample: RawSample) -> dict[str, np.ndarray]:
+    """The columns of one sample, if they are what their readers promised: batches of all ranks must be alike.
+
+    Raises:
+        UndecodableError: from a reader.
+        RunError: a reader failed, or a name, a dtype or a shape is another one.
+    """
+    columns: dict[str, np.ndarray] = {}
+    for reader in readers:
+        try:
+            values = reader.read(sample)
+        except UndecodableError:
+            raise
+        except Exception as error:
+            shard, key = sample.name()[:2]
+            raise RunError(f"{type(reader).__name__} failed at {key} of {shard} ({error!r}); mend it") from error
+        if values.keys() != reader.columns.keys():
+            raise RunError(f"{type(reader).__name__} gave {sorted(values)} and promised {sorted(reader.columns)}")
+        for name, spec in reader.columns.items():
+            columns[name] = value = values[name]
+            rows = {"I": 1, "B": len(sample.texts)}.get(axis_of(name) or "", len(value) if value.ndim else 0)
+            if (value.dtype, value.shape) != (spec.dtype, (rows, *spec.shape)):
+                raise RunError(
+                    f"column {name} of a sample is {value.dtype} of shape {value.shape} and must be {spec.dtype} of "
+                    f"shape {(rows, *spec.shape)}; mend {type(reader).__name__}"
+                )
+    return columns
 
 
 def blank_columns(readers: Sequence[ColumnReader], sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -60,41 +114,3 @@ def blank_columns(readers: Sequence[ColumnReader], sizes: Mapping[str, int]) -> 
         name: torch.from_numpy(np.zeros((sizes[axis_of(name) or "B"], *spec.shape), spec.dtype))
         for name, spec in specs.items()
     }
-
-
-def checked_columns(columns: Mapping[str, np.ndarray], specs: Mapping[str, ColumnSpec]) -> Mapping[str, np.ndarray]:
-    """Returns the columns if they are what their reader promised: batches of all ranks must be alike.
-
-    Raises:
-        RunError: a name, dtype or shape differs.
-    """
-    if columns.keys() != specs.keys():
-        raise RunError(f"a column reader gave {sorted(columns)} and promised {sorted(specs)}; mend the reader")
-    for name, spec in specs.items():
-        value = columns[name]
-        if (value.dtype, value.shape[1:]) != (spec.dtype, spec.shape):
-            raise RunError(
-                f"column {name} is {value.dtype} of shape {value.shape} and must be {spec.dtype} of shape "
-                f"{('n', *spec.shape)}; mend its reader"
-            )
-    return columns
-
-
-def check_lengths(columns: Mapping[str, np.ndarray], lengths: Mapping[str, int]) -> None:
-    """Checks the lengths of the columns of a batch.
-
-    Args:
-        columns: by name.
-        lengths: along I, B and T.
-
-    Raises:
-        RunError: a column without an axis in its name, or with more or fewer rows than the axis has.
-    """
-    for name, column in columns.items():
-        axis = axis_of(name)
-        if axis is None or len(column) != lengths[axis]:
-            images, pairs, tokens = (lengths[letter] for letter in "IBT")
-            raise RunError(
-                f"column {name} has {len(column)} rows, for {images} images, {pairs} captions and {tokens} tokens; its "
-                "name must end in _I, _B or _T, and its reader give one row for each of these"
-            )

@@ -23,6 +23,15 @@ class SampleRef:
     """Names the sample for the whole run: its index in all shards of all sources, laid end to end in this order."""
 
 
+class SampleName(NamedTuple):
+    """What a person needs to find a sample."""
+
+    shard: str
+    key: str
+    members: tuple[str, ...]
+    """Extensions of all its members."""
+
+
 class ShuffleBlock(NamedTuple):
     """Samples of a lane that are shuffled together; a remote reader fetches them at once."""
 

@@ -8,6 +8,7 @@ processes nor the batch that a run starts at can change what is read.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from clipx import counter_random
 from clipx.counter_random import Stream
 from clipx.data.captions import CaptionReader, Captions, alternatives, first_present
-from clipx.data.columns import ColumnReader, check_lengths, checked_columns
+from clipx.data.columns import ColumnReader, RawSample, read_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
 from clipx.data.prefetch_schedule import PrefetchSchedule
@@ -26,7 +27,7 @@ from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
-from clipx.types import BadSample, Batch, tensor_fields
+from clipx.types import BadSample, Batch, axis_of, tensor_fields
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ class SampleReader:
         try:
             captions = source.captions.read(members, epoch=ref.epoch, sample_id=ref.sample_id)
             columns: dict[str, np.ndarray] = {}
-            for reader in self._column_readers:
-                columns |= checked_columns(reader.read(members, ref, captions.texts), reader.columns)
+            if self._column_readers:
+                name = partial(self.shards.name, ref)
+                raw = RawSample(members=members, texts=captions.texts, ref=ref, name=name)
+                columns = read_columns(self._column_readers, raw)
             data = first_present(members, source.image_key)  # last: the others are cheaper to find absent
             if data is None:
                 raise BadSampleError(f"no picture under {source.image_key!r}")
@@ -222,8 +225,8 @@ class BatchReader:
             columns["group_id_B"] = self._group_ids(samples, columns["sample_id_I"])
         for name in samples[0].columns:
             columns[name] = np.concatenate([sample.columns[name] for sample in samples])
-        lengths = {"I": len(slots), "B": len(slots) * self.captions_per_image, "T": len(tokens_T)}
-        check_lengths(columns, lengths)
+            if axis_of(name) == "T" and len(columns[name]) != len(tokens_T):
+                raise RunError(f"column {name} has {len(columns[name])} rows, not {len(tokens_T)} (tokens); mend it")
         return columns
 
     def _group_ids(self, samples: Sequence[SampleContent], sample_id_I: np.ndarray) -> np.ndarray:

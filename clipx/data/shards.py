@@ -14,7 +14,7 @@ from clipx.config.data import CacheConfig, RemoteConfig
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.prefetch import Prefetcher, read_members
-from clipx.data.sample_refs import SampleRef
+from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.errors import RunError
 from clipx.storage.failures import hint
 from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
@@ -34,15 +34,6 @@ log = logging.getLogger(__name__)
 
 class BadSampleError(Exception):
     """A sample that cannot be read as a pair because of its bytes, not of the storage; the message is one line."""
-
-
-class SampleName(NamedTuple):
-    """What a person needs to find a sample."""
-
-    shard: str
-    key: str
-    members: tuple[str, ...]
-    """Extensions of all its members."""
 
 
 class _OpenShard(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -11,6 +12,13 @@ from clipx.types import Embeddings
 
 class ContrastiveLoss(Protocol):
     """A loss that couples all pairs of the global batch, and what it costs."""
+
+    def check(self, device: torch.device) -> None:
+        """Looks, before any work, at what a call on this device would find.
+
+        Raises:
+            InputError: it could not run.
+        """
 
     def cost(self, shape: LossShape) -> LossCost:
         """What one call takes on every rank: for `micro_batch_size: auto` and `clipx plan`."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.losses.backend import use_kernels
+from clipx.losses.backend import check_implementation, use_kernels
 from clipx.losses.cost import LossCost, LossShape, column_sums, tiled_cost
 from clipx.losses.exchange import Exchange, all_gather, make_exchange
 from clipx.losses.tiles import (
@@ -96,6 +96,10 @@ class InfoNCELoss:
             # A bias of all logits cancels in a softmax. Its gradient is 0, which DDP wants to see.
             share = share + 0 * embeddings.logit_bias.sum()
         return share
+
+    def check(self, device: torch.device) -> None:
+        """See `clipx.losses.backend.check_implementation`."""
+        check_implementation(self.implementation, device)
 
     def cost(self, shape: LossShape) -> LossCost:
         """Four products of B x G x D: similarities going forward, again going back, and two gradients."""

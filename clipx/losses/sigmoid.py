@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.losses.backend import use_kernels
+from clipx.losses.backend import check_implementation, use_kernels
 from clipx.losses.cost import LossCost, LossShape, tiled_cost
 from clipx.losses.exchange import all_gather, make_exchange
 from clipx.losses.tiles import Tile, accumulation_dtype, grad_scale, input_gradients, make_grid, similarities
@@ -62,6 +62,10 @@ class SigmoidLoss:
             self.tile_size,
         )
         return share
+
+    def check(self, device: torch.device) -> None:
+        """See `clipx.losses.backend.check_implementation`."""
+        check_implementation(self.implementation, device)
 
     def cost(self, shape: LossShape) -> LossCost:
         """Three products of B x G x D: similarities and two gradients, in one pass."""

@@ -30,9 +30,14 @@ class ContrastiveObjective(Objective):
     ) -> None:
         self.model = model
         self.flops = flops
+        self._loss = loss
         self._seed = seed
         self._patch_drop = patch_drop
         self.coupled = {"contrastive": CoupledLoss(share=partial(contrastive_share, loss), cost=loss.cost)}
+
+    def check(self, device: torch.device) -> None:
+        """See `Objective.check`."""
+        self._loss.check(device)
 
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Embeddings:
         """The embeddings of a piece."""

@@ -16,15 +16,18 @@ class ModelFlops:
     image_passes: int
     text: TextFlops
     text_passes: int
+    own_forward: float = 0.0
+    """FLOPs of the forward pass of what an objective adds to the towers, for one pair; it trains."""
 
     @classmethod
-    def of(cls, model: CLIP, phase: Phase) -> "ModelFlops":
-        """Counts them for the inputs of a phase."""
+    def of(cls, model: CLIP, phase: Phase, *, own_forward: float = 0.0) -> "ModelFlops":
+        """Counts them for the towers and the inputs of a phase."""
         return cls(
             image_forward=image_flops(model.image_tower, image_size=phase.image_size, patch_drop=phase.patch_drop),
             image_passes=1 if "image" in phase.locked else 3,
             text=text_flops(model.text_tower),
             text_passes=1 if "text" in phase.locked else 3,
+            own_forward=own_forward,
         )
 
     @property
@@ -39,4 +42,4 @@ class ModelFlops:
             num_tokens=batch.tokens_T.shape[0],
             sum_squared_lengths=int(batch.lengths_B.square().sum()),
         )
-        return self.image * len(batch.slot_I) + self.text_passes * text
+        return self.image * len(batch.slot_I) + self.text_passes * text + 3 * self.own_forward * len(batch)

@@ -13,11 +13,14 @@ There are two kinds of loss, and an objective has any number of both, each with 
 Both are exact for every number of ranks and micro-batches. The loss that is minimised is the weighted sum.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -41,7 +44,8 @@ class Share:
     loss: Tensor
     """0-d, in at least float32, with its graph."""
     figures: Mapping[str, Tensor] = field(default_factory=dict)
-    """Contributions to numbers for metrics.jsonl by name, 0-d: the same names in every step and on every rank."""
+    """Contributions to numbers for metrics.jsonl by name, 0-d: the same names in every step and on every rank, and none
+    of the trainer's own or of another loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,8 @@ class CoupledLoss:
 
     share: Callable[[Outputs, Batch, ProcessGroup | None], Share]
     """This rank's outputs, its batch on the host and the group of all ranks, to this rank's share. Shares sum to the
-    loss and to the figures over ranks; nothing is summed or averaged beforehand."""
+    loss and to the figures over ranks; nothing is summed or averaged beforehand. Runs outside of autocast: outputs come
+    in the model's compute dtype."""
     cost: Callable[[LossShape], LossCost]
     """What one call takes on every rank."""
     weight: float = 1.0
@@ -61,22 +66,24 @@ class Term:
     """A mean over samples of the global batch, or over tokens, or over whatever `count` counts."""
 
     total: Callable[[Outputs, Batch], Share]
-    """The outputs of a piece and the piece, on the device, to the sums over its samples."""
+    """The outputs of a piece and the piece, on the device, to the sums over its samples; outside of autocast. A piece
+    may have no sample that counts: multiply by a mask, and neither index by it nor ask the host."""
     count: Callable[[Batch], float]
-    """A rank's batch on the host to its number of samples. Sums of loss and figures are divided by its sum over ranks;
-    if that is 0, the term is 0."""
+    """A rank's batch on the host to its number of samples, or their weight. The sums of loss and figures are divided by
+    its sum over ranks, unless that is 0."""
     weight: float = 1.0
 
 
-class Objective(Protocol):
-    """What an objective owns. Subclasses give the model, `flops`, `forward` and their losses; the rest has defaults.
+class Objective(ABC):
+    """What an objective owns. A subclass gives its model, `flops`, `forward` and losses; the rest has defaults.
 
     An objective is built for one phase of a run (`clipx.config.phases`) and holds nothing that a checkpoint must keep,
-    beside the weights of its model.
+    beside the weights of its model. Every parameter that requires a gradient must have one in every step, if only of 0:
+    DDP waits for it. What no loss reaches is frozen in `__init__` (`requires_grad_(False)`).
     """
 
     model: CLIP
-    """The bare model in float32: both towers, with whatever the objective adds to them. All of it trains."""
+    """The bare model in float32: both towers, and whatever the objective adds to them."""
     flops: ModelFlops
     """Model FLOPs of a batch, for MFU and `clipx plan`."""
     coupled: Mapping[str, CoupledLoss] = MappingProxyType({})
@@ -84,6 +91,7 @@ class Objective(Protocol):
     column_readers: Sequence[ColumnReader] = ()
     """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
 
+    @abstractmethod
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Outputs:
         """The outputs of one piece of a batch, on its device.
 
@@ -97,35 +105,53 @@ class Objective(Protocol):
             A frozen dataclass of tensors. A repeated call must give the same: randomness comes from the piece.
         """
 
-    def dry_run_roots(self, batch: Batch) -> list[Tensor]:
-        """All tensors that gradients flow back from in a pass over a batch of the bare model: outputs and terms."""
-        outputs = self.forward(self.model, batch, for_terms=bool(self.terms))
-        return [*tensors_of(outputs).values(), *(term.total(outputs, batch).loss for term in self.terms.values())]
+    def check(self, device: torch.device) -> None:  # noqa: B027 (most have nothing to look at)
+        """Looks, before any work, at what a step on this device would find.
+
+        Raises:
+            InputError: it could not run.
+        """
 
     def after_update(self) -> None:
-        """What holds for the parameters after every optimizer step; here the multiplier's maximum."""
+        """Changes parameters after every optimizer step; by default it holds the multiplier at its maximum."""
         self.model.clamp_logit_scale_()
 
     def figures(self) -> Mapping[str, Tensor]:
-        """Numbers about the model after an update, 0-d, the same on every rank, for metrics.jsonl; here the multiplier
-        of the similarities."""
+        """Numbers about the model after an update, 0-d, the same on every rank; by default the multiplier."""
         return {"logit_scale": full_tensor(self.model.log_logit_scale.detach()).exp().squeeze()}
 
     def block_lists(self) -> list[list[nn.Module]]:
-        """The repeated blocks of each tower: what is checkpointed, compiled and sharded one by one."""
+        """The repeated blocks of each tower, images first: what is checkpointed, compiled and sharded one by one."""
         return self.model.block_lists()
 
     def varying_blocks(self) -> list[nn.Module]:
-        """Those of the blocks whose inputs' shapes change from step to step."""
+        """The blocks whose inputs' shapes change from step to step."""
         return self.model.block_lists()[1]
 
     def use_few_shapes(self, on: bool) -> None:
-        """Whether inputs of these blocks are padded so that few different shapes occur: for compiled blocks."""
+        """Pads the inputs of these blocks, or not, so that few different shapes occur: for compiled blocks."""
         self.model.use_few_shapes(on)
 
     def loss_cost(self, shape: LossShape) -> LossCost:
         """What all coupled losses take together on every rank."""
         return sum((loss.cost(shape) for loss in self.coupled.values()), NO_COST)
+
+    def dry_run_roots(self, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]) -> list[Tensor]:
+        """What gradients flow back from in a step over a batch of the bare model: cached outputs, and terms.
+
+        Args:
+            batch: on the model's device.
+            autocast: gives the context of the forward pass alone, as in a step.
+        """
+        with autocast():
+            result = self.forward(self.model, batch, for_terms=bool(self.terms))
+        outputs = tensors_of(result)
+        totals = [term.total(result, batch).loss for term in self.terms.values()]
+        if self.coupled and self.terms:  # what is for terms alone has no gradient of its own: a pass of one image tells
+            with torch.no_grad(), autocast():
+                piece = batch.micro_batches(batch.captions_per_image)[0]
+                outputs = {name: outputs[name] for name in tensors_of(self.forward(self.model, piece, for_terms=False))}
+        return [*(outputs.values() if self.coupled else ()), *totals]
 
 
 class BuildObjective(Protocol):

@@ -93,7 +93,7 @@ def _is_stack(module: nn.Module) -> bool:
 
 
 def set_locked(model: nn.Module, towers: frozenset[TowerName]) -> bool:
-    """Turns gradients off for the parameters of `towers`, except for their projections, and on for all others.
+    """Turns gradients off for the parameters of `towers`, except for their projections, and on for the other towers'.
 
     Args:
         model: not wrapped, with `image_tower` and `text_tower`. DDP must wrap it after this call, and again after each
@@ -106,6 +106,8 @@ def set_locked(model: nn.Module, towers: frozenset[TowerName]) -> bool:
     """
     changed = False
     for name, parameter in model.named_parameters():
+        if not name.startswith(("image_tower.", "text_tower.")):
+            continue  # what belongs to no tower is its objective's affair
         locked = any(
             name.startswith(f"{tower}_tower.") and not name.startswith(f"{tower}_tower.projection.") for tower in towers
         )

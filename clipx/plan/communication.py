@@ -1,6 +1,6 @@
 """The collectives of one step: those of DDP or FSDP2, and those of the loss.
 
-Left out are the step's own all-reduce of seven numbers and the gradient norm's.
+Left out are the step's own all-reduce of its figures and the gradient norm's.
 """
 
 from torch import nn
@@ -34,9 +34,9 @@ def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batch
     """The collectives of FSDP2.
 
     Blocks are gathered in the dtype in which they compute, other weights in float32; gradients are summed in float32.
-    With k micro-batches there are 2k - 1 forward and k backward passes, and each gathers what the pass before it has
-    freed. Weights that are not freed, as those outside of blocks never are, are gathered once for all passes up to the
-    end of the next backward pass: k times.
+    With k micro-batches there are 2k - 1 forward and k backward passes (without a coupled loss, k of both), and each
+    gathers what the pass before it has freed. Weights that are not freed, as those outside of blocks never are, are
+    gathered once for all passes up to the end of the next backward pass: k times.
     """
     blocks = model.blocks()
     in_blocks = sum(_numel(block) for block in blocks)
@@ -47,7 +47,7 @@ def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batch
             part="weights of blocks",
             collective="all-gather",
             payload=in_blocks * (2 if half else _FLOAT),
-            times=3 * k - 1 if config.reshard_after_forward else k,
+            times=(3 * k - 1 if model.work.cached else 2 * k) if config.reshard_after_forward else k,
             behind="towers",
         ),
         Transfer(part="other weights", collective="all-gather", payload=rest * _FLOAT, times=k, behind="towers"),

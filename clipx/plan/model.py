@@ -50,9 +50,12 @@ class Work:
     recomputed: float
     """Work that activation checkpointing does again in the backward pass."""
 
+    cached: bool
+    """Whether micro-batches go through the gradient cache: only if there is a coupled loss."""
+
     def again(self, num_micro_batches: int) -> float:
-        """The gradient cache's second forward pass, which all micro-batches but the last need."""
-        return (self.image_forward + self.text_forward) * (num_micro_batches - 1) / num_micro_batches
+        """The gradient cache's second forward pass of the towers, which all micro-batches but the last need."""
+        return self.cached * (self.image_forward + self.text_forward) * (num_micro_batches - 1) / num_micro_batches
 
 
 class PhaseModel:
@@ -92,7 +95,7 @@ class PhaseModel:
             "image tower": _count(image),
             "text tower": _count(text) - tables,
             "text embeddings": tables,
-            "scale and bias": _count(model) - _count(image) - _count(text),
+            "beside the towers": _count(model) - _count(image) - _count(text),
         }
 
     @property
@@ -152,10 +155,11 @@ class PhaseModel:
             checkpoint_blocks(blocks, fraction=self._config.activation_checkpointing)
         half = self._config.precision != "fp32"
 
+        # also for fp16, which a CPU does not have, and for fp8, whose products keep their inputs in bf16
+        autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=half)
+
         def forward(batch: Batch) -> Iterable[Tensor]:
-            # also for fp16, which a CPU does not have, and for fp8, whose products keep their inputs in bf16
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                return objective.dry_run_roots(batch)
+            return objective.dry_run_roots(batch, autocast)
 
         return dry_run(
             forward,
@@ -196,7 +200,7 @@ def _work(config: RunConfig, objective: Objective, *, tokens: int) -> Work:
     flops = objective.flops
     image = flops.image_forward / config.data.captions_per_image
     text = flops.text.forward(num_texts=1, num_tokens=tokens, sum_squared_lengths=tokens**2)
-    image_share, text_share = (
+    image_share, text_share, *_ = (
         len(evenly_spread(blocks, config.activation_checkpointing)) / max(1, len(blocks))
         for blocks in objective.block_lists()
     )
@@ -204,7 +208,8 @@ def _work(config: RunConfig, objective: Objective, *, tokens: int) -> Work:
         image_forward=image,
         text_forward=text,
         text_tokens=tokens,
-        useful=flops.image_passes * image + flops.text_passes * text,
+        useful=flops.image_passes * image + flops.text_passes * text + 3 * flops.own_forward,
+        cached=bool(objective.coupled),
         recomputed=image_share * image * (flops.image_passes > 1) + text_share * text * (flops.text_passes > 1),
     )
 

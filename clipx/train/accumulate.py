@@ -70,11 +70,15 @@ def accumulate(
 
 def _total(outputs: Any, losses: Losses) -> Tensor:
     """The weighted sum of all losses of outputs that need no others."""
-    shares = [] if losses.coupled is None else [losses.coupled(outputs)]
-    if losses.terms is not None:
-        shares.append(losses.terms(outputs))
-    assert shares, "an objective without a loss"
-    return sum(shares[1:], start=shares[0])
+    if losses.terms is None:
+        assert losses.coupled is not None, "an objective without a loss"
+        return losses.coupled(outputs)
+    terms = losses.terms(outputs)
+    if losses.coupled is not None:
+        return losses.coupled(outputs) + terms
+    # DDP waits for the gradient of every parameter, also of those that no term reaches, or none of this piece
+    idle = [tensor for name, tensor in tensors_of(outputs).items() if axis_of(name) is None or not terms.requires_grad]
+    return sum((0 * tensor.sum() for tensor in idle if tensor.requires_grad), start=terms)
 
 
 def _accumulate_cached(
@@ -92,8 +96,8 @@ def _accumulate_cached(
         tensors = tensors_of(outputs)
         names = [name for name in gradients if tensors[name].requires_grad]
         roots, starts = [tensors[name] for name in names], [gradients[name] for name in names]
-        if losses.terms is not None:
-            roots.append(scale(losses.terms(outputs)))
+        if losses.terms is not None and (terms := losses.terms(outputs)).requires_grad:
+            roots.append(scale(terms))
             starts.append(torch.ones_like(roots[-1]))
         torch.autograd.backward(roots, starts)
 

@@ -120,6 +120,7 @@ def build_run(
         progress=parts.progress,
         data_order=parts.record,
         wandb_id=runtime.broadcast_from_rank0(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
+        objective=type(objective).__qualname__,
         versions=versions(),
     )
     found = None if checkpoint is None else _found_before(config, runtime, checkpoint=checkpoint, phase=phase)
@@ -186,9 +187,14 @@ def _prepare(
         rollback.apply(progress)
     phase = phase_at(config, progress.step)
     objective = build(config, phase, vocab_size=tokenizer.vocab_size)
+    if saved is not None and saved.objective not in (None, type(objective).__qualname__):
+        raise InputError(
+            f"{config.run_dir} was begun with the objective {saved.objective}, not {type(objective).__qualname__}; go "
+            "on with the program that began it, or choose a new run_dir"
+        )
     reader = phase_reader(config, indexes, plan, phase=phase, column_readers=objective.column_readers)
     model = objective.model.to(runtime.device)
-    check_step(config, runtime, model)
+    check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
         start_from(Path(config.start_from), model)
     return _Parts(

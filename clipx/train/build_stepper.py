@@ -16,7 +16,6 @@ from clipx.data.columns import blank_columns
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, float8_blocks
 from clipx.distributed.parallelize import parallelize, state_bytes
 from clipx.distributed.runtime import Runtime
-from clipx.losses.backend import check_implementation
 from clipx.models.clip import CLIP
 from clipx.models.dry_run import DryRun, dry_run
 from clipx.models.vision_tower import check_image_size, check_patch_drop
@@ -35,16 +34,17 @@ log = logging.getLogger(__name__)
 _TENSOR_CORE_SIZE = 64  # bf16 elements of a row that a product's tile takes at once (128 bytes)
 
 
-def check_step(config: RunConfig, runtime: Runtime, model: CLIP) -> None:
+def check_step(config: RunConfig, runtime: Runtime, objective: Objective) -> None:
     """Looks before any work at what a step of a later phase would find.
 
     Raises:
         InputError: a loss that this device cannot run, an optimizer that takes no shards, or a stage whose inputs the
             image tower does not take.
     """
-    check_implementation(config.loss.implementation, runtime.device)
+    objective.check(runtime.device)
+    model = objective.model
     _warn_of_batch_statistics(config, runtime, model)
-    slow = odd_sizes(model.blocks())
+    slow = odd_sizes([block for blocks in objective.block_lists() for block in blocks])
     if slow and runtime.device.type == "cuda" and runtime.is_main:
         log.warning(
             "channels of %s are no multiples of %d, so tensor cores stay idle in part; choose widths that are",
@@ -140,8 +140,7 @@ def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: P
     """A pass of the bare model as it will train: outputs and terms."""
 
     def forward(batch: Batch) -> Iterable[Tensor]:
-        with runtime.accelerator.autocast():
-            return objective.dry_run_roots(batch)
+        return objective.dry_run_roots(batch, runtime.accelerator.autocast)
 
     return dry_run(
         forward,

@@ -17,17 +17,20 @@ from clipx.counter_random import Stream, key
 from clipx.distributed.collectives import all_reduce, observed
 from clipx.distributed.parallelize import full_tensor, no_sync
 from clipx.distributed.runtime import Runtime
+from clipx.errors import RunError
 from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
 from clipx.train.accumulate import Losses, accumulate
 from clipx.train.metrics.step_metrics import (
     Clock,
+    Figures,
     InFlightStep,
     RankStats,
     StepSums,
     StopOrSave,
-    check_names,
+    check_first,
+    check_outputs,
     sum_over_ranks,
 )
 from clipx.types import Batch
@@ -50,8 +53,8 @@ class Stepper:
     """Images on the device and their seeds on the host to augmented images; None if there is nothing to do."""
     ema: Ema | None = None
     """Average of the weights, brought up to date after each step."""
-    names_checked: bool = False
-    """Whether the names of figures have been compared over ranks."""
+    names: tuple[str, ...] | None = None
+    """Names of figures and counts, once they have been compared over ranks: in the first step."""
 
     def __call__(self, batch: Batch, *, step: int, requests: StopOrSave, stats: RankStats) -> InFlightStep:
         """Trains on this rank's part of one global batch.
@@ -103,7 +106,9 @@ class Stepper:
             with clock.measure("forward"):  # a piece goes to the device when its turn comes: all pixels need gigabytes
                 on_device = self._moved(piece)
                 torch.manual_seed(key(self.seed, Stream.DROPOUT, piece.index, number, self.runtime.rank))
-                return self.objective.forward(self.model, on_device, for_terms=for_terms)
+                outputs = self.objective.forward(self.model, on_device, for_terms=for_terms)
+            check_outputs(outputs, piece.sizes)
+            return outputs
 
         def coupled_share(outputs: Outputs) -> Tensor:
             with clock.measure("loss"):
@@ -131,9 +136,15 @@ class Stepper:
     ) -> StepSums:
         tokens, flops = batch.tokens_T.shape[0], self.objective.flops(batch)
         counts = {"num_tokens": tokens, "model_flops": flops, **batch.counts}
-        if not self.names_checked:
-            check_names(figures, counts, self.runtime)
-            self.names_checked = True
+        names = (*figures, *counts)
+        if self.names is None:
+            check_first(names, self.model, self.runtime)
+            self.names = names
+        elif names != self.names:
+            raise RunError(
+                f"figures are {', '.join(names)} and were {', '.join(self.names)} in the first step; an objective must "
+                "give the same figures in every step, 0 if there is nothing to tell"
+            )
         return sum_over_ranks(
             figures, counts=counts, num_bad=len(batch.bad), requests=requests, stats=stats, runtime=self.runtime
         )
@@ -145,7 +156,7 @@ class Stepper:
             return {}
         counts = torch.tensor([term.count(batch) for term in terms.values()], dtype=torch.float64)
         counts = all_reduce(counts.to(self.runtime.device, non_blocking=True), "sum", self.runtime.group)
-        return dict(zip(terms, counts.clamp_(min=1.0).unbind(), strict=True))
+        return dict(zip(terms, counts.where(counts != 0, 1.0).unbind(), strict=True))
 
     def _moved(self, piece: Batch) -> Batch:
         """The piece on the device, its images augmented there."""
@@ -173,34 +184,6 @@ class Stepper:
         self.objective.after_update()
         if self.ema is not None:
             self.ema.update(good, step=step)
-
-
-class Figures:
-    """Shares of figures that come together over the losses and pieces of a step, detached.
-
-    Args:
-        several: whether each loss has a figure of its own, `loss_NAME`, beside the weighted sum `loss`.
-    """
-
-    def __init__(self, *, several: bool) -> None:
-        self._several = several
-        self.values: dict[str, Tensor] = {}
-
-    def add(self, shares: Mapping[str, Share], weights: Mapping[str, float]) -> Tensor:
-        """Takes the shares of losses by name; returns their weighted sum, with its graph."""
-        weighted = [share.loss if weights[name] == 1 else weights[name] * share.loss for name, share in shares.items()]
-        total = sum(weighted[1:], start=weighted[0])
-        self._add("loss", total)
-        for name, share in shares.items():
-            if self._several:
-                self._add(f"loss_{name}", share.loss)
-            for figure, value in share.figures.items():
-                self._add(figure, value)
-        return total
-
-    def _add(self, name: str, value: Tensor) -> None:
-        detached = value.detach()
-        self.values[name] = self.values[name] + detached if name in self.values else detached
 
 
 def _divided(share: Share, count: Tensor) -> Share:

@@ -1,5 +1,6 @@
 """What travels in the step's one all-reduce: sums of what is counted, and every rank's own figures at their place."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,17 +8,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed.ranks import run_ranks
+from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
 
 from clipx.errors import RunError
 from clipx.objectives.contrastive import mean_cosine
+from clipx.objectives.objective import Share
 from clipx.train.metrics.step_metrics import (
     Clock,
+    Figures,
     InFlightStep,
     RankStats,
     StepMetrics,
     StopOrSave,
-    check_names,
+    check_first,
+    check_outputs,
     sum_over_ranks,
 )
 
@@ -68,19 +74,61 @@ def test_figures_and_counts_are_summed_by_name_and_stats_gathered() -> None:
         assert metrics.ranks == (RankStats(1, 10, 100), RankStats(2, 11, 101), RankStats(3, 12, 102))
 
 
-def _differing_names() -> str:
-    own = "a" if dist.get_rank() == 0 else "b"
+def _refused(names: tuple[str, ...], unused: bool) -> str:
+    """What the first step's check says."""
+    model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2)})
+    if not unused:
+        model["unused"].requires_grad_(False)
+    wrapped = DistributedDataParallel(model)
+    model["used"](torch.ones(1, 2)).sum().backward()
     try:
-        check_names({"loss": torch.zeros(()), own: torch.zeros(())}, {"pillow_images": 0.0}, _runtime())
+        check_first(names if dist.get_rank() else ("loss", "a"), wrapped, _runtime())
     except RunError as error:
         return str(error)
     return ""
 
 
-def test_names_that_differ_between_ranks_end_the_run_on_all() -> None:
-    first, second = run_ranks(_differing_names, 2)
+def test_what_would_be_wrong_in_silence_ends_the_run_on_all_ranks() -> None:
+    first, second = run_ranks(_refused, 2, ("loss", "b"), False)
     assert first == second
-    assert first.startswith("figures of rank 1 are loss, b, |, pillow_images and those of rank 0 loss, a, |")
+    assert first.startswith("figures of rank 1 are loss, b and those of rank 0 loss, a; an objective must give")
+    first, second = run_ranks(_refused, 2, ("loss", "a"), True)
+    assert first == second
+    assert first.startswith("2 parameters have no gradient, unused.weight first; an objective must freeze what")
+    assert run_ranks(_refused, 2, ("loss", "a"), False) == ["", ""]
+
+
+@dataclass(frozen=True)
+class Two:
+    x_BD: Tensor
+    scale: Tensor
+
+
+def test_outputs_must_have_the_shapes_of_their_names() -> None:
+    sizes = {"B": 4, "I": 2, "T": 9}
+    check_outputs(Two(torch.zeros(4, 3), torch.zeros(1)), sizes)
+    with pytest.raises(RunError, match=r"output x_BD has the shape \(2, 3\), for 4 pairs, 2 images and 9 tokens"):
+        check_outputs(Two(torch.zeros(2, 3), torch.zeros(1)), sizes)
+    with pytest.raises(RunError, match=r"output scale has the shape \(4,\).* or in none if it is one number"):
+        check_outputs(Two(torch.zeros(4, 3), torch.zeros(4)), sizes)
+
+
+def test_figures_are_weighted_named_and_each_its_own() -> None:
+    figures = Figures(several=True)
+    shares = {"a": Share(torch.tensor(2.0), {"own": torch.tensor(1.0)}), "b": Share(torch.tensor(3.0))}
+    assert figures.add(shares, {"a": 1.0, "b": 0.5}) == 3.5
+    figures.add({"a": shares["a"]}, {"a": 1.0})  # another piece
+    assert {name: float(value) for name, value in figures.values.items()} == {
+        "loss": 5.5,
+        "loss_a": 4.0,
+        "own": 2.0,
+        "loss_b": 3.0,
+    }
+    for name in ("own", "loss", "loss_a"):
+        with pytest.raises(RunError, match=f"the loss b gives a figure '{name}', which there is already"):
+            figures.add({"b": Share(torch.tensor(1.0), {name: torch.tensor(1.0)})}, {"b": 1.0})
+    with pytest.raises(RunError, match=r"the loss a is torch.bfloat16; compute it in at least float32"):
+        figures.add({"a": Share(torch.tensor(1.0, dtype=torch.bfloat16))}, {"a": 1.0})
 
 
 def test_mean_cosine_is_that_of_all_pairs_of_rows() -> None:

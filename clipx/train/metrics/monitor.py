@@ -22,6 +22,7 @@ from clipx.checkpoint.state import Progress as RunProgress
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
+from clipx.errors import RunError
 from clipx.storage.folders import write_atomically
 from clipx.train.metrics.json_lines import append_rows, read_rows
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
@@ -178,7 +179,6 @@ class Monitor:
             "samples_seen": outcome.step * self._config.global_batch_size,
             "lr": outcome.lr,
             "grad_norm": outcome.grad_norm,
-            **outcome.figures,
             "samples_per_s": pairs / elapsed_s,
             "elapsed_s": elapsed_s,
             "data_wait_s": since.data_wait_s,
@@ -189,7 +189,6 @@ class Monitor:
             "skipped_steps": progress.skipped_steps,
             "overflow_steps": progress.overflow_steps,
             "bad_samples": bad_samples,
-            **counts,
             "read_wait_s": since.read_waits[self._runtime.rank],
             **_of_ranks(since.data_waits, since.forwards),
             "memory_gib": max(stats.memory_gib for stats in outcome.ranks),
@@ -197,7 +196,9 @@ class Monitor:
         }
         if self._peak_flops is not None:
             row["mfu"] = model_flops / (elapsed_s * self._runtime.world_size * self._peak_flops)
-        return row
+        if taken := row.keys() & (outcome.figures.keys() | counts.keys()):
+            raise RunError(f"figures of the objective have names of the trainer's own: {', '.join(sorted(taken))}")
+        return {**{name: row[name] for name in ("step", "samples_seen")}, **outcome.figures, **row, **counts}
 
 
 @dataclass

@@ -7,19 +7,21 @@ metrics.jsonl shows them under the same names.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clipx.distributed.collectives import all_reduce, gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
-from clipx.types import BadSample
+from clipx.objectives.objective import Share
+from clipx.types import BadSample, axis_of, tensors_of
 
 
 class Clock:
@@ -158,19 +160,81 @@ def sum_over_ranks(
     return StepSums(figures=tuple(figures), counts=tuple(counts), values=all_reduce(values, "sum", runtime.group))
 
 
-def check_names(figures: Mapping[str, Tensor], counts: Mapping[str, float], runtime: Runtime) -> None:
-    """Compares names over ranks, which are summed in their order; waits for all of them.
+def check_first(names: Sequence[str], model: nn.Module, runtime: Runtime) -> None:
+    """Looks once, after the first backward pass, at what would go wrong in silence; waits for all ranks.
+
+    Args:
+        names: of figures and counts, which are summed in their order.
+        model: as wrapped; with gradients.
+        runtime: the ranks.
 
     Raises:
-        RunError: names differ; on all ranks alike.
+        RunError: names differ between ranks, or under DDP a parameter has no gradient; on all ranks alike.
     """
-    names = gather_objects([*figures, "|", *counts], runtime.group)
-    for rank, other in enumerate(names):
-        if other != names[0]:
+    silent = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    of_ranks = gather_objects(
+        (list(names), silent if isinstance(model, DistributedDataParallel) else []), runtime.group
+    )
+    for rank, (other, without) in enumerate(of_ranks):
+        if other != of_ranks[0][0]:
             raise RunError(
-                f"figures of rank {rank} are {', '.join(other)} and those of rank 0 {', '.join(names[0])}; an "
-                "objective and its readers must give the same names, in the same order, on every rank"
+                f"figures of rank {rank} are {', '.join(other)} and those of rank 0 {', '.join(of_ranks[0][0])}; an "
+                "objective must give the same names, in the same order, on every rank"
             )
+        if without:
+            raise RunError(
+                f"{len(without)} parameters have no gradient, {without[0].removeprefix('module.')} first; an objective "
+                "must freeze what no loss reaches (requires_grad_(False) in its __init__)"
+            )
+
+
+def check_outputs(outputs: Any, sizes: Mapping[str, int]) -> None:
+    """Compares outputs with their names: they are cut and joined by these.
+
+    Raises:
+        RunError: a tensor has another length than its axis, or no axis and more than one element.
+    """
+    for name, tensor in tensors_of(outputs).items():
+        axis = axis_of(name)
+        if (tensor.numel() != 1) if axis is None else (tensor.dim() == 0 or len(tensor) != sizes[axis]):
+            raise RunError(
+                f"output {name} has the shape {tuple(tensor.shape)}, for {sizes['B']} pairs, {sizes['I']} images and "
+                f"{sizes['T']} tokens; its name must end in the letter of its first axis (_B, _I, _T), or in none "
+                "if it is one number"
+            )
+
+
+class Figures:
+    """Shares of figures that come together over the losses and pieces of a step, detached.
+
+    Args:
+        several: whether each loss has a figure of its own, `loss_NAME`, beside the weighted sum `loss`.
+    """
+
+    def __init__(self, *, several: bool) -> None:
+        self._several = several
+        self.values: dict[str, Tensor] = {}
+        self._owners: dict[str, str] = {}
+
+    def add(self, shares: Mapping[str, Share], weights: Mapping[str, float]) -> Tensor:
+        """Takes the shares of losses by name; returns their weighted sum, with its graph."""
+        weighted = [share.loss if weights[name] == 1 else weights[name] * share.loss for name, share in shares.items()]
+        total = sum(weighted[1:], start=weighted[0])
+        self._add("loss", total, of="")
+        for name, share in shares.items():
+            if share.loss.dtype in (torch.bfloat16, torch.float16):
+                raise RunError(f"the loss {name} is {share.loss.dtype}; compute it in at least float32")
+            if self._several:
+                self._add(f"loss_{name}", share.loss, of="")
+            for figure, value in share.figures.items():
+                self._add(figure, value, of=name)
+        return total
+
+    def _add(self, name: str, value: Tensor, *, of: str) -> None:
+        if self._owners.setdefault(name, of) != of:
+            raise RunError(f"the loss {of} gives a figure {name!r}, which there is already; give it another name")
+        detached = value.detach()
+        self.values[name] = self.values[name] + detached if name in self.values else detached
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,14 @@ class Numbers:
     )
     extensions = frozenset({"cls"})
 
-    def read(self, members, ref, texts):
-        if "cls" not in members:
+    def read(self, sample):
+        if "cls" not in sample.members:
             raise UndecodableError("no number")
-        number = int(members["cls"])
+        number = int(sample.members["cls"])
+        assert sample.name().key == f"{number:06d}"
         return {
-            "number_I2": np.array([[number, ref.epoch]], dtype=np.int32),
-            "letters_B": np.array([len(text) for text in texts], dtype=np.float32),
+            "number_I2": np.array([[number, sample.ref.epoch]], dtype=np.int32),
+            "letters_B": np.array([len(text) for text in sample.texts], dtype=np.float32),
         }
 
 
@@ -63,22 +64,59 @@ def test_columns_belong_to_their_samples_and_a_sample_without_them_is_replaced(i
 
 def test_a_reader_that_breaks_its_promise_is_named(index):
     class Broken(Numbers):
-        def read(self, members, ref, texts):
-            return {**super().read({"cls": b"1"}, ref, texts), **self.wrong}
+        def read(self, sample):
+            if self.wrong is None:
+                raise KeyError("score")
+            return {**super().read(sample), **self.wrong}
 
     for wrong, message in (
         ({"more_I": np.zeros(1)}, r"gave \['letters_B', 'more_I', 'number_I2'\] and promised \['letters_B', 'number"),
-        ({"number_I2": np.zeros((1, 3), np.int32)}, r"number_I2 is int32 of shape \(1, 3\) and must be int32 of .*2\)"),
-        ({"number_I2": np.zeros((1, 2))}, r"column number_I2 is float64 of shape \(1, 2\) and must be int32"),
+        (
+            {"number_I2": np.zeros((1, 3), np.int32)},
+            r"number_I2 of a sample is int32 of shape \(1, 3\) and must be int32 of .*2\)",
+        ),
+        (
+            {"number_I2": np.zeros((1, 2))},
+            r"column number_I2 of a sample is float64 of shape \(1, 2\) and must be int32",
+        ),
         (
             {"letters_B": np.zeros(1, np.float32)},
-            r"column letters_B has 12 rows, for 12 images, 24 captions and",
+            r"letters_B of a sample is float32 of shape \(1,\) and must be float32 of shape \(2,\); mend Broken",
         ),
+        ({"number_I2": np.int32(3)}, r"number_I2 of a sample is int32 of shape \(\) and must be"),
+        (None, r"Broken failed at 0000\d\d of .*00000.tar \(KeyError\('score'\)\); mend it"),
     ):
         broken = Broken()
         broken.wrong = wrong
         with pytest.raises(RunError, match=message):
             read(index, broken)
+
+
+@pytest.mark.parametrize("name", ["number", "sample_id_I", "letters_B"])
+def test_a_name_that_cannot_be_is_an_error_before_anything_is_read(index, name):
+    class Other:
+        columns = MappingProxyType({name: ColumnSpec(np.dtype(np.int32))})
+        extensions = frozenset()
+
+    with pytest.raises(RunError, match=f"column {name}: a column's name must end in _I, _B or _T, and be no other"):
+        read(index, Numbers(), Other())
+
+
+def test_a_column_along_tokens_must_have_one_row_for_each(index):
+    class Tokens:
+        columns = MappingProxyType({"weight_T": ColumnSpec(np.dtype(np.float32))})
+        extensions = frozenset()
+        more = 0
+
+        def read(self, sample):
+            lengths = LetterTokenizer().encode(list(sample.texts))[1]
+            return {"weight_T": np.ones(int(lengths.sum()) + self.more, np.float32)}
+
+    tokens = Tokens()
+    assert all(len(part.columns["weight_T"]) == len(part.columns["tokens_T"]) for part in read(index, tokens))
+    tokens.more = 1
+    with pytest.raises(RunError, match=r"column weight_T has \d+ rows, not \d+ \(tokens\); mend it"):
+        read(index, tokens)
 
 
 def test_blank_columns_have_the_shapes_of_real_ones():

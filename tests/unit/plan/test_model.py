@@ -103,7 +103,7 @@ def test_parameters_are_those_of_the_built_model(tmp_path: Path) -> None:
     whole = sum(weight.numel() for weight in towers.parameters())
     assert model.num_parameters == model.num_trainable == sum(model.parameters.values()) == whole
     assert model.parameters["text embeddings"] == (CLIP_WORDS + 24) * 64
-    assert model.parameters["scale and bias"] == 1
+    assert model.parameters["beside the towers"] == 1
 
 
 def test_a_locked_tower_learns_nothing_and_takes_its_forward_pass_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from tiny import tiny_config
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -60,6 +61,9 @@ class MarginLoss:
     ) -> Tensor:
         similarity_BB = embeddings.image_BD @ embeddings.text_BD.T
         return (self.margin - similarity_BB.diagonal()[:, None] + similarity_BB).relu().mean()
+
+    def check(self, device: torch.device) -> None:
+        """Runs anywhere."""
 
     def cost(self, shape: LossShape) -> LossCost:
         both = 2 * shape.element_bytes * shape.global_batch_size * shape.embed_dim
