@@ -135,6 +135,12 @@ class Batch:
         """The same batch in page-locked memory; what lies there already is not copied."""
         return self.with_tensors({name: value.pin_memory() for name, value in self.tensors().items()})
 
+    def first_image(self) -> Self:
+        """The first image with its texts, which all have `max_length` tokens; reads no value."""
+        texts = self.captions_per_image
+        sizes = {"B": texts, "I": 1, "T": texts * self.max_length}
+        return self.with_tensors({name: value[: sizes[axis_of(name) or "I"]] for name, value in self.tensors().items()})
+
     def micro_batches(self, size: int) -> list[Self]:
         """Consecutive pieces of `size` pairs; images stay with their captions, texts are cut at their borders.
 

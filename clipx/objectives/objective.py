@@ -149,8 +149,8 @@ class Objective(ABC):
         totals = [term.total(result, batch).loss for term in self.terms.values()]
         if self.coupled and self.terms:  # what is for terms alone has no gradient of its own: a pass of one image tells
             with torch.no_grad(), autocast():
-                piece = batch.micro_batches(batch.captions_per_image)[0]
-                outputs = {name: outputs[name] for name in tensors_of(self.forward(self.model, piece, for_terms=False))}
+                cached = self.forward(self.model, batch.first_image(), for_terms=False)
+            outputs = {name: outputs[name] for name in tensors_of(cached)}
         return [*(outputs.values() if self.coupled else ()), *totals]
 
 

@@ -5,26 +5,21 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from distributed.objectives import Grads, step_gradients, textbook_gradients, write_scored
 from distributed.ranks import run_ranks
-from shard_files import write_shards
 from tiny import losses, metrics, saved_tensors, tiny_config
-from tiny_clip import encoded, picture
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 import clipx
-from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
-from clipx.data.tokenizer import build_tokenizer
-from clipx.distributed.runtime import start_runtime
-from clipx.train.build import build_run
-from clipx.train.metrics.step_metrics import Clock
 from clipx.train.step import Stepper
 from clipx.train.trainer import train
+from clipx.types import Batch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from own_objective import ScoredCaptions
@@ -35,18 +30,7 @@ BAD = 7
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with a caption and a score; one has no score."""
-    folder = tmp_path_factory.mktemp("scored")
-    samples = {
-        i: {
-            "png": encoded(picture(i)),
-            "txt": f"number {i}".encode(),
-            "json": json.dumps({} if i == BAD else {"score": (i % 11) / 10}).encode(),
-        }
-        for i in range(90)
-    }
-    write_shards(folder, [50, 40], replaced=samples)
-    return folder
+    return write_scored(tmp_path_factory.mktemp("scored"))
 
 
 def config_of(run_dir: Path, shards: Path, world_size: int, num_pieces: int, *overrides: str) -> RunConfig:
@@ -67,38 +51,17 @@ def train_own(config: RunConfig, kill_at: int | None = None) -> int:
     return train(config, objective=ScoredCaptions)
 
 
-def gradients(config: RunConfig) -> dict[str, Tensor]:
-    """Those of the first step's losses in float64, after the exchange between ranks, and the textbook's loss."""
-    with start_runtime(config) as runtime:
-        run = build_run(config, runtime, build=double_objective)
-        stepper, batch = run.stepper, next(run.batches())
-        figures = stepper._forward_backward(batch, Clock(runtime.device))
-        total = figures["loss"].clone()
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        found = {name: weight.grad for name, weight in stepper.objective.model.named_parameters()}
-        return {name: gradient for name, gradient in found.items() if gradient is not None} | {"loss": total}
+def gradients(config: RunConfig) -> Grads:
+    return step_gradients(config, ScoredCaptions)
 
 
-def double_objective(config: RunConfig, phase: object, *, vocab_size: int) -> ScoredCaptions:
-    objective = ScoredCaptions(config, phase, vocab_size=vocab_size)
-    objective.model.double()
-    return objective
+def textbook(config: RunConfig) -> Grads:
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        logits = outputs.logit_scale * outputs.image_BD @ outputs.text_BD.T
+        score_loss = mse_loss(outputs.predicted_B, batch.columns["score_B"].double())
+        return cross_entropy(logits, torch.arange(len(batch))) + 0.5 * score_loss
 
-
-def textbook(config: RunConfig) -> dict[str, Tensor]:
-    """The same of the whole global batch at once, from one graph."""
-    with start_runtime(config) as runtime:
-        batch = next(build_run(config, runtime, build=ScoredCaptions).batches())
-    vocab_size = build_tokenizer(config.model.text).vocab_size
-    model = double_objective(config, phase_at(config, 0), vocab_size=vocab_size).model
-    outputs = model(batch, seed=0)
-    logits = outputs.logit_scale * outputs.image_BD @ outputs.text_BD.T
-    score_loss = mse_loss(outputs.predicted_B, batch.columns["score_B"].double())
-    loss = cross_entropy(logits, torch.arange(len(batch))) + 0.5 * score_loss
-    loss.backward()
-    found = {name: weight.grad for name, weight in model.named_parameters()}
-    return {name: gradient for name, gradient in found.items() if gradient is not None} | {"loss": loss.detach()}
+    return textbook_gradients(config, ScoredCaptions, loss)
 
 
 @pytest.mark.parametrize(("world_size", "num_pieces"), TOPOLOGIES)
