@@ -92,6 +92,12 @@ def test_trains_alike_on_any_topology_and_its_figures_are_shown(shards: Path, tm
     assert (bad["key"], bad["reason"]) == (f"{BAD:06d}", "no score in its json")
 
 
+def test_trains_in_half_precision(shards: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", shards, 2, 3, "precision=bf16", "steps=3")
+    assert run_ranks(train_own, 2, config) == [0, 0]
+    assert [row["skipped_steps"] for row in metrics(tmp_path / "run")] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_killed_and_started_again_nothing_differs(world_size: int, shards: Path, tmp_path: Path) -> None:
     undisturbed, killed = (
