@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Prepare training data and look at it.", no_args_is_help=True)
 
 ShardsArgument = Annotated[
-    list[str],
-    typer.Argument(metavar="SHARDS", help="Tar files, folders, globs, braces, URLs.", show_default=False),
+    list[str], typer.Argument(metavar="SHARDS", help="Tar files, folders, globs, braces, URLs.", show_default=False)
 ]
 ShardsOrConfig = Annotated[
     list[str],
@@ -59,12 +58,10 @@ ImageFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
 ]
 ShortSide = Annotated[
-    int | None,
-    typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never."),
+    int | None, typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never.")
 ]
 Quality = Annotated[
-    int | None,
-    typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95."),
+    int | None, typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95.")
 ]
 Verify = Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")]
 IndexOfShards = Annotated[
@@ -108,9 +105,7 @@ def make(
     columns = Columns(image=image_column, captions=caption_column or ())
     with progress_bar("reading") as on_progress:
         rows = open_rows(
-            sources,
-            SourceOptions(columns=columns, image_folder=image_folder, index=index_dir),
-            on_progress=on_progress,
+            sources, SourceOptions(columns=columns, image_folder=image_folder, index=index_dir), on_progress=on_progress
         )
     options = MakeOptions(
         shard_size=shard_size,

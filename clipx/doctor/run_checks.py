@@ -73,13 +73,7 @@ class Runner:
 
 
 def run_checks(config: RunConfig | None, *, folder: Path, announce: Callable[[str], None]) -> Report:
-    """Checks everything.
-
-    Args:
-        config: a run whose data, folders and trackers are checked too.
-        folder: folder whose speed is measured without a config.
-        announce: called with the name of each check before it runs.
-    """
+    """Checks everything; without a config also the speed of `folder`. `announce` gets each check's name before it."""
     environment, groups, runner = dict(os.environ), ProcessGroups(), Runner(announce)
     announce("other ranks")
     lost = _join(groups, environment)

@@ -74,13 +74,7 @@ def check_run_folders(config: RunConfig) -> list[Finding]:
 
 
 def check_read_speed(name: str, place: str, bytes_per_s: float) -> Finding:
-    """Whether the storage is fast enough to train from.
-
-    Args:
-        name: name of the line.
-        place: what was read.
-        bytes_per_s: speed of eight readers together.
-    """
+    """Whether the storage is fast enough to train from; the speed is that of eight readers together."""
     pairs = f"{bytes_per_s / _BYTES_PER_PAIR:,.0f} pairs/s of {_BYTES_PER_PAIR // 1000} kB"
     value = f"{place}: {speed(bytes_per_s)} by {_READERS} readers ({pairs})"
     if bytes_per_s < _SLOW_READING:
@@ -92,15 +86,7 @@ def check_read_speed(name: str, place: str, bytes_per_s: float) -> Finding:
 def check_write_speed(
     name: str, place: str, bytes_per_s: float, *, checkpoint: int | None, background: bool
 ) -> Finding:
-    """Whether a checkpoint is saved fast enough.
-
-    Args:
-        name: name of the line.
-        place: what was written.
-        bytes_per_s: speed of one process.
-        checkpoint: bytes of a checkpoint; None if unknown.
-        background: whether checkpoint.async_save is on, so that training does not wait.
-    """
+    """Whether one process saves a checkpoint of so many bytes fast enough; in the background training does not wait."""
     save_s = (_CHECKPOINT if checkpoint is None else checkpoint) / bytes_per_s
     value = f"{place}: {speed(bytes_per_s)} written and synced"
     if checkpoint is not None:
@@ -112,14 +98,7 @@ def check_write_speed(
 
 
 def check_space(name: str, free: int, *, checkpoint: int, kept: int) -> Finding:
-    """Whether there is space for the checkpoints that are kept, and for the one that is being written.
-
-    Args:
-        name: name of the line.
-        free: free bytes.
-        checkpoint: bytes of a checkpoint.
-        kept: number of checkpoints that stay.
-    """
+    """Whether there is space for the checkpoints that are kept, and for the one that is being written; in bytes."""
     needed, size = (kept + 1) * checkpoint, num_bytes(checkpoint)
     value = f"{num_bytes(free)} free; {kept} checkpoints of {size} and one under way: {num_bytes(needed)}"
     if free < 2 * checkpoint:

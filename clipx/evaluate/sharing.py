@@ -86,12 +86,7 @@ def embed_texts(
 
 
 def gather_shared(local_BD: Tensor, *, total: int, group: ProcessGroup | None) -> Tensor:
-    """Gathers the rows of all ranks in the order of the items: row i is that of item i, from rank i mod W.
-
-    Args:
-        local_BD: this rank's rows, in the order of its items.
-        total: N, the number of items of all ranks.
-        group: the ranks.
+    """Gathers the rows of all ranks in the order of the N items: row i is that of item i, from rank i mod W.
 
     Returns:
         (N, D), the same on all ranks; one all-gather.

@@ -30,13 +30,8 @@ def export_model(
     """Writes the export folder `to`, replacing an earlier export there.
 
     It writes a folder beside `to`, loads it with each library, and compares it with the trained model on fixed images
-    and texts; then it renames the folder. Until then `to` does not change.
-
-    Args:
-        model_path: run folder, checkpoint, or export.
-        to: the new folder.
-        formats: `hf` for transformers, `open_clip`.
-        weights: the weights to take from a checkpoint, see `clipx.load`.
+    and texts; then it renames the folder. Until then `to` does not change. `weights` of a checkpoint are as in
+    `clipx.load`.
 
     Returns:
         The content of parity.json: for each format the library and the largest differences (or `checked: false` and the

@@ -80,13 +80,9 @@ def check_shards(
     workers: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Health:
-    """Looks at every sample.
+    """Looks at every sample; `on_progress` gets (shards done, shards).
 
-    Args:
-        sources: with the keys of pictures and captions.
-        repair: folder for new shards, of the names of those in which something is bad, with their good samples.
-        workers: processes.
-        on_progress: called with (shards done, shards).
+    The folder `repair` gets a shard with the good samples for each in which something is bad, of the same name.
 
     Raises:
         InputError: a shard that is not there; shards to be repaired into their own folder, or with equal names.

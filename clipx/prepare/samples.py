@@ -37,11 +37,7 @@ class SampleReader:
         self._captions = CaptionReader(source, captions_per_image=1, seed=0)
 
     def read(self, fields: Mapping[str, bytes], *, sample_id: int) -> Sample:
-        """The caption and the image of a sample.
-
-        Args:
-            fields: its members by extension.
-            sample_id: decides which of several captions is drawn.
+        """The caption and the image among the members of a sample; `sample_id` decides which of several captions.
 
         Raises:
             BadSampleError: the caption cannot be read, or there is no image.
