@@ -10,6 +10,7 @@ import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.cli.data_tables import print_counts, print_figures, progress_bar
+from clipx.cli.output import write_text
 from clipx.errors import InputError
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def check(
         health = check_shards(described, repair=repair, workers=workers or num_cores(), on_progress=on_progress)
     if report is not None:
         lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in health.problems]
-        _write(report, "".join(lines), "--report")
+        write_text(report, "".join(lines), option="--report")
     good, total = (sum(getattr(shard, name) for shard in health.shards) for name in ("num_good", "num_samples"))
     bad = [shard for shard in health.shards if shard.problems]
     typer.echo(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
@@ -250,7 +251,7 @@ def stats(
 
         figures = {name: asdict(source) for name, source in description.figures.items()}
         content = {"context_length": description.context_length, "sources": figures}
-        _write(out / "stats.json", json.dumps(content, indent=2) + "\n", "--out")
+        write_text(out / "stats.json", json.dumps(content, indent=2) + "\n", option="--out")
         draw_stats(
             description.measured,
             out / "stats.png",
@@ -310,11 +311,3 @@ def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str |
 def _given(**options: str | None) -> dict[str, Any]:
     """Those that are not None; the library knows the defaults of the others."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _write(path: Path, content: str, option: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error

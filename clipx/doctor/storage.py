@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from clipx.storage.remote import ask, state
 # A JPEG of 512 px as img2dataset writes them (benchmarks/LOG.md).
 _BYTES_PER_PAIR = 60_000
 _SLOW_READING = PACE * _BYTES_PER_PAIR
-_BLOCK, _FOLIOS = 1_000_000, 4 * MIB
+_BLOCK, _FOLIOS = 1_000_000, 4 * MIB  # the kernel's folios have up to 2 MiB
 _MAX_SHARDS, _MAX_READS, _MAX_S = 8, 64, 4.0
 _READERS = 8  # at once, as data.remote.connections
 # Weights and two moments in float32; an average of the weights is a fourth number.
@@ -114,19 +114,15 @@ def measure_reading(paths: Sequence[str], remote: RemoteConfig) -> float:
     Raises:
         OSError: a file cannot be read, or is empty.
     """
-    files: dict[str, RangeReader] = {}
-    try:
-        for path in paths:
-            files[path] = open_ranges(path, remote=remote)
-            if files[path].size == 0:
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(closing(open_ranges(path, remote=remote))) for path in paths}
+        for path, file in files.items():
+            if file.size == 0:
                 raise OSError(f"{path}: the file is empty")
         began = time.perf_counter()
         with ThreadPoolExecutor(_READERS) as pool:
             num_bytes_read = sum(pool.map(lambda _: _read_blocks(files, began + _MAX_S), range(_READERS)))
         return num_bytes_read / (time.perf_counter() - began)
-    finally:
-        for file in files.values():
-            file.close()
 
 
 def measure_writing(path: Path) -> float:
@@ -237,17 +233,11 @@ def _read_blocks(files: Mapping[str, RangeReader], ends_at: float) -> int:
 
 
 def _drop_from_cache(path: str, offset: int) -> None:
-    """Drops a part of the file from memory, so that it is read from the disk.
-
-    The kernel drops folios of up to 2 MiB, and only whole ones.
-    """
+    """Drops a part of the file from memory, so that it is read from the disk; the kernel drops whole folios alone."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, offset - offset % _FOLIOS, 2 * _FOLIOS, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), offset - offset % _FOLIOS, 2 * _FOLIOS, os.POSIX_FADV_DONTNEED)
 
 
 def _has_ranges(path: str, remote: RemoteConfig) -> bool:

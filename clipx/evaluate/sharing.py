@@ -74,7 +74,8 @@ def embed_images(
         for local in share(images, batch_size=batch_size, group=group):
             images_BHWC = torch.stack(list(threads.map(pixels, local)) or [blank])
             yield local, pretrained.encode_image(images_BHWC)[: len(local)].float()
-    _raise_if_broken(broken, group)
+    if all_broken := [message for messages in gather_objects(broken, group) for message in messages]:
+        raise InputError(f"{len(all_broken)} pictures of the evaluation set cannot be decoded; {all_broken[0]}")
 
 
 def embed_texts(
@@ -97,10 +98,3 @@ def gather_shared(local_BD: Tensor, *, total: int, group: ProcessGroup | None) -
     padded[: local_BD.shape[0]] = local_BD
     by_rank = all_gather(padded, group).view(num_ranks, rows, -1)
     return by_rank.transpose(0, 1).reshape(num_ranks * rows, -1)[:total]
-
-
-def _raise_if_broken(broken: list[str], group: ProcessGroup | None) -> None:
-    """Raises on all ranks if any rank has a broken image."""
-    all_broken = [message for messages in gather_objects(broken, group) for message in messages]
-    if all_broken:
-        raise InputError(f"{len(all_broken)} pictures of the evaluation set cannot be decoded; {all_broken[0]}")

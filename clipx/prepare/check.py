@@ -146,8 +146,8 @@ class _ShardCheck:
         good = []
         for i in range(len(scan.keys)):
             try:
-                sample = reader.read(read_members(file, scan.members(i)), sample_id=0)
-                health.num_by_pillow += self._transform(sample.image, seed=0, out=image_HWC)
+                _, image = reader.read(read_members(file, scan.members(i)), sample_id=0)
+                health.num_by_pillow += self._transform(image, seed=0, out=image_HWC)
                 good.append(i)
             except CutMemberError as error:
                 health.add("cut sample", str(error), key=scan.key(i))
