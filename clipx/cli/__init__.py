@@ -19,8 +19,9 @@ from clipx.cli.config_files import ConfigArguments, load_arguments
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.launch import launch_app
+from clipx.cli.output import FiguresFile, write_json
 from clipx.cli.plan import plan
-from clipx.errors import ClipxError, InputError
+from clipx.errors import ClipxError
 
 if TYPE_CHECKING:
     from clipx.export.run import Format
@@ -67,9 +68,7 @@ def _options(
 
 
 @app.command(rich_help_panel=_RUN)
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo"),
-) -> None:
+def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo")) -> None:
     """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export."""
     from clipx.demo.run import run_demo
 
@@ -100,9 +99,7 @@ def zeroshot(
         list[Path],
         typer.Argument(metavar="DATASET_DIR", help="Folders in CLIP_benchmark's wds_* layout.", show_default=False),
     ],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
-    ] = None,
+    json_file: FiguresFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts per forward pass.")] = 256,
     weights: WeightsOption = None,
 ) -> None:
@@ -121,7 +118,7 @@ def zeroshot(
             return
     _print_metrics(metrics)
     if json_file is not None:
-        _write_json(json_file, metrics)
+        write_json(json_file, metrics)
 
 
 @app.command(rich_help_panel=_MODEL)
@@ -205,11 +202,3 @@ def _print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
             if tuple(row) == names:
                 table.add_row(Path(folder).name, *(f"{value:.2%}" for value in row.values()))
         Console().print(table)
-
-
-def _write_json(path: Path, value: object) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"--json {path}: cannot be written: {error.strerror}") from error

@@ -10,6 +10,7 @@ import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.cli.data_tables import print_counts, print_figures, progress_bar
+from clipx.cli.output import write_text
 from clipx.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Prepare training data and look at it.", no_args_is_help=True)
 
 ShardsArgument = Annotated[
-    list[str],
-    typer.Argument(metavar="SHARDS", help="Tar files, folders, globs, braces, URLs.", show_default=False),
+    list[str], typer.Argument(metavar="SHARDS", help="Tar files, folders, globs, braces, URLs.", show_default=False)
 ]
 ShardsOrConfig = Annotated[
     list[str],
@@ -59,12 +59,10 @@ ImageFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
 ]
 ShortSide = Annotated[
-    int | None,
-    typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never."),
+    int | None, typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never.")
 ]
 Quality = Annotated[
-    int | None,
-    typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95."),
+    int | None, typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95.")
 ]
 Verify = Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")]
 IndexOfShards = Annotated[
@@ -108,9 +106,7 @@ def make(
     columns = Columns(image=image_column, captions=caption_column or ())
     with progress_bar("reading") as on_progress:
         rows = open_rows(
-            sources,
-            SourceOptions(columns=columns, image_folder=image_folder, index=index_dir),
-            on_progress=on_progress,
+            sources, SourceOptions(columns=columns, image_folder=image_folder, index=index_dir), on_progress=on_progress
         )
     options = MakeOptions(
         shard_size=shard_size,
@@ -199,7 +195,7 @@ def check(
         health = check_shards(described, repair=repair, workers=workers or num_cores(), on_progress=on_progress)
     if report is not None:
         lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in health.problems]
-        _write(report, "".join(lines), "--report")
+        write_text(report, "".join(lines), option="--report")
     good, total = (sum(getattr(shard, name) for shard in health.shards) for name in ("num_good", "num_samples"))
     bad = [shard for shard in health.shards if shard.problems]
     typer.echo(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
@@ -255,7 +251,7 @@ def stats(
 
         figures = {name: asdict(source) for name, source in description.figures.items()}
         content = {"context_length": description.context_length, "sources": figures}
-        _write(out / "stats.json", json.dumps(content, indent=2) + "\n", "--out")
+        write_text(out / "stats.json", json.dumps(content, indent=2) + "\n", option="--out")
         draw_stats(
             description.measured,
             out / "stats.png",
@@ -315,11 +311,3 @@ def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str |
 def _given(**options: str | None) -> dict[str, Any]:
     """Those that are not None; the library knows the defaults of the others."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _write(path: Path, content: str, option: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
+from clipx.cli.output import write_json
 from clipx.errors import InputError
 
 MeasuredFolder = Annotated[
@@ -43,7 +44,7 @@ def doctor(
     from rich.console import Console
 
     from clipx.doctor.finding import Verdict, worst
-    from clipx.doctor.report import print_report, write_json
+    from clipx.doctor.report import as_json, print_report
     from clipx.doctor.run_checks import run_checks
 
     with ExitStack() as stack:
@@ -56,7 +57,7 @@ def doctor(
     if report.is_main:
         print_report(report.findings, sys.stdout, seconds=time.monotonic() - began)
         if json_file is not None:
-            write_json(json_file, report.findings, hosts=report.hosts)
+            write_json(json_file, as_json(report.findings, hosts=report.hosts))
     else:
         for finding in report.findings:
             if finding.name == "ranks":

@@ -1,14 +1,12 @@
 """`clipx plan`: estimates the memory, time and cost of a run before it starts."""
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipx.cli.config_files import ConfigArguments, load_arguments
-from clipx.errors import InputError
+from clipx.cli.output import FiguresFile, write_json
 
 if TYPE_CHECKING:
     from clipx.plan.cluster import Cluster
@@ -39,9 +37,7 @@ def plan(
         float | None, typer.Option(min=0.001, help="In the shards; default: from their index, where it is here, or 60.")
     ] = None,
     write_gb_s: Annotated[float, typer.Option(min=0.001, help="Speed of the checkpoints' storage.")] = 1.0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
-    ] = None,
+    json_file: FiguresFile = None,
 ) -> None:
     """Reckon memory, time and cost of a run, on GPUs that are not here; nothing is computed or read but the config."""
     config = load_arguments(arguments)
@@ -63,7 +59,7 @@ def plan(
     result = make_plan(config, assumptions, world_size=gpus)
     print_plan(result, assumptions)
     if json_file is not None:
-        _write_json(json_file, {"stated": asdict(assumptions), **asdict(result)})
+        write_json(json_file, {"stated": asdict(assumptions), **asdict(result)})
 
 
 def _cluster(
@@ -81,10 +77,3 @@ def _cluster(
         intra_node_bytes_per_s=kind.link_bytes_per_s if intra_node_gb_s is None else intra_node_gb_s * _GB,
         inter_node_bytes_per_s=kind.network_bytes_per_s if inter_node_gb_s is None else inter_node_gb_s * _GB,
     )
-
-
-def _write_json(path: Path, value: object) -> None:
-    try:
-        path.write_text(json.dumps(value, indent=2, default=sorted) + "\n")
-    except OSError as error:
-        raise InputError(f"--json {path}: cannot be written: {error.strerror}") from error

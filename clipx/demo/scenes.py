@@ -48,14 +48,7 @@ ALL_CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPE
 SEEN_CLASSES = tuple(name for name in ALL_CLASSES if name not in UNSEEN_CLASSES)
 
 # "{c}" is CLIP_benchmark's placeholder for the class. Training captions use the same phrases.
-TEMPLATES = (
-    "a {c}",
-    "a picture of a {c}",
-    "a photo of a {c}",
-    "a drawing of a {c}",
-    "there is a {c}",
-    "this is a {c}",
-)
+TEMPLATES = ("a {c}", "a picture of a {c}", "a photo of a {c}", "a drawing of a {c}", "there is a {c}", "this is a {c}")
 
 # Colours and the relation are enough to distinguish most scenes of two objects; scenes of one object teach shapes.
 TWO_OBJECT_SHARE = 0.25
@@ -126,11 +119,6 @@ def make_scene(seed: int, split: Split, index: int) -> Scene:
 
     "train" draws at random from SEEN_CLASSES. "heldout" repeats them in rounds of 48, so that all are equally frequent:
     even rounds show one object, odd rounds two. "unseen" repeats UNSEEN_CLASSES, one object each.
-
-    Args:
-        seed: not negative; another seed gives another set.
-        split: part of the random seed, so that splits share no scene.
-        index: not negative, without limit.
     """
     key = (seed, SPLIT_STREAMS[split], index)
     rng = np.random.default_rng(key)
@@ -269,15 +257,8 @@ def write_synthetic_set(
     `train/00000.tar ...` has KEY.jpg and KEY.txt. `wds_scenes` has held-out images of the 48 seen classes,
     `wds_scenes_unseen` images of the 8 unseen ones, to classify among all 56, and `wds_scenes_retrieval` held-out
     scenes with different contents. Equal arguments give equal bytes (with the same Pillow and NumPy). The set is
-    written to a folder beside `out` that is renamed at the end, so a folder at `out` is always complete.
-
-    Args:
-        out: the folder to make; it must not exist.
-        num_train: number of training pairs.
-        num_eval_per_class: images per class in the two labelled sets.
-        image_size: side of the images in pixels; from 48 on a person can name every shape.
-        seed: seed of the whole set.
-        shard_size: pairs per training shard; the last one may have fewer.
+    written to a folder beside `out` that is renamed at the end, so a folder at `out` is always complete. From an
+    `image_size` of 48 pixels on a person can name every shape.
 
     Raises:
         InputError: `out` exists or cannot be made.

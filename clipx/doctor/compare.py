@@ -25,12 +25,7 @@ _MAX_NAMED = 4  # ranks or values in one line
 
 
 def own_environment(packages: Sequence[Package], config: RunConfig | None) -> Environment:
-    """What this rank should have in common with the others.
-
-    Args:
-        packages: the installed libraries.
-        config: the config as this rank read it, if there is one.
-    """
+    """What this rank should have in common with the others."""
     environment = {package.name: package.installed or "not installed" for package in packages}
     environment["clipx's code"] = _code_digest()
     if config is not None:
@@ -39,12 +34,7 @@ def own_environment(packages: Sequence[Package], config: RunConfig | None) -> En
 
 
 def compare_ranks(environments: Sequence[Environment], names: Sequence[str]) -> Finding:
-    """One line that says whether the ranks agree, and if not: which thing differs on which ranks.
-
-    Args:
-        environments: one of each rank.
-        names: of the ranks, in the same order.
-    """
+    """One line that says whether the ranks agree, and if not: which thing differs on which ranks."""
     things = sorted({thing for environment in environments for thing in environment})
     differences = {}
     for thing in things:
@@ -59,14 +49,7 @@ def compare_ranks(environments: Sequence[Environment], names: Sequence[str]) -> 
 
 
 def merge(per_source: Sequence[Sequence[Finding]], names: Sequence[str]) -> list[Finding]:
-    """One line for each thing that was checked, in the order of the first source that has it.
-
-    The worst verdict counts, and of measurements the lowest.
-
-    Args:
-        per_source: the findings of each rank, or of each GPU.
-        names: of the ranks or GPUs, in the same order.
-    """
+    """One line for each thing that was checked on ranks or GPUs: the worst verdict, and of measurements the lowest."""
     grouped: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
     for name, findings in zip(names, per_source, strict=True):
         for finding in findings:

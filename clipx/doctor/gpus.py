@@ -19,11 +19,7 @@ _CAPABILITIES = {"bf16": (8, 0), "fp8": (8, 9)}  # Ampere; Ada and Hopper
 
 
 def check_available(*, ranks_here: int) -> Finding:
-    """Whether torch can use the GPUs of this machine, and whether there is one for each rank.
-
-    Args:
-        ranks_here: number of ranks on this machine.
-    """
+    """Whether torch can use the GPUs of this machine, and whether there is one for each rank."""
     visible, cuda = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda
     if torch.cuda.is_available():
         num_gpus = torch.cuda.device_count()
@@ -55,12 +51,7 @@ def check_gpu(device: torch.device) -> list[Finding]:
 
 
 def check_kind(name: str, capability: tuple[int, int]) -> Finding:
-    """Which GPU it is, and whether it supports bf16.
-
-    Args:
-        name: as the GPU gives it.
-        capability: CUDA compute capability, (major, minor).
-    """
+    """Which GPU it is, and whether its compute capability, (major, minor), supports bf16."""
     value = f"{name}, compute capability {capability[0]}.{capability[1]}"
     supported = [precision for precision, needed in _CAPABILITIES.items() if capability >= needed]
     if not supported:
@@ -93,12 +84,7 @@ def measure_products(device: torch.device) -> float:
 
 
 def check_products(flops: float, peak: float | None) -> Finding:
-    """Whether large bf16 matrix products are near the published peak.
-
-    Args:
-        flops: measured FLOP/s.
-        peak: published FLOP/s, if clipx knows them.
-    """
+    """Whether large bf16 matrix products are near the published peak, if clipx knows it; both are FLOP/s."""
     measurement, value = Measurement(flops, comparable=True), f"{flops / 1e12:,.0f} TFLOP/s in bf16"
     if peak is None:
         return ok("matrix products", f"{value}; this GPU's peak is not known to clipx", measurement)

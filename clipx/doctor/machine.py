@@ -31,14 +31,7 @@ _SHARED_MEMORY, _MIN_SHARED_MEMORY = 1 * GIB, 32 * MIB
 
 
 def check_cores(cores: Cores, *, ranks_here: int, share: float, on_gpu: bool) -> Finding:
-    """Whether there are enough cores to train and to load.
-
-    Args:
-        cores: the cores of this rank.
-        ranks_here: number of ranks on this machine.
-        share: number of cores for this rank alone.
-        on_gpu: whether the rank trains on a GPU.
-    """
+    """Whether there are enough cores to train and to load; `share` is the number of cores for this rank alone."""
     quota = "" if cores.quota is None else f", a quota of {cores.quota:.3g}"
     per_rank = "" if ranks_here == 1 else f", {share:.3g} for each of {ranks_here} ranks"
     value = f"{len(cores.numbers)} cores{quota}{per_rank}"
@@ -82,11 +75,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
 
 
 def check_decoding(config: RunConfig | None) -> Finding:
-    """How many images one core decodes, crops and resizes in a second.
-
-    Args:
-        config: the run; None means the default augmentation at 224 px.
-    """
+    """How many images one core decodes, crops and resizes in a second; without a config to 224 px."""
     image_size = 224 if config is None else config.model.image.image_size
     data = DataConfig(train=["none"]) if config is None else config.data
     transform = TrainTransform(image_size, data.augment, decode=data.decode)
@@ -96,13 +85,7 @@ def check_decoding(config: RunConfig | None) -> Finding:
 
 
 def check_decode_speed(images_per_s: float, image_size: int, *, has_simplejpeg: bool) -> Finding:
-    """Whether one core prepares enough images in a second.
-
-    Args:
-        images_per_s: speed of one core.
-        image_size: pixels of the square input.
-        has_simplejpeg: whether the fast decoder is installed.
-    """
+    """Whether one core prepares enough images, square ones of `image_size` pixels, in a second."""
     cores = PACE / images_per_s * _HEADROOM
     value = (
         f"{images_per_s:,.0f} pictures/s a core (512 x 512 JPEG to {image_size} px): "

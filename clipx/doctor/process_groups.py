@@ -1,6 +1,5 @@
 """The ranks that a launcher started: they connect within a time limit, and one that leaves later is named."""
 
-import os
 import socket
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -100,8 +99,3 @@ class ProcessGroups:
         self.wait_for_all(JOIN_S)
         self.hosts = tuple(gather_objects(socket.gethostname(), gloo))
         self.group, self.rank = group, rank(group)
-
-
-def expected_rank() -> int:
-    """This rank's number by the launcher's variables, for a rank that could not join."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))

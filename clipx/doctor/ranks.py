@@ -29,11 +29,6 @@ _APPEARS_S = 5.0  # attribute caches of network file systems
 def measure_bandwidth(group: ProcessGroup, device: torch.device, *, gloo: ProcessGroup) -> float:
     """Times large all-reduces for a few seconds.
 
-    Args:
-        group: all ranks, as they train.
-        device: device of their tensors.
-        gloo: all ranks, for objects.
-
     Returns:
         Bytes per second on the bus, the same on all ranks: 2 (W - 1) / W times the bytes of an all-reduce, by its
         median seconds.
@@ -56,14 +51,7 @@ def measure_bandwidth(group: ProcessGroup, device: torch.device, *, gloo: Proces
 
 
 def check_bandwidth(bandwidth: float, device: str, *, num_ranks: int, one_machine: bool) -> Finding:
-    """Whether large messages between the ranks are fast enough.
-
-    Args:
-        bandwidth: bytes per second on the bus.
-        device: type of the ranks' device.
-        num_ranks: number of ranks.
-        one_machine: whether all ranks are on one machine.
-    """
+    """Whether large messages between the ranks are fast enough; `bandwidth` is bytes per second on the bus."""
     backend = "NCCL" if device == "cuda" else "gloo"
     value = f"{speed(bandwidth)} on the bus, {backend}, {num_ranks} ranks"
     if bandwidth >= _SLOW_BUS[device, one_machine]:
@@ -97,13 +85,7 @@ def measure_sharing(folder: Path, gloo: ProcessGroup) -> list[bool]:
 
 
 def check_sharing(seen: Sequence[bool], hosts: Sequence[str], folder: str) -> Finding:
-    """Whether all ranks write into the same folder.
-
-    Args:
-        seen: for each rank, whether it sees what rank 0 writes.
-        hosts: host name of each rank.
-        folder: the folder.
-    """
+    """Whether all ranks write into the same folder: each sees what rank 0 writes."""
     blind = sorted({host for host, sees in zip(hosts, seen, strict=True) if not sees})
     if blind:
         value = f"{folder}: a file that rank 0 on {hosts[0]} writes is not there on {', '.join(blind)}"

@@ -1,10 +1,8 @@
 """The report: a table with colours in a terminal, one plain line per finding elsewhere, JSON on request."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -13,7 +11,6 @@ from rich.text import Text
 
 from clipx import __version__
 from clipx.doctor.finding import Finding, Verdict, worst
-from clipx.errors import InputError
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
 
@@ -33,39 +30,24 @@ def print_report(findings: Sequence[Finding], file: TextIO, *, seconds: float) -
     console.print(f"{summary}; {seconds:.0f} s", style=_STYLES[worst(findings)], markup=False)
 
 
-def write_json(path: Path, findings: Sequence[Finding], *, hosts: Sequence[str]) -> None:
-    """Writes all findings, and the host name of each rank, as JSON.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    content = {
-        "clipx": __version__,
-        "verdict": worst(findings),
-        "hosts": list(hosts),
-        "findings": [_as_json(finding) for finding in findings],
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"--json {path}: cannot be written: {error.strerror}") from error
+def as_json(findings: Sequence[Finding], *, hosts: Sequence[str]) -> dict[str, object]:
+    """All findings, and the host name of each rank, under the names that people's scripts read."""
+    lines = [
+        {
+            "name": finding.name,
+            "found": finding.value,
+            "verdict": finding.verdict,
+            "advice": finding.hint,
+            "area": finding.area,
+            "figure": None if finding.measurement is None else finding.measurement.value,
+        }
+        for finding in findings
+    ]
+    return {"clipx": __version__, "verdict": worst(findings), "hosts": list(hosts), "findings": lines}
 
 
 def _counted(verdict: Verdict, count: int) -> str:
     return f"{count} {verdict}" + ("s" if count > 1 and verdict is not Verdict.OK else "")
-
-
-def _as_json(finding: Finding) -> dict[str, object]:
-    """The fields of a finding under the names that people's scripts read."""
-    return {
-        "name": finding.name,
-        "found": finding.value,
-        "verdict": finding.verdict,
-        "advice": finding.hint,
-        "area": finding.area,
-        "figure": None if finding.measurement is None else finding.measurement.value,
-    }
 
 
 def _table(findings: Sequence[Finding]) -> Table:

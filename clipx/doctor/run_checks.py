@@ -16,7 +16,7 @@ from clipx.config.schema import RunConfig, TrackConfig
 from clipx.doctor import gpus, machine, ranks, software, storage
 from clipx.doctor.compare import compare_ranks, merge, own_environment
 from clipx.doctor.finding import Finding, Verdict, failed, problem, warning
-from clipx.doctor.process_groups import ProcessGroups, expected_rank
+from clipx.doctor.process_groups import ProcessGroups
 from clipx.doctor.timeouts import HungError, Worker
 from clipx.errors import ClipxError
 from clipx.host import own_cores, own_memory, share_of_cores
@@ -73,13 +73,7 @@ class Runner:
 
 
 def run_checks(config: RunConfig | None, *, folder: Path, announce: Callable[[str], None]) -> Report:
-    """Checks everything.
-
-    Args:
-        config: a run whose data, folders and trackers are checked too.
-        folder: folder whose speed is measured without a config.
-        announce: called with the name of each check before it runs.
-    """
+    """Checks everything; without a config also the speed of `folder`. `announce` gets each check's name before it."""
     environment, groups, runner = dict(os.environ), ProcessGroups(), Runner(announce)
     announce("other ranks")
     lost = _join(groups, environment)
@@ -89,7 +83,8 @@ def run_checks(config: RunConfig | None, *, folder: Path, announce: Callable[[st
     if groups.group is not None:  # after the check of free GPU memory, for NCCL takes some of it
         findings += _check_between_ranks(config, groups, runner)
     if lost is not None:
-        return Report(_in_order([*findings, lost]), [], expected_rank() == 0, hung=True)
+        is_main = environment.get("RANK", environment.get("SLURM_PROCID", "0")) == "0"
+        return Report(_in_order([*findings, lost]), [], is_main, hung=True)
     findings = _merge_ranks(findings, config, groups, runner)
     groups.leave()
     return Report(_in_order(findings), list(groups.hosts), groups.rank == 0, hung=runner.hung or groups.worker.hung)

@@ -73,13 +73,7 @@ def check_packages(packages: Sequence[Package]) -> list[Finding]:
 
 
 def check_variables(env: Mapping[str, str], *, ranks_here: int, cores: int) -> list[Finding]:
-    """A line for each environment variable that hurts; one line if none does.
-
-    Args:
-        env: the environment that the launcher made.
-        ranks_here: number of ranks on this machine.
-        cores: number of cores that these ranks share.
-    """
+    """A line for each environment variable that hurts; one line if none does. The ranks here share the cores."""
     findings = [
         warning(name, f"set to {env[name]}", hint)
         for name, values, hint in _SLOW
@@ -96,11 +90,7 @@ def check_variables(env: Mapping[str, str], *, ranks_here: int, cores: int) -> l
 
 
 def check_launcher(env: Mapping[str, str]) -> Finding:
-    """The launcher of this process, and whether a Slurm job forgot to start its ranks.
-
-    Args:
-        env: the environment that the launcher made.
-    """
+    """The launcher of this process, and whether a Slurm job forgot to start its ranks."""
     if "RANK" in env:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "RANK and WORLD_SIZE"
         ranks_here = env.get("LOCAL_WORLD_SIZE", "?")
@@ -115,11 +105,7 @@ def check_launcher(env: Mapping[str, str]) -> Finding:
 
 
 def check_wandb(mode: Literal["offline", "online", "disabled"]) -> Finding:
-    """Whether the server of Weights & Biases can be reached, if the config sends metrics there.
-
-    Args:
-        mode: track.wandb.
-    """
+    """Whether the server of Weights & Biases can be reached, if the config sends metrics there."""
     if mode != "online":
         later = "nothing is needed now; `wandb sync` uploads later" if mode == "offline" else "not used"
         return ok("wandb", f"{mode}: {later}")

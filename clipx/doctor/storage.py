@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from clipx.storage.remote import ask, state
 # A JPEG of 512 px as img2dataset writes them (benchmarks/LOG.md).
 _BYTES_PER_PAIR = 60_000
 _SLOW_READING = PACE * _BYTES_PER_PAIR
-_BLOCK, _FOLIOS = 1_000_000, 4 * MIB
+_BLOCK, _FOLIOS = 1_000_000, 4 * MIB  # the kernel's folios have up to 2 MiB
 _MAX_SHARDS, _MAX_READS, _MAX_S = 8, 64, 4.0
 _READERS = 8  # at once, as data.remote.connections
 # Weights and two moments in float32; an average of the weights is a fourth number.
@@ -74,13 +74,7 @@ def check_run_folders(config: RunConfig) -> list[Finding]:
 
 
 def check_read_speed(name: str, place: str, bytes_per_s: float) -> Finding:
-    """Whether the storage is fast enough to train from.
-
-    Args:
-        name: name of the line.
-        place: what was read.
-        bytes_per_s: speed of eight readers together.
-    """
+    """Whether the storage is fast enough to train from; the speed is that of eight readers together."""
     pairs = f"{bytes_per_s / _BYTES_PER_PAIR:,.0f} pairs/s of {_BYTES_PER_PAIR // 1000} kB"
     value = f"{place}: {speed(bytes_per_s)} by {_READERS} readers ({pairs})"
     if bytes_per_s < _SLOW_READING:
@@ -92,15 +86,7 @@ def check_read_speed(name: str, place: str, bytes_per_s: float) -> Finding:
 def check_write_speed(
     name: str, place: str, bytes_per_s: float, *, checkpoint: int | None, background: bool
 ) -> Finding:
-    """Whether a checkpoint is saved fast enough.
-
-    Args:
-        name: name of the line.
-        place: what was written.
-        bytes_per_s: speed of one process.
-        checkpoint: bytes of a checkpoint; None if unknown.
-        background: whether checkpoint.async_save is on, so that training does not wait.
-    """
+    """Whether one process saves a checkpoint of so many bytes fast enough; in the background training does not wait."""
     save_s = (_CHECKPOINT if checkpoint is None else checkpoint) / bytes_per_s
     value = f"{place}: {speed(bytes_per_s)} written and synced"
     if checkpoint is not None:
@@ -112,14 +98,7 @@ def check_write_speed(
 
 
 def check_space(name: str, free: int, *, checkpoint: int, kept: int) -> Finding:
-    """Whether there is space for the checkpoints that are kept, and for the one that is being written.
-
-    Args:
-        name: name of the line.
-        free: free bytes.
-        checkpoint: bytes of a checkpoint.
-        kept: number of checkpoints that stay.
-    """
+    """Whether there is space for the checkpoints that are kept, and for the one that is being written; in bytes."""
     needed, size = (kept + 1) * checkpoint, num_bytes(checkpoint)
     value = f"{num_bytes(free)} free; {kept} checkpoints of {size} and one under way: {num_bytes(needed)}"
     if free < 2 * checkpoint:
@@ -135,19 +114,15 @@ def measure_reading(paths: Sequence[str], remote: RemoteConfig) -> float:
     Raises:
         OSError: a file cannot be read, or is empty.
     """
-    files: dict[str, RangeReader] = {}
-    try:
-        for path in paths:
-            files[path] = open_ranges(path, remote=remote)
-            if files[path].size == 0:
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(closing(open_ranges(path, remote=remote))) for path in paths}
+        for path, file in files.items():
+            if file.size == 0:
                 raise OSError(f"{path}: the file is empty")
         began = time.perf_counter()
         with ThreadPoolExecutor(_READERS) as pool:
             num_bytes_read = sum(pool.map(lambda _: _read_blocks(files, began + _MAX_S), range(_READERS)))
         return num_bytes_read / (time.perf_counter() - began)
-    finally:
-        for file in files.values():
-            file.close()
 
 
 def measure_writing(path: Path) -> float:
@@ -258,17 +233,11 @@ def _read_blocks(files: Mapping[str, RangeReader], ends_at: float) -> int:
 
 
 def _drop_from_cache(path: str, offset: int) -> None:
-    """Drops a part of the file from memory, so that it is read from the disk.
-
-    The kernel drops folios of up to 2 MiB, and only whole ones.
-    """
+    """Drops a part of the file from memory, so that it is read from the disk; the kernel drops whole folios alone."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, offset - offset % _FOLIOS, 2 * _FOLIOS, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), offset - offset % _FOLIOS, 2 * _FOLIOS, os.POSIX_FADV_DONTNEED)
 
 
 def _has_ranges(path: str, remote: RemoteConfig) -> bool:

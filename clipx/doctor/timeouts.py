@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -21,8 +22,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.hung = False
-        self._calls: SimpleQueue[Callable[[], Any]] = SimpleQueue()
-        self._results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name="doctor").start()
 
     def call(self, function: Callable[[], T], timeout_s: float) -> T:
@@ -34,20 +34,17 @@ class Worker:
         """
         if self.hung:
             raise HungError("an earlier check hangs")
-        self._calls.put(function)
-        try:
-            result, error = self._results.get(timeout=timeout_s)
-        except Empty:
+        future: Future[T] = Future()
+        self._calls.put((function, future))
+        if not wait([future], timeout_s).done:
             self.hung = True
-            raise HungError(f"no answer within {timeout_s:g} s") from None
-        if error is not None:
-            raise error
-        return result
+            raise HungError(f"no answer within {timeout_s:g} s")
+        return future.result()
 
     def _work(self) -> None:
         while True:
-            function = self._calls.get()
+            function, future = self._calls.get()
             try:
-                self._results.put((function(), None))
+                future.set_result(function())
             except Exception as error:
-                self._results.put((None, error))
+                future.set_exception(error)

@@ -32,13 +32,6 @@ def class_embeddings(
 
     The sums are float64, so that the float32 result does not depend on the number of ranks; one all-reduce.
 
-    Args:
-        pretrained: the model.
-        class_names: C names.
-        templates: prompts with `{c}` for the class.
-        batch_size: prompts per forward pass and rank.
-        group: ranks that share the prompts.
-
     Returns:
         float32 (C, D), the same on all ranks.
     """

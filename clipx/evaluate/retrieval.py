@@ -27,12 +27,6 @@ def retrieval(
 ) -> dict[str, float]:
     """Retrieves texts for each image, and images for each text.
 
-    Args:
-        pretrained: the model.
-        images: the whole set with its captions, the same on every rank.
-        batch_size: images or texts per forward pass and rank.
-        group: ranks that share the work.
-
     Returns:
         `image_to_text_recall@k` and `text_to_image_recall@k` for k in `DEPTHS`, shares of the queries; the same on
         all ranks.
@@ -56,11 +50,8 @@ def retrieval(
 def recall(query_QD: Tensor, candidate_KD: Tensor, pairs_P2: Tensor, *, group: ProcessGroup | None) -> list[float]:
     """The fraction of queries with their nearest correct candidate among the nearest k, for k in `DEPTHS`.
 
-    Args:
-        query_QD: all queries, on every rank.
-        candidate_KD: all candidates, on every rank.
-        pairs_P2: int64 (P, 2), indices of a query and of a candidate that is correct for it; at least one per query.
-        group: ranks that share the tiles; one all-reduce of three counts.
+    Every rank has all queries and candidates, and takes its share of the tiles; one all-reduce of three counts.
+    `pairs_P2`, int64, has the indices of a query and of a candidate correct for it; at least one per query.
     """
     pairs_P2 = pairs_P2[pairs_P2[:, 0].argsort(stable=True)]
     hits_k = torch.zeros(len(DEPTHS), dtype=torch.int64, device=query_QD.device)

@@ -10,6 +10,7 @@ from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfi
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled import (
     CaptionedImage,
+    DatasetType,
     benchmark_shards,
     dataset_type,
     open_classification_set,
@@ -21,6 +22,8 @@ from clipx.distributed.collectives import raise_on_all_ranks
 from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
+
+_CONFIGS: dict[DatasetType, type[EvaluateConfig]] = {"classification": ZeroShotConfig, "retrieval": RetrievalConfig}
 
 
 def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None) -> dict[str, float]:
@@ -68,24 +71,16 @@ def evaluate_folder(
     """
     with raise_on_all_ranks(group):
         kind = dataset_type(folder)
-    match kind:
-        case "classification":
-            return run_evaluation(ZeroShotConfig(data=str(folder), batch_size=batch_size), pretrained, group)
-        case "retrieval":
-            return run_evaluation(RetrievalConfig(data=str(folder), batch_size=batch_size), pretrained, group)
-        case unknown:
-            assert_never(unknown)
+    config = _CONFIGS[kind](data=str(folder), batch_size=batch_size)
+    return run_evaluation(config, pretrained, group)
 
 
 def _captioned(config: RetrievalConfig) -> Iterator[CaptionedImage]:
-    shards = _retrieval_shards(config.data)
+    """The images of a folder with a test set, which is CLIP_benchmark's, or of the shards that the config names."""
+    folder = Path(config.data)
+    if (folder / "test").is_dir():
+        require_type(folder, "retrieval")
+        shards: Sequence[str] = benchmark_shards(folder)
+    else:
+        shards = expand_shards([config.data])
     return read_captioned(shards, image_key=config.image_key, caption_key=config.caption_key)
-
-
-def _retrieval_shards(data: str) -> Sequence[str]:
-    """The shards of a folder with a test set, which is CLIP_benchmark's, or the shards that `data` names."""
-    folder = Path(data)
-    if not (folder / "test").is_dir():
-        return expand_shards([data])
-    require_type(folder, "retrieval")
-    return benchmark_shards(folder)

@@ -74,7 +74,8 @@ def embed_images(
         for local in share(images, batch_size=batch_size, group=group):
             images_BHWC = torch.stack(list(threads.map(pixels, local)) or [blank])
             yield local, pretrained.encode_image(images_BHWC)[: len(local)].float()
-    _raise_if_broken(broken, group)
+    if all_broken := [message for messages in gather_objects(broken, group) for message in messages]:
+        raise InputError(f"{len(all_broken)} pictures of the evaluation set cannot be decoded; {all_broken[0]}")
 
 
 def embed_texts(
@@ -86,12 +87,7 @@ def embed_texts(
 
 
 def gather_shared(local_BD: Tensor, *, total: int, group: ProcessGroup | None) -> Tensor:
-    """Gathers the rows of all ranks in the order of the items: row i is that of item i, from rank i mod W.
-
-    Args:
-        local_BD: this rank's rows, in the order of its items.
-        total: N, the number of items of all ranks.
-        group: the ranks.
+    """Gathers the rows of all ranks in the order of the N items: row i is that of item i, from rank i mod W.
 
     Returns:
         (N, D), the same on all ranks; one all-gather.
@@ -102,10 +98,3 @@ def gather_shared(local_BD: Tensor, *, total: int, group: ProcessGroup | None) -
     padded[: local_BD.shape[0]] = local_BD
     by_rank = all_gather(padded, group).view(num_ranks, rows, -1)
     return by_rank.transpose(0, 1).reshape(num_ranks * rows, -1)[:total]
-
-
-def _raise_if_broken(broken: list[str], group: ProcessGroup | None) -> None:
-    """Raises on all ranks if any rank has a broken image."""
-    all_broken = [message for messages in gather_objects(broken, group) for message in messages]
-    if all_broken:
-        raise InputError(f"{len(all_broken)} pictures of the evaluation set cannot be decoded; {all_broken[0]}")

@@ -19,12 +19,6 @@ from clipx.pretrained import Pretrained
 def zero_shot(pretrained: Pretrained, folder: Path, *, batch_size: int, group: ProcessGroup | None) -> dict[str, float]:
     """Classifies every image as the class with the nearest embedding of its prompts.
 
-    Args:
-        pretrained: the model.
-        folder: the folder of the set.
-        batch_size: images or prompts per forward pass and rank.
-        group: ranks that share the work.
-
     Returns:
         `acc1` and `acc5`, the fractions of images with their class among the nearest one and five, and
         `mean_per_class_recall`, the mean over classes, if they have images, of `acc1` within the class. The same on all

@@ -49,11 +49,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
                 "patch_size": shape.patch_size,
             },
             "text_cfg": _tower(shape.text)
-            | {
-                "heads": shape.text.heads,
-                "context_length": shape.context_length,
-                "vocab_size": shape.vocab_size,
-            },
+            | {"heads": shape.text.heads, "context_length": shape.context_length, "vocab_size": shape.vocab_size},
         },
         "preprocess_cfg": {
             "mean": list(shape.mean),
@@ -96,9 +92,4 @@ def _tower(tower: TowerShape) -> dict[str, Any]:
     ratio = tower.hidden / tower.width
     if int(tower.width * ratio) != tower.hidden:  # open_clip rounds the product down
         ratio = (tower.hidden + 0.5) / tower.width
-    return {
-        "width": tower.width,
-        "layers": tower.layers,
-        "mlp_ratio": ratio,
-        "norm_kwargs": {"eps": tower.eps},
-    }
+    return {"width": tower.width, "layers": tower.layers, "mlp_ratio": ratio, "norm_kwargs": {"eps": tower.eps}}

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, assert_never, get_args
+from typing import Any, Literal
 
 from clipx import __version__
 from clipx.errors import InputError, RunError
@@ -16,6 +16,7 @@ from clipx.export.shape import read_shape
 from clipx.pretrained import EXPORT_CONFIG, Pretrained, find_model, load
 
 Format = Literal["hf", "open_clip"]
+_MODULES: dict[Format, Any] = {"hf": huggingface, "open_clip": open_clip}
 PARITY = "parity.json"
 _REPORT = "nothing was exported, please report this with the run's config.yaml"
 
@@ -30,13 +31,8 @@ def export_model(
     """Writes the export folder `to`, replacing an earlier export there.
 
     It writes a folder beside `to`, loads it with each library, and compares it with the trained model on fixed images
-    and texts; then it renames the folder. Until then `to` does not change.
-
-    Args:
-        model_path: run folder, checkpoint, or export.
-        to: the new folder.
-        formats: `hf` for transformers, `open_clip`.
-        weights: the weights to take from a checkpoint, see `clipx.load`.
+    and texts; then it renames the folder. Until then `to` does not change. `weights` of a checkpoint are as in
+    `clipx.load`.
 
     Returns:
         The content of parity.json: for each format the library and the largest differences (or `checked: false` and the
@@ -56,7 +52,7 @@ def export_model(
     shape = read_shape(pretrained)
     with _readable_errors(to), _temporary_folder(to) as temporary:
         for name in formats:
-            _module(name).write(pretrained, shape, temporary)
+            _MODULES[name].write(pretrained, shape, temporary)
         (temporary / EXPORT_CONFIG).write_bytes(files.folder.read(files.config))
         parity = check(pretrained, temporary, formats)
         parity["files"] = sorted([PARITY, *(path.name for path in temporary.iterdir())])
@@ -75,7 +71,7 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
     ours = our_outputs(pretrained, images, TEXTS)
     parity: dict[str, Any] = {"clipx": __version__, "limit": LIMIT, "pictures": len(images), "texts": len(TEXTS)}
     for name in formats:
-        module = _module(name)
+        module = _MODULES[name]
         if module.library() is None:
             parity[name] = {"checked": False, "reason": f"the library of format {name} is not installed"}
             continue
@@ -96,20 +92,10 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
     return parity
 
 
-def _module(name: Format) -> Any:
-    match name:
-        case "hf":
-            return huggingface
-        case "open_clip":
-            return open_clip
-        case _:
-            assert_never(name)
-
-
 def _check_formats(formats: Sequence[str]) -> None:
-    known = get_args(Format)
-    if not formats or set(formats) - set(known):
-        raise InputError(f"formats {', '.join(formats) or 'none'}: known are {' and '.join(known)}; give one or both")
+    if not formats or set(formats) - set(_MODULES):
+        known = " and ".join(_MODULES)
+        raise InputError(f"formats {', '.join(formats) or 'none'}: known are {known}; give one or both")
 
 
 def _check_target(to: Path) -> None:

@@ -46,14 +46,7 @@ class LaunchCommand:
 def sbatch_command(
     run: Sequence[str], *, file: Path, nodes: int, gpus_per_node: int, options: Sequence[str] = ()
 ) -> LaunchCommand:
-    """The command that submits a file of launch/slurm/.
-
-    Args:
-        run: config files and overrides, like for `clipx train`.
-        file: the file to submit.
-        nodes: number of nodes.
-        gpus_per_node: GPUs per node.
-        options: further options of sbatch, e.g. its partition.
+    """The command that submits a file of launch/slurm/, with further options of sbatch, e.g. its partition.
 
     Raises:
         InputError: `options` sets the nodes or GPUs, for which `clipx launch slurm` has its own options.
@@ -81,15 +74,9 @@ def accelerate_command(
     environment: Mapping[str, str],
     options: Sequence[str] = (),
 ) -> LaunchCommand:
-    """The command `accelerate launch` with a file of launch/accelerate/.
+    """The command `accelerate launch` with a file of launch/accelerate/, for one node that of the config's parallelism.
 
-    Args:
-        run: config files and overrides, like for `clipx train`.
-        config: the config they give; for one node its parallelism chooses the file.
-        nodes: number of nodes.
-        processes_per_node: processes per node.
-        environment: has MASTER_ADDR and MASTER_PORT for several nodes, and variables that replace our values.
-        options: further options of accelerate launch.
+    Variables of `environment` replace our values.
 
     Raises:
         InputError: several nodes without MASTER_ADDR.

@@ -35,11 +35,6 @@ def supervise(command: Sequence[str], run_dir: Path, *, environment: Mapping[str
     The run itself writes to status.json how it ended. If the launcher failed, the file counts only if this start wrote
     it. If the launcher did not fail, this start did write it, though a network file system may show its time late.
 
-    Args:
-        command: the launcher with its arguments.
-        run_dir: the folder of the run.
-        environment: all environment variables of the launcher.
-
     Returns:
         The exit code of the run. 85 also if it was asked to stop and ended before it wrote status.json: it has lost
         nothing.

@@ -80,13 +80,9 @@ def check_shards(
     workers: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Health:
-    """Looks at every sample.
+    """Looks at every sample; `on_progress` gets (shards done, shards).
 
-    Args:
-        sources: with the keys of pictures and captions.
-        repair: folder for new shards, of the names of those in which something is bad, with their good samples.
-        workers: processes.
-        on_progress: called with (shards done, shards).
+    The folder `repair` gets a shard with the good samples for each in which something is bad, of the same name.
 
     Raises:
         InputError: a shard that is not there; shards to be repaired into their own folder, or with equal names.
@@ -150,8 +146,8 @@ class _ShardCheck:
         good = []
         for i in range(len(scan.keys)):
             try:
-                sample = reader.read(read_members(file, scan.members(i)), sample_id=0)
-                health.num_by_pillow += self._transform(sample.image, seed=0, out=image_HWC)
+                _, image = reader.read(read_members(file, scan.members(i)), sample_id=0)
+                health.num_by_pillow += self._transform(image, seed=0, out=image_HWC)
                 good.append(i)
             except CutMemberError as error:
                 health.add("cut sample", str(error), key=scan.key(i))

@@ -19,11 +19,7 @@ class FolderRows:
     """The images of a folder and of those below it, in the order of their names.
 
     `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions if there is no text
-    file.
-
-    Args:
-        folder: with the images.
-        columns: the fields of the json files that hold captions; if none are given, one of a usual name.
+    file: those of `columns`, or one of a usual name.
 
     Raises:
         InputError: no image.
@@ -96,11 +92,6 @@ def _json(path: Path, name: str) -> dict[str, object]:
 
 class CocoRows:
     """The images of a COCO captions file in its order, each with all of its captions (arXiv 1504.00325).
-
-    Args:
-        path: captions_*.json.
-        content: what it holds: `images` and `annotations`.
-        image_folder: with the images.
 
     Raises:
         InputError: no captions in it.

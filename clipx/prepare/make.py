@@ -53,15 +53,10 @@ def make_shards(
     max_bad: float = 0.01,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Made:
-    """Makes the shards that are not there yet, then the index and the reports.
+    """Makes the shards that are not there yet, then the index and the reports; `on_progress` gets (rows done, rows).
 
-    Args:
-        rows: what is put into them.
-        out: local folder; new, empty, or begun by an equal call.
-        options: what is made.
-        workers: processes.
-        max_bad: share of all rows that may be left out if there are 100 or more; beyond it no more is made.
-        on_progress: called with (rows done, rows).
+    `out` is a local folder: new, empty, or begun by an equal call. `max_bad` is the share of all rows, if there are 100
+    or more, that may be left out.
 
     Raises:
         InputError: `out` holds something else, was begun with other arguments, or cannot be written.

@@ -27,11 +27,7 @@ def require_matplotlib() -> None:
 def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: int, image_size: int | None) -> None:
     """Writes one PNG with four histograms, a line for each source; heights are shares, so that sources compare.
 
-    Args:
-        measured: by source.
-        path: of the PNG.
-        context_length: tokens at which captions are cut.
-        image_size: pixels of the model's pictures, None if there is no model.
+    Captions are cut at `context_length` tokens; `image_size` is in pixels, None if there is no model.
 
     Raises:
         InputError: the PNG cannot be written.

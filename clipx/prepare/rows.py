@@ -138,13 +138,9 @@ def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str)
 
 
 def row_of(values: Record, columns: Columns, *, folder: Path, name: str) -> Row:
-    """The row that a table's or a list's values describe.
+    """The row that a table's or a list's values by column describe, with resolved `columns`.
 
-    Args:
-        values: by column.
-        columns: resolved.
-        folder: that relative paths of images start from.
-        name: of the row, for messages, if its image is not a file.
+    Relative paths of images start from `folder`; `name` is the row's in messages if its image is no file.
 
     Raises:
         LeftOutError: no caption, no image, or an image that cannot be read.

@@ -1,7 +1,7 @@
 """Reads samples as training does and tells the good from the bad, for `clipx data check` and `clipx data stats`."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from clipx.config.data import Source
 from clipx.data.captions import CaptionReader, first_present
@@ -20,15 +20,6 @@ class BadSampleError(Exception):
         self.fault, self.detail = fault, detail
 
 
-class Sample(NamedTuple):
-    """What training takes of a sample."""
-
-    caption: str
-    """One of those in the first epoch."""
-    image: bytes
-    """Still encoded."""
-
-
 class SampleReader:
     """Reads samples of a source as the loader does."""
 
@@ -36,12 +27,8 @@ class SampleReader:
         self._image_key = source.image_key
         self._captions = CaptionReader(source, captions_per_image=1, seed=0)
 
-    def read(self, fields: Mapping[str, bytes], *, sample_id: int) -> Sample:
-        """The caption and the image of a sample.
-
-        Args:
-            fields: its members by extension.
-            sample_id: decides which of several captions is drawn.
+    def read(self, fields: Mapping[str, bytes], *, sample_id: int) -> tuple[str, bytes]:
+        """The caption and the encoded image of a sample's members; `sample_id` decides which of several captions.
 
         Raises:
             BadSampleError: the caption cannot be read, or there is no image.
@@ -54,4 +41,4 @@ class SampleReader:
         if image is None:
             members = ", ".join(sorted(fields))
             raise BadSampleError("no picture", f"nothing under {self._image_key!r}; members: {members}")
-        return Sample(caption, image)
+        return caption, image

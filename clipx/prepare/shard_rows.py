@@ -19,11 +19,7 @@ class _OpenShard(NamedTuple):
 
 
 class ShardRows:
-    """The samples of indexed shards in the index's order, all members of each.
-
-    Args:
-        index: of the shards; what its filter leaves out is no row.
-    """
+    """The samples of indexed shards in the index's order, all members of each; what its filter leaves out is no row."""
 
     block_rows = 1
 

@@ -36,16 +36,10 @@ class _Shown:
 
 
 def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
-    """Writes the first pictures of a global batch as a PNG.
+    """Writes the first `count` pictures of global batch `batch` (from 0), or all it has, as a PNG.
 
     The pictures are those of training: same order, crops, captions and replacements, augmentations of the device
     included. Sources take turns within a batch, so its first pictures show their proportions.
-
-    Args:
-        config: of the run.
-        path: of the PNG.
-        batch: which global batch, from 0.
-        count: pictures; at most those of the batch are shown.
 
     Returns:
         The sheet's title: the batch and how many pictures each source has in it.

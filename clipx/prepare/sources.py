@@ -39,12 +39,9 @@ class SourceOptions:
 def open_rows(
     sources: Sequence[str], options: SourceOptions, *, on_progress: Callable[[int, int], None] | None = None
 ) -> Rows:
-    """The rows of all sources, one after the other.
+    """The rows of all sources, one after the other; `on_progress` gets (shards done, shards) while shards are indexed.
 
-    Args:
-        sources: folders, tables (CSV, TSV, JSONL, parquet, arrow), COCO's captions_*.json, saved HF data sets, shards.
-        options: how they are read.
-        on_progress: called with (shards done, shards) while shards are indexed.
+    Sources are folders, tables (CSV, TSV, JSONL, parquet, arrow), COCO's captions_*.json, saved HF data sets, shards.
 
     Raises:
         InputError: a source that is not there, is of no known kind, or has no row.

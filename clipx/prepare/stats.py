@@ -106,14 +106,9 @@ def describe(
     workers: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Description:
-    """Reads samples of every source, as in the first epoch of training.
+    """Reads samples of every source, at most `sample` of each, as in the first epoch of training.
 
-    Args:
-        sources: shards that are not indexed are indexed first.
-        model: whose tokenizer and context length count; None means CLIP's.
-        sample: at most so many samples of each source; None means all.
-        workers: processes.
-        on_progress: called with (samples read, samples to read).
+    Tokenizer and context length are the model's, or CLIP's. `on_progress` gets (samples read, samples to read).
 
     Raises:
         InputError: no shards, or a tokenizer that cannot be loaded.
@@ -122,9 +117,7 @@ def describe(
     text = TransformerTextConfig() if model is None else model.text
     indexes = [build_index(source.shards, index_dir=source.index) for source in sources]
     measure = _Measure(
-        tuple(sources),
-        tuple(map(ShardRows, indexes)),
-        build_tokenizer(replace(text, context_length=_UNCUT)),
+        tuple(sources), tuple(map(ShardRows, indexes)), build_tokenizer(replace(text, context_length=_UNCUT))
     )
     parts = _measure(measure, indexes, sample=sample, workers=workers, on_progress=on_progress)
     measured = {source.name: part for source, part in zip(sources, parts, strict=True)}
@@ -206,13 +199,7 @@ def _hash(data: bytes) -> int:
 
 
 def figures(measured: Measured, *, num_samples: int, context_length: int) -> Figures:
-    """Puts what was read in numbers.
-
-    Args:
-        measured: of at least one good sample.
-        num_samples: of the source, read or not.
-        context_length: tokens at which captions are cut.
-    """
+    """Puts what was read, at least one good sample, in numbers."""
     samples = measured.samples
     return Figures(
         num_samples=num_samples,

@@ -29,12 +29,7 @@ _ROWS_WITH_NAMES = 1000  # of a JSON file: fields may be absent from some rows
 
 
 class Table(ABC):
-    """The rows of one file; images are paths, bytes, or HF datasets' {bytes, path}.
-
-    Args:
-        path: the file.
-        columns: which hold image and captions.
-        image_folder: that relative paths start from.
+    """The rows of one file; images are bytes, HF datasets' {bytes, path}, or paths, relative ones in `image_folder`.
 
     Raises:
         InputError: the file is not what its name says, or lacks such columns.

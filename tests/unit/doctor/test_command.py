@@ -37,12 +37,17 @@ def _run(*arguments: str, **options: Path) -> int:
 def test_a_warning_is_0_and_the_working_folder_is_measured(
     seen: list[tuple[object, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(json_file=tmp_path / "d.json") == 0
+    assert _run(json_file=tmp_path / "new" / "d.json") == 0
     assert seen == [(None, Path.cwd())]
     assert capsys.readouterr().out.startswith("warning  data        x: 1 -> do\n1 warning; ")
-    assert json.loads((tmp_path / "d.json").read_text())["findings"][0]["name"] == "x"
+    assert json.loads((tmp_path / "new" / "d.json").read_text())["findings"][0]["name"] == "x"
     assert _run(path=tmp_path) == 0
     assert seen[1] == (None, tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_bad_input(seen: list[tuple[object, Path]]) -> None:
+    with pytest.raises(InputError, match=r"--json /proc/x/y: cannot be written: "):
+        doctor([], json_file=Path("/proc/x/y"))
 
 
 def test_a_problem_is_1(seen: list[tuple[object, Path]], tmp_path: Path) -> None:
