@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
-from textwrap import fill
+from textwrap import TextWrapper
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
@@ -161,5 +161,6 @@ def _section_text(section: Section) -> str:
 
 
 def _paragraph(text: str, *, indent: str, hanging: str) -> str:
-    unbroken = {"break_long_words": False, "break_on_hyphens": False}
-    return fill(text, width=110, initial_indent=indent, subsequent_indent=hanging, **unbroken)
+    lines = TextWrapper(width=110, break_long_words=False, break_on_hyphens=False)
+    lines.initial_indent, lines.subsequent_indent = indent, hanging
+    return lines.fill(text)
