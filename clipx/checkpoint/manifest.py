@@ -122,4 +122,4 @@ def _find_wrong_checksum(folder: Folder, entries: Mapping[str, Entry]) -> str | 
 
 def _sha256(folder: Folder, name: str) -> str:
     with folder.open(name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO lacks readinto

@@ -128,7 +128,7 @@ def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def sum_over_parts(sums_N: Tensor, *, sharded_as: Tensor) -> Tensor:
-    """Adds up the ranks' sums over their parts of N tensors, all sharded like one of them, by one all-reduce (or none)."""
+    """Adds up the ranks' sums over their parts of N tensors, all sharded as one of them is: one all-reduce, or none."""
     if not isinstance(sharded_as, DTensor):
         return sums_N
     placements = [Partial() if placement.is_shard() else Replicate() for placement in sharded_as.placements]

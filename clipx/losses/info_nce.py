@@ -20,10 +20,10 @@ from clipx.distributed import collectives
 from clipx.losses.backend import use_kernels
 from clipx.losses.cost import LossCost, LossShape, column_sums, tiled_cost
 from clipx.losses.exchange import Exchange, make_exchange
+from clipx.losses.tiled_loss import TiledLoss
 from clipx.losses.tiles import (
     Grid,
     Tile,
-    TiledLoss,
     accumulation_dtype,
     grad_scale,
     input_gradients,
@@ -69,7 +69,7 @@ class InfoNCELoss(TiledLoss):
             embeddings.image_BD,
             embeddings.text_BD,
             embeddings.logit_scale,
-            *self._operands(embeddings.text_BD, group, ids_B, positive_ids_B),
+            *self.operands(embeddings.text_BD, group, ids_B, positive_ids_B),
         )
         if embeddings.logit_bias is not None:
             # A bias of all logits cancels in a softmax. Its gradient is 0, which DDP wants to see.

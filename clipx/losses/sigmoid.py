@@ -13,7 +13,8 @@ from clipx.distributed import collectives
 from clipx.losses.backend import use_kernels
 from clipx.losses.cost import LossCost, LossShape, tiled_cost
 from clipx.losses.exchange import make_exchange
-from clipx.losses.tiles import Tile, TiledLoss, accumulation_dtype, grad_scale, input_gradients, make_grid, similarities
+from clipx.losses.tiled_loss import TiledLoss
+from clipx.losses.tiles import Tile, accumulation_dtype, grad_scale, input_gradients, make_grid, similarities
 from clipx.types import Embeddings
 
 
@@ -43,7 +44,7 @@ class SigmoidLoss(TiledLoss):
             embeddings.text_BD,
             embeddings.logit_scale,
             embeddings.logit_bias,
-            *self._operands(embeddings.text_BD, group, ids_B, positive_ids_B),
+            *self.operands(embeddings.text_BD, group, ids_B, positive_ids_B),
         )
         return share
 

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_TC: Tensor, packing: Packing, rows_R: Tensor | None = None) -> Tensor:
-        """Like `Block.forward`."""
+        """Maps (T, C) to (T, C), or to (R, C): only the rows `rows_R`, the last tokens of the first R texts."""
         q_THK, k_THK, v_THK = self.qkv(x_TC).unflatten(-1, (3, self.heads, -1)).unbind(1)
         if rows_R is None:
             mixed_RHK = attend(q_THK, k_THK, v_THK, packing, causal=True)

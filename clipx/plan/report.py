@@ -74,32 +74,32 @@ def _print(console: Console, title: str, rows: Iterable[Sequence[str]], columns:
 
 def _phases(run: RunPlan) -> Iterator[tuple[str, ...]]:
     for part in run.phases:
-        steps = f"{part.first_step:,} to {part.model.phase.until:,}"
+        steps = f"{part.first_step:,} to {part.phase.until:,}"
         geometry = part.memory.geometry
         hours = f"{part.seconds / 3600:,.1f}"
         yield steps, _input(part), f"{geometry.micro_batch_size:,}", f"{part.pairs_per_s:,.0f}", hours
 
 
 def _input(part: PhasePlan) -> str:
-    phase = part.model.phase
+    phase = part.phase
     dropped = f", {phase.patch_drop:.0%} of patches left out" if phase.patch_drop else ""
     locked = f", {' and '.join(sorted(phase.locked))} locked" if phase.locked else ""
     return f"{phase.image_size} pixels, {phase.context_length} tokens{dropped}{locked}"
 
 
 def _model(part: PhasePlan) -> Iterator[tuple[str, str]]:
-    model, work = part.model, part.model.work
-    for name, number in model.parameters.items():
+    work, total = part.work, sum(part.parameters.values())
+    for name, number in part.parameters.items():
         if number > 1:
             yield name, f"{number / 1e6:,.1f} M parameters"
-    trained = "" if model.num_trainable == model.num_parameters else f", {model.num_trainable / 1e6:,.1f} M trained"
-    yield "all", f"{model.num_parameters / 1e6:,.1f} M parameters{trained}"
+    trained = "" if part.num_trainable == total else f", {part.num_trainable / 1e6:,.1f} M trained"
+    yield "all", f"{total / 1e6:,.1f} M parameters{trained}"
     yield "forward, image", f"{work.image_forward / 1e9:,.2f} GFLOP"
     yield f"forward, text of {work.text_tokens} tokens", f"{work.text_forward / 1e9:,.2f} GFLOP"
     yield "training", f"{work.useful / 1e9:,.2f} GFLOP"
     if work.recomputed:
         yield "again for activation checkpointing", f"{work.recomputed / 1e9:,.2f} GFLOP"
-    yield "counted by torch in these towers", f"{model.counted_flops / 1e9:,.2f} GFLOP"
+    yield "counted by torch in these towers", f"{part.counted_flops / 1e9:,.2f} GFLOP"
     if again := work.again(part.memory.geometry.num_micro_batches):
         yield "again for the gradient cache", f"{again / 1e9:,.2f} GFLOP"
 
@@ -129,7 +129,7 @@ def _memory(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
 
 
 def _cache(part: PhasePlan) -> str:
-    number, work = part.memory.geometry.num_micro_batches, part.model.work
+    number, work = part.memory.geometry.num_micro_batches, part.work
     if number == 1:
         return "one pass, no gradient cache"
     price = work.again(number) / (work.useful + work.recomputed)
@@ -174,7 +174,7 @@ def _data(part: PhasePlan, run: RunPlan, assumptions: Assumptions) -> Iterator[t
 
 
 def _run(run: RunPlan) -> Iterator[tuple[str, str]]:
-    steps, batch_size = run.phases[-1].model.phase.until, run.phases[-1].memory.geometry.global_batch_size
+    steps, batch_size = run.phases[-1].phase.until, run.phases[-1].memory.geometry.global_batch_size
     pairs = steps * batch_size
     yield "steps", f"{steps:,} of {batch_size:,} pairs, {pairs / 1e9:,.3g} billion"
     pace = pairs / (86400 * run.days)
@@ -189,7 +189,7 @@ def _run(run: RunPlan) -> Iterator[tuple[str, str]]:
 def _row(run: RunPlan) -> tuple[str, ...]:
     part = run.heaviest
     memory, pace = part.memory, part.pace
-    pairs = run.phases[-1].model.phase.until * memory.geometry.global_batch_size
+    pairs = run.phases[-1].phase.until * memory.geometry.global_batch_size
     cache = f" x {memory.geometry.num_micro_batches}" if memory.geometry.num_micro_batches > 1 else ""
     return (
         f"{run.world_size:,}",

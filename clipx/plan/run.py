@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from clipx.config.phases import check_stages, phase_at
+from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.objectives.build import build_objective
@@ -14,7 +14,7 @@ from clipx.plan.cluster import Cluster
 from clipx.plan.communication import transfers
 from clipx.plan.loader import Loader, plan_loader
 from clipx.plan.memory import MemoryPlan, plan_memory
-from clipx.plan.model import PhaseModel
+from clipx.plan.model import PhaseModel, Work
 from clipx.plan.pace import Pace, plan_pace
 
 WORLD_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -43,8 +43,14 @@ class Assumptions:
 class PhasePlan:
     """A range of steps that are alike."""
 
-    model: PhaseModel
+    phase: Phase
     first_step: int
+    parameters: dict[str, int]
+    """Number of parameters by part of the model."""
+    num_trainable: int
+    work: Work
+    counted_flops: float
+    """FLOPs of a pair by torch's counter in our towers, without the gradient cache."""
     memory: MemoryPlan
     pace: Pace
     loader: Loader
@@ -183,8 +189,12 @@ def _plan_phase(
     loaded = inf if loader.most_pictures_per_s is None else loader.most_pictures_per_s * config.data.captions_per_image
     pairs_per_s = min(pace.pairs_per_s, loaded)
     return PhasePlan(
-        model=model,
+        phase=model.phase,
         first_step=first_step,
+        parameters=model.parameters,
+        num_trainable=model.num_trainable,
+        work=model.work,
+        counted_flops=model.counted_flops,
         memory=memory,
         pace=pace,
         loader=loader,

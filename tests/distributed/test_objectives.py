@@ -120,8 +120,8 @@ def test_the_plan_knows_what_an_objective_adds_and_what_it_spares(shards: Path, 
     captioning, supervised = (
         make_plan(config, assumptions, world_size=4, build=kind).asked.heaviest for kind in (Captioning, Supervised)
     )
-    towers = captioning.model.work.image_forward + captioning.model.work.text_forward
-    assert captioning.model.work.useful == 3 * (towers + 1e6)
-    assert captioning.model.parameters["beside the towers"] == 1 + 64 * 16 + 16 * 64 + 64
-    assert captioning.model.work.again(4) == towers * 3 / 4
-    assert (supervised.model.work.again(4), supervised.pace.loss_s, supervised.memory.parts.texts) == (0, 0, 0)
+    towers = captioning.work.image_forward + captioning.work.text_forward
+    assert captioning.work.useful == 3 * (towers + 1e6)
+    assert captioning.parameters["beside the towers"] == 1 + 64 * 16 + 16 * 64 + 64
+    assert captioning.work.again(4) == towers * 3 / 4
+    assert (supervised.work.again(4), supervised.pace.loss_s, supervised.memory.parts.texts) == (0, 0, 0)

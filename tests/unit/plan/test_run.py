@@ -133,8 +133,8 @@ def test_a_run_adds_up_its_phases(config: RunConfig) -> None:
     )
     found = make_plan(staged, ASSUMPTIONS, world_size=4)
     small, full = found.asked.phases
-    assert (small.first_step, small.model.phase.until, full.first_step, full.model.phase.until) == (0, 15, 15, 20)
-    assert small.model.work.image_forward < full.model.work.image_forward
+    assert (small.first_step, small.phase.until, full.first_step, full.phase.until) == (0, 15, 15, 20)
+    assert small.work.image_forward < full.work.image_forward
     # two processes a GPU load a thousand pictures a second each, far less than GPUs train on
     assert {part.limit for part in found.asked.phases} == {"loader"}
     assert small.pairs_per_s == full.pairs_per_s == 4 * 2 * 1000
@@ -142,7 +142,7 @@ def test_a_run_adds_up_its_phases(config: RunConfig) -> None:
     assert found.asked.gpu_hours == pytest.approx(4 * 20 * BATCH / 8000 / 3600)
     assert found.asked.cost == pytest.approx(2 * found.asked.gpu_hours)
     assert full.loader.storage_bytes_per_s == pytest.approx(1000 * full.pace.pairs_per_s)
-    weights = 4 * sum(full.model.parameters.values())
+    weights = 4 * sum(full.parameters.values())
     assert found.asked.checkpoint.num_bytes == 4 * weights  # weights, moments, average
     # 768 = 3 x 256
     assert [run.world_size for run in found.others] == [8, 16, 32, 64, 128, 256]
