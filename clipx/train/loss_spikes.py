@@ -151,4 +151,4 @@ def last_before(step: int, saved: Sequence[int], *, skipping: int) -> int:
 def batches_before(batch: int, count: int, *, skipped: Sequence[int]) -> tuple[int, ...]:
     """The last `count` global batches up to and including `batch` that were not skipped before, ascending."""
     trained = (number for number in range(batch, -1, -1) if number not in skipped)
-    return tuple(reversed([*islice(trained, count)]))
+    return tuple(islice(trained, count))[::-1]

@@ -54,7 +54,7 @@ class Age:
         self._looked_at = 0.0
 
     def look(self, position: object, now: float) -> float:
-        """The age of `position` in seconds: 0 for any other object than at the last call; `now` is monotonic, too."""
+        """The age of `position` in seconds at the monotonic time `now`; 0 if it is another object than the last."""
         if position is self._position:
             self._seconds += min(now - self._looked_at, self._max_s)
         else:
