@@ -199,11 +199,10 @@ def load(
     config = stored_config(files.folder, files.config).model
     tokenizer = build_tokenizer(config.text)
     model = build_model(_without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
-    match files.kind:
-        case "checkpoint":
-            load_weights(files.folder, model, average=_choose_average(files.folder, weights))
-        case "export":
-            _load_export(Path(files.folder.address), model)
+    if files.kind == "checkpoint":
+        load_weights(files.folder, model, average=_choose_average(files.folder, weights))
+    else:
+        _load_export(Path(files.folder.address), model)
     return Pretrained(model.to(device).eval(), config, tokenizer=tokenizer)
 
 
@@ -218,11 +217,8 @@ def start_from(path: Path | str, model: CLIP) -> None:
     """Copies the weights stored at `path` into a model, to start another run from them.
 
     The position embeddings may have other sizes: that of images is resampled, that of texts is cut. What an objective
-    adds to the towers, and a bias of the logits, keep their initial values if they are not stored.
-
-    Args:
-        path: a run folder, checkpoint or export folder.
-        model: not wrapped or sharded.
+    adds to the towers, and a bias of the logits, keep their initial values if they are not stored. The model is not
+    wrapped or sharded yet.
 
     Raises:
         InputError: the path has no model, or a model of another architecture.
@@ -232,8 +228,7 @@ def start_from(path: Path | str, model: CLIP) -> None:
     try:
         stored = load(path).model.state_dict()
         if (files := find_model(path)).kind == "checkpoint":
-            average = _choose_average(files.folder, None)
-            stored |= load_tensors_by_name(files.folder, own, average=average)
+            stored |= load_tensors_by_name(files.folder, own, average=_choose_average(files.folder, None))
     except InputError as error:
         raise InputError(f"start_from: {error}") from error
     if kept := sorted(own.keys() - stored.keys()):
@@ -255,9 +250,7 @@ def start_from(path: Path | str, model: CLIP) -> None:
 
 def _without_download(config: ModelConfig) -> ModelConfig:
     """The same config without pretrained weights, because stored weights replace them."""
-    text = config.text
-    if isinstance(text, HuggingFaceTextConfig):
-        text = replace(text, pretrained=False)
+    text = replace(config.text, pretrained=False) if isinstance(config.text, HuggingFaceTextConfig) else config.text
     return replace(config, image=replace(config.image, pretrained=False), text=text)
 
 

@@ -52,10 +52,7 @@ class Background(Generic[T]):
         threading.Thread(target=_run, args=(job, self._job), name="checkpoint", daemon=True).start()
 
     def take(self, timeout_s: float | None = None) -> T:
-        """Waits for the job to end and returns its result.
-
-        Args:
-            timeout_s: seconds to wait; None means no limit.
+        """Waits for the job to end, without limit or for so many seconds, and returns its result.
 
         Raises:
             TimeoutError: the job did not end in time.

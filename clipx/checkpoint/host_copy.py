@@ -50,14 +50,8 @@ class HostCopy:
         """Copies a state to new memory by torch's stager, which is slower: it copies the metadata of each shard too."""
         self.close()
         on_gpu = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=on_gpu,
-            )
-        )
+        options = {"use_pinned_memory": on_gpu, "use_non_blocking_copy": on_gpu}
+        self._stager = DefaultStager(StagingOptions(use_shared_memory=False, use_async_staging=False, **options))
         staged = self._stager.stage(state)
         assert isinstance(staged, dict)
         return staged

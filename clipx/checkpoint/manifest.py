@@ -17,7 +17,6 @@ from clipx.storage.folders import Folder
 
 MANIFEST = "manifest.json"
 _THREADS = 16
-_BLOCK = 16 << 20
 _CACHED = 1 << 20  # bytes that are still in the processor's cache when they are written after their checksum
 
 
@@ -89,14 +88,9 @@ def write_manifest(folder: Folder, entries: Mapping[str, Entry]) -> None:
 
 
 def find_problem(folder: Folder, *, checksums: bool) -> str | None:
-    """Checks that every file of the manifest is there and has its size.
+    """The first thing that is wrong with a checkpoint, or None: a file is missing or of another size.
 
-    Args:
-        folder: a checkpoint.
-        checksums: whether to compare the SHA-256 too, which reads all files, several at a time.
-
-    Returns:
-        The first thing that is wrong, or None.
+    With `checksums` also one of another SHA-256, for which all files are read, several at a time.
 
     Raises:
         OSError: the storage did not answer, which says nothing about the checkpoint.
@@ -127,8 +121,5 @@ def _find_wrong_checksum(folder: Folder, entries: Mapping[str, Entry]) -> str | 
 
 
 def _sha256(folder: Folder, name: str) -> str:
-    total = hashlib.sha256()
     with folder.open(name) as file:
-        while block := file.read(_BLOCK):
-            total.update(block)
-    return total.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO lacks readinto

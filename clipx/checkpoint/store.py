@@ -116,11 +116,7 @@ class CheckpointStore:
     def publish(self, step: int, entries: Mapping[str, Entry], *, state: RunState, config_text: str) -> Checkpoint:
         """Adds state, config and manifest to the draft and makes it a checkpoint. Rank 0, after all ranks have written.
 
-        Args:
-            step: the step of the draft.
-            entries: size and checksum of the files that all ranks wrote.
-            state: content of state.json.
-            config_text: content of config.yaml.
+        `entries` are those of the files that all ranks wrote.
 
         Raises:
             OSError: the storage did not take it; the draft is left for `discard`.

@@ -47,13 +47,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 
 def state_of(model: nn.Module, optimizer: Optimizer, *, average: Mapping[str, Tensor] | None = None) -> State:
-    """The live tensors and numbers of a training, by name.
-
-    Args:
-        model: the model in training.
-        optimizer: its optimizer.
-        average: average of the weights by parameter name, if the run keeps one.
-    """
+    """The live tensors and numbers of a training, by name; `average` is that of the weights, by parameter name."""
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
     settings = {*optimizer.defaults, "lr_scale"}  # about 12 numbers per parameter; the config holds them
     saved = {
@@ -92,10 +86,7 @@ def own_share(state: State, group: ProcessGroup | None) -> State:
 def write_state(folder: Folder, share: State, group: ProcessGroup | None) -> dict[str, Entry]:
     """Writes the state, each rank its share; all ranks call this. The files are synced to the disk when it returns.
 
-    Args:
-        folder: a folder without a complete checkpoint.
-        share: this rank's part, from `own_share`; the tensors may lie on any device.
-        group: all ranks; None means this process alone.
+    The folder has no complete checkpoint, the share is from `own_share`, its tensors may lie on any device.
 
     Returns:
         Size and checksum of the files that this rank wrote.
@@ -118,13 +109,8 @@ def load_tensors(
     """Fills model, optimizer and average in place from a checkpoint of any number of ranks; all ranks call this.
 
     Weights and moments come from the checkpoint; betas, weight decay and other settings stay as the config built them.
-    Weights that had no update before the checkpoint, because they were locked, have no moments after it either.
-
-    Args:
-        folder: a complete checkpoint.
-        model: the model as it will train.
-        optimizer: its optimizer.
-        average: average of the weights by parameter name, if the run keeps one and the checkpoint has it.
+    Weights that had no update before the checkpoint, because they were locked, have no moments after it either. An
+    `average` is filled if the run keeps one and the checkpoint has it.
 
     Raises:
         InputError: the checkpoint is of another model.
@@ -153,12 +139,7 @@ def load_tensors(
 
 
 def load_weights(folder: Folder, model: nn.Module, *, average: bool = False) -> None:
-    """Fills the weights of a model for inference, in this process alone.
-
-    Args:
-        folder: a complete checkpoint.
-        model: a model that nothing wraps.
-        average: whether to load the average of the weights instead of the weights.
+    """Fills the weights, or those of their average, of a model that nothing wraps, in this process alone.
 
     Raises:
         InputError: the checkpoint is of another model.
@@ -171,12 +152,9 @@ def load_weights(folder: Folder, model: nn.Module, *, average: bool = False) -> 
 
 
 def load_tensors_by_name(folder: Folder, tensors: Mapping[str, Tensor], *, average: bool) -> dict[str, Tensor]:
-    """The stored tensors of these names, those that there are, in this process alone.
+    """The stored weights, or their average, of these names, those that there are, in this process alone.
 
-    Args:
-        folder: a complete checkpoint.
-        tensors: by name, of the shapes and dtypes that are wanted; stay as they are.
-        average: whether the average of the weights is meant instead of the weights.
+    `tensors` have the shapes and dtypes that are wanted, and stay as they are.
 
     Raises:
         InputError: a stored tensor has another shape.

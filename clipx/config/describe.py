@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
-from textwrap import fill
+from textwrap import TextWrapper
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
@@ -154,21 +154,13 @@ def _section_text(section: Section) -> str:
     for knob in section.knobs:
         if knob.name != "type":
             key = ".".join((*section.path, knob.name))
-            lines.append(f"{key}={'' if knob.default is None else knob.default}    ({_required(knob)}{knob.rule})")
+            default, required = ("", "required; ") if knob.default is None else (knob.default, "")
+            lines.append(f"{key}={default}    ({required}{knob.rule})")
             lines.append(_paragraph(knob.doc, indent=" " * 4, hanging=" " * 4))
     return "\n".join(lines)
 
 
-def _required(knob: Knob) -> str:
-    return "required; " if knob.default is None else ""
-
-
 def _paragraph(text: str, *, indent: str, hanging: str) -> str:
-    return fill(
-        text,
-        width=110,
-        initial_indent=indent,
-        subsequent_indent=hanging,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    lines = TextWrapper(width=110, break_long_words=False, break_on_hyphens=False)
+    lines.initial_indent, lines.subsequent_indent = indent, hanging
+    return lines.fill(text)

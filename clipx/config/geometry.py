@@ -28,13 +28,7 @@ class BatchGeometry:
 def resolve_geometry(
     global_batch_size: int, micro_batch_size: int | Literal["auto"], world_size: int, *, captions_per_image: int = 1
 ) -> BatchGeometry:
-    """Checks that W divides G and m divides G/W, and that no image is separated from one of its captions.
-
-    Args:
-        global_batch_size: G, in pairs.
-        micro_batch_size: m, in pairs; "auto" is the whole G/W.
-        world_size: W.
-        captions_per_image: pairs that share an image.
+    """Checks that W divides G and m divides G/W ("auto": all of it), all in pairs, without parting an image's captions.
 
     Raises:
         InputError: a size does not divide; the message has the nearest sizes that do.

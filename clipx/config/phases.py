@@ -36,7 +36,7 @@ def phase_at(config: RunConfig, step: int) -> Phase:
     Raises:
         InputError: two stages end at the same step, or a stage has inputs larger than the model's.
     """
-    stages = _stages(config)
+    stages = check_stages(config)
     step = min(step, config.num_steps - 1)
     ends = {*stages, *(_locked_steps(config, tower) for tower in ("image", "text")), config.num_steps}
     until = min(end for end in ends if end > step)
@@ -52,38 +52,25 @@ def phase_at(config: RunConfig, step: int) -> Phase:
     )
 
 
-def check_stages(config: RunConfig) -> None:
-    """Checks the stages before the run begins.
+def check_stages(config: RunConfig) -> dict[int, StageConfig]:
+    """The stages by the step at which they end.
 
     Raises:
         InputError: the cases of `phase_at`.
     """
-    _stages(config)
-
-
-def _stages(config: RunConfig) -> dict[int, StageConfig]:
-    """The stages by the step at which they end."""
     named: dict[int, tuple[str, StageConfig]] = {}
+    longest = config.model.text.context_length
     for name, stage in config.stages.items():
-        _check_context(config, name, stage)
-        if stage.until_step is not None:
-            end = stage.until_step
-        else:
-            assert stage.until_samples is not None
-            end = config.in_steps(stage.until_samples)
+        if stage.context_length is not None and stage.context_length > longest:
+            raise InputError(
+                f"stages.{name}.context_length={stage.context_length} is above model.text.context_length={longest}, "
+                "the positions that the tower has; lower the first or raise the second"
+            )
+        end = stage.until_step or config.in_steps(stage.until_samples or 0)
         if end in named:
             raise InputError(f"stages {named[end][0]} and {name} both end at step {end}; give them different ends")
         named[end] = (name, stage)
     return {end: stage for end, (_, stage) in named.items()}
-
-
-def _check_context(config: RunConfig, name: str, stage: StageConfig) -> None:
-    longest = config.model.text.context_length
-    if stage.context_length is not None and stage.context_length > longest:
-        raise InputError(
-            f"stages.{name}.context_length={stage.context_length} is above model.text.context_length={longest}, "
-            "the positions that the tower has; lower the first or raise the second"
-        )
 
 
 def _locked_steps(config: RunConfig, tower: TowerName) -> int:

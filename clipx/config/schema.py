@@ -155,10 +155,7 @@ class RunConfig:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        if self.steps is not None:
-            return self.steps
-        assert self.samples is not None
-        return self.in_steps(self.samples)
+        return self.steps or self.in_steps(self.samples or 0)
 
     def in_steps(self, samples: int) -> int:
         """The number of optimizer steps that see at least `samples` pairs."""

@@ -44,11 +44,8 @@ def _has_float8_shape(module: nn.Module, name: str) -> bool:
 def checkpoint_blocks(blocks: Sequence[nn.Module], *, fraction: float) -> None:
     """Activation checkpointing: a fraction of the blocks keep only their input and compute the rest again in backward.
 
-    Dropout draws the same numbers again, because the state of the generators is saved together with the input.
-
-    Args:
-        blocks: the blocks of one tower, in order.
-        fraction: 0.5 means every second block; n x fraction blocks, rounded, at even distances.
+    Of one tower's blocks, in their order: 0.5 means every second one. Dropout draws the same numbers again, because the
+    state of the generators is saved together with the input.
     """
     for block in evenly_spread(blocks, fraction):
         setattr(block, "forward", _checkpointed(block.forward))  # noqa: B010
@@ -86,7 +83,7 @@ def compile_blocks(
         dry_run: runs a forward and backward pass of the bare model, without communication.
         group: the ranks.
         dynamic_blocks: the blocks whose input shapes change from step to step.
-        backend: the backend of torch.compile.
+        backend: of torch.compile.
 
     Returns:
         Whether the blocks are compiled.

@@ -1,4 +1,4 @@
-"""The collectives that clipx uses, each with an explicit process group; `group=None` means one process alone.
+"""The collectives that clipx uses, each with an explicit process group; alone (`group=None`) each returns its input.
 
 All ranks of a group make the same calls, with tensors of equal shape and dtype. NCCL and gloo both support all of them
 from torch 2.11 on. Gradients flow through `all_gather_with_gradient` alone: clipx's losses use the others and write
@@ -66,11 +66,7 @@ def named_group(name: str) -> ProcessGroup | None:
 
 @_observable
 def all_gather(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """All ranks' tensors along the first dimension, in the order of ranks: (B, ...) to (W B, ...).
-
-    Returns:
-        A new tensor; x itself if `group` is None.
-    """
+    """All ranks' tensors along the first dimension, in the order of ranks: (B, ...) to (W B, ...), a new tensor."""
     if group is None:
         return x
     gathered = x.new_empty((world_size(group) * x.shape[0], *x.shape[1:]))
@@ -80,11 +76,7 @@ def all_gather(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 @_observable
 def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """This rank's part of the sum over ranks: (W B, ...) to (B, ...), summed in x's dtype.
-
-    Returns:
-        A new tensor; x itself if `group` is None.
-    """
+    """This rank's part of the sum over ranks: (W B, ...) to (B, ...), summed in x's dtype, a new tensor."""
     if group is None:
         return x
     size = world_size(group)
@@ -111,13 +103,6 @@ def all_gather_with_gradient(x: Tensor, group: ProcessGroup | None) -> Tensor:
     The backward pass is a reduce-scatter: each rank gets the sum, over all ranks, of the gradients of its own rows. So
     each rank must return its share of the loss, with the shares adding up to the loss of the global batch. If each rank
     returned the whole loss instead, gradients would be W times too large. All ranks must run the backward pass.
-
-    Args:
-        x: floating point (B, ...), B equal on all ranks.
-        group: the ranks, or None for one process.
-
-    Returns:
-        (W B, ...), in the order of ranks; x itself if `group` is None.
     """
     if group is None:
         return x
@@ -186,10 +171,7 @@ def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
 
 
 def _copied(error: Exception) -> Exception:
-    """A copy of the error, or a `RunError` with its text if it cannot be pickled.
-
-    huggingface_hub's errors cannot, for instance: they hold a connection.
-    """
+    """A copy of the error, or a `RunError` with its text if it cannot be pickled, like huggingface_hub's errors."""
     try:
         copy: Exception = pickle.loads(pickle.dumps(error))
     except Exception:  # a foreign class may raise anything here

@@ -44,7 +44,7 @@ def parallelize(
     Args:
         runtime: the ranks, and the choice between DDP and FSDP2.
         model: float32, with equal weights on all ranks.
-        optimizer: holds the model's parameters; it must have no state yet.
+        optimizer: of the model, without state.
         blocks: the parts that FSDP2 gathers one at a time; without any it gathers the whole model at once.
 
     Returns:
@@ -128,12 +128,7 @@ def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def sum_over_parts(sums_N: Tensor, *, sharded_as: Tensor) -> Tensor:
-    """Adds up the ranks' sums over their parts, by one all-reduce of N numbers, or none if nothing is sharded.
-
-    Args:
-        sums_N: this rank's sums, one for each of N tensors.
-        sharded_as: one of these tensors; all must have the same sharding.
-    """
+    """Adds up the ranks' sums over their parts of N tensors, all sharded as one of them is: one all-reduce, or none."""
     if not isinstance(sharded_as, DTensor):
         return sums_N
     placements = [Partial() if placement.is_shard() else Replicate() for placement in sharded_as.placements]
@@ -145,18 +140,12 @@ def state_bytes(
 ) -> int:
     """Bytes per rank that training adds to a bare float32 model: gradients and more; below 0 where sharding frees more.
 
-    Args:
-        model: bare, every weight on the device.
-        config: DDP or FSDP2.
-        blocks: what FSDP2 gathers one at a time.
-        world_size: W.
-        extra_bytes: what stays beside weights and gradients before it is sharded: the optimizer's state, an average of
-            the weights.
+    `extra_bytes` stay beside weights and gradients before all is sharded: the optimizer's state, an average.
     """
-    whole = _FLOAT * _numel(model)
+    whole = _FLOAT * num_weights(model)
     if isinstance(config, DdpConfig):
         return whole + extra_bytes
-    sizes = [_FLOAT * _numel(block) for block in blocks]
+    sizes = [_FLOAT * num_weights(block) for block in blocks]
     rest, largest = whole - sum(sizes), max(sizes, default=0)
     # the rest stays gathered with its gradients, and of the blocks one in use, one on its way, and both's gradients
     gathered = 2 * rest + (2 * largest if config.reshard_after_forward else sum(sizes)) + 2 * largest
@@ -164,5 +153,6 @@ def state_bytes(
     return gathered + shards - whole
 
 
-def _numel(module: nn.Module) -> int:
+def num_weights(module: nn.Module) -> int:
+    """Number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

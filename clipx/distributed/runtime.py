@@ -94,9 +94,7 @@ class Runtime:
         Not by accelerate's `backward`, which also divides by its own number of accumulation steps.
         """
         scaler = self.accelerator.scaler
-        if scaler is None:
-            return loss
-        scaled: Tensor = scaler.scale(loss)
+        scaled: Tensor = loss if scaler is None else scaler.scale(loss)
         return scaled
 
     def grad_scaler_state(self) -> dict[str, float] | None:

@@ -20,11 +20,7 @@ IMPLEMENTATIONS = ("auto", "tiled", "triton")
 
 
 def check_implementation(name: str, device: torch.device) -> None:
-    """Says early what would fail in the first step.
-
-    Args:
-        name: auto, tiled or triton.
-        device: where the embeddings will be.
+    """Says early what would fail in the first step, with embeddings on this device.
 
     Raises:
         InputError: no such implementation, or triton on a device that cannot run it (`TRITON_INTERPRET=1` interprets
@@ -46,24 +42,19 @@ def use_kernels(name: str, x: Tensor, *, several_positives: bool) -> bool:
         InputError: as `check_implementation`.
     """
     check_implementation(name, x.device)
-    if name == "tiled" or several_positives or x.dtype == torch.float64:
-        return False
-    if name == "auto" and x.device.type != "cuda":
+    if name == "tiled" or several_positives or x.dtype == torch.float64 or (name == "auto" and not x.is_cuda):
         return False
     return _can_run(x.device) and _compile(x.device, x.dtype, x.shape[1])
 
 
 def _can_run(device: torch.device) -> bool:
-    return _has_triton() and (device.type == "cuda" or _is_interpreting())
+    is_interpreting = os.environ.get("TRITON_INTERPRET") == "1"  # triton itself takes seconds to import
+    return _has_triton() and (device.type == "cuda" or is_interpreting)
 
 
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
-
-
-def _is_interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"  # triton itself takes seconds to import
 
 
 @cache

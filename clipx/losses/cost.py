@@ -75,13 +75,8 @@ def tiled_cost(
 ) -> LossCost:
     """The cost of a loss over all pairs that is computed in tiles from one exchange of the texts.
 
-    Memory is that of float32. `clipx.losses.exchange` says what is moved.
-
-    Args:
-        shape: what it is computed over.
-        num_products: matrix products of B x G x D that it takes, forward and backward together.
-        num_passes: how often the texts pass by in a ring.
-        exchange: how texts reach all ranks.
+    It takes `num_products` matrix products of B x G x D, forward and backward together; in a ring the texts pass by
+    `num_passes` times. Memory is that of float32. `clipx.losses.exchange` says what is moved.
     """
     pairs, texts = shape.global_batch_size, shape.global_batch_size * shape.embed_dim
     own = shape.rank_batch_size * shape.embed_dim

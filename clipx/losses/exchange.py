@@ -43,6 +43,8 @@ class Columns:
 class Exchange(Protocol):
     """Brings all texts once going forward, and once more going back."""
 
+    _gradient_BD: Tensor
+
     def forward(self) -> Iterator[tuple[Columns, Tensor]]:
         """Slices of columns with their texts (N, D)."""
 
@@ -51,9 +53,10 @@ class Exchange(Protocol):
 
     def text_gradient(self) -> Tensor:
         """This rank's text gradient (B, D), summed over ranks, in accumulation dtype; after `backward` is exhausted."""
+        return self._gradient_BD
 
 
-class Gathered:
+class Gathered(Exchange):
     """All texts at hand on every rank.
 
     Args:
@@ -66,7 +69,6 @@ class Gathered:
         self._group = group
         self._by_owner = text_GD.unflatten(0, (collectives.world_size(group), -1))
         self._slice_size = slice_size
-        self._gradient_BD = text_GD.new_empty(0)
 
     def forward(self) -> Iterator[tuple[Columns, Tensor]]:
         """See `Exchange`."""
@@ -82,12 +84,8 @@ class Gathered:
             yield columns, text_ND, gradient_ND
             self._gradient_BD[columns.places] = collectives.reduce_scatter_sum(gradient_ND, self._group)
 
-    def text_gradient(self) -> Tensor:
-        """See `Exchange`."""
-        return self._gradient_BD
 
-
-class Ring:
+class Ring(Exchange):
     """Every rank's texts pass by, beginning with one's own and those of the rank before.
 
     Args:
@@ -100,7 +98,6 @@ class Ring:
         self._group = group
         self._text_BD = text_BD
         self._slice_size = slice_size
-        self._gradient_BD = text_BD.new_empty(0)
 
     def forward(self) -> Iterator[tuple[Columns, Tensor]]:
         """See `Exchange`."""
@@ -125,14 +122,8 @@ class Ring:
                 # Goes where its texts go; after the last of W steps that is home.
                 self._gradient_BD = collectives.ring_shift_async(self._gradient_BD, self._group)()
 
-    def text_gradient(self) -> Tensor:
-        """See `Exchange`."""
-        return self._gradient_BD
 
-
-def make_exchange(
-    text_BD: Tensor, text_GD: Tensor | None, *, slice_size: int, group: ProcessGroup | None
-) -> Gathered | Ring:
+def make_exchange(text_BD: Tensor, text_GD: Tensor | None, *, slice_size: int, group: ProcessGroup | None) -> Exchange:
     """Over the gathered texts where there are any, else round the ring."""
     if text_GD is None or group is None:
         return Ring(text_BD, slice_size=slice_size, group=group)

@@ -10,16 +10,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.losses.backend import check_implementation, use_kernels
+from clipx.losses.backend import use_kernels
 from clipx.losses.cost import LossCost, LossShape, column_sums, tiled_cost
-from clipx.losses.exchange import Exchange, all_gather, make_exchange
+from clipx.losses.exchange import Exchange, make_exchange
+from clipx.losses.tiled_loss import TiledLoss
 from clipx.losses.tiles import (
     Grid,
     Tile,
@@ -33,7 +34,7 @@ from clipx.losses.tiles import (
 from clipx.types import Embeddings
 
 
-class InfoNCELoss:
+class InfoNCELoss(TiledLoss):
     """Cross-entropy of finding each image's text among all texts, and each text's image among all images, halved.
 
     With S = s x y^T over the G pairs, r_i = log sum_j exp S_ij and c_j = log sum_i exp S_ij,
@@ -53,24 +54,7 @@ class InfoNCELoss:
     float32 is multiplied as float32; torch's own products take TF32 where torch was told to, which clipx never does.
     Memory: O(B D + G) and a few tiles beyond the gathered texts. Communication per rank: `clipx.losses.exchange`, and
     2 all-reduces of G numbers.
-
-    Args:
-        implementation: what computes a tile, `clipx.losses.backend`.
-        exchange: gather all texts, or pass them round in a ring where G x D does not fit.
-        tile_size: its square is the most similarities that torch holds at once; a kernel holds none, and writes g in
-            blocks of 4 times as many.
     """
-
-    def __init__(
-        self,
-        *,
-        implementation: Literal["auto", "tiled", "triton"] = "auto",
-        exchange: Literal["gather", "ring"] = "gather",
-        tile_size: int = 2048,
-    ) -> None:
-        self.implementation = implementation
-        self.exchange = exchange
-        self.tile_size = tile_size
 
     def __call__(
         self,
@@ -85,21 +69,12 @@ class InfoNCELoss:
             embeddings.image_BD,
             embeddings.text_BD,
             embeddings.logit_scale,
-            None if self.exchange == "ring" or group is None else all_gather(embeddings.text_BD, group),
-            None if ids_B is None else all_gather(ids_B, group),
-            None if positive_ids_B is None else all_gather(positive_ids_B, group),
-            "" if group is None else group.group_name,
-            self.implementation,
-            self.tile_size,
+            *self.operands(embeddings.text_BD, group, ids_B, positive_ids_B),
         )
         if embeddings.logit_bias is not None:
             # A bias of all logits cancels in a softmax. Its gradient is 0, which DDP wants to see.
             share = share + 0 * embeddings.logit_bias.sum()
         return share
-
-    def check(self, device: torch.device) -> None:
-        """See `clipx.losses.backend.check_implementation`."""
-        check_implementation(self.implementation, device)
 
     def cost(self, shape: LossShape) -> LossCost:
         """Four products of B x G x D: similarities going forward, again going back, and two gradients."""
@@ -142,12 +117,9 @@ def _info_nce(  # noqa: PLR0913, PLR0917
 
 @_info_nce.register_fake
 def _(image_BD: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch_size = image_BD.shape[0]
-    global_batch_size = batch_size * collectives.world_size(collectives.named_group(others[-3]))
-    r_B, c_G = (
-        image_BD.new_empty(size, dtype=accumulation_dtype(image_BD)) for size in (batch_size, global_batch_size)
-    )
-    return r_B.new_empty(()), r_B, c_G
+    world_size = collectives.world_size(collectives.named_group(others[-3]))
+    r_B = image_BD.new_empty(len(image_BD), dtype=accumulation_dtype(image_BD))
+    return r_B.new_empty(()), r_B, r_B.new_empty(world_size * len(image_BD))
 
 
 @torch.library.custom_op("clipx::info_nce_backward", mutates_args=())

@@ -3,41 +3,31 @@
 Shape suffixes: B local pairs, G global pairs, R rows and N columns of a tile, D embedding.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.losses.backend import check_implementation, use_kernels
+from clipx.losses.backend import use_kernels
 from clipx.losses.cost import LossCost, LossShape, tiled_cost
-from clipx.losses.exchange import all_gather, make_exchange
+from clipx.losses.exchange import make_exchange
+from clipx.losses.tiled_loss import TiledLoss
 from clipx.losses.tiles import Tile, accumulation_dtype, grad_scale, input_gradients, make_grid, similarities
 from clipx.types import Embeddings
 
 
-class SigmoidLoss:
+class SigmoidLoss(TiledLoss):
     """Each image with each text as a binary decision: the positives yes, all others no.
 
         L = -1/G sum_ij log sigmoid(z_ij (s x_i . y_j + b)),   z_ij = 1 for positives, -1 for negatives.
 
     Pairs of equal ids that are no positives are left out of the sum. No similarity needs to know another, so loss and
     gradients come from one pass (6 B G D floating-point operations), with g_ij = -z_ij sigmoid(-z_ij (S_ij + b)) / G.
-    Numerics, memory, communication and arguments as `InfoNCELoss`, without its all-reduces; the gradients wait in the
+    Numerics, memory and communication as `InfoNCELoss`, without its all-reduces; the gradients wait in the
     accumulation dtype for the one that comes back.
     """
-
-    def __init__(
-        self,
-        *,
-        implementation: Literal["auto", "tiled", "triton"] = "auto",
-        exchange: Literal["gather", "ring"] = "gather",
-        tile_size: int = 2048,
-    ) -> None:
-        self.implementation = implementation
-        self.exchange = exchange
-        self.tile_size = tile_size
 
     def __call__(
         self,
@@ -54,18 +44,9 @@ class SigmoidLoss:
             embeddings.text_BD,
             embeddings.logit_scale,
             embeddings.logit_bias,
-            None if self.exchange == "ring" or group is None else all_gather(embeddings.text_BD, group),
-            None if ids_B is None else all_gather(ids_B, group),
-            None if positive_ids_B is None else all_gather(positive_ids_B, group),
-            "" if group is None else group.group_name,
-            self.implementation,
-            self.tile_size,
+            *self.operands(embeddings.text_BD, group, ids_B, positive_ids_B),
         )
         return share
-
-    def check(self, device: torch.device) -> None:
-        """See `clipx.losses.backend.check_implementation`."""
-        check_implementation(self.implementation, device)
 
     def cost(self, shape: LossShape) -> LossCost:
         """Three products of B x G x D: similarities and two gradients, in one pass."""

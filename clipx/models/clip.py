@@ -23,8 +23,7 @@ class CLIP(nn.Module):
     Args:
         image_tower: (images_BHWC, patch_keys_B) to (B, D).
         text_tower: (tokens_T, lengths_B, max_length=) to (B, D).
-        init_logit_scale: initial value of the multiplier.
-        max_logit_scale: the limit of `clamp_logit_scale_`.
+        init_logit_scale: initial value of the multiplier, of which `max_logit_scale` is the limit.
         init_logit_bias: initial value of the bias of the logits; None means that there is no bias.
     """
 
@@ -128,7 +127,7 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int, kind: type[C
         config: both towers, the embedding space, the multiplier and the bias.
         vocab_size: number of the tokenizer's ids.
         seed: determines every initial weight; torch's global generators do not change.
-        kind: CLIP, or a subclass with the same arguments and parts of its own.
+        kind: CLIP, or a subclass with the same arguments.
 
     Raises:
         InputError: a tower cannot be built, or the initial multiplier is above its maximum.

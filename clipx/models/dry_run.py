@@ -34,7 +34,6 @@ def dry_run(
             which gradients flow back.
         image_size: pixels of the square input.
         context_length: tokens of every text.
-        captions_per_image: texts of every image.
         columns: an objective's further columns for lengths along B, I and T.
         device: where the pairs go.
     """
@@ -93,11 +92,9 @@ class LiveBytes(TorchDispatchMode):
 
 @torch.no_grad()
 def run_on_meta(module: nn.Module, *args: Tensor) -> Any:
-    """The module's output for tensors on the meta device; its parameters and buffers do not change.
+    """The output of a module, not yet distributed, for tensors on the meta device; parameters and buffers stay.
 
-    Args:
-        module: not yet distributed over ranks.
-        args: tensors on the meta device with at least two samples, which batch statistics in training need.
+    Batch statistics in training need at least two samples.
     """
     tensors: Iterator[tuple[str, Tensor]] = chain(module.named_parameters(), module.named_buffers())
     return functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, args)

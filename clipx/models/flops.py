@@ -41,12 +41,7 @@ def image_flops(tower: VisionTower, *, image_size: int, patch_drop: float = 0.0)
     """FLOPs of the forward pass of one image.
 
     A formula for timm's plain ViTs. For any other model torch's counter runs on the meta device, which takes seconds
-    and counts matrix products, convolutions and fused attention.
-
-    Args:
-        tower: not yet distributed over ranks.
-        image_size: pixels of a side.
-        patch_drop: fraction of the patches that is dropped.
+    and counts matrix products, convolutions and fused attention. The tower is not yet distributed over ranks.
     """
     trunk: Any = tower.trunk
     projection = _linear_flops(tower.projection)
@@ -64,12 +59,7 @@ def image_flops(tower: VisionTower, *, image_size: int, patch_drop: float = 0.0)
 
 
 def text_flops(tower: nn.Module) -> TextFlops:
-    """FLOPs of the forward pass of a text tower.
-
-    Args:
-        tower: not yet distributed over ranks. For a `TextTower` there is a formula; any other tower is run at three
-            lengths.
-    """
+    """FLOPs of the forward pass of a text tower: a formula for a `TextTower`; any other one is run at three lengths."""
     if isinstance(tower, TextTower):
         blocks: list[Any] = list(tower.blocks)
         return TextFlops(

@@ -34,8 +34,6 @@ class HuggingFaceTextTower(nn.Module):
         hidden_size: the encoder's channels C.
         pool: "cls" takes the first hidden state, "mean" the mean over a text's tokens, "last" that of the last token.
         pad_token_id: the id of padding (some encoders compute positions from it).
-        embed_dim: D of the shared space.
-        context_length: maximum number of tokens of a text.
         first_position: the position of a text's first token in a packed row; None means that texts are padded.
     """
 
@@ -91,9 +89,8 @@ def _encode_padded(encoder: nn.Module, tokens_T: Tensor, packing: Packing, *, pa
 
 def _encode_packed(encoder: nn.Module, tokens_T: Tensor, packing: Packing, *, first_position: int) -> Tensor:
     """Hidden states (T, C) of texts that the encoder gets as one row (1, T)."""
-    position_1T = (packing.position_T + first_position)[None]
-    output = encoder(input_ids=tokens_T[None], position_ids=position_1T, packing=packing)
-    return output.last_hidden_state[0]
+    position_T = packing.position_T + first_position
+    return encoder(input_ids=tokens_T[None], position_ids=position_T[None], packing=packing).last_hidden_state[0]
 
 
 def _attention(
@@ -156,9 +153,8 @@ def build_huggingface_tower(config: HuggingFaceTextConfig, *, vocab_size: int, e
 def _make_packed(encoder: Any, *, pad_token_id: int, context_length: int) -> int | None:
     """Gives the encoder our attention if its results stay the same, and changes nothing otherwise.
 
-    It compares hidden states in float64. The texts are up to the longest allowed, and together have more tokens than
-    the encoder has learned positions. This detects attention between texts, a window, and a limit on the length of a
-    row.
+    It compares hidden states in float64, of texts up to the longest allowed that together have more tokens than the
+    encoder has learned positions. This detects attention between texts, a window, and a limit on a row's length.
 
     Returns:
         The position of a text's first token; None if the encoder cannot run packed.

@@ -94,11 +94,10 @@ def _transposed(ours: str, theirs: str) -> Rule:
 
 def _trunk_embeddings(class_token: str, positions: str) -> tuple[Rule, Rule]:
     """Rules that remove timm's batch dimension from both, and its token dimension from the class token."""
+    trunk = "image_tower.trunk"
     return (
-        Rule(
-            "image_tower.trunk.cls_token", (class_token,), to_theirs=lambda x: x[0, 0], to_ours=lambda x: x[None, None]
-        ),
-        Rule("image_tower.trunk.pos_embed", (positions,), to_theirs=lambda x: x[0], to_ours=lambda x: x[None]),
+        Rule(f"{trunk}.cls_token", (class_token,), to_theirs=lambda x: x[0, 0], to_ours=lambda x: x[None, None]),
+        Rule(f"{trunk}.pos_embed", (positions,), to_theirs=lambda x: x[0], to_ours=lambda x: x[None]),
     )
 
 

@@ -58,13 +58,11 @@ def pack(lengths_B: Tensor, *, num_tokens: int, max_length: int, groups: Sequenc
     end_B = lengths_B.cumsum(0)
     start_B = end_B - lengths_B
     parts = lengths_B.split(list(groups)) if groups else (lengths_B,)
+    starts = start_B.split([len(part) for part in parts])
     positions = [torch.arange(int(part.max()) if groups else max_length, device=device) for part in parts]
-    sources = [
-        start[:, None] + position
-        for start, position in zip(start_B.split([len(part) for part in parts]), positions, strict=True)
-    ]
+    sources = [start[:, None] + position for start, position in zip(starts, positions, strict=True)]
     widths_B = torch.cat(
-        [torch.full_like(part, len(position)) for part, position in zip(parts, positions, strict=True)]
+        [torch.full_like(start, len(position)) for start, position in zip(starts, positions, strict=True)]
     )
     text_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B, output_size=num_tokens)
     position_T = torch.arange(num_tokens, device=device) - start_B[text_T]
@@ -102,14 +100,8 @@ def pad_to_bucket(tokens_T: Tensor, lengths_B: Tensor, *, max_length: int, limit
     are in B / 16 texts, some of them empty: the number of texts depends only on B. No real text attends to the added
     ones, and their results are not used, so no result and no gradient changes.
 
-    Args:
-        tokens_T: int64 (T,).
-        lengths_B: int64 (B,).
-        max_length: at least the longest text.
-        limit: the maximum for the new `max_length`.
-
     Returns:
-        Tokens, lengths and `max_length`, padded.
+        Tokens int64 (T',), lengths int64 (B',) and `max_length`, at most `limit`.
     """
     num_tokens, num_texts = tokens_T.shape[0], lengths_B.shape[0]
     padding = -num_tokens % max(1, 2 ** (num_tokens.bit_length() - 5))
@@ -176,18 +168,10 @@ def as_rows(x_TC: Tensor, packing: Packing) -> list[Tensor]:
 def attend(
     q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing, *, causal: bool, scale: float | None = None
 ) -> Tensor:
-    """Attention of every token to the tokens of its own text.
+    """Attention of every token to the tokens of its own text, or, if `causal`, only to itself and earlier ones.
 
-    Args:
-        q_THK: queries (T, H, K); channels must be contiguous, other strides are free.
-        k_THK: keys, same shape.
-        v_THK: values, same shape.
-        packing: positions of the T tokens.
-        causal: whether a token attends only to itself and to earlier tokens of its text.
-        scale: the factor on q·k; None means K^-0.5.
-
-    Returns:
-        (T, H, K).
+    Queries, keys, values and the result have the shape (T, H, K); channels must be contiguous, other strides are free.
+    `scale` is the factor on q·k; None means K^-0.5.
     """
     if _varlen_takes(q_THK):
         longest = packing.filled[0].shape[1]

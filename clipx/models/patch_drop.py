@@ -26,12 +26,7 @@ def num_kept(num_patches: int, rate: float) -> int:
 
 
 def kept_patches(keys_B: Tensor, *, num_patches: int, rate: float) -> Tensor:
-    """Draws the patches of each image that are kept.
-
-    Args:
-        keys_B: int64 (B,), from `patch_keys`.
-        num_patches: P.
-        rate: fraction of the patches that is dropped, in [0, 1).
+    """Draws the patches of each image that are kept, from the keys int64 (B,) of `patch_keys`.
 
     Returns:
         int64 (B, K): per row K = `num_kept(P, rate)` different indices from 0 to P - 1, not sorted.

@@ -72,15 +72,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden=hidden, activation=activation)
 
     def forward(self, x_TC: Tensor, packing: Packing, last_R: Tensor | None = None) -> Tensor:
-        """Maps tokens to tokens.
+        """Maps (T, C) to (T, C), or to (R, C): only the rows `last_R`, without the work for the others.
 
-        Args:
-            x_TC: (T, C).
-            packing: positions of the T tokens.
-            last_R: int64 (R,), the last tokens of the first R texts, if only their results are needed.
-
-        Returns:
-            (T, C); with `last_R` (R, C), the same rows without the work for the others.
+        `last_R` are the last tokens of the first R texts, int64 (R,).
         """
         x_RC = x_TC if last_R is None else take(x_TC, last_R)
         x_RC = x_RC + self.attn(self.norm1(x_TC), packing, last_R)
@@ -90,15 +84,7 @@ class Block(nn.Module):
 class TextTower(nn.Module):
     """CLIP's text Transformer with a projection without bias; it returns the result at each text's last token.
 
-    Args:
-        vocab_size: rows of the token embedding.
-        context_length: maximum number of tokens of a text.
-        width: channels C.
-        layers: blocks.
-        heads: attention heads; divides width.
-        mlp_ratio: hidden channels of the feed-forward layers, divided by C.
-        activation: "gelu" (exact) or "quick_gelu".
-        embed_dim: D of the shared space.
+    Arguments are those of `TransformerTextConfig`: C is `width`, which `heads` divides, D is `embed_dim`.
     """
 
     bucketed: bool = False
@@ -124,15 +110,11 @@ class TextTower(nn.Module):
         self.blocks = nn.ModuleList(Block(width, activation=ACTIVATIONS[activation], **shape) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=1e-5)
         self.projection = nn.Linear(width, embed_dim, bias=False)
-        self._initialise()
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """CLIP's initialisation, with the constants of OpenAI's published model code; biases are 0, gains are 1."""
+        # CLIP's initialisation, with the constants of OpenAI's published model code; biases are 0, gains are 1.
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
         initialise_blocks(self.blocks)
-        nn.init.normal_(self.projection.weight, std=self.projection.in_features**-0.5)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
         """Embeds B texts given as one flat array.
@@ -164,11 +146,6 @@ class TextTower(nn.Module):
 
 def build_text_tower(config: TextConfig, *, vocab_size: int, embed_dim: int) -> nn.Module:
     """Builds a text tower from its config, on the CPU, with weights from torch's current generator.
-
-    Args:
-        config: the config of the tower.
-        vocab_size: number of the tokenizer's ids, 0 to vocab_size - 1.
-        embed_dim: D of the shared space.
 
     Raises:
         InputError: a transformers model cannot be loaded, is not a text encoder, or is too small for the tokenizer or

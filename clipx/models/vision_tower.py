@@ -26,14 +26,8 @@ from clipx.models.vit import is_plain_vit, num_patches, use_fast_blocks, vit_for
 class VisionTower(nn.Module):
     """Normalises pixels on the device, runs the trunk, and projects its pooled features without bias.
 
-    timm's plain ViT uses the forward pass of `vit`, which gives the same result for less work.
-
-    Args:
-        trunk: maps float (B, 3, H, W) to pooled features (B, F).
-        num_features: F.
-        embed_dim: D of the shared space.
-        mean: channel means in [0, 1].
-        std: channel standard deviations.
+    The trunk maps float (B, 3, H, W) to pooled features (B, F). timm's plain ViT uses the forward pass of `vit`, which
+    gives the same result for less work. `mean` and `std` are those of channels in [0, 1].
     """
 
     mean_C: Tensor
@@ -99,12 +93,7 @@ def build_vision_tower(config: TimmImageConfig, *, embed_dim: int) -> VisionTowe
 
 
 def check_patch_drop(tower: VisionTower, rate: float, *, name: str) -> None:
-    """Checks that the tower supports patch dropout.
-
-    Args:
-        tower: not yet distributed over ranks.
-        rate: fraction of the patches that is dropped; 0 is always allowed.
-        name: the config's field, for the message.
+    """Checks that the tower supports patch dropout, if the rate is above 0; `name` is the config's field.
 
     Raises:
         InputError: the tower is not a plain ViT.
@@ -120,22 +109,15 @@ def check_image_size(tower: VisionTower, size: int, *, name: str) -> None:
     """Checks that the tower accepts square images of a size, which may differ from its own.
 
     Plain ViTs resample their position embedding to the images' grid. Of other models the convolutional ones accept any
-    size, which a run on the meta device shows.
-
-    Args:
-        tower: not yet distributed over ranks.
-        size: pixels of a side.
-        name: the config's field, for the message.
+    size, which a run on the meta device shows; ranks do not share the tower yet. `name` is the config's field.
 
     Raises:
         InputError: the size is not a multiple of the patches, or the model accepts only one size.
     """
     trunk: Any = tower.trunk
     if tower.is_plain_vit:
-        if (size, size) == trunk.patch_embed.img_size:
-            return
         height, width = trunk.patch_embed.patch_size
-        if size % height or size % width:
+        if (size, size) != trunk.patch_embed.img_size and (size % height or size % width):
             below = size // math.lcm(height, width) * math.lcm(height, width)
             nearest = [value for value in (below, below + math.lcm(height, width)) if value > 0]
             raise InputError(
@@ -192,6 +174,7 @@ def _create_trunk(config: TimmImageConfig) -> Any:
         trunk = _create_with_size(config)
         if isinstance(config.pretrained, str):
             _load_weights(trunk, config.pretrained)
+        return trunk
     except InputError:
         raise
     except Exception as error:  # timm may raise anything, and a weight file may hold anything
@@ -200,7 +183,6 @@ def _create_trunk(config: TimmImageConfig) -> Any:
             f"model.image: timm cannot build {config.name} at {config.image_size} pixels with options={config.options} "
             f"and pretrained={config.pretrained}: {reason}"
         ) from error
-    return trunk
 
 
 def _create_with_size(config: TimmImageConfig) -> Any:

@@ -92,8 +92,7 @@ def vit_forward(
         trunk: timm's `VisionTransformer`, for which `is_plain_vit` holds.
         images_BHWC: uint8 (B, H, W, 3), at least one patch large; pixels after the last full patch are ignored, as a
             convolution ignores them.
-        kept_BK: int64 (B, K), the indices of each image's kept patches, counted along the rows of the grid; None means
-            all patches.
+        kept_BK: int64 (B, K), the indices of each image's kept patches along the grid's rows; None means all patches.
         normalize: maps uint8 (..., 3) to floating point of the same shape.
 
     Returns:

@@ -13,11 +13,8 @@ def ema_decay(step: int, *, decay: float) -> float:
     """The decay of the average at a step: min(decay, (1 + step) / (10 + step)).
 
     This is the warm-up of TensorFlow's ExponentialMovingAverage (`num_updates`). Without it the random initial weights
-    would have the weight decay^step, which for 0.9999 is still a third after 10,000 steps.
-
-    Args:
-        step: number of optimizer steps before the one whose weights are added.
-        decay: the final decay, in [0, 1).
+    would have the weight decay^step, which for 0.9999 is still a third after 10,000 steps. `step` counts the optimizer
+    steps before the one whose weights are added.
     """
     return min(decay, (1 + step) / (10 + step))
 
@@ -39,11 +36,8 @@ class Ema:
     def update(self, good: Tensor, *, step: int) -> None:
         """Moves the average towards the weights after an optimizer step, if the step was good.
 
-        average <- average + good (1 - decay_step) (weights - average). The host does not wait.
-
-        Args:
-            good: whether loss and gradients were finite: bool, 0-dim, on the device.
-            step: number of optimizer steps before this one.
+        average <- average + good (1 - decay_step) (weights - average), with `good` bool, 0-dim, on the device; `step`
+        counts the steps before this one. The host does not wait.
         """
         weight = (1 - ema_decay(step, decay=self._decay)) * good.double()
         for average, weights in zip(local_parts(self._average.values()), self._weights(), strict=True):

@@ -14,14 +14,9 @@ from clipx.errors import InputError
 from clipx.optim.param_groups import parameter_groups
 
 _OURS = {"params", "lr", "weight_decay"}
-_NOT_SHARDED = (
-    "adamuon",
-    "nadamuon",
-    "mars",
-    "novograd",
-    "adamp",
-    "sgdp",
-)  # tried on two ranks: torch cannot shard an operation
+_SAVED = (Tensor, int, float)
+# tried on two ranks: torch cannot shard an operation
+_NOT_SHARDED = ("adamuon", "nadamuon", "mars", "novograd", "adamp", "sgdp")
 
 
 def build_timm_optimizer(config: TimmOptimConfig, model: nn.Module) -> Optimizer:
@@ -38,8 +33,7 @@ def build_timm_optimizer(config: TimmOptimConfig, model: nn.Module) -> Optimizer
         nearest = difflib.get_close_matches(config.name, list_optimizers(), n=3)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "`timm.optim.list_optimizers()` lists them"
         raise InputError(f"optim.name={config.name} is no optimizer of timm's; {hint}")
-    ours = _OURS & config.options.keys()
-    if ours:
+    if ours := _OURS & config.options.keys():
         raise InputError(
             f"optim.options may not hold {', '.join(sorted(ours))}; optim has lr and weight_decay for these"
         )
@@ -90,16 +84,13 @@ def _try_out(config: TimmOptimConfig, device: torch.device) -> type[Optimizer]:
             "mend the options or choose another optimizer"
         ) from error
     state_values = chain.from_iterable(state.items() for state in optimizer.state.values())
-    unfit = sorted({f"{name} ({type(value).__name__})" for name, value in state_values if not _can_be_saved(value)})
+    unfit = {f"{name} ({type(value).__name__})" for name, value in state_values if not isinstance(value, _SAVED)}
     if unfit:
         raise InputError(
-            f"optim.name={config.name} keeps a state that a checkpoint cannot hold: {', '.join(unfit)}; choose another"
+            f"optim.name={config.name} keeps a state that a checkpoint cannot hold: {', '.join(sorted(unfit))}; "
+            "choose another"
         )
     return type(optimizer)
-
-
-def _can_be_saved(value: Any) -> bool:
-    return isinstance(value, Tensor | int | float)
 
 
 def _with_fallback(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:

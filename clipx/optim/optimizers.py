@@ -24,13 +24,11 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """
     match config:
         case AdamWConfig():
-            groups = parameter_groups(model, config)
-            return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+            return AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         case StableAdamWConfig():
-            groups = parameter_groups(model, config)
             from clipx.optim.stable_adamw import StableAdamW
 
-            return StableAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+            return StableAdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps)
         case TimmOptimConfig():
             from clipx.optim.from_timm import build_timm_optimizer
 
@@ -60,7 +58,7 @@ def update(optimizer: Optimizer, good: Tensor) -> None:
     `found_inf` to the optimizer, or waits and skips the step. So it must be called in every step, good or not.
 
     Args:
-        optimizer: the optimizer, or accelerate's wrapper of it.
+        optimizer: of torch, or accelerate's wrapper of it.
         good: bool, 0-dim, on the device, equal on all ranks.
     """
     inner: Any = inner_optimizer(optimizer)
@@ -81,11 +79,8 @@ def optimizer_bytes(config: OptimConfig, model: nn.Module) -> int:
     """Bytes of the state after a step, before sharding, without the few numbers that it has per tensor.
 
     timm's optimizers store none, one, two or four tensors of a weight's size, or parts of such. If the step needs real
-    values, the result is an assumption: two tensors per weight.
-
-    Args:
-        config: the config of the optimizer.
-        model: does not change; parameters that do not train now have no state.
+    values, the result is an assumption: two tensors per weight. The model does not change; parameters that do not train
+    now have no state.
     """
     two_moments = 2 * _FLOAT * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     if not isinstance(config, TimmOptimConfig):

@@ -59,16 +59,12 @@ def heights(tower: nn.Module) -> dict[str, int]:
         stack.
     """
     blocks = _blocks(tower)
-    top = len(blocks) + 1
+    top, depth = len(blocks) + 1, 0
     height_by_name: dict[str, int] = {}
-    depth = 0
     for name, _ in tower.named_parameters():
         inside = [index for index, block in enumerate(blocks, 1) if name.startswith(block)]
-        if inside:
-            depth = inside[0]
-            height_by_name[name] = top - depth
-        else:
-            height_by_name[name] = top - (depth + 1 if depth else 0)
+        depth = inside[0] if inside else depth
+        height_by_name[name] = top - (depth if inside or depth == 0 else depth + 1)
     return height_by_name if blocks else dict.fromkeys(height_by_name, 0)
 
 
@@ -95,22 +91,18 @@ def _is_stack(module: nn.Module) -> bool:
 def set_locked(model: nn.Module, towers: frozenset[TowerName]) -> bool:
     """Turns gradients off for the parameters of `towers`, except for their projections, and on for the other towers'.
 
-    Args:
-        model: not wrapped, with `image_tower` and `text_tower`. DDP must wrap it after this call, and again after each
-            change, because it decides when it is built which gradients it waits for; FSDP2 decides in every forward
-            pass.
-        towers: the towers to lock; the others are released.
+    The model is not wrapped yet: DDP must wrap it after this call, and again after each change, because it decides when
+    it is built which gradients it waits for; FSDP2 decides in every forward pass.
 
     Returns:
         Whether any parameter changed.
     """
     changed = False
     for name, parameter in model.named_parameters():
-        if not name.startswith(("image_tower.", "text_tower.")):
+        tower, _, part = name.partition(".")
+        if tower not in ("image_tower", "text_tower"):
             continue  # what belongs to no tower is its objective's affair
-        locked = any(
-            name.startswith(f"{tower}_tower.") and not name.startswith(f"{tower}_tower.projection.") for tower in towers
-        )
+        locked = tower.removesuffix("_tower") in towers and not part.startswith("projection.")
         changed |= parameter.requires_grad == locked
         parameter.requires_grad_(not locked)
     return changed

@@ -28,14 +28,8 @@ def learning_rate(
     constant: `peak`, then linearly down to `minimum` over the last `cooldown_steps` (arXiv 2405.18392, section 3, with
     the linear form of the cooldown).
 
-    Args:
-        step: number of optimizer steps before this one; step 0 of a warm-up has the rate peak / warmup_steps.
-        peak: the highest rate, reached after `warmup_steps`.
-        warmup_steps: length of the warm-up; 0 means no warm-up.
-        num_steps: length of the whole run.
-        minimum: the rate that the cosine or the cooldown would reach at `num_steps`.
-        schedule: the shape after the warm-up.
-        cooldown_steps: length of the cooldown, for constant only; at most `num_steps` minus the warm-up.
+    `step` counts the optimizer steps before this one: step 0 of a warm-up has the rate peak / warmup_steps. `minimum`
+    is the rate that the cosine or the cooldown would reach at `num_steps`, the length of the whole run.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -51,12 +45,7 @@ def learning_rate(
 
 
 def build_schedule(config: OptimConfig, *, num_steps: int, in_steps: Callable[[int], int]) -> Callable[[int], float]:
-    """Builds, from its config, the function from the step to its learning rate.
-
-    Args:
-        config: the rates, and the lengths in steps or in pairs.
-        num_steps: length of the whole run.
-        in_steps: converts pairs to optimizer steps (`RunConfig.in_steps`).
+    """Builds, from its config, the function from the step to its learning rate; `in_steps` converts pairs to steps.
 
     Raises:
         InputError: a cooldown with another schedule than constant, a cooldown that is given twice or overlaps the

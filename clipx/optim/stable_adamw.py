@@ -28,13 +28,7 @@ class StableAdamW(Optimizer):
     shards it: one all-reduce of a number per tensor.
 
     The stored moments are biased, like Adam's; the paper's recursion stores the debiased ones, which is equivalent.
-
-    Args:
-        params: parameters or groups of them.
-        lr: learning rate; a group may have its own.
-        betas: decay of the two moments; a group may have its own.
-        eps: added to the root of the second moment, and its minimum in the clipping; a group may have its own.
-        weight_decay: decoupled weight decay; a group may have its own.
+    A group of parameters may have settings of its own.
     """
 
     def __init__(

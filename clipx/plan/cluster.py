@@ -28,12 +28,7 @@ class Cluster:
 
         Gathering P bytes over N machines of g GPUs brings each GPU (g-1)/g P from its own machine and, the adapters
         sharing what comes from others, (N-1)/N P/g over the network. Scattering sums is the same backwards, and an
-        all-reduce both (the ring's 2(W-1)/W P).
-
-        Args:
-            collective: a shift moves P/W to the next rank.
-            payload: P, bytes of the tensor of all ranks.
-            world_size: W.
+        all-reduce both (the ring's 2(W-1)/W P). A shift moves P/W to the next rank.
         """
         per_node, num_nodes = min(self.gpus_per_node, world_size), self.num_nodes(world_size)
         if collective == "shift":

@@ -3,11 +3,10 @@
 Left out are the step's own all-reduce of its figures and the gradient norm's.
 """
 
-from torch import nn
-
 from clipx.config.geometry import BatchGeometry
 from clipx.config.parallel import DdpConfig, Fsdp2Config
 from clipx.config.schema import RunConfig
+from clipx.distributed.parallelize import num_weights
 from clipx.losses.cost import Transfer
 from clipx.objectives.build import loss_shape
 from clipx.plan.model import PhaseModel
@@ -21,13 +20,11 @@ def transfers(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> 
         return []
     half = config.precision != "fp32"
     if isinstance(config.parallel, DdpConfig):
-        payload = _FLOAT * model.num_trainable
-        model_transfers = [
-            Transfer(part="gradients", collective="all-reduce", payload=payload, times=1, behind="backward")
-        ]
+        size = _FLOAT * model.num_trainable
+        moved = [Transfer(part="gradients", collective="all-reduce", payload=size, times=1, behind="backward")]
     else:
-        model_transfers = _fsdp(config.parallel, model, half=half, num_micro_batches=geometry.num_micro_batches)
-    return [*model_transfers, *model.objective.loss_cost(loss_shape(config, geometry)).transfers]
+        moved = _fsdp(config.parallel, model, half=half, num_micro_batches=geometry.num_micro_batches)
+    return [*moved, *model.objective.loss_cost(loss_shape(config, geometry)).transfers]
 
 
 def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batches: int) -> list[Transfer]:
@@ -38,10 +35,9 @@ def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batch
     gathers what the pass before it has freed. Weights that are not freed, as those outside of blocks never are, are
     gathered once for all passes up to the end of the next backward pass: k times.
     """
-    blocks = model.blocks()
-    in_blocks = sum(_numel(block) for block in blocks)
-    rest = model.num_parameters - in_blocks
-    k = num_micro_batches
+    in_blocks = sum(num_weights(block) for block in model.blocks())
+    rest, k = model.num_parameters - in_blocks, num_micro_batches
+    gradients = _FLOAT * model.num_trainable
     return [
         Transfer(
             part="weights of blocks",
@@ -51,15 +47,5 @@ def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batch
             behind="towers",
         ),
         Transfer(part="other weights", collective="all-gather", payload=rest * _FLOAT, times=k, behind="towers"),
-        Transfer(
-            part="gradients",
-            collective="reduce-scatter",
-            payload=model.num_trainable * _FLOAT,
-            times=k,
-            behind="towers",
-        ),
+        Transfer(part="gradients", collective="reduce-scatter", payload=gradients, times=k, behind="towers"),
     ]
-
-
-def _numel(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())

@@ -33,15 +33,7 @@ class Loader:
 def plan_loader(
     config: RunConfig, *, pairs_per_s: float, world_size: int, cpu_s: float, bytes_per_sample: float
 ) -> Loader:
-    """Estimates the loading that a pace needs.
-
-    Args:
-        config: of the run.
-        pairs_per_s: of all GPUs.
-        world_size: number of GPUs.
-        cpu_s: seconds of a core to load an image.
-        bytes_per_sample: in the shards.
-    """
+    """Estimates the loading that a pace of all GPUs needs; an image takes `cpu_s` seconds of a core."""
     images_per_s = pairs_per_s / config.data.captions_per_image
     workers = config.data.workers
     return Loader(

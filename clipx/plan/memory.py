@@ -5,7 +5,6 @@ sheet alone. Loss and passes are assumed to reach their maximum at the same time
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from clipx.config.geometry import BatchGeometry, micro_batch_sizes, resolve_geometry
@@ -71,14 +70,10 @@ def plan_memory(config: RunConfig, model: PhaseModel, *, gpu: Gpu, world_size: i
     available = MEMORY_FRACTION * bare + _FLOAT * model.num_parameters
     if config.micro_batch_size == "auto":
         sizes = micro_batch_sizes(geometry.rank_batch_size, captions)
-        size = _largest(sizes, model, room=available - others.total)
-        geometry = BatchGeometry(config.global_batch_size, world_size, size)
+        num_fitting = bisect_right(sizes, available - others.total, key=model.pass_bytes)
+        geometry = BatchGeometry(config.global_batch_size, world_size, sizes[max(1, num_fitting) - 1])
     parts = replace(others, activations=float(model.pass_bytes(geometry.micro_batch_size)))
     return MemoryPlan(parts=parts, geometry=geometry, fits=parts.total <= available, available=available)
-
-
-def _largest(sizes: Sequence[int], model: PhaseModel, *, room: float) -> int:
-    return sizes[max(1, bisect_right(sizes, room, key=model.pass_bytes)) - 1]
 
 
 def _without_activations(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> MemoryParts:

@@ -6,14 +6,14 @@ run. A fake GPU needs a real one, so the pass is a CPU's. It keeps what CUDA's k
 precision: there a varlen kernel saves one copy of the output of attention (2 of 38 bytes per channel).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,13 +23,13 @@ from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.block_transforms import checkpoint_blocks, evenly_spread
+from clipx.distributed.parallelize import num_weights
 from clipx.models.dry_run import DryRun, LiveBytes, dry_run
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import optimizer_bytes
 from clipx.optim.param_groups import set_locked
-from clipx.types import Batch
 
 _FLOAT = 4  # bytes
 _NUM_IMAGES = (4, 256)
@@ -61,11 +61,7 @@ class Work:
 class PhaseModel:
     """The towers as they train in a phase.
 
-    Args:
-        config: of the run.
-        phase: image size, context length and locked towers of its steps.
-        caption_tokens: tokens of a caption on average, start and end included.
-        build: config to objective.
+    `caption_tokens` are those of a caption on average, start and end included.
 
     Raises:
         InputError: the towers cannot be built.
@@ -90,18 +86,18 @@ class PhaseModel:
         """Number of parameters by part."""
         model = self.objective.model
         image, text = model.image_tower, model.text_tower
-        tables = sum(_count(module) for module in text.modules() if isinstance(module, nn.Embedding))
+        tables = sum(num_weights(module) for module in text.modules() if isinstance(module, nn.Embedding))
         return {
-            "image tower": _count(image),
-            "text tower": _count(text) - tables,
+            "image tower": num_weights(image),
+            "text tower": num_weights(text) - tables,
             "text embeddings": tables,
-            "beside the towers": _count(model) - _count(image) - _count(text),
+            "beside the towers": num_weights(model) - num_weights(image) - num_weights(text),
         }
 
     @property
     def num_parameters(self) -> int:
         """Number of parameters of the whole model."""
-        return _count(self.objective.model)
+        return num_weights(self.objective.model)
 
     @property
     def num_trainable(self) -> int:
@@ -154,15 +150,10 @@ class PhaseModel:
         for blocks in objective.block_lists():
             checkpoint_blocks(blocks, fraction=self._config.activation_checkpointing)
         half = self._config.precision != "fp32"
-
         # also for fp16, which a CPU does not have, and for fp8, whose products keep their inputs in bf16
         autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=half)
-
-        def forward(batch: Batch) -> Iterable[Tensor]:
-            return objective.dry_run_roots(batch, autocast)
-
         return dry_run(
-            forward,
+            lambda batch: objective.dry_run_roots(batch, autocast),
             image_size=self.phase.image_size,
             context_length=num_tokens,
             captions_per_image=self._config.data.captions_per_image,
@@ -219,16 +210,10 @@ def _line(run: DryRun, num_pairs: int) -> tuple[float, float]:
 
     The padding among their tokens (`clipx.models.packing`) is the same share of both.
     """
-    few, many = _peak(run, num_pairs), _peak(run, 4 * num_pairs)
-    slope = (many - few) / (3 * num_pairs)
-    return few - num_pairs * slope, slope
-
-
-def _peak(run: DryRun, num_pairs: int) -> int:
-    with LiveBytes() as live:
-        run(num_pairs)
-    return live.peak
-
-
-def _count(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
+    peaks = []
+    for number in (num_pairs, 4 * num_pairs):
+        with LiveBytes() as live:
+            run(number)
+        peaks.append(live.peak)
+    slope = (peaks[1] - peaks[0]) / (3 * num_pairs)
+    return peaks[0] - num_pairs * slope, slope

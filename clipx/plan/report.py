@@ -88,29 +88,26 @@ def _input(part: PhasePlan) -> str:
 
 
 def _model(part: PhasePlan) -> Iterator[tuple[str, str]]:
+    work, total = part.work, sum(part.parameters.values())
     for name, number in part.parameters.items():
         if number > 1:
             yield name, f"{number / 1e6:,.1f} M parameters"
-    total = sum(part.parameters.values())
     trained = "" if part.num_trainable == total else f", {part.num_trainable / 1e6:,.1f} M trained"
     yield "all", f"{total / 1e6:,.1f} M parameters{trained}"
-    work, again = part.work, part.work.again(part.memory.geometry.num_micro_batches)
     yield "forward, image", f"{work.image_forward / 1e9:,.2f} GFLOP"
     yield f"forward, text of {work.text_tokens} tokens", f"{work.text_forward / 1e9:,.2f} GFLOP"
     yield "training", f"{work.useful / 1e9:,.2f} GFLOP"
     if work.recomputed:
         yield "again for activation checkpointing", f"{work.recomputed / 1e9:,.2f} GFLOP"
     yield "counted by torch in these towers", f"{part.counted_flops / 1e9:,.2f} GFLOP"
-    if again:
+    if again := work.again(part.memory.geometry.num_micro_batches):
         yield "again for the gradient cache", f"{again / 1e9:,.2f} GFLOP"
 
 
 def _memory(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
     plan, geometry = part.memory, part.memory.geometry
     parts = plan.parts
-    pairs = (
-        f"of {geometry.micro_batch_size:,} pairs, {parts.activations / geometry.micro_batch_size / 1e6:,.1f} MB each"
-    )
+    size = geometry.micro_batch_size
     rows = [
         ("weights", parts.weights, ""),
         ("gradients", parts.gradients, ""),
@@ -119,26 +116,23 @@ def _memory(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
         ("held whole by FSDP2", parts.gathered, "weights and gradients in use"),
         ("texts of all GPUs", parts.texts, f"{geometry.global_batch_size:,} embeddings"),
         ("loss", parts.loss, "embeddings, their gradients, tiles"),
-        ("activations", parts.activations, pairs),
+        ("activations", parts.activations, f"of {size:,} pairs, {parts.activations / size / 1e6:,.1f} MB each"),
     ]
-    for name, size, note in rows:
-        if size:
-            yield name, f"{size / 1e9:,.2f}", note
+    for name, num_bytes, note in rows:
+        if num_bytes:
+            yield name, f"{num_bytes / 1e9:,.2f}", note
     verdict = "fits" if plan.fits else _TOO_LARGE
     yield "all", f"{parts.total / 1e9:,.2f}", f"{verdict}; {plan.available / 1e9:,.1f} GB to be had:"
-    reserve = (
-        f"{MEMORY_FRACTION:.0%} of what {CONTEXT_BYTES / 1e9:.1f} GB for CUDA and NCCL (assumed) and the weights leave"
-    )
-    yield "", "", reserve
-    cache = _cache(part)
-    yield "micro-batch", f"{geometry.micro_batch_size:,}", f"of {geometry.rank_batch_size:,} pairs per GPU; {cache}"
+    reserve = f"{CONTEXT_BYTES / 1e9:.1f} GB for CUDA and NCCL (assumed)"
+    yield "", "", f"{MEMORY_FRACTION:.0%} of what {reserve} and the weights leave"
+    yield "micro-batch", f"{size:,}", f"of {geometry.rank_batch_size:,} pairs per GPU; {_cache(part)}"
 
 
 def _cache(part: PhasePlan) -> str:
-    number = part.memory.geometry.num_micro_batches
+    number, work = part.memory.geometry.num_micro_batches, part.work
     if number == 1:
         return "one pass, no gradient cache"
-    price = part.work.again(number) / (part.work.useful + part.work.recomputed)
+    price = work.again(number) / (work.useful + work.recomputed)
     return f"gradient cache of {number}, {price:.0%} more arithmetic"
 
 
@@ -180,12 +174,9 @@ def _data(part: PhasePlan, run: RunPlan, assumptions: Assumptions) -> Iterator[t
 
 
 def _run(run: RunPlan) -> Iterator[tuple[str, str]]:
-    steps = run.phases[-1].phase.until
-    pairs = steps * run.phases[-1].memory.geometry.global_batch_size
-    yield (
-        "steps",
-        f"{steps:,} of {run.phases[-1].memory.geometry.global_batch_size:,} pairs, {pairs / 1e9:,.3g} billion",
-    )
+    steps, batch_size = run.phases[-1].phase.until, run.phases[-1].memory.geometry.global_batch_size
+    pairs = steps * batch_size
+    yield "steps", f"{steps:,} of {batch_size:,} pairs, {pairs / 1e9:,.3g} billion"
     pace = pairs / (86400 * run.days)
     yield "pace", f"{pace:,.0f} pairs/s, {pace / run.world_size:,.0f} per GPU"
     yield "time", f"{_time(run.days)}; starts, evaluations and saves come on top"
@@ -198,7 +189,7 @@ def _run(run: RunPlan) -> Iterator[tuple[str, str]]:
 def _row(run: RunPlan) -> tuple[str, ...]:
     part = run.heaviest
     memory, pace = part.memory, part.pace
-    pairs = sum(phase.phase.until - phase.first_step for phase in run.phases) * memory.geometry.global_batch_size
+    pairs = run.phases[-1].phase.until * memory.geometry.global_batch_size
     cache = f" x {memory.geometry.num_micro_batches}" if memory.geometry.num_micro_batches > 1 else ""
     return (
         f"{run.world_size:,}",

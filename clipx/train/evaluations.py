@@ -40,10 +40,7 @@ def missing_evaluations(run: Run) -> dict[str, Path]:
 def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> None:
     """Runs evaluations on all ranks; rank 0 writes their scores. One whose data cannot be read is logged and left out.
 
-    Args:
-        run: the run; no step of it may be pending.
-        missing: paths of the result files by name of the evaluation.
-        watchdog: hears of every forward pass, so that a long evaluation does not count as stalled.
+    No step of the run may be pending. The watchdog hears of every forward pass, so that no long evaluation is a stall.
     """
     step = run.progress.step
     for name, path in missing.items():

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +98,6 @@ def rollback(spike: LossSpikeError, progress: Progress, *, config: RunConfig, ru
 
     All ranks call this; rank 0 adds a row to run_dir/rollbacks.jsonl.
 
-    Args:
-        spike: what happened.
-        progress: the run's, when it happened.
-        config: the run's; says how many batches to skip and how many rollbacks are allowed.
-        runtime: the ranks.
-
     Returns:
         What the run has to be built with.
 
@@ -155,9 +150,5 @@ def last_before(step: int, saved: Sequence[int], *, skipping: int) -> int:
 
 def batches_before(batch: int, count: int, *, skipped: Sequence[int]) -> tuple[int, ...]:
     """The last `count` global batches up to and including `batch` that were not skipped before, ascending."""
-    batches: list[int] = []
-    while len(batches) < count and batch >= 0:
-        if batch not in skipped:
-            batches.append(batch)
-        batch -= 1
-    return tuple(reversed(batches))
+    trained = (number for number in range(batch, -1, -1) if number not in skipped)
+    return tuple(islice(trained, count))[::-1]

@@ -1,6 +1,7 @@
 """When a run is saved, in the background or while the training waits, and what happens when the storage fails."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
@@ -71,10 +72,8 @@ class Saver:
             return self._is_overdue()
         if self._left_out:
             return True
-        waits_s = [60 * policy.every_minutes] if policy.every_minutes else []
-        if self._failures:
-            waits_s.append(self._retry_s())
-        return bool(waits_s) and time.monotonic() - self._tried_at > min(waits_s)
+        waits_s = (60 * policy.every_minutes, self._retry_s() if self._failures else 0.0)
+        return time.monotonic() - self._tried_at > min((wait_s for wait_s in waits_s if wait_s), default=math.inf)
 
     def is_due(self) -> bool:
         """Whether the count of steps asks for a save: by `checkpoint.every_steps`, or at the end of a phase."""
@@ -173,12 +172,7 @@ class Saver:
         return time.monotonic() - self._tried_at > self._run.config.parallel.timeout_s
 
     def _save(self, began: float, *, wait: bool) -> None:
-        """Writes, or copies the state and writes in the background.
-
-        Args:
-            began: time.perf_counter() at the start of the save.
-            wait: whether to write before this returns, even if saves are asynchronous.
-        """
+        """Writes (with `wait` even if saves are asynchronous), or copies the state and writes in the background."""
         self._tried_at, self._left_out = time.monotonic(), False
         run = self._run
         average = None if run.stepper.ema is None else run.stepper.ema.state_dict()
@@ -195,11 +189,7 @@ class Saver:
     def _write(self, share: State, state: RunState, began: float, *, pause_s: float | None = None) -> _Saved:
         """The part of a save that may run in the background: all ranks write, rank 0 publishes, reports and tidies up.
 
-        Args:
-            share: this rank's part of the state; must not change any more.
-            state: goes into state.json; must not change either.
-            began: time.perf_counter() at the start of the save.
-            pause_s: seconds for which the training was paused; None means that it waits for this to end.
+        Neither share nor state may change any more. The training paused for `pause_s`; None: it waits for this to end.
         """
         step, entries, problem = state.progress.step, dict[str, Entry](), None
         try:
@@ -217,7 +207,14 @@ class Saver:
         elif self._run.runtime.is_main:
             self._failures += 1
             self.store.discard(step)
-            self._complain(step, problem)
+            log.error(
+                "CHECKPOINT OF STEP %d FAILED (%s); the run goes on and tries again in %.0f s, or when the next is "
+                "due; the newest good one is step %d",
+                step,
+                problem,
+                self._retry_s(),
+                self.saved_step,
+            )
         # last: otherwise the other ranks would wait in a step for rank 0's tidying, where they have less time
         return _Saved(step, gather_objects(problem, self._group)[0])
 
@@ -233,16 +230,6 @@ class Saver:
             sum(entry["size"] for entry in entries.values()) / 1e9,
             total_s,
             total_s if pause_s is None else pause_s,
-        )
-
-    def _complain(self, step: int, problem: str | None) -> None:
-        log.error(
-            "CHECKPOINT OF STEP %d FAILED (%s); the run goes on and tries again in %.0f s, or when the next is due; "
-            "the newest good one is step %d",
-            step,
-            problem,
-            self._retry_s(),
-            self.saved_step,
         )
 
     def _retry_s(self) -> float:

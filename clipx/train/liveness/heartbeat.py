@@ -113,11 +113,8 @@ def find_straggler(earlier: Sequence[Heartbeat], later: Sequence[Heartbeat]) -> 
     """Says in one line which rank holds up the run.
 
     The first of these that exists: ranks whose heartbeat has not changed, since they are stopped or dead or cannot
-    reach the store; ranks that are behind the others, since the others wait for them; what all ranks wait for.
-
-    Args:
-        earlier: heartbeats of all ranks.
-        later: the same, some seconds later.
+    reach the store; ranks that are behind the others, since the others wait for them; what all ranks wait for. Both
+    arguments are the heartbeats of all ranks, `later` some seconds later.
     """
     silent = [rank for rank, (one, two) in enumerate(zip(earlier, later, strict=True)) if one.sequence == two.sequence]
     if silent:

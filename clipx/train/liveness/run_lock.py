@@ -21,9 +21,7 @@ log = logging.getLogger(__name__)
 
 _NAME = ".lock"
 _WAIT_S = 20.0  # a killed job may need this long to be gone when its successor starts
-_WAIT_FOR_OTHERS_S = (
-    150.0  # on another machine, which may be dead: NFSv4 servers keep its locks for 90 s, Lustre's for 100 s
-)
+_WAIT_FOR_OTHERS_S = 150.0  # on other machines, which may be dead: NFSv4 keeps their locks for 90 s, Lustre for 100 s
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 
@@ -54,12 +52,11 @@ def _acquire(descriptor: int, run_dir: Path) -> None:
     while True:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except OSError as error:
             if error.errno not in _HELD:
                 log.warning("%s cannot be locked (%s); see to it that one run at a time uses it", run_dir, error)
                 return
-        else:
-            return
         holder = (run_dir / _NAME).read_text() or "another process"
         is_local = holder.endswith(f" on {socket.gethostname()}")
         if time.monotonic() - began >= (_WAIT_S if is_local else _WAIT_FOR_OTHERS_S):

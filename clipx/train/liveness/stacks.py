@@ -73,11 +73,7 @@ class Stacks:
 
 
 def _state(pid: int) -> tuple[str, bool]:
-    """Looks up a process.
-
-    Returns:
-        Its state in the kernel's words, and whether it handles the signal of `collect`. If not, it would die of it.
-    """
+    """A process's state in the kernel's words, and whether it handles the signal of `collect`, or would die of it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -54,12 +54,7 @@ class Age:
         self._looked_at = 0.0
 
     def look(self, position: object, now: float) -> float:
-        """The age of `position` in seconds.
-
-        Args:
-            position: compared by identity; any other object than at the last call has age 0.
-            now: seconds of a monotonic clock.
-        """
+        """The age of `position` in seconds at the monotonic time `now`; 0 if it is another object than the last."""
         if position is self._position:
             self._seconds += min(now - self._looked_at, self._max_s)
         else:
@@ -112,13 +107,10 @@ class Watchdog:
         self._stall_of_others: str | None = None
 
     def set_activity(self, activity: Activity, *, step: int) -> None:
-        """Records that the main thread lives and what it begins. Takes a microsecond.
+        """Records that the main thread lives, what it begins, and the steps taken. Takes a microsecond.
 
-        Call it between the parts of a long activity too.
-
-        Args:
-            activity: `start` again before the next phase, whose first steps may take long again.
-            step: optimizer steps taken.
+        Call it between the parts of a long activity too, and with `start` again before the next phase, whose first
+        steps may take long again.
         """
         if activity == "start":
             self._num_steps = 0

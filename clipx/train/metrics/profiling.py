@@ -10,14 +10,10 @@ log = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Records the steps from `first_step` on and writes a trace that Perfetto and chrome://tracing open.
+    """Records `num_steps` steps from `first_step` (from 1; 0: none) on and writes a trace that Perfetto opens.
 
-    A start of the run, or a phase of it, that makes only some of these steps records those.
-
-    Args:
-        folder: folder for the trace, `step-00000010.json.gz`, which is named by the first step in it.
-        first_step: number of the first step to record, from 1; 0 means none.
-        num_steps: number of steps to record.
+    A start of the run, or a phase of it, that makes only some of these steps records those. The trace,
+    `step-00000010.json.gz`, is named by the first step in it.
     """
 
     def __init__(self, folder: Path, *, first_step: int, num_steps: int) -> None:

@@ -35,13 +35,7 @@ class Quarantine:
         return sum(source == name for source in self._met.values())
 
     def add(self, samples: Sequence[BadSample], *, step: int, write: bool) -> None:
-        """Adds the bad samples of all ranks.
-
-        Args:
-            samples: they may repeat.
-            step: number of the step that met them, from 1.
-            write: whether to append the new ones to the file; True on rank 0 alone.
-        """
+        """Adds the bad samples of all ranks, which may repeat, met by a step (from 1); rank 0 alone writes them."""
         fresh = {(sample.shard, sample.key): sample for sample in samples}
         if write:
             rows = [{"step": step, **asdict(sample)} for name, sample in fresh.items() if name not in self._written]
@@ -50,12 +44,7 @@ class Quarantine:
         self._met |= {name: sample.source for name, sample in fresh.items()}
 
     def check(self, *, samples_seen: int, num_samples: int, max_bad_fraction: float) -> None:
-        """Checks the share of bad samples among the distinct ones read so far.
-
-        Args:
-            samples_seen: samples read so far, repetitions included.
-            num_samples: distinct samples in the data.
-            max_bad_fraction: the largest share allowed.
+        """Checks the share of bad samples among the distinct ones read so far; `samples_seen` counts repetitions.
 
         Raises:
             RunError: too many are bad; names the count, the rule and the file.

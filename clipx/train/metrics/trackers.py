@@ -11,15 +11,9 @@ from clipx.distributed.runtime import Runtime
 def start_trackers(
     runtime: Runtime, *, project: str, config: dict[str, Any], wandb_mode: str, wandb_id: str, run_dir: Path
 ) -> None:
-    """Opens the trackers that the runtime was started with; a resumed run continues its own wandb run.
+    """Opens, on the main process, the trackers that the runtime was started with.
 
-    Args:
-        runtime: the ranks; only the main process opens trackers.
-        project: name of the project at wandb.
-        config: the resolved config of the run, nested.
-        wandb_mode: "online", "offline" or "disabled".
-        wandb_id: id of the run at wandb, the same at each start of the run.
-        run_dir: the run folder, into which wandb writes and after which the run is named there.
+    `wandb_id` is the same at each start of a run, which so continues its own wandb run; `run_dir` names it there.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     wandb = {"id": wandb_id, "resume": "allow", "mode": wandb_mode, "dir": str(run_dir), "name": run_dir.name}
