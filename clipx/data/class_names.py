@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from clipx.errors import InputError
 from clipx.storage.files import read_file
 
-_MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
-
 
 def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
     """The lines of a UTF-8 text file, without white space around them and without blank lines at the end.
@@ -61,12 +59,3 @@ def check_templates(templates: Sequence[str], *, name: str) -> None:
     for template in templates:
         if "{c}" not in template:
             raise InputError(f"{name}: {template!r} lacks {{c}}, the place of the class or caption")
-
-
-def class_number(text: str, num_classes: int) -> int | None:
-    """The class number in a text, 0 to `num_classes` - 1; None if it holds no such number."""
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
-        return None
-    number = int(digits)
-    return number if number < num_classes else None

@@ -19,8 +19,8 @@ from typing import Literal
 
 import webdataset
 
-from clipx.data.captions import decode_captions, first_present
-from clipx.data.class_names import check_templates, class_number, read_lines
+from clipx.data.captions import class_number, decode_captions, first_present
+from clipx.data.class_names import check_templates, read_lines
 from clipx.data.decode import UndecodableError
 from clipx.errors import InputError
 from clipx.storage.files import open_ranges

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,15 @@ from clipx.data.captions import CaptionReader, Captions, alternatives, first_pre
 from clipx.data.columns import ColumnReader, RawSample, read_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
-from clipx.data.prefetch_schedule import PrefetchSchedule
 from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
 from clipx.types import BadSample, Batch, axis_of, tensor_fields
+
+if TYPE_CHECKING:  # needed only for remote sources
+    from clipx.data.prefetch_schedule import PrefetchSchedule
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class BatchReader:
 
     def _announce(self, batch_index: int, slots: range) -> None:
         if self._schedule is None or self._schedule.slots != slots:
+            from clipx.data.prefetch_schedule import PrefetchSchedule
+
             self._schedule = PrefetchSchedule(
                 self._order, self._samples.shards, slots=slots, read_ahead_batches=self._read_ahead_batches
             )

@@ -11,19 +11,21 @@ import signal
 import time
 from collections.abc import Container, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipx.config.checkpoint import StopSignal
-from clipx.data.buffers import ImageBuffers
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, PartialBatch, join_parts
 from clipx.errors import ClipxError, RunError
 from clipx.host import end_with_parent
 from clipx.types import Batch
+
+if TYPE_CHECKING:  # needed only with loader processes
+    from clipx.data.buffers import ImageBuffers
 
 _GRACE_S = 2.0  # of loader processes that are in the middle of a sample when they are no longer wanted
 _ASKED_TO_STOP_BY = (signal.SIGINT, *(signal.Signals[name] for name in get_args(StopSignal)))
@@ -113,8 +115,9 @@ class PairStream:
         return self._reader.read(batch_index, self._slots[self._rows[part]], out=out)
 
     def _load_in_workers(self, indexes: Iterator[int]) -> Generator[Batch, None, None]:
-        num_buffers = self._prefetch_batches + _LENT
-        buffers = ImageBuffers(num_buffers, self._shape, pin_memory=self._pin_memory)
+        from clipx.data.buffers import ImageBuffers
+
+        buffers = ImageBuffers(self._prefetch_batches + _LENT, self._shape, pin_memory=self._pin_memory)
         replies = self._replies(self._requests(indexes, buffers), buffers)
         try:
             while parts := list(itertools.islice(replies, self.workers)):
@@ -122,14 +125,14 @@ class PairStream:
         finally:
             replies.close()
 
-    def _requests(self, indexes: Iterator[int], buffers: ImageBuffers) -> Iterator[_Request]:
+    def _requests(self, indexes: Iterator[int], buffers: "ImageBuffers") -> Iterator[_Request]:
         """The parts of every batch; torch hands them to the processes in turn, so that each keeps its own lanes."""
         for batch_index in indexes:
             buffer = buffers.take()
             for part in range(self.workers):
                 yield _Request(batch_index, part, buffer)
 
-    def _assemble(self, replies: Sequence[_Reply], buffers: ImageBuffers) -> Batch:
+    def _assemble(self, replies: Sequence[_Reply], buffers: "ImageBuffers") -> Batch:
         buffer = replies[0].request.buffer
         if buffer is not None:
             images_IHWC = buffers.lend(buffer)
@@ -138,7 +141,7 @@ class PairStream:
         parts = [reply.part for reply in replies]
         return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
 
-    def _replies(self, requests: Iterator[_Request], buffers: ImageBuffers) -> Generator[_Reply, None, None]:
+    def _replies(self, requests: Iterator[_Request], buffers: "ImageBuffers") -> Generator[_Reply, None, None]:
         """The replies of the loader processes, in the order of the requests."""
         loader = DataLoader(
             _WorkerDataset(self, buffers),
@@ -178,7 +181,7 @@ class _WorkerDataset(Dataset["_Reply | ClipxError"]):
     Errors for a person cross to the parent as values: torch would add a traceback to the message.
     """
 
-    def __init__(self, stream: PairStream, buffers: ImageBuffers) -> None:
+    def __init__(self, stream: PairStream, buffers: "ImageBuffers") -> None:
         self._stream = stream
         self._buffers = buffers
 

@@ -10,13 +10,14 @@ import logging
 import os
 import secrets
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from clipx.config.data import RemoteConfig
-from clipx.storage import pipe
 from clipx.storage import remote as remote_files
-from clipx.storage.remote import DEFAULTS, RemoteState
-from clipx.storage.shard_cache import Identity, ShardCache, mark_used
+from clipx.storage.remote import DEFAULTS, PIPE, RemoteState
+
+if TYPE_CHECKING:  # needed only for what is fetched whole
+    from clipx.storage.shard_cache import ShardCache
 
 _SCAN_BLOCK = 4 << 20  # of a scan over a network: at 50 ms and 80 MB/s half of the time is waiting, half is reading
 
@@ -47,7 +48,7 @@ class RangeReader(Protocol):
 
 def is_local(path: str) -> bool:
     """Whether `path` is opened by the operating system rather than fetched."""
-    return "://" not in path and not path.startswith("pipe:")
+    return "://" not in path and not path.startswith(PIPE)
 
 
 def file_state(path: str, *, remote: RemoteConfig = DEFAULTS) -> FileState:
@@ -60,7 +61,7 @@ def file_state(path: str, *, remote: RemoteConfig = DEFAULTS) -> FileState:
         status = os.stat(path)
         return FileState(status.st_size, status.st_mtime_ns)
     size, mtime_ns = None, 0
-    if not path.startswith(pipe.PREFIX):
+    if not path.startswith(PIPE):
         size, mtime_ns, _ = remote_files.state(path, remote)
     return FileState(_fetch_whole(path, None, remote=remote, cache=None).size if size is None else size, mtime_ns)
 
@@ -71,7 +72,7 @@ def open_ranges(
     sequential: bool = False,
     state: FileState | None = None,
     remote: RemoteConfig = DEFAULTS,
-    cache: ShardCache | None = None,
+    cache: "ShardCache | None" = None,
 ) -> RangeReader:
     """Opens `path` for reading by ranges.
 
@@ -87,13 +88,13 @@ def open_ranges(
     """
     if is_local(path):
         return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    if path.startswith(pipe.PREFIX):
+    if path.startswith(PIPE):
         return _fetch_whole(path, None, remote=remote, cache=cache)
     if cache is not None:
-        descriptor = cache.open(
-            Identity(path, *(state or file_state(path, remote=remote))),
-            lambda write: remote_files.download(path, write, remote),
-        )
+        from clipx.storage.shard_cache import Identity
+
+        shard = Identity(path, *(state or file_state(path, remote=remote)))
+        descriptor = cache.open(shard, lambda write: remote_files.download(path, write, remote))
         if descriptor is not None:
             return LocalFile(descriptor)
     now = remote_files.state(path, remote)
@@ -103,11 +104,13 @@ def open_ranges(
 
 
 def _fetch_whole(
-    path: str, state: RemoteState | None, *, remote: RemoteConfig, cache: ShardCache | None
+    path: str, state: RemoteState | None, *, remote: RemoteConfig, cache: "ShardCache | None"
 ) -> "LocalFile":
     """A local copy of what cannot be read by ranges."""
+    from clipx.storage.shard_cache import Identity, ShardCache
+
     cache = cache or ShardCache.default()
-    origin = pipe.PREFIX if path.startswith(pipe.PREFIX) else "/".join(path.split("/")[:3])
+    origin = PIPE if path.startswith(PIPE) else "/".join(path.split("/")[:3])
     if origin not in _without_ranges:
         _without_ranges.add(origin)
         log.warning(
@@ -171,6 +174,8 @@ class LocalFile:
 
     def mark_used(self) -> None:
         """Tells the cache of which this is a shard that it is in use."""
+        from clipx.storage.shard_cache import mark_used
+
         mark_used(self._descriptor)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from clipx.data.index.shard_paths import Run, decoded, found_rows, packed_bytes
 from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.storage.files import FileState, is_local
-from clipx.storage.pipe import PREFIX as PIPE
+from clipx.storage.remote import PIPE
 
 _MAX_SCANNED = 2_000  # new local shards, 40 s per 1,000 samples in each on one core; of more, counts from metadata
 _COLUMNS = ["count", "size", "mtime_ns", "source", "left_out"]

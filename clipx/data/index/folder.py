@@ -20,8 +20,7 @@ from clipx.data.index.shard_paths import Run, packed_bytes
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
-from clipx.storage.pipe import PREFIX as PIPE
-from clipx.storage.remote import ASK
+from clipx.storage.remote import ASK, PIPE
 
 COUNTS_FILE = "clipx-index.bin"
 

@@ -29,8 +29,7 @@ from clipx.data.index.shard_counts import CountSource
 from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
 from clipx.errors import InputError, RunError
-from clipx.storage.pipe import PREFIX as PIPE
-from clipx.storage.remote import DEFAULTS
+from clipx.storage.remote import DEFAULTS, PIPE
 
 _NAMES_AT_ONCE = 1 << 14
 _EMPTY_NAMED = 10

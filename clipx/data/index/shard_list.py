@@ -22,11 +22,10 @@ from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
-from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local
-from clipx.storage.pipe import PREFIX as PIPE
+from clipx.storage.remote import PIPE
 
 ABSENT = -1
 """Size of a shard that is not there."""
@@ -133,9 +132,12 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
     began = time.perf_counter()
     for block in blocks[:1]:
         ask(block)
-    waits = time.perf_counter() - began > _WAITS_S or not all(is_local(run.prefix) for run in named.paths.runs)
-    for _ in (in_threads if waits else map)(ask, blocks[1:]):
-        pass
+    if time.perf_counter() - began > _WAITS_S or not all(is_local(run.prefix) for run in named.paths.runs):
+        from clipx.data.parallel import in_threads
+
+        list(in_threads(ask, blocks[1:]))
+    else:
+        list(map(ask, blocks[1:]))
     for shard in np.flatnonzero(states.size_S == ABSENT)[:1].tolist():
         raise _no_shard(named.paths[shard], named.pattern(shard))
     return states
