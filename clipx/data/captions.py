@@ -35,11 +35,6 @@ class CaptionReader:
 
     A sample is good or bad in all epochs: everything under the source's keys is checked, drawn or not.
 
-    Args:
-        source: has caption_key, class_names, templates and equal_captions.
-        captions_per_image: K, texts for each image.
-        seed: of the run.
-
     Raises:
         InputError: class names or templates that are empty or cannot be read, or a template without {c}.
     """
@@ -134,16 +129,12 @@ class CaptionReader:
 
 
 def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: bool = False) -> list[str]:
-    """All captions of a sample, in their order, blank ones left out.
+    """All captions of a sample, in their order, blank ones left out; at least one.
 
     Args:
-        fields: the sample's members by extension.
         caption_key: alternatives joined by `;`, of which the first that is present is read: an extension, whose whole
             text is one caption, or `json:NAME`, a string or list of strings in that json member.
         numbers: whether a json field may also hold integers.
-
-    Returns:
-        At least one caption, none of them blank.
 
     Raises:
         UndecodableError: no alternative is present, or the first that is holds no text.

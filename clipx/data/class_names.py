@@ -7,11 +7,7 @@ from clipx.storage.files import read_file
 
 
 def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file, without white space around them and without blank lines at the end.
-
-    Args:
-        path: local or any address that `clipx.storage.files` reads.
-        needed_by: the reader, for messages.
+    """The lines of a UTF-8 text file at a path or address, without white space around them or blank lines at the end.
 
     Raises:
         InputError: no such file, one that cannot be read or is not UTF-8, or one without lines.
@@ -31,21 +27,16 @@ def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
 
 
 def listed(value: str | Sequence[str], *, name: str) -> tuple[str, ...]:
-    """The entries of a list, or of the file that a string names.
-
-    Args:
-        value: of `data.class_names` or `data.templates`.
-        name: of the config's field, for messages.
+    """The entries of a list, or of the file that a string names; messages name the config's field `name`.
 
     Raises:
         InputError: the file cannot be read (`read_lines`); no entries, or a blank one.
     """
-    from_file = isinstance(value, str)
     entries = read_lines(value, needed_by=name) if isinstance(value, str) else tuple(value)
     if not entries:
         raise InputError(f"{name}=[] is empty; list at least one, or leave it out")
     if blank := [number for number, entry in enumerate(entries, 1) if not entry.strip()]:
-        where = f"line {blank[0]} of {value}" if from_file else f"entry {blank[0]}"
+        where = f"line {blank[0]} of {value}" if isinstance(value, str) else f"entry {blank[0]}"
         raise InputError(f"{name}: {where} is blank; each entry needs text")
     return entries
 

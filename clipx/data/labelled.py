@@ -106,9 +106,8 @@ def open_classification_set(folder: Path) -> ClassificationSet:
     path = folder / "zeroshot_classification_templates.txt"
     templates = _lines(path)
     check_templates(templates, name=str(path))
-    return ClassificationSet(
-        class_names=_lines(folder / "classnames.txt"), templates=templates, shards=benchmark_shards(folder)
-    )
+    names = _lines(folder / "classnames.txt")
+    return ClassificationSet(class_names=names, templates=templates, shards=benchmark_shards(folder))
 
 
 def benchmark_shards(folder: Path) -> tuple[str, ...]:

@@ -52,14 +52,7 @@ class _Entry:
 
 
 class _OpenShards:
-    """The open shards of a process, as many as its file descriptors allow; any of its threads may call.
-
-    Args:
-        indexes: the shards of each source.
-        extensions: members to read of each source; None reads all.
-        remote: timeout and retries.
-        cache: for remote shards.
-    """
+    """The open shards of a process, as many as its file descriptors allow; any of its threads may call."""
 
     def __init__(
         self,
@@ -112,12 +105,8 @@ class _OpenShards:
 
     def members(self, ref: SampleRef) -> list[Member]:
         """Implements `prefetch.ShardAccess`."""
-        return self.wanted(self.get(ref.source, ref.shard).offsets, ref)
-
-    def wanted(self, offsets: ShardOffsets, ref: SampleRef) -> list[Member]:
-        """The same as `members`, without opening the shard."""
         wanted = self._extensions[ref.source]
-        members = offsets.members(ref.index)
+        members = self.get(ref.source, ref.shard).offsets.members(ref.index)
         return members if wanted is None else [member for member in members if member.extension in wanted]
 
     def _open(self, source: int, shard: int) -> _OpenShard:
@@ -140,9 +129,7 @@ class ShardReader:
     may call it.
 
     Args:
-        indexes: the shards of each source.
         extensions: members to read of each source; None reads all.
-        remote: timeout, retries and connections.
         cache: for whole remote shards; None fetches only the samples that are read.
 
     Raises:
@@ -237,8 +224,7 @@ class ShardReader:
 
     def _read(self, ref: SampleRef) -> dict[str, bytes]:
         contents = None if self._prefetcher is None else self._prefetcher.take(ref)
-        file, offsets = self._open.get(ref.source, ref.shard)
-        members = self._open.wanted(offsets, ref)
+        file, members = self._open.get(ref.source, ref.shard).file, self._open.members(ref)
         if contents is None and isinstance(file, LocalFile):
             contents = [file.read_at(member.offset, member.size) for member in members]
         elif contents is None:

@@ -54,7 +54,6 @@ class PairStream:
     """A rank's share of the global batches, in their order, from any batch on.
 
     Args:
-        reader: reads parts of batches.
         slots: positions of this rank in every global batch (`rank_slots`).
         image_size: S, pixels of the square images.
         workers: loader processes, at most one for each slot; 0 loads in this process.
@@ -85,14 +84,9 @@ class PairStream:
     def batches(
         self, start: int = 0, stop: int | None = None, *, left_out: Container[int] = ()
     ) -> Generator[Batch, None, None]:
-        """This rank's share of global batches `start`, `start` + 1, ... up to `stop`, or without end.
+        """This rank's share of the global batches from `start` to before `stop`, or without end, except `left_out`.
 
         A generator: its `close()` ends the loader processes. Keeping many batches costs copies, nothing else.
-
-        Args:
-            start: the first global batch.
-            stop: the one after the last; None means without end.
-            left_out: global batches that are skipped.
 
         Raises:
             RunError: no readable sample within reach, failing storage, or a loader process that died.
@@ -108,8 +102,7 @@ class PairStream:
     def load(self, batch_index: int) -> Batch:
         """This rank's share of one global batch, read in this process."""
         images_IHWC = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin_memory)
-        parts = [self._read(batch_index, 0, out=images_IHWC)]
-        return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
+        return self._join([self._read(batch_index, 0, out=images_IHWC)], images_IHWC)
 
     def _read(self, batch_index: int, part: int, *, out: Tensor) -> PartialBatch:
         return self._reader.read(batch_index, self._slots[self._rows[part]], out=out)
@@ -138,7 +131,9 @@ class PairStream:
             images_IHWC = buffers.lend(buffer)
         else:  # the caller keeps so many batches that no buffer was free
             images_IHWC = torch.cat([reply.images_IHWC for reply in replies if reply.images_IHWC is not None])
-        parts = [reply.part for reply in replies]
+        return self._join([reply.part for reply in replies], images_IHWC)
+
+    def _join(self, parts: Sequence[PartialBatch], images_IHWC: Tensor) -> Batch:
         return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
 
     def _replies(self, requests: Iterator[_Request], buffers: "ImageBuffers") -> Generator[_Reply, None, None]:

@@ -74,13 +74,11 @@ def open_ranges(
     remote: RemoteConfig = DEFAULTS,
     cache: "ShardCache | None" = None,
 ) -> RangeReader:
-    """Opens `path` for reading by ranges.
+    """Opens a local path or an address for reading by ranges.
 
     Args:
-        path: local path or address.
         sequential: reads will go from the front to the end (a scan): fetching ahead saves requests.
         state: of the file as it should be, if it is known; saves a request if the cache holds it.
-        remote: timeout and retries.
         cache: keeps remote files whole; None fetches only what is read, if the store can give that.
 
     Raises:
@@ -113,9 +111,8 @@ def _fetch_whole(
     origin = PIPE if path.startswith(PIPE) else "/".join(path.split("/")[:3])
     if origin not in _without_ranges:
         _without_ranges.add(origin)
-        log.warning(
-            "%s gives no parts of files: each shard is fetched whole, to %s, before it is read", origin, cache.folder
-        )
+        text = "%s gives no parts of files: each shard is fetched whole, to %s, before it is read"
+        log.warning(text, origin, cache.folder)
     identity = Identity(path, None, 0) if state is None else Identity(path, state.size, state.mtime_ns)
     descriptor = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
     assert descriptor is not None
@@ -128,9 +125,7 @@ def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    if is_local(path):
-        return Path(path).read_bytes()
-    return remote_files.read_whole(path, remote)
+    return Path(path).read_bytes() if is_local(path) else remote_files.read_whole(path, remote)
 
 
 def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) -> None:
@@ -155,11 +150,7 @@ def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) ->
 
 
 class LocalFile:
-    """An open descriptor, closed with the last reference at the latest.
-
-    Args:
-        descriptor: now owned by this object.
-    """
+    """An open descriptor, which this object owns and closes with the last reference at the latest."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -189,13 +180,9 @@ class LocalFile:
 
 
 class RemoteFile:
-    """A file that is read by range requests; holds nothing open.
+    """A file of `size` bytes, else reads fail, that is read by range requests; holds nothing open.
 
-    Args:
-        url: its address.
-        size: its bytes; a read fails when it has others.
-        remote: timeout and retries.
-        read_ahead: bytes that a request asks for at least; the next reads are served from them, in one thread only.
+    A request asks for at least `read_ahead` bytes; the next reads are served from them, in one thread only.
     """
 
     def __init__(self, url: str, size: int, *, remote: RemoteConfig = DEFAULTS, read_ahead: int = 0) -> None:

@@ -167,7 +167,6 @@ def build_index(
         index_dir: folder or address for the index.
         filters: what is counted; None means what the index in `index_dir` was made with.
         offsets: scan also the shards whose counts are stated.
-        remote: timeout and retries of scans over a network.
         on_progress: called with (shards done, shards).
 
     Raises:

@@ -13,6 +13,7 @@ import stat
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -76,12 +77,7 @@ def expand_shards(patterns: Sequence[str]) -> ShardPaths:
 
 
 def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
-    """Does what `expand_shards` does, but does not look for names that end with .tar.
-
-    Args:
-        patterns: see `expand_shards`.
-        folders: keeps the listings that are made.
-    """
+    """Does what `expand_shards` does, but does not look for names that end with .tar; `folders` keeps the listings."""
     single = [part for item in patterns for part in ([item] if item.startswith(PIPE) else item.split("::"))]
     ends = array("q")
 
@@ -107,7 +103,7 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
     Raises:
         InputError: a shard that is not there, or cannot be asked for.
     """
-    states = ShardStates(np.zeros(len(named.paths), np.int64), np.zeros(len(named.paths), np.int64))
+    states = ShardStates(*np.zeros((2, len(named.paths)), np.int64))
     blocks = [
         (run, start, first)
         for run, start in zip(named.paths.runs, named.paths.starts, strict=False)
@@ -115,18 +111,17 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
     ]
 
     def ask(block: tuple[Run, int, int]) -> None:
-        (prefix, names), start, first = block
-        last = min(first + _STATS_AT_ONCE, len(names))
-        into = slice(start + first, start + last)
+        (prefix, all_names), start, first = block
+        names = all_names[first : first + _STATS_AT_ONCE]
+        into = slice(start + first, start + first + len(names))
         try:
             if is_local(prefix):
-                states.size_S[into], states.mtime_S[into] = _local_states(prefix, names[first:last])
+                states.size_S[into], states.mtime_S[into] = _local_states(prefix, names)
             elif prefix != PIPE:
-                states.size_S[into], states.mtime_S[into] = folders.states(
-                    prefix, names[first:last], may_list=len(names) > _FEW
-                )
+                found = folders.states(prefix, names, may_list=len(all_names) > _FEW)
+                states.size_S[into], states.mtime_S[into] = found
         except OSError as error:
-            shard = prefix + decoded(names[first])
+            shard = prefix + decoded(names[0])
             raise InputError(f"shards {shard!r} cannot be listed: {error}; {hint(error)}") from error
 
     began = time.perf_counter()
@@ -247,13 +242,13 @@ def _local_states(prefix: str, names: np.ndarray) -> tuple[np.ndarray, np.ndarra
     folder = os.fsencode(prefix)
     sizes, mtimes = array("q"), array("q")
     for name in names.tolist():
-        try:
+        size, mtime_ns = ABSENT, 0
+        with suppress(FileNotFoundError, NotADirectoryError):
             status = os.stat(folder + name)
-        except (FileNotFoundError, NotADirectoryError):
-            status = None
-        there = status is not None and not stat.S_ISDIR(status.st_mode)
-        sizes.append(status.st_size if status is not None and there else ABSENT)
-        mtimes.append(status.st_mtime_ns if status is not None and there else 0)
+            if not stat.S_ISDIR(status.st_mode):
+                size, mtime_ns = status.st_size, status.st_mtime_ns
+        sizes.append(size)
+        mtimes.append(mtime_ns)
     return np.frombuffer(sizes, np.int64), np.frombuffer(mtimes, np.int64)
 
 
@@ -288,9 +283,8 @@ def _hint(path: str) -> str:
         if path.endswith(".tar"):
             return f"it is a folder: write {path}/"
         if packed_files := sorted(name for name in os.listdir(path) if name.endswith(_COMPRESSED)):
-            return (
-                f"{len(packed_files)} compressed files are there, {packed_files[0]} first: unpack them to plain *.tar"
-            )
+            found = f"{len(packed_files)} compressed files are there, {packed_files[0]} first"
+            return f"{found}: unpack them to plain *.tar"
         if deeper := sorted(glob.glob(f"{glob.escape(path)}/*/*.tar")):
             return f"subfolders are not searched: name {os.path.dirname(deeper[0])}"
     return "give a tar file, a folder of *.tar, or a glob"
