@@ -99,7 +99,7 @@ def equalize(images_NHWC: Tensor, _: Tensor) -> Tensor:
 
 
 def warp(images_NHWC: Tensor, number_N: Tensor, maps_MP: Tensor) -> Tensor:
-    """Every pixel from the position in its image's map, of `warp_maps`, with this number; black if that is outside."""
+    """Every pixel from the position that map `number_N` of `warp_maps` gives for it; black if that is outside."""
     pixels_NPC = torch.nn.functional.pad(images_NHWC.flatten(1, 2), (0, 0, 1, 0))  # position 0 is black
     source_NP = maps_MP[number_N.flatten().long()]
     return pixels_NPC.gather(1, source_NP[..., None].expand(-1, -1, images_NHWC.shape[-1])).view_as(images_NHWC)

@@ -13,7 +13,6 @@ import stat
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -242,13 +241,13 @@ def _local_states(prefix: str, names: np.ndarray) -> tuple[np.ndarray, np.ndarra
     folder = os.fsencode(prefix)
     sizes, mtimes = array("q"), array("q")
     for name in names.tolist():
-        size, mtime_ns = ABSENT, 0
-        with suppress(FileNotFoundError, NotADirectoryError):
+        try:
             status = os.stat(folder + name)
-            if not stat.S_ISDIR(status.st_mode):
-                size, mtime_ns = status.st_size, status.st_mtime_ns
-        sizes.append(size)
-        mtimes.append(mtime_ns)
+            there = not stat.S_ISDIR(status.st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        sizes.append(status.st_size if there else ABSENT)
+        mtimes.append(status.st_mtime_ns if there else 0)
     return np.frombuffer(sizes, np.int64), np.frombuffer(mtimes, np.int64)
 
 
