@@ -15,12 +15,9 @@ from torch import Tensor
 
 
 class ImageBuffers:
-    """Buffers for whole batches of images, shared with processes that are forked later.
+    """Buffers for whole batches of images of `shape` (I, H, W, 3), shared with processes that are forked later.
 
-    Args:
-        num_buffers: number of batches.
-        shape: (I, H, W, 3) of a batch.
-        pin_memory: lock the pages, so that copies to a CUDA device run beside the host's work.
+    With `pin_memory` their pages are locked, so that copies to a CUDA device run beside the host's work.
     """
 
     def __init__(self, num_buffers: int, shape: tuple[int, int, int, int], *, pin_memory: bool = False) -> None:

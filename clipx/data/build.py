@@ -22,13 +22,7 @@ def build_order(
     lanes: int | Literal["auto"] | None = None,
     shuffle_window: int | Literal["auto"] | None = None,
 ) -> DataOrder:
-    """The data order of a run.
-
-    Args:
-        config: of the run.
-        indexes: of its sources.
-        lanes: the number that the run began with; None means the config's.
-        shuffle_window: the number that the run began with; None means the config's.
+    """The data order of a run; `lanes` and `shuffle_window` are the numbers that it began with, None the config's.
 
     Raises:
         InputError: too few samples for a batch, or lanes that do not divide it (`DataOrder`).
@@ -55,15 +49,7 @@ def open_reader(
     tokenizer: Tokenizer,
     column_readers: Sequence[ColumnReader] = (),
 ) -> BatchReader:
-    """The reader of parts of batches that the config describes.
-
-    Args:
-        indexes: in the order of the config's sources.
-        order: of the samples.
-        data: how to read them.
-        image_size: S, pixels of the square images.
-        tokenizer: of the text tower.
-        column_readers: of the objective.
+    """The reader of parts of batches that the config describes; images have `image_size` x `image_size` pixels.
 
     Raises:
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.

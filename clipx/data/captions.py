@@ -16,8 +16,9 @@ from typing import NamedTuple
 from clipx import counter_random
 from clipx.config.data import Source
 from clipx.counter_random import Stream
-from clipx.data.class_names import check_templates, class_number, listed
 from clipx.data.decode import UndecodableError, one_line
+
+_MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
 
 
 class Captions(NamedTuple):
@@ -34,11 +35,6 @@ class CaptionReader:
 
     A sample is good or bad in all epochs: everything under the source's keys is checked, drawn or not.
 
-    Args:
-        source: has caption_key, class_names, templates and equal_captions.
-        captions_per_image: K, texts for each image.
-        seed: of the run.
-
     Raises:
         InputError: class names or templates that are empty or cannot be read, or a template without {c}.
     """
@@ -48,8 +44,12 @@ class CaptionReader:
         self._weighted_keys = _weighted(source.caption_key)
         self._names, self._templates = None, None
         if source.class_names is not None:
+            from clipx.data.class_names import listed
+
             self._names = listed(source.class_names, name=f"{where}.class_names")
         if source.templates is not None:
+            from clipx.data.class_names import check_templates, listed
+
             self._templates = listed(source.templates, name=f"{where}.templates")
             check_templates(self._templates, name=f"{where}.templates")
         self._num_texts = captions_per_image
@@ -129,16 +129,12 @@ class CaptionReader:
 
 
 def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: bool = False) -> list[str]:
-    """All captions of a sample, in their order, blank ones left out.
+    """All captions of a sample, in their order, blank ones left out; at least one.
 
     Args:
-        fields: the sample's members by extension.
         caption_key: alternatives joined by `;`, of which the first that is present is read: an extension, whose whole
             text is one caption, or `json:NAME`, a string or list of strings in that json member.
         numbers: whether a json field may also hold integers.
-
-    Returns:
-        At least one caption, none of them blank.
 
     Raises:
         UndecodableError: no alternative is present, or the first that is holds no text.
@@ -150,6 +146,15 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: b
     if not captions:
         raise UndecodableError(f"caption under {alternative.key!r} is empty")
     return captions
+
+
+def class_number(text: str, num_classes: int) -> int | None:
+    """The class number in a text, 0 to `num_classes` - 1; None if it holds no such number."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
+        return None
+    number = int(digits)
+    return number if number < num_classes else None
 
 
 def first_present(fields: Mapping[str, bytes], keys: str) -> bytes | None:

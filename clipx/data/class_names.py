@@ -5,15 +5,9 @@ from collections.abc import Sequence
 from clipx.errors import InputError
 from clipx.storage.files import read_file
 
-_MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
-
 
 def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file, without white space around them and without blank lines at the end.
-
-    Args:
-        path: local or any address that `clipx.storage.files` reads.
-        needed_by: the reader, for messages.
+    """The lines of a UTF-8 text file at a path or address, without white space around them or blank lines at the end.
 
     Raises:
         InputError: no such file, one that cannot be read or is not UTF-8, or one without lines.
@@ -33,21 +27,16 @@ def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
 
 
 def listed(value: str | Sequence[str], *, name: str) -> tuple[str, ...]:
-    """The entries of a list, or of the file that a string names.
-
-    Args:
-        value: of `data.class_names` or `data.templates`.
-        name: of the config's field, for messages.
+    """The entries of a list, or of the file that a string names; messages name the config's field `name`.
 
     Raises:
         InputError: the file cannot be read (`read_lines`); no entries, or a blank one.
     """
-    from_file = isinstance(value, str)
     entries = read_lines(value, needed_by=name) if isinstance(value, str) else tuple(value)
     if not entries:
         raise InputError(f"{name}=[] is empty; list at least one, or leave it out")
     if blank := [number for number, entry in enumerate(entries, 1) if not entry.strip()]:
-        where = f"line {blank[0]} of {value}" if from_file else f"entry {blank[0]}"
+        where = f"line {blank[0]} of {value}" if isinstance(value, str) else f"entry {blank[0]}"
         raise InputError(f"{name}: {where} is blank; each entry needs text")
     return entries
 
@@ -61,12 +50,3 @@ def check_templates(templates: Sequence[str], *, name: str) -> None:
     for template in templates:
         if "{c}" not in template:
             raise InputError(f"{name}: {template!r} lacks {{c}}, the place of the class or caption")
-
-
-def class_number(text: str, num_classes: int) -> int | None:
-    """The class number in a text, 0 to `num_classes` - 1; None if it holds no such number."""
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
-        return None
-    number = int(digits)
-    return number if number < num_classes else None

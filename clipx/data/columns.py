@@ -103,14 +103,9 @@ def read_columns(readers: Sequence[ColumnReader], sample: RawSample) -> dict[str
 
 
 def blank_columns(readers: Sequence[ColumnReader], sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """Zeros instead of the readers' columns, for passes without data.
-
-    Args:
-        readers: of the objective.
-        sizes: lengths along B, I and T.
-    """
-    specs = {name: spec for reader in readers for name, spec in reader.columns.items()}
+    """Zeros instead of the readers' columns, for passes without data; `sizes` are the lengths along B, I and T."""
     return {
         name: torch.from_numpy(np.zeros((sizes[axis_of(name) or "B"], *spec.shape), spec.dtype))
-        for name, spec in specs.items()
+        for reader in readers
+        for name, spec in reader.columns.items()
     }

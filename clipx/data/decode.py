@@ -78,13 +78,10 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_jpeg(data: bytes, size: tuple[int, int], *, divisor: int = 1) -> "Tensor | None":
-    """The pixels of a JPEG.
+    """The pixels of a JPEG of `size` (H, W), from `jpeg_size`.
 
-    Args:
-        data: the encoded image.
-        size: (H, W) from `jpeg_size`.
-        divisor: 1, 2, 4 or 8: the decoder leaves out high frequencies of each block (DCT scaling) and gives
-            ceil(H / divisor) x ceil(W / divisor) pixels; above 1 only if `can_scale()`.
+    With a divisor of 2, 4 or 8, which needs `can_scale()`, the decoder leaves out high frequencies of each block (DCT
+    scaling) and gives ceil(H / divisor) x ceil(W / divisor) pixels.
 
     Returns:
         uint8 (H, W, C), C innermost in memory; None for truncated or corrupt data, some of which Pillow accepts.

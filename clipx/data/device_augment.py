@@ -56,9 +56,6 @@ class DeviceAugment:
 
     The distribution is that of torchvision's v2 ColorJitter (applied with a probability), RandomGrayscale and
     RandAugment.
-
-    Args:
-        augment: probabilities and strengths.
     """
 
     def __init__(self, augment: AugmentConfig) -> None:
@@ -66,12 +63,7 @@ class DeviceAugment:
         self._maps: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def __call__(self, images_BHWC: Tensor, seed_B: Tensor) -> Tensor:
-        """The augmented images, a new tensor.
-
-        Args:
-            images_BHWC: uint8.
-            seed_B: int64, on the host.
-        """
+        """The augmented images, a new tensor, of uint8 images and int64 seeds on the host."""
         steps = list(self._steps(counter_random.fold(seed_B.numpy(), _PURPOSE)))
         if not steps:
             return images_BHWC

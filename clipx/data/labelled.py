@@ -19,8 +19,8 @@ from typing import Literal
 
 import webdataset
 
-from clipx.data.captions import decode_captions, first_present
-from clipx.data.class_names import check_templates, class_number, read_lines
+from clipx.data.captions import class_number, decode_captions, first_present
+from clipx.data.class_names import check_templates, read_lines
 from clipx.data.decode import UndecodableError
 from clipx.errors import InputError
 from clipx.storage.files import open_ranges
@@ -106,9 +106,8 @@ def open_classification_set(folder: Path) -> ClassificationSet:
     path = folder / "zeroshot_classification_templates.txt"
     templates = _lines(path)
     check_templates(templates, name=str(path))
-    return ClassificationSet(
-        class_names=_lines(folder / "classnames.txt"), templates=templates, shards=benchmark_shards(folder)
-    )
+    names = _lines(folder / "classnames.txt")
+    return ClassificationSet(class_names=names, templates=templates, shards=benchmark_shards(folder))
 
 
 def benchmark_shards(folder: Path) -> tuple[str, ...]:

@@ -93,11 +93,8 @@ class SourceOrder:
 
     def _epoch_order(self, epoch: int) -> _EpochOrder:
         if epoch not in self._epochs:
-            hash_S = counter_random.fold(
-                counter_random.start(self.seed, Stream.SHARD_ORDER),
-                epoch,
-                np.arange(len(self.counts_S), dtype=np.int64),
-            )
+            bits = counter_random.start(self.seed, Stream.SHARD_ORDER)
+            hash_S = counter_random.fold(bits, epoch, np.arange(len(self.counts_S), dtype=np.int64))
             shard_S = np.argsort(hash_S)  # no two are equal: for one seed and epoch the hash is a bijection
             count_S = self.counts_S[shard_S]
             origin = counter_random.key(self.seed, Stream.ROTATION, epoch) % self.num_samples

@@ -44,10 +44,8 @@ def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[R
 def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int) -> Iterator[Result]:
     """Yields `work(job)` for each job, in their order, from processes.
 
-    Args:
-        work: sent to each process once, so it must pickle.
-        jobs: are taken when their turn comes near, so there may be very many.
-        workers: processes; 1 works in this one, as does a single job.
+    `work` is sent to each process once, so it must pickle. Jobs are taken when their turn comes near, so there may be
+    very many. One worker works in this process, as does a single job.
 
     Raises:
         RunError: a process died.

@@ -99,31 +99,17 @@ def equalize(images_NHWC: Tensor, _: Tensor) -> Tensor:
 
 
 def warp(images_NHWC: Tensor, number_N: Tensor, maps_MP: Tensor) -> Tensor:
-    """Every pixel from the position in its image's map; black if that is outside.
-
-    Args:
-        images_NHWC: uint8.
-        number_N: float32 (N, 1, 1, 1), the number of a map, an integer.
-        maps_MP: from `warp_maps`, on the same device.
-    """
+    """Every pixel from the position that map `number_N` of `warp_maps` gives for it; black if that is outside."""
     pixels_NPC = torch.nn.functional.pad(images_NHWC.flatten(1, 2), (0, 0, 1, 0))  # position 0 is black
     source_NP = maps_MP[number_N.flatten().long()]
     return pixels_NPC.gather(1, source_NP[..., None].expand(-1, -1, images_NHWC.shape[-1])).view_as(images_NHWC)
 
 
 def warp_maps(height: int, width: int, step: int) -> Tensor:
-    """The positions from which `WARPS` take their pixels, first with positive and then with negative strength.
+    """The positions from which `WARPS` take their pixels, with positive, then negative strength: int64 (10, H * W).
 
     torchvision warps an image of positions, which count from 1 row by row; 0 is outside. So equal maps are equal
-    operations.
-
-    Args:
-        height: H, at most 4096: positions are float32.
-        width: W, at most 4096.
-        step: strength, 0 to 30.
-
-    Returns:
-        int64 (10, H * W).
+    operations. H and W are at most 4096, as positions are float32; `step` is 0 to 30.
     """
     positions = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, height, width)
     shear = math.degrees(math.atan(strength(0.0, 0.3, step)))

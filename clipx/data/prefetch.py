@@ -38,12 +38,9 @@ class Span(NamedTuple):
 
 
 def merge_spans(spans: Sequence[Span], *, gap: int = _GAP, longest: int = _LONGEST) -> list[Span]:
-    """The ranges to ask for so that each of `spans` lies in one, in their order.
+    """The ranges to ask for so that each of `spans` (in any order, perhaps overlapping) lies in one, in their order.
 
-    Args:
-        spans: in any order; they may overlap.
-        gap: bytes between two spans that are read rather than left out.
-        longest: bytes of a merged range; a single span may have more.
+    Up to `gap` bytes between two spans are read rather than left out. A merged range has at most `longest` bytes.
     """
     merged: list[Span] = []
     for span in sorted(spans):
@@ -108,8 +105,8 @@ class _Task(Generic[T]):
             self._action = None
             self._done.set()
 
-    def wait(self) -> None:
-        """Returns when the work is done.
+    def wait(self) -> T:
+        """The result, when the work is done.
 
         Raises:
             BaseException: what the work raised.
@@ -118,6 +115,8 @@ class _Task(Generic[T]):
         self._done.wait()
         if self._error is not None:
             raise self._error
+        assert self.value is not None
+        return self.value
 
 
 @dataclass(eq=False)
@@ -153,12 +152,7 @@ class _Group:
 
 
 class Prefetcher:
-    """The expected samples of one process; one thread may call the public methods.
-
-    Args:
-        shards: opens them.
-        connections: number of threads.
-    """
+    """The expected samples of one process, fetched by `connections` threads; one thread may call the public methods."""
 
     def __init__(self, shards: ShardAccess, *, connections: int) -> None:
         self._shards = shards
@@ -202,10 +196,9 @@ class Prefetcher:
             return None
         sample = group.samples[ref.sample_id]
         try:
-            group.opening.wait()
-            if not group.opening.value:
+            if not group.opening.wait():
                 return None
-            return [_content(part, member) for part, member in sample.members]
+            return [_cut(part.span, part.task.wait(), member) for part, member in sample.members]
         finally:
             sample.reads -= 1
             if not sample.reads:
@@ -288,9 +281,3 @@ def _cut(span: Span, block: bytes, member: Member) -> bytes:
     """The member's part of the bytes of `span`; a copy, so that the block can be freed."""
     start = member.offset - span.start
     return block[start : start + member.size]
-
-
-def _content(part: _Range, member: Member) -> bytes:
-    part.task.wait()
-    assert part.task.value is not None
-    return _cut(part.span, part.task.value, member)

@@ -13,13 +13,8 @@ class PrefetchSchedule:
     """Announces the samples of coming batches, a shuffle block at a time, to be fetched in few requests.
 
     A block of a lane is used up over several batches. What these slots need of it is announced together, some batches
-    before the first use, and forgotten after the last.
-
-    Args:
-        order: of the samples.
-        shards: is told which samples of its remote sources will be read.
-        slots: of every global batch, those that this process reads.
-        read_ahead_batches: batches before its first use at which a block is announced.
+    before the first use (`read_ahead_batches`), and forgotten after the last. The slots are those of every global batch
+    that this process reads.
     """
 
     def __init__(self, order: DataOrder, shards: ShardReader, *, slots: range, read_ahead_batches: int) -> None:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,15 @@ from clipx.data.captions import CaptionReader, Captions, alternatives, first_pre
 from clipx.data.columns import ColumnReader, RawSample, read_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
-from clipx.data.prefetch_schedule import PrefetchSchedule
 from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
 from clipx.errors import RunError
 from clipx.types import BadSample, Batch, axis_of, tensor_fields
+
+if TYPE_CHECKING:  # needed only for remote sources
+    from clipx.data.prefetch_schedule import PrefetchSchedule
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,7 @@ class SampleContent(NamedTuple):
 class SampleReader:
     """Reads, decodes and augments the image of one sample, and reads its captions and columns.
 
-    Args:
-        shards: reads the bytes; its sources are in the same order.
-        sources: how to read the samples of each source.
-        seed: of the run.
-        column_readers: of the objective.
+    The `sources` of the samples are in the order of those of `shards`, which reads the bytes.
     """
 
     def __init__(
@@ -142,9 +140,6 @@ class BatchReader:
     """Reads parts of batches.
 
     Args:
-        order: of the samples.
-        samples: reads single samples.
-        tokenizer: of the text tower.
         captions_per_image: K.
         groups: whether captions name groups whose pairs are no negatives.
         read_ahead_batches: how many batches before they are read remote samples are asked for.
@@ -172,11 +167,7 @@ class BatchReader:
     def read(self, batch_index: int, slots: range, *, out: Tensor, prefetch: bool = True) -> PartialBatch:
         """Reads `slots` of global batch `batch_index`; the images go into `out`, uint8 (len(slots), S, S, 3).
 
-        Args:
-            batch_index: from 0.
-            slots: positions in the global batch.
-            out: of the images.
-            prefetch: also ask for the remote samples of the batches to come; no use if nothing more will be read.
+        With `prefetch` it also asks for the remote samples of the batches to come: no use if nothing more will be read.
 
         Raises:
             RunError: no good sample within `max_replacement_distance`, or the storage failed.
@@ -192,10 +183,9 @@ class BatchReader:
             good, sample = self._first_good(batch_index, slot, ref, out=row, bad=bad)
             used.append(good)
             samples.append(sample)
-        columns = self._columns(slots, used, samples)
         return PartialBatch(
             index=batch_index,
-            columns=columns,
+            columns=self._columns(slots, used, samples),
             bad=tuple(bad.values()),
             counts={"pillow_images": sum(sample.by_pillow for sample in samples)},
             read_wait_s=self._samples.shards.wait_s - waited_before,
@@ -203,6 +193,8 @@ class BatchReader:
 
     def _announce(self, batch_index: int, slots: range) -> None:
         if self._schedule is None or self._schedule.slots != slots:
+            from clipx.data.prefetch_schedule import PrefetchSchedule
+
             self._schedule = PrefetchSchedule(
                 self._order, self._samples.shards, slots=slots, read_ahead_batches=self._read_ahead_batches
             )

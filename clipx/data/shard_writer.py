@@ -13,17 +13,10 @@ from typing import BinaryIO
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Writes a tar of samples, replacing an existing file; creates folders.
+    """Writes a tar of samples, replacing an existing file, and returns their number; creates folders.
 
-    A key that is in the shard already gets the suffix `-2`, `-3`, ..., since two equal keys in a row would be read as
-    one sample.
-
-    Args:
-        path: of the shard.
-        samples: key and members by extension; read one at a time.
-
-    Returns:
-        The number of samples.
+    A sample is a key and members by extension. A key that is in the shard already gets the suffix `-2`, `-3`, ...: two
+    equal keys in a row would be read as one sample.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.

@@ -8,24 +8,26 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from clipx.config.data import CacheConfig, RemoteConfig
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.prefetch import Prefetcher, read_members
 from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.errors import RunError
 from clipx.storage.failures import hint
 from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
 from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
-from clipx.storage.shard_cache import ShardCache
 from clipx.storage.tar import Member
 
 _MAX_OPEN_SHARDS = 1024  # if the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
 TRUNCATED = "shard truncated"
 """The reason of a bad sample behind the end of its shard, which was longer when it was indexed."""
+
+if TYPE_CHECKING:  # needed only for remote shards
+    from clipx.data.prefetch import Prefetcher
+    from clipx.storage.shard_cache import ShardCache
 
 T = TypeVar("T")
 
@@ -50,14 +52,7 @@ class _Entry:
 
 
 class _OpenShards:
-    """The open shards of a process, as many as its file descriptors allow; any of its threads may call.
-
-    Args:
-        indexes: the shards of each source.
-        extensions: members to read of each source; None reads all.
-        remote: timeout and retries.
-        cache: for remote shards.
-    """
+    """The open shards of a process, as many as its file descriptors allow; any of its threads may call."""
 
     def __init__(
         self,
@@ -65,7 +60,7 @@ class _OpenShards:
         *,
         extensions: Sequence[frozenset[str] | None],
         remote: RemoteConfig,
-        cache: ShardCache | None,
+        cache: "ShardCache | None",
     ) -> None:
         self._indexes = indexes
         self._extensions = extensions
@@ -110,12 +105,8 @@ class _OpenShards:
 
     def members(self, ref: SampleRef) -> list[Member]:
         """Implements `prefetch.ShardAccess`."""
-        return self.wanted(self.get(ref.source, ref.shard).offsets, ref)
-
-    def wanted(self, offsets: ShardOffsets, ref: SampleRef) -> list[Member]:
-        """The same as `members`, without opening the shard."""
         wanted = self._extensions[ref.source]
-        members = offsets.members(ref.index)
+        members = self.get(ref.source, ref.shard).offsets.members(ref.index)
         return members if wanted is None else [member for member in members if member.extension in wanted]
 
     def _open(self, source: int, shard: int) -> _OpenShard:
@@ -138,9 +129,7 @@ class ShardReader:
     may call it.
 
     Args:
-        indexes: the shards of each source.
         extensions: members to read of each source; None reads all.
-        remote: timeout, retries and connections.
         cache: for whole remote shards; None fetches only the samples that are read.
 
     Raises:
@@ -163,16 +152,22 @@ class ShardReader:
             number for number, index in enumerate(self._indexes) if not all(map(is_local, index.paths))
         )
         self.wait_s = 0.0
+        self._prefetcher: Prefetcher | None
         self._start_process()
 
     def _start_process(self) -> None:
         """Makes what processes cannot share: file descriptors and threads."""
-        cache = None
+        cache, self._prefetcher = None, None
         if self._cache is not None:
+            from clipx.storage.shard_cache import ShardCache
+
             stall_s = (self._remote.retries + 1) * (self._remote.timeout_s + LONGEST_WAIT_S)
             cache = ShardCache(self._cache.folder, max_bytes=int(self._cache.max_gb * 1e9), stall_s=stall_s)
         self._open = _OpenShards(self._indexes, extensions=self._extensions, remote=self._remote, cache=cache)
-        self._prefetcher = Prefetcher(self._open, connections=self._remote.connections)
+        if self.remote_sources:
+            from clipx.data.prefetch import Prefetcher
+
+            self._prefetcher = Prefetcher(self._open, connections=self._remote.connections)
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
@@ -182,12 +177,6 @@ class ShardReader:
         if self._process != os.getpid():
             self._start_process()
 
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes that were fetched ahead and not read yet."""
-        self._follow_fork()
-        return self._prefetcher.buffered_bytes
-
     def expect(self, refs: Sequence[SampleRef], *, until: int) -> None:
         """Fetches samples that will be read soon in the background; local ones are left alone.
 
@@ -196,12 +185,14 @@ class ShardReader:
             until: the last batch that may read them.
         """
         self._follow_fork()
-        self._prefetcher.expect([ref for ref in refs if not is_local(self._path(ref))], until=until)
+        if self._prefetcher is not None:
+            self._prefetcher.expect([ref for ref in refs if not is_local(self._path(ref))], until=until)
 
     def forget(self, before: int) -> None:
         """Frees what was expected until an earlier batch than `before`."""
         self._follow_fork()
-        self._prefetcher.forget(before)
+        if self._prefetcher is not None:
+            self._prefetcher.forget(before)
 
     def read(self, ref: SampleRef) -> dict[str, bytes]:
         """The content of a sample's members by extension, in lower case and without the first dot.
@@ -211,11 +202,10 @@ class ShardReader:
             RunError: the storage failed after all retries, or the shard is not the one that was indexed.
         """
         self._follow_fork()
-        if ref.source not in self.remote_sources:
-            return self._guarded(ref, lambda: self._read(ref))
         start = time.perf_counter()
         sample = self._guarded(ref, lambda: self._read(ref))
-        self.wait_s += time.perf_counter() - start
+        if ref.source in self.remote_sources:
+            self.wait_s += time.perf_counter() - start
         return sample
 
     def name(self, ref: SampleRef) -> SampleName:
@@ -233,12 +223,13 @@ class ShardReader:
         return self._indexes[ref.source].paths[ref.shard]
 
     def _read(self, ref: SampleRef) -> dict[str, bytes]:
-        contents = self._prefetcher.take(ref)
-        file, offsets = self._open.get(ref.source, ref.shard)
-        members = self._open.wanted(offsets, ref)
+        contents = None if self._prefetcher is None else self._prefetcher.take(ref)
+        file, members = self._open.get(ref.source, ref.shard).file, self._open.members(ref)
         if contents is None and isinstance(file, LocalFile):
             contents = [file.read_at(member.offset, member.size) for member in members]
         elif contents is None:
+            from clipx.data.prefetch import read_members
+
             contents = read_members(file, members)  # one request, not one per member
         fields = {}
         for member, content in zip(members, contents, strict=True):

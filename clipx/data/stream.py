@@ -11,19 +11,21 @@ import signal
 import time
 from collections.abc import Container, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipx.config.checkpoint import StopSignal
-from clipx.data.buffers import ImageBuffers
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, PartialBatch, join_parts
 from clipx.errors import ClipxError, RunError
 from clipx.host import end_with_parent
 from clipx.types import Batch
+
+if TYPE_CHECKING:  # needed only with loader processes
+    from clipx.data.buffers import ImageBuffers
 
 _GRACE_S = 2.0  # of loader processes that are in the middle of a sample when they are no longer wanted
 _ASKED_TO_STOP_BY = (signal.SIGINT, *(signal.Signals[name] for name in get_args(StopSignal)))
@@ -52,7 +54,6 @@ class PairStream:
     """A rank's share of the global batches, in their order, from any batch on.
 
     Args:
-        reader: reads parts of batches.
         slots: positions of this rank in every global batch (`rank_slots`).
         image_size: S, pixels of the square images.
         workers: loader processes, at most one for each slot; 0 loads in this process.
@@ -83,14 +84,9 @@ class PairStream:
     def batches(
         self, start: int = 0, stop: int | None = None, *, left_out: Container[int] = ()
     ) -> Generator[Batch, None, None]:
-        """This rank's share of global batches `start`, `start` + 1, ... up to `stop`, or without end.
+        """This rank's share of the global batches from `start` to before `stop`, or without end, except `left_out`.
 
         A generator: its `close()` ends the loader processes. Keeping many batches costs copies, nothing else.
-
-        Args:
-            start: the first global batch.
-            stop: the one after the last; None means without end.
-            left_out: global batches that are skipped.
 
         Raises:
             RunError: no readable sample within reach, failing storage, or a loader process that died.
@@ -106,15 +102,15 @@ class PairStream:
     def load(self, batch_index: int) -> Batch:
         """This rank's share of one global batch, read in this process."""
         images_IHWC = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin_memory)
-        parts = [self._read(batch_index, 0, out=images_IHWC)]
-        return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
+        return self._join([self._read(batch_index, 0, out=images_IHWC)], images_IHWC)
 
     def _read(self, batch_index: int, part: int, *, out: Tensor) -> PartialBatch:
         return self._reader.read(batch_index, self._slots[self._rows[part]], out=out)
 
     def _load_in_workers(self, indexes: Iterator[int]) -> Generator[Batch, None, None]:
-        num_buffers = self._prefetch_batches + _LENT
-        buffers = ImageBuffers(num_buffers, self._shape, pin_memory=self._pin_memory)
+        from clipx.data.buffers import ImageBuffers
+
+        buffers = ImageBuffers(self._prefetch_batches + _LENT, self._shape, pin_memory=self._pin_memory)
         replies = self._replies(self._requests(indexes, buffers), buffers)
         try:
             while parts := list(itertools.islice(replies, self.workers)):
@@ -122,23 +118,25 @@ class PairStream:
         finally:
             replies.close()
 
-    def _requests(self, indexes: Iterator[int], buffers: ImageBuffers) -> Iterator[_Request]:
+    def _requests(self, indexes: Iterator[int], buffers: "ImageBuffers") -> Iterator[_Request]:
         """The parts of every batch; torch hands them to the processes in turn, so that each keeps its own lanes."""
         for batch_index in indexes:
             buffer = buffers.take()
             for part in range(self.workers):
                 yield _Request(batch_index, part, buffer)
 
-    def _assemble(self, replies: Sequence[_Reply], buffers: ImageBuffers) -> Batch:
+    def _assemble(self, replies: Sequence[_Reply], buffers: "ImageBuffers") -> Batch:
         buffer = replies[0].request.buffer
         if buffer is not None:
             images_IHWC = buffers.lend(buffer)
         else:  # the caller keeps so many batches that no buffer was free
             images_IHWC = torch.cat([reply.images_IHWC for reply in replies if reply.images_IHWC is not None])
-        parts = [reply.part for reply in replies]
+        return self._join([reply.part for reply in replies], images_IHWC)
+
+    def _join(self, parts: Sequence[PartialBatch], images_IHWC: Tensor) -> Batch:
         return join_parts(parts, images_IHWC, captions_per_image=self._reader.captions_per_image)
 
-    def _replies(self, requests: Iterator[_Request], buffers: ImageBuffers) -> Generator[_Reply, None, None]:
+    def _replies(self, requests: Iterator[_Request], buffers: "ImageBuffers") -> Generator[_Reply, None, None]:
         """The replies of the loader processes, in the order of the requests."""
         loader = DataLoader(
             _WorkerDataset(self, buffers),
@@ -178,7 +176,7 @@ class _WorkerDataset(Dataset["_Reply | ClipxError"]):
     Errors for a person cross to the parent as values: torch would add a traceback to the message.
     """
 
-    def __init__(self, stream: PairStream, buffers: ImageBuffers) -> None:
+    def __init__(self, stream: PairStream, buffers: "ImageBuffers") -> None:
         self._stream = stream
         self._buffers = buffers
 

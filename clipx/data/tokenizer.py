@@ -83,9 +83,8 @@ class ClipTokenizer:
         from transformers import CLIPTokenizer
 
         vocabulary, merges = _vocabulary()
-        CLIPTokenizer(
-            vocab=dict(vocabulary), merges=list(merges), model_max_length=self.context_length
-        ).save_pretrained(folder)
+        parts = {"vocab": dict(vocabulary), "merges": list(merges)}
+        CLIPTokenizer(**parts, model_max_length=self.context_length).save_pretrained(folder)
 
     def _encode_text(self, text: str) -> list[int]:
         ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, _words(text))), self.end_id]
@@ -141,13 +140,8 @@ class HuggingFaceTokenizer:
         Raises:
             InputError: a text without tokens, which a tower cannot pool.
         """
-        rows = self._tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self.context_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
+        rows = self._tokenizer(list(texts), truncation=True, max_length=self.context_length, **only_ids)["input_ids"]
         if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
             raise InputError(f"tokenizer {self.name!r} gives no tokens for {empty[0]!r}; choose one with an end token")
         return _flat(rows)

@@ -44,8 +44,6 @@ class TrainTransform:
 
     Args:
         image_size: S, pixels of the square result.
-        augment: area and aspect ratio of the crop, probability of the flip.
-        decode: the value of data.decode.
 
     Raises:
         InputError: "scaled" without simplejpeg.
@@ -63,12 +61,7 @@ class TrainTransform:
         self._decode = decode
 
     def __call__(self, data: bytes, *, seed: int, out: Tensor) -> bool:
-        """Writes the augmented image into `out`.
-
-        Args:
-            data: the encoded image.
-            seed: of the crop and the flip; below 2^63.
-            out: uint8 (S, S, 3), contiguous; may be a row of a batch, and is written without a further copy.
+        """Writes the augmented image into `out`: uint8 (S, S, 3), contiguous, perhaps a row of a batch; seed < 2^63.
 
         Returns:
             Whether Pillow had to decode an image that the fast path cannot.
@@ -117,9 +110,6 @@ class EvalTransform:
 
     transformers' CLIPImageProcessor (backend "pil") gives the same pixels with one exception: if the resized image is
     4n + 3 pixels longer than S, torchvision rounds half of the margin up and transformers down, one pixel apart.
-
-    Args:
-        image_size: S, pixels of the square result.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -143,12 +133,7 @@ def random_box(
     Ten tries draw a share of the area from `scale`, uniformly, and width over height from `ratio`, uniformly in the
     logarithm; the first box that fits into the image is taken, or else the largest centre box within `ratio`.
 
-    Args:
-        height: of the image.
-        width: of the image.
-        numbers: 22, uniform in [0, 1): distance from the top and the left, then area and ratio of each try.
-        scale: minimum and maximum share.
-        ratio: minimum and maximum width over height.
+    `numbers` are 22, uniform in [0, 1): distance from the top and the left, then area and ratio of each try.
     """
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(2, 2 + 2 * _TRIES, 2):

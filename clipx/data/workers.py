@@ -24,14 +24,10 @@ class Choice(NamedTuple):
 
 
 def measure_image(read: Callable[[int], object]) -> float:
-    """Mean CPU seconds to load an image, measured on at most 64 images and for about 2 seconds.
+    """Mean CPU seconds of this process to load an image, measured on at most 64 images and for about 2 seconds.
 
-    Args:
-        read: reads, decodes and tokenizes like a loader process; called with 0, 1, ... The first call is not measured:
-            it opens shards and fills caches.
-
-    Returns:
-        Seconds of this process's CPU time.
+    `read` works like a loader process; it is called with 0, 1, ... The first call, which opens shards and fills caches,
+    is not measured.
     """
     import torch  # here, so that importing this module stays fast
 
@@ -59,9 +55,6 @@ def choose_workers(image_s: float, *, cores: float, pace: float | None, slots: i
         slots: images of this rank in a batch; more processes than images are useless.
         on_cpu: whether training computes on these cores too. It then takes far longer for an image than loading does,
             and a second loader process would only slow it down.
-
-    Returns:
-        The number of processes, and a sentence that says why.
     """
     cost = f"a picture takes {1000 * image_s:.2f} ms of CPU"
     free = min(int(cores) - 1, slots)

@@ -4,19 +4,17 @@ import errno
 
 _ABSENT, _DENIED, _BUSY = (404, 410), (401, 403, 407), (408, 409, 425, 429)
 # of botocore, google.auth and others, known by name: the libraries are optional
-_CREDENTIALS = frozenset(
-    {
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "CredentialRetrievalError",
-        "ProfileNotFound",
-        "TokenRetrievalError",
-        "UnauthorizedSSOTokenError",
-        "DefaultCredentialsError",
-        "RefreshError",
-    }
-)
-_MALFORMED = frozenset({"ParamValidationError"})
+_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "ProfileNotFound",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+    "DefaultCredentialsError",
+    "RefreshError",
+}
+_MALFORMED = {"ParamValidationError"}
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -91,7 +89,7 @@ def _kind(error: Exception, status: int | None) -> type[OSError]:
     return OSError
 
 
-def _is_one_of(error: Exception, names: frozenset[str]) -> bool:
+def _is_one_of(error: Exception, names: set[str]) -> bool:
     return any(kind.__name__ in names for kind in type(error).__mro__)
 
 

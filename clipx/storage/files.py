@@ -10,13 +10,14 @@ import logging
 import os
 import secrets
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from clipx.config.data import RemoteConfig
-from clipx.storage import pipe
 from clipx.storage import remote as remote_files
-from clipx.storage.remote import DEFAULTS, RemoteState
-from clipx.storage.shard_cache import Identity, ShardCache, mark_used
+from clipx.storage.remote import DEFAULTS, PIPE, RemoteState
+
+if TYPE_CHECKING:  # needed only for what is fetched whole
+    from clipx.storage.shard_cache import ShardCache
 
 _SCAN_BLOCK = 4 << 20  # of a scan over a network: at 50 ms and 80 MB/s half of the time is waiting, half is reading
 
@@ -47,7 +48,7 @@ class RangeReader(Protocol):
 
 def is_local(path: str) -> bool:
     """Whether `path` is opened by the operating system rather than fetched."""
-    return "://" not in path and not path.startswith("pipe:")
+    return "://" not in path and not path.startswith(PIPE)
 
 
 def file_state(path: str, *, remote: RemoteConfig = DEFAULTS) -> FileState:
@@ -60,7 +61,7 @@ def file_state(path: str, *, remote: RemoteConfig = DEFAULTS) -> FileState:
         status = os.stat(path)
         return FileState(status.st_size, status.st_mtime_ns)
     size, mtime_ns = None, 0
-    if not path.startswith(pipe.PREFIX):
+    if not path.startswith(PIPE):
         size, mtime_ns, _ = remote_files.state(path, remote)
     return FileState(_fetch_whole(path, None, remote=remote, cache=None).size if size is None else size, mtime_ns)
 
@@ -71,15 +72,13 @@ def open_ranges(
     sequential: bool = False,
     state: FileState | None = None,
     remote: RemoteConfig = DEFAULTS,
-    cache: ShardCache | None = None,
+    cache: "ShardCache | None" = None,
 ) -> RangeReader:
-    """Opens `path` for reading by ranges.
+    """Opens a local path or an address for reading by ranges.
 
     Args:
-        path: local path or address.
         sequential: reads will go from the front to the end (a scan): fetching ahead saves requests.
         state: of the file as it should be, if it is known; saves a request if the cache holds it.
-        remote: timeout and retries.
         cache: keeps remote files whole; None fetches only what is read, if the store can give that.
 
     Raises:
@@ -87,13 +86,13 @@ def open_ranges(
     """
     if is_local(path):
         return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    if path.startswith(pipe.PREFIX):
+    if path.startswith(PIPE):
         return _fetch_whole(path, None, remote=remote, cache=cache)
     if cache is not None:
-        descriptor = cache.open(
-            Identity(path, *(state or file_state(path, remote=remote))),
-            lambda write: remote_files.download(path, write, remote),
-        )
+        from clipx.storage.shard_cache import Identity
+
+        shard = Identity(path, *(state or file_state(path, remote=remote)))
+        descriptor = cache.open(shard, lambda write: remote_files.download(path, write, remote))
         if descriptor is not None:
             return LocalFile(descriptor)
     now = remote_files.state(path, remote)
@@ -103,16 +102,17 @@ def open_ranges(
 
 
 def _fetch_whole(
-    path: str, state: RemoteState | None, *, remote: RemoteConfig, cache: ShardCache | None
+    path: str, state: RemoteState | None, *, remote: RemoteConfig, cache: "ShardCache | None"
 ) -> "LocalFile":
     """A local copy of what cannot be read by ranges."""
+    from clipx.storage.shard_cache import Identity, ShardCache
+
     cache = cache or ShardCache.default()
-    origin = pipe.PREFIX if path.startswith(pipe.PREFIX) else "/".join(path.split("/")[:3])
+    origin = PIPE if path.startswith(PIPE) else "/".join(path.split("/")[:3])
     if origin not in _without_ranges:
         _without_ranges.add(origin)
-        log.warning(
-            "%s gives no parts of files: each shard is fetched whole, to %s, before it is read", origin, cache.folder
-        )
+        text = "%s gives no parts of files: each shard is fetched whole, to %s, before it is read"
+        log.warning(text, origin, cache.folder)
     identity = Identity(path, None, 0) if state is None else Identity(path, state.size, state.mtime_ns)
     descriptor = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
     assert descriptor is not None
@@ -125,9 +125,7 @@ def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    if is_local(path):
-        return Path(path).read_bytes()
-    return remote_files.read_whole(path, remote)
+    return Path(path).read_bytes() if is_local(path) else remote_files.read_whole(path, remote)
 
 
 def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) -> None:
@@ -152,11 +150,7 @@ def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) ->
 
 
 class LocalFile:
-    """An open descriptor, closed with the last reference at the latest.
-
-    Args:
-        descriptor: now owned by this object.
-    """
+    """An open descriptor, which this object owns and closes with the last reference at the latest."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -171,6 +165,8 @@ class LocalFile:
 
     def mark_used(self) -> None:
         """Tells the cache of which this is a shard that it is in use."""
+        from clipx.storage.shard_cache import mark_used
+
         mark_used(self._descriptor)
 
     def close(self) -> None:
@@ -184,13 +180,9 @@ class LocalFile:
 
 
 class RemoteFile:
-    """A file that is read by range requests; holds nothing open.
+    """A file of `size` bytes, else reads fail, that is read by range requests; holds nothing open.
 
-    Args:
-        url: its address.
-        size: its bytes; a read fails when it has others.
-        remote: timeout and retries.
-        read_ahead: bytes that a request asks for at least; the next reads are served from them, in one thread only.
+    A request asks for at least `read_ahead` bytes; the next reads are served from them, in one thread only.
     """
 
     def __init__(self, url: str, size: int, *, remote: RemoteConfig = DEFAULTS, read_ahead: int = 0) -> None:

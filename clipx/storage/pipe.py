@@ -9,22 +9,21 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-PREFIX = "pipe:"
 _CHUNK = 1 << 20
 _STDERR_TAIL = 4096
 
 
-def stream(address: str, timeout_s: float) -> Iterator[bytes]:
-    """What the command of `address` writes to its standard output, each chunk within the timeout.
+def stream(command: str, timeout_s: float) -> Iterator[bytes]:
+    """What a command writes to its standard output, each chunk within the timeout.
 
-    The command runs in a shell and a process group of its own, which is killed when it hangs or is no longer wanted.
+    It runs in a shell and a process group of its own, which is killed when it hangs or is no longer wanted.
 
     Raises:
         OSError: when it ends with an error, writes nothing, or hangs; with its last line on standard error.
     """
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
-            address.removeprefix(PREFIX),
+            command,
             shell=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

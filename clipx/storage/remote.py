@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
@@ -18,12 +19,13 @@ import fsspec
 from fsspec.asyn import sync
 
 from clipx.config.data import RemoteConfig
-from clipx.storage import pipe
 from clipx.storage.failures import ChangedError, explain, is_final
 
 DEFAULTS = RemoteConfig()
 ASK = RemoteConfig(timeout_s=20, retries=1)
 """For a question before a run starts: a store that does not answer is given up within a minute."""
+PIPE = "pipe:"
+"""What a command's address begins with."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a further try
 _CHUNK = 1 << 20
 _PIECE = 16 << 20  # of a download: ends within the timeout also at 0.3 MB/s
@@ -143,7 +145,7 @@ def download(url: str, write: Callable[[bytes, int], None], remote: RemoteConfig
     Raises:
         OSError: see `read_range`, or from `write`.
     """
-    now = None if url.startswith(pipe.PREFIX) else state(url, remote)
+    now = None if url.startswith(PIPE) else state(url, remote)
     if now is None or now.size is None or not now.ranges:
         with_retries(url, lambda: _write_stream(url, write, remote), remote)
         return
@@ -152,8 +154,14 @@ def download(url: str, write: Callable[[bytes, int], None], remote: RemoteConfig
 
 
 def _write_stream(url: str, write: Callable[[bytes, int], None], remote: RemoteConfig) -> None:
+    if url.startswith(PIPE):
+        from clipx.storage import pipe
+
+        chunks = pipe.stream(url.removeprefix(PIPE), remote.timeout_s)
+    else:
+        chunks = _http_stream(url, remote)
     position = 0
-    for chunk in pipe.stream(url, remote.timeout_s) if url.startswith(pipe.PREFIX) else _http_stream(url, remote):
+    for chunk in chunks:
         write(chunk, position)
         position += len(chunk)
 
@@ -243,23 +251,16 @@ def _call(url: str, method: str, *arguments: Any, remote: RemoteConfig, **option
 
 def _in_thread(action: Callable[[], T], timeout_s: float) -> T:
     """The result of `action`; a thread that does not end in time is left behind."""
-    result: list[T] = []
-    failure: list[BaseException] = []
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
-            result.append(action())
+            result.set_result(action())
         except BaseException as error:
-            failure.append(error)
+            result.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if failure:
-        raise failure[0]
-    if not result:
-        raise TimeoutError
-    return result[0]
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(timeout_s)
 
 
 def _state(url: str, remote: RemoteConfig) -> RemoteState:

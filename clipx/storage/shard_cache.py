@@ -53,12 +53,9 @@ class _NoRoomError(Exception):
 
 
 class ShardCache:
-    """Opens shards from a local folder, fetching those that are absent.
+    """Opens shards from a local folder of at most `max_bytes`, fetching those that are absent.
 
-    Args:
-        folder: is made if it is absent.
-        max_bytes: of all files together.
-        stall_s: another process that fetches a shard may stand still for so long.
+    The folder is made if it is absent. Another process that fetches a shard may stand still for `stall_s`.
 
     Raises:
         InputError: the folder cannot be written.
@@ -84,15 +81,11 @@ class ShardCache:
         return cls(Path(os.environ.get("CLIPX_CACHE", "~/.cache/clipx")) / "shards")
 
     def open(self, shard: Identity, fetch: Callable[[Write], None], *, required: bool = False) -> int | None:
-        """A descriptor of the shard's local copy.
+        """A descriptor of the shard's local copy, now the caller's; None if there is no room, which is logged once.
 
         Args:
-            shard: which.
             fetch: writes all of it as (bytes, offset); called when no process has done so.
             required: there is no other way to read the shard: shards in use make room too, and no room is an error.
-
-        Returns:
-            The descriptor, now the caller's; None when the cache has no room (which is logged once).
 
         Raises:
             OSError: from `fetch`, or the cache's disk; without room only if `required`.
@@ -190,9 +183,8 @@ class ShardCache:
                 file.path.unlink(missing_ok=True)
                 excess -= file.size
             if excess > 0:
-                raise _NoRoomError(
-                    "use", f"the cache {self.folder} ({self._max_bytes} bytes) is too small for the shards in use"
-                )
+                too_small = f"the cache {self.folder} ({self._max_bytes} bytes) is too small for the shards in use"
+                raise _NoRoomError("use", too_small)
             os.ftruncate(part, size)
 
     def _files(self) -> "list[_File]":

@@ -124,9 +124,8 @@ class SampleFilter:
         reasons += [f"duplicate {self.unique}"] if self.unique else []
         unique_reasons = tuple(dict.fromkeys(reasons))
         if len(unique_reasons) > _MAX_REASONS:
-            raise InputError(
-                f"{len(self.where)} conditions have more than {_MAX_REASONS} reasons to leave a sample out; give fewer"
-            )
+            too_many = f"{len(self.where)} conditions have more than {_MAX_REASONS} reasons to leave a sample out"
+            raise InputError(f"{too_many}; give fewer")
         return unique_reasons
 
     def evaluate(self, path: str, file: RangeReader, scan: TarScan) -> FilterResult:

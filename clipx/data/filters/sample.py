@@ -142,9 +142,8 @@ def parquet_rows(shard: str, columns: Sequence[str]) -> Mapping[str, Mapping[str
             raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}")
         rows = file.read(columns=wanted).to_pylist()
     except OSError as error:
-        raise InputError(
-            f"{path}, which conditions on parquet: need, cannot be read: {error}; {hint(error)}"
-        ) from error
+        fault = f"{path}, which conditions on parquet: need, cannot be read"
+        raise InputError(f"{fault}: {error}; {hint(error)}") from error
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"{path} is no parquet file ({error}); write it again") from error
     return {str(row["key"]): row for row in rows}

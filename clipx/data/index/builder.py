@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from clipx.data.index.shard_paths import Run, decoded, found_rows, packed_bytes
 from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.storage.files import FileState, is_local
-from clipx.storage.pipe import PREFIX as PIPE
+from clipx.storage.remote import PIPE
 
 _MAX_SCANNED = 2_000  # new local shards, 40 s per 1,000 samples in each on one core; of more, counts from metadata
 _COLUMNS = ["count", "size", "mtime_ns", "source", "left_out"]
@@ -31,8 +32,6 @@ class IndexBuilder:
     """What is known of S shards.
 
     Args:
-        named: the shards.
-        index_dir: where a person wants the index.
         filters: what is counted; None means all, or, if the index is only read, what the index was made with.
         may_write: whether an index may be begun beside local shards.
 
@@ -57,8 +56,7 @@ class IndexBuilder:
         if not may_write and self._stored_counts:
             first = next(iter(self._stored_counts.values()))
             self.filter, self.reasons = first.filter, first.reasons
-        self._require_own_folder()
-        self._require_equal_filters()
+        self._require_fitting_filter()
         self.rows = np.zeros(len(self.paths), row_dtype(len(self.reasons)))
         """`row_dtype` (S,); the names are in `runs`."""
         self.rows["count"] = -1
@@ -83,9 +81,7 @@ class IndexBuilder:
     def compare(self, states: ShardStates, *, offsets: bool) -> None:
         """Takes the stored counts of shards that are as they were; the others are to be indexed.
 
-        Args:
-            states: of the shards as they are.
-            offsets: index also shards of which only a count is known.
+        With `offsets` these are also the shards of which only a count is known.
 
         Raises:
             InputError: an index beside remote shards does not fit them.
@@ -135,8 +131,7 @@ class IndexBuilder:
         """
         todo, total = np.flatnonzero(self._todo), len(self.paths)
         progress = on_progress or (lambda done, total: None)
-        num_known = total - len(todo)
-        if num_known:
+        if num_known := total - len(todo):
             progress(num_known, total)
         results = index_shards(self._jobs(remote), num_jobs=len(todo), filters=self._filters)
         for num_done, (shard, result) in enumerate(zip(todo.tolist(), results, strict=True), start=num_known + 1):
@@ -158,9 +153,7 @@ class IndexBuilder:
         for folder, runs in changed.items():
             empty = ShardCounts(np.zeros(0, row_dtype(len(self.reasons))), self.filter, self.reasons)
             counts = folder.counts() or empty
-            for run in runs:
-                counts = counts.updated(self._changed_rows(run))
-            folder.put_counts(counts)
+            folder.put_counts(reduce(ShardCounts.updated, map(self._changed_rows, runs), counts))
 
     def _take_stored(self, run: IndexedRun) -> np.ndarray:
         """bool (N,): which shards of a run have stored counts; these are taken."""
@@ -201,15 +194,13 @@ class IndexBuilder:
                 row["left_out"], row["count"] = left_out, int((reasons == 0).sum())
                 self._changed[shard] = True
 
-    def _require_own_folder(self) -> None:
+    def _require_fitting_filter(self) -> None:
         for run in self.runs:
             if self.filter and run.folder.is_beside(run.run.prefix):
                 raise InputError(
                     f"the filter {self.filter!r} needs a folder of its own for its index, not {run.folder.folder}: "
                     "beside the shards it would change every run that reads them"
                 )
-
-    def _require_equal_filters(self) -> None:
         for folder, counts in self._stored_counts.items():
             if counts.filter != self.filter:
                 made, wanted = (

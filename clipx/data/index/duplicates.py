@@ -18,11 +18,8 @@ _Shard = tuple[IndexFolder, str]
 def mark_duplicates(shards: Sequence[_Shard], *, reason: int) -> Iterator[np.ndarray]:
     """Rewrites the offsets whose duplicates are others than they say, and yields the reasons of each shard's samples.
 
-    Reads the offsets as often as there are 33 million samples.
-
-    Args:
-        shards: index folder and name of each, in the index's order; their samples are filtered.
-        reason: the number of the reason for which duplicates are left out.
+    Reads the offsets as often as there are 33 million samples. The shards are in the index's order, and their samples
+    are filtered; `reason` is the number of the reason for which duplicates are left out.
 
     Raises:
         InputError: offsets are gone, or cannot be written.

@@ -20,8 +20,7 @@ from clipx.data.index.shard_paths import Run, packed_bytes
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
-from clipx.storage.pipe import PREFIX as PIPE
-from clipx.storage.remote import ASK
+from clipx.storage.remote import ASK, PIPE
 
 COUNTS_FILE = "clipx-index.bin"
 
@@ -83,10 +82,8 @@ class IndexFolder:
         try:
             write_file(path, content)
         except OSError as error:
-            raise InputError(
-                f"index {path} cannot be written: {error.strerror or error}; "
-                "make room there, or set data.index to another folder"
-            ) from error
+            fault = f"index {path} cannot be written: {error.strerror or error}"
+            raise InputError(f"{fault}; make room there, or set data.index to another folder") from error
 
     def offsets_path(self, name: str) -> Path:
         """Where the offsets of a shard lie on this machine, if anywhere."""
@@ -122,10 +119,7 @@ class IndexFolder:
         write_file(str(self._cached(name)), content)
 
     def fetch_offsets(self, name: str, remote: RemoteConfig) -> bool:
-        """Brings the offsets of a shard from a remote index here.
-
-        Returns:
-            False if there are none.
+        """Brings the offsets of a shard from a remote index here; False if there are none.
 
         Raises:
             OSError: they cannot be fetched.
@@ -147,12 +141,11 @@ def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) ->
     """Where the index of the shards of the folder `prefix` lies, and its counts.
 
     An index beside the shards wins whether or not it can be written, so that every rank, whatever its rights, reads the
-    one that rank 0 made or found.
+    one that rank 0 made or found. Beside local shards a new one may be begun only if `may_write`.
 
     Args:
         prefix: the folder with a slash at its end, "" for the current one, or `pipe:`.
         index_dir: where a person wants the index.
-        may_write: whether a new index may be begun beside local shards.
 
     Raises:
         InputError: the folder's store does not answer.

@@ -2,7 +2,6 @@
 
 import json
 import posixpath
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,16 +17,8 @@ from clipx.storage.remote import ASK
 _SIZES = "sizes.json"
 
 
-class MetadataCounts(NamedTuple):
-    """Counts of M shards."""
-
-    counts: np.ndarray
-    """int64 (M,), -1 for a shard whose count no file states."""
-    source: CountSource
-
-
-def counts_from_metadata(run: Run, folders: RemoteFolders) -> MetadataCounts:
-    """The counts that files beside the shards of one folder state.
+def counts_from_metadata(run: Run, folders: RemoteFolders) -> tuple[np.ndarray, CountSource]:
+    """The counts that files beside the M shards of one folder state: int64 (M,), -1 if none does; and which files.
 
     A web server that was not listed is asked for the first shard's file; if that is absent, so are the others.
 
@@ -37,14 +28,14 @@ def counts_from_metadata(run: Run, folders: RemoteFolders) -> MetadataCounts:
     names = [decoded(name) for name in run.names.tolist()]
     sizes = _read(run.prefix, _SIZES, folders)
     if isinstance(sizes, dict) and (counts := np.array([_count(sizes.get(name)) for name in names])).max() >= 0:
-        return MetadataCounts(counts, CountSource.SIZES)
+        return counts, CountSource.SIZES
     files = [name.removesuffix(".tar") + STATS_SUFFIX for name in names]
     unlisted = not is_local(run.prefix) and folders.has(run.prefix, files[0]) is None
     if unlisted and _read(run.prefix, files[0], folders) is None:
-        return MetadataCounts(np.full(len(names), -1), CountSource.STATS)
+        return np.full(len(names), -1), CountSource.STATS
     contents = in_threads(lambda file: _read(run.prefix, file, folders), files)
     stated = (_count(stats.get("successes")) if isinstance(stats, dict) else -1 for stats in contents)
-    return MetadataCounts(np.fromiter(stated, np.int64, len(files)), CountSource.STATS)
+    return np.fromiter(stated, np.int64, len(files)), CountSource.STATS
 
 
 def _read(prefix: str, name: str, folders: RemoteFolders) -> object:

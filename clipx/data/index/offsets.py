@@ -33,19 +33,12 @@ def offsets_to_bytes(scan: TarScan, state: FileState, result: FilterResult | Non
     hashes = np.zeros(0, np.uint64) if result is None or result.hashes is None else result.hashes
     filter_id = 0 if result is None else result.filter_id
     lengths = (len(scan.keys), len(scan.offsets), len(keys), len(names), len(hashes))
-    parts = [
-        _HEADER.pack(_MAGIC, *lengths, filter_id, *state),
-        np.array([*scan.first_member, len(scan.offsets)], dtype="<i8").tobytes(),
-        np.array(scan.offsets, dtype="<i8").tobytes(),
-        np.array(scan.sizes, dtype="<i8").tobytes(),
-        np.array([0, *accumulate(map(len, scan.keys))], dtype="<i8").tobytes(),
-        hashes.astype("<u8").tobytes(),
-        np.array(scan.extensions, dtype="<u4").tobytes(),
-        keys,
-        names,
-        b"" if result is None else result.reasons.astype(np.uint8).tobytes(),
-    ]
-    return b"".join(parts)
+    first_member, key_end = [*scan.first_member, len(scan.offsets)], [0, *accumulate(map(len, scan.keys))]
+    columns = [np.array(column, "<i8") for column in (first_member, scan.offsets, scan.sizes, key_end)]
+    columns += [hashes.astype("<u8"), np.array(scan.extensions, "<u4")]
+    reasons = b"" if result is None else result.reasons.astype(np.uint8).tobytes()
+    header = _HEADER.pack(_MAGIC, *lengths, filter_id, *state)
+    return b"".join([header, *(column.tobytes() for column in columns), keys, names, reasons])
 
 
 class ShardOffsets:

@@ -62,13 +62,10 @@ class RemoteFolders:
                 yield Run(_with_protocol(pattern, folder + slash), packed([name]))
 
     def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> np.ndarray:
-        """int64 (2, N): sizes (0 if not known, -1 if absent) and times of files of a folder.
+        """int64 (2, N): sizes (0 if not known, -1 if absent) and times of files of a folder, `names` being bytes (N,).
 
-        Args:
-            prefix: the folder, with a slash at its end.
-            names: bytes (N,).
-            may_list: list the folder rather than ask for each file. A web server's list tells no sizes, so many of its
-                files are not asked for at all.
+        With `may_list` the folder is listed rather than each file asked for. A web server's list tells no sizes, so
+        many of its files are not asked for at all.
 
         Raises:
             OSError: see `tars`.

@@ -30,13 +30,7 @@ class CountSource(IntEnum):
 
     def file_of(self, shard_name: str) -> str:
         """What to name as the source of the count of a shard."""
-        match self:
-            case CountSource.SCAN:
-                return "clipx data index"
-            case CountSource.STATS:
-                return shard_name.removesuffix(".tar") + "_stats.json"
-            case CountSource.SIZES:
-                return "sizes.json"
+        return ("clipx data index", shard_name.removesuffix(".tar") + "_stats.json", "sizes.json")[self]
 
 
 def row_dtype(num_reasons: int, name_bytes: int = 1) -> np.dtype:

@@ -29,8 +29,7 @@ from clipx.data.index.shard_counts import CountSource
 from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
 from clipx.errors import InputError, RunError
-from clipx.storage.pipe import PREFIX as PIPE
-from clipx.storage.remote import DEFAULTS
+from clipx.storage.remote import DEFAULTS, PIPE
 
 _NAMES_AT_ONCE = 1 << 14
 _EMPTY_NAMED = 10
@@ -168,7 +167,6 @@ def build_index(
         index_dir: folder or address for the index.
         filters: what is counted; None means what the index in `index_dir` was made with.
         offsets: scan also the shards whose counts are stated.
-        remote: timeout and retries of scans over a network.
         on_progress: called with (shards done, shards).
 
     Raises:

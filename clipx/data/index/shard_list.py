@@ -22,11 +22,10 @@ from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
-from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local
-from clipx.storage.pipe import PREFIX as PIPE
+from clipx.storage.remote import PIPE
 
 ABSENT = -1
 """Size of a shard that is not there."""
@@ -77,12 +76,7 @@ def expand_shards(patterns: Sequence[str]) -> ShardPaths:
 
 
 def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
-    """Does what `expand_shards` does, but does not look for names that end with .tar.
-
-    Args:
-        patterns: see `expand_shards`.
-        folders: keeps the listings that are made.
-    """
+    """Does what `expand_shards` does, but does not look for names that end with .tar; `folders` keeps the listings."""
     single = [part for item in patterns for part in ([item] if item.startswith(PIPE) else item.split("::"))]
     ends = array("q")
 
@@ -108,7 +102,7 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
     Raises:
         InputError: a shard that is not there, or cannot be asked for.
     """
-    states = ShardStates(np.zeros(len(named.paths), np.int64), np.zeros(len(named.paths), np.int64))
+    states = ShardStates(*np.zeros((2, len(named.paths)), np.int64))
     blocks = [
         (run, start, first)
         for run, start in zip(named.paths.runs, named.paths.starts, strict=False)
@@ -116,26 +110,28 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
     ]
 
     def ask(block: tuple[Run, int, int]) -> None:
-        (prefix, names), start, first = block
-        last = min(first + _STATS_AT_ONCE, len(names))
-        into = slice(start + first, start + last)
+        (prefix, all_names), start, first = block
+        names = all_names[first : first + _STATS_AT_ONCE]
+        into = slice(start + first, start + first + len(names))
         try:
             if is_local(prefix):
-                states.size_S[into], states.mtime_S[into] = _local_states(prefix, names[first:last])
+                states.size_S[into], states.mtime_S[into] = _local_states(prefix, names)
             elif prefix != PIPE:
-                states.size_S[into], states.mtime_S[into] = folders.states(
-                    prefix, names[first:last], may_list=len(names) > _FEW
-                )
+                found = folders.states(prefix, names, may_list=len(all_names) > _FEW)
+                states.size_S[into], states.mtime_S[into] = found
         except OSError as error:
-            shard = prefix + decoded(names[first])
+            shard = prefix + decoded(names[0])
             raise InputError(f"shards {shard!r} cannot be listed: {error}; {hint(error)}") from error
 
     began = time.perf_counter()
     for block in blocks[:1]:
         ask(block)
-    waits = time.perf_counter() - began > _WAITS_S or not all(is_local(run.prefix) for run in named.paths.runs)
-    for _ in (in_threads if waits else map)(ask, blocks[1:]):
-        pass
+    if time.perf_counter() - began > _WAITS_S or not all(is_local(run.prefix) for run in named.paths.runs):
+        from clipx.data.parallel import in_threads
+
+        list(in_threads(ask, blocks[1:]))
+    else:
+        list(map(ask, blocks[1:]))
     for shard in np.flatnonzero(states.size_S == ABSENT)[:1].tolist():
         raise _no_shard(named.paths[shard], named.pattern(shard))
     return states
@@ -247,11 +243,11 @@ def _local_states(prefix: str, names: np.ndarray) -> tuple[np.ndarray, np.ndarra
     for name in names.tolist():
         try:
             status = os.stat(folder + name)
+            there = not stat.S_ISDIR(status.st_mode)
         except (FileNotFoundError, NotADirectoryError):
-            status = None
-        there = status is not None and not stat.S_ISDIR(status.st_mode)
-        sizes.append(status.st_size if status is not None and there else ABSENT)
-        mtimes.append(status.st_mtime_ns if status is not None and there else 0)
+            there = False
+        sizes.append(status.st_size if there else ABSENT)
+        mtimes.append(status.st_mtime_ns if there else 0)
     return np.frombuffer(sizes, np.int64), np.frombuffer(mtimes, np.int64)
 
 
@@ -286,9 +282,8 @@ def _hint(path: str) -> str:
         if path.endswith(".tar"):
             return f"it is a folder: write {path}/"
         if packed_files := sorted(name for name in os.listdir(path) if name.endswith(_COMPRESSED)):
-            return (
-                f"{len(packed_files)} compressed files are there, {packed_files[0]} first: unpack them to plain *.tar"
-            )
+            found = f"{len(packed_files)} compressed files are there, {packed_files[0]} first"
+            return f"{found}: unpack them to plain *.tar"
         if deeper := sorted(glob.glob(f"{glob.escape(path)}/*/*.tar")):
             return f"subfolders are not searched: name {os.path.dirname(deeper[0])}"
     return "give a tar file, a folder of *.tar, or a glob"

@@ -182,7 +182,7 @@ def test_expected_samples_come_in_few_requests(web):
         *map(pair, range(1, 10)),
     ]
     assert sorted(path for path, _ in server.requests) == ["00000.tar"] * 2 + ["00002.tar"] * 2  # size, and one range
-    assert reader.buffered_bytes == 0
+    assert reader._prefetcher.buffered_bytes == 0
 
 
 def test_background_failure_surfaces_where_the_sample_is_read(web, caplog):

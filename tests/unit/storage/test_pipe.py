@@ -7,7 +7,7 @@ from clipx.storage import pipe
 
 
 def read(command, timeout_s=5.0):
-    return b"".join(pipe.stream(f"pipe:{command}", timeout_s))
+    return b"".join(pipe.stream(command, timeout_s))
 
 
 def test_gives_what_the_command_writes():
@@ -52,7 +52,7 @@ def _runs(pid):
 
 
 def test_a_stream_that_nobody_reads_on_ends_the_command(tmp_path):
-    chunks = pipe.stream(f"pipe:echo $$ > {tmp_path}/pid; yes", 5.0)
+    chunks = pipe.stream(f"echo $$ > {tmp_path}/pid; yes", 5.0)
     next(chunks)
     chunks.close()
     assert not _runs(int((tmp_path / "pid").read_text()))
