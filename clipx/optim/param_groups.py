@@ -88,21 +88,15 @@ def _is_stack(module: nn.Module) -> bool:
     )
 
 
-def set_locked(model: nn.Module, towers: frozenset[TowerName]) -> bool:
-    """Turns gradients off for the parameters of `towers`, except for their projections, and on for the other towers'.
+def lock(model: nn.Module, towers: frozenset[TowerName]) -> None:
+    """Turns gradients off for the parameters of `towers`, except for their projections.
 
-    The model is not wrapped yet: DDP must wrap it after this call, and again after each change, because it decides when
-    it is built which gradients it waits for; FSDP2 decides in every forward pass.
-
-    Returns:
-        Whether any parameter changed.
+    Args:
+        model: not wrapped, with `image_tower` and `text_tower`. DDP must wrap it after this call, because it decides
+            when it is built which gradients it waits for; FSDP2 decides in every forward pass.
+        towers: the towers to lock.
     """
-    changed = False
-    for name, parameter in model.named_parameters():
-        tower, _, part = name.partition(".")
-        if tower not in ("image_tower", "text_tower"):
-            continue  # what belongs to no tower is its objective's affair
-        locked = tower.removesuffix("_tower") in towers and not part.startswith("projection.")
-        changed |= parameter.requires_grad == locked
-        parameter.requires_grad_(not locked)
-    return changed
+    for tower in towers:
+        for name, parameter in getattr(model, f"{tower}_tower").named_parameters():
+            if not name.startswith("projection."):
+                parameter.requires_grad_(False)

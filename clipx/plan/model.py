@@ -29,7 +29,7 @@ from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import optimizer_bytes
-from clipx.optim.param_groups import set_locked
+from clipx.optim.param_groups import lock
 
 _FLOAT = 4  # bytes
 _NUM_IMAGES = (4, 256)
@@ -183,7 +183,7 @@ def _on_meta_device(config: RunConfig, phase: Phase, build: BuildObjective) -> O
         vocab_size = build_tokenizer(model.text).vocab_size
         with torch.device("meta"):
             objective = build(replace(config, model=model), phase, vocab_size=vocab_size)
-    set_locked(objective.model, phase.locked)
+    lock(objective.model, phase.locked)
     return objective
 
 

@@ -23,7 +23,7 @@ from clipx.objectives.build import loss_shape
 from clipx.objectives.objective import Objective
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import build_optimizer, optimizer_bytes
-from clipx.optim.param_groups import set_locked
+from clipx.optim.param_groups import lock
 from clipx.optim.schedules import build_schedule
 from clipx.train.micro_batch import largest_micro_batch
 from clipx.train.step import Stepper
@@ -101,7 +101,7 @@ def build_stepper(
     blocks = [block for tower_blocks in block_lists for block in tower_blocks]
     learning_rate = build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps)
     optimizer = build_optimizer(config.optim, model)
-    set_locked(model, phase.locked)
+    lock(model, phase.locked)
     if config.precision == "fp8":
         float8_blocks(blocks)
     for tower_blocks in block_lists:

@@ -12,7 +12,7 @@ from clipx.checkpoint import tensors
 from clipx.checkpoint.tensors import state_of, write_state
 from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
 from clipx.optim.optimizers import build_optimizer, update
-from clipx.optim.param_groups import set_locked
+from clipx.optim.param_groups import lock
 from clipx.storage.folders import folder_at
 
 # states of tensors, of numbers, of booleans, and counts that stand in the group (lamb a tensor, adan a number)
@@ -108,14 +108,14 @@ def test_a_tower_that_was_locked_when_saved_begins_without_state(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, optimizer = made(CONFIGS[name])
-    set_locked(model, frozenset({"image"}))
+    lock(model, frozenset({"image"}))
     train(model, optimizer, 3)
     save_tensors(tmp_path / "saved", model, optimizer)
     other, other_optimizer = made(CONFIGS[name], seed=1)  # unlocked, as at the step that unlocks
     with caplog.at_level(logging.WARNING):
         load_tensors(tmp_path / "saved", other, other_optimizer)
     assert "2 of 5 parameters have no optimizer state" in caplog.text
-    set_locked(model, frozenset())
+    model.requires_grad_(True)
     for each in ((model, optimizer), (other, other_optimizer)):
         train(*each, 2)
     assert all(map(torch.equal, model.parameters(), other.parameters()))
@@ -127,7 +127,7 @@ def test_a_tower_that_is_still_locked_comes_back_without_a_word(
 ) -> None:
     models = [made(AdamWConfig(lr=0.01), seed=seed) for seed in (0, 1)]
     for model, _ in models:
-        set_locked(model, frozenset({"image"}))
+        lock(model, frozenset({"image"}))
     (model, optimizer), (other, other_optimizer) = models
     train(model, optimizer, 3)
     save_tensors(tmp_path / "saved", model, optimizer)

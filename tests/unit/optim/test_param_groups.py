@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 
 from clipx.config.optim import AdamWConfig, TowerOptimConfig
 from clipx.models.clip import CLIP, build_model
-from clipx.optim.param_groups import heights, learning_rate_scales, parameter_groups, set_locked
+from clipx.optim.param_groups import heights, learning_rate_scales, lock, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +138,14 @@ def test_without_repeated_blocks_all_learn_alike() -> None:
 
 def test_a_locked_tower_keeps_its_weights_but_trains_its_projection() -> None:
     model = build_model(tiny_model_config(), vocab_size=CLIP_VOCABULARY, seed=0)
-    assert not set_locked(model, frozenset())
-    assert set_locked(model, frozenset({"image"}))
-    assert not set_locked(model, frozenset({"image"}))
+    model.logit_bias = nn.Parameter(torch.zeros(1), requires_grad=False)  # an objective's own choice stays
+    lock(model, frozenset())
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["logit_bias"]
+    lock(model, frozenset({"image"}))
     locked = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert locked == {name for name, _ in model.named_parameters() if name.startswith("image_tower.trunk.")}
-    assert set_locked(model, frozenset({"text"}))
+    trunk = {name for name, _ in model.named_parameters() if name.startswith("image_tower.trunk.")}
+    assert locked == trunk | {"logit_bias"}
+    lock(model, frozenset({"text"}))
     locked = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert "text_tower.token_embedding.weight" in locked
-    assert not {"text_tower.projection.weight", "log_logit_scale", "image_tower.trunk.cls_token"} & locked
-    assert set_locked(model, frozenset())
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not {"text_tower.projection.weight", "image_tower.projection.weight", "log_logit_scale"} & locked
