@@ -100,10 +100,10 @@ def make(
     from clipx.prepare.images import ImageOptions
     from clipx.prepare.make import REPORT, make_shards
     from clipx.prepare.make_shard import MakeOptions
-    from clipx.prepare.rows import Columns
+    from clipx.prepare.rows import TableColumns
     from clipx.prepare.sources import SourceOptions, open_rows
 
-    columns = Columns(image=image_column, captions=caption_column or ())
+    columns = TableColumns(image=image_column, captions=caption_column or ())
     with progress_bar("reading") as on_progress:
         rows = open_rows(
             sources, SourceOptions(columns=columns, image_folder=image_folder, index=index_dir), on_progress=on_progress

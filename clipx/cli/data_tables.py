@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipx.prepare.stats import Figures
+    from clipx.prepare.stats import SetStatistics
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
     Console().print(table)
 
 
-def print_figures(figures: "Mapping[str, Figures]", context_length: int) -> None:
+def print_figures(figures: "Mapping[str, SetStatistics]", context_length: int) -> None:
     """Prints what `clipx data stats` measured, a column for each source."""
     from rich.console import Console
     from rich.table import Column, Table

@@ -21,7 +21,7 @@ from clipx.data.parallel import in_processes
 from clipx.data.shard_writer import write_shard
 from clipx.data.transforms import TrainTransform
 from clipx.errors import InputError, RunError
-from clipx.prepare.samples import BadSampleError, Fault, SampleReader
+from clipx.prepare.samples import Fault, StoredSampleReader, UnusableSampleError
 from clipx.storage.files import RangeReader, open_ranges
 from clipx.storage.tar import CutMemberError, NotTarError, TarScan, read_members, scan_tar
 
@@ -133,14 +133,16 @@ class _ShardCheck:
         return health
 
     @cached_property
-    def _readers(self) -> list[SampleReader]:
-        return [SampleReader(source) for source in self.sources]
+    def _readers(self) -> list[StoredSampleReader]:
+        return [StoredSampleReader(source) for source in self.sources]
 
     @cached_property
     def _transform(self) -> TrainTransform:
         return TrainTransform(_SIDE, AugmentConfig(), decode="fast")
 
-    def _good_samples(self, file: RangeReader, scan: TarScan, reader: SampleReader, health: ShardHealth) -> list[int]:
+    def _good_samples(
+        self, file: RangeReader, scan: TarScan, reader: StoredSampleReader, health: ShardHealth
+    ) -> list[int]:
         """The good samples; the others are added to `health`."""
         image_HWC = torch.empty((_SIDE, _SIDE, 3), dtype=torch.uint8)
         good = []
@@ -153,7 +155,7 @@ class _ShardCheck:
                 health.add("cut sample", str(error), key=scan.key(i))
             except UndecodableError as error:
                 health.add("unreadable picture", str(error), key=scan.key(i))
-            except BadSampleError as error:
+            except UnusableSampleError as error:
                 health.add(error.fault, error.detail, key=scan.key(i))
         health.num_samples, health.num_good = len(scan.keys), len(good)
         return good

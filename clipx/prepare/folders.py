@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clipx.errors import InputError
-from clipx.prepare.rows import Columns, LeftOutError, Row, captions_of, plain, read_image
+from clipx.prepare.rows import LeftOutError, Row, TableColumns, captions_of, plain, read_image
 from clipx.storage.files import file_state
 
 _EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm"])
@@ -27,7 +27,7 @@ class FolderRows:
 
     block_rows = 1
 
-    def __init__(self, folder: Path, *, columns: Columns) -> None:
+    def __init__(self, folder: Path, *, columns: TableColumns) -> None:
         self._folder, self._columns = folder, columns
         self._names = list(_image_names(folder))
         if not self._names:

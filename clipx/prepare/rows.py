@@ -102,20 +102,20 @@ class Chain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class TableColumns:
     """Which columns hold what; those that are not given are found by their usual names."""
 
     image: str | None = None
     captions: Sequence[str] = ()
 
-    def resolve(self, names: Sequence[str], origin: str) -> "Columns":
+    def resolve(self, names: Sequence[str], origin: str) -> "TableColumns":
         """Both of them, as `names` of `origin` have them.
 
         Raises:
             InputError: a column is not there, or has no usual name.
         """
         image = _column(names, [self.image] if self.image else _IMAGE_COLUMNS, origin, "image")
-        return Columns(image=image, captions=self.caption_names(names, origin))
+        return TableColumns(image=image, captions=self.caption_names(names, origin))
 
     def caption_names(self, names: Sequence[str], origin: str) -> list[str]:
         """The columns of captions among `names`.
@@ -137,7 +137,7 @@ def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str)
     return column
 
 
-def row_of(values: Record, columns: Columns, *, folder: Path, name: str) -> Row:
+def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) -> Row:
     """The row that a table's or a list's values by column describe, with resolved `columns`.
 
     Relative paths of images start from `folder`; `name` is the row's in messages if its image is no file.

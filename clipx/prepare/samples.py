@@ -12,7 +12,7 @@ Fault = Literal[
 ]
 
 
-class BadSampleError(Exception):
+class UnusableSampleError(Exception):
     """A sample that training would not take."""
 
     def __init__(self, fault: Fault, detail: str) -> None:
@@ -20,7 +20,7 @@ class BadSampleError(Exception):
         self.fault, self.detail = fault, detail
 
 
-class SampleReader:
+class StoredSampleReader:
     """Reads samples of a source as the loader does."""
 
     def __init__(self, source: Source) -> None:
@@ -31,14 +31,14 @@ class SampleReader:
         """The caption and the encoded image of a sample's members; `sample_id` decides which of several captions.
 
         Raises:
-            BadSampleError: the caption cannot be read, or there is no image.
+            UnusableSampleError: the caption cannot be read, or there is no image.
         """
         try:
             caption = self._captions.read(fields, epoch=0, sample_id=sample_id).texts[0]
         except UndecodableError as error:
-            raise BadSampleError("no caption", str(error)) from error
+            raise UnusableSampleError("no caption", str(error)) from error
         image = first_present(fields, self._image_key)
         if image is None:
             members = ", ".join(sorted(fields))
-            raise BadSampleError("no picture", f"nothing under {self._image_key!r}; members: {members}")
+            raise UnusableSampleError("no picture", f"nothing under {self._image_key!r}; members: {members}")
         return caption, image

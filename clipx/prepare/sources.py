@@ -9,7 +9,7 @@ from pathlib import Path
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.errors import InputError
 from clipx.prepare.folders import CocoRows, FolderRows
-from clipx.prepare.rows import Chain, Columns, Rows
+from clipx.prepare.rows import Chain, Rows, TableColumns
 from clipx.prepare.shard_rows import ShardRows
 from clipx.prepare.tables import ArrowTable, CsvTable, JsonlTable, ListTable, ParquetTable, Table
 from clipx.storage.files import is_local
@@ -29,7 +29,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # HF's image
 class SourceOptions:
     """How sources are read."""
 
-    columns: Columns = field(default_factory=Columns)
+    columns: TableColumns = field(default_factory=TableColumns)
     image_folder: Path | None = None
     """Where paths in tables start from; None means the table's own folder."""
     index: str | None = None
@@ -111,7 +111,7 @@ def _open_file(path: Path, options: SourceOptions) -> Rows:
     raise InputError(f"{path}: {suffix or 'a file without an extension'} is none of {known}; convert it to one of them")
 
 
-def _open_json(path: Path, columns: Columns, image_folder: Path) -> Rows:
+def _open_json(path: Path, columns: TableColumns, image_folder: Path) -> Rows:
     """COCO's captions, or a list of objects."""
     try:
         content = json.loads(path.read_bytes())

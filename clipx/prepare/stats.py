@@ -1,4 +1,4 @@
-"""Figures of training data: caption lengths in tokens, picture sizes, bytes, duplicates; per source.
+"""Statistics of training data: caption lengths in tokens, picture sizes, bytes, duplicates; per source.
 
 Of a large source as many samples as asked for are read, evenly spread over its shards.
 """
@@ -20,7 +20,7 @@ from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import RunError
 from clipx.prepare.images import image_header
 from clipx.prepare.rows import LeftOutError
-from clipx.prepare.samples import BadSampleError, SampleReader
+from clipx.prepare.samples import StoredSampleReader, UnusableSampleError
 from clipx.prepare.shard_rows import ShardRows
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -67,7 +67,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class SetStatistics:
     """A source in numbers, as stats.json holds them; percentiles and means by name."""
 
     num_samples: int
@@ -92,7 +92,7 @@ class Figures:
 class Description:
     """The figures and what was read, by source; of several sources, `figures` holds all of them together too."""
 
-    figures: dict[str, Figures]
+    figures: dict[str, SetStatistics]
     measured: dict[str, Measured]
     context_length: int
     """Tokens at which captions are cut."""
@@ -170,8 +170,8 @@ class _Measure:
     tokenizer: Tokenizer
 
     @cached_property
-    def _readers(self) -> list[SampleReader]:
-        return [SampleReader(source) for source in self.sources]
+    def _readers(self) -> list[StoredSampleReader]:
+        return [StoredSampleReader(source) for source in self.sources]
 
     def __call__(self, job: tuple[int, np.ndarray]) -> Measured:
         source, rows = job
@@ -181,7 +181,7 @@ class _Measure:
                 fields = self.rows[source].read(row).fields
                 caption, image = self._readers[source].read(fields, sample_id=row)
                 extension, size = image_header(image)
-            except (UndecodableError, LeftOutError, BadSampleError):
+            except (UndecodableError, LeftOutError, UnusableSampleError):
                 num_bad += 1
                 continue
             captions.append(caption)
@@ -198,10 +198,10 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def figures(measured: Measured, *, num_samples: int, context_length: int) -> Figures:
+def figures(measured: Measured, *, num_samples: int, context_length: int) -> SetStatistics:
     """Puts what was read, at least one good sample, in numbers."""
     samples = measured.samples
-    return Figures(
+    return SetStatistics(
         num_samples=num_samples,
         num_read=len(samples) + measured.num_bad,
         num_bad=measured.num_bad,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx.errors import InputError
-from clipx.prepare.rows import Columns, LeftOutError, Record, Row, row_of
+from clipx.prepare.rows import LeftOutError, Record, Row, TableColumns, row_of
 from clipx.storage.files import file_state
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's numbers: "007" stays a text
@@ -37,7 +37,7 @@ class Table(ABC):
 
     block_rows = 1
 
-    def __init__(self, path: Path, *, columns: Columns, image_folder: Path) -> None:
+    def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path) -> None:
         self._path, self._image_folder = path, image_folder
         self._columns = columns.resolve(self._scan(), str(path))
 
@@ -74,7 +74,7 @@ class Table(ABC):
 class ListTable(Table):
     """A list of objects in a JSON file, given as `records`."""
 
-    def __init__(self, path: Path, records: Sequence[Record], *, columns: Columns, image_folder: Path) -> None:
+    def __init__(self, path: Path, records: Sequence[Record], *, columns: TableColumns, image_folder: Path) -> None:
         self._records = records
         super().__init__(path, columns=columns, image_folder=image_folder)
 

@@ -10,13 +10,13 @@ import numpy as np
 from clipx.config.data import RemoteConfig
 from clipx.data.filters.filters import SampleFilter
 from clipx.data.index.duplicates import mark_duplicates
-from clipx.data.index.folder import IndexedRun, IndexFolder, find_index_folder
+from clipx.data.index.folder import IndexedGroup, IndexFolder, find_index_folder
 from clipx.data.index.metadata_counts import counts_from_metadata
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.scan import Indexed, Job, count_reasons, index_shards
 from clipx.data.index.shard_counts import CountSource, ShardCounts, row_dtype
 from clipx.data.index.shard_list import NamedShards, ShardStates
-from clipx.data.index.shard_paths import Run, decoded, found_rows, packed_bytes
+from clipx.data.index.shard_paths import ShardGroup, decoded, found_rows, packed_bytes
 from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.storage.files import FileState, is_local
@@ -47,7 +47,7 @@ class IndexBuilder:
         folders = in_threads(lambda prefix: find_index_folder(prefix, index_dir, may_write=may_write), prefixes)
         by_prefix = dict(zip(prefixes, folders, strict=True))
         self.runs = tuple(
-            IndexedRun(run, start, by_prefix[run.prefix][0], _index_names(run))
+            IndexedGroup(run, start, by_prefix[run.prefix][0], _index_names(run))
             for run, start in zip(self.paths.runs, self.paths.starts, strict=False)
         )
         self._stored_counts = {folder: counts for folder, counts in by_prefix.values() if counts is not None}
@@ -117,7 +117,7 @@ class IndexBuilder:
             quick = is_local(prefix) and num_local <= _MAX_SCANNED
             if not len(shards) or quick or prefix == PIPE:
                 continue
-            counts, source = counts_from_metadata(Run(prefix, names[shards - run.start]), folders)
+            counts, source = counts_from_metadata(ShardGroup(prefix, names[shards - run.start]), folders)
             shards, counts = shards[counts >= 0], counts[counts >= 0]
             self.rows["count"][shards], self.rows["source"][shards], self._todo[shards] = counts, source, False
             if len(shards):
@@ -146,7 +146,7 @@ class IndexBuilder:
         Raises:
             InputError: a folder cannot be written.
         """
-        changed: dict[IndexFolder, list[IndexedRun]] = {}
+        changed: dict[IndexFolder, list[IndexedGroup]] = {}
         for run in self.runs:
             if self._changed[run.shards].any():
                 changed.setdefault(run.folder, []).append(run)
@@ -155,7 +155,7 @@ class IndexBuilder:
             counts = folder.counts() or empty
             folder.put_counts(reduce(ShardCounts.updated, map(self._changed_rows, runs), counts))
 
-    def _take_stored(self, run: IndexedRun) -> np.ndarray:
+    def _take_stored(self, run: IndexedGroup) -> np.ndarray:
         """bool (N,): which shards of a run have stored counts; these are taken."""
         counts = self._stored_counts.get(run.folder)
         if counts is None:
@@ -165,7 +165,7 @@ class IndexBuilder:
         self.rows[run.shards][_COLUMNS][known] = counts.rows[rows[known]][_COLUMNS]
         return known
 
-    def _changed_rows(self, run: IndexedRun) -> np.ndarray:
+    def _changed_rows(self, run: IndexedGroup) -> np.ndarray:
         changed = np.flatnonzero(self._changed[run.shards])
         rows = np.zeros(len(changed), row_dtype(len(self.reasons), run.names.dtype.itemsize))
         rows["name"] = run.names[changed]
@@ -212,7 +212,7 @@ class IndexBuilder:
                 )
 
 
-def _index_names(run: Run) -> np.ndarray:
+def _index_names(run: ShardGroup) -> np.ndarray:
     """The names of shards in their index: commands are too long and odd for files."""
     if run.prefix != PIPE:
         return run.names
@@ -224,7 +224,7 @@ def _agree(stored: np.ndarray, now: np.ndarray) -> np.ndarray:
     return (stored == now) | (stored == 0) | (now == 0)
 
 
-def _require_fit(run: IndexedRun, known: np.ndarray, same: np.ndarray, indexed: np.ndarray, now: np.ndarray) -> None:
+def _require_fit(run: IndexedGroup, known: np.ndarray, same: np.ndarray, indexed: np.ndarray, now: np.ndarray) -> None:
     for i in np.flatnonzero(~(known & same))[:1].tolist():
         path = run.run.prefix + decoded(run.run.names[i])
         fault = f"has {now[i]} bytes, {indexed[i]} by" if known[i] else "is not in"

@@ -16,7 +16,7 @@ import numpy as np
 from clipx.config.data import RemoteConfig
 from clipx.data.index.offsets import SUFFIX, ShardOffsets
 from clipx.data.index.shard_counts import ShardCounts
-from clipx.data.index.shard_paths import Run, packed_bytes
+from clipx.data.index.shard_paths import ShardGroup, packed_bytes
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
@@ -176,10 +176,10 @@ def _hashed_name(folder: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class IndexedRun:
+class IndexedGroup:
     """The shards of one run, and where their index lies."""
 
-    run: Run
+    run: ShardGroup
     start: int
     """Ordinal of the first shard."""
     folder: IndexFolder

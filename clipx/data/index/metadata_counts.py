@@ -7,7 +7,7 @@ import numpy as np
 
 from clipx.data.index.remote_folder import STATS_SUFFIX, RemoteFolders
 from clipx.data.index.shard_counts import CountSource
-from clipx.data.index.shard_paths import Run, decoded
+from clipx.data.index.shard_paths import ShardGroup, decoded
 from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.storage.failures import hint
@@ -17,7 +17,7 @@ from clipx.storage.remote import ASK
 _SIZES = "sizes.json"
 
 
-def counts_from_metadata(run: Run, folders: RemoteFolders) -> tuple[np.ndarray, CountSource]:
+def counts_from_metadata(run: ShardGroup, folders: RemoteFolders) -> tuple[np.ndarray, CountSource]:
     """The counts that files beside the M shards of one folder state: int64 (M,), -1 if none does; and which files.
 
     A web server that was not listed is asked for the first shard's file; if that is absent, so are the others.

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from clipx.config.data import RemoteConfig
-from clipx.data.index.shard_paths import Run, decoded, found_rows, packed, packed_bytes
+from clipx.data.index.shard_paths import ShardGroup, decoded, found_rows, packed, packed_bytes
 from clipx.storage import remote as remote_files
 from clipx.storage.remote import ASK
 
@@ -34,7 +34,7 @@ class RemoteFolders:
         self._listings: dict[str, _Listing] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-    def tars(self, url: str) -> Iterator[Run]:
+    def tars(self, url: str) -> Iterator[ShardGroup]:
         """The tar files of the folder `url`; or `url` itself if it is a file; nothing if nothing is there.
 
         Raises:
@@ -43,11 +43,11 @@ class RemoteFolders:
         folder = url.rstrip("/") + "/"
         kind = _kind(url)
         if kind == "folder":
-            yield Run(folder, self._listing(folder).tars)
+            yield ShardGroup(folder, self._listing(folder).tars)
         elif kind == "file":
-            yield Run(url[: url.rfind("/") + 1], packed([url[url.rfind("/") + 1 :]]))
+            yield ShardGroup(url[: url.rfind("/") + 1], packed([url[url.rfind("/") + 1 :]]))
 
-    def matches(self, pattern: str) -> Iterator[Run]:
+    def matches(self, pattern: str) -> Iterator[ShardGroup]:
         """The tar files that a glob matches.
 
         Raises:
@@ -59,7 +59,7 @@ class RemoteFolders:
         for path in remote_files.ask(pattern, "glob", remote=_LIST):
             if path.endswith(".tar"):
                 folder, slash, name = path.rpartition("/")
-                yield Run(_with_protocol(pattern, folder + slash), packed([name]))
+                yield ShardGroup(_with_protocol(pattern, folder + slash), packed([name]))
 
     def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> np.ndarray:
         """int64 (2, N): sizes (0 if not known, -1 if absent) and times of files of a folder, `names` being bytes (N,).

@@ -22,7 +22,7 @@ import numpy as np
 
 from clipx.config.data import RemoteConfig
 from clipx.data.filters import filter_id
-from clipx.data.index.folder import IndexedRun, IndexFolder
+from clipx.data.index.folder import IndexedGroup, IndexFolder
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_counts import CountSource
@@ -58,7 +58,7 @@ class ShardIndex:
     """int64 (S,), bytes of each shard when it was indexed; 0 if not known."""
     _sources: np.ndarray
     """uint8 (S,), `CountSource` of each count."""
-    _runs: tuple[IndexedRun, ...]
+    _runs: tuple[IndexedGroup, ...]
     """One per run of `paths`."""
 
     @property

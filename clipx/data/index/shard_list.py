@@ -21,7 +21,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
-from clipx.data.index.shard_paths import Run, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.data.index.shard_paths import ShardGroup, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local
@@ -80,7 +80,7 @@ def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
     single = [part for item in patterns for part in ([item] if item.startswith(PIPE) else item.split("::"))]
     ends = array("q")
 
-    def runs() -> Iterator[Run]:
+    def runs() -> Iterator[ShardGroup]:
         count = 0
         for pattern in single:
             try:
@@ -109,7 +109,7 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
         for first in range(0, len(run.names), _STATS_AT_ONCE)
     ]
 
-    def ask(block: tuple[Run, int, int]) -> None:
+    def ask(block: tuple[ShardGroup, int, int]) -> None:
         (prefix, all_names), start, first = block
         names = all_names[first : first + _STATS_AT_ONCE]
         into = slice(start + first, start + first + len(names))
@@ -137,7 +137,7 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
     return states
 
 
-def _joined(runs: Iterable[Run]) -> Iterator[Run]:
+def _joined(runs: Iterable[ShardGroup]) -> Iterator[ShardGroup]:
     """Neighbours of one folder as one run."""
     for prefix, group in groupby(runs, key=attrgetter("prefix")):
         names: list[np.ndarray] = []
@@ -145,7 +145,7 @@ def _joined(runs: Iterable[Run]) -> Iterator[Run]:
             names.append(run.names)
             if len(names) == _PENDING:
                 names = [np.concatenate(names)]
-        yield Run(prefix, _concatenated(names))
+        yield ShardGroup(prefix, _concatenated(names))
 
 
 def _concatenated(names: list[np.ndarray]) -> np.ndarray:
@@ -153,7 +153,7 @@ def _concatenated(names: list[np.ndarray]) -> np.ndarray:
     return names[0] if len(names) == 1 else np.concatenate(names)
 
 
-def _in_order(runs: Iterable[Run]) -> Iterator[Run]:
+def _in_order(runs: Iterable[ShardGroup]) -> Iterator[ShardGroup]:
     """The shards of a pattern: folders in natural order, and so the names in each."""
     by_prefix: dict[str, list[np.ndarray]] = {}
     for run in runs:
@@ -164,20 +164,20 @@ def _in_order(runs: Iterable[Run]) -> Iterator[Run]:
         by_prefix[prefix] = [names]  # keeps it, and so its id, alive
         if id(names) not in sorted_names:
             sorted_names[id(names)] = naturally_sorted(names)
-        yield Run(prefix, sorted_names[id(names)])
+        yield ShardGroup(prefix, sorted_names[id(names)])
 
 
-def _expand(pattern: str, folders: RemoteFolders) -> Iterator[Run]:
+def _expand(pattern: str, folders: RemoteFolders) -> Iterator[ShardGroup]:
     """The shards of one pattern in any order."""
     if pattern.startswith(PIPE):
-        yield Run(PIPE, packed(_braces(pattern.removeprefix(PIPE), escape=False)))
+        yield ShardGroup(PIPE, packed(_braces(pattern.removeprefix(PIPE), escape=False)))
         return
     path = os.path.expanduser(pattern.removeprefix("file://"))
     folder, slash, name = path.rpartition("/")
     plain = name.endswith(".tar") and not glob.has_magic(path) and "\\" not in path
     if plain and folder.count("{") == folder.count("}"):
         names = packed(_braces(name, escape=False))
-        yield from (Run(prefix, names) for prefix in _braces(folder + slash, escape=False))
+        yield from (ShardGroup(prefix, names) for prefix in _braces(folder + slash, escape=False))
         return
     for alternative in _braces(path, escape=True):
         runs = list(_alternative(alternative, folders))
@@ -193,14 +193,14 @@ def _braces(pattern: str, *, escape: bool) -> Iterator[str]:
         raise InputError(f"shards {pattern!r} cannot be listed: a brace is not closed; close it") from error
 
 
-def _alternative(path: str, folders: RemoteFolders) -> Iterator[Run]:
+def _alternative(path: str, folders: RemoteFolders) -> Iterator[ShardGroup]:
     """The shards of a path without braces."""
     prefix, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
     if not is_local(path):
         if glob.has_magic(path):
             yield from folders.matches(path)
         elif name.endswith(".tar"):
-            yield Run(prefix, packed([name]))
+            yield ShardGroup(prefix, packed([name]))
         else:
             yield from folders.tars(path)
     elif not glob.has_magic(prefix) and glob.has_magic(name):
@@ -210,10 +210,10 @@ def _alternative(path: str, folders: RemoteFolders) -> Iterator[Run]:
             if os.path.isdir(match):
                 yield from _local_tars(posixpath.join(match, ""), None)
             elif match.endswith(".tar") or (match == path and os.path.exists(path)):
-                yield Run(match[: match.rfind("/") + 1], packed([posixpath.basename(match)]))
+                yield ShardGroup(match[: match.rfind("/") + 1], packed([posixpath.basename(match)]))
 
 
-def _local_tars(prefix: str, pattern: str | None) -> Iterator[Run]:
+def _local_tars(prefix: str, pattern: str | None) -> Iterator[ShardGroup]:
     """The tar files of a folder, and of its folders, whose names match; None means all of the folder's own."""
     matches = re.compile(fnmatch.translate(pattern or "*").encode("utf-8", "surrogateescape")).match
     hidden = pattern is not None and not pattern.startswith(".")
@@ -230,7 +230,7 @@ def _local_tars(prefix: str, pattern: str | None) -> Iterator[Run]:
                     deeper.append(entry.name)
 
     try:
-        yield Run(prefix, packed_bytes(files()))
+        yield ShardGroup(prefix, packed_bytes(files()))
     except (FileNotFoundError, NotADirectoryError):
         return
     for folder in deeper:

@@ -13,7 +13,7 @@ _CHUNK = 1 << 16  # names that stand as Python objects at one time
 _DIGITS = re.compile(rb"[0-9]+")
 
 
-class Run(NamedTuple):
+class ShardGroup(NamedTuple):
     """Shards of one folder, one after the other."""
 
     prefix: str
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 class ShardPaths(Sequence[str]):
     """The addresses of runs, laid end to end."""
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    def __init__(self, runs: Iterable[ShardGroup]) -> None:
         self.runs = tuple(runs)
         self.starts = tuple(accumulate((len(run.names) for run in self.runs), initial=0))
         """Ordinal of the first shard of each run, and the number of shards."""

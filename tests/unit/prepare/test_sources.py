@@ -11,7 +11,7 @@ from shard_files import png, write_shards, write_tar
 
 from clipx.data.index.shard_index import build_index
 from clipx.errors import InputError
-from clipx.prepare.rows import Columns, LeftOutError, Row, Rows, StoredSample
+from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample, TableColumns
 from clipx.prepare.sources import SourceOptions, open_rows
 
 CAPTIONS = ["a cat", 'two "dogs",\nin two lines', "a bird; not a plane", "ein Vögelchen"]
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def opened(source: Path | str, **options) -> Rows:
     """The rows as another process has them."""
-    columns = Columns(image=options.pop("image", None), captions=options.pop("captions", ()))
+    columns = TableColumns(image=options.pop("image", None), captions=options.pop("captions", ()))
     return pickle.loads(pickle.dumps(open_rows([str(source)], SourceOptions(columns=columns, **options))))
 
 

@@ -1,4 +1,4 @@
-"""Figures are those of the samples, per source and together; the plot shows every source."""
+"""SetStatistics are those of the samples, per source and together; the plot shows every source."""
 
 import pickle
 from pathlib import Path

@@ -7,7 +7,7 @@ import pytest
 
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_list import expand_shards, name_shards
-from clipx.data.index.shard_paths import Run, ShardPaths, found_rows, naturally_sorted, packed
+from clipx.data.index.shard_paths import ShardGroup, ShardPaths, found_rows, naturally_sorted, packed
 from clipx.errors import InputError
 
 
@@ -23,7 +23,13 @@ def names(paths):
 
 
 def test_paths_are_a_sequence_of_strings():
-    paths = ShardPaths([Run("s3://b/a/", packed(["0.tar", "ключ.tar"])), Run("", packed([])), Run("", packed(["x"]))])
+    paths = ShardPaths(
+        [
+            ShardGroup("s3://b/a/", packed(["0.tar", "ключ.tar"])),
+            ShardGroup("", packed([])),
+            ShardGroup("", packed(["x"])),
+        ]
+    )
     everything = ["s3://b/a/0.tar", "s3://b/a/ключ.tar", "x"]
     assert list(paths) == everything
     assert [paths[i] for i in range(3)] == [paths[i] for i in range(-3, 0)] == everything
