@@ -136,7 +136,8 @@ class ShardCache:
             elif written != shard.size:
                 raise OSError(f"{written} instead of {shard.size} bytes came")
             os.fsync(part)  # after a power failure the name must not stand for an empty file
-            os.replace(temporary, path)
+            with self._locked_folder():  # one who makes room counts it under one of its names
+                os.replace(temporary, path)
         except BaseException as error:
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -237,7 +238,7 @@ def mark_used(descriptor: int) -> None:
         os.utime(descriptor)
 
 
-def _is_same(descriptor: int, path: Path) -> bool:
+def _is_same(descriptor: int, path: str | Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -256,9 +257,9 @@ def _remove_if_abandoned(path: str) -> bool:
     """Removes a part that no process holds."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        if _try_lock(descriptor):
+        abandoned = _try_lock(descriptor) and _is_same(descriptor, path)  # or it was renamed, and this is the next part
+        if abandoned:
             os.unlink(path)
-            return True
-        return False
+        return abandoned
     finally:
         os.close(descriptor)
