@@ -71,7 +71,7 @@ def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], *, workers:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield from _in_order(pool, _run, jobs, _AHEAD * workers)
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, EOFError) as error:  # the second from the server, about one that died while it began
         raise RunError(
             "a process died, most likely for want of memory (give fewer --workers), or because a script calls this "
             "outside of `if __name__ == '__main__':`; correct that and run the same command again"
