@@ -116,7 +116,8 @@ def test_the_plan_knows_what_an_objective_adds_and_what_it_spares(shards: Path, 
         write_bytes_per_s=1e9,
         price_per_gpu_hour=None,
     )
-    config = config_of(tmp_path, shards, "global_batch_size=96", "micro_batch_size=6", "precision=bf16")
+    overrides = ("global_batch_size=96", "micro_batch_size=6", "precision=bf16", "parallel.type=fsdp2")
+    config = config_of(tmp_path, shards, *overrides)
     captioning, supervised = (
         make_plan(config, assumptions, world_size=4, build=kind).asked.heaviest for kind in (Captioning, Supervised)
     )
@@ -124,4 +125,9 @@ def test_the_plan_knows_what_an_objective_adds_and_what_it_spares(shards: Path, 
     assert captioning.work.useful == 3 * (towers + 1e6)
     assert captioning.parameters["beside the towers"] == 1 + 64 * 16 + 16 * 64 + 64
     assert captioning.work.again(4) == towers * 3 / 4
+    gathers = [
+        next(part.times for part in plan.pace.communication if part.part == "weights of blocks")
+        for plan in (captioning, supervised)
+    ]
+    assert gathers == [3 * 4 - 1, 2 * 4]  # forward passes of the gradient cache, and plain ones
     assert (supervised.work.again(4), supervised.pace.loss_s, supervised.memory.parts.texts) == (0, 0, 0)

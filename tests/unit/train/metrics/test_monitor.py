@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tiny import metrics, tiny_config
 
 from clipx.checkpoint.state import Progress
 from clipx.distributed.runtime import start_runtime
+from clipx.errors import RunError
 from clipx.train.metrics.monitor import Monitor, own_stats
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
 from clipx.train.metrics.warnings import Diagnosis
@@ -95,3 +97,11 @@ def test_a_rank_tells_of_its_own_work() -> None:
     assert (stats.data_wait_s, stats.forward_s, stats.read_wait_s) == (0.25, 0.5, 0.125)
     assert stats.memory_gib > 0.01
     assert own_stats(None, data_wait_s=0.0, read_wait_s=0.0).forward_s == 0.0
+
+
+def test_a_figure_with_a_name_of_the_trainers_own_ends_the_run(monitor: Monitor) -> None:
+    for number, (figures, counts) in enumerate((({"lr": 1.0}, {}), ({}, {"grad_norm": 1.0})), 1):
+        step = outcome(number)
+        clash = replace(step, figures={**step.figures, **figures}, counts={**step.counts, **counts})
+        with pytest.raises(RunError, match=r"have names of the trainer's own: (lr|grad_norm)$"):
+            monitor.record(clash, Progress(), bad_samples=0, data={})
