@@ -1,6 +1,7 @@
 """Models of a few thousand weights, wrapped and stored, and evaluation sets of a few pictures."""
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from shard_files import write_tar
+from shard_files import write_shards, write_tar
 
 from clipx.config.data import DataConfig
 from clipx.config.load import dump_config
@@ -97,4 +98,21 @@ def write_retrieval_set(folder: Path, captions: Sequence[Sequence[str]]) -> Path
     write_tar(folder / "test" / "0.tar", members)
     (folder / "test" / "nshards.txt").write_text("1")
     (folder / "dataset_type.txt").write_text("retrieval\n")
+    return folder
+
+
+def write_mixed_sets(folder: Path) -> Path:
+    """captioned/, 90 pictures with three captions in JSON, and labelled/, 40 with a class; one of each is bad."""
+    captioned = {
+        i: {
+            "png": encoded(picture(i)),
+            "json": json.dumps({"captions": [f"number {i}", f"picture {i}", f"a {i % 7}"]}).encode(),
+        }
+        for i in range(90)
+    }
+    captioned[7] = {"png": b"broken", "json": b"{}"}
+    write_shards(folder / "captioned", [50, 40], replaced=captioned)
+    labelled = {i: {"png": encoded(picture(1000 + i)), "cls": str(i % 4).encode()} for i in range(40)}
+    labelled[3] = {"png": encoded(picture(3)), "cls": b"99"}
+    write_shards(folder / "labelled", [40], replaced=labelled)
     return folder

@@ -7,9 +7,8 @@ import pytest
 import torch
 from distributed.ranks import run_ranks
 from reference.info_nce import info_nce
-from shard_files import write_shards
 from tiny import losses, metrics, tiny_config
-from tiny_clip import encoded, picture
+from tiny_clip import write_mixed_sets
 
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
@@ -25,19 +24,7 @@ PLAIN = ("data.augment.color_jitter=null", "data.augment.grayscale=0")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures with three captions in JSON, and pictures with a class, a few of each bad."""
     folder = tmp_path_factory.mktemp("sets")
-    captioned = {
-        i: {
-            "png": encoded(picture(i)),
-            "json": json.dumps({"captions": [f"number {i}", f"picture {i}", f"a {i % 7}"]}).encode(),
-        }
-        for i in range(90)
-    }
-    captioned[7] = {"png": b"broken", "json": b"{}"}
-    write_shards(folder / "captioned", [50, 40], replaced=captioned)
-    labelled = {i: {"png": encoded(picture(1000 + i)), "cls": str(i % 4).encode()} for i in range(40)}
-    labelled[3] = {"png": encoded(picture(3)), "cls": b"99"}
-    write_shards(folder / "labelled", [40], replaced=labelled)
-    return folder
+    return write_mixed_sets(folder)
 
 
 def mixture(run_dir: Path, sets: Path, *overrides: str) -> RunConfig:

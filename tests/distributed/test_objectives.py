@@ -15,14 +15,13 @@ from distributed.objectives import (
     write_scored,
 )
 from distributed.ranks import run_ranks
+from plan_assumptions import ASSUMPTIONS
 from tiny import metrics, tiny_config
 
 import clipx
 from clipx.config.schema import RunConfig
-from clipx.distributed.hardware import find_gpu
 from clipx.errors import InputError
-from clipx.plan.cluster import Cluster
-from clipx.plan.run import Assumptions, make_plan
+from clipx.plan.run import make_plan
 from clipx.train.trainer import train
 
 TOPOLOGIES = [(1, 3, "ddp"), (2, 1, "ddp"), (2, 3, "ddp"), (2, 3, "fsdp2")]  # W, k
@@ -105,21 +104,10 @@ def test_starts_from_another_objective_and_goes_on_with_its_own_alone(
 
 
 def test_the_plan_knows_what_an_objective_adds_and_what_it_spares(shards: Path, tmp_path: Path) -> None:
-    cluster = Cluster(
-        gpu=find_gpu("H100"), gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9
-    )
-    assumptions = Assumptions(
-        cluster=cluster,
-        caption_tokens=8,
-        cpu_s=1e-3,
-        bytes_per_sample=1e4,
-        write_bytes_per_s=1e9,
-        price_per_gpu_hour=None,
-    )
     overrides = ("global_batch_size=96", "micro_batch_size=6", "precision=bf16", "parallel.type=fsdp2")
     config = config_of(tmp_path, shards, *overrides)
     captioning, supervised = (
-        make_plan(config, assumptions, world_size=4, build=kind).asked.heaviest for kind in (Captioning, Supervised)
+        make_plan(config, ASSUMPTIONS, world_size=4, build=kind).asked.heaviest for kind in (Captioning, Supervised)
     )
     towers = captioning.work.image_forward + captioning.work.text_forward
     assert captioning.work.useful == 3 * (towers + 1e6)

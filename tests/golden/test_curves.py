@@ -4,16 +4,14 @@ Written by one kind of CPU and one version of torch, which each file names: wher
 be; elsewhere the curves must agree to rounding. `--update-golden` writes them anew.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from distributed.ranks import run_ranks
-from shard_files import write_shards
 from tiny import metrics, tiny_config, write_scenes
-from tiny_clip import encoded, picture
+from tiny_clip import write_mixed_sets
 
 from clipx.config.schema import RunConfig
 from clipx.train.trainer import train
@@ -50,19 +48,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes; pictures with three captions in JSON; pictures with a class. One of each of the last two is bad."""
     folder = tmp_path_factory.mktemp("sets")
     write_scenes(folder / "scenes")
-    captioned = {
-        i: {
-            "png": encoded(picture(i)),
-            "json": json.dumps({"captions": [f"number {i}", f"picture {i}", f"a {i % 7}"]}).encode(),
-        }
-        for i in range(90)
-    }
-    captioned[7] = {"png": b"broken", "json": b"{}"}
-    write_shards(folder / "captioned", [50, 40], replaced=captioned)
-    labelled = {i: {"png": encoded(picture(1000 + i)), "cls": str(i % 4).encode()} for i in range(40)}
-    labelled[3] = {"png": encoded(picture(3)), "cls": b"99"}
-    write_shards(folder / "labelled", [40], replaced=labelled)
-    return folder
+    return write_mixed_sets(folder)
 
 
 def case_config(name: str, world_size: int, run_dir: Path, sets: Path) -> RunConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from plan_assumptions import ASSUMPTIONS, CLUSTER, H100
 from tiny import tiny_config
 from typer.testing import CliRunner
 
@@ -14,7 +15,6 @@ from clipx.config.geometry import micro_batch_sizes
 from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
-from clipx.distributed.hardware import find_gpu
 from clipx.distributed.parallelize import MEMORY_FRACTION, state_bytes
 from clipx.errors import InputError
 from clipx.losses.cost import LossShape
@@ -24,18 +24,8 @@ from clipx.plan.communication import transfers
 from clipx.plan.memory import CONTEXT_BYTES, plan_memory
 from clipx.plan.model import PhaseModel
 from clipx.plan.pace import Pace, plan_pace
-from clipx.plan.run import Assumptions, make_plan
+from clipx.plan.run import make_plan
 
-H100 = find_gpu("H100")
-CLUSTER = Cluster(gpu=H100, gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9)
-ASSUMPTIONS = Assumptions(
-    cluster=CLUSTER,
-    caption_tokens=8,
-    cpu_s=1e-3,
-    bytes_per_sample=1000,
-    write_bytes_per_s=1e9,
-    price_per_gpu_hour=2.0,
-)
 BATCH = 768
 
 

@@ -8,35 +8,23 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from plan_assumptions import ASSUMPTIONS, CLUSTER
 from tiny import tiny_config
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
-from clipx.distributed.hardware import find_gpu
 from clipx.losses.cost import LossCost, LossShape, Transfer
 from clipx.models.clip import build_model
 from clipx.objectives.build import build_objective
 from clipx.objectives.contrastive import ContrastiveObjective
 from clipx.objectives.flops import ModelFlops
 from clipx.objectives.objective import BuildObjective, Objective
-from clipx.plan.cluster import Cluster
-from clipx.plan.run import Assumptions, PhasePlan, make_plan
+from clipx.plan.run import PhasePlan, make_plan
 from clipx.types import Embeddings
 
 ROOT = Path(__file__).parents[3]
-CLUSTER = Cluster(
-    gpu=find_gpu("H100"), gpus_per_node=8, mfu=0.5, intra_node_bytes_per_s=100e9, inter_node_bytes_per_s=10e9
-)
-ASSUMPTIONS = Assumptions(
-    cluster=CLUSTER,
-    caption_tokens=8,
-    cpu_s=1e-3,
-    bytes_per_sample=1e4,
-    write_bytes_per_s=1e9,
-    price_per_gpu_hour=None,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
