@@ -138,7 +138,7 @@ class Stepper:
         counts = {"num_tokens": tokens, "model_flops": flops, **batch.counts}
         names = (*figures, *counts)
         if self.names is None:
-            check_first(names, self.model, self.runtime)
+            check_first((*names, *self.objective.figures()), self.model, self.runtime)
             self.names = names
         elif names != self.names:
             raise RunError(

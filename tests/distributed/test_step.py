@@ -98,6 +98,13 @@ def test_what_would_be_wrong_in_silence_ends_the_run_on_all_ranks() -> None:
     assert run_ranks(_refused, 2, ("loss", "a"), False) == ["", ""]
 
 
+def test_a_name_that_stands_twice_ends_the_run() -> None:
+    model, alone = nn.Linear(2, 2), SimpleNamespace(group=None)
+    check_first(("loss", "logit_scale"), model, alone)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="figures have the same name: logit_scale; an objective must give each its own"):
+        check_first(("loss", "logit_scale", "logit_scale"), model, alone)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Two:
     x_BD: Tensor

@@ -164,12 +164,13 @@ def check_first(names: Sequence[str], model: nn.Module, runtime: Runtime) -> Non
     """Looks once, after the first backward pass, at what would go wrong in silence; waits for all ranks.
 
     Args:
-        names: of figures and counts, which are summed in their order.
+        names: of figures and counts, which are summed in their order, and of the objective's figures after an update.
         model: as wrapped; with gradients.
         runtime: the ranks.
 
     Raises:
-        RunError: names differ between ranks, or under DDP a parameter has no gradient; on all ranks alike.
+        RunError: a name stands twice or names differ between ranks, or under DDP a parameter has no gradient; on all
+            ranks alike.
     """
     silent = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     of_ranks = gather_objects(
@@ -181,6 +182,8 @@ def check_first(names: Sequence[str], model: nn.Module, runtime: Runtime) -> Non
                 f"figures of rank {rank} are {', '.join(other)} and those of rank 0 {', '.join(of_ranks[0][0])}; an "
                 "objective must give the same names, in the same order, on every rank"
             )
+        if twice := sorted({name for name in other if other.count(name) > 1}):
+            raise RunError(f"figures have the same name: {', '.join(twice)}; an objective must give each its own")
         if without:
             raise RunError(
                 f"{len(without)} parameters have no gradient, {without[0].removeprefix('module.')} first; an objective "
