@@ -92,11 +92,7 @@ class Run:
 
 
 def build_run(
-    config: RunConfig,
-    runtime: Runtime,
-    rollback: Rollback | None = None,
-    *,
-    build: BuildObjective = build_objective,
+    config: RunConfig, runtime: Runtime, rollback: Rollback | None = None, *, build: BuildObjective = build_objective
 ) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
 
@@ -127,10 +123,7 @@ def build_run(
     stepper = build_stepper(config, runtime, objective, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
-        _load(checkpoint, stepper)
-        runtime.load_grad_scaler(saved.grad_scaler)
-        if runtime.is_main:
-            log.info("resuming from %s", checkpoint)
+        _resume(checkpoint, saved, stepper)
     start, flops = parts.progress.next_batch, objective.flops.image
     stream = open_stream(config, runtime, parts.reader, parts.plan, phase=phase, start=start, flops_per_image=flops)
     return Run(
@@ -220,12 +213,15 @@ def _diagnosis(config: RunConfig, runtime: Runtime, *, workers: int) -> Diagnosi
     )
 
 
-def _load(checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Weights, moments and their average; an average that the run has not kept so far begins with the weights."""
+def _resume(checkpoint: Checkpoint, saved: RunState, stepper: Stepper) -> None:
+    """Loads weights, moments, their average and the loss scaler; an average that is new begins with the weights."""
     average = stepper.ema.state_dict() if stepper.ema is not None and holds_average(checkpoint.folder) else None
     load_tensors(checkpoint.folder, stepper.model, inner_optimizer(stepper.optimizer), average=average)
     if stepper.ema is not None and average is None:
         stepper.ema.load_state_dict(dict(stepper.objective.model.named_parameters()))
+    stepper.runtime.load_grad_scaler(saved.grad_scaler)
+    if stepper.runtime.is_main:
+        log.info("resuming from %s", checkpoint)
 
 
 def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
