@@ -8,7 +8,7 @@ gradient, and its terms, through the model. The last micro-batch of (1) runs wit
 then, and needs no second pass. Knows neither model nor loss nor accelerator.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -73,11 +73,16 @@ def _total(outputs: Any, losses: Losses) -> Tensor:
     if losses.terms is None:
         assert losses.coupled is not None, "an objective without a loss"
         return losses.coupled(outputs)
-    terms = losses.terms(outputs)
-    if losses.coupled is not None:
-        return losses.coupled(outputs) + terms
-    # DDP waits for the gradient of every parameter, also of those that no term reaches, or none of this piece
-    idle = [tensor for name, tensor in tensors_of(outputs).items() if axis_of(name) is None or not terms.requires_grad]
+    terms, tensors = losses.terms(outputs), tensors_of(outputs)
+    if not terms.requires_grad:
+        terms = _reaching(terms, tensors.values())
+    elif losses.coupled is None:
+        terms = _reaching(terms, [tensor for name, tensor in tensors.items() if axis_of(name) is None])
+    return terms if losses.coupled is None else losses.coupled(outputs) + terms
+
+
+def _reaching(terms: Tensor, idle: Iterable[Tensor]) -> Tensor:
+    """The terms, with a gradient of 0 for outputs that none of them uses in this piece: DDP waits for every one."""
     return sum((0 * tensor.sum() for tensor in idle if tensor.requires_grad), start=terms)
 
 
@@ -96,9 +101,13 @@ def _accumulate_cached(
         tensors = tensors_of(outputs)
         names = [name for name in gradients if tensors[name].requires_grad]
         roots, starts = [tensors[name] for name in names], [gradients[name] for name in names]
-        if losses.terms is not None and (terms := losses.terms(outputs)).requires_grad:
-            roots.append(scale(terms))
-            starts.append(torch.ones_like(roots[-1]))
+        if losses.terms is not None:
+            terms = losses.terms(outputs)
+            if not terms.requires_grad:
+                terms = _reaching(terms, [tensor for name, tensor in tensors.items() if name not in gradients])
+            if terms.requires_grad:
+                roots.append(scale(terms))
+                starts.append(torch.ones_like(roots[-1]))
         torch.autograd.backward(roots, starts)
 
     for_terms = losses.terms is not None

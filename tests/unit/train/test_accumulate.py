@@ -142,6 +142,23 @@ def test_what_only_terms_need_is_neither_kept_nor_given_a_gradient(batch: Batch)
     torch.testing.assert_close(weight.grad, torch.autograd.grad(total, weight)[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [5, 10])
+def test_a_term_that_a_piece_does_not_have_leaves_gradients_of_zero(batch: Batch, size: int) -> None:
+    weight, head = (torch.tensor([0.5], dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def forward(piece: Batch, number: int, *, for_terms: bool) -> Two:
+        x_B = weight * piece.slot_I.double()
+        return Two(x_B, torch.stack([head * x_B, x_B], 1) if for_terms else None)
+
+    losses = Losses(coupled=lambda outputs: outputs.x_B.sum().square(), terms=lambda outputs: torch.zeros(()).double())
+    accumulate(
+        batch.micro_batches(size), forward=forward, losses=losses, scale=lambda share: share, no_sync=nullcontext
+    )
+    assert head.grad is not None  # DDP waits for it
+    assert head.grad.item() == 0
+    torch.testing.assert_close(weight.grad, torch.tensor([2 * 0.5 * 45.0**2], dtype=torch.float64))
+
+
 def test_the_last_backward_pass_alone_synchronises(batch: Batch) -> None:
     quiet, passes = [False], []
 
