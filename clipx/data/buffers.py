@@ -5,13 +5,17 @@ which is small in containers. A buffer is lent to the batch that it holds and is
 batch's images.
 """
 
+import logging
 import mmap
 import weakref
 from collections import deque
+from contextlib import suppress
 
 import numpy as np
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 class ImageBuffers:
@@ -24,11 +28,9 @@ class ImageBuffers:
         size = int(np.prod(shape))
         self._memory = mmap.mmap(-1, num_buffers * size)
         self._images = np.frombuffer(self._memory, dtype=np.uint8).reshape(num_buffers, *shape)
-        self._pin_memory = pin_memory
+        self._pin_memory = pin_memory and _lock_pages(self._images)
         self._free = deque(range(num_buffers))
         self._returned: deque[tuple[int, torch.cuda.Event | None]] = deque()
-        if pin_memory:
-            _lock_pages(self._images)
 
     def take(self) -> int | None:
         """The number of a free buffer; None if all are filled, lent or still being copied from."""
@@ -54,9 +56,20 @@ class ImageBuffers:
         self._returned.append((buffer, copied))
 
 
-def _lock_pages(images: np.ndarray) -> None:
-    """Registers memory with CUDA until nothing refers to it."""
+def _lock_pages(images: np.ndarray) -> bool:
+    """Registers memory with CUDA until nothing refers to it; whether the machine lets it."""
     address = images.ctypes.data
     runtime = torch.cuda.cudart()
-    torch.cuda.check_error(int(runtime.cudaHostRegister(address, images.nbytes, 0)))
+    problem = int(runtime.cudaHostRegister(address, images.nbytes, 0))
+    if problem:
+        log.warning(
+            "%.1f GB of image buffers cannot be locked for CUDA (%s), so copies to the GPU hold up the host; see what "
+            "`ulimit -l` or the container allows",
+            images.nbytes / 1e9,
+            torch.cuda.CudaError(problem),
+        )
+        with suppress(RuntimeError):  # CUDA keeps the refusal as its last error, for the next kernel to trip over
+            torch.zeros(1, device="cuda")
+        return False
     weakref.finalize(images, runtime.cudaHostUnregister, address).atexit = False
+    return True

@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.config.parallel import Fsdp2Config, ParallelConfig
 from clipx.config.schema import RunConfig
-from clipx.distributed.collectives import raise_on_all_ranks
+from clipx.distributed import collectives
 from clipx.errors import InputError, RunError
 from clipx.host import end_with_parent
 
@@ -41,6 +41,8 @@ class Runtime:
     accelerator: Accelerator
     parallel: ParallelConfig
     """How the ranks share the model: DDP or FSDP2, and the timeout."""
+    host_group: ProcessGroup | None
+    """All ranks, for messages between hosts: by gloo, since NCCL's would wait for all that the device has queued."""
 
     @property
     def rank(self) -> int:
@@ -81,12 +83,16 @@ class Runtime:
         if self.group is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's (picklable) value, in the order of ranks, on every rank."""
+        return collectives.gather_objects(value, self.host_group)
 
     def raise_on_all_ranks(self) -> AbstractContextManager[None]:
         """A context whose errors all ranks raise: `clipx.distributed.collectives.raise_on_all_ranks`."""
-        return raise_on_all_ranks(self.group)
+        return collectives.raise_on_all_ranks(self.host_group)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """What the backward pass starts from: in fp16 the loss times the loss scaler's factor, else the loss itself.
@@ -124,6 +130,8 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # filling all that is allocated, to show who reads what nobody wrote, doubles the launches of a step
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     accelerator = _join(
         config,
         # without this, accelerate starts no process group on a machine without GPUs: N ranks would be N separate runs
@@ -142,7 +150,7 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
             store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
             # FSDP2 needs a group on one process, too.
             dist.init_process_group(_backend(config), store=store, rank=0, world_size=1)
-        yield Runtime(accelerator, config.parallel)
+        yield Runtime(accelerator, config.parallel, _host_group(config))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -162,6 +170,14 @@ def _join(config: RunConfig, **options: Any) -> Accelerator:
             f"{config.parallel.timeout_s} ({reason}); see that all were started and reach "
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         ) from error
+
+
+def _host_group(config: RunConfig) -> ProcessGroup | None:
+    if not dist.is_initialized() or dist.get_backend() == "gloo":
+        return dist.group.WORLD if dist.is_initialized() else None
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.parallel.timeout_s))
+    assert isinstance(group, ProcessGroup)  # new_group has another value for ranks outside
+    return group
 
 
 @contextmanager

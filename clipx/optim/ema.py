@@ -39,10 +39,22 @@ class Ema:
         average <- average + good (1 - decay_step) (weights - average), with `good` bool, 0-dim, on the device; `step`
         counts the steps before this one. The host does not wait.
         """
-        weight = (1 - ema_decay(step, decay=self._decay)) * good.double()
-        for average, weights in zip(local_parts(self._average.values()), self._weights(), strict=True):
-            # one tensor after another, to avoid a second copy of the model; offloaded weights are on the host
-            average.lerp_(weights, weight.to(average.device, average.dtype))
+        averages = local_parts(self._average.values())
+        # Gradient descent with decay 1 on the gradient -weights is this average, and of all that torch has only its
+        # fused kernel takes all tensors at once, without a second copy, and reads on the device whether to do nothing.
+        torch._fused_sgd_(
+            averages,
+            self._weights(),
+            [],
+            maximize=True,
+            weight_decay=1.0,
+            lr=1 - ema_decay(step, decay=self._decay),
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+            is_first_step=False,
+            found_inf=(~good).to(averages[0].device, torch.float32),  # offloaded weights are on the host
+        )
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -62,7 +62,7 @@ class StableAdamW(Optimizer):
         weights, dtype = local_parts(params), params[0].dtype
         grads, bad = self._clean_gradients(params)
 
-        torch._foreach_add_(steps, (~bad).float())
+        torch._foreach_add_(steps, [(~bad).float()] * len(steps))  # of one tensor torch reads the value on the host
         for moments, beta in ((first, beta1), (second, beta2)):
             decay = torch.full((), beta, dtype=dtype, device=bad.device).masked_fill(bad, 1)
             torch._foreach_mul_(moments, decay)

@@ -24,7 +24,6 @@ from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
-from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 from clipx.objectives.build import build_objective
@@ -209,7 +208,7 @@ def _diagnosis(config: RunConfig, runtime: Runtime, *, workers: int) -> Diagnosi
         warmup_steps=optim.warmup_steps if optim.warmup_samples is None else config.in_steps(optim.warmup_samples),
         max_bad_fraction=config.data.max_bad_fraction,
         workers=workers,
-        hosts=gather_objects(socket.gethostname(), runtime.group),
+        hosts=runtime.gather_objects(socket.gethostname()),
     )
 
 

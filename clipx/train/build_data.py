@@ -20,7 +20,6 @@ from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
-from clipx.distributed.collectives import gather_objects
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
 from clipx.host import own_cores, share_of_cores
@@ -149,7 +148,7 @@ def _choose_workers(read: Callable[[int], None], runtime: Runtime, *, pace: floa
     from clipx.data.workers import choose_workers, measure_image
 
     cores = own_cores()
-    share = share_of_cores(cores, gather_objects(cores, runtime.group))
+    share = share_of_cores(cores, runtime.gather_objects(cores))
     with runtime.raise_on_all_ranks():
         on_cpu = runtime.device.type == "cpu"
         choice = choose_workers(measure_image(read), cores=share, pace=pace, slots=slots, on_cpu=on_cpu)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from clipx.distributed.collectives import gather_objects
 from clipx.distributed.parallelize import MEMORY_FRACTION
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
@@ -50,7 +49,7 @@ def largest_micro_batch(
             size, peak = _largest(sizes, run, budget, runtime.device)
         finally:
             model.zero_grad(set_to_none=True)
-    smallest = min(gather_objects(size, runtime.group))
+    smallest = min(runtime.gather_objects(size))
     if not smallest:
         raise InputError(
             f"micro_batch_size=auto: not one pair fits the memory of every rank ({budget / 1e9:.2f} GB here, beside "

@@ -11,7 +11,6 @@ from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
-from clipx.distributed.collectives import gather_objects
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
 from clipx.objectives.build import build_objective
@@ -157,7 +156,7 @@ class Loop:
         if run.runtime.is_main:
             log.info("step %d: the next phase begins", progress.step)
         # asked in the last step or since: it is saved already, and the next phase may take minutes to build
-        return Status.AGAIN if any(gather_objects(bool(self.stop), run.runtime.group)) else None
+        return Status.AGAIN if any(run.runtime.gather_objects(bool(self.stop))) else None
 
     def next_batch(self, batches: Generator[Batch]) -> Batch:
         """This rank's next batch, on the host."""
@@ -199,7 +198,7 @@ class Loop:
         run, progress = self.run, self.run.progress
         self._count(outcome)
         if outcome.num_bad:
-            gathered = gather_objects(outcome.bad_here, run.runtime.group)
+            gathered = run.runtime.gather_objects(outcome.bad_here)
             everyones = [sample for of_rank in gathered for sample in of_rank]
             run.quarantine.add(everyones, step=outcome.step, write=run.runtime.is_main)
         figures = run.data_figures(outcome.batch + 1)

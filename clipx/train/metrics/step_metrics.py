@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clipx.distributed.collectives import all_reduce, gather_objects
+from clipx.distributed.collectives import all_reduce
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.objectives.objective import Share
@@ -173,9 +173,7 @@ def check_first(names: Sequence[str], model: nn.Module, runtime: Runtime) -> Non
             ranks alike.
     """
     silent = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
-    of_ranks = gather_objects(
-        (list(names), silent if isinstance(model, DistributedDataParallel) else []), runtime.group
-    )
+    of_ranks = runtime.gather_objects((list(names), silent if isinstance(model, DistributedDataParallel) else []))
     for rank, (other, without) in enumerate(of_ranks):
         if other != of_ranks[0][0]:
             raise RunError(

@@ -1,4 +1,5 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def copies(monkeypatch):
         def __init__(self):
             made.append(self)
 
-    monkeypatch.setattr(buffers_module, "_lock_pages", lambda pictures: None)
+    monkeypatch.setattr(buffers_module, "_lock_pages", lambda pictures: True)
     monkeypatch.setattr(torch.cuda, "Event", Recorded)
     return made
 
@@ -65,6 +66,18 @@ def test_a_pinned_buffer_waits_for_the_copies_from_it(copies):
     (copy,) = copies
     assert buffers.take() is None
     copy.done = True
+    assert buffers.take() == 0
+
+
+def test_a_machine_that_locks_no_pages_costs_speed_and_not_the_run(monkeypatch, caplog):
+    refusal = SimpleNamespace(cudaHostRegister=lambda *_: 801)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: refusal)
+    monkeypatch.setattr(torch.cuda, "CudaError", "operation not supported ({})".format)
+    buffers = ImageBuffers(1, SHAPE, pin_memory=True)
+    assert "image buffers cannot be locked for CUDA (operation not supported (801))" in caplog.text
+    buffers.take()
+    lent = buffers.lend(0)
+    del lent  # marks no event: a copy from pages that are not locked has ended when it returns
     assert buffers.take() == 0
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 import torch.distributed as dist
 from tiny import tiny_config
 
@@ -123,3 +124,13 @@ def test_ranks_that_do_not_meet_are_one_line(error: RuntimeError, kind: type[Exc
     with failing, pytest.raises(kind) as raised, start_runtime(config):
         pass
     assert ("processes met within parallel.timeout_s=" in str(raised.value)) == (kind is RunError)
+
+
+def test_deterministic_fills_no_memory_that_nobody_reads(tmp_path: Path) -> None:
+    try:
+        with start_runtime(tiny_config(tmp_path, "none.tar", "deterministic=true")):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
