@@ -4,11 +4,13 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
 # files in this order, those first that take long: what comes last is short enough to fill the cores evenly
 TEST_FOLDERS := tests/slurm tests/faults tests/distributed tests/end_to_end tests/property tests/golden tests/unit
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SHORT := -n 2 --dist loadfile --no-loadscope-reorder -m "not full" $(TEST_FOLDERS)
 
-.PHONY: help install demo test test-full check format clean
+.PHONY: help install demo test test-full test-oldest check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,10 +27,13 @@ demo: $(INSTALLED)
 	$(BIN)/clipx demo --out runs/demo
 
 test: check
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not full" $(TEST_FOLDERS)
+	$(PYTEST) $(SHORT)
 
 test-full: check
 	$(PYTEST) --durations=25 $(TEST_FOLDERS)
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(SHORT)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -44,25 +49,32 @@ clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs/demo
 	find clipx tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Bytecode is compiled at once: where Python may not write it later, every process of a run or a test would need seconds
-# more for torch. A pyenv shim is a `uv` or `python3` that may be found and still not run, so each candidate is asked,
-# not looked up.
+# Makes an environment: $(call environment,FOLDER,CONSTRAINTS,EXTRA). Bytecode is compiled at once: where Python may not
+# write it later, every process of a run or a test would need seconds more for torch. A pyenv shim is a `uv` or `python3`
+# that may be found and still not run, so each candidate is asked, not looked up.
+define environment
+@set -eu; \
+if uv --version >/dev/null 2>&1; then \
+	test -x $(1)/bin/python || uv venv --quiet --python '>=3.11' $(1); \
+	uv pip install --compile-bytecode --python $(1)/bin/python -c $(2) -e '.[$(3)]'; \
+else \
+	if ! test -x $(1)/bin/python; then \
+		found=; \
+		for python in python3 python3.13 python3.12 python3.11 python; do \
+			if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+				found=$$python; break; \
+			fi; \
+		done; \
+		test -n "$$found" || { echo "clipx needs Python 3.11 or newer, or uv; neither was found" >&2; exit 1; }; \
+		$$found -m venv $(1) || { rm -rf $(1); exit 1; }; \
+	fi; \
+	$(1)/bin/python -m pip install -c $(2) -e '.[$(3)]'; \
+fi
+@touch $(1)/.installed
+endef
+
 $(INSTALLED): pyproject.toml constraints.txt
-	@set -eu; \
-	if uv --version >/dev/null 2>&1; then \
-		test -x $(BIN)/python || uv venv --quiet --python '>=3.11' $(VENV); \
-		uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
-	else \
-		if ! test -x $(BIN)/python; then \
-			found=; \
-			for python in python3 python3.13 python3.12 python3.11 python; do \
-				if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
-					found=$$python; break; \
-				fi; \
-			done; \
-			test -n "$$found" || { echo "clipx needs Python 3.11 or newer, or uv; neither was found" >&2; exit 1; }; \
-			$$found -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
-		fi; \
-		$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'; \
-	fi
-	@touch $@
+	$(call environment,$(VENV),constraints.txt,dev)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(call environment,$(OLDEST),constraints-oldest.txt,tests)

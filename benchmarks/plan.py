@@ -16,7 +16,6 @@ from itertools import product
 import torch
 from harness import device_argument, peak_memory, prepare, print_table, write_rows
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from workload import MODELS
 
 from clipx.config.load import load_config
@@ -26,6 +25,7 @@ from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.models.clip import build_model
 from clipx.models.dry_run import dry_run
+from clipx.models.flops import flop_counter
 from clipx.plan.model import PhaseModel
 from clipx.types import Batch, tensors_of
 
@@ -48,7 +48,7 @@ def measure(config: RunConfig, num_pairs: int, device: torch.device) -> tuple[in
         device=device,
     )
     run(1)  # makes the gradients
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run(num_pairs)
     return peak_memory(lambda: run(num_pairs), device), counter.get_total_flops()
 

@@ -15,13 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from clipx.models.dry_run import run_on_meta
 from clipx.models.patch_drop import num_kept
 from clipx.models.text_tower import TextTower
 from clipx.models.vision_tower import VisionTower
 from clipx.models.vit import Block, num_patches
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter of FLOPs, which in 2.11 overlooks the attention of a CPU."""
+    operations = torch.ops.aten
+    for suffix in ("", "_backward"):
+        known = flop_registry[getattr(operations, f"_scaled_dot_product_flash_attention{suffix}")]
+        flop_registry.setdefault(getattr(operations, f"_scaled_dot_product_flash_attention_for_cpu{suffix}"), known)
+    return FlopCounterMode(display=False)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def _linear_flops(module: nn.Module) -> float:
 
 def _count_on_meta(module: nn.Module, *args: Tensor) -> float:
     """FLOPs of one of the two samples in `args`."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run_on_meta(module, *args)
     return counter.get_total_flops() / 2
 
@@ -97,6 +106,6 @@ def _count_texts(tower: nn.Module, length: int) -> float:
     """FLOPs of one text of `length` tokens, by a real run: transformers' encoders read values of their tensors."""
     device = next(tower.parameters()).device
     tokens_T, lengths_B = torch.zeros(length, dtype=torch.int64, device=device), torch.full((1,), length, device=device)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         tower(tokens_T, lengths_B, max_length=length)
     return counter.get_total_flops()

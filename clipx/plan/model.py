@@ -15,7 +15,6 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.model import HuggingFaceTextConfig
 from clipx.config.phases import Phase
@@ -25,6 +24,7 @@ from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.block_transforms import checkpoint_blocks, evenly_spread
 from clipx.distributed.parallelize import num_weights
 from clipx.models.dry_run import DryRun, LiveBytes, dry_run
+from clipx.models.flops import flop_counter
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
@@ -112,7 +112,7 @@ class PhaseModel:
         it has the work that activation checkpointing does again.
         """
         num_pairs = _NUM_IMAGES[1] * self._config.data.captions_per_image
-        with self._fake() as objective, FlopCounterMode(display=False) as counter:
+        with self._fake() as objective, flop_counter() as counter:
             self._dry_run(objective, num_tokens=self._tokens)(num_pairs)
         return counter.get_total_flops() / num_pairs
 

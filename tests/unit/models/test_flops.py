@@ -8,10 +8,9 @@ import timm
 import torch
 import transformers
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.model import HuggingFaceTextConfig, TimmImageConfig, TransformerTextConfig
-from clipx.models.flops import image_flops, text_flops
+from clipx.models.flops import flop_counter, image_flops, text_flops
 from clipx.models.text_tower import build_text_tower
 from clipx.models.vision_tower import VisionTower, build_vision_tower
 
@@ -24,7 +23,7 @@ def vision_tower(name: str, options: dict[str, Any], *, image_size: int = 32) ->
 
 def counted(model: nn.Module, *inputs: Any) -> int:
     model.eval().requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model(*inputs)
     return counter.get_total_flops()
 

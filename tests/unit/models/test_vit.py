@@ -10,10 +10,10 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.model import TimmImageConfig
 from clipx.models import vit
+from clipx.models.flops import flop_counter
 from clipx.models.patch_drop import kept_patches, patch_keys
 from clipx.models.vision_tower import VisionTower, build_vision_tower
 from clipx.models.vit import Block
@@ -133,7 +133,7 @@ def test_the_last_block_works_for_the_class_token_alone() -> None:
     model = tower().eval()
     counts = []
     for candidate in (model, timms(model)):
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             candidate(pictures())
         counts.append(counter.get_total_flops())
     others, width = 3 * 16, 32

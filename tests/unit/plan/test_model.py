@@ -8,13 +8,13 @@ import torch
 import transformers
 from tiny import tiny_config
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.models.clip import build_model
 from clipx.models.dry_run import LiveBytes, dry_run
+from clipx.models.flops import flop_counter
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.plan.model import PhaseModel, computed_tokens
 from clipx.types import Batch, tensors_of
@@ -55,7 +55,7 @@ def real_pass(config: RunConfig, num_pairs: int, words: int = CLIP_WORDS) -> tup
     run(2)
     with LiveBytes() as live:
         run(num_pairs)
-    with FlopCounterMode(display=False) as counter:  # not at once: it keeps what checkpointing lets go
+    with flop_counter() as counter:  # not at once: it keeps what checkpointing lets go
         run(num_pairs)
     return live.peak, counter.get_total_flops()
 
