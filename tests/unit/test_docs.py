@@ -147,3 +147,15 @@ def test_the_issue_form_is_one() -> None:
     form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yaml").read_text())
     assert {"name", "description", "body"} <= form.keys()
     assert all(item["type"] == "textarea" and item["attributes"]["label"] for item in form["body"])
+
+
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    bounds = dict(
+        re.fullmatch(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)(?:;.*)?", requirement).groups()  # type: ignore[union-attr]
+        for requirement in PROJECT["project"]["dependencies"]
+    )
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert oldest.keys() == {name.lower() for name in bounds}
+    for name, bound in bounds.items():
+        assert f"{oldest[name.lower()]}.".startswith(f"{bound}."), f"{name}>={bound} and {oldest[name.lower()]}"
