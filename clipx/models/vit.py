@@ -46,7 +46,8 @@ class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no type
             # Unbound at a middle axis: the gradients of the three are then joined by one copy instead of two.
             q, k, v = attention.qkv(x_BNC).unflatten(-1, (3, *heads)).unbind(2)
         else:
-            sizes = [attention.attn_dim, 2 * attention.attn_dim]
+            width = attention.proj.in_features
+            sizes = [width, 2 * width]
             weight_q, weight_kv = attention.qkv.weight.split(sizes)
             bias_q, bias_kv = (None, None) if attention.qkv.bias is None else attention.qkv.bias.split(sizes)
             q = functional.linear(x_BNC[:, : self.num_results], weight_q, bias_q).unflatten(-1, heads)
@@ -65,7 +66,7 @@ def is_plain_vit(trunk: Any) -> bool:
     """Whether `vit_forward` gives the trunk's results: it is timm's ViT, with a plain patch embedding."""
     if type(trunk) is not VisionTransformer or type(trunk.patch_embed) is not PatchEmbed:
         return False
-    return trunk.in_chans == 3 and not trunk.patch_embed.dynamic_img_pad
+    return trunk.patch_embed.proj.in_channels == 3 and not trunk.patch_embed.dynamic_img_pad
 
 
 def use_fast_blocks(trunk: Any) -> None:
@@ -117,8 +118,9 @@ def _is_plain_block(block: Any) -> bool:
     if type(block) is not vision_transformer.Block:
         return False
     attention, mlp = block.attn, block.mlp
+    gated = getattr(attention, "gate", None) is not None  # timm has gates from 1.0.28 on
     # Without `fused_attn`, timm was asked for graphs of elementary operations.
-    plain_attention = type(attention) is Attention and attention.gate is None and attention.fused_attn
+    plain_attention = type(attention) is Attention and not gated and attention.fused_attn
     return plain_attention and type(mlp) is Mlp and isinstance(mlp.fc1, nn.Linear)
 
 
