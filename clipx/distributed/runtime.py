@@ -124,6 +124,8 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    # Its gradients may be NaN (clipx.models.attention.backends, which admits it where it was tried).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     accelerator = _join(
         config,
         # without this, accelerate starts no process group on a machine without GPUs: N ranks would be N separate runs
