@@ -77,7 +77,7 @@ def _choose_for_images(
         candidates["one_tile"] = partial(_image_attention, "one_tile")
     shape = Shape(
         name=f"images of {num_tokens} tokens, {attention.num_heads} heads of {channels}",
-        lengths=[num_tokens] * min(_NUM_SEQUENCES, -(-_NUM_TOKENS // num_tokens)),
+        lengths=(num_tokens,) * min(_NUM_SEQUENCES, -(-_NUM_TOKENS // num_tokens)),
         num_checked=2,
         heads=attention.num_heads,
         channels=channels,
@@ -109,7 +109,7 @@ def _choose_for_texts(
     if not has_one_tile(num_tokens=phase.context_length, channels=channels):
         return
     # As captions are: most of them short, a few of them long. The first ones reach every tile.
-    lengths = [max(1, phase.context_length * (number % 8 + 1) ** 3 // 512) for number in range(_NUM_SEQUENCES)]
+    lengths = tuple(max(1, phase.context_length * (number % 8 + 1) ** 3 // 512) for number in range(_NUM_SEQUENCES))
     shape = Shape(
         name=f"texts of at most {phase.context_length} tokens, {heads} heads of {channels}",
         lengths=lengths,

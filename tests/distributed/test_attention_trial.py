@@ -13,7 +13,7 @@ def chosen(wrong_on: int | None) -> str | None:
     rank = dist.get_rank()
     shape = Shape(
         name="sequences",
-        lengths=[5, 5],
+        lengths=(5, 5),
         num_checked=2,
         heads=1,
         channels=16,

@@ -38,8 +38,10 @@ class Choice(NamedTuple):
 
 
 def cudnn_is_sound(num_tokens: int) -> bool:
-    """Whether no wrong gradients are known of this cuDNN for self-attention of `num_tokens` without a mask."""
-    version = torch.backends.cudnn.version() or 0
+    """Whether there is cuDNN, and no wrong gradients are known of it for self-attention of `num_tokens` without a mask."""
+    version = torch.backends.cudnn.version()
+    if version is None:
+        return False
     return num_tokens > 1 and (num_tokens % 128 != 64 or version >= _CUDNN_TAIL_MENDED)
 
 

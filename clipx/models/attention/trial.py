@@ -27,6 +27,11 @@ _REPEATS = 8
 _HEAD_START = 20_000_000
 """Cycles, about 10 ms, that the device waits, so that the host launches all repeats before the first one begins."""
 
+_results: dict[tuple["Shape", str], float | str] = {}
+_broken: dict[tuple[bool, str], str] = {}
+"""What this process has found. A phase with shapes of an earlier one keeps its kernels. What has raised, with a causal
+mask or without, is not tried again: where cuDNN cannot start, its first call raises and its second one crashes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -34,7 +39,7 @@ class Shape:
 
     name: str
     """For the log."""
-    lengths: Sequence[int]
+    lengths: tuple[int, ...]
     """Of the sequences that are timed; the first `num_checked` are compared with float64."""
     num_checked: int
     heads: int
@@ -50,7 +55,7 @@ def fastest(shape: Shape, candidates: Mapping[K, Attention], *, group: ProcessGr
     Returns:
         Its name, the same on all ranks; None if no candidate is right.
     """
-    found: dict[K, float | str] = {name: _try(shape, attention) for name, attention in candidates.items()}
+    found: dict[K, float | str] = {name: _result(shape, name, attention) for name, attention in candidates.items()}
     by_rank = gather_objects(found, group)
     times: dict[K, float] = {}
     for name in candidates:
@@ -67,16 +72,26 @@ def fastest(shape: Shape, candidates: Mapping[K, Attention], *, group: ProcessGr
     return chosen
 
 
-def _try(shape: Shape, attention: Attention) -> float | str:
+def _result(shape: Shape, name: str, attention: Attention) -> float | str:
     """Milliseconds of a forward and a backward pass, or why the candidate is left out."""
-    try:
-        for logit in (0.0, -120.0):
-            problem = _problem(shape, attention, logit=logit)
-            if problem is not None:
-                return problem
-        return _milliseconds(shape, attention)
-    except Exception as error:  # torch, Triton, cuDNN and the driver raise their own
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    if (shape.causal, name) in _broken:
+        return _broken[shape.causal, name]
+    if (shape, name) not in _results:
+        try:
+            _results[shape, name] = _try(shape, attention)
+        except Exception as error:  # torch, Triton, cuDNN and the driver raise their own
+            _broken[shape.causal, name] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+            return _broken[shape.causal, name]
+    return _results[shape, name]
+
+
+def _try(shape: Shape, attention: Attention) -> float | str:
+    """Milliseconds, or how the candidate differs from float64."""
+    for logit in (0.0, -120.0):
+        problem = _problem(shape, attention, logit=logit)
+        if problem is not None:
+            return problem
+    return _milliseconds(shape, attention)
 
 
 def _problem(shape: Shape, attention: Attention, *, logit: float) -> str | None:

@@ -43,6 +43,7 @@ def choose(
         return answer
 
     monkeypatch.setattr(module, "fastest", fastest)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_900)
     sizes = {"image_size": 32, "patch_drop": 0.0, "context_length": 24} | phase
     choose_attention(
         built,
@@ -99,7 +100,6 @@ def test_the_shapes_are_those_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> N
 def test_only_kernels_that_can_be_right_are_tried(
     options: dict[str, Any], image_size: int, candidates: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_900)
     name = "vit_base_patch16_gap_224" if "class_token" in options else "vit_base_patch32_clip_224"
     seen = choose(monkeypatch, model(name, **options), image_size=image_size)
     assert seen[0][1] == candidates

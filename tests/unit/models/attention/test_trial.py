@@ -15,7 +15,7 @@ from clipx.models.attention.trial import Attention, Shape, fastest
 def shape(*, causal: bool = False, dtype: torch.dtype = torch.bfloat16) -> Shape:
     return Shape(
         name="sequences",
-        lengths=[50, 50, 7],
+        lengths=(50, 50, 7),
         num_checked=2,
         heads=2,
         channels=64,
@@ -23,6 +23,12 @@ def shape(*, causal: bool = False, dtype: torch.dtype = torch.bfloat16) -> Shape
         dtype=dtype,
         device=torch.device("cpu"),
     )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_found_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_results", {})
+    monkeypatch.setattr(trial, "_broken", {})
 
 
 def right(lengths: Sequence[int], *, causal: bool = False, scale: float = 0.125) -> Callable[[Tensor], Tensor]:
@@ -117,6 +123,26 @@ def test_the_fastest_right_candidate_is_taken_and_the_log_says_why(
         "attention of sequences: cudnn is left out (RuntimeError: no kernel image is available)",
         "attention of sequences: one_tile (ms for 3: one_tile 0.125, flash 0.200)",
     ]
+
+
+def test_a_shape_is_tried_once_and_what_raised_never_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def noted(name: str, attention: Attention) -> Attention:
+        def prepare(lengths: Sequence[int]) -> Callable[[Tensor], Tensor]:
+            tried.append(name)
+            return attention(lengths)
+
+        return prepare
+
+    milliseconds = iter([0.2, 0.1])
+    monkeypatch.setattr(trial, "_milliseconds", lambda shape, attention: next(milliseconds))
+    candidates = {"flash": noted("flash", right), "cudnn": noted("cudnn", raising)}
+    for _ in range(2):
+        assert fastest(shape(), candidates, group=None) == "flash"
+    assert tried == ["flash", "flash", "cudnn"]
+    assert fastest(shape(dtype=torch.float16), candidates, group=None) == "flash"
+    assert tried == ["flash", "flash", "cudnn", "flash", "flash"]
 
 
 def test_without_a_right_candidate_there_is_no_choice() -> None:
