@@ -38,7 +38,7 @@ class Choice(NamedTuple):
 
 
 def cudnn_is_sound(num_tokens: int) -> bool:
-    """Whether there is cuDNN, and no wrong gradients are known of it for self-attention of `num_tokens` without a mask."""
+    """Whether there is cuDNN, and no wrong gradients are known of it for self-attention of so many tokens, unmasked."""
     version = torch.backends.cudnn.version()
     if version is None:
         return False

@@ -148,6 +148,16 @@ def test_a_checkpointed_and_compiled_layer_gives_the_same() -> None:
         torch.testing.assert_close(torch.autograd.grad(result.square().sum(), layer.weight), wanted)
 
 
+@interpreted
+def test_one_compiled_graph_serves_texts_of_all_lengths() -> None:
+    compiled = torch.compile(one_tile_attention, backend="aot_eager", fullgraph=True, dynamic=True)
+    for lengths in ([20, 30, 2, 1], [3, 60, 7, 5, 9]):
+        qkv = draw(sum(lengths), 2, 32)
+        with torch._dynamo.config.patch(error_on_recompile=lengths[0] != 20):
+            mixed = compiled(qkv, bounds_of(lengths), longest=max(lengths), causal=True)
+        assert_exact(mixed, qkv, lengths, causal=True, tolerance=2e-6)
+
+
 class Recorded:
     """In place of a kernel: the number of programs and the lengths for which they work."""
 
