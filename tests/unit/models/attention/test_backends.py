@@ -77,3 +77,15 @@ def test_cudnn_is_left_out_where_its_gradients_are_known_to_be_wrong(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
     assert cudnn_is_sound(num_tokens) == sound
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("queries", "keys"), [(1, 128), (1, 50), (64, 64), (192, 192)])
+def test_gradients_are_finite_where_cudnn_gives_nan(queries: int, keys: int) -> None:
+    """Logits near -120, for one query and for 64 keys more than a multiple of 128."""
+    qkv = 0.1 * torch.randn(4, keys, 3, 12, 64, device="cuda", dtype=torch.bfloat16)
+    qkv[:, :, 0, :, 0], qkv[:, :, 1, :, 0] = 1.0, -960.0
+    q, k, v = qkv.requires_grad_().unbind(2)
+    mixed = attend(q[:, :queries], k, v)
+    (gradient,) = torch.autograd.grad(mixed, qkv, torch.randn_like(mixed))
+    assert gradient.isfinite().all()

@@ -6,7 +6,8 @@ The interpreter must be chosen before triton is imported, so one test runs this 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipx.config.model import TimmImageConfig
 from clipx.models import packing, text_tower, vit
-from clipx.models.attention import one_tile
+from clipx.models.attention import one_tile, trial
 from clipx.models.attention.one_tile import has_one_tile, one_tile_attention
+from clipx.models.attention.trial import Shape
 from clipx.models.text_tower import TextTower
 from clipx.models.vision_tower import build_vision_tower
 
@@ -146,6 +148,27 @@ def test_a_checkpointed_and_compiled_layer_gives_the_same() -> None:
         result = way(x_TC)
         torch.testing.assert_close(result, expected)
         torch.testing.assert_close(torch.autograd.grad(result.square().sum(), layer.weight), wanted)
+
+
+@interpreted
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_trial_of_a_run_accepts_it(causal: bool) -> None:
+    shape = Shape(
+        name="sequences",
+        lengths=(50, 50),
+        num_checked=2,
+        heads=2,
+        channels=64,
+        causal=causal,
+        dtype=torch.float16,
+        device=torch.device("cpu"),
+    )
+
+    def attention(lengths: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        bounds = bounds_of(list(lengths)) if causal else None
+        return partial(one_tile_attention, bounds=bounds, longest=max(lengths), causal=causal)
+
+    assert [trial._problem(shape, attention, logit=logit) for logit in (0.0, -120.0)] == [None, None]
 
 
 @interpreted
