@@ -132,6 +132,8 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         torch.use_deterministic_algorithms(True)
         # filling all that is allocated, to show who reads what nobody wrote, doubles the launches of a step
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+    # Its gradients may be NaN (clipx.models.attention.backends, which admits it where it was tried).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     accelerator = _join(
         config,
         # without this, accelerate starts no process group on a machine without GPUs: N ranks would be N separate runs

@@ -85,7 +85,7 @@ def text_flops(tower: nn.Module) -> TextFlops:
 
 def _block_flops(block: Any, tokens: int) -> float:
     if isinstance(block, Block):
-        return _linear_flops(block) * tokens + 4 * block.attn.attn_dim * tokens**2
+        return _linear_flops(block) * tokens + 4 * block.attn.proj.in_features * tokens**2
     width = next(layer.in_features for layer in block.modules() if isinstance(layer, nn.Linear))
     return _count_on_meta(block, torch.empty(2, tokens, width, device="meta"))
 

@@ -19,6 +19,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
+from clipx.models.attention.backends import only
+from clipx.models.attention.one_tile import MAX_TOKENS, one_tile_attention
+
 _KERNEL = SDPBackend.FLASH_ATTENTION
 """Flash attention, and not cuDNN, which torch 2.15 prefers on Hopper: cuDNN makes plans for fixed shapes, but packed
 texts have new shapes in every batch; it takes more time on the host; and before 9.25 it gives NaN for empty texts
@@ -184,16 +187,32 @@ def attend(
     rows = (as_rows(x, packing) for x in (q_THK, k_THK, v_THK))
     mixed_N = []
     for filled_BL, q_BLHK, k_BLHK, v_BLHK in zip(packing.filled, *rows, strict=True):
-        mixed_BHLK = functional.scaled_dot_product_attention(
-            q_BLHK.transpose(1, 2),
-            k_BLHK.transpose(1, 2),
-            v_BLHK.transpose(1, 2),
-            attn_mask=None if causal else filled_BL[:, None, None],
-            is_causal=causal,
-            scale=scale,
-        )
+        with only("flash", q_BLHK):
+            mixed_BHLK = functional.scaled_dot_product_attention(
+                q_BLHK.transpose(1, 2),
+                k_BLHK.transpose(1, 2),
+                v_BLHK.transpose(1, 2),
+                attn_mask=None if causal else filled_BL[:, None, None],
+                is_causal=causal,
+                scale=scale,
+            )
         mixed_N.append(mixed_BHLK.transpose(1, 2).flatten(0, 1))
     return take(mixed_N[0] if len(mixed_N) == 1 else torch.cat(mixed_N), packing.place_T)
+
+
+def attend_packed(qkv_T3HK: Tensor, packing: Packing, *, one_tile: torch.dtype | None) -> Tensor:
+    """Attention of every token to itself and the earlier ones of its text; (T, 3, H, K) to (T, H, K).
+
+    Args:
+        qkv_T3HK: queries, keys and values, as one linear layer returns them.
+        packing: where the texts stand.
+        one_tile: the dtype in which `one_tile_attention` computes it; None means never.
+    """
+    longest = packing.filled[0].shape[1]
+    if _one_tile_takes(qkv_T3HK, one_tile, longest=longest):
+        return one_tile_attention(qkv_T3HK, packing.bounds, longest=longest, causal=True)
+    q_THK, k_THK, v_THK = qkv_T3HK.unbind(1)
+    return attend(q_THK, k_THK, v_THK, packing, causal=True)
 
 
 def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
@@ -211,15 +230,20 @@ def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -
     for filled_BL, k_BLHK, v_BLHK in zip(packing.filled, *(as_rows(x, packing) for x in (k_THK, v_THK)), strict=True):
         q_BHK = q_RHK[start : start + filled_BL.shape[0]]
         present = q_BHK.shape[0]
-        mixed_BH1K = functional.scaled_dot_product_attention(
-            q_BHK[:, :, None],
-            k_BLHK[:present].transpose(1, 2),
-            v_BLHK[:present].transpose(1, 2),
-            attn_mask=filled_BL[:present, None, None],
-        )
+        with only("flash", q_BHK):
+            mixed_BH1K = functional.scaled_dot_product_attention(
+                q_BHK[:, :, None],
+                k_BLHK[:present].transpose(1, 2),
+                v_BLHK[:present].transpose(1, 2),
+                attn_mask=filled_BL[:present, None, None],
+            )
         mixed_R.append(mixed_BH1K.squeeze(2))
         start += present
     return torch.cat(mixed_R)
+
+
+def _one_tile_takes(qkv: Tensor, dtype: torch.dtype | None, *, longest: int) -> bool:
+    return qkv.is_cuda and qkv.dtype == dtype and longest <= MAX_TOKENS
 
 
 def _varlen_takes(q: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
 from clipx.models.initialise import initialise_blocks
-from clipx.models.packing import Packing, attend, attend_once, group_by_length, pack, pad_to_bucket, take
+from clipx.models.packing import Packing, attend_once, attend_packed, group_by_length, pack, pad_to_bucket, take
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -31,6 +31,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "
 class Attention(nn.Module):
     """Causal self-attention with one fused projection to queries, keys and values, in this order."""
 
+    one_tile: torch.dtype | None = None
+    """The dtype in which `one_tile_attention` computes it (`choose_attention`); None means never."""
+
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -39,10 +42,11 @@ class Attention(nn.Module):
 
     def forward(self, x_TC: Tensor, packing: Packing, rows_R: Tensor | None = None) -> Tensor:
         """Maps (T, C) to (T, C), or to (R, C): only the rows `rows_R`, the last tokens of the first R texts."""
-        q_THK, k_THK, v_THK = self.qkv(x_TC).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        qkv_T3HK = self.qkv(x_TC).unflatten(-1, (3, self.heads, -1))
         if rows_R is None:
-            mixed_RHK = attend(q_THK, k_THK, v_THK, packing, causal=True)
+            mixed_RHK = attend_packed(qkv_T3HK, packing, one_tile=self.one_tile)
         else:
+            q_THK, k_THK, v_THK = qkv_T3HK.unbind(1)
             mixed_RHK = attend_once(take(q_THK, rows_R), k_THK, v_THK, packing)
         return self.proj(mixed_RHK.flatten(1))
 

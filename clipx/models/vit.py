@@ -22,6 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipx.models.attention.backends import Choice, attend, attend_in_one_tile, kernel_for, only
+
 
 class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no types
     """timm's pre-LN block with a forward pass that can return only the results of the first tokens.
@@ -32,6 +34,14 @@ class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no type
 
     num_results: int | None = None
     """Number of tokens, from the first, whose results are computed; None means all."""
+    choice: Choice | None = None
+    """Which kernel computes attention of all tokens (`choose_attention`); None means flash attention."""
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether attention is a function of queries, keys and values as they come, packed, and of nothing else."""
+        norms = (self.attn.q_norm, self.attn.k_norm)
+        return all(isinstance(norm, nn.Identity) for norm in norms) and self.attn.attn_drop.p == 0
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """Maps (B, N, C) to (B, `num_results` or N, C)."""
@@ -43,29 +53,38 @@ class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no type
         attention = self.attn
         heads = (attention.num_heads, attention.head_dim)
         if self.num_results is None:
-            # Unbound at a middle axis: the gradients of the three are then joined by one copy instead of two.
-            q, k, v = attention.qkv(x_BNC).unflatten(-1, (3, *heads)).unbind(2)
+            mixed_BNAE = self._attend_all(attention.qkv(x_BNC).unflatten(-1, (3, *heads)))
         else:
-            sizes = [attention.attn_dim, 2 * attention.attn_dim]
+            width = attention.proj.in_features
+            sizes = [width, 2 * width]
             weight_q, weight_kv = attention.qkv.weight.split(sizes)
             bias_q, bias_kv = (None, None) if attention.qkv.bias is None else attention.qkv.bias.split(sizes)
             q = functional.linear(x_BNC[:, : self.num_results], weight_q, bias_q).unflatten(-1, heads)
             k, v = functional.linear(x_BNC, weight_kv, bias_kv).unflatten(-1, (2, *heads)).unbind(2)
-        mixed_BANE = functional.scaled_dot_product_attention(
-            attention.q_norm(q).transpose(1, 2),
-            attention.k_norm(k).transpose(1, 2),
-            v.transpose(1, 2),
-            dropout_p=attention.attn_drop.p if self.training else 0.0,
-        )
-        mixed = attention.norm(mixed_BANE.transpose(1, 2).flatten(2))
-        return attention.proj_drop(attention.proj(mixed))
+            # Never by cuDNN: with one query its gradients may be NaN.
+            mixed_BNAE = attend(attention.q_norm(q), attention.k_norm(k), v, dropout=self._attention_dropout)
+        return attention.proj_drop(attention.proj(attention.norm(mixed_BNAE.flatten(2))))
+
+    def _attend_all(self, qkv_BN3AE: Tensor) -> Tensor:
+        """Attention of all tokens to all tokens, by the chosen kernel: (B, N, H, E)."""
+        kernel = kernel_for(qkv_BN3AE, self.choice)
+        if kernel == "one_tile":
+            return attend_in_one_tile(qkv_BN3AE)
+        # Unbound at a middle axis: the gradients of the three are then joined by one copy instead of two.
+        q, k, v = qkv_BN3AE.unbind(2)
+        q, k = self.attn.q_norm(q), self.attn.k_norm(k)
+        return attend(q, k, v, kernel=kernel, dropout=self._attention_dropout)
+
+    @property
+    def _attention_dropout(self) -> float:
+        return self.attn.attn_drop.p if self.training else 0.0
 
 
 def is_plain_vit(trunk: Any) -> bool:
     """Whether `vit_forward` gives the trunk's results: it is timm's ViT, with a plain patch embedding."""
     if type(trunk) is not VisionTransformer or type(trunk.patch_embed) is not PatchEmbed:
         return False
-    return trunk.in_chans == 3 and not trunk.patch_embed.dynamic_img_pad
+    return trunk.patch_embed.proj.in_channels == 3 and not trunk.patch_embed.dynamic_img_pad
 
 
 def use_fast_blocks(trunk: Any) -> None:
@@ -103,7 +122,8 @@ def vit_forward(
         x_BNC = block(x_BNC)
     if trunk.global_pool == "token":
         x_BNC = x_BNC[:, :1]
-    return trunk.forward_head(trunk.norm(x_BNC))
+    with only("flash", x_BNC):  # attention pooling has one query, for which cuDNN's gradients may be NaN
+        return trunk.forward_head(trunk.norm(x_BNC))
 
 
 def fit_positions(trunk: Any, table_1NC: Tensor) -> Tensor:
@@ -117,8 +137,9 @@ def _is_plain_block(block: Any) -> bool:
     if type(block) is not vision_transformer.Block:
         return False
     attention, mlp = block.attn, block.mlp
+    gated = getattr(attention, "gate", None) is not None  # timm has gates from 1.0.28 on
     # Without `fused_attn`, timm was asked for graphs of elementary operations.
-    plain_attention = type(attention) is Attention and attention.gate is None and attention.fused_attn
+    plain_attention = type(attention) is Attention and not gated and attention.fused_attn
     return plain_attention and type(mlp) is Mlp and isinstance(mlp.fc1, nn.Linear)
 
 

@@ -16,6 +16,7 @@ from clipx.data.columns import blank_columns
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, float8_blocks
 from clipx.distributed.parallelize import parallelize, state_bytes
 from clipx.distributed.runtime import Runtime
+from clipx.models.choose_attention import choose_attention
 from clipx.models.clip import CLIP
 from clipx.models.dry_run import DryRun, dry_run
 from clipx.models.vision_tower import check_image_size, check_patch_drop
@@ -84,7 +85,8 @@ def build_stepper(
 ) -> Stepper:
     """The step of one phase, over a model that is on the device and bare so far.
 
-    The order matters: what trains, activation checkpointing, the size of a micro-batch, compiling, and then the ranks.
+    The order matters: what trains, the kernels of attention, activation checkpointing, the size of a micro-batch,
+    compiling, and then the ranks.
 
     Args:
         config: the run's.
@@ -102,6 +104,7 @@ def build_stepper(
     learning_rate = build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps)
     optimizer = build_optimizer(config.optim, model)
     lock(model, phase.locked)
+    _choose_attention(config, runtime, model, phase)
     if config.precision == "fp8":
         float8_blocks(blocks)
     for tower_blocks in block_lists:
@@ -123,6 +126,17 @@ def build_stepper(
         seed=config.seed,
         augment=_device_augment(config.data),
         ema=None if config.ema is None else Ema(model, decay=config.ema.decay),
+    )
+
+
+def _choose_attention(config: RunConfig, runtime: Runtime, model: CLIP, phase: Phase) -> None:
+    choose_attention(
+        model,
+        phase=phase,
+        precision=config.precision,
+        device=runtime.device,
+        deterministic=config.deterministic,
+        group=runtime.group,
     )
 
 

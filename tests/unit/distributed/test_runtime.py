@@ -110,6 +110,16 @@ def test_fsdp2_alone_has_a_group_of_one(tmp_path: Path) -> None:
         assert runtime.group is None
 
 
+def test_torch_does_not_choose_cudnn_for_attention(tmp_path: Path) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        with start_runtime(tiny_config(tmp_path, "none.tar")):
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
