@@ -101,7 +101,7 @@ class RunConfig:
     activation_checkpointing: Fraction = 0.0
     """Share of each tower's blocks that keep only their input and compute again in the backward pass."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile the towers' blocks with torch.compile; every start takes up to a minute longer then. auto: on GPUs, in runs
+    """Compile the towers' blocks with torch.compile; every start takes up to a minute longer. auto: on GPUs, in runs
     that win that back and are not `deterministic`; fp8 is always compiled."""
     deterministic: bool = False
     """Only deterministic kernels on CUDA; CPU runs always repeat bit for bit."""

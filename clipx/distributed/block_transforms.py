@@ -132,6 +132,7 @@ def compile_blocks(
     """
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_GRAPHS)
     dynamo.config.optimize_ddp = False  # it cuts graphs where DDP's buckets end; a block is smaller than a bucket
+    dynamo.config.suppress_errors = False
     began, problems = time.perf_counter(), list[str]()
     plain = [block.forward for block in blocks]
     compiled = [
@@ -146,6 +147,7 @@ def compile_blocks(
         dry_run()
         problem = next((found for found in gather_objects(next(iter(problems), None), group) if found), None)
         chosen = plain if problem else compiled
+        dynamo.config.suppress_errors = True  # a shape of later (an evaluation's) that cannot be compiled runs without
     finally:
         for block, forward in zip(blocks, chosen, strict=True):
             setattr(block, "forward", forward)  # noqa: B010
