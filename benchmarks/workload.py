@@ -111,6 +111,7 @@ def benchmark_config(
         "global_batch_size": batch_size,
         "micro_batch_size": batch_size // int(os.environ.get("WORLD_SIZE", "1")),  # torchrun sets it
         "precision": precision,
+        "compile": False,  # a benchmark says what it compiles
         "data": replace(config.data, train=[str(shard)], workers=0, allow_repeats=True, caption_key="txt", index=None),
         "evaluate": {},
         "track": replace(config.track, wandb="disabled", tensorboard=False),

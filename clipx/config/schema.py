@@ -100,8 +100,9 @@ class RunConfig:
     """Arithmetic of the towers; parameters and softmax stay float32. fp8: the blocks' linear layers, the rest bf16."""
     activation_checkpointing: Fraction = 0.0
     """Share of each tower's blocks that keep only their input and compute again in the backward pass."""
-    compile: bool = False
-    """Compile the towers' blocks with torch.compile; the start takes minutes then."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the towers' blocks with torch.compile; every start takes up to a minute longer. auto: on GPUs, in runs
+    that win that back and are not `deterministic`; fp8 is always compiled."""
     deterministic: bool = False
     """Only deterministic kernels on CUDA; CPU runs always repeat bit for bit."""
     max_skipped_steps: Count = 10

@@ -1,20 +1,24 @@
-"""Changes to a model's repeated blocks before it is distributed: float8, then activation checkpointing, then compiling.
+"""Changes to a model's repeated blocks: float8, then activation checkpointing, and compiling once it is distributed.
 
 All work in place, and no parameter is renamed or replaced.
 """
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
-from functools import wraps
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial, wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch import _dynamo as dynamo
 from torch.distributed import ProcessGroup
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from clipx.config.schema import RunConfig
 from clipx.distributed.collectives import gather_objects
+from clipx.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +26,9 @@ _MAX_GRAPHS = 64
 """Most compiled versions of one forward pass: with and without gradients, in training and evaluation, for the shapes of
 each phase, for last blocks and others. torch's limit is 8: a run with two phases and evaluations exceeds it, and would
 continue uncompiled."""
+_WORTH_COMPILING = 3e17
+"""FLOPs of a run on one GPU from which on compiling pays, by estimate: it takes up to 60 s and saves 7% of a step, so
+that 860 s of training win it back, in which an H100 at 35% of its peak does as many. Slower GPUs would need fewer."""
 
 
 def float8_blocks(blocks: Sequence[nn.Module]) -> None:
@@ -68,40 +75,120 @@ def evenly_spread(blocks: Sequence[nn.Module], fraction: float) -> list[nn.Modul
     return [blocks[index * len(blocks) // num_chosen] for index in range(num_chosen)]
 
 
+def compiles(config: RunConfig, *, device_type: str, image_flops: float, world_size: int) -> bool:
+    """Whether a run compiles its blocks: as `compile` says, and for `auto` if that pays.
+
+    It depends on the whole run and not on what is left of it, so that a run goes on as it began. Inductor chooses
+    kernels by measuring, so `deterministic` runs are not compiled unless asked for.
+
+    Args:
+        config: of the run.
+        device_type: cpu or cuda.
+        image_flops: FLOPs of training on one image; texts are not counted, as they are a small part.
+        world_size: W.
+
+    Raises:
+        InputError: precision=fp8 with compile=false.
+    """
+    if config.precision == "fp8":
+        if config.compile is False:
+            raise InputError(
+                "precision=fp8 with compile=false is slower than bf16 (six times the kernels); set compile=auto, or "
+                "precision=bf16"
+            )
+        return True
+    if config.compile != "auto":
+        return config.compile
+    num_images = config.num_steps * config.global_batch_size / config.data.captions_per_image / world_size
+    return device_type == "cuda" and not config.deterministic and num_images * image_flops >= _WORTH_COMPILING
+
+
 def compile_blocks(
     blocks: Sequence[nn.Module],
     *,
     dry_run: Callable[[], object],
     group: ProcessGroup | None,
     dynamic_blocks: Collection[nn.Module] = (),
+    without_gradients: bool = False,
     backend: str | Callable[..., Any] = "inductor",
-) -> bool:
-    """Compiles every block and tries them out. If one rank fails, no rank compiles, and the log says why.
+) -> str | None:
+    """Compiles the forward pass of every block, where all ranks can; call it when the model is distributed.
+
+    In the dry run each block tries its compiled pass, forward and backward, on the inputs that it gets, and then goes
+    on with the plain pass. So a failure to compile never leaves the dry run, in which other ranks may wait for this one
+    (FSDP2 communicates); and what does leave it is the model's own error. The blocks get what they will get in a step,
+    weights in FSDP2's dtype included, so the step compiles nothing again.
 
     Args:
         blocks: the blocks of all towers; blocks of the same kind share compiled code.
-        dry_run: runs a forward and backward pass of the bare model, without communication.
+        dry_run: runs a forward and backward pass of the model; all ranks call it.
         group: the ranks.
         dynamic_blocks: the blocks whose input shapes change from step to step.
+        without_gradients: whether steps run the blocks without gradients, too (the gradient cache).
         backend: of torch.compile.
 
     Returns:
-        Whether the blocks are compiled.
+        None if the blocks are compiled, or why they are not, the same on all ranks.
     """
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_GRAPHS)
-    for block in blocks:
-        block.compile(backend=backend, dynamic=True if block in dynamic_blocks else None)
-    began = time.perf_counter()
-    problem: str | None = None
+    dynamo.config.optimize_ddp = False  # it cuts graphs where DDP's buckets end; a block is smaller than a bucket
+    dynamo.config.suppress_errors = False
+    began, problems = time.perf_counter(), list[str]()
+    plain = [block.forward for block in blocks]
+    compiled = [
+        torch.compile(forward, backend=backend, dynamic=True if block in dynamic_blocks else None)
+        for forward, block in zip(plain, blocks, strict=True)
+    ]
+    chosen, problem = plain, None
+    for block, forward, candidate in zip(blocks, plain, compiled, strict=True):
+        attempt = partial(_try_out, candidate, block.parameters, without_gradients=without_gradients)
+        setattr(block, "forward", _trying(forward, attempt, problems))  # noqa: B010
     try:
         dry_run()
-    except Exception as error:  # from torch.compile, a C++ compiler or a kernel: in each case compiling is not possible
-        problem = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200] or repr(error)
-    problems = [message for message in gather_objects(problem, group) if message is not None]
-    if not problems:
+        problem = next((found for found in gather_objects(next(iter(problems), None), group) if found), None)
+        chosen = plain if problem else compiled
+        dynamo.config.suppress_errors = True  # a shape of later (an evaluation's) that cannot be compiled runs without
+    finally:
+        for block, forward in zip(blocks, chosen, strict=True):
+            setattr(block, "forward", forward)  # noqa: B010
+    if problem is None:
         log.info("compiled %d blocks in %.0f s", len(blocks), time.perf_counter() - began)
-        return True
-    for block in blocks:
-        block._compiled_call_impl = None
-    log.warning("compile=true is not possible here (%s); the run goes on without", problems[0])
-    return False
+    return problem
+
+
+def _trying(forward: Callable[..., Any], attempt: Callable[[Any], object], problems: list[str]) -> Callable[..., Any]:
+    """The forward pass, before which its compiled form is tried until one fails."""
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and not problems:
+            try:
+                attempt((args, kwargs))
+            except Exception as error:  # of torch.compile, a C++ compiler or a kernel: compiling is not possible
+                problems.append(_one_line(error))
+        return forward(*args, **kwargs)
+
+    return call
+
+
+def _try_out(
+    compiled: Callable[..., Any], weights: Callable[[], Iterable[nn.Parameter]], inputs: Any, *, without_gradients: bool
+) -> None:
+    """Both passes on some (args, kwargs); sets no gradient, so neither DDP nor FSDP2 sees a backward pass."""
+    args, kwargs = inputs
+    outputs = _with_gradients(compiled(*args, **kwargs))
+    if outputs:
+        sources = _with_gradients((args, kwargs, list(weights())))
+        torch.autograd.grad(outputs, sources, [torch.ones_like(output) for output in outputs], allow_unused=True)
+    if without_gradients:
+        with torch.no_grad():
+            args, kwargs = tree_map_only(Tensor, Tensor.detach, inputs)
+            compiled(*args, **kwargs)
+
+
+def _with_gradients(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200] or repr(error)

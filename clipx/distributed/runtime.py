@@ -142,7 +142,11 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         log_with=_trackers(config),
         project_dir=config.run_dir,
         kwargs_handlers=[
-            InitProcessGroupKwargs(backend=_backend(config), timeout=timedelta(seconds=config.parallel.timeout_s)),
+            InitProcessGroupKwargs(
+                # without a launcher accelerate makes no group, and if it is given a backend it asks for one
+                backend=_backend(config) if "LOCAL_RANK" in os.environ else None,
+                timeout=timedelta(seconds=config.parallel.timeout_s),
+            ),
             # buffers are constants, except BatchNorm's statistics, which each rank has for itself: nothing to send
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],

@@ -29,7 +29,7 @@ class Block(vision_transformer.Block):  # type: ignore[misc]  # timm has no type
     """timm's pre-LN block with a forward pass that can return only the results of the first tokens.
 
     It is never constructed: `use_fast_blocks` assigns this class to blocks that timm has built. So it is the block's
-    own forward pass, and runs under FSDP2's hooks, activation checkpointing and `block.compile()`.
+    own forward pass, and runs under FSDP2's hooks, activation checkpointing and torch.compile.
     """
 
     num_results: int | None = None

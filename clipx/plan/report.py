@@ -18,7 +18,7 @@ _HINTS = {
     "loader": "data.workers is too small for this pace: raise it, or data.decode=scaled",
     "communication": "GPUs wait for each other: fewer GPUs, a larger global_batch_size, or a faster network",
     "optimizer": "few pairs per GPU and step: fewer GPUs, parallel.type=fsdp2, or a larger global_batch_size",
-    "arithmetic": "GPUs compute: a higher MFU (compile=true), patch_drop, or more GPUs",
+    "arithmetic": "GPUs compute: a higher MFU, patch_drop, or more GPUs",
 }
 _TOO_LARGE = "it does not fit: activation_checkpointing=1, parallel.type=fsdp2, or more GPUs"
 
@@ -178,6 +178,7 @@ def _run(run: RunPlan) -> Iterator[tuple[str, str]]:
     pairs = steps * batch_size
     yield "steps", f"{steps:,} of {batch_size:,} pairs, {pairs / 1e9:,.3g} billion"
     pace = pairs / (86400 * run.days)
+    yield "blocks", "compiled, which every start waits for" if run.heaviest.compiled else "not compiled"
     yield "pace", f"{pace:,.0f} pairs/s, {pace / run.world_size:,.0f} per GPU"
     yield "time", f"{_time(run.days)}; starts, evaluations and saves come on top"
     cost = "" if run.cost is None else f", {run.cost:,.0f} in the price's currency"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
+from clipx.distributed.block_transforms import compiles
 from clipx.errors import InputError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
@@ -49,6 +50,8 @@ class PhasePlan:
     """Number of parameters by part of the model."""
     num_trainable: int
     work: Work
+    compiled: bool
+    """Whether its blocks are compiled, if that is possible there."""
     counted_flops: float
     """FLOPs of a pair by torch's counter in our towers, without the gradient cache."""
     memory: MemoryPlan
@@ -194,6 +197,7 @@ def _plan_phase(
         parameters=model.parameters,
         num_trainable=model.num_trainable,
         work=model.work,
+        compiled=compiles(config, device_type="cuda", image_flops=model.objective.flops.image, world_size=world_size),
         counted_flops=model.counted_flops,
         memory=memory,
         pace=pace,

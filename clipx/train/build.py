@@ -290,7 +290,7 @@ def _found_before(config: RunConfig, runtime: Runtime, *, checkpoint: Checkpoint
 
 def _memory_of(config: RunConfig, step: int) -> tuple[object, ...]:
     """What decides how many pairs fit."""
-    work = (config.micro_batch_size, config.precision, config.activation_checkpointing, config.compile)
+    work = (config.micro_batch_size, config.precision, config.activation_checkpointing)
     return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase_at(config, step))
 
 

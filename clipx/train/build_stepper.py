@@ -13,9 +13,10 @@ from clipx.config.parallel import Fsdp2Config
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
-from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, float8_blocks
+from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, compiles, float8_blocks
 from clipx.distributed.parallelize import parallelize, state_bytes
 from clipx.distributed.runtime import Runtime
+from clipx.errors import InputError
 from clipx.models.choose_attention import choose_attention
 from clipx.models.clip import CLIP
 from clipx.models.dry_run import DryRun, dry_run
@@ -39,10 +40,11 @@ def check_step(config: RunConfig, runtime: Runtime, objective: Objective) -> Non
     """Looks before any work at what a step of a later phase would find.
 
     Raises:
-        InputError: a loss that this device cannot run, an optimizer that takes no shards, or a stage whose inputs the
-            image tower does not take.
+        InputError: a loss that this device cannot run, an optimizer that takes no shards, a stage whose inputs the
+            image tower does not take, or fp8 that is not to be compiled.
     """
     objective.check(runtime.device)
+    _is_compiled(config, runtime, objective)
     model = objective.model
     _warn_of_batch_statistics(config, runtime, model)
     slow = odd_sizes([block for blocks in objective.block_lists() for block in blocks])
@@ -85,8 +87,8 @@ def build_stepper(
 ) -> Stepper:
     """The step of one phase, over a model that is on the device and bare so far.
 
-    The order matters: what trains, the kernels of attention, activation checkpointing, the size of a micro-batch,
-    compiling, and then the ranks.
+    The order matters: what trains, the kernels of attention, activation checkpointing, the size of a micro-batch, the
+    ranks, and then compiling, because FSDP2 changes the dtype of what is compiled.
 
     Args:
         config: the run's.
@@ -96,8 +98,8 @@ def build_stepper(
         micro_batch_size: what `auto` found when this phase began; None means to be found.
 
     Raises:
-        InputError: a schedule that contradicts itself, an optimizer that cannot serve, or not one pair fits; on all
-            ranks alike.
+        InputError: a schedule that contradicts itself, an optimizer that cannot serve, not one pair fits, or fp8 that
+            cannot be compiled; on all ranks alike.
     """
     model, block_lists = objective.model, objective.block_lists()
     blocks = [block for tower_blocks in block_lists for block in tower_blocks]
@@ -112,9 +114,9 @@ def build_stepper(
     run = _dry_run(config, runtime, objective, phase)
     if micro_batch_size is None:
         micro_batch_size = _micro_batch_size(config, runtime, objective, run)
-    compiled = config.compile and _compile(objective, blocks, runtime, partial(run, micro_batch_size))
-    objective.use_few_shapes(compiled or config.precision == "fp8")  # float8 pads what is no multiple of 16 tokens
     wrapped, wrapped_optimizer = parallelize(runtime, model, optimizer, blocks=blocks)
+    if _is_compiled(config, runtime, objective):
+        _compile(config, runtime, objective, micro_batch_size=micro_batch_size, run=run)
     return Stepper(
         runtime=runtime,
         objective=objective,
@@ -166,12 +168,36 @@ def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: P
     )
 
 
-def _compile(objective: Objective, blocks: Sequence[nn.Module], runtime: Runtime, run: Callable[[], None]) -> bool:
-    """Whether the blocks could be compiled; inputs come in few shapes from then on, and meanwhile."""
+def _is_compiled(config: RunConfig, runtime: Runtime, objective: Objective) -> bool:
+    return compiles(
+        config,
+        device_type=runtime.device.type,
+        image_flops=objective.flops.image,
+        world_size=runtime.world_size,
+    )
+
+
+def _compile(config: RunConfig, runtime: Runtime, objective: Objective, *, micro_batch_size: int, run: DryRun) -> None:
+    """Compiles the blocks if all ranks can; their inputs then come in few shapes."""
     objective.use_few_shapes(True)
-    compiled = compile_blocks(blocks, dry_run=run, group=runtime.group, dynamic_blocks=objective.varying_blocks())
+    problem = compile_blocks(
+        [block for blocks in objective.block_lists() for block in blocks],
+        dry_run=partial(run, micro_batch_size),
+        group=runtime.group,
+        dynamic_blocks=objective.varying_blocks(),
+        without_gradients=bool(objective.coupled) and micro_batch_size * runtime.world_size < config.global_batch_size,
+    )
     objective.model.zero_grad(set_to_none=True)
-    return compiled
+    if problem is None:
+        return
+    objective.use_few_shapes(False)
+    if config.precision == "fp8":
+        raise InputError(
+            f"precision=fp8 is slower than bf16 unless blocks are compiled, and that failed ({problem}); mend it, or "
+            "set precision=bf16"
+        )
+    if runtime.is_main:
+        log.warning("compiling is not possible here (%s); the run goes on without, which is slower", problem)
 
 
 def _micro_batch_size(config: RunConfig, runtime: Runtime, objective: Objective, run: DryRun) -> int:

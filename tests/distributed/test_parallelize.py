@@ -12,6 +12,7 @@ import torch.distributed as dist
 from distributed.ranks import run_ranks
 from tiny import losses, metrics, saved_tensors, tiny_config, write_scenes
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -24,11 +25,13 @@ from clipx.models.clip import CLIP, build_model
 from clipx.models.dry_run import dry_run
 from clipx.objectives.contrastive import ContrastiveObjective
 from clipx.optim.optimizers import build_optimizer
+from clipx.train import build_stepper
 from clipx.train.trainer import train
 from clipx.types import Batch, Embeddings, tensors_of
 
 FSDP2 = "parallel.type=fsdp2"
 STEPS = 20
+DEEP = ("model.image.options={patch_size: 16, embed_dim: 32, depth: 3, num_heads: 2}", "model.text.layers=3")
 OVERRIDES = (f"steps={STEPS}", "model.init_logit_bias=-1", "model.image.patch_drop=0.25")
 
 
@@ -190,6 +193,7 @@ def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool)
         for blocks in towers.block_lists():
             checkpoint_blocks(blocks, fraction=fraction)
         every_block = [block for blocks in towers.block_lists() for block in blocks]
+        model, _ = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=every_block)
         run = dry_run(
             lambda batch: tensors_of(towers(batch, seed=0)).values(),
             image_size=32,
@@ -197,8 +201,8 @@ def gradients_through_blocks(config: RunConfig, fraction: float, compiled: bool)
             device=torch.device("cpu"),
         )
         if compiled:
-            assert compile_blocks(every_block, dry_run=partial(run, 2), group=runtime.group, backend="aot_eager")
-        model, _ = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=every_block)
+            rehearsal = partial(run, 2)
+            assert compile_blocks(every_block, dry_run=rehearsal, group=runtime.group, backend="aot_eager") is None
         dtypes: list[str] = []
 
         def forward(batch: Batch) -> Iterable[Tensor]:
@@ -237,3 +241,84 @@ def test_bf16_computes_in_bf16_and_sums_in_float32(fraction: float, tmp_path: Pa
         for name, gradient in sharded.items():
             assert gradient.dtype == torch.float32
             assert (gradient - ddp[name]).norm() <= 0.05 * ddp[name].norm() + 1e-3, name
+
+
+def graphs_of_steps(config: RunConfig, fraction: float, broken_rank: int) -> tuple[str | None, int, int]:
+    """Why blocks are not compiled, and how many graphs the rehearsal made, and two steps with a gradient cache."""
+    with start_runtime(config) as runtime:
+        towers = build_model(config.model, vocab_size=49408, seed=0)
+        towers.use_few_shapes(True)
+        for blocks in towers.block_lists():
+            checkpoint_blocks(blocks, fraction=fraction)
+        wrapped, _ = parallelize(runtime, towers, build_optimizer(config.optim, towers), blocks=towers.blocks())
+
+        def roots(model: Any, batch: Batch) -> Iterable[Tensor]:
+            with runtime.accelerator.autocast():
+                return tensors_of(model(batch, seed=0)).values()
+
+        def refuse(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+            raise RuntimeError("no C++ compiler")
+
+        sizes = {"image_size": 32, "context_length": 24, "device": torch.device("cpu")}
+        step = dry_run(partial(roots, wrapped), **sizes)
+        counter = CompileCounterWithBackend("aot_eager")
+        problem = compile_blocks(
+            towers.blocks(),
+            dry_run=partial(dry_run(partial(roots, towers), **sizes), 4),
+            group=runtime.group,
+            dynamic_blocks=towers.block_lists()[1],
+            without_gradients=True,
+            backend=refuse if dist.get_rank() == broken_rank else counter,
+        )
+        towers.zero_grad(set_to_none=True)
+        rehearsed = counter.frame_count
+        for _ in range(2):
+            with torch.no_grad():
+                step(4)
+            step(4)
+        return problem, rehearsed, counter.frame_count - rehearsed
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(("precision", "fraction"), [("bf16", 0.0), ("fp32", 1.0)])
+def test_a_step_compiles_nothing_after_the_rehearsal(
+    kind: str, precision: str, fraction: float, tmp_path: Path
+) -> None:
+    torch.compiler.reset()
+    config = tiny_config(tmp_path, "none.tar", f"precision={precision}", f"parallel.type={kind}", *DEEP)
+    for problem, rehearsed, more in run_ranks(graphs_of_steps, 2, config, fraction, -1):
+        assert problem is None
+        assert rehearsed >= 8  # each tower's last block and the others, with and without gradients
+        assert more == 0
+
+
+@pytest.mark.parametrize("broken_rank", [0, 1])
+def test_a_rank_that_cannot_compile_keeps_up_with_the_others(broken_rank: int, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "none.tar", FSDP2, *DEEP)
+    for problem, _, more in run_ranks(graphs_of_steps, 2, config, 0.0, broken_rank, timeout_s=60):
+        assert "no C++ compiler" in str(problem)
+        assert more == 0  # it runs, and not through the compiler
+
+
+def train_uncompiled(config: RunConfig) -> tuple[int, list[bool]]:
+    """`train` where nothing can be compiled, and whether FSDP2 already had the blocks that were to be."""
+    sharded: list[bool] = []
+
+    def compile_blocks(blocks: Any, *, dry_run: Any, **options: object) -> str:
+        sharded.extend(isinstance(block, FSDPModule) for block in blocks)
+        dry_run()
+        return "no C++ compiler"
+
+    build_stepper.compile_blocks = compile_blocks
+    return train(config), sharded
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_run_that_cannot_compile_is_one_that_does_not(
+    kind: str, alone: RunConfig, scenes: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "run", scenes / "train", *OVERRIDES, "compile=true", f"parallel.type={kind}")
+    for exit_code, sharded in run_ranks(train_uncompiled, 2, config):
+        assert exit_code == 0
+        assert sharded == [kind == "fsdp2"] * 2
+    assert curve(tmp_path / "run") == pytest.approx(curve(alone.run_dir), abs=1e-5)

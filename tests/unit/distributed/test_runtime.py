@@ -144,3 +144,16 @@ def test_deterministic_fills_no_memory_that_nobody_reads(tmp_path: Path) -> None
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_offload_without_a_launcher_opens_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on one GPU under plain python; there is none here, so the group is not made."""
+    for name in TORCH:
+        monkeypatch.delenv(name, raising=False)
+    opened: list[str | None] = []
+    monkeypatch.setattr("clipx.distributed.runtime._check_machine", lambda config: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: opened.append(backend))
+    config = tiny_config(tmp_path, "none.tar", "parallel={type: fsdp2, cpu_offload: true}")
+    with start_runtime(config) as runtime:
+        assert runtime.world_size == 1
+    assert opened == ["cuda:nccl,cpu:gloo"]

@@ -1,7 +1,15 @@
 """What is looked at before a step is built."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tiny import tiny_config
 from torch import nn
 
+from clipx.errors import InputError
+from clipx.train import build_stepper
 from clipx.train.build_stepper import odd_sizes
 
 
@@ -9,3 +17,59 @@ def test_widths_that_tensor_cores_cannot_fill_are_named() -> None:
     blocks = [nn.Sequential(nn.Linear(128, 200), nn.GELU(), nn.Linear(200, 128)), nn.Linear(64, 100)]
     assert odd_sizes(blocks) == [100, 200]
     assert odd_sizes([nn.Linear(768, 3072)]) == []
+
+
+class Objective:
+    """As much of one as compiling asks for."""
+
+    model = nn.Linear(1, 1)
+    coupled = {"contrastive": None}
+
+    def __init__(self) -> None:
+        self.few_shapes: list[bool] = []
+
+    def block_lists(self) -> list[list[nn.Module]]:
+        return [[self.model]]
+
+    def varying_blocks(self) -> list[nn.Module]:
+        return []
+
+    def use_few_shapes(self, on: bool) -> None:
+        self.few_shapes.append(on)
+
+
+def compile_where(
+    problem: str | None, monkeypatch: pytest.MonkeyPatch, *overrides: str
+) -> tuple[Objective, dict[str, Any]]:
+    """The objective, and with what its blocks were compiled, on two ranks in pieces of 6 of 12 pairs."""
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(build_stepper, "compile_blocks", lambda blocks, **given: options.update(given) or problem)
+    config, objective = tiny_config(Path("run"), "none.tar", *overrides), Objective()
+    runtime = SimpleNamespace(world_size=2, group=None, is_main=True)
+    build_stepper._compile(
+        config, cast(Any, runtime), cast(Any, objective), micro_batch_size=6, run=lambda num_pairs: None
+    )
+    return objective, options
+
+
+def test_what_cannot_be_compiled_goes_on_in_its_own_shapes_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    objective, _ = compile_where("no C++ compiler", monkeypatch)
+    assert objective.few_shapes == [True, False]
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "no C++ compiler" in warning
+
+
+def test_fp8_that_cannot_be_compiled_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"no C\+\+ compiler.*set precision=bf16"):
+        compile_where("no C++ compiler", monkeypatch, "precision=fp8")
+
+
+@pytest.mark.parametrize(("global_batch_size", "cached"), [(24, True), (12, False)])
+def test_the_gradient_cache_has_passes_without_gradients(
+    global_batch_size: int, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, options = compile_where(None, monkeypatch, f"global_batch_size={global_batch_size}")
+    assert options["without_gradients"] is cached
+    assert objective.few_shapes == [True]
