@@ -4,6 +4,7 @@ Inputs are drawn anew in every run; a row has their seed. Errors are |x - y| / |
 or the CPU's float32; NaN never passes.
 """
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -119,7 +120,6 @@ def ceilings(report: Report) -> None:
     report.say(what="copy", tb_per_s=2 * size / copy_ms / 1e9)
     link_ms = device_ms(lambda: target[: size // 8].copy_(host, non_blocking=True), count=3)
     report.say(what="host to device", gb_per_s=size / 8 / link_ms / 1e6)
-    del source, target
     tokens = report.size(102_400, 1024)
     shapes = {
         "square": (8192, 8192, 8192),
@@ -177,9 +177,7 @@ def _pairs(size: int, width: int, dtype: torch.dtype) -> Embeddings:
     return Embeddings(image_BD=image_BD, text_BD=text_BD, logit_scale=scale, logit_bias=bias)
 
 
-def _value_and_gradients(
-    loss: InfoNCELoss | SigmoidLoss, pairs: Embeddings, ids_B: Tensor
-) -> tuple[Tensor, ...]:
+def _value_and_gradients(loss: InfoNCELoss | SigmoidLoss, pairs: Embeddings, ids_B: Tensor) -> tuple[Tensor, ...]:
     """The gradients are of the sum over pairs: fp16 has no numbers for those of the mean."""
     share = loss(pairs, ids_B=ids_B)
     inputs = (pairs.image_BD, pairs.text_BD, pairs.logit_scale)
@@ -200,7 +198,7 @@ def _embeddings_and_gradient(model: CLIP, batch: Batch, autocast: torch.dtype | 
 
 def _error(found: Tensor, wanted: Tensor) -> float:
     error = float((found.double() - wanted).norm() / wanted.double().norm())
-    return error if error == error else float("inf")
+    return math.inf if math.isnan(error) else error
 
 
 def _time_attention(report: Report, name: str, shape: tuple[int, int, int], backend: SDPBackend) -> None:

@@ -1,4 +1,4 @@
-"""Steps of the GPU plan that run whole programs: a training that is killed and resumed, the GPU tests; and the waits."""
+"""Steps of the GPU plan that run whole programs: a training that is killed and resumed, the GPU tests; and waits."""
 
 import importlib.util
 import os

@@ -7,12 +7,14 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 
 import grad_cache as grad_cache_benchmark
 import loss as loss_benchmark
 import step as step_benchmark
 import torch
+from budget import CACHE
 from gpu_report import Report
 from harness import Timing, alternate, ratio
 from workload import Steps, make_batch, open_run
@@ -26,7 +28,7 @@ PEER_BATCH = {"b32": 2048, "b16": 1024, "l14": 256}
 """open_clip's L/14 needs 132 GB at 512 pairs."""
 REHEARSED = {"b32": "b32", "b16": "demo", "l14": "demo"}
 STEPS_PER_CALL = 5
-_CACHE_K, _CACHE_M = 8, 256
+CACHE_K, CACHE_M = CACHE
 
 
 def b32(report: Report) -> None:
@@ -100,7 +102,7 @@ def loss(report: Report) -> None:
         small = report.size(size, 1024)
         case = loss_benchmark.Case("info_nce", small, 1, width, torch.bfloat16)
         rows = loss_benchmark.measure(case, device, report.size(7, 1))
-        pairs, sides = loss_benchmark.draw(case, device), loss_benchmark.contenders(case, device)
+        host_ms = _host_times(case, device)
         for row in rows:
             side = str(row["implementation"])
             report.say(
@@ -108,7 +110,7 @@ def loss(report: Report) -> None:
                 mode=side,
                 batch=size,
                 ms=row.get("p50_ms"),
-                host_ms=_host_ms(lambda side=side: loss_benchmark.value_and_gradients(sides[side], pairs)),
+                host_ms=host_ms[side],
                 mb=row["peak_mb"],
                 times_open_clip=row.get("times_faster"),
                 errors=[f"{row[name]:.1e}" for name in row if name.endswith("_error")],
@@ -117,16 +119,16 @@ def loss(report: Report) -> None:
 
 def cache(report: Report) -> None:
     """The gradient cache over k micro-batches of L/14, beside as many plain steps."""
-    micro_batch = report.size(_CACHE_M, 8)
-    size = _CACHE_K * micro_batch
+    micro_batch = report.size(CACHE_M, 8)
+    size = CACHE_K * micro_batch
     arguments = argparse.Namespace(micro_batch=micro_batch, repetitions=1, model="l14", device="cuda")
     with _open(report, "l14", size, compiled=False, micro_batch_size=micro_batch) as run:
-        row = grad_cache_benchmark.measure(run, make_batch(run.config, size, index=0), _CACHE_K, arguments)
+        row = grad_cache_benchmark.measure(run, make_batch(run.config, size, index=0), CACHE_K, arguments)
     figures = {name: row[name] for name in ("cached_ms_per_pair", "plain_ms_per_pair", "cached_mb", "plain_mb")}
     report.say(
         what="l14 cache",
-        mode=f"k={_CACHE_K}",
-        batch=_CACHE_K * _CACHE_M,
+        mode=f"k={CACHE_K}",
+        batch=CACHE_K * CACHE_M,
         ratio=row["ratio_p50"],
         pairs_per_s=row["pairs_per_s"],
         **figures,
@@ -158,6 +160,11 @@ def _open(report: Report, model: str, batch_size: int, *, compiled: bool, **chan
     name = REHEARSED[model] if report.rehearse else model
     with open_run(name, batch_size, precision="bf16", compile=compiled, **changes) as run:
         yield run
+
+
+def _host_times(case: loss_benchmark.Case, device: torch.device) -> dict[str, float]:
+    pairs, sides = loss_benchmark.draw(case, device), loss_benchmark.contenders(case, device)
+    return {name: _host_ms(partial(loss_benchmark.value_and_gradients, side, pairs)) for name, side in sides.items()}
 
 
 def _timed(report: Report, sides: dict[str, Steps], run: Run) -> dict[str, Timing]:

@@ -1,7 +1,7 @@
 """The process that runs the steps of `gpu_plan.py`: orders come by standard input, outcomes go by standard output.
 
-An order is a JSON object with `step`, `entry` and `limit_s`; the outcome is a line. All that is printed goes to standard
-error, which is the log. After a step that fails the process is of no more use: CUDA's errors stay.
+An order is a JSON object with `step`, `entry` and `limit_s`; the outcome is a line. All that is printed goes to
+standard error, which is the log. After a step that fails the process is of no more use: CUDA's errors stay.
 """
 
 import faulthandler
