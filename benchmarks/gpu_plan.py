@@ -29,6 +29,8 @@ from pathlib import Path
 from gpu_report import Report, closing_table, read_rows
 
 HERE = Path(__file__).parent
+FILES = ("gpu_plan.jsonl", "gpu_plan.log", "gpu_table.txt", "gpu_tests.txt", "gpu_profile.txt")
+"""What may lie in the folder afterwards; a lent machine gives back eight files."""
 WHOLE_S = 480
 """Seconds of all steps together."""
 
@@ -68,7 +70,7 @@ STEPS = (
     Step("ceilings", "gpu_checks:ceilings", 8),
     Step("attention", "gpu_checks:attention", 12),
     Step("waits", "gpu_runs:waits", 20, last_of_worker=True),
-    Step("blocks", "gpu_speed:blocks", 12),
+    Step("blocks", "gpu_speed:blocks", 25),
     Step("profile", "gpu_speed:profile", 12),
 )
 
@@ -182,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     )  # a worker's children too
     arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (arguments.out / name).unlink(missing_ok=True)
     report = Report(arguments.out, rehearse=arguments.rehearse)
     chosen = [step for step in STEPS if not arguments.step or step.name in arguments.step]
     outcomes = run_plan(chosen, report, patience=arguments.patience)

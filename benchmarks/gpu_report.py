@@ -90,7 +90,8 @@ def read_predictions(path: Path, *, gpu: str) -> dict[tuple[str, str, int], dict
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        return {_key(row): row for row in csv.DictReader(file) if row["gpu"] == gpu and row["gpus"] == "1"}
+        rows = [row for row in csv.DictReader(file) if row["gpu"] == gpu and row["gpus"] == "1"]
+    return {_key(row): row for row in rows if row["mode"] != "floor"}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -99,12 +100,12 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
 
 def _line(key: tuple[str, str, int], quantity: str, wanted: float, found: object) -> list[str]:
     what, mode, batch = key
-    goal = GOALS.get((what, quantity))
+    goal, is_number = GOALS.get((what, quantity)), isinstance(found, int | float)
     return [
         f"{what} {mode} {batch} {quantity}",
         f"{wanted:.4g}",
-        "-" if found is None else f"{found:.4g}",
-        f"{found / wanted:.2f}" if isinstance(found, int | float) and wanted else "-",
+        f"{found:.4g}" if is_number else "-" if found is None else str(found),
+        f"{found / wanted:.2f}" if is_number else "-",
         "" if goal is None else f"{goal:g}",
     ]
 
@@ -112,7 +113,8 @@ def _line(key: tuple[str, str, int], quantity: str, wanted: float, found: object
 def _in_words(row: Row) -> str:
     hidden = ("at", "step", "what", "mode", "batch")
     named = " ".join(str(row[name]) for name in ("what", "mode", "batch") if row.get(name) not in (None, ""))
-    return f"{named}: " + ", ".join(f"{name} {value}" for name, value in row.items() if name not in hidden)
+    figures = ", ".join(f"{name} {value}" for name, value in row.items() if name not in hidden)
+    return f"{named}: {figures}"[:200]  # all of it stands in gpu_plan.jsonl
 
 
 def _short(value: object) -> object:

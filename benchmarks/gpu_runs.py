@@ -3,18 +3,17 @@
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from gpu_report import Report
+from gpu_speed import no_waits
 from workload import MODELS, ROOT, Steps, make_batch, open_run
 
 import clipx
@@ -45,7 +44,6 @@ def waits(report: Report) -> None:
     """
     variants: dict[str, dict[str, object]] = {
         "bf16": {},
-        "compiled": {"compile": True},
         "fp32": {"precision": "fp32"},
         "fp16": {"precision": "fp16"},
         "average of the weights": {"ema": EmaConfig()},
@@ -54,6 +52,8 @@ def waits(report: Report) -> None:
         "FSDP2": {"parallel": Fsdp2Config()},
         "deterministic": {"deterministic": True},
     }
+    if report.rehearse:
+        torch.distributed.all_gather_object = _objects_stay_here
     for name, changes in variants.items():
         began = time.monotonic()
         try:
@@ -61,7 +61,7 @@ def waits(report: Report) -> None:
                 steps = Steps(run, [make_batch(run.config, 64, index=i) for i in range(2)])
                 for _ in range(3):
                     steps()
-                with _no_waits():
+                with no_waits():
                     steps()
             report.say(what="waits", mode=name, found="none", s=time.monotonic() - began)
         except Exception as error:
@@ -70,21 +70,15 @@ def waits(report: Report) -> None:
             report.failures.append(f"{name}: {reason}")
 
 
-@contextmanager
-def _no_waits() -> Iterator[None]:
-    """Whatever makes the host wait for the device raises, except for events."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+def _objects_stay_here(values: list[object], value: object, group: object = None) -> None:
+    """`all_gather_object` of one process, for a rehearsal: it sends an object's size by the device's memory."""
+    values[:] = [value]
 
 
 def _killed_and_resumed(report: Report) -> None:
     """One run, deterministic, unbroken; another one, killed after a checkpoint and started again: equal to the bit."""
-    folder = report.folder.absolute() / "runs"
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with TemporaryDirectory() as scratch:  # not in the report's folder, of which only a few files come back
+        folder = Path(scratch)
         write_synthetic_set(
             folder / "scenes", num_train=600, num_eval_per_class=1, image_size=48, seed=0, shard_size=1000
         )
@@ -94,21 +88,19 @@ def _killed_and_resumed(report: Report) -> None:
         killed_at = broken.last_step
         broken.start()
         codes = [training.wait() for training in (whole, broken)]
+        figures = {"codes": codes, "killed_at": killed_at, "s": time.monotonic() - began}
         if report.rehearse:  # what is read from the device is nonsense there, a request to stop too
-            report.say(what="killed and resumed", codes=codes, s=time.monotonic() - began)
+            report.say(what="killed and resumed", **figures)
             return
-        pairs = [
-            (row["loss"], again["loss"], row["grad_norm"], again["grad_norm"])
+        equal = [
+            all(row[name] == again[name] for name in ("loss", "grad_norm"))
             for row, again in zip(whole.rows, broken.rows, strict=True)
         ]
-        equal = sum(a == b and c == d for a, b, c, d in pairs)
         states = [clipx.load(training.run_dir).model.state_dict() for training in (whole, broken)]
         same = all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
-        figures = {"killed_at": killed_at, "steps": len(pairs), "equal_steps": equal, "same_weights": same}
-        report.say(what="killed and resumed", **figures, codes=codes, s=time.monotonic() - began)
-        report.check(codes == [0, 0] and equal == len(pairs) > 0 and same, "the resumed run is another one")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # of the files in the folder only a few come back
+        figures |= {"steps": len(equal), "equal_steps": sum(equal), "same_weights": same}
+        report.say(what="killed and resumed", **figures)
+        report.check(codes == [0, 0] and bool(equal) and all(equal) and same, "the resumed run is another one")
 
 
 class _Training:

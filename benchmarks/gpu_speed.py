@@ -70,6 +70,12 @@ def alone(report: Report, model: str, *, compiled: bool) -> None:
         report.say(note="first step", mode=mode, built_s=built - began, s=time.monotonic() - built)
         timing = _timed(report, {"clipx": steps}, run)["clipx"]
         report.say(what=model, mode=mode, batch=BATCH[model], **_figures(run, steps, timing))
+        try:
+            with no_waits():
+                steps()
+        except RuntimeError as error:
+            report.say(note="waits", mode=mode, error=str(error)[:150])
+            report.failures.append(f"a step waits: {str(error)[:100]}")
 
 
 def beside_open_clip(report: Report, model: str) -> None:
@@ -148,11 +154,24 @@ def profile(report: Report) -> None:
         steps = Steps(run, [make_batch(run.config, batch_size, index=0)])
         steps()
         steps()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        activity = torch.profiler.ProfilerActivity
+        # a CUDA that computes nothing has no profiler
+        with torch.profiler.profile(activities=[activity.CPU if report.rehearse else activity.CUDA]) as recorded:
             steps()
-    table = recorded.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=80)
+    order = "self_cpu_time_total" if report.rehearse else "self_cuda_time_total"
+    table = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
     (report.folder / "gpu_profile.txt").write_text(table)
     print(table)
+
+
+@contextmanager
+def no_waits() -> Iterator[None]:
+    """Whatever makes the host wait for the device raises, except for events."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @contextmanager
