@@ -158,7 +158,7 @@ def profile(report: Report) -> None:
         # a CUDA that computes nothing has no profiler
         with torch.profiler.profile(activities=[activity.CPU if report.rehearse else activity.CUDA]) as recorded:
             steps()
-    order = "self_cpu_time_total" if report.rehearse else "self_cuda_time_total"
+    order = "self_cpu_time_total" if report.rehearse else "self_device_time_total"
     table = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
     (report.folder / "gpu_profile.txt").write_text(table)
     print(table)

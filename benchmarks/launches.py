@@ -152,7 +152,9 @@ def _count_by_profiler(steps: Steps) -> Parts:
         with measure(clock, section), torch.profiler.record_function(f"part {section}"):
             yield
 
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
     with patch.object(Clock, "measure", marking), torch.profiler.profile(activities=activities) as recorded:
         steps()
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
