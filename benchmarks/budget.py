@@ -271,7 +271,10 @@ def print_budget(rows: Sequence[Mapping[str, object]]) -> None:
             setting = f"{row['what']} at {row['batch']}, {row['mode']}"
             print(f"\n{setting}: {ms:.0f} ms, and {wanted:.0f} ms would be an MFU of {WANTED_MFU:.0%}.")
             terms = what_stands_between(row)
-            print("beside its arithmetic: " + ", ".join(f"{term} {over:.1f}" for term, over in terms if over >= 0.05))
+            print(
+                "beside its arithmetic at the peak: "
+                + ", ".join(f"{term} {over:.1f}" for term, over in terms if over >= 0.05)
+            )
 
 
 def main() -> None:

@@ -72,12 +72,12 @@ def kernels(report: Report) -> None:
     """The losses' kernels and tiles beside float64, on even and uneven sizes, with equal ids among them."""
     seed = int(time.time())
     torch.manual_seed(seed)
-    shapes = (
-        (1024, 512, HALF, 1e-2),
-        (1003, 512, HALF, 1e-2),
-        (2048, 768, HALF, 1e-2),
-        (1003, 512, torch.float16, 2e-3),
-        (1003, 512, torch.float32, 1e-4),
+    shapes = (  # with limits: of the dtype's roundings two, of the gradient of a similarity and of a result
+        (1024, 512, HALF, 1.6e-2),
+        (1003, 512, HALF, 1.6e-2),
+        (2048, 768, HALF, 1.6e-2),
+        (1003, 512, torch.float16, 2.1e-3),
+        (1003, 512, torch.float32, 1e-3),
     )
     for (size, width, dtype, limit), loss in product(shapes, (InfoNCELoss, SigmoidLoss)):
         began = time.monotonic()
@@ -95,14 +95,17 @@ def kernels(report: Report) -> None:
 
 
 def towers(report: Report) -> None:
-    """Embeddings and gradients of B/32's towers in bf16 and float32, beside the same towers on the CPU."""
+    """Embeddings and gradients of B/32's towers in bf16 and float32, beside the same towers on the CPU.
+
+    A CPU's bf16 is off by 0.7% and 1.0%.
+    """
     size, device = report.size(32, 4), torch.device("cuda", 0)
     config = load_config([MODELS["b32"]])
     model = build_model(config.model, vocab_size=build_tokenizer(config.model.text).vocab_size, seed=0)
     batch = make_batch(config, size, index=int(time.time()) % 1000)
     wanted = _embeddings_and_gradient(model, batch, None)
     model.to(device)
-    for dtype, limits in ((torch.float32, (1e-4, 1e-3)), (HALF, (2e-2, 5e-2))):
+    for dtype, limits in ((torch.float32, (1e-4, 1e-3)), (HALF, (2e-2, 3e-2))):
         found = _embeddings_and_gradient(model, batch.to(device), None if dtype == torch.float32 else dtype)
         errors = [_error(one.cpu(), other) for one, other in zip(found, wanted, strict=True)]
         report.say(what="towers beside the CPU", mode=str(dtype), embeddings=errors[0], gradient=errors[1])

@@ -42,6 +42,7 @@ def _clean_up() -> None:
     if "torch" in sys.modules:
         import torch
 
+        torch.compiler.reset()  # another model's shapes would be dynamic ones of the same code
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

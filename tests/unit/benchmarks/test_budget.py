@@ -118,8 +118,11 @@ def test_open_clips_loss_holds_two_matrices_of_all_pairs() -> None:
     assert sum(traffic.bytes.values()) == pytest.approx(2 * (softmax + casts) * 1024**2, rel=0.05)  # and what is G x d
 
 
-def test_the_file_has_what_the_plan_for_a_gpu_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "CASES", (("b32", 64),))
+def test_the_file_has_what_the_plan_for_a_gpu_measures(
+    rows: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "CASES", (("b32", 2048),))
+    monkeypatch.setattr(budget, "rows_of_model", lambda name, batch_size: iter(rows))
     monkeypatch.setattr("sys.argv", ["budget.py", "--out", str(tmp_path)])
     budget.main()
     budget.main()  # predictions are replaced
