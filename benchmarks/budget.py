@@ -13,7 +13,8 @@ The towers' forward and backward pass runs over fake tensors at full size, and e
 - host: launches at HOST_US each, where that is more than the device's part;
 - communication on 8 GPUs: the collectives of `clipx plan` that no arithmetic hides.
 
-Modes: `floor`, all of it at its ceiling; `eager`; `compiled`, where operations between two products are one kernel.
+Modes: `floor`, all of it at its ceiling; `eager`; `compiled`, where operations between two products are one kernel, at
+best; `levers`, compiled, with attention over at most 64 tokens at the memory's speed and pixels copied beside the step.
 MFU is of useful work, at 989.4 TFLOP/s. These are predictions: none was measured.
 """
 
@@ -59,6 +60,7 @@ CACHE = (8, 256)
 """Micro-batches, and pairs of each, at which the plan for a GPU measures the gradient cache of L/14."""
 LINK, HOST_US = 55e9, 19.0
 WANTED_MFU = 0.45
+MODES = ("floor", "eager", "compiled", "levers")
 _KINDS = ("norms", "activations", "residuals", "casts", "sums", "copies", "others")
 TERMS = ("products", "attention", *_KINDS, "fused", "loss", "optimizer", "pixels", "host", "communication")
 
@@ -150,17 +152,17 @@ def terms_of(side: Counted, *, gpu: str, mode: str) -> dict[str, float]:
     """Milliseconds of a step on one GPU, by term, without the loss."""
     traffic, ideal = side.traffic, mode == "floor"
     memory = MEMORY_SPEED[gpu] * (1 if ideal else MEMORY)
-    if ideal:
-        attention = traffic.attention_bytes / memory
-    else:
-        attention = sum(flops / ATTENTION[direction] for direction, flops in traffic.tile_flops.items())
+    at_memory_speed = {"floor": (True, False), "levers": (True,)}.get(mode, ())  # short ones, long ones
+    attention = sum(traffic.attention_bytes[short] for short in at_memory_speed) / memory
+    for (direction, short), flops in traffic.tile_flops.items():
+        attention += 0 if short in at_memory_speed else flops / ATTENTION[direction]
     terms = {
         "products": traffic.product_flops / RATE / (1 if ideal else PRODUCTS),
         "attention": attention,
         "optimizer": 40.0 * side.num_weights / memory,
-        "pixels": side.pixel_bytes / LINK,
+        "pixels": 0.0 if mode == "levers" else side.pixel_bytes / LINK,
     }
-    kinds = {"fused": traffic.fused_bytes} if mode == "compiled" else dict(traffic.bytes)
+    kinds = {"fused": traffic.fused_bytes} if mode in ("compiled", "levers") else dict(traffic.bytes)
     terms |= {kind: size / memory for kind, size in kinds.items()}
     launches = sum(traffic.launches[kind] for kind in ("products", "attention", "others"))
     device = sum(terms.values())
@@ -198,7 +200,7 @@ def rows_of_model(name: str, batch_size: int) -> Iterator[dict[str, object]]:
         peer_ms = sum(terms_of(theirs, gpu=gpu, mode="eager").values())
         for gpus in (1, 8):
             of_gpus = replace(config, global_batch_size=gpus * batch_size, micro_batch_size=batch_size)
-            for mode in ("floor", "eager", "compiled"):
+            for mode in MODES:
                 terms = terms_of(ours, gpu=gpu, mode=mode)
                 towers_ms = sum(terms.values()) - terms["optimizer"] - terms["pixels"] - terms["host"]
                 terms["loss"], terms["communication"] = exposed_ms(

@@ -40,6 +40,7 @@ def start(report: Report) -> None:
     names = ("triton", "torchvision", "transformers", "accelerate", "timm", "open_clip_torch")
     report.say(
         what="versions",
+        rehearsed=report.rehearse,
         gpu=torch.cuda.get_device_name(),
         python=platform.python_version(),
         torch=torch.__version__,

@@ -231,6 +231,8 @@ def main() -> None:
         with open_run(model, arguments.batch, precision=arguments.precision, **changes) as run:
             measured = measure(run, arguments.batch, repetitions=arguments.repetitions)
         setting = {"model": model, "batch": arguments.batch, "precision": arguments.precision, **changes}
+        if stand_in() is not None:
+            setting["hardware"] = "a library that stands in for CUDA"
         rows += [setting | row for row in measured]
         print_table(measured, ["part", "needed", *COUNTED, "layers", "beyond", "host_ms", "host_ms_least"])
         beyond = float(str(measured[-1]["beyond"]))

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 TILE = 128
 """Queries and keys of a tile of flash attention with heads of 64 channels."""
+SHORT = 64
+"""Keys of a sequence that a kernel could hold in one small tile, so that only its bytes would take time."""
 _ROWS_OF_A_CPU = ("index_select", "index_copy_", "index_copy", "new_zeros")
 """Copies of packed texts into padded rows, and back, around attention: CUDA's kernels read packed texts."""
 _READ_LITTLE = ("nll_loss_forward", "nll_loss_backward", "embedding", "index", "gather")
@@ -43,10 +45,10 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.product_flops = 0.0
         self.product_bytes = 0.0
-        self.tile_flops = Counter[str]()
-        """Of attention, by `forward` and `backward`, in whole tiles."""
-        self.attention_bytes = 0.0
-        """Queries, keys, values, results and their gradients, each once."""
+        self.tile_flops: Counter[tuple[str, bool]] = Counter()
+        """Of attention, in whole tiles, by `forward` or `backward`, and whether its keys are at most SHORT."""
+        self.attention_bytes: Counter[bool] = Counter()
+        """Queries, keys, values, results and their gradients, each once, by whether its keys are at most SHORT."""
         self.bytes = Counter[str]()
         self.launches = Counter[str]()
         """Operations that are no views: `products`, `attention`, `others`, and `fused`, what a compiler leaves."""
@@ -75,9 +77,11 @@ class Traffic(TorchDispatchMode):
             self._end_of_run()
             direction = "backward" if "backward" in name else "forward"
             first = 1 if direction == "backward" else 0  # after the gradient come queries and keys
+            q, k = inputs[first : first + 2]
+            is_short = k.shape[-2] <= SHORT
             self.launches["attention"] += 1 + first
-            self.tile_flops[direction] += _PRODUCTS_OF_ATTENTION[direction] * _tiles(*inputs[first : first + 2])
-            self.attention_bytes += moved
+            self.tile_flops[direction, is_short] += _PRODUCTS_OF_ATTENTION[direction] * _tiles(q, k)
+            self.attention_bytes[is_short] += moved
         else:
             self.launches["others"] += 1
             self.bytes[_kind(name)] += moved

@@ -60,8 +60,17 @@ def test_attention_takes_whole_tiles() -> None:
         functional.scaled_dot_product_attention(q, k, v).sum().backward()
         traffic.finish()
     one_product = 2 * (2 * 3) * 128 * 256 * 64
-    assert traffic.tile_flops == {"forward": 2 * one_product, "backward": 5 * one_product}
+    assert traffic.tile_flops == {("forward", False): 2 * one_product, ("backward", False): 5 * one_product}
     assert traffic.product_flops == 0
+
+
+def test_attention_over_few_tokens_stands_by_itself() -> None:
+    q, k, v = (torch.ones(2, 3, 50, 64) for _ in range(3))
+    with Traffic() as traffic:
+        functional.scaled_dot_product_attention(q, k, v)
+    assert set(traffic.tile_flops) == {("forward", True)}
+    assert traffic.attention_bytes[True] == pytest.approx(4 * q.nbytes, rel=0.05)  # and a number for each query
+    assert traffic.attention_bytes[False] == 0
 
 
 def test_a_convolution_over_pixels_has_two_products() -> None:
@@ -94,8 +103,10 @@ def test_products_are_a_little_less_than_the_useful_work_at_the_same_rate(rows: 
 
 
 def test_modes_gpus_and_sides_are_in_order(rows: list[dict[str, object]]) -> None:
-    floor, eager, compiled = (find(rows, mode=mode, gpu="H200", gpus=1) for mode in ("floor", "eager", "compiled"))
+    floor, eager, compiled, levers = (find(rows, mode=mode, gpu="H200", gpus=1) for mode in budget.MODES)
     assert floor["ms"] < compiled["ms"] < eager["ms"]
+    assert levers["ms"] < compiled["ms"] - compiled["of_pixels_ms"] - 10  # B/32 has few tokens in both towers
+    assert levers["of_fused_ms"] == compiled["of_fused_ms"]
     assert find(rows, mode="eager", gpu="H100", gpus=1)["ms"] > eager["ms"]
     eight = find(rows, mode="eager", gpu="H200", gpus=8)
     assert eight["of_communication_ms"] > 0 == eager["of_communication_ms"]

@@ -103,24 +103,26 @@ def test_closing_table_lays_what_came_beside_what_was_predicted(tmp_path: Path) 
         "b32,eager,2048,H100,1,210,0.3,\n"
         "b32,eager,2048,H200,8,191,0.33,\n"
         "b32,floor,2048,H200,1,136,0.46,\n"
-        "l14,eager,512,H200,1,600,,1.2\n"
+        "l14,in turn,256,H200,1,600,,1.2\n"
+        "b16,eager,1024,H200,1,290,,\n"
     )
     rows = [
         {"step": "b32", "what": "b32", "mode": "eager", "batch": 2048, "ms": 209.0, "mfu": 0.3},
-        {"step": "l14", "what": "l14", "mode": "eager", "batch": 512, "ms": "nan"},
+        {"step": "l14 peer", "what": "l14", "mode": "in turn", "batch": 256, "ms": "nan"},
         {"step": "ceilings", "what": "copy", "tb_per_s": 4.3},
         {"step": "b32", "outcome": "ok"},
     ]
     text = closing_table(rows, {"b32": "ok", "cache": "died with -9"}, predictions=predictions)
-    ends, others, table = text.split("\n\n")
+    ends, others, missing, table = text.split("\n\n")
     assert ends == "b32: ok\ncache: died with -9"
     assert others == "copy: tb_per_s 4.3"
+    assert missing == "did not come: b16 eager 1024"
     assert [line.split() for line in table.splitlines()] == [
         ["figure", "predicted", "came", "ratio", "goal"],
         ["b32", "eager", "2048", "ms", "190", "209", "1.10"],
         ["b32", "eager", "2048", "mfu", "0.33", "0.3", "0.91", "0.25"],
-        ["l14", "eager", "512", "ms", "600", "nan", "-"],
-        ["l14", "eager", "512", "times_open_clip", "1.2", "-", "-", "1.15"],
+        ["l14", "in", "turn", "256", "ms", "600", "nan", "-"],
+        ["l14", "in", "turn", "256", "times_open_clip", "1.2", "-", "-", "1.15"],
     ]
 
 
