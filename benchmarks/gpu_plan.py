@@ -46,7 +46,7 @@ class Step:
     last_of_worker: bool = False
     """Whether it leaves settings behind that would change the steps after it."""
     essential: bool = False
-    """Whether nothing after it can work if it fails."""
+    """Whether nothing after it can work if it fails; it may be late."""
 
 
 STEPS = (
@@ -145,7 +145,7 @@ def run_plan(steps: Sequence[Step], report: Report, *, patience: float = 1) -> d
             seconds = time.monotonic() - began
             saved += own - seconds
             report.say(step=step.name, outcome=outcome, seconds=seconds)
-            if step.essential and outcome != "ok":
+            if step.essential and outcome.startswith("failed"):
                 break
             if outcome != "ok" or step.last_of_worker:
                 worker = next(workers)
@@ -180,9 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [step.name for step in STEPS]
     if unknown := [name for name in arguments.step if name not in names]:
         parser.error(f"no step {unknown[0]!r}; steps are {', '.join(names)}")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )  # a worker's children too
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *given])  # for workers and what they start
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (arguments.out / name).unlink(missing_ok=True)
@@ -192,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = closing_table(read_rows(arguments.out), outcomes, predictions=HERE / "results" / "budget.csv")
     (arguments.out / "gpu_table.txt").write_text(text)
     print(text, flush=True)
-    if outcomes.get("start", "ok") != "ok":
+    if outcomes.get("start", "").startswith("failed"):
         print(f"nothing was run: {outcomes['start']}", file=sys.stderr)
         return 2
     return int(any(outcome != "ok" for outcome in outcomes.values()))

@@ -70,6 +70,11 @@ def test_nothing_runs_after_an_essential_step_that_fails(report: Report) -> None
     assert outcomes == {"bad": "failed: ValueError: bad luck"}
 
 
+def test_an_essential_step_that_is_late_ends_nothing(report: Report) -> None:
+    outcomes = run_plan([Step("slow", "toys:slow", 1.5, essential=True), *steps("good")], report)
+    assert outcomes == {"slow": "stopped after 2 s", "good": "ok"}
+
+
 def test_time_that_was_saved_is_lent_to_later_steps_up_to_as_much_again(report: Report) -> None:
     outcomes = run_plan(steps("good", "slow"), report)
     assert outcomes["slow"] == "stopped after 3 s"
