@@ -8,6 +8,7 @@ import faulthandler
 import gc
 import importlib
 import json
+import logging
 import os
 import sys
 import time
@@ -52,6 +53,7 @@ def main(folder: Path, modules: Sequence[str], *, rehearse: bool) -> None:
     """Imports the modules, then runs what is ordered until there are no more orders."""
     outcomes = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries and children print is no outcome
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # what was chosen, what fell back
     report = Report(folder, rehearse=rehearse)
     began = time.monotonic()
     with suppress(Exception):  # the first step that needs the module says it
