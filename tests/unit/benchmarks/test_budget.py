@@ -82,7 +82,7 @@ def test_a_convolution_over_pixels_has_two_products() -> None:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, object]]:
-    return list(budget.rows_of_model("b32", 2048))
+    return list(budget.rows_of_model("b32", 2048, beside_open_clip=True))
 
 
 def find(rows: list[dict[str, object]], **wanted: object) -> dict[str, float]:
@@ -132,8 +132,8 @@ def test_open_clips_loss_holds_two_matrices_of_all_pairs() -> None:
 def test_the_file_has_what_the_plan_for_a_gpu_measures(
     rows: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "CASES", (("b32", 2048),))
-    monkeypatch.setattr(budget, "rows_of_model", lambda name, batch_size: iter(rows))
+    monkeypatch.setattr(budget, "CASES", (("b32", 2048, True),))
+    monkeypatch.setattr(budget, "rows_of_model", lambda name, batch_size, **_: iter(rows))
     monkeypatch.setattr("sys.argv", ["budget.py", "--out", str(tmp_path)])
     budget.main()
     budget.main()  # predictions are replaced
