@@ -90,7 +90,14 @@ def make_batch(config: RunConfig, size: int, *, index: int, rank: int = 0) -> Ba
 
 
 def benchmark_config(
-    model: str, batch_size: int, *, precision: str, folder: Path, context_length: int | None = None, **changes: object
+    model: str,
+    batch_size: int,
+    /,
+    *,
+    precision: str,
+    folder: Path,
+    context_length: int | None = None,
+    **changes: object,
 ) -> RunConfig:
     """The run of a shipped config with another batch, precision and no files to speak of.
 
@@ -123,6 +130,7 @@ def benchmark_config(
 def open_run(
     model: str,
     batch_size: int,
+    /,
     *,
     precision: str,
     folder: Path | None = None,
