@@ -176,12 +176,15 @@ def _(share_gradient: Tensor, row_lse_B: Tensor, column_lse_G: Tensor, *inputs: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # or zeros of r's and c's size were made
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:], *inputs[:6])
     ctx.settings = inputs[6:]
 
 
-def _differentiate(ctx: Any, share_gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, share_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if share_gradient is None:
+        return (None,) * 9
     return *_info_nce_backward(share_gradient, *ctx.saved_tensors, *ctx.settings), *(None,) * 6
 
 

@@ -4,11 +4,12 @@ Each program multiplies BLOCK_R images with BLOCK_N texts in D / BLOCK_D steps a
 registers. Any D and any number of rows and columns: what lies outside is masked. The common arguments:
 
 - x_RD, y_ND: images and texts, contiguous, of R rows and N columns; logit_scale: s, float32 (1,).
-- row_ids_R, column_ids_N: int32, not negative. Where they are equal a similarity is left out, so each image's with its
-  own text too: there are few of these, and without a branch for them 128 registers are enough, so that two programs
-  share a multiprocessor, and one multiplies while the other takes powers. `clipx.losses.triton_pairs` adds them.
+- row_ids_R, column_ids_N: int32, not negative. Where they are equal a similarity is left out.
 - row_positive_ids_R, column_positive_ids_N: the same, or None without SEVERAL. Where they are equal image and text
-  belong together, and are not left out; then nothing is missing.
+  belong together, and are not left out. Without SEVERAL only pairs do.
+- Row i in [first_pair_row, end_pair_row) and column i + pair_column are image and text of one pair. Their ids are
+  equal, so they are left out, and come last: they are few, but treated among the others they would take half of the
+  registers. As it is 128 are enough, two programs share a multiprocessor, and one multiplies while the other is done.
 - EVEN: no block reaches beyond the tile. GAIN: factor of the gradient, `clipx.losses.tiles.grad_scale`.
 
 Each compiles anew for every D, SEVERAL and EVEN. Numbers that differ from tile to tile are not specialized on; but N is
@@ -64,7 +65,7 @@ def _similarities(
 
 @triton.jit
 def _equal(row_ids_R, column_ids_N, rows, columns, R, N):
-    """Where ids, which are not negative, agree; nowhere outside of the tile."""
+    """Where ids agree; nowhere outside of the tile."""
     row_ids = tl.load(row_ids_R + rows, mask=rows < R, other=-1)
     column_ids = tl.load(column_ids_N + columns, mask=columns < N, other=-2)
     return row_ids[:, None] == column_ids[None, :]
@@ -88,6 +89,38 @@ def _store_gradient(gradient_RN, gradient, rows, columns, R, N, EVEN: tl.constex
         tl.store(places, gradient, mask=(rows < R)[:, None] & (columns < N)[None, :])
 
 
+@triton.jit
+def pair_logits(x_RD, y_ND, logit_scale, rows, columns, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """S / log 2 of the rows' images with the columns' texts, one by one; 0 where not inside.
+
+    Always the sum of the same products in the same order: a pair has one similarity, whoever asks.
+    """
+    x = x_RD + rows.to(tl.int64)[:, None] * D
+    y = y_ND + columns.to(tl.int64)[:, None] * D
+    products = tl.zeros((rows.shape[0], BLOCK_D), tl.float32)
+    for start in range(0, D, BLOCK_D):
+        places = (start + tl.arange(0, BLOCK_D))[None, :]
+        mask = inside[:, None] & (places < D)
+        x_block = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
+        products += x_block * tl.load(y + places, mask=mask, other=0.0).to(tl.float32)
+    return tl.sum(products, 1) * (tl.load(logit_scale) * LOG2_E)
+
+
+@triton.jit
+def _pairs(first_pair_row, end_pair_row, pair_column, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The program's first row with a pair, and their end; none if that is no larger."""
+    first_row, first_column = tl.program_id(0) * BLOCK_R, tl.program_id(1) * BLOCK_N
+    first = tl.maximum(tl.maximum(first_row, first_pair_row), first_column - pair_column)
+    return first, tl.minimum(tl.minimum(first_row + BLOCK_R, end_pair_row), first_column + BLOCK_N - pair_column)
+
+
+@triton.jit
+def _store_pair_gradient(gradient_RN, gradient, rows, columns, inside, N):
+    tl.debug_barrier()  # until all threads have stored the others, for these stand among them
+    places = gradient_RN + rows.to(tl.int64) * N + columns
+    tl.store(places, gradient.to(gradient_RN.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["R", "N"])
 def statistics_kernel(
     row_max_JR, row_sum_JR, column_max_IN, column_sum_IN, positive_JR,
@@ -97,7 +130,8 @@ def statistics_kernel(
 ):  # fmt: skip
     """Largest logit and sum of powers of each row over the program's columns, and each column over its rows.
 
-    In units of log 2, for `clipx.losses.triton_pairs`. SEVERAL: also the sum of each row's logits of positives.
+    In units of log 2, and without pairs, which `clipx.losses.triton_combine` adds. SEVERAL: with them, and also the sum
+    of each row's logits with its positives.
     """
     logits, rows, columns = _similarities(
         x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
@@ -116,14 +150,15 @@ def statistics_kernel(
     tl.store(column_sum_IN + column_places, column_sum, mask=columns < N)
 
 
-@triton.jit(do_not_specialize=["R"])
+@triton.jit(do_not_specialize=["R", "first_pair_row", "end_pair_row", "pair_column"])
 def info_nce_gradient_kernel(
     gradient_RN, row_lse_R, column_lse_N, weight_R,
     x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
+    first_pair_row, end_pair_row, pair_column,
     D: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GAIN: tl.constexpr, HALVING: tl.constexpr,
 ):  # fmt: skip
-    """GAIN [exp(S_ij - r_i) + exp(S_ij - c_j)] / 2; SEVERAL: less GAIN weight_i where j is i's positive.
+    """GAIN ([exp(S_ij - r_i) + exp(S_ij - c_j)] / 2 - [j is i's positive] weight_i), weight 1 without SEVERAL.
 
     HALVING = log2(2 / GAIN), so that both factors stand in the exponent.
     """
@@ -139,10 +174,19 @@ def info_nce_gradient_kernel(
         weight = tl.load(weight_R + rows, mask=rows < R, other=0.0) * GAIN
         gradient = tl.where(positive, gradient - weight[:, None], gradient)
     _store_gradient(gradient_RN, gradient, rows, columns, R, N, EVEN)
+    if not SEVERAL:
+        first, end = _pairs(first_pair_row, end_pair_row, pair_column, BLOCK_R, BLOCK_N)
+        if first < end:
+            own, inside = rows + pair_column, (rows >= first) & (rows < end)
+            # In natural units, as r and c are: where a pair has all of a row, r_i is exactly S_ii.
+            pairs = pair_logits(x_RD, y_ND, logit_scale, rows, own, inside, D, BLOCK_D) * LN2
+            of_row = tl.exp2((pairs - tl.load(row_lse_R + rows, mask=inside, other=0.0)) * LOG2_E)
+            of_column = tl.exp2((pairs - tl.load(column_lse_N + own, mask=inside, other=0.0)) * LOG2_E)
+            _store_pair_gradient(gradient_RN, ((of_row + of_column) / 2 - 1) * GAIN, rows, own, inside, N)
 
 
 @triton.jit
-def softplus_and_sigmoid(x):
+def _softplus_and_sigmoid(x):
     """log(1 + 2^x) and 2^x / (1 + 2^x); 0 and 0 of -inf."""
     small = tl.exp2(-tl.abs(x))
     # log(1 + e) = 2 artanh(q), q = e / (2 + e) <= 1/3, to 2e-7 of itself: log of the rounded 1 + e would lose small e.
@@ -152,10 +196,11 @@ def softplus_and_sigmoid(x):
     return tl.maximum(x, 0.0) * LN2 + 2.0 * q * series, tl.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
-@triton.jit(do_not_specialize=["R"])
+@triton.jit(do_not_specialize=["R", "first_pair_row", "end_pair_row", "pair_column"])
 def sigmoid_kernel(
     gradient_RN, loss_P, gradient_sum_P, logit_bias,
     x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
+    first_pair_row, end_pair_row, pair_column,
     D: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
@@ -168,10 +213,20 @@ def sigmoid_kernel(
     if SEVERAL:
         positive = _equal(row_positive_ids_R, column_positive_ids_N, rows, columns, R, N)
         opposed = tl.where(positive, -opposed, opposed)
-    loss, gradient = softplus_and_sigmoid(opposed)
+    loss, gradient = _softplus_and_sigmoid(opposed)
     if SEVERAL:
         gradient = tl.where(positive, -gradient, gradient)
-    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(loss_P + program, tl.sum(tl.sum(loss, 1), 0))
-    tl.store(gradient_sum_P + program, tl.sum(tl.sum(gradient, 1), 0))
+    loss_sum, gradient_sum = tl.sum(tl.sum(loss, 1), 0), tl.sum(tl.sum(gradient, 1), 0)
     _store_gradient(gradient_RN, gradient * GAIN, rows, columns, R, N, EVEN)
+    if not SEVERAL:
+        first, end = _pairs(first_pair_row, end_pair_row, pair_column, BLOCK_R, BLOCK_N)
+        if first < end:
+            own, inside = rows + pair_column, (rows >= first) & (rows < end)
+            pairs = pair_logits(x_RD, y_ND, logit_scale, rows, own, inside, D, BLOCK_D) + tl.load(logit_bias) * LOG2_E
+            pair_loss, minus_gradient = _softplus_and_sigmoid(tl.where(inside, -pairs, -float("inf")))
+            loss_sum += tl.sum(pair_loss, 0)
+            gradient_sum -= tl.sum(minus_gradient, 0)
+            _store_pair_gradient(gradient_RN, -minus_gradient * GAIN, rows, own, inside, N)
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(loss_P + program, loss_sum)
+    tl.store(gradient_sum_P + program, gradient_sum)

@@ -1,9 +1,9 @@
 """Launches the losses' Triton kernels: what happens in a tile, its similarities never reaching memory.
 
 The functions have the signatures of torch's tiles in `info_nce` and `sigmoid`, on a grid from `Grid.for_kernels`; the
-kernels stand in `clipx.losses.triton_kernels` and `triton_pairs`. Results repeat bit for bit: programs write to places
-of their own, sums over programs have a fixed order, there are no atomics. bfloat16 and float16 operands have exact
-products, summed in float32; float32 operands are multiplied as IEEE float32, without tensor cores.
+kernels stand in `clipx.losses.triton_kernels` and `triton_combine`. Results repeat bit for bit: programs write to
+places of their own, sums over programs have a fixed order, there are no atomics. bfloat16 and float16 operands have
+exact products, summed in float32; float32 operands are multiplied as IEEE float32, without tensor cores.
 
 Shape suffixes: R rows and N columns of a tile, D embedding, I programs along rows, J along columns, P all of them.
 """
@@ -17,7 +17,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
-from clipx.losses import triton_kernels, triton_pairs
+from clipx.losses import triton_combine, triton_kernels
 from clipx.losses.exchange import Columns
 from clipx.losses.tiles import Grid, Tile, grad_scale
 
@@ -35,10 +35,10 @@ def info_nce_statistics(
     triton_kernels.statistics_kernel[launch.counts](*partial, *launch.arguments, **launch.constants)
     row_lse_R, positive_R = logit_scale.new_empty((2, num_rows))
     column_lse_N = logit_scale.new_empty(num_columns)
-    count = triton.cdiv(num_rows, PAIR_BLOCKS["BLOCK"]) + triton.cdiv(num_columns, PAIR_BLOCKS["BLOCK"])
-    triton_pairs.combine_kernel[(count,)](
+    count = sum(triton.cdiv(size, COMBINE_BLOCKS["BLOCK"]) for size in launch.size)
+    triton_combine.combine_kernel[(count,)](
         row_lse_R, column_lse_N, positive_R, *partial, *launch.operands, *launch.size, *launch.counts, *launch.pairs,
-        SEVERAL=weight_B is not None, D=x_RD.shape[1], BLOCK_K=PROGRAMS_AT_ONCE, **PAIR_BLOCKS,
+        SEVERAL=weight_B is not None, D=x_RD.shape[1], **COMBINE_BLOCKS,
     )  # fmt: skip
     return row_lse_R, column_lse_N, positive_R if weight_B is None else positive_R.mul_(weight_B[tile.rows])
 
@@ -58,14 +58,9 @@ def info_nce_gradient(
     gradient_RN = x_RD.new_empty(launch.size)
     weight_R = None if weight_B is None else weight_B[tile.rows]
     triton_kernels.info_nce_gradient_kernel[launch.counts](
-        gradient_RN, row_lse_R, column_lse_N, weight_R, *launch.arguments, **launch.constants,
+        gradient_RN, row_lse_R, column_lse_N, weight_R, *launch.arguments, *launch.pairs, **launch.constants,
         GAIN=gain, HALVING=math.log2(2 / gain),
     )  # fmt: skip
-    if launch.num_pair_programs:
-        triton_pairs.info_nce_pair_kernel[(launch.num_pair_programs,)](
-            gradient_RN, row_lse_R, column_lse_N, *launch.operands, launch.size[1], *launch.pairs,
-            D=x_RD.shape[1], GAIN=gain, **PAIR_BLOCKS,
-        )  # fmt: skip
     return gradient_RN
 
 
@@ -74,16 +69,10 @@ def sigmoid_tile(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the tile's losses; sum of G g_ij; grad_scale(x) G g_ij (R, N), in x's dtype."""
     launch, gain = Launch(x_RD, y_ND, logit_scale, tile), grad_scale(x_RD)
-    gradient_RN, num_programs = x_RD.new_empty(launch.size), math.prod(launch.counts)
-    sums_P = logit_scale.new_empty((2, num_programs + launch.num_pair_programs))
+    gradient_RN, sums_P = x_RD.new_empty(launch.size), logit_scale.new_empty((2, math.prod(launch.counts)))
     triton_kernels.sigmoid_kernel[launch.counts](
-        gradient_RN, sums_P[0], sums_P[1], logit_bias, *launch.arguments, **launch.constants, GAIN=gain
+        gradient_RN, sums_P[0], sums_P[1], logit_bias, *launch.arguments, *launch.pairs, **launch.constants, GAIN=gain
     )
-    if launch.num_pair_programs:
-        triton_pairs.sigmoid_pair_kernel[(launch.num_pair_programs,)](
-            gradient_RN, sums_P[0, num_programs:], sums_P[1, num_programs:], logit_bias,
-            *launch.operands, launch.size[1], *launch.pairs, D=x_RD.shape[1], GAIN=gain, **PAIR_BLOCKS,
-        )  # fmt: skip
     loss, gradient_sum = sums_P.sum(1)
     return loss, gradient_sum, gradient_RN
 
@@ -123,8 +112,7 @@ class Blocks:
 # the alternatives.
 NARROW_BLOCKS = Blocks(rows=128, columns=128, depth=64, num_warps=8, num_stages=3, max_registers=128)
 FLOAT32_BLOCKS = Blocks(rows=64, columns=64, depth=32, num_warps=4, num_stages=3, max_registers=None)
-PAIR_BLOCKS = {"BLOCK": 32, "BLOCK_D": 128}
-PROGRAMS_AT_ONCE = 32
+COMBINE_BLOCKS = {"BLOCK": 32, "BLOCK_D": 128, "BLOCK_K": 32}
 TRIAL_SIZE = 256
 """A multiple of all blocks, the alternatives included: what is compiled for a trial serves the run."""
 
@@ -175,9 +163,3 @@ class Launch:
         """First row and end of the pairs, and the column of row 0's."""
         rows = self._tile.pair_rows
         return rows.start, rows.stop, self._tile.pair_column
-
-    @property
-    def num_pair_programs(self) -> int:
-        """Programs for the pairs that the other kernels leave out."""
-        first, end, _ = self.pairs
-        return 0 if self._tile.grid.positive_ids_G is not None else triton.cdiv(end - first, PAIR_BLOCKS["BLOCK"])
