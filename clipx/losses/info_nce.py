@@ -78,7 +78,13 @@ class InfoNCELoss(TiledLoss):
 
     def cost(self, shape: LossShape) -> LossCost:
         """Four products of B x G x D: similarities going forward, again going back, and two gradients."""
-        cost = tiled_cost(shape, num_products=4, num_passes=2, exchange=self.exchange)
+        cost = tiled_cost(
+            shape,
+            num_products=4,
+            num_passes=2,
+            exchange=self.exchange,
+            implementation=self.implementation,
+        )
         return replace(cost, transfers=(*cost.transfers, column_sums(shape)))
 
 

@@ -50,7 +50,13 @@ class SigmoidLoss(TiledLoss):
 
     def cost(self, shape: LossShape) -> LossCost:
         """Three products of B x G x D: similarities and two gradients, in one pass."""
-        return tiled_cost(shape, num_products=3, num_passes=1, exchange=self.exchange)
+        return tiled_cost(
+            shape,
+            num_products=3,
+            num_passes=1,
+            exchange=self.exchange,
+            implementation=self.implementation,
+        )
 
 
 @torch.library.custom_op("clipx::sigmoid", mutates_args=())

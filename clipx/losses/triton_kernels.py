@@ -216,7 +216,7 @@ def sigmoid_kernel(
     loss, gradient = _softplus_and_sigmoid(opposed)
     if SEVERAL:
         gradient = tl.where(positive, -gradient, gradient)
-    loss_sum, gradient_sum = tl.sum(tl.sum(loss, 1), 0), tl.sum(tl.sum(gradient, 1), 0)
+    loss_sum, gradient_sum = tl.sum(loss), tl.sum(gradient)  # axis by axis triton 3.6 fails for sm_100
     _store_gradient(gradient_RN, gradient * GAIN, rows, columns, R, N, EVEN)
     if not SEVERAL:
         first, end = _pairs(first_pair_row, end_pair_row, pair_column, BLOCK_R, BLOCK_N)

@@ -10,7 +10,7 @@ Shape suffixes: R rows and N columns of a tile, D embedding, I programs along ro
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -117,6 +117,12 @@ TRIAL_SIZE = 256
 """A multiple of all blocks, the alternatives included: what is compiled for a trial serves the run."""
 
 
+@cache
+def _has_tensor_memory(device: torch.device) -> bool:
+    """Whether products are summed outside of the registers, as on sm_100."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 10
+
+
 class Launch:
     """What the kernels of one tile need.
 
@@ -155,8 +161,17 @@ class Launch:
             "BLOCK_D": blocks.depth,
             "num_warps": blocks.num_warps,
             "num_stages": blocks.num_stages,
-            "maxnreg": blocks.max_registers,
+            "maxnreg": self._max_registers(),
         }
+
+    def _max_registers(self) -> int | None:
+        """None where programs would spill for it: with masks in the products, and with sums in memory of their own."""
+        x_RD = self.operands[0]
+        return (
+            None
+            if x_RD.shape[1] % self._blocks.depth or _has_tensor_memory(x_RD.device)
+            else self._blocks.max_registers
+        )
 
     @property
     def pairs(self) -> tuple[int, int, int]:
