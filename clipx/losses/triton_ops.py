@@ -10,7 +10,7 @@ Shape suffixes: R rows and N columns of a tile, D embedding, I programs along ro
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -139,7 +139,7 @@ class Launch:
         self.counts = (triton.cdiv(len(x_RD), self._blocks.rows), triton.cdiv(len(y_ND), self._blocks.columns))
         self.operands = (x_RD.contiguous(), y_ND.contiguous(), logit_scale)
 
-    @cached_property
+    @property
     def arguments(self) -> tuple[Any, ...]:
         """What the kernels of all similarities share."""
         grid = self._tile.grid
@@ -147,7 +147,7 @@ class Launch:
         positive_ids = (None, None) if grid.positive_ids_G is None else self._tile.ids(grid.positive_ids_G)
         return *self.operands, *self._tile.ids(grid.ids_G), *positive_ids, *self.size
 
-    @cached_property
+    @property
     def constants(self) -> dict[str, Any]:
         """Their constants."""
         blocks, (num_rows, num_columns) = self._blocks, self.size
@@ -166,12 +166,8 @@ class Launch:
 
     def _max_registers(self) -> int | None:
         """None where programs would spill for it: with masks in the products, and with sums in memory of their own."""
-        x_RD = self.operands[0]
-        return (
-            None
-            if x_RD.shape[1] % self._blocks.depth or _has_tensor_memory(x_RD.device)
-            else self._blocks.max_registers
-        )
+        spilling = self.operands[0].shape[1] % self._blocks.depth or _has_tensor_memory(self.operands[0].device)
+        return None if spilling else self._blocks.max_registers
 
     @property
     def pairs(self) -> tuple[int, int, int]:

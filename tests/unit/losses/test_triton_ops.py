@@ -96,6 +96,19 @@ def test_logits_far_below_the_largest_of_their_tile_count(name: str) -> None:
         assert (found - exact).norm() <= 1e-4 * exact.norm()
 
 
+@interpreted
+@pytest.mark.parametrize("with_positives", [False, True])
+def test_more_programs_than_are_combined_at_once(with_positives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipx.losses import triton_ops
+
+    monkeypatch.setitem(triton_ops.COMBINE_BLOCKS, "BLOCK_K", 2)
+    pairs = draw(300, 8, scale=40.0)  # 5 programs along each axis
+    positive_ids_B = torch.arange(300) % 7 if with_positives else None
+    value = InfoNCELoss(implementation="triton")(pairs, positive_ids_B=positive_ids_B)
+    expected, _ = textbook("info_nce", pairs, None, positive_ids_B)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
 def tile_of(num_rows: int, num_columns: int) -> Tile:
     """This rank's rows, and texts of which the first `num_rows` are theirs."""
     grid = Grid(rank=0, world_size=1, batch_size=num_rows, tile_size=num_rows).for_kernels(1, torch.device("cpu"))
