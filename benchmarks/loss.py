@@ -165,11 +165,12 @@ def time_blocks(device: torch.device, repetitions: int) -> None:
     from clipx.losses import triton_ops
 
     shapes = (
-        (128, 128, 64, 8, 3),
-        (128, 128, 64, 8, 4),
-        (64, 128, 64, 4, 4),
-        (128, 64, 64, 4, 4),
-        (128, 256, 64, 8, 3),
+        (128, 128, 64, 8, 3, 128),
+        (128, 128, 64, 8, 3, None),
+        (128, 128, 64, 8, 4, 128),
+        (64, 128, 64, 4, 4, 128),
+        (128, 64, 64, 4, 4, 128),
+        (128, 256, 64, 8, 3, None),
     )
     shaped = {str(shape): triton_ops.Blocks(*shape) for shape in shapes}
     for loss in ("info_nce", "sigmoid"):

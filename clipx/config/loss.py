@@ -16,11 +16,11 @@ class InfoNCEConfig:
 
     type: Literal["info_nce"] = "info_nce"
     implementation: Literal["auto", "tiled", "triton"] = "auto"
-    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
+    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton for bf16 and fp16 where it is there."""
     exchange: Literal["gather", "ring"] = "gather"
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
     tile_size: Count = 2048
-    """Its square is the most similarities that torch holds at once."""
+    """Its square is the most similarities that torch holds at once; on CUDA 4 times as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class SigmoidConfig:
 
     type: Literal["sigmoid"] = "sigmoid"
     implementation: Literal["auto", "tiled", "triton"] = "auto"
-    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton where it is there, else tiled."""
+    """tiled: torch, on any device; triton: fused kernels, on CUDA; auto: triton for bf16 and fp16 where it is there."""
     exchange: Literal["gather", "ring"] = "gather"
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
     tile_size: Count = 2048
-    """Its square is the most similarities that torch holds at once."""
+    """Its square is the most similarities that torch holds at once; on CUDA 4 times as many."""
 
 
 LossConfig = Annotated[InfoNCEConfig | SigmoidConfig, Field(discriminator="type")]

@@ -1,7 +1,8 @@
 """Which code computes a tile: torch's own operations, on any device, or fused Triton kernels, on CUDA.
 
-Both are exact and share all that is above a tile. Kernels take float32, bfloat16 and float16, and every width; several
-positives (`positive_ids_B`) and float64 are computed by torch whatever was chosen.
+Both are exact and share all that is above a tile. Kernels take float32, bfloat16 and float16, and every width; float64
+is computed by torch whatever was chosen. `auto` leaves float32 to torch too: no tensor core multiplies it exactly, so
+that products take nearly all of the time, and those of torch's libraries are at least as fast.
 """
 
 import logging
@@ -36,15 +37,17 @@ def check_implementation(name: str, device: torch.device) -> None:
 
 
 def use_kernels(name: str, x: Tensor, *, several_positives: bool) -> bool:
-    """Whether tiles of x (B, D) are computed by kernels; `auto` takes them where they run.
+    """Whether tiles of x (B, D) are computed by kernels; `auto` takes them where they run and are faster.
 
     Raises:
         InputError: as `check_implementation`.
     """
     check_implementation(name, x.device)
-    if name == "tiled" or several_positives or x.dtype == torch.float64 or (name == "auto" and not x.is_cuda):
+    if name == "tiled" or x.dtype == torch.float64:
         return False
-    return _can_run(x.device) and _compile(x.device, x.dtype, x.shape[1])
+    if name == "auto" and (not x.is_cuda or x.dtype == torch.float32):
+        return False
+    return _can_run(x.device) and _compile(x.device, x.dtype, x.shape[1], several_positives)
 
 
 def _can_run(device: torch.device) -> bool:
@@ -58,14 +61,14 @@ def _has_triton() -> bool:
 
 
 @cache
-def _compile(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+def _compile(device: torch.device, dtype: torch.dtype, width: int, several_positives: bool) -> bool:
     """Whether the kernels compile and run; tried once on a few pairs, so that a failure costs speed, not the run."""
     from clipx.losses import triton_ops
 
     if device.type != "cuda":
         return True  # interpreted: nothing to compile
     try:
-        triton_ops.try_all(width, dtype, device)
+        triton_ops.try_all(width, dtype, device, several_positives=several_positives)
         torch.cuda.synchronize(device)
     except Exception as problem:  # Triton raises its own, the C compiler's and the driver's errors
         log.warning(

@@ -8,7 +8,9 @@ from typing import Literal
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "shift"]
 _FLOAT, _ID = 4, 8  # bytes
-_TILE = 4096  # rows and columns of the largest block of similarities that a loss holds
+_TORCH_TILE, _KERNEL_TILE = 4096, 8192  # on CUDA; their squares are similarities (`clipx.losses.tiles`)
+_TORCH_TILE_BYTES = 18
+"""For each similarity, with all that stands beside it; of the costliest, the sigmoid loss with several positives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,12 @@ NO_COST = LossCost(flops=0.0, gathered_bytes=0, working_bytes=0, transfers=())
 
 
 def tiled_cost(
-    shape: LossShape, *, num_products: int, num_passes: int, exchange: Literal["gather", "ring"]
+    shape: LossShape,
+    *,
+    num_products: int,
+    num_passes: int,
+    exchange: Literal["gather", "ring"],
+    implementation: Literal["auto", "tiled", "triton"] = "tiled",
 ) -> LossCost:
     """The cost of a loss over all pairs that is computed in tiles from one exchange of the texts.
 
@@ -80,7 +87,11 @@ def tiled_cost(
     """
     pairs, texts = shape.global_batch_size, shape.global_batch_size * shape.embed_dim
     own = shape.rank_batch_size * shape.embed_dim
-    tiles = 4 * min(_TILE, shape.rank_batch_size) * min(_TILE, pairs)
+    num_similarities = shape.rank_batch_size * pairs
+    if implementation == "triton" or (implementation == "auto" and shape.element_bytes < _FLOAT):
+        tiles = shape.element_bytes * min(_KERNEL_TILE**2, num_similarities)
+    else:
+        tiles = _TORCH_TILE_BYTES * min(_TORCH_TILE**2, num_similarities)
     num_ids = 1 if shape.captions_per_image == 1 else 2
     ids = Transfer(part="ids of samples", collective="all-gather", payload=_ID * pairs, times=num_ids)
     embeddings, gradients = shape.element_bytes * texts, _FLOAT * texts
@@ -99,7 +110,7 @@ def tiled_cost(
         flops=2.0 * num_products * shape.rank_batch_size * texts,
         gathered_bytes=_FLOAT * texts if exchange == "gather" else 0,
         # both towers' embeddings, gradients and float32 sums; in a ring also texts and gradients on their way
-        working_bytes=_FLOAT * ((8 if exchange == "gather" else 10) * own + tiles),
+        working_bytes=_FLOAT * (8 if exchange == "gather" else 10) * own + tiles,
         transfers=(ids, *moved),
     )
 

@@ -9,7 +9,7 @@ Shape suffixes: B local pairs, G global pairs, R rows and N columns of a tile, D
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -78,7 +78,13 @@ class InfoNCELoss(TiledLoss):
 
     def cost(self, shape: LossShape) -> LossCost:
         """Four products of B x G x D: similarities going forward, again going back, and two gradients."""
-        cost = tiled_cost(shape, num_products=4, num_passes=2, exchange=self.exchange)
+        cost = tiled_cost(
+            shape,
+            num_products=4,
+            num_passes=2,
+            exchange=self.exchange,
+            implementation=self.implementation,
+        )
         return replace(cost, transfers=(*cost.transfers, column_sums(shape)))
 
 
@@ -100,15 +106,17 @@ def _info_nce(  # noqa: PLR0913, PLR0917
     """The share; r (B,); c (G,)."""
     group = collectives.named_group(group_name)
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
+    tile_statistics = _tile_statistics
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
         from clipx.losses.triton_ops import info_nce_statistics as tile_statistics
 
-        grid = grid.for_kernels(4)  # a kernel leaves 1/8 byte per similarity: what its rows and columns sum to
-    else:
-        tile_statistics = partial(_tile_statistics, weight_B=_positive_weight(grid, accumulation_dtype(image_BD)))
+        grid = grid.for_kernels(4, image_BD.device)  # a kernel leaves 1/8 byte per similarity, of its rows and columns
+    weight_B = _positive_weight(grid, accumulation_dtype(image_BD))
     exchange = make_exchange(text_BD, text_GD, slice_size=grid.tile_size, group=group)
     with torch.autocast(image_BD.device.type, enabled=False):
-        row_lse_B, column_lse_G, positive_B = _statistics(image_BD, logit_scale, exchange, grid, tile_statistics)
+        row_lse_B, column_lse_G, positive_B = _statistics(
+            image_BD, logit_scale, exchange, grid, partial(tile_statistics, weight_B=weight_B)
+        )
         _combine_over_ranks(column_lse_G, group)
         halves_B = (row_lse_B + grid.local(column_lse_G)) / 2
         share = (halves_B - positive_B).sum() / grid.global_batch_size
@@ -141,23 +149,24 @@ def _info_nce_backward(  # noqa: PLR0913, PLR0917
     group = collectives.named_group(group_name)
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
     scale = logit_scale.to(accumulation_dtype(image_BD))
+    slice_size = 2 * grid.tile_size  # the same for torch and kernels: ranks agree though kernels fail on one
+    tile_gradient = _tile_gradient
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
         from clipx.losses.triton_ops import info_nce_gradient as tile_gradient
 
-        grid = grid.for_kernels(2)  # a kernel leaves g and nothing else
-    else:
-        tile_gradient = partial(_tile_gradient, weight_B=_positive_weight(grid, scale.dtype))
+        grid = grid.for_kernels(2, image_BD.device)  # a kernel leaves g and nothing else
+    weight_B = _positive_weight(grid, scale.dtype)
 
     def gradient(x_RD: Tensor, y_ND: Tensor, tile: Tile) -> Tensor:
         column_lse_N = grid.take(column_lse_G, tile.columns)
-        return tile_gradient(x_RD, y_ND, scale, tile, row_lse_R=row_lse_B[tile.rows], column_lse_N=column_lse_N)
+        lse = {"row_lse_R": row_lse_B[tile.rows], "column_lse_N": column_lse_N}
+        return tile_gradient(x_RD, y_ND, scale, tile, weight_B=weight_B, **lse)
 
     with torch.autocast(image_BD.device.type, enabled=False):
         dx_BD, dy_BD, ds = input_gradients(
             image_BD,
             scale,
-            # Slices are the same for torch and kernels: ranks agree on the collectives though kernels fail on one.
-            make_exchange(text_BD, text_GD, slice_size=2 * tile_size, group=group),
+            make_exchange(text_BD, text_GD, slice_size=slice_size, group=group),
             grid=grid,
             loss_scale=share_gradient / grid.global_batch_size,
             dtype=image_BD.dtype,
@@ -173,12 +182,15 @@ def _(share_gradient: Tensor, row_lse_B: Tensor, column_lse_G: Tensor, *inputs: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # or zeros of r's and c's size were made
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:], *inputs[:6])
     ctx.settings = inputs[6:]
 
 
-def _differentiate(ctx: Any, share_gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, share_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if share_gradient is None:
+        return (None,) * 9
     return *_info_nce_backward(share_gradient, *ctx.saved_tensors, *ctx.settings), *(None,) * 6
 
 
@@ -198,20 +210,23 @@ def _statistics(
         r (B,); log sum exp of every column over this rank's rows alone (G,); mean similarity to the positives (B,).
     """
     scale = logit_scale.to(accumulation_dtype(image_BD))
-    row_lse_B = scale.new_full((grid.batch_size,), -torch.inf)
-    column_lse_G = scale.new_full((grid.global_batch_size,), -torch.inf)
-    positive_B = scale.new_zeros((grid.batch_size,))
+    column_lse_G = scale.new_empty((grid.global_batch_size,))
+    of_rows: list[tuple[Tensor, Tensor]] = []
     for columns, text_ND in exchange.forward():
         y_ND = matmul_operand(text_ND)
-        column_lse_N = scale.new_full((len(columns),), -torch.inf)
-        for rows in grid.row_slices(len(columns)):
-            tile = Tile(grid, rows, columns)
-            row_R, column_N, positive_R = tile_statistics(matmul_operand(image_BD[rows]), y_ND, scale, tile)
-            row_lse_B[rows] = torch.logaddexp(row_lse_B[rows], row_R)
-            column_lse_N = torch.logaddexp(column_lse_N, column_N)
-            positive_B[rows] += positive_R
-        by_owner = column_lse_N.unflatten(0, (-1, columns.num_places))
+        rows_R, columns_N, positives_R = zip(
+            *(
+                tile_statistics(matmul_operand(image_BD[rows]), y_ND, scale, Tile(grid, rows, columns))
+                for rows in grid.row_slices(len(columns))
+            ),
+            strict=True,
+        )
+        of_rows.append((torch.cat(rows_R), torch.cat(positives_R)))
+        by_owner = reduce(torch.logaddexp, columns_N).unflatten(0, (-1, columns.num_places))
         grid.by_owner(column_lse_G)[columns.owners, columns.places] = by_owner
+    row_lse_B, positive_B = of_rows[0]
+    for other_lse_B, other_positive_B in of_rows[1:]:
+        row_lse_B, positive_B = torch.logaddexp(row_lse_B, other_lse_B), positive_B + other_positive_B
     return row_lse_B, column_lse_G, positive_B
 
 

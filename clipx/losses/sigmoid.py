@@ -50,7 +50,13 @@ class SigmoidLoss(TiledLoss):
 
     def cost(self, shape: LossShape) -> LossCost:
         """Three products of B x G x D: similarities and two gradients, in one pass."""
-        return tiled_cost(shape, num_products=3, num_passes=1, exchange=self.exchange)
+        return tiled_cost(
+            shape,
+            num_products=3,
+            num_passes=1,
+            exchange=self.exchange,
+            implementation=self.implementation,
+        )
 
 
 @torch.library.custom_op("clipx::sigmoid", mutates_args=())
@@ -69,12 +75,12 @@ def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain value
     """The share, and its gradients in the accumulation dtype for images, texts, scale and bias."""
     group = collectives.named_group(group_name)
     grid = make_grid(image_BD, text_BD, group, tile_size=tile_size, ids_G=ids_G, positive_ids_G=positive_ids_G)
+    slice_size = 2 * grid.tile_size  # as InfoNCE's
+    sigmoid_tile = _sigmoid_tile
     if use_kernels(implementation, image_BD, several_positives=positive_ids_G is not None):
         from clipx.losses.triton_ops import sigmoid_tile
 
-        grid = grid.for_kernels(2)  # a kernel leaves g and nothing else
-    else:
-        sigmoid_tile = _sigmoid_tile
+        grid = grid.for_kernels(2, image_BD.device)  # a kernel leaves g and nothing else
     scale, bias = (tensor.to(accumulation_dtype(image_BD)) for tensor in (logit_scale, logit_bias))
     total, db = scale.new_zeros(()), torch.zeros_like(bias)
 
@@ -88,7 +94,7 @@ def _sigmoid(  # noqa: PLR0913, PLR0917 (a registered operator takes plain value
         dx_BD, dy_BD, ds = input_gradients(
             image_BD,
             scale,
-            make_exchange(text_BD, text_GD, slice_size=2 * tile_size, group=group),  # as InfoNCE's
+            make_exchange(text_BD, text_GD, slice_size=slice_size, group=group),
             grid=grid,
             loss_scale=1 / grid.global_batch_size,
             dtype=scale.dtype,

@@ -8,6 +8,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.losses.backend import check_implementation
 from clipx.losses.exchange import all_gather
+from clipx.losses.tiles import dense_ids
 
 
 class TiledLoss:
@@ -16,8 +17,8 @@ class TiledLoss:
     Args:
         implementation: what computes a tile, `clipx.losses.backend`.
         exchange: gather all texts, or pass them round in a ring where G x D does not fit.
-        tile_size: its square is the most similarities that torch holds at once; a kernel holds none, and writes g in
-            blocks of 4 times as many.
+        tile_size: its square is the most similarities that torch holds at once, 4 times as many on CUDA; a kernel holds
+            none, and writes g in blocks of 16 times as many.
     """
 
     def __init__(
@@ -38,5 +39,5 @@ class TiledLoss:
     def operands(self, text_BD: Tensor, group: ProcessGroup | None, *ids_B: Tensor | None) -> tuple[Any, ...]:
         """Plain values for a registered operator: all texts (None in a ring), all ids, and the settings."""
         text_GD = None if self.exchange == "ring" or group is None else all_gather(text_BD, group)
-        ids_G = (None if ids is None else all_gather(ids, group) for ids in ids_B)
+        ids_G = (None if ids is None else dense_ids(all_gather(ids, group)) for ids in ids_B)
         return text_GD, *ids_G, "" if group is None else group.group_name, self.implementation, self.tile_size

@@ -32,17 +32,21 @@ class Grid:
     """A tile has at most its square of similarities, and at most this many rows."""
     ids_G: Tensor | None = None
     positive_ids_G: Tensor | None = None
+    """Both as `dense_ids`."""
 
     @property
     def global_batch_size(self) -> int:
         """G."""
         return self.batch_size * self.world_size
 
-    def for_kernels(self, factor: int) -> Self:
-        """The same grid with tiles `factor` squared times as large, and ids as int32, half of the registers."""
-        ids_G = self.ids_G
-        if ids_G is not None:  # each id's place among the sorted ones; equal where ids are
-            ids_G = torch.searchsorted(ids_G.sort().values, ids_G, out_int32=True)
+    def for_kernels(self, factor: int, device: torch.device) -> Self:
+        """The same grid with tiles `factor` squared times as large, and with ids even where none were given.
+
+        Positives are never left out, so that their ids taken once more leave out nothing; nor do ids that all differ.
+        """
+        ids_G = self.positive_ids_G if self.ids_G is None else self.ids_G
+        if ids_G is None:
+            ids_G = torch.arange(self.global_batch_size, dtype=torch.int32, device=device)
         return replace(self, tile_size=factor * self.tile_size, ids_G=ids_G)
 
     def row_slices(self, num_columns: int) -> Iterator[slice]:
@@ -119,13 +123,13 @@ class Tile:
         left_out_RN = self.left_out()
         return x_RN if left_out_RN is None else x_RN.masked_fill_(left_out_RN, value)
 
-    def ids(self) -> tuple[Tensor, Tensor] | None:
-        """`ids` of the rows (R,) and of the columns (N,)."""
-        ids_G = self.grid.ids_G
-        return None if ids_G is None else (self.grid.local(ids_G)[self.rows], self.grid.take(ids_G, self.columns))
+    def ids(self, ids_G: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the rows (R,) and of the columns (N,)."""
+        return self.grid.local(ids_G)[self.rows], self.grid.take(ids_G, self.columns)
 
     def _equal(self, ids_G: Tensor) -> Tensor:
-        return self.grid.local(ids_G)[self.rows, None] == self.grid.take(ids_G, self.columns)
+        ids_R, ids_N = self.ids(ids_G)
+        return ids_R[:, None] == ids_N
 
 
 def make_grid(
@@ -137,17 +141,22 @@ def make_grid(
     ids_G: Tensor | None,
     positive_ids_G: Tensor | None,
 ) -> Grid:
-    """The grid of this rank within its group."""
+    """The grid of this rank within its group; on CUDA, where launches cost as much as work, of tiles twice as wide."""
     assert image_BD.shape == text_BD.shape, f"images {tuple(image_BD.shape)}, texts {tuple(text_BD.shape)}"
     assert image_BD.dtype == text_BD.dtype, f"images {image_BD.dtype}, texts {text_BD.dtype}"
     return Grid(
         rank=collectives.rank(group),
         world_size=collectives.world_size(group),
         batch_size=len(image_BD),
-        tile_size=tile_size,
+        tile_size=2 * tile_size if image_BD.is_cuda else tile_size,
         ids_G=ids_G,
         positive_ids_G=positive_ids_G,
     )
+
+
+def dense_ids(ids_G: Tensor) -> Tensor:
+    """int32 numbers below G that are equal where the ids are: the place of each among the sorted ones."""
+    return torch.searchsorted(ids_G.sort().values, ids_G, out_int32=True)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -197,7 +206,8 @@ def input_gradients(
         dx = loss_scale s g y (B, D); dy = loss_scale s g^T x (B, D) of this rank's own texts, from all ranks' images;
         ds (1,), the sum over this rank's images of <x_i, dx_i> / s, from the dx in the accumulation dtype.
     """
-    loss_scale = loss_scale / grad_scale(matmul_operand(image_BD))
+    if grad_scale(matmul_operand(image_BD)) != 1:
+        loss_scale = loss_scale / grad_scale(matmul_operand(image_BD))
     direction_BD = torch.zeros_like(image_BD, dtype=logit_scale.dtype)  # g y, which also gives ds
     for columns, text_ND, dy_ND in exchange.backward():
         y_ND = matmul_operand(text_ND)
@@ -208,9 +218,11 @@ def input_gradients(
             _add_product(dy_ND, g_RN.T, x_RD)
             del g_RN  # or it stood beside the next one
     ds = torch.linalg.vecdot(direction_BD, image_BD.to(direction_BD)).sum().mul(loss_scale).reshape(1)
-    dx_BD = direction_BD.mul_(logit_scale * loss_scale).to(dtype)
+    factor = logit_scale * loss_scale
+    dx_BD = torch.mul(direction_BD, factor, out=torch.empty_like(direction_BD, dtype=dtype))
     del direction_BD
-    return dx_BD, exchange.text_gradient().mul_(logit_scale * loss_scale).to(dtype), ds
+    dy_BD = exchange.text_gradient()
+    return dx_BD, torch.mul(dy_BD, factor, out=torch.empty_like(dy_BD, dtype=dtype)), ds
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -1,7 +1,6 @@
 """The losses on 1, 2 and 4 processes against the textbook on the whole batch, through a real model under DDP."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import pytest
@@ -213,8 +212,8 @@ def one_rank_without_kernels(exchange: Literal["gather", "ring"]) -> list[Tensor
 
     if dist.get_rank() == 0:
         module.use_kernels = lambda *_, **__: True  # type: ignore[assignment]
-        triton_ops.info_nce_statistics = partial(module._tile_statistics, weight_B=None)  # type: ignore[assignment]
-        triton_ops.info_nce_gradient = partial(module._tile_gradient, weight_B=None)  # type: ignore[assignment]
+        triton_ops.info_nce_statistics = module._tile_statistics  # type: ignore[assignment]
+        triton_ops.info_nce_gradient = module._tile_gradient  # type: ignore[assignment]
     whole = _float64_embeddings(2 * BATCH, 48)
     parts = [x.detach().chunk(2)[dist.get_rank()].requires_grad_() for x in (whole.image_BD, whole.text_BD)]
     loss = InfoNCELoss(tile_size=3, exchange=exchange)

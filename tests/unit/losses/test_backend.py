@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from clipx.errors import InputError
-from clipx.losses import backend, triton_kernels, triton_ops
+from clipx.losses import backend, triton_combine, triton_kernels, triton_ops
 from clipx.losses.backend import check_implementation, use_kernels
 from clipx.losses.exchange import Columns
 from clipx.losses.info_nce import InfoNCELoss
@@ -49,6 +49,21 @@ def test_an_unknown_implementation_is_named() -> None:
         check_implementation("fused", CUDA)
 
 
+def test_float32_is_left_to_torch_unless_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On what says that it is CUDA, without one."""
+
+    class OnCuda(torch.Tensor):
+        is_cuda, device = True, CUDA
+
+    monkeypatch.setattr(backend, "_has_triton", lambda: True)
+    monkeypatch.setattr(backend, "_compile", lambda *_: True)
+    narrow, wide = (torch.empty(2, 3, dtype=dtype).as_subclass(OnCuda) for dtype in (torch.bfloat16, torch.float32))
+    assert use_kernels("auto", narrow, several_positives=True)
+    assert not use_kernels("auto", wide, several_positives=False)
+    assert use_kernels("triton", wide, several_positives=False)
+    assert not use_kernels("triton", wide.double(), several_positives=False)
+
+
 @pytest.mark.parametrize("name", ["auto", "tiled"])
 def test_elsewhere_the_tiles_are_torchs(name: str) -> None:
     check_implementation(name, CPU)
@@ -58,14 +73,14 @@ def test_elsewhere_the_tiles_are_torchs(name: str) -> None:
 def test_kernels_that_do_not_compile_cost_speed_and_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(width: int, dtype: torch.dtype, device: torch.device) -> None:
+    def broken(width: int, dtype: torch.dtype, device: torch.device, *, several_positives: bool) -> None:
         raise RuntimeError("out of resource: shared memory\nsecond line")
 
     monkeypatch.setattr(triton_ops, "try_all", broken)
     backend._compile.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert not any(backend._compile(CUDA, torch.bfloat16, 640) for _ in range(3))
+            assert not any(backend._compile(CUDA, torch.bfloat16, 640, False) for _ in range(3))
     finally:
         backend._compile.cache_clear()
     assert [record.message for record in caplog.records] == [
@@ -85,9 +100,9 @@ class Launches:
         def launch(*arguments: Any, **constants: Any) -> None:
             named = zip(self.parameters, arguments, strict=False)
             classes = [
-                (parameter.name, value == 1, value % 16 == 0)
+                (parameter.name, value is None or value == 1, value is None or value % 16 == 0)
                 for parameter, value in named
-                if isinstance(value, int) and not parameter.do_not_specialize
+                if (isinstance(value, int) and not parameter.do_not_specialize) or value is None
             ]
             self.variants.add((*classes, *constants.items()))
 
@@ -95,29 +110,39 @@ class Launches:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_what_the_trial_compiles_is_what_whole_tiles_run(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("several_positives", [False, True])
+def test_what_the_trial_compiles_is_what_whole_tiles_run(
+    dtype: torch.dtype, several_positives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One variant of each kernel, for compiling takes seconds; a trial of others would say nothing about these."""
-    names = ("statistics_kernel", "info_nce_gradient_kernel", "sigmoid_kernel")
-    launches = [Launches(getattr(triton_kernels, name)) for name in names]
-    for name, launch in zip(names, launches, strict=True):
-        monkeypatch.setattr(triton_kernels, name, launch)
-    triton_ops.try_all(48, dtype, CPU)
-    grid = Grid(rank=0, world_size=2, batch_size=1024, tile_size=512, ids_G=torch.zeros(2048, dtype=torch.int32))
-    scale = torch.ones(1)
-    for rows, places in ((slice(0, 512), slice(512, 768)), (slice(512, 1024), slice(0, 512))):
+    launches = []
+    for module in (triton_kernels, triton_combine):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            launches.append(Launches(getattr(module, name)))
+            monkeypatch.setattr(module, name, launches[-1])
+    triton_ops.try_all(48, dtype, CPU, several_positives=several_positives)
+    ids_G = torch.zeros(2048, dtype=torch.int32)
+    positive_ids_G = ids_G if several_positives else None
+    grid = Grid(
+        rank=0, world_size=2, batch_size=1024, tile_size=512, ids_G=ids_G, positive_ids_G=positive_ids_G
+    ).for_kernels(1, CPU)
+    scale, weight_B = torch.ones(1), torch.ones(1024) if several_positives else None
+
+    def run(rows: slice, places: slice) -> list[int]:
         tile = Tile(grid, rows, Columns(slice(0, 2), places))
-        x_RD, y_ND = torch.ones(512, 48, dtype=dtype), torch.ones(len(tile.columns), 48, dtype=dtype)
-        triton_ops.info_nce_statistics(x_RD, y_ND, scale, tile)
-        triton_ops.info_nce_gradient(x_RD, y_ND, scale, tile, row_lse_R=x_RD[:, 0], column_lse_N=y_ND[:, 0])
+        x_RD, y_ND = (torch.ones(size, 48, dtype=dtype) for size in (rows.stop - rows.start, len(tile.columns)))
+        triton_ops.info_nce_statistics(x_RD, y_ND, scale, tile, weight_B=weight_B)
+        lse = {"row_lse_R": x_RD[:, 0], "column_lse_N": y_ND[:, 0]}
+        triton_ops.info_nce_gradient(x_RD, y_ND, scale, tile, **lse, weight_B=weight_B)
         triton_ops.sigmoid_tile(x_RD, y_ND, scale, scale, tile)
-    assert [len(launch.variants) for launch in launches] == [1, 1, 1]
-    for num_rows in (1, 96, 97):  # what is left over at the end: one variant more, however many rows
-        tile = Tile(grid, slice(0, num_rows), Columns(slice(0, 2), slice(0, 512)))
-        x_RD, y_ND = torch.ones(num_rows, 48, dtype=dtype), torch.ones(1024, 48, dtype=dtype)
-        triton_ops.info_nce_statistics(x_RD, y_ND, scale, tile)
-        triton_ops.info_nce_gradient(x_RD, y_ND, scale, tile, row_lse_R=x_RD[:, 0], column_lse_N=y_ND[:, 0])
-        triton_ops.sigmoid_tile(x_RD, y_ND, scale, scale, tile)
-    assert [len(launch.variants) for launch in launches] == [2, 2, 2]
+        return [len(launch.variants) for launch in launches]
+
+    ranges = ((0, 512, 768), (512, 0, 512), (0, 0, 512))
+    whole = [run(slice(row, row + 512), slice(first, end)) for row, first, end in ranges]
+    assert all(counts == [1] * len(launches) for counts in whole)
+    # what is left over at the end: one variant more of what is uneven, however many rows
+    left_over = [run(slice(0, num_rows), slice(0, 512)) for num_rows in (1, 96, 97)]
+    assert all(counts == [2, 2, 2, 1] for counts in left_over)
 
 
 class TestCompiledCallers:

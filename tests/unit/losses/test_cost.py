@@ -12,8 +12,16 @@ SHAPE = LossShape(rank_batch_size=100, world_size=4, embed_dim=16, element_bytes
 
 
 def test_memory_is_embeddings_and_tiles_and_never_the_whole_matrix() -> None:
-    alone = InfoNCELoss().cost(replace(SHAPE, world_size=1))
-    assert (alone.gathered_bytes, alone.working_bytes) == (4 * 100 * 16, 4 * (8 * 100 * 16 + 4 * 100 * 100))
+    for implementation, dtype_bytes, tile_bytes in (
+        ("auto", 2, 2),
+        ("tiled", 2, 18),
+        ("auto", 4, 18),
+        ("triton", 4, 4),
+    ):
+        shape = replace(SHAPE, world_size=1, element_bytes=dtype_bytes)
+        alone = InfoNCELoss(implementation=implementation).cost(shape)  # type: ignore[arg-type]
+        assert alone.gathered_bytes == 4 * 100 * 16
+        assert alone.working_bytes == 4 * 8 * 100 * 16 + tile_bytes * 100 * 100
     # beyond the largest tile it grows with B D + G D, and not with B G
     one, eight = (
         InfoNCELoss().cost(LossShape(rank_batch_size=8192, world_size=size, embed_dim=768, element_bytes=2))

@@ -1,10 +1,12 @@
 """Tiles cover every similarity once, within their size, and know where the true pairs are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from clipx.losses.exchange import Columns, Ring
-from clipx.losses.tiles import Grid, Tile
+from clipx.losses.tiles import Grid, Tile, dense_ids
 
 
 def column_slices(exchange: str, world_size: int, batch_size: int, tile_size: int) -> list[Columns]:
@@ -56,9 +58,18 @@ def test_alone_a_ring_brings_its_own_texts_and_keeps_their_gradient() -> None:
     assert torch.equal(ring.text_gradient(), text_BD.float())
 
 
-def test_ids_for_kernels_are_equal_where_ids_are() -> None:
+def test_dense_ids_are_equal_where_ids_are() -> None:
     ids_G = torch.tensor([2**40, 5, -3, 2**40, 5 + 2**32, 5])
-    grid = Grid(rank=0, world_size=1, batch_size=6, tile_size=4, ids_G=ids_G).for_kernels(2)
-    assert grid.ids_G is not None
-    assert (grid.tile_size, grid.ids_G.dtype) == (8, torch.int32)
-    assert torch.equal(grid.ids_G[:, None] == grid.ids_G, ids_G[:, None] == ids_G)
+    dense_G = dense_ids(ids_G)
+    assert dense_G.dtype == torch.int32
+    assert dense_G.min() >= 0
+    assert torch.equal(dense_G[:, None] == dense_G, ids_G[:, None] == ids_G)
+
+
+def test_kernels_have_ids_that_leave_out_nothing_where_none_were_given() -> None:
+    ids_G, positive_ids_G = torch.tensor([0, 1, 1, 3]), torch.tensor([0, 1, 2, 2])
+    cpu, grid = torch.device("cpu"), Grid(rank=0, world_size=2, batch_size=2, tile_size=4)
+    assert grid.for_kernels(2, cpu).tile_size == 8
+    assert torch.equal(grid.for_kernels(2, cpu).ids_G, torch.arange(4))  # type: ignore[arg-type]
+    assert replace(grid, positive_ids_G=positive_ids_G).for_kernels(2, cpu).ids_G is positive_ids_G
+    assert replace(grid, ids_G=ids_G, positive_ids_G=positive_ids_G).for_kernels(2, cpu).ids_G is ids_G
