@@ -18,6 +18,7 @@ from clipx.distributed.collectives import all_reduce, observed
 from clipx.distributed.parallelize import full_tensor, no_sync
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
+from clipx.models.half_weights import HalfWeights
 from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
@@ -53,6 +54,8 @@ class Stepper:
     seed: int
     augment: Callable[[Tensor, Tensor], Tensor] | None
     """Images on the device and their seeds on the host to augmented images; None if there is nothing to do."""
+    half_weights: HalfWeights
+    """Copies of the weights for the passes of one step; there may be none."""
     ema: Ema | None = None
     """Average of the weights, brought up to date after each step."""
     names: tuple[str, ...] | None = None
@@ -80,7 +83,8 @@ class Stepper:
         with observed(partial(clock.measure, "communication")):
             with clock.measure("model and loss"):
                 sent = self._send(batch, numbers)
-                figures = self._forward_backward(sent, clock)
+                with self.half_weights.fresh():
+                    figures = self._forward_backward(sent, clock)
             with clock.measure("optimizer"):
                 grad_norm = self._clip()
             sums = self._sum_over_ranks(figures, tuple(counts), numbers=sent.numbers)
