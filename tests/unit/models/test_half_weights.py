@@ -88,7 +88,8 @@ def assert_nearer(device: str) -> None:
     with halves.fresh():
         own = errors(passes(linear, x)[1], exact)
     for name in exact:
-        assert own[name] < 1e-6 < 1e-4 < of_autocast[name]
+        assert own[name] < 1e-6
+        assert of_autocast[name] > 1e-4
 
 
 def test_weight_gradients_are_those_of_float64_without_autocasts_rounding() -> None:
@@ -96,7 +97,7 @@ def test_weight_gradients_are_those_of_float64_without_autocasts_rounding() -> N
 
 
 def test_copies_are_never_old() -> None:
-    model = Layers()
+    model: Any = Layers()
     halves, x = HalfWeights(model, dtype=HALF), torch.randn(3, 24)
 
     def both() -> tuple[Tensor, Tensor]:
@@ -108,7 +109,7 @@ def test_copies_are_never_old() -> None:
     seen = []
     for change in (
         lambda: None,
-        lambda: optimizer.step(),
+        optimizer.step,
         lambda: model.load_state_dict({name: weight + 1 for name, weight in model.state_dict().items()}),
         lambda: model.last.weight.data.mul_(3),
         lambda: setattr(model.last.weight, "data", model.last.weight.data - 2),
