@@ -88,7 +88,7 @@ class Stepper:
             with clock.measure("optimizer"):
                 grad_norm = self._clip()
             sums = self._sum_over_ranks(figures, tuple(counts), numbers=sent.numbers)
-            good = torch.isfinite(sums.values[0]) & torch.isfinite(grad_norm)
+            good = torch.isfinite(sums.values[0] + grad_norm)  # float64: the sum is finite if, and only if, both are
             with clock.measure("optimizer"):
                 self._update(good, step)
         updated = {name: value.to(self.runtime.device).double() for name, value in self.objective.figures().items()}

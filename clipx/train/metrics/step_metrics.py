@@ -162,7 +162,7 @@ def sum_over_ranks(
         counts: names of the counts among them.
         group: the ranks; all of them call this, with the same names.
     """
-    shares = torch.stack([figure.detach().double() for figure in figures.values()])
+    shares = torch.stack([figure.detach() for figure in figures.values()]).double()
     values = all_reduce(torch.cat([shares, numbers]), "sum", group)
     return StepSums(figures=tuple(figures), counts=counts, values=values)
 
