@@ -87,6 +87,8 @@ class HalfLinear(nn.Linear):
         if not (self.halves.is_fresh and torch.is_autocast_enabled(x.device.type)):
             return super().forward(x)
         x = x.to(self.half_weight.dtype)
+        if not torch.is_grad_enabled():
+            return functional.linear(x, self.half_weight, self.half_bias)
         result: Tensor = _Product.apply(x, self.weight, self.bias, self.half_weight, self.half_bias)
         return result
 

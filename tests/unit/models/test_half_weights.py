@@ -63,6 +63,8 @@ def test_results_and_input_gradients_are_autocasts_in_every_bit(shape: tuple[int
     expected, gradients = passes(linear, x)
     with halves.fresh():
         result, own = passes(linear, x)
+        with torch.no_grad(), autocast():
+            assert torch.equal(linear(x), expected)
     assert result.dtype == HALF
     assert own.keys() == gradients.keys()
     torch.testing.assert_close((result, own["x"]), (expected, gradients["x"]), rtol=0, atol=0)
