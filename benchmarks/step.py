@@ -151,7 +151,7 @@ def compare(run: Run, theirs: Any, batch: Batch, *, most: int = 32) -> float:
         text_BD=towers.encode_text(part.tokens_T, part.lengths_B, max_length=part.max_length),
         logit_scale=towers.log_logit_scale.exp(),
     )
-    ours = run.stepper.objective.coupled["contrastive"].share(embeddings, piece, None).loss
+    ours = run.stepper.objective.coupled["contrastive"].share(embeddings, part, None).loss
     images, texts = (tensor.to(device) for tensor in as_open_clip(piece, run))
     other = open_clip.ClipLoss()(**theirs.eval()(images, texts))
     norms = [_gradient_norm(loss, model) for loss, model in ((ours, towers), (other, theirs))]

@@ -132,8 +132,12 @@ class Batch:
         return self.with_tensors({name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory; what lies there already is not copied."""
-        return self.with_tensors({name: value.pin_memory() for name, value in self.tensors().items()})
+        """The same batch, what is large in page-locked memory; what lies there already is not copied.
+
+        Vectors stay: they go to the device together (`clipx.train.uploads`), and are put together there.
+        """
+        large = {name: value for name, value in self.tensors().items() if value.dim() > 1}
+        return self.with_tensors({name: value.pin_memory() for name, value in large.items()})
 
     def first_image(self) -> Self:
         """The first image with its texts, which all have `max_length` tokens; reads no value."""

@@ -50,7 +50,8 @@ class ImageBuffers:
 
     def _give_back(self, buffer: int) -> None:
         copied = None
-        if self._pin_memory:  # copies to the device were queued before the last reference went, and may still run
+        if self._pin_memory:  # copies to the device were queued before the last reference went, and may still run; if
+            # another stream has them (`clipx.train.uploads`), this one waits for it
             copied = torch.cuda.Event()
             copied.record()
         self._returned.append((buffer, copied))

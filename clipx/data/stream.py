@@ -58,7 +58,7 @@ class PairStream:
         image_size: S, pixels of the square images.
         workers: loader processes, at most one for each slot; 0 loads in this process.
         prefetch_batches: batches that the loader processes hold ready.
-        pin_memory: give batches in page-locked memory.
+        pin_memory: give images, and what else is large, in page-locked memory.
     """
 
     def __init__(

@@ -47,13 +47,8 @@ class ContrastiveObjective(Objective):
 
 def contrastive_share(loss: ContrastiveLoss, embeddings: Embeddings, batch: Batch, group: ProcessGroup | None) -> Share:
     """The loss, and how much a rank's images, and its texts, are alike (`mean_cosine`), averaged over ranks."""
-    device, size = embeddings.image_BD.device, collectives.world_size(group)
-    share = loss(
-        embeddings,
-        group=group,
-        ids_B=no_negatives(batch).to(device, non_blocking=True),
-        positive_ids_B=positives(batch, device),
-    )
+    size = collectives.world_size(group)
+    share = loss(embeddings, group=group, ids_B=no_negatives(batch), positive_ids_B=positives(batch))
     sides = {"image_cosine": embeddings.image_BD, "text_cosine": embeddings.text_BD}
     return Share(share, {name: mean_cosine(x_BD) / size for name, x_BD in sides.items()})
 
@@ -65,12 +60,13 @@ def no_negatives(batch: Batch) -> Tensor:
 
 def sample_of_pair(batch: Batch) -> Tensor:
     """int64 (B,): the sample of each pair."""
-    return batch.sample_id_I.repeat_interleave(batch.captions_per_image)
+    captions = batch.captions_per_image
+    return batch.sample_id_I if captions == 1 else batch.sample_id_I.repeat_interleave(captions)
 
 
-def positives(batch: Batch, device: torch.device) -> Tensor | None:
-    """int64 (B,) on the device: all captions of an image are its positives; None means that each has only its own."""
-    return sample_of_pair(batch).to(device, non_blocking=True) if batch.captions_per_image > 1 else None
+def positives(batch: Batch) -> Tensor | None:
+    """int64 (B,): all captions of an image are its positives; None means that each has only its own."""
+    return sample_of_pair(batch) if batch.captions_per_image > 1 else None
 
 
 def mean_cosine(x_BD: Tensor) -> Tensor:

@@ -53,9 +53,10 @@ class CoupledLoss:
     """A loss that compares all samples of the global batch with each other."""
 
     share: Callable[[Outputs, Batch, ProcessGroup | None], Share]
-    """This rank's outputs, its batch on the host and the group of all ranks, to this rank's share. Shares sum to the
-    loss and to the figures over ranks; nothing is summed or averaged beforehand. Runs outside of autocast: outputs come
-    in the model's compute dtype."""
+    """This rank's outputs, its batch and the group of all ranks, to this rank's share. Of the batch, tensors of one
+    dimension are on the device, and pixels and what else has several on the host. Shares sum to the loss and to the
+    figures over ranks; nothing is summed or averaged beforehand. Runs outside of autocast: outputs come in the model's
+    compute dtype."""
     cost: Callable[[LossShape], LossCost]
     """What one call takes on every rank."""
     weight: float = 1.0

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from clipx.config.data import DataConfig, device_part, sources
@@ -20,6 +21,7 @@ from clipx.errors import InputError
 from clipx.models.choose_attention import choose_attention
 from clipx.models.clip import CLIP
 from clipx.models.dry_run import DryRun, dry_run
+from clipx.models.half_weights import HalfWeights
 from clipx.models.vision_tower import check_image_size, check_patch_drop
 from clipx.objectives.build import loss_shape
 from clipx.objectives.objective import Objective
@@ -111,7 +113,8 @@ def build_stepper(
         float8_blocks(blocks)
     for tower_blocks in block_lists:
         checkpoint_blocks(tower_blocks, fraction=config.activation_checkpointing)
-    run = _dry_run(config, runtime, objective, phase)
+    half_weights = HalfWeights(model, dtype=copied_dtype(config, runtime))
+    run = half_weights.around(_dry_run(config, runtime, objective, phase))
     if micro_batch_size is None:
         micro_batch_size = _micro_batch_size(config, runtime, objective, run)
     wrapped, wrapped_optimizer = parallelize(runtime, model, optimizer, blocks=blocks)
@@ -127,6 +130,7 @@ def build_stepper(
         clip_grad_norm=config.optim.clip_grad_norm,
         seed=config.seed,
         augment=_device_augment(config.data),
+        half_weights=half_weights,
         ema=None if config.ema is None else Ema(model, decay=config.ema.decay),
     )
 
@@ -140,6 +144,13 @@ def _choose_attention(config: RunConfig, runtime: Runtime, model: CLIP, phase: P
         deterministic=config.deterministic,
         group=runtime.group,
     )
+
+
+def copied_dtype(config: RunConfig, runtime: Runtime) -> torch.dtype | None:
+    """The dtype of `HalfWeights`: FSDP2 gathers weights in half precision already, and float8 has other layers."""
+    if runtime.device.type != "cuda" or isinstance(config.parallel, Fsdp2Config):
+        return None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
 
 
 def _device_augment(data: DataConfig) -> Callable[[Tensor, Tensor], Tensor] | None:

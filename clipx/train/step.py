@@ -5,8 +5,8 @@ tensor that the trainer reads one step later.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from clipx.distributed.collectives import all_reduce, observed
 from clipx.distributed.parallelize import full_tensor, no_sync
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
+from clipx.models.half_weights import HalfWeights
 from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import set_learning_rate, update
@@ -31,9 +32,11 @@ from clipx.train.metrics.step_metrics import (
     StopOrSave,
     check_first,
     check_outputs,
+    own_numbers,
     sum_over_ranks,
 )
-from clipx.types import Batch
+from clipx.train.uploads import Uploads
+from clipx.types import Batch, cut
 
 
 @dataclass(kw_only=True)
@@ -51,10 +54,16 @@ class Stepper:
     seed: int
     augment: Callable[[Tensor, Tensor], Tensor] | None
     """Images on the device and their seeds on the host to augmented images; None if there is nothing to do."""
+    half_weights: HalfWeights
+    """Copies of the weights for the passes of one step; there may be none."""
     ema: Ema | None = None
     """Average of the weights, brought up to date after each step."""
     names: tuple[str, ...] | None = None
     """Names of figures and counts, once they have been compared over ranks: in the first step."""
+    uploads: Uploads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.runtime.device)
 
     def __call__(self, batch: Batch, *, step: int, requests: StopOrSave, stats: RankStats) -> InFlightStep:
         """Trains on this rank's part of one global batch.
@@ -66,16 +75,20 @@ class Stepper:
             stats: what it tells about itself.
         """
         clock = Clock(self.runtime.device)
+        counts = {"num_tokens": batch.tokens_T.shape[0], "model_flops": self.objective.flops(batch), **batch.counts}
+        numbers = own_numbers(counts, num_bad=len(batch.bad), requests=requests, stats=stats, runtime=self.runtime)
         lr = self.learning_rate(step)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
         with observed(partial(clock.measure, "communication")):
             with clock.measure("model and loss"):
-                figures = self._forward_backward(batch, clock)
+                sent = self._send(batch, numbers)
+                with self.half_weights.fresh():
+                    figures = self._forward_backward(sent, clock)
             with clock.measure("optimizer"):
                 grad_norm = self._clip()
-            sums = self._sum_over_ranks(figures, batch, requests=requests, stats=stats)
-            good = torch.isfinite(sums.values[0]) & torch.isfinite(grad_norm)
+            sums = self._sum_over_ranks(figures, tuple(counts), numbers=sent.numbers)
+            good = torch.isfinite(sums.values[0] + grad_norm)  # float64: the sum is finite if, and only if, both are
             with clock.measure("optimizer"):
                 self._update(good, step)
         updated = {name: value.to(self.runtime.device).double() for name, value in self.objective.figures().items()}
@@ -94,17 +107,34 @@ class Stepper:
             filled=filled,
         )
 
-    def _forward_backward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+    def _send(self, batch: Batch, numbers: Sequence[float]) -> "_Sent":
+        """What is small goes to the device at once: vectors of the batch, and numbers for the ranks' sums."""
+        vectors = {name: tensor for name, tensor in batch.tensors().items() if tensor.dim() == 1}
+        terms = self.objective.terms
+        counts = torch.tensor([term.count(batch) for term in terms.values()], dtype=torch.float64)
+        summands, counts, *moved = self.uploads.together(
+            [torch.tensor(numbers, dtype=torch.float64), counts, *vectors.values()]
+        )
+        vectors = dict(zip(vectors, moved, strict=True))
+        pieces = batch.micro_batches(self.micro_batch_size)
+        return _Sent(
+            batch=batch.with_tensors(vectors),
+            pieces=pieces,
+            vectors=cut(vectors, [piece.sizes for piece in pieces]),
+            numbers=summands,
+            sample_counts=self._sample_counts(counts),
+        )
+
+    def _forward_backward(self, sent: "_Sent", clock: Clock) -> dict[str, Tensor]:
         """This rank's share of the loss and of all figures, detached, by name; gradients are in the parameters."""
         coupled, terms = self.objective.coupled, self.objective.terms
         figures = Figures(several=len(coupled) + len(terms) > 1)
-        sample_counts = self._sample_counts(batch)
-        on_device = batch
+        on_device = sent.batch
 
         def forward(piece: Batch, number: int, *, for_terms: bool) -> Outputs:
             nonlocal on_device
-            with clock.measure("forward"):  # a piece goes to the device when its turn comes: all pixels need gigabytes
-                on_device = self._moved(piece)
+            with clock.measure("forward"):  # pixels go to the device when their turn comes: all of them need gigabytes
+                on_device = self._moved(piece, sent.vectors[number])
                 torch.manual_seed(key(self.seed, Stream.DROPOUT, piece.index, number, self.runtime.rank))
                 outputs = self.objective.forward(self.model, on_device, for_terms=for_terms)
             check_outputs(outputs, piece.sizes)
@@ -112,18 +142,19 @@ class Stepper:
 
         def coupled_share(outputs: Outputs) -> Tensor:
             with clock.measure("loss"):
-                shares = {name: loss.share(outputs, batch, self.runtime.group) for name, loss in coupled.items()}
+                shares = {name: loss.share(outputs, sent.batch, self.runtime.group) for name, loss in coupled.items()}
                 return figures.add(shares, {name: loss.weight for name, loss in coupled.items()})
 
         def terms_share(outputs: Outputs) -> Tensor:
             with clock.measure("loss"):
                 shares = {
-                    name: _divided(term.total(outputs, on_device), sample_counts[name]) for name, term in terms.items()
+                    name: _divided(term.total(outputs, on_device), sent.sample_counts[name])
+                    for name, term in terms.items()
                 }
                 return figures.add(shares, {name: term.weight for name, term in terms.items()})
 
         accumulate(
-            batch.micro_batches(self.micro_batch_size),
+            sent.pieces,
             forward=forward,
             losses=Losses(coupled=coupled_share if coupled else None, terms=terms_share if terms else None),
             scale=self._scale,
@@ -131,11 +162,7 @@ class Stepper:
         )
         return figures.values
 
-    def _sum_over_ranks(
-        self, figures: Mapping[str, Tensor], batch: Batch, *, requests: StopOrSave, stats: RankStats
-    ) -> StepSums:
-        tokens, flops = batch.tokens_T.shape[0], self.objective.flops(batch)
-        counts = {"num_tokens": tokens, "model_flops": flops, **batch.counts}
+    def _sum_over_ranks(self, figures: Mapping[str, Tensor], counts: tuple[str, ...], *, numbers: Tensor) -> StepSums:
         names = (*figures, *counts)
         if self.names is None:
             check_first((*names, *self.objective.figures()), self.model, self.runtime)
@@ -145,25 +172,26 @@ class Stepper:
                 f"figures are {', '.join(names)} and were {', '.join(self.names)} in the first step; an objective must "
                 "give the same figures in every step, 0 if there is nothing to tell"
             )
-        return sum_over_ranks(
-            figures, counts=counts, num_bad=len(batch.bad), requests=requests, stats=stats, runtime=self.runtime
-        )
+        return sum_over_ranks(figures, numbers, counts=counts, group=self.runtime.group)
 
-    def _sample_counts(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _sample_counts(self, counts: Tensor) -> Mapping[str, Tensor]:
         """What each term is divided by: its count over all ranks, on the device."""
-        terms = self.objective.terms
-        if not terms:
+        if not len(counts):
             return {}
-        counts = torch.tensor([term.count(batch) for term in terms.values()], dtype=torch.float64)
-        counts = all_reduce(counts.to(self.runtime.device, non_blocking=True), "sum", self.runtime.group)
-        return dict(zip(terms, counts.where(counts != 0, 1.0).unbind(), strict=True))
+        counts = all_reduce(counts, "sum", self.runtime.group)
+        return dict(zip(self.objective.terms, counts.where(counts != 0, 1.0).unbind(), strict=True))
 
-    def _moved(self, piece: Batch) -> Batch:
-        """The piece on the device, its images augmented there."""
-        moved = piece.to(self.runtime.device)
-        if self.augment is None or piece.augment_seed_I is None:
-            return moved
-        return replace(moved, images_IHWC=self.augment(moved.images_IHWC, piece.augment_seed_I))
+    def _moved(self, piece: Batch, vectors: Mapping[str, Tensor]) -> Batch:
+        """The piece on the device, its images augmented there.
+
+        Args:
+            piece: on the host.
+            vectors: its tensors of one dimension, which are on the device already.
+        """
+        images_IHWC = self.uploads.pixels(piece.images_IHWC)
+        if self.augment is not None and piece.augment_seed_I is not None:
+            images_IHWC = self.augment(images_IHWC, piece.augment_seed_I)
+        return piece.with_tensors({**vectors, "images_IHWC": images_IHWC}).to(self.runtime.device)
 
     def _scale(self, share: Tensor) -> Tensor:
         """What the backward pass starts from.
@@ -184,6 +212,22 @@ class Stepper:
         self.objective.after_update()
         if self.ema is not None:
             self.ema.update(good, step=step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sent:
+    """A batch, most of it still on the host."""
+
+    batch: Batch
+    """The whole one; tensors of one dimension are on the device, pixels and what else has several are on the host."""
+    pieces: Sequence[Batch]
+    """On the host."""
+    vectors: Sequence[Mapping[str, Tensor]]
+    """Of each piece its tensors of one dimension, by name, on the device."""
+    numbers: Tensor
+    """This rank's `own_numbers`, on the device."""
+    sample_counts: Mapping[str, Tensor]
+    """What each term is divided by, by its name."""
 
 
 def _divided(share: Share, count: Tensor) -> Share:

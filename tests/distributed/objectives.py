@@ -62,7 +62,7 @@ def step_gradients(config: RunConfig, build: BuildObjective) -> Grads:
     with start_runtime(config) as runtime:
         run = build_run(config, runtime, build=in_float64(build))
         batch = next(run.batches())
-        total = run.stepper._forward_backward(batch, Clock(runtime.device))["loss"].clone()
+        total = run.stepper._forward_backward(run.stepper._send(batch, []), Clock(runtime.device))["loss"].clone()
         if dist.is_initialized():
             dist.all_reduce(total)
         weights = run.stepper.objective.model.named_parameters()

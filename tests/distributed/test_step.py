@@ -24,6 +24,7 @@ from clipx.train.metrics.step_metrics import (
     StopOrSave,
     check_first,
     check_outputs,
+    own_numbers,
     sum_over_ranks,
 )
 
@@ -37,13 +38,19 @@ def _runtime() -> Any:
 
 def _metrics() -> StepMetrics:
     rank: int = dist.get_rank()
-    sums = sum_over_ranks(
-        {"loss": torch.tensor(0.5 + rank), "cosine": torch.tensor(0.2 * (rank + 1)) / 3},
-        counts={"num_tokens": rank, "own": 2.0},
+    counts = {"num_tokens": rank, "own": 2.0}
+    numbers = own_numbers(
+        counts,
         num_bad=rank,
         requests=StopOrSave(stop=rank == 1),
         stats=RankStats(data_wait_s=1.0 + rank, forward_s=10.0 + rank, memory_gib=100.0 + rank),
         runtime=_runtime(),
+    )
+    sums = sum_over_ranks(
+        {"loss": torch.tensor(0.5 + rank), "cosine": torch.tensor(0.2 * (rank + 1)) / 3},
+        torch.tensor(numbers, dtype=torch.float64),
+        counts=tuple(counts),
+        group=dist.group.WORLD,
     )
     clock = Clock(CPU)
     for section in ("model and loss", "forward", "loss", "optimizer"):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from clipx.distributed.collectives import all_reduce
@@ -133,31 +134,37 @@ class StepSums:
     """float64: the figures; stop, save, number of bad samples; the counts; every rank's `RankStats`."""
 
 
+def own_numbers(
+    counts: Mapping[str, float], *, num_bad: int, requests: StopOrSave, stats: RankStats, runtime: Runtime
+) -> list[float]:
+    """What a rank's host adds to the step's sums: all of it is known before the step.
+
+    Args:
+        counts: this rank's, by name.
+        num_bad: its bad samples.
+        requests: what it asks for.
+        stats: its own, which stand at its own place among zeros, so that the sum holds those of all.
+        runtime: the ranks.
+    """
+    before = [0.0] * len(stats) * runtime.rank
+    after = [0.0] * len(stats) * (runtime.world_size - runtime.rank - 1)
+    return [requests.stop, requests.save, num_bad, *counts.values(), *before, *stats, *after]
+
+
 def sum_over_ranks(
-    figures: Mapping[str, Tensor],
-    *,
-    counts: Mapping[str, float],
-    num_bad: int,
-    requests: StopOrSave,
-    stats: RankStats,
-    runtime: Runtime,
+    figures: Mapping[str, Tensor], numbers: Tensor, *, counts: tuple[str, ...], group: ProcessGroup | None
 ) -> StepSums:
     """One all-reduce, and nothing waits for the device.
 
     Args:
         figures: this rank's shares, 0-d on the device.
-        counts: this rank's.
-        num_bad: the same for bad samples.
-        requests: what this rank asks for.
-        stats: this rank's, which stand at its own place among zeros, so that the sum holds those of all.
-        runtime: the ranks; all of them call this, with the same names.
+        numbers: `own_numbers`, float64, on the device.
+        counts: names of the counts among them.
+        group: the ranks; all of them call this, with the same names.
     """
-    before = [0.0] * len(stats) * runtime.rank
-    after = [0.0] * len(stats) * (runtime.world_size - runtime.rank - 1)
-    numbers = [*[0.0] * len(figures), requests.stop, requests.save, num_bad, *counts.values(), *before, *stats, *after]
-    values = torch.tensor(numbers, dtype=torch.float64).to(runtime.device, non_blocking=True)
-    values[: len(figures)] = torch.stack([figure.detach().double() for figure in figures.values()])
-    return StepSums(figures=tuple(figures), counts=tuple(counts), values=all_reduce(values, "sum", runtime.group))
+    shares = torch.stack([figure.detach() for figure in figures.values()]).double()
+    values = all_reduce(torch.cat([shares, numbers]), "sum", group)
+    return StepSums(figures=tuple(figures), counts=counts, values=values)
 
 
 def check_first(names: Sequence[str], model: nn.Module, runtime: Runtime) -> None:

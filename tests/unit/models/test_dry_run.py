@@ -39,3 +39,11 @@ def test_memory_of_a_large_pass_is_linear_in_its_pairs() -> None:
     slope = (peaks[1] - peaks[0]) / 32
     assert peaks[2] == pytest.approx(peaks[0] + 96 * slope, rel=0.01)
     assert peaks[3] == pytest.approx(peaks[0] + 192 * slope, rel=0.01)
+
+
+def test_pixels_count_twice_as_the_next_arrive_meanwhile() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    run = dry_run(lambda batch: [2 * weight], image_size=24, context_length=1, device=torch.device("cpu"))
+    with LiveBytes() as live:
+        run(100)
+    assert 2 * 100 * 24 * 24 * 3 <= live.peak < 2.1 * 100 * 24 * 24 * 3

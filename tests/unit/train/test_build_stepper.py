@@ -5,12 +5,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from tiny import tiny_config
 from torch import nn
 
+from clipx.config.parallel import DdpConfig, Fsdp2Config
 from clipx.errors import InputError
 from clipx.train import build_stepper
-from clipx.train.build_stepper import odd_sizes
+from clipx.train.build_stepper import copied_dtype, odd_sizes
 
 
 def test_widths_that_tensor_cores_cannot_fill_are_named() -> None:
@@ -73,3 +75,15 @@ def test_the_gradient_cache_has_passes_without_gradients(
     objective, options = compile_where(None, monkeypatch, f"global_batch_size={global_batch_size}")
     assert options["without_gradients"] is cached
     assert objective.few_shapes == [True]
+
+
+def test_weights_are_copied_where_autocast_would_cast_them_on_cuda() -> None:
+    def dtype(precision: str, device: str = "cuda", parallel: Any = None) -> torch.dtype | None:
+        config: Any = SimpleNamespace(precision=precision, parallel=parallel or DdpConfig())
+        runtime: Any = SimpleNamespace(device=torch.device(device))
+        return copied_dtype(config, runtime)
+
+    assert (dtype("bf16"), dtype("fp16")) == (torch.bfloat16, torch.float16)
+    assert (dtype("fp32"), dtype("fp8")) == (None, None)
+    assert dtype("bf16", device="cpu") is None
+    assert dtype("bf16", parallel=Fsdp2Config()) is None
