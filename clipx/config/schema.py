@@ -100,6 +100,9 @@ class RunConfig:
     """Arithmetic of the towers; parameters and softmax stay float32. fp8: the blocks' linear layers, the rest bf16."""
     activation_checkpointing: Fraction = 0.0
     """Share of each tower's blocks that keep only their input and compute again in the backward pass."""
+    attention: Literal["auto", "flash"] = "auto"
+    """Kernels of attention on CUDA in half precision. auto: the fastest of several that a start compares with float64
+    and times; flash: torch's flash attention, untried, as it is if `deterministic`."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the towers' blocks with torch.compile; every start takes up to a minute longer. auto: on GPUs, in runs
     that win that back and are not `deterministic`; fp8 is always compiled."""

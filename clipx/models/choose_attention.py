@@ -40,20 +40,20 @@ def choose_attention(
     phase: Phase,
     precision: str,
     device: torch.device,
-    deterministic: bool,
+    on_trial: bool,
     group: ProcessGroup | None,
 ) -> None:
     """Tells the blocks of both towers which kernel computes attention for the phase's inputs; all ranks alike.
 
-    It takes a fraction of a second, and seconds more where Triton has not compiled the kernels yet. With
-    `deterministic` nothing depends on a time: it is flash attention, as for all inputs that were not tried.
+    It takes a fraction of a second, and seconds more where Triton has not compiled the kernels yet. If not `on_trial`
+    nothing is tried, and nothing depends on a time: it is flash attention, as for all inputs that were not tried.
     """
     dtype = _HALF.get(precision)
     if device.type != "cuda" or dtype is None:
         return
-    if deterministic:
+    if not on_trial:
         if rank(group) == 0:
-            log.info("attention: flash, as deterministic=true excludes a choice by time")
+            log.info("attention: flash, as attention=flash or deterministic=true asks for")
         return
     _choose_for_images(model.image_tower, phase=phase, dtype=dtype, device=device, group=group)
     if isinstance(model.text_tower, TextTower):

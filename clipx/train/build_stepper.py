@@ -141,8 +141,8 @@ def _choose_attention(config: RunConfig, runtime: Runtime, model: CLIP, phase: P
         phase=phase,
         precision=config.precision,
         device=runtime.device,
-        deterministic=config.deterministic,
-        group=runtime.group,
+        on_trial=config.attention == "auto" and not config.deterministic,
+        group=runtime.host_group,
     )
 
 
@@ -194,7 +194,7 @@ def _compile(config: RunConfig, runtime: Runtime, objective: Objective, *, micro
     problem = compile_blocks(
         [block for blocks in objective.block_lists() for block in blocks],
         dry_run=partial(run, micro_batch_size),
-        group=runtime.group,
+        group=runtime.host_group,
         dynamic_blocks=objective.varying_blocks(),
         without_gradients=bool(objective.coupled) and micro_batch_size * runtime.world_size < config.global_batch_size,
     )

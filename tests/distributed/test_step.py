@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
+from clipx.config.parallel import DdpConfig
+from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.objectives.contrastive import mean_cosine
 from clipx.objectives.objective import Share
@@ -31,9 +33,13 @@ from clipx.train.metrics.step_metrics import (
 CPU = torch.device("cpu")
 
 
-def _runtime() -> Any:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    return SimpleNamespace(rank=rank, world_size=size, group=dist.group.WORLD, device=CPU)
+def _runtime(rank: int, size: int) -> Runtime:
+    accelerator: Any = SimpleNamespace(process_index=rank, num_processes=size, device=CPU)
+    return Runtime(accelerator, DdpConfig(), host_group=dist.group.WORLD if size > 1 else None)
+
+
+def _of_ranks() -> Runtime:
+    return _runtime(dist.get_rank(), dist.get_world_size())
 
 
 def _metrics() -> StepMetrics:
@@ -44,7 +50,7 @@ def _metrics() -> StepMetrics:
         num_bad=rank,
         requests=StopOrSave(stop=rank == 1),
         stats=RankStats(data_wait_s=1.0 + rank, forward_s=10.0 + rank, memory_gib=100.0 + rank),
-        runtime=_runtime(),
+        runtime=_of_ranks(),
     )
     sums = sum_over_ranks(
         {"loss": torch.tensor(0.5 + rank), "cosine": torch.tensor(0.2 * (rank + 1)) / 3},
@@ -89,7 +95,7 @@ def _refused(names: tuple[str, ...], unused: bool) -> str:
     wrapped = DistributedDataParallel(model)
     model["used"](torch.ones(1, 2)).sum().backward()
     try:
-        check_first(names if dist.get_rank() else ("loss", "a"), wrapped, _runtime())
+        check_first(names if dist.get_rank() else ("loss", "a"), wrapped, _of_ranks())
     except RunError as error:
         return str(error)
     return ""
@@ -106,10 +112,10 @@ def test_what_would_be_wrong_in_silence_ends_the_run_on_all_ranks() -> None:
 
 
 def test_a_name_that_stands_twice_ends_the_run() -> None:
-    model, alone = nn.Linear(2, 2), SimpleNamespace(group=None)
-    check_first(("loss", "logit_scale"), model, alone)  # type: ignore[arg-type]
+    model, alone = nn.Linear(2, 2), _runtime(0, 1)
+    check_first(("loss", "logit_scale"), model, alone)
     with pytest.raises(RunError, match="figures have the same name: logit_scale; an objective must give each its own"):
-        check_first(("loss", "logit_scale", "logit_scale"), model, alone)  # type: ignore[arg-type]
+        check_first(("loss", "logit_scale", "logit_scale"), model, alone)
 
 
 @dataclass(frozen=True)

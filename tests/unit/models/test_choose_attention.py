@@ -32,7 +32,7 @@ def choose(
     answer: str | None = "one_tile",
     precision: str = "bf16",
     device: str = "cuda",
-    deterministic: bool = False,
+    on_trial: bool = True,
     **phase: Any,
 ) -> list[tuple[Shape, list[str]]]:
     """What was tried; every trial ends with `answer`."""
@@ -50,7 +50,7 @@ def choose(
         phase=Phase(until=1, locked=frozenset(), **sizes),
         precision=precision,
         device=torch.device(device),
-        deterministic=deterministic,
+        on_trial=on_trial,
         group=None,
     )
     return seen
@@ -105,7 +105,7 @@ def test_only_kernels_that_can_be_right_are_tried(
     assert seen[0][1] == candidates
 
 
-@pytest.mark.parametrize("changed", [{"device": "cpu"}, {"precision": "fp32"}, {"deterministic": True}])
+@pytest.mark.parametrize("changed", [{"device": "cpu"}, {"precision": "fp32"}, {"on_trial": False}])
 def test_nothing_is_tried_where_there_is_no_choice(
     changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,7 +113,7 @@ def test_nothing_is_tried_where_there_is_no_choice(
     with caplog.at_level(logging.INFO):
         assert choose(monkeypatch, built, **changed) == []
     assert choices(built) == ([None] * 3, [None] * 2)
-    assert bool(caplog.records) == ("deterministic" in changed)
+    assert bool(caplog.records) == ("on_trial" in changed)
 
 
 def test_towers_of_other_kinds_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_a_real_trial_finds_a_right_kernel() -> None:
         phase=Phase(until=1, locked=frozenset(), image_size=32, patch_drop=0.0, context_length=24),
         precision="bf16",
         device=torch.device("cuda"),
-        deterministic=False,
+        on_trial=True,
         group=None,
     )
     first, second, last = choices(built)[0]

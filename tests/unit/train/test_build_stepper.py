@@ -47,7 +47,7 @@ def compile_where(
     options: dict[str, Any] = {}
     monkeypatch.setattr(build_stepper, "compile_blocks", lambda blocks, **given: options.update(given) or problem)
     config, objective = tiny_config(Path("run"), "none.tar", *overrides), Objective()
-    runtime = SimpleNamespace(world_size=2, group=None, is_main=True)
+    runtime = SimpleNamespace(world_size=2, host_group=None, is_main=True)
     build_stepper._compile(
         config, cast(Any, runtime), cast(Any, objective), micro_batch_size=6, run=lambda num_pairs: None
     )
