@@ -1,0 +1,66 @@
+"""Steps on a GPU: the host waits for nothing, and nothing is copied from pageable memory, for that is a wait too."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config, write_scenes
+from torch.profiler import ProfilerActivity, profile
+
+from clipx.distributed.runtime import start_runtime
+from clipx.train.build import build_run
+from clipx.train.metrics.step_metrics import RankStats, StopOrSave
+
+pytestmark = pytest.mark.gpu
+
+SETTINGS = [
+    "precision=fp32",
+    "precision=bf16",
+    "precision=fp16",
+    "compile=true",
+    "micro_batch_size=3",
+    "micro_batch_size=3 compile=true",
+    "activation_checkpointing=1",
+    "model.image.patch_drop=0.5",
+    "data.augment.grayscale=0.5",
+    "loss.type=sigmoid model.init_logit_bias=-10",
+    "loss.exchange=ring",
+    "ema={}",
+    "optim.type=stable_adamw",
+    "parallel.type=fsdp2",
+    "parallel.type=fsdp2 ema={} optim.type=stable_adamw",
+    "deterministic=true",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes") / "train"
+
+
+@pytest.fixture(autouse=True)
+def torchs_settings() -> Iterator[None]:
+    """They are those of the process, and other tests share it."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_step_neither_waits_nor_copies_from_pageable_memory(settings: str, shards: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", shards, "precision=bf16", *settings.split())
+    with start_runtime(config) as runtime:
+        run = build_run(config, runtime)
+        with closing(run.batches()) as batches:
+            for step in range(2):  # the first steps compile, allocate and compare names
+                run.stepper(next(batches), step=step, requests=StopOrSave(), stats=RankStats()).read()
+            batch = next(batches)
+            with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+                torch.cuda.set_sync_debug_mode("error")
+                launched = run.stepper(batch, step=2, requests=StopOrSave(), stats=RankStats())
+                torch.cuda.set_sync_debug_mode("default")
+            launched.read()
+    assert not [event.name for event in profiled.events() if "Pageable" in event.name]
