@@ -33,8 +33,26 @@ def _sequence(bounds, length, H: tl.constexpr, HAS_BOUNDS: tl.constexpr):
 
 
 @triton.jit
-def _probabilities(q, k, scale, rows, size, CAUSAL: tl.constexpr):
+def _places(token_size: tl.constexpr, TILE: tl.constexpr, TILE_E: tl.constexpr):
+    """Where the channels of one head stand, from those of its first token on."""
+    return tl.arange(0, TILE)[:, None] * token_size + tl.arange(0, TILE_E)[None, :]
+
+
+@triton.jit
+def _operands(queries, size, H: tl.constexpr, E: tl.constexpr, TILE: tl.constexpr, TILE_E: tl.constexpr):
+    """Queries, keys and values of a sequence and head whose first query is given; what is inside: the others are 0."""
+    inside = (tl.arange(0, TILE) < size)[:, None] & (tl.arange(0, TILE_E) < E)[None, :]
+    places = _places(3 * H * E, TILE, TILE_E)
+    q = tl.load(queries + places, mask=inside, other=0.0)
+    k = tl.load(queries + H * E + places, mask=inside, other=0.0)
+    v = tl.load(queries + 2 * H * E + places, mask=inside, other=0.0)
+    return q, k, v, inside
+
+
+@triton.jit
+def _probabilities(q, k, scale, size, TILE: tl.constexpr, CAUSAL: tl.constexpr):
     """exp(S - max S) of each row of S = scale q k^T, and the row's sum; keys outside of the sequence have 0."""
+    rows = tl.arange(0, TILE)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
     attended = (rows < size)[None, :]
     if CAUSAL:
@@ -54,16 +72,11 @@ def forward_kernel(
     head, start, size = _sequence(bounds, length, H, HAS_BOUNDS)
     if size <= FEWEST or size > TILE:
         return
-    rows, channels = tl.arange(0, TILE), tl.arange(0, TILE_E)
-    inside = (rows < size)[:, None] & (channels < E)[None, :]
-    places = rows[:, None] * (3 * H * E) + channels[None, :]
-    queries = qkv_T3HE + start * (3 * H * E) + head * E
-    q = tl.load(queries + places, mask=inside, other=0.0)
-    k = tl.load(queries + H * E + places, mask=inside, other=0.0)
-    v = tl.load(queries + 2 * H * E + places, mask=inside, other=0.0)
-    weights, sums = _probabilities(q, k, scale, rows, size, CAUSAL)
+    first = start * (3 * H * E) + head * E
+    q, k, v, inside = _operands(qkv_T3HE + first, size, H, E, TILE, TILE_E)
+    weights, sums = _probabilities(q, k, scale, size, TILE, CAUSAL)
     mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / sums[:, None]
-    results = mixed_THE + start * (H * E) + head * E + rows[:, None] * (H * E) + channels[None, :]
+    results = mixed_THE + start * (H * E) + head * E + _places(H * E, TILE, TILE_E)
     tl.store(results, mixed.to(v.dtype), mask=inside)
 
 
@@ -77,18 +90,13 @@ def backward_kernel(
     head, start, size = _sequence(bounds, length, H, HAS_BOUNDS)
     if size <= FEWEST or size > TILE:
         return
-    rows, channels = tl.arange(0, TILE), tl.arange(0, TILE_E)
-    inside = (rows < size)[:, None] & (channels < E)[None, :]
-    places = rows[:, None] * (3 * H * E) + channels[None, :]
-    queries = qkv_T3HE + start * (3 * H * E) + head * E
-    q = tl.load(queries + places, mask=inside, other=0.0)
-    k = tl.load(queries + H * E + places, mask=inside, other=0.0)
-    v = tl.load(queries + 2 * H * E + places, mask=inside, other=0.0)
-    results = mixed_gradient_THE + start * (H * E) + head * E + rows[:, None] * (H * E) + channels[None, :]
+    first = start * (3 * H * E) + head * E
+    q, k, v, inside = _operands(qkv_T3HE + first, size, H, E, TILE, TILE_E)
+    results = mixed_gradient_THE + start * (H * E) + head * E + _places(H * E, TILE, TILE_E)
     mixed_gradient = tl.load(results, mask=inside, other=0.0)  # rows outside have 0, so they change no key's gradient
-    weights, sums = _probabilities(q, k, scale, rows, size, CAUSAL)
+    weights, sums = _probabilities(q, k, scale, size, TILE, CAUSAL)
     weights = weights / sums[:, None]
-    gradients = gradient_T3HE + start * (3 * H * E) + head * E + places
+    gradients = gradient_T3HE + first + _places(3 * H * E, TILE, TILE_E)
     v_gradient = tl.dot(tl.trans(weights.to(v.dtype)), mixed_gradient, input_precision="ieee")
     tl.store(gradients + 2 * H * E, v_gradient.to(v.dtype), mask=inside)
     weights_gradient = tl.dot(mixed_gradient, tl.trans(v), input_precision="ieee")
