@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import _dynamo as dynamo
+from torch._dynamo.exc import TorchDynamoException
 from torch.distributed import ProcessGroup
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
@@ -146,14 +147,41 @@ def compile_blocks(
     try:
         dry_run()
         problem = next((found for found in gather_objects(next(iter(problems), None), group) if found), None)
-        chosen = plain if problem else compiled
-        dynamo.config.suppress_errors = True  # a shape of later (an evaluation's) that cannot be compiled runs without
+        chosen = plain if problem else _with_way_out(blocks, plain, compiled)
     finally:
         for block, forward in zip(blocks, chosen, strict=True):
             setattr(block, "forward", forward)  # noqa: B010
     if problem is None:
         log.info("compiled %d blocks in %.0f s", len(blocks), time.perf_counter() - began)
     return problem
+
+
+def _with_way_out(
+    blocks: Sequence[nn.Module], plain: Sequence[Callable[..., Any]], compiled: Sequence[Callable[..., Any]]
+) -> list[Callable[..., Any]]:
+    """The compiled passes; the plain ones for a kind of pass that has met a shape that cannot be compiled.
+
+    Kinds are passes with gradients and without, in training and in evaluation. Not by dynamo's `suppress_errors`: after
+    one failure it leaves the blocks' code alone for good, so that an evaluation would end the compiled training.
+    """
+    refused: set[tuple[bool, bool]] = set()
+
+    def guarded(block: nn.Module, forward: Callable[..., Any], candidate: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kind = torch.is_grad_enabled(), block.training
+            if kind not in refused:
+                try:
+                    return candidate(*args, **kwargs)
+                except TorchDynamoException as error:
+                    refused.add(kind)
+                    name = "training" if block.training else "evaluation"
+                    log.warning("a shape cannot be compiled (%s); %s goes on without", _one_line(error), name)
+            return forward(*args, **kwargs)
+
+        return call
+
+    return [guarded(*three) for three in zip(blocks, plain, compiled, strict=True)]
 
 
 def _trying(forward: Callable[..., Any], attempt: Callable[[Any], object], problems: list[str]) -> Callable[..., Any]:

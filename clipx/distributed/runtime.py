@@ -168,20 +168,36 @@ def _join(config: RunConfig, **options: Any) -> Accelerator:
     try:
         return Accelerator(**options)
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):  # gloo has no type
+        if not _is_of_ranks(error):
             raise
-        reason = " ".join(str(error).split())[:200]
         raise RunError(
             f"not all {os.environ.get('WORLD_SIZE')} processes met within parallel.timeout_s="
-            f"{config.parallel.timeout_s} ({reason}); see that all were started and reach "
+            f"{config.parallel.timeout_s} ({_reason(error)}); see that all were started and reach "
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         ) from error
+
+
+def _is_of_ranks(error: RuntimeError) -> bool:
+    """Whether ranks do not reach each other."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)  # gloo has no type
+
+
+def _reason(error: RuntimeError) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _host_group(config: RunConfig) -> ProcessGroup | None:
     if not dist.is_initialized() or dist.get_backend() == "gloo":
         return dist.group.WORLD if dist.is_initialized() else None
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.parallel.timeout_s))
+    try:
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.parallel.timeout_s))
+    except RuntimeError as error:
+        if not _is_of_ranks(error):
+            raise
+        raise RunError(
+            f"the hosts do not reach each other by gloo ({_reason(error)}), though NCCL finds its own way; often a "
+            "host's name stands for its loopback in /etc/hosts: name the network interface in GLOO_SOCKET_IFNAME"
+        ) from error
     assert isinstance(group, ProcessGroup)  # new_group has another value for ranks outside
     return group
 

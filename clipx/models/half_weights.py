@@ -13,7 +13,7 @@ Shape suffixes: N rows, I inputs and O outputs of a layer.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class HalfWeights:
         self._weights: list[Tensor] = []
         self._copies: list[Tensor] = []
         self.dtype = dtype
-        for layer in [] if dtype is None else [module for module in model.modules() if type(module) is nn.Linear]:
+        for layer in [] if dtype is None else [module for module in model.modules() if _is_plain(module)]:
             layer.__class__ = HalfLinear
             layer.halves = self  # type: ignore[assignment]
             layer.half_weight, layer.half_bias = self._copy(layer.weight), self._copy(layer.bias)  # type: ignore[assignment]
@@ -73,6 +73,13 @@ class HalfWeights:
                 run(num_pairs)
 
         return fresh_run
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a linear layer of parameters; hooks (pruning, weight norm) compute weights anew in every pass."""
+    if type(module) is not nn.Linear:
+        return False
+    return all(weight is None or isinstance(weight, nn.Parameter) for weight in (module.weight, module.bias))
 
 
 class HalfLinear(nn.Linear):

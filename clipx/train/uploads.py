@@ -60,8 +60,11 @@ def packed(tensors: Sequence[Tensor], *, pin_memory: bool) -> Tensor:
 
 
 def unpacked(memory: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Views of what `packed` has put together, with the shapes and dtypes of the tensors."""
-    return [_view(memory[place], tensor) for tensor, place in zip(tensors, _places(tensors), strict=True)]
+    """Views of what `packed` has put together, with the shapes and dtypes of the tensors.
+
+    For autograd they are tensors of their own (`data`): a change of one in place is no change of the others.
+    """
+    return [_view(memory[place], tensor).data for tensor, place in zip(tensors, _places(tensors), strict=True)]
 
 
 def _places(tensors: Sequence[Tensor]) -> list[slice]:

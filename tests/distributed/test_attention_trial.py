@@ -9,7 +9,7 @@ from clipx.models.attention import trial
 from clipx.models.attention.trial import Shape, fastest
 
 
-def chosen(wrong_on: int | None) -> str | None:
+def chosen(wrong_on: int | None, missing_on: int | None = None) -> str | None:
     rank = dist.get_rank()
     shape = Shape(
         name="sequences",
@@ -33,7 +33,8 @@ def chosen(wrong_on: int | None) -> str | None:
     # Each rank measures otherwise: rank 0 finds `one_tile` the fastest, rank 1 finds it the slowest.
     times = {"one_tile": (0.1, 0.9), "flash": (0.2, 0.1)}
     trial._milliseconds = lambda shape, attention: times[attention.name][rank]
-    return fastest(shape, {name: attention(name) for name in times}, group=dist.group.WORLD)
+    there = [name for name in times if (name, rank) != ("one_tile", missing_on)]
+    return fastest(shape, {name: attention(name) for name in there}, group=dist.group.WORLD)
 
 
 def test_ranks_follow_the_times_of_rank_0() -> None:
@@ -42,3 +43,7 @@ def test_ranks_follow_the_times_of_rank_0() -> None:
 
 def test_what_is_wrong_on_one_rank_is_taken_on_none() -> None:
     assert run_ranks(chosen, 2, 1) == ["flash"] * 2
+
+
+def test_what_one_rank_does_not_have_is_taken_on_none() -> None:
+    assert run_ranks(chosen, 2, None, 1, timeout_s=60) == ["flash"] * 2

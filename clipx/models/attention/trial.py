@@ -59,14 +59,16 @@ def fastest(shape: Shape, candidates: Mapping[K, Attention], *, group: ProcessGr
     by_rank = gather_objects(found, group)
     times: dict[K, float] = {}
     for name in candidates:
-        results = [results[name] for results in by_rank]
+        results = [results.get(name, "a rank does not have it") for results in by_rank]  # of another cuDNN
         problem = next((result for result in results if isinstance(result, str)), None)
         if problem is None:
             times[name] = results[0]
         elif rank(group) == 0:
             log.warning("attention of %s: %s is left out (%s)", shape.name, name, problem)
     chosen = min(times, key=lambda name: times[name], default=None)
-    if rank(group) == 0 and chosen is not None:
+    if rank(group) == 0 and chosen is None:
+        log.warning("attention of %s: no kernel was right, so it is left to torch; do not trust it", shape.name)
+    elif rank(group) == 0:
         measured = ", ".join(f"{name} {times[name]:.3f}" for name in sorted(times, key=lambda name: times[name]))
         log.info("attention of %s: %s (ms for %d: %s)", shape.name, chosen, len(shape.lengths), measured)
     return chosen

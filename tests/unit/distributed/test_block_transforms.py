@@ -200,20 +200,32 @@ def test_an_error_of_the_model_is_no_failure_to_compile(place: str, monkeypatch:
         )
 
 
-def test_a_later_shape_that_cannot_be_compiled_ends_no_run() -> None:
+def test_a_later_shape_that_cannot_be_compiled_ends_neither_the_run_nor_the_compiled_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     torch.compiler.reset()
-    model, broken = tower(), list[bool]()
+    model, broken, calls = tower(), list[bool](), list[int]()
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         if broken:
             raise RuntimeError("no memory for the compiler")
-        return graph.forward
+
+        def run(*args: Tensor) -> object:
+            calls.append(1)
+            return graph.forward(*args)
+
+        return run
 
     assert compile_blocks(list(model), dry_run=lambda: gradients(model), group=None, backend=backend) is None
     broken.append(True)
     images = torch.ones(3, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(model.eval()(images), tower().eval()(images))
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(images), tower().eval()(images))
+    assert caplog.text.count("cannot be compiled") == 1
+    calls.clear()
+    assert_same(model.train(), tower())
+    assert calls
 
 
 LONG = 2e13  # FLOPs of an image, of which a run of 20 steps of 24 has 480

@@ -1,7 +1,7 @@
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -134,6 +134,25 @@ def test_ranks_that_do_not_meet_are_one_line(error: RuntimeError, kind: type[Exc
     with failing, pytest.raises(kind) as raised, start_runtime(config):
         pass
     assert ("processes met within parallel.timeout_s=" in str(raised.value)) == (kind is RunError)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("[/x/gloo/transport/tcp/pair.cc:152] connect [127.0.1.1]:41: Connection refused", RunError),
+        ("no", RuntimeError),
+    ],
+)
+def test_hosts_without_a_way_by_gloo_are_one_line(
+    message: str, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "new_group", Mock(side_effect=RuntimeError(message)))
+    config = tiny_config(tmp_path / "run", "none.tar", "parallel.type=fsdp2")
+    with pytest.raises(kind) as raised, start_runtime(config):
+        pass
+    assert ("GLOO_SOCKET_IFNAME" in str(raised.value)) == (kind is RunError)
+    assert not dist.is_initialized()
 
 
 def test_deterministic_fills_no_memory_that_nobody_reads(tmp_path: Path) -> None:

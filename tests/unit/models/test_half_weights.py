@@ -1,5 +1,7 @@
 """Layers with copies give what autocast gives, gradients are nearer to the truth, and no copy is ever old."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from tiny_clip import tiny_model_config
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.models.clip import CLIP, build_model
@@ -204,3 +208,19 @@ def test_compiled_blocks_compute_with_copies() -> None:
             own = passes(model, x)
         torch.testing.assert_close(own, found, rtol=0.02, atol=0.02)
         torch.testing.assert_close(own, expected, rtol=0.02, atol=0.02) if change == 0 else None
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("computed", [partial(l1_unstructured, name="weight", amount=0.5), weight_norm])
+def test_weights_that_a_hook_computes_are_never_old(computed: Callable[[nn.Module], object]) -> None:
+    linear = nn.Linear(*SIZES)
+    computed(linear)
+    halves = HalfWeights(nn.Sequential(linear), dtype=HALF)
+    with torch.no_grad():
+        for weight in linear.parameters():
+            weight.mul_(3)
+    x = torch.randn(5, 24)
+    with autocast():
+        expected = linear(x)
+        with halves.fresh():
+            assert torch.equal(linear(x), expected)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipx.train.uploads import Uploads, packed, unpacked
@@ -32,6 +33,15 @@ def test_packed_tensors_come_out_as_they_went_in() -> None:
     for tensor, view in zip(MIXED, unpacked(memory, MIXED), strict=True):
         assert view.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
         torch.testing.assert_close(view, tensor, rtol=0, atol=0)
+
+
+def test_a_change_in_place_is_no_change_of_the_others() -> None:
+    sent = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    tokens, labels = unpacked(packed(sent, pin_memory=False), sent)
+    result = functional.embedding(tokens, torch.ones(2, 3, requires_grad=True)).sum()
+    labels.masked_fill_(labels == 3, -100)
+    result.backward()  # an objective may do so on a CPU, where the tensors never were one
+    assert tokens.tolist() == [0, 1]
 
 
 class _Recorded(TorchDispatchMode):

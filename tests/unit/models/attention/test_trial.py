@@ -145,5 +145,6 @@ def test_a_shape_is_tried_once_and_what_raised_never_again(monkeypatch: pytest.M
     assert tried == ["flash", "flash", "cudnn", "flash", "flash"]
 
 
-def test_without_a_right_candidate_there_is_no_choice() -> None:
+def test_without_a_right_candidate_there_is_no_choice(caplog: pytest.LogCaptureFixture) -> None:
     assert fastest(shape(), {"flash": raising}, group=None) is None
+    assert "no kernel was right" in caplog.text
