@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from clipx.config.phases import Phase
 from clipx.distributed.collectives import rank
 from clipx.models.attention.backends import Choice, Kernel, attend, attend_in_one_tile, cudnn_is_sound
-from clipx.models.attention.one_tile import has_one_tile
+from clipx.models.attention.one_tile import MAX_TOKENS, has_one_tile
 from clipx.models.attention.trial import Attention, Shape, fastest
 from clipx.models.clip import CLIP
 from clipx.models.packing import attend_packed, pack
@@ -106,7 +106,7 @@ def _choose_for_texts(
 ) -> None:
     layers = [module for module in tower.modules() if isinstance(module, TextAttention)]
     heads, channels = layers[0].heads, layers[0].proj.in_features // layers[0].heads
-    if not has_one_tile(num_tokens=phase.context_length, channels=channels):
+    if phase.context_length > MAX_TOKENS:
         return
     # As captions are: most of them short, a few of them long. The first ones reach every tile.
     lengths = tuple(max(1, phase.context_length * (number % 8 + 1) ** 3 // 512) for number in range(_NUM_SEQUENCES))
@@ -120,10 +120,9 @@ def _choose_for_texts(
         dtype=dtype,
         device=device,
     )
-    candidates: dict[Kernel, Attention] = {
-        "flash": partial(_text_attention, None, device=device),
-        "one_tile": partial(_text_attention, dtype, device=device),
-    }
+    candidates: dict[Kernel, Attention] = {"flash": partial(_text_attention, None, device=device)}
+    if has_one_tile(num_tokens=phase.context_length, channels=channels):
+        candidates["one_tile"] = partial(_text_attention, dtype, device=device)
     kernel = fastest(shape, candidates, group=group)
     for layer in layers:
         layer.one_tile = dtype if kernel == "one_tile" else None

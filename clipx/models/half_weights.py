@@ -6,7 +6,8 @@ brings the copies of all layers up to date, and the product itself writes the we
 
 Parameters stay what they are, in float32, and whoever else sees them (optimizer, DDP, averages, checkpoints) sees no
 change. Copies are used within `HalfWeights.fresh` alone, which begins by bringing them up to date, so they are never
-stale; outside of it, as in an evaluation, autocast casts as ever.
+stale, as long as parameters are changed in place and not replaced; outside of it, as in an evaluation, autocast casts
+as ever.
 
 Shape suffixes: N rows, I inputs and O outputs of a layer.
 """

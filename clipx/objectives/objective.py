@@ -54,9 +54,9 @@ class CoupledLoss:
 
     share: Callable[[Outputs, Batch, ProcessGroup | None], Share]
     """This rank's outputs, its batch and the group of all ranks, to this rank's share. Of the batch, tensors of one
-    dimension are on the device, and pixels and what else has several on the host. Shares sum to the loss and to the
-    figures over ranks; nothing is summed or averaged beforehand. Runs outside of autocast: outputs come in the model's
-    compute dtype."""
+    dimension are on the device; pixels and what else has several are on the host, so a share moves what it needs of
+    them (`batch.columns["teacher_ID"].to(device)`). Shares sum to the loss and to the figures over ranks; nothing is
+    summed or averaged beforehand. Runs outside of autocast: outputs come in the model's compute dtype."""
     cost: Callable[[LossShape], LossCost]
     """What one call takes on every rank."""
     weight: float = 1.0

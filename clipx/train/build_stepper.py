@@ -180,12 +180,15 @@ def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: P
 
 
 def _is_compiled(config: RunConfig, runtime: Runtime, objective: Objective) -> bool:
-    return compiles(
-        config,
-        device_type=runtime.device.type,
-        image_flops=objective.flops.image,
-        world_size=runtime.world_size,
+    device_type = runtime.device.type
+    compiled = compiles(
+        config, device_type=device_type, image_flops=objective.flops.image, world_size=runtime.world_size
     )
+    if runtime.is_main and compiled:
+        log.info("compiling the blocks of the towers, which takes a minute or more")
+    elif runtime.is_main and device_type == "cuda":
+        log.info("compile=%s: the blocks of the towers are not compiled", str(config.compile).lower())
+    return compiled
 
 
 def _compile(config: RunConfig, runtime: Runtime, objective: Objective, *, micro_batch_size: int, run: DryRun) -> None:

@@ -22,11 +22,13 @@ Kernel = Literal["flash", "efficient", "cudnn", "one_tile"]
 """What computes attention; for inputs that `flash` does not support it is what torch prefers after it, never cuDNN."""
 
 _CUDNN_TAIL_MENDED = 92_600
+_SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _BACKENDS = {
-    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
-    "efficient": [SDPBackend.EFFICIENT_ATTENTION],
-    "cudnn": [SDPBackend.CUDNN_ATTENTION],
+    "flash": _SOUND,
+    "efficient": [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, *_SOUND],
 }
+"""In order: what was tried with few sequences may be refused with many, and then the next one computes them."""
 
 
 class Choice(NamedTuple):
@@ -46,8 +48,8 @@ def cudnn_is_sound(num_tokens: int) -> bool:
 
 
 def only(kernel: Kernel, x: Tensor) -> AbstractContextManager[object]:
-    """Within it torch's attention of tensors like x is computed by this kernel of torch; on a CPU it does nothing."""
-    return sdpa_kernel(_BACKENDS[kernel]) if x.is_cuda else nullcontext()
+    """Within it torch computes attention of tensors like x by this kernel if it can; on a CPU it does nothing."""
+    return sdpa_kernel(_BACKENDS[kernel], set_priority=True) if x.is_cuda else nullcontext()
 
 
 def attend(q_BMHE: Tensor, k_BNHE: Tensor, v_BNHE: Tensor, *, kernel: Kernel = "flash", dropout: float = 0.0) -> Tensor:

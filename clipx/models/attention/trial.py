@@ -10,6 +10,7 @@ Shape suffixes: T tokens of all sequences, N of one, H heads, E channels of a he
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed.collectives import gather_objects, rank
+from clipx.errors import RunError
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ Attention = Callable[[Sequence[int]], Callable[[Tensor], Tensor]]
 """The lengths of sequences to what maps their packed (T, 3, H, E) to (T, H, E)."""
 K = TypeVar("K", bound=str)
 _REPEATS = 8
+_SHARE = 4
+"""Largest error of a whole tensor, in roundings of its norm; that of an entry is one of the sum of its terms' sizes."""
 _HEAD_START = 20_000_000
 """Cycles, about 10 ms, that the device waits, so that the host launches all repeats before the first one begins."""
 
@@ -81,10 +85,28 @@ def _result(shape: Shape, name: str, attention: Attention) -> float | str:
     if (shape, name) not in _results:
         try:
             _results[shape, name] = _try(shape, attention)
+        except torch.OutOfMemoryError as error:  # says nothing of the kernel
+            return _one_line(error)
         except Exception as error:  # torch, Triton, cuDNN and the driver raise their own
-            _broken[shape.causal, name] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+            _check_device(shape, name, error)
+            _broken[shape.causal, name] = _one_line(error)
             return _broken[shape.causal, name]
     return _results[shape, name]
+
+
+def _check_device(shape: Shape, name: str, error: Exception) -> None:
+    """Ends the run after an error that the device does not get over: all that comes later would fail, elsewhere."""
+    try:
+        torch.cuda.synchronize(shape.device)
+    except RuntimeError:
+        raise RunError(
+            f"attention of {shape.name}: trying {name} broke the CUDA device ({_one_line(error)}); start again with "
+            "attention=flash, which tries none"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
 
 
 def _try(shape: Shape, attention: Attention) -> float | str:
@@ -98,21 +120,38 @@ def _try(shape: Shape, attention: Attention) -> float | str:
 
 def _problem(shape: Shape, attention: Attention, *, logit: float) -> str | None:
     """What is wrong with value or gradients for logits around `logit`; None if nothing is."""
-    lengths = shape.lengths[: shape.num_checked]
-    qkv_T3HE, weights_THE = _draw(shape, sum(lengths))
+    qkv_T3HE, weights_THE = _example(shape, logit=logit)
+    mixed_THE = attention(shape.lengths[: shape.num_checked])(qkv_T3HE.requires_grad_())
+    (gradient_T3HE,) = torch.autograd.grad(mixed_THE, qkv_T3HE, weights_THE)
+    eps = torch.finfo(shape.dtype).eps
+    names = ("results", "gradients of queries", "of keys", "of values")
+    found_by_name = zip(names, (mixed_THE, *gradient_T3HE.unbind(1)), _expected(shape, logit=logit), strict=True)
+    for name, found, (wanted, size) in found_by_name:
+        if not found.isfinite().all():
+            return f"{name} for logits near {logit:.0f} are not finite"
+        error = (found.detach().cpu().double() - wanted).abs()
+        is_wrong = (error > eps * (size + size.mean())).any()
+        if not logit:  # large keys cancel in a gradient, so that its norm says nothing of roundings
+            is_wrong |= error.norm() > _SHARE * eps * wanted.norm()
+        if is_wrong:
+            return f"{name} for logits near {logit:.0f} are wrong"
+    return None
+
+
+def _example(shape: Shape, *, logit: float) -> tuple[Tensor, Tensor]:
+    """Queries, keys and values whose logits are about `logit`, and gradients of the result."""
+    qkv_T3HE, weights_THE = _draw(shape, sum(shape.lengths[: shape.num_checked]))
     if logit:
         qkv_T3HE[:, :2] *= 0.1
         qkv_T3HE[:, 0, :, 0], qkv_T3HE[:, 1, :, 0] = 1.0, logit * shape.channels**0.5
-    mixed_THE = attention(lengths)(qkv_T3HE.requires_grad_())
-    (gradient_T3HE,) = torch.autograd.grad(mixed_THE, qkv_T3HE, weights_THE)
-    expected = _textbook(qkv_T3HE.detach().double(), weights_THE.double(), lengths, causal=shape.causal)
-    names = ("results", "gradients of queries", "of keys", "of values")
-    for name, found, (wanted, size) in zip(names, (mixed_THE, *gradient_T3HE.unbind(1)), expected, strict=True):
-        if not found.isfinite().all():
-            return f"{name} for logits near {logit:.0f} are not finite"
-        if ((found.double() - wanted).abs() > torch.finfo(shape.dtype).eps * (size + size.mean())).any():
-            return f"{name} for logits near {logit:.0f} are wrong"
-    return None
+    return qkv_T3HE, weights_THE
+
+
+@lru_cache(maxsize=2)  # all candidates of a shape ask for the same two
+def _expected(shape: Shape, *, logit: float) -> list[tuple[Tensor, Tensor]]:
+    """What float64 gives, on the host: many GPUs are slow in it, and a large one's memory belongs to the run."""
+    qkv_T3HE, weights_THE = (x.cpu().double() for x in _example(shape, logit=logit))
+    return _textbook(qkv_T3HE, weights_THE, shape.lengths[: shape.num_checked], causal=shape.causal)
 
 
 def _draw(shape: Shape, num_tokens: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
+from torch.nn.attention import _cur_sdpa_kernel_backends
 
 from clipx.models.attention import backends
 from clipx.models.attention.backends import Choice, attend, cudnn_is_sound, kernel_for, only
@@ -26,12 +27,16 @@ def allowed() -> dict[str, bool]:
 
 @pytest.mark.parametrize(
     ("kernel", "wanted"),
-    [("flash", {"flash", "efficient", "math"}), ("efficient", {"efficient"}), ("cudnn", {"cudnn"})],
+    [
+        ("flash", ["FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"]),
+        ("efficient", ["EFFICIENT_ATTENTION", "FLASH_ATTENTION", "MATH"]),
+        ("cudnn", ["CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"]),
+    ],
 )
-def test_torch_may_use_no_other_kernel(kernel: backends.Kernel, wanted: set[str]) -> None:
+def test_torch_takes_the_kernel_and_has_another_for_what_it_refuses(kernel: backends.Kernel, wanted: list[str]) -> None:
     before = allowed()
     with only(kernel, qkv_on_cuda()):
-        assert {name for name, is_allowed in allowed().items() if is_allowed} == wanted
+        assert [backend.name for backend in _cur_sdpa_kernel_backends(with_priority=True)] == wanted
     with only(kernel, torch.empty(1)):
         assert allowed() == before
     assert allowed() == before

@@ -8,6 +8,7 @@ import torch
 from reference.attention import packed_attention
 from torch import Tensor
 
+from clipx.errors import RunError
 from clipx.models.attention import trial
 from clipx.models.attention.trial import Attention, Shape, fastest
 
@@ -29,6 +30,7 @@ def shape(*, causal: bool = False, dtype: torch.dtype = torch.bfloat16) -> Shape
 def _nothing_found_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_results", {})
     monkeypatch.setattr(trial, "_broken", {})
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)  # there may be none
 
 
 def right(lengths: Sequence[int], *, causal: bool = False, scale: float = 0.125) -> Callable[[Tensor], Tensor]:
@@ -78,6 +80,22 @@ def not_finite_for_negative_logits(lengths: Sequence[int]) -> Callable[[Tensor],
     return lambda qkv: right(lengths)(_WrongGradient.apply(qkv))
 
 
+class _Shrunk(torch.autograd.Function):
+    """The identity, with nine tenths of the gradient."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, qkv: Tensor) -> Tensor:
+        return qkv.clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return 0.9 * gradient
+
+
+def with_a_small_gradient(lengths: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    return lambda qkv: right(lengths)(_Shrunk.apply(qkv))
+
+
 def raising(lengths: Sequence[int]) -> Callable[[Tensor], Tensor]:
     raise RuntimeError("no kernel image is available")
 
@@ -100,6 +118,8 @@ def test_a_causal_mask_is_expected() -> None:
 def test_errors_are_found() -> None:
     assert trial._problem(shape(), without_the_last_key, logit=0.0) == "results for logits near 0 are wrong"
     assert "wrong" in (trial._problem(shape(dtype=torch.float16), wrong_factor, logit=0.0) or "")
+    found = trial._problem(shape(), with_a_small_gradient, logit=0.0)
+    assert found == "gradients of queries for logits near 0 are wrong"
     assert trial._problem(shape(), not_finite_for_negative_logits, logit=0.0) is None
     found = trial._problem(shape(), not_finite_for_negative_logits, logit=-120.0)
     assert found == "gradients of queries for logits near -120 are not finite"
@@ -148,3 +168,29 @@ def test_a_shape_is_tried_once_and_what_raised_never_again(monkeypatch: pytest.M
 def test_without_a_right_candidate_there_is_no_choice(caplog: pytest.LogCaptureFixture) -> None:
     assert fastest(shape(), {"flash": raising}, group=None) is None
     assert "no kernel was right" in caplog.text
+
+
+def test_memory_that_is_short_says_nothing_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_milliseconds", lambda shape, attention: 0.1)
+    full = [True]
+
+    def filling(lengths: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        if full:
+            raise torch.OutOfMemoryError("none left")
+        return right(lengths)
+
+    assert fastest(shape(), {"flash": filling}, group=None) is None
+    full.clear()
+    assert fastest(shape(), {"flash": filling}, group=None) == "flash"
+
+
+def test_a_kernel_that_breaks_the_device_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(trial, "_milliseconds", lambda shape, attention: 0.1)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(
+        RunError, match=r"trying one_tile broke the CUDA device \(RuntimeError: no kernel.*attention=flash"
+    ):
+        fastest(shape(), {"flash": right, "one_tile": raising}, group=None)
