@@ -60,8 +60,9 @@ class Report:
 
 def read_rows(folder: Path) -> list[dict[str, object]]:
     """All rows that were written; a line that was cut off is left out."""
-    rows = []
-    for line in (folder / "gpu_plan.jsonl").read_text().splitlines():
+    rows: list[dict[str, object]] = []
+    path = folder / "gpu_plan.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
