@@ -59,7 +59,9 @@ LOSS_BEFORE = {512: 400e12, 768: 440e12}
 LOSS_HOST_MS_BEFORE = {4096: 1.3, 32_768: 8.0}
 CACHE = (8, 256)
 """Micro-batches, and pairs of each, at which the plan for a GPU measures the gradient cache of L/14."""
-LINK, HOST_US = 55e9, 19.0
+LINK = 55e9
+HOST_US, HOST_US_BEFORE = 23.5, 19.0
+"""For each operation: those that became one had taken little of the host's time (LOG.md, what a step asks for)."""
 WANTED_MFU = 0.45
 MODES = ("floor", "before", "eager", "compiled")
 _KINDS = ("norms", "activations", "residuals", "casts", "sums", "copies", "others")
@@ -84,12 +86,13 @@ def terms_of(side: Counted, *, gpu: str, mode: str) -> dict[str, float]:
     kinds = {"fused": traffic.fused_bytes} if mode == "compiled" else dict(traffic.bytes)
     terms |= {kind: size / memory for kind, size in kinds.items()}
     device = sum(terms.values())
-    terms["host"] = 0.0 if ideal else max(0.0, 1e-3 * _host_ms(side) - device)
+    terms["host"] = 0.0 if ideal else max(0.0, 1e-3 * _host_ms(side, mode) - device)
     return {name: 1e3 * seconds for name, seconds in terms.items()}
 
 
-def _host_ms(side: Counted) -> float:
-    return 1e-3 * HOST_US * sum(side.traffic.launches[kind] for kind in ("products", "attention", "others"))
+def _host_ms(side: Counted, mode: str) -> float:
+    each = HOST_US_BEFORE if mode == "before" else HOST_US
+    return 1e-3 * each * sum(side.traffic.launches[kind] for kind in ("products", "attention", "others"))
 
 
 def exposed_ms(config: RunConfig, model: PhaseModel, *, gpu: str, gpus: int, towers_ms: float) -> tuple[float, float]:
@@ -129,7 +132,7 @@ def rows_of_model(name: str, batch_size: int, *, beside_open_clip: bool) -> Iter
                 terms["loss"], terms["communication"] = exposed_ms(
                     of_gpus, model, gpu=gpu, gpus=gpus, towers_ms=towers_ms
                 )
-                host_ms = _host_ms(side)
+                host_ms = _host_ms(side, mode)
                 yield (
                     _row(name, mode, batch_size, gpu, gpus)
                     | _figures(terms, gpus * batch_size, useful)
