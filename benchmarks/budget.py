@@ -3,41 +3,38 @@
     .venv/bin/python benchmarks/budget.py
 
 The towers' forward and backward pass runs over fake tensors at full size, and every operation is counted
-(`traffic.py`); open_clip's model and loss likewise. Predicted time, in ms:
+(`step_traffic.py`); open_clip's model and loss likewise. Predicted time, in ms:
 
 - products: FLOPs over 790 TFLOP/s, which cuBLAS reached on an H200 (8192 cubed, bf16, random), at PRODUCTS of it;
 - everything else: bytes over the memory's speed (H200: 4.3 TB/s copied there; H100: 0.9 of its 3.35), at MEMORY of it;
-- attention: arithmetic of whole tiles at what flash attention 2 is assumed to reach, ATTENTION;
-- loss: 8 b G d FLOPs at LOSS, alone also the host's part if that is more;
-- optimizer: 40 bytes a weight (norm, clipping, AdamW); pixels: bytes over the link;
+- attention: bytes over the memory's speed at ONE_TILE of it, where sequences have one tile; else arithmetic of whole
+  tiles at what flash attention 2 is assumed to reach, ATTENTION;
+- loss: 8 b G d FLOPs at LOSS, and LOSS_START_MS; alone also the host's part if that is more;
+- optimizer: 40 bytes a weight (norm, clipping, AdamW);
+- pixels: bytes over the link, where the device waits for them;
 - host: launches at HOST_US each, where that is more than the device's part;
 - communication on 8 GPUs: the collectives of `clipx plan` that no arithmetic hides.
 
-Modes: `floor`, all of it at its ceiling; `eager`; `compiled`, where operations between two products are one kernel, at
-best; `levers`, compiled, with attention over at most 64 tokens at the memory's speed and pixels copied beside the step.
+Modes: `floor`, all of it at its ceiling; `before`, eager with flash attention alone, casts in each layer and pixels
+copied in turn; `eager`, the code as it is: attention in one tile up to 128 tokens, copies of weights once a step,
+pixels beside the step; `compiled`, the same with all operations between two products as one kernel, at best.
 MFU is of useful work, at 989.4 TFLOP/s. These are predictions: none was measured.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from harness import RESULTS, print_table, write_rows
-from torch._subclasses.fake_tensor import FakeTensorMode
-from traffic import Traffic
+from step_traffic import CAPTION_TOKENS, Counted, count_clip_loss, count_clipx, count_open_clip
 from workload import MODELS
 
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
-from clipx.distributed.block_transforms import checkpoint_blocks
 from clipx.distributed.hardware import find_gpu
-from clipx.models.dry_run import dry_run
 from clipx.objectives.build import loss_shape
 from clipx.plan.cluster import Cluster
 from clipx.plan.communication import transfers
@@ -45,129 +42,57 @@ from clipx.plan.model import PhaseModel
 
 CASES = (("b32", 2048, True), ("b16", 1024, True), ("l14", 512, False), ("l14", 256, True))
 """Models with their best micro-batches, and whether open_clip fits with its own."""
-OPEN_CLIP = {"b32": "ViT-B-32", "b16": "ViT-B-16", "l14": "ViT-L-14"}
-CAPTION_TOKENS = 16
 RATE = 790e12
 MEMORY_SPEED = {"H100": 0.9 * 3.35e12, "H200": 4.3e12}
 PRODUCTS, MEMORY = 0.825, 0.87
 ATTENTION = {"forward": 290e12, "backward": 230e12}
 """FLOP/s of whole tiles of 128 x 128 with heads of 64: assumed."""
-LOSS = {512: 400e12, 640: 420e12, 768: 440e12}
+ONE_TILE = {16: 0.33, 50: 0.70}
+"""Share of the memory's speed by the tokens of a sequence: latencies counted in compiled code, not measured."""
+LOSS = {512: 536e12, 640: 543e12, 768: 550e12}
 """FLOP/s of the loss kernels and their products by width: cycles counted in compiled code, not measured."""
-LOSS_HOST_MS = {4096: 1.3, 32_768: 8.0}
+LOSS_START_MS = 0.06
+"""Of a call's launches, one after the other, what no arithmetic fills."""
+LOSS_HOST_MS = {4096: 0.5, 32_768: 1.4}
 """The host's part of one call by G: launches counted, not timed on a GPU's machine."""
+LOSS_BEFORE = {512: 400e12, 768: 440e12}
+LOSS_HOST_MS_BEFORE = {4096: 1.3, 32_768: 8.0}
 CACHE = (8, 256)
 """Micro-batches, and pairs of each, at which the plan for a GPU measures the gradient cache of L/14."""
-LINK, HOST_US = 55e9, 19.0
+LINK = 55e9
+HOST_US, HOST_US_BEFORE = 23.5, 19.0
+"""For each operation: those that became one had taken little of the host's time (LOG.md, what a step asks for)."""
 WANTED_MFU = 0.45
-MODES = ("floor", "eager", "compiled", "levers")
+MODES = ("floor", "before", "eager", "compiled")
 _KINDS = ("norms", "activations", "residuals", "casts", "sums", "copies", "others")
 TERMS = ("products", "attention", *_KINDS, "fused", "loss", "optimizer", "pixels", "host", "communication")
-
-
-@dataclass(frozen=True)
-class Counted:
-    """One side's step, counted."""
-
-    traffic: Traffic
-    num_weights: int
-    pixel_bytes: float
-    """That cross from host to device."""
-
-
-def count_clipx(config: RunConfig, model: PhaseModel, batch_size: int) -> Counted:
-    """Counts the towers of clipx over texts of mean length."""
-    objective, image = model.objective, config.model.image
-    objective.use_few_shapes(
-        True
-    )  # otherwise it reads lengths, which fake tensors do not have; adds tokens, 6% at most
-    for blocks in objective.block_lists():
-        checkpoint_blocks(blocks, fraction=config.activation_checkpointing)
-    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    run = dry_run(
-        lambda batch: objective.dry_run_roots(batch, autocast),
-        image_size=image.image_size,
-        context_length=CAPTION_TOKENS,
-        device=torch.device("cpu"),
-    )
-    with _fake_weights(objective.model):
-        traffic = counted(lambda: run(batch_size))
-    return Counted(traffic, model.num_parameters, batch_size * 3.0 * image.image_size**2)
-
-
-def count_open_clip(name: str, batch_size: int) -> Counted:
-    """Counts open_clip's model over texts padded to its context length, with float32 pixels."""
-    import open_clip
-
-    with torch.device("meta"):
-        model = open_clip.create_model(OPEN_CLIP[name], device="meta", output_dict=True).train()
-    side, length = model.visual.image_size[0], model.context_length
-
-    def step() -> None:
-        texts = torch.zeros(batch_size, length, dtype=torch.int64)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            outputs = model(torch.zeros(batch_size, 3, side, side), texts)
-        roots = [outputs["image_features"], outputs["text_features"]]
-        torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
-
-    with _fake_weights(model):
-        traffic = counted(step)
-    num_weights = sum(weight.numel() for weight in model.parameters())
-    return Counted(traffic, num_weights, batch_size * 3 * 4.0 * side**2)
-
-
-def count_clip_loss(size: int, width: int) -> Traffic:
-    """Counts open_clip's loss of one process, forward and backward, under autocast as in its training."""
-    from open_clip.loss import ClipLoss
-
-    def step() -> None:
-        image, text = (torch.zeros(size, width, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = ClipLoss()(image, text, torch.ones((), requires_grad=True))
-        loss.backward()
-
-    with FakeTensorMode():
-        return counted(step)
-
-
-def counted(step: Callable[[], None]) -> Traffic:
-    """What a step takes."""
-    with Traffic() as traffic:
-        step()
-        traffic.finish()
-    return traffic
-
-
-@contextmanager
-def _fake_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Weights and gradients without values, in a context in which all tensors have none."""
-    with FakeTensorMode():
-        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        for weight in model.parameters():
-            weight.grad = torch.empty_like(weight) if weight.requires_grad else None
-        yield
 
 
 def terms_of(side: Counted, *, gpu: str, mode: str) -> dict[str, float]:
     """Milliseconds of a step on one GPU, by term, without the loss."""
     traffic, ideal = side.traffic, mode == "floor"
     memory = MEMORY_SPEED[gpu] * (1 if ideal else MEMORY)
-    at_memory_speed = {"floor": (True, False), "levers": (True,)}.get(mode, ())  # short ones, long ones
-    attention = sum(traffic.attention_bytes[short] for short in at_memory_speed) / memory
-    for (direction, short), flops in traffic.tile_flops.items():
-        attention += 0 if short in at_memory_speed else flops / ATTENTION[direction]
+    if ideal:
+        attention = (traffic.flash_bytes + sum(traffic.one_tile_bytes.values())) / memory
+    else:
+        attention = sum(flops / ATTENTION[direction] for direction, flops in traffic.tile_flops.items())
+        attention += sum(size / MEMORY_SPEED[gpu] / ONE_TILE[n] for n, size in traffic.one_tile_bytes.items())
     terms = {
         "products": traffic.product_flops / RATE / (1 if ideal else PRODUCTS),
         "attention": attention,
         "optimizer": 40.0 * side.num_weights / memory,
-        "pixels": 0.0 if mode == "levers" else side.pixel_bytes / LINK,
+        "pixels": side.pixel_bytes / LINK,
     }
-    kinds = {"fused": traffic.fused_bytes} if mode in ("compiled", "levers") else dict(traffic.bytes)
+    kinds = {"fused": traffic.fused_bytes} if mode == "compiled" else dict(traffic.bytes)
     terms |= {kind: size / memory for kind, size in kinds.items()}
-    launches = sum(traffic.launches[kind] for kind in ("products", "attention", "others"))
     device = sum(terms.values())
-    terms["host"] = 0.0 if ideal else max(0.0, launches * HOST_US * 1e-6 - device)
+    terms["host"] = 0.0 if ideal else max(0.0, 1e-3 * _host_ms(side, mode) - device)
     return {name: 1e3 * seconds for name, seconds in terms.items()}
+
+
+def _host_ms(side: Counted, mode: str) -> float:
+    each = HOST_US_BEFORE if mode == "before" else HOST_US
+    return 1e-3 * each * sum(side.traffic.launches[kind] for kind in ("products", "attention", "others"))
 
 
 def exposed_ms(config: RunConfig, model: PhaseModel, *, gpu: str, gpus: int, towers_ms: float) -> tuple[float, float]:
@@ -185,7 +110,7 @@ def exposed_ms(config: RunConfig, model: PhaseModel, *, gpu: str, gpus: int, tow
     spent = dict.fromkeys(hidden, 0.0)
     for one in transfers(config, model, geometry):
         spent[one.behind] += 1e3 * one.times * cluster.seconds(one.collective, one.payload, world_size=gpus)
-    loss = 1e3 * model.objective.loss_cost(shape).flops / LOSS[shape.embed_dim]
+    loss = LOSS_START_MS + 1e3 * model.objective.loss_cost(shape).flops / LOSS[shape.embed_dim]
     return loss, sum(max(0.0, spent[behind] - hidden[behind]) for behind in hidden)
 
 
@@ -194,19 +119,20 @@ def rows_of_model(name: str, batch_size: int, *, beside_open_clip: bool) -> Iter
     config = load_config([MODELS[name]], ["precision=bf16", "micro_batch_size=auto"])
     model = PhaseModel(config, phase_at(config, 0), caption_tokens=CAPTION_TOKENS)
     useful = batch_size * model.work.useful
-    ours, theirs = count_clipx(config, model, batch_size), count_open_clip(name, batch_size)
-    launches = sum(ours.traffic.launches[kind] for kind in ("products", "attention", "others"))
+    before, theirs = count_clipx(config, batch_size, before=True), count_open_clip(name, batch_size)
+    now = count_clipx(config, batch_size)
     for gpu in MEMORY_SPEED:
         peer_ms = sum(terms_of(theirs, gpu=gpu, mode="eager").values())
         for gpus in (1, 8):
             of_gpus = replace(config, global_batch_size=gpus * batch_size, micro_batch_size=batch_size)
             for mode in MODES:
-                terms = terms_of(ours, gpu=gpu, mode=mode)
+                side = before if mode == "before" else now
+                terms = terms_of(side, gpu=gpu, mode=mode)
                 towers_ms = sum(terms.values()) - terms["optimizer"] - terms["pixels"] - terms["host"]
                 terms["loss"], terms["communication"] = exposed_ms(
                     of_gpus, model, gpu=gpu, gpus=gpus, towers_ms=towers_ms
                 )
-                host_ms = launches * HOST_US / 1e3
+                host_ms = _host_ms(side, mode)
                 yield (
                     _row(name, mode, batch_size, gpu, gpus)
                     | _figures(terms, gpus * batch_size, useful)
@@ -225,13 +151,16 @@ def rows_of_losses() -> Iterator[dict[str, object]]:
     """The loss alone, beside open_clip's."""
     for size, width in ((4096, 512), (32_768, 512), (32_768, 768)):
         traffic = count_clip_loss(size, width)
-        device_ms = 1e3 * 8 * size**2 * width / LOSS[width]
-        ours = max(device_ms, LOSS_HOST_MS[size])
+        flops, host_ms = 8.0 * size**2 * width, LOSS_HOST_MS[size]
+        ours = max(LOSS_START_MS + 1e3 * flops / LOSS[width], host_ms)
+        before = max(1e3 * flops / LOSS_BEFORE[width], LOSS_HOST_MS_BEFORE[size])
         for gpu, speed in MEMORY_SPEED.items():
             memory_s = sum(traffic.bytes.values()) / speed / MEMORY
             theirs = 1e3 * (traffic.product_flops / RATE / PRODUCTS + memory_s)
-            row = {"ms": ours, "host_ms": LOSS_HOST_MS[size], "times_open_clip": theirs / ours}
+            row = {"ms": ours, "host_ms": host_ms, "times_open_clip": theirs / ours}
             yield _row(f"info_nce {width}", "triton", size, gpu, 1) | row
+            earlier = {"ms": before, "host_ms": LOSS_HOST_MS_BEFORE[size], "times_open_clip": theirs / before}
+            yield _row(f"info_nce {width}", "before", size, gpu, 1) | earlier
             yield _row(f"info_nce {width}", "open_clip", size, gpu, 1) | {"ms": theirs}
 
 

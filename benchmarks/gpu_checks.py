@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 
@@ -16,8 +17,6 @@ import torch
 from gpu_report import Report
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 from workload import MODELS, Steps, make_batch, open_run
 
 from clipx.config.load import load_config
@@ -25,10 +24,15 @@ from clipx.config.loss import InfoNCEConfig, SigmoidConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss
+from clipx.models.attention.backends import Kernel, attend, attend_in_one_tile
+from clipx.models.attention.one_tile import MAX_TOKENS
 from clipx.models.clip import CLIP, build_model
+from clipx.models.packing import attend_packed, pack
 from clipx.types import Batch, Embeddings, tensors_of
 
 HALF = torch.bfloat16
+_HEAD_START = 4_000_000
+"""Cycles, about 2 ms, that the device waits, so that the host has launched everything before its time begins."""
 
 
 def start(report: Report) -> None:
@@ -74,22 +78,24 @@ def kernels(report: Report) -> None:
     seed = int(time.time())
     torch.manual_seed(seed)
     shapes = (  # with limits: of the dtype's roundings two, of the gradient of a similarity and of a result
-        (1024, 512, HALF, 1.6e-2),
-        (1003, 512, HALF, 1.6e-2),
-        (2048, 768, HALF, 1.6e-2),
-        (1003, 512, torch.float16, 2.1e-3),
-        (1003, 512, torch.float32, 1e-3),
+        (1024, 512, HALF, 1, 1.6e-2),
+        (1003, 512, HALF, 1, 1.6e-2),
+        (2048, 768, HALF, 1, 1.6e-2),
+        (1024, 512, HALF, 4, 1.6e-2),  # several captions of a picture, all of them positives
+        (1003, 512, torch.float16, 1, 2.1e-3),
+        (1003, 512, torch.float32, 1, 1e-3),
     )
-    for (size, width, dtype, limit), loss in product(shapes, (InfoNCELoss, SigmoidLoss)):
+    for (size, width, dtype, captions, limit), loss in product(shapes, (InfoNCELoss, SigmoidLoss)):
         began = time.monotonic()
         pairs = _pairs(size, width, dtype)
-        ids_B = torch.randint(0, 4 * size, (size,), device="cuda")
+        ids_B = torch.randint(0, 4 * size, (size // captions,), device="cuda").repeat_interleave(captions)
+        positive_ids_B = ids_B if captions > 1 else None
         wide = Embeddings(**{name: x.detach().double().requires_grad_() for name, x in tensors_of(pairs).items()})
-        wanted = _value_and_gradients(loss(implementation="tiled"), wide, ids_B)
+        wanted = _value_and_gradients(loss(implementation="tiled"), wide, ids_B, positive_ids_B)
         worst: dict[str, float] = {}
-        shape = f"{size} x {width} {str(dtype).removeprefix('torch.')}"
+        shape = f"{size} x {width} {str(dtype).removeprefix('torch.')}, captions {captions}"
         for how in ("triton", "tiled"):
-            found = _value_and_gradients(loss(implementation=how), pairs, ids_B)
+            found = _value_and_gradients(loss(implementation=how), pairs, ids_B, positive_ids_B)
             worst[how] = max(_error(one, other) for one, other in zip(found, wanted, strict=True))
             report.check(worst[how] <= limit, f"{loss.__name__} {how} {shape}: error {worst[how]:.1e} > {limit}")
         report.say(what=loss.__name__, mode=shape, seed=seed, s=time.monotonic() - began, **worst)
@@ -143,17 +149,20 @@ def ceilings(report: Report) -> None:
 
 
 def attention(report: Report) -> None:
-    """torch's backends at the towers' lengths; and whether the default one gives NaN where cuDNN's is known to."""
-    backends = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+    """Kernels at the towers' lengths; and whether torch's default one gives NaN where cuDNN's is known to."""
+    kernels: list[Kernel] = ["flash", "efficient", "one_tile"]
     if not report.rehearse:  # a CUDA that computes nothing has no cuDNN
-        backends["cudnn"] = SDPBackend.CUDNN_ATTENTION
+        kernels.append("cudnn")
     for name, size, length, heads in (("b32", 2048, 50, 12), ("b16", 1024, 197, 12), ("l14", 512, 257, 16)):
-        for kind, backend in backends.items():
+        shape = (report.size(size, 8), length, heads)
+        for kernel in kernels:
+            if kernel == "one_tile" and length > MAX_TOKENS:
+                continue
             try:
-                _time_attention(report, f"{name} {kind}", (report.size(size, 8), length, heads), backend)
+                _time_images(report, f"{name} {kernel}", shape, kernel)
             except RuntimeError as error:
-                report.say(what="attention", mode=f"{name} {kind}", error=str(error)[:120])
-    _time_varlen(report)
+                report.say(what="attention", mode=f"{name} {kernel}", error=str(error)[:120])
+    _time_texts(report)
     for queries, keys in ((64, 64), (192, 192), (50, 50), (197, 197), (257, 257), (1, 50), (1, 128), (1, 197)):
         finite = _gradients_are_finite(queries, keys)
         report.say(what="default attention", mode=f"{queries} x {keys}, logits -120", finite=finite)
@@ -164,6 +173,7 @@ def device_ms(function: Callable[[], object], *, count: int = 10, warmup: int = 
     times = []
     for number in range(-warmup, count):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_HEAD_START)
         begin.record()
         function()
         end.record()
@@ -181,9 +191,11 @@ def _pairs(size: int, width: int, dtype: torch.dtype) -> Embeddings:
     return Embeddings(image_BD=image_BD, text_BD=text_BD, logit_scale=scale, logit_bias=bias)
 
 
-def _value_and_gradients(loss: InfoNCELoss | SigmoidLoss, pairs: Embeddings, ids_B: Tensor) -> tuple[Tensor, ...]:
+def _value_and_gradients(
+    loss: InfoNCELoss | SigmoidLoss, pairs: Embeddings, ids_B: Tensor, positive_ids_B: Tensor | None
+) -> tuple[Tensor, ...]:
     """The gradients are of the sum over pairs: fp16 has no numbers for those of the mean."""
-    share = loss(pairs, ids_B=ids_B)
+    share = loss(pairs, ids_B=ids_B, positive_ids_B=positive_ids_B)
     inputs = (pairs.image_BD, pairs.text_BD, pairs.logit_scale)
     return share.detach(), *torch.autograd.grad(len(ids_B) * share, inputs)
 
@@ -205,15 +217,34 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _time_attention(report: Report, name: str, shape: tuple[int, int, int], backend: SDPBackend) -> None:
+def _time_images(report: Report, name: str, shape: tuple[int, int, int], kernel: Kernel) -> None:
     size, length, heads = shape
-    qkv = torch.randn(size, length, 3, heads, 64, device="cuda", dtype=HALF, requires_grad=True)
-    towards = torch.randn(size, heads, length, 64, device="cuda", dtype=HALF)
+    qkv_BN3HE = torch.randn(size, length, 3, heads, 64, device="cuda", dtype=HALF, requires_grad=True)
+    towards = torch.randn(size, length, heads, 64, device="cuda", dtype=HALF)
 
     def forward() -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))
-        with sdpa_kernel(backend):
-            return functional.scaled_dot_product_attention(q, k, v)
+        if kernel == "one_tile":
+            return attend_in_one_tile(qkv_BN3HE)
+        return attend(*qkv_BN3HE.unbind(2), kernel=kernel)
+
+    figures = _times(forward, qkv_BN3HE, towards)
+    report.say(what="attention", mode=name, **figures)
+
+
+def _time_texts(report: Report) -> None:
+    """Of B/32's texts: lengths as captions have them."""
+    lengths_B = make_batch(load_config([MODELS["b32"]]), report.size(2048, 64), index=0).lengths_B
+    num_tokens, longest = int(lengths_B.sum()), int(lengths_B.max())
+    packing = pack(lengths_B.cuda(), num_tokens=num_tokens, max_length=longest)
+    qkv_T3HE = torch.randn(num_tokens, 3, 8, 64, device="cuda", dtype=HALF, requires_grad=True)
+    towards = torch.randn(num_tokens, 8, 64, device="cuda", dtype=HALF)
+    for name, one_tile in (("varlen", None), ("one_tile", HALF)):
+        figures = _times(partial(attend_packed, qkv_T3HE, packing, one_tile=one_tile), qkv_T3HE, towards)
+        report.say(what="attention", mode=f"texts {name}", tokens=num_tokens, longest=longest, **figures)
+
+
+def _times(forward: Callable[[], Tensor], qkv: Tensor, towards: Tensor) -> dict[str, object]:
+    """Of the forward pass, and of both; and whether the gradients are finite."""
 
     def both() -> None:
         qkv.grad = None
@@ -221,20 +252,7 @@ def _time_attention(report: Report, name: str, shape: tuple[int, int, int], back
 
     figures = {"forward_ms": device_ms(forward, count=5, warmup=1), "both_ms": device_ms(both, count=5, warmup=1)}
     assert qkv.grad is not None
-    report.say(what="attention", mode=name, **figures, finite=bool(qkv.grad.isfinite().all()))
-
-
-def _time_varlen(report: Report) -> None:
-    lengths = torch.randint(6, 27, (report.size(2048, 64),))
-    bounds = functional.pad(lengths.cumsum(0), (1, 0)).int().cuda()
-    qkv = torch.randn(int(lengths.sum()), 3, 8, 64, device="cuda", dtype=HALF, requires_grad=True)
-
-    def both() -> None:
-        qkv.grad = None
-        mixed = varlen_attn(*qkv.unbind(1), bounds, bounds, 77, 77, window_size=(-1, 0))
-        mixed.backward(mixed.detach())
-
-    report.say(what="attention", mode="texts varlen", both_ms=device_ms(both, count=5, warmup=1), tokens=len(qkv))
+    return figures | {"finite": bool(qkv.grad.isfinite().all())}
 
 
 def _gradients_are_finite(queries: int, keys: int) -> str:

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +124,8 @@ class Worker:
         return self._process.stdout.readline().decode().strip() if ready else None
 
 
-def run_plan(steps: Sequence[Step], report: Report, *, patience: float = 1) -> dict[str, str]:
-    """Runs the steps, says how each ended, and returns that by name.
+def run_plan(steps: Sequence[Step], report: Report, *, patience: float = 1) -> Iterator[tuple[str, str]]:
+    """Runs the steps, and says how each ended: its name, and `ok` or what went wrong.
 
     What earlier steps did not need of their limits is lent to a later one, up to as much again as its own.
 
@@ -134,24 +134,23 @@ def run_plan(steps: Sequence[Step], report: Report, *, patience: float = 1) -> d
         report: takes the rows.
         patience: factor on all limits.
     """
-    outcomes: dict[str, str] = {}
     saved = 0.0
     workers = _workers(report, sorted({step.entry.partition(":")[0] for step in steps}))
     worker = next(workers)
     try:
         for step in steps:
             own, began = patience * step.limit_s, time.monotonic()
-            outcome = outcomes[step.name] = worker.run(step, own + min(saved, own))
+            outcome = worker.run(step, own + min(saved, own))
             seconds = time.monotonic() - began
             saved += own - seconds
             report.say(step=step.name, outcome=outcome, seconds=seconds)
+            yield step.name, outcome
             if step.essential and outcome.startswith("failed"):
                 break
             if outcome != "ok" or step.last_of_worker:
                 worker = next(workers)
     finally:
         workers.close()
-    return outcomes
 
 
 def _workers(report: Report, modules: Sequence[str]) -> Generator[Worker]:
@@ -187,10 +186,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         (arguments.out / name).unlink(missing_ok=True)
     report = Report(arguments.out, rehearse=arguments.rehearse)
     chosen = [step for step in STEPS if not arguments.step or step.name in arguments.step]
-    outcomes = run_plan(chosen, report, patience=arguments.patience)
-    text = closing_table(read_rows(arguments.out), outcomes, predictions=HERE / "results" / "budget.csv")
-    (arguments.out / "gpu_table.txt").write_text(text)
-    print(text, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a limit around it: the table still comes
+    outcomes: dict[str, str] = {}
+    try:
+        for name, outcome in run_plan(chosen, report, patience=arguments.patience):
+            outcomes[name] = outcome
+    finally:
+        text = closing_table(read_rows(arguments.out), outcomes, predictions=HERE / "results" / "budget.csv")
+        (arguments.out / "gpu_table.txt").write_text(text)
+        print(text, flush=True)
     if outcomes.get("start", "").startswith("failed"):
         print(f"nothing was run: {outcomes['start']}", file=sys.stderr)
         return 2

@@ -10,6 +10,8 @@ from typing import Any
 
 Row = Mapping[str, object]
 
+NOT_RUN = ("floor", "before")
+"""Modes of the budget that no code takes."""
 QUANTITIES = ("ms", "pairs_per_s", "mfu", "host_ms", "mb", "times_open_clip", "ratio")
 """Columns that a prediction and a row share, beside what they are of: `what`, `mode` and `batch`."""
 GOALS = {
@@ -58,8 +60,9 @@ class Report:
 
 def read_rows(folder: Path) -> list[dict[str, object]]:
     """All rows that were written; a line that was cut off is left out."""
-    rows = []
-    for line in (folder / "gpu_plan.jsonl").read_text().splitlines():
+    rows: list[dict[str, object]] = []
+    path = folder / "gpu_plan.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -92,7 +95,7 @@ def read_predictions(path: Path, *, gpu: str) -> dict[tuple[str, str, int], dict
         return {}
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["gpu"] == gpu and row["gpus"] == "1"]
-    return {_key(row): row for row in rows if row["mode"] != "floor"}
+    return {_key(row): row for row in rows if row["mode"] not in NOT_RUN}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -115,7 +118,7 @@ def _in_words(row: Row) -> str:
     hidden = ("at", "step", "what", "mode", "batch")
     named = " ".join(str(row[name]) for name in ("what", "mode", "batch") if row.get(name) not in (None, ""))
     figures = ", ".join(f"{name} {value}" for name, value in row.items() if name not in hidden)
-    return f"{named}: {figures}"[:200]  # all of it stands in gpu_plan.jsonl
+    return (f"{named}: {figures}" if figures else named)[:200]  # all of it stands in gpu_plan.jsonl
 
 
 def _short(value: object) -> object:

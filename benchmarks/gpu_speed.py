@@ -105,15 +105,16 @@ def beside_open_clip(report: Report, model: str) -> None:
 def loss(report: Report) -> None:
     """The loss beside open_clip's, in turn: time, host time, memory, and errors against float64."""
     device = torch.device("cuda", 0)
-    for size, width in ((32_768, 512), (4096, 512), (32_768, 768)):
-        small = report.size(size, 1024)
-        case = loss_benchmark.Case("info_nce", small, 1, width, torch.bfloat16)
+    for size, width, captions in ((32_768, 512, 1), (4096, 512, 1), (32_768, 768, 1), (32_768, 512, 4)):
+        case = loss_benchmark.Case(
+            "info_nce", report.size(size, 1024), 1, width, torch.bfloat16, with_peer=captions == 1, captions=captions
+        )
         rows = loss_benchmark.measure(case, device, report.size(7, 1))
         host_ms = _host_times(case, device)
         for row in rows:
             side = str(row["implementation"])
             report.say(
-                what=f"info_nce {width}",
+                what=f"info_nce {width}" if captions == 1 else f"info_nce {width}, {captions} captions",
                 mode=side,
                 batch=size,
                 ms=row.get("p50_ms"),
@@ -144,7 +145,8 @@ def cache(report: Report) -> None:
 
 def blocks(report: Report) -> None:
     """Other shapes of the loss kernels' programs."""
-    for row in loss_benchmark.time_blocks(torch.device("cuda", 0), report.size(5, 1)) or ():
+    size = report.size(32_768, 1024)
+    for row in loss_benchmark.time_blocks(torch.device("cuda", 0), report.size(5, 1), size=size):
         report.say(what="blocks", mode=f"{row['loss']} {row['blocks']}", ms=row["p50_ms"])
 
 

@@ -38,6 +38,19 @@ def run(order: dict[str, object], report: Report) -> str:
     return f"wrong: {'; '.join(report.failures)[:300]}" if report.failures else "ok"
 
 
+class Said(logging.Handler):
+    """Makes rows of what clipx warns of, a fall-back for instance, and of which attention a trial chose."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Once for each message and step: the closing table has each message once."""
+        if record.levelno >= logging.WARNING or record.name == "clipx.models.attention.trial":
+            self._report.say(what=record.levelname.lower(), mode=record.getMessage()[:250])
+
+
 def _clean_up() -> None:
     gc.collect()
     if "torch" in sys.modules:
@@ -55,6 +68,7 @@ def main(folder: Path, modules: Sequence[str], *, rehearse: bool) -> None:
     os.dup2(2, 1)  # what libraries and children print is no outcome
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # what was chosen, what fell back
     report = Report(folder, rehearse=rehearse)
+    logging.getLogger("clipx").addHandler(Said(report))
     began = time.monotonic()
     with suppress(Exception):  # the first step that needs the module says it
         for module in modules:

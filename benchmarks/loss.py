@@ -6,7 +6,8 @@ Each row of results/loss.csv is one loss of one library at one (G, W, d, dtype).
 are torch's fake process group, which moves nothing, so time and memory are those of a rank's own work. open_clip runs
 with `local_loss` and `gather_with_grad`, its leanest setting with right gradients, and on CUDA under autocast to the
 towers' dtype as its training does. Errors (W = 1) are relative, of the value and of the gradients' norms, against this
-package's tiles in float64, which tests hold to the textbook. `beyond_texts_mb` leaves out the gathered texts.
+package's tiles in float64, which tests hold to the textbook. `beyond_texts_mb` leaves out the gathered texts. Where
+pictures have several captions, all of them positives, open_clip has nothing to compare with.
 """
 
 import argparse
@@ -27,9 +28,12 @@ from clipx.losses.sigmoid import SigmoidLoss
 from clipx.types import Embeddings
 
 COLUMNS = (
-    "loss", "implementation", "G", "W", "d", "dtype", "p20_ms", "p50_ms", "p80_ms", "times_faster", "peak_mb",
-    "beyond_texts_mb", "value_error", "image_error", "text_error", "scale_error",
+    "loss", "implementation", "G", "W", "d", "captions", "dtype", "p20_ms", "p50_ms", "p80_ms", "times_faster",
+    "peak_mb", "beyond_texts_mb", "value_error", "image_error", "text_error", "scale_error",
 )  # fmt: skip
+
+CAPTIONS = 4
+"""Of a picture, where it has several."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Case:
     dtype: torch.dtype
     with_peer: bool = True
     """Whether open_clip's matrices fit."""
+    captions: int = 1
+    """Of each picture."""
     repetitions: int | None = None
     """Fewer than asked for, where one takes minutes; 0: memory alone."""
 
@@ -57,6 +63,7 @@ def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
             for size in sizes:
                 for width in (512,) if quick or not on_cuda else (512, 640, 768):
                     yield Case(loss, size, 1, width, dtype)
+            yield Case(loss, sizes[-1], 1, 512, dtype, with_peer=False, captions=CAPTIONS)
             if on_cuda:
                 yield Case(loss, 65536, 8, 768, dtype)
             elif not quick:
@@ -69,6 +76,7 @@ def draw(case: Case, device: torch.device) -> Embeddings:
     generator = torch.Generator().manual_seed(0)
     size = case.global_batch_size // case.world_size
     image_BD, noise_BD = torch.randn(2, size, case.width, generator=generator)
+    image_BD = image_BD[: size // case.captions].repeat_interleave(case.captions, 0)
     text_BD = image_BD + 8 * noise_BD
     image_BD, text_BD = (
         functional.normalize(x, dim=1).to(device, case.dtype).requires_grad_() for x in (image_BD, text_BD)
@@ -79,22 +87,23 @@ def draw(case: Case, device: torch.device) -> Embeddings:
 
 def contenders(case: Case, device: torch.device) -> dict[str, Callable[[Embeddings], Tensor]]:
     """By name, functions from pairs to the loss."""
-    group = None if case.world_size == 1 else dist.group.WORLD
-    ids_B = torch.arange(case.global_batch_size // case.world_size, device=device)  # as the trainer gives them
-
-    def ours(implementation: Any, exchange: Any = "gather") -> Callable[[Embeddings], Tensor]:
-        kind = InfoNCELoss if case.loss == "info_nce" else SigmoidLoss
-        loss = kind(implementation=implementation, exchange=exchange)
-        return lambda pairs: loss(pairs, group=group, ids_B=ids_B)
-
-    found = {"tiled": ours("tiled")}
+    found = {"tiled": ours(case, device, implementation="tiled")}
     if device.type == "cuda":
-        found = {"triton": ours("triton")} | found
+        found = {"triton": ours(case, device, implementation="triton")} | found
     if case.world_size > 1:
-        found["ring"] = ours("auto", "ring")
+        found["ring"] = ours(case, device, exchange="ring")
     if case.with_peer:
         found["open_clip"] = _open_clip(case, device)
     return found
+
+
+def ours(case: Case, device: torch.device, **settings: Any) -> Callable[[Embeddings], Tensor]:
+    """clipx's loss with the ids that the trainer gives it."""
+    group = None if case.world_size == 1 else dist.group.WORLD
+    ids_B = torch.arange(case.global_batch_size // case.world_size, device=device) // case.captions
+    positive_ids_B = None if case.captions == 1 else ids_B
+    loss = InfoNCELoss(**settings) if case.loss == "info_nce" else SigmoidLoss(**settings)
+    return lambda pairs: loss(pairs, group=group, ids_B=ids_B, positive_ids_B=positive_ids_B)
 
 
 def _open_clip(case: Case, device: torch.device) -> Callable[[Embeddings], Tensor]:
@@ -122,8 +131,7 @@ def errors(case: Case, pairs: Embeddings, call: Callable[[], tuple[Tensor, ...]]
     if case.world_size > 1:
         return {}
     wide = Embeddings(**{name: value.detach().double().requires_grad_() for name, value in vars(pairs).items()})
-    loss = InfoNCELoss() if case.loss == "info_nce" else SigmoidLoss()
-    wanted = value_and_gradients(loss, wide)
+    wanted = value_and_gradients(ours(case, pairs.image_BD.device), wide)
     names = ("value_error", "image_error", "text_error", "scale_error")
     return {
         name: float((one.double() - other).norm() / other.norm())
@@ -148,8 +156,8 @@ def measure(case: Case, device: torch.device, repetitions: int) -> list[dict[str
         peak = peak_memory(call, device)
         row: dict[str, object] = {
             "loss": case.loss, "implementation": name, "G": case.global_batch_size, "W": case.world_size,
-            "d": case.width, "dtype": str(case.dtype).removeprefix("torch."), "peak_mb": peak / 1e6,
-            "beyond_texts_mb": (peak - (0 if name == "ring" else texts)) / 1e6,
+            "d": case.width, "captions": case.captions, "dtype": str(case.dtype).removeprefix("torch."),
+            "peak_mb": peak / 1e6, "beyond_texts_mb": (peak - (0 if name == "ring" else texts)) / 1e6,
         }  # fmt: skip
         if name in timings:
             timing = timings[name]
@@ -160,7 +168,7 @@ def measure(case: Case, device: torch.device, repetitions: int) -> list[dict[str
     return rows
 
 
-def time_blocks(device: torch.device, repetitions: int) -> None:
+def time_blocks(device: torch.device, repetitions: int, *, size: int = 32_768) -> list[dict[str, object]]:
     """Times the kernels with other shapes of their programs, to choose `clipx.losses.triton_ops.NARROW_BLOCKS`."""
     from clipx.losses import triton_ops
 
@@ -173,8 +181,10 @@ def time_blocks(device: torch.device, repetitions: int) -> None:
         (128, 256, 64, 8, 3, None),
     )
     shaped = {str(shape): triton_ops.Blocks(*shape) for shape in shapes}
+    chosen = triton_ops.NARROW_BLOCKS
+    rows: list[dict[str, object]] = []
     for loss in ("info_nce", "sigmoid"):
-        case = Case(loss, 32768, 1, 768, torch.bfloat16)
+        case = Case(loss, size, 1, 768, torch.bfloat16)
         pairs, call = draw(case, device), contenders(case, device)["triton"]
 
         def run(blocks: triton_ops.Blocks, call: Any = call, pairs: Any = pairs) -> None:
@@ -183,8 +193,9 @@ def time_blocks(device: torch.device, repetitions: int) -> None:
 
         runs = {name: (lambda blocks=blocks: run(blocks)) for name, blocks in shaped.items()}
         timings = alternate(runs, repetitions=repetitions, warmup=2, device=device)
-        rows = [{"loss": loss, "blocks": name, "p50_ms": 1e3 * timing.p50} for name, timing in timings.items()]
-        print_table(rows, ("loss", "blocks", "p50_ms"))
+        rows += [{"loss": loss, "blocks": name, "p50_ms": 1e3 * timing.p50} for name, timing in timings.items()]
+    triton_ops.NARROW_BLOCKS = chosen
+    return rows
 
 
 def main() -> None:
@@ -195,7 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = prepare(arguments)
     if arguments.blocks:
-        time_blocks(device, arguments.repetitions)
+        print_table(time_blocks(device, arguments.repetitions), ("loss", "blocks", "p50_ms"))
         return
     rows = []
     for case in cases(device, quick=arguments.quick):

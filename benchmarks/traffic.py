@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 TILE = 128
 """Queries and keys of a tile of flash attention with heads of 64 channels."""
-SHORT = 64
-"""Keys of a sequence that a kernel could hold in one small tile, so that only its bytes would take time."""
+ONE_TILE = ("one_tile_attention", "one_tile_attention_backward")
+"""Attention within short sequences by a kernel that takes its bytes' time alone."""
 _ROWS_OF_A_CPU = ("index_select", "index_copy_", "index_copy", "new_zeros")
 """Copies of packed texts into padded rows, and back, around attention: CUDA's kernels read packed texts."""
 _READ_LITTLE = ("nll_loss_forward", "nll_loss_backward", "embedding", "index", "gather")
@@ -26,7 +26,7 @@ _PRODUCTS_OF_ATTENTION = {"forward": 2, "backward": 5}
 _KINDS = {
     "norms": ("native_layer_norm", "native_layer_norm_backward"),
     "activations": ("gelu", "gelu_backward", "sigmoid", "sigmoid_backward"),
-    "casts": ("_to_copy",),
+    "casts": ("_to_copy", "_foreach_copy_"),
     "sums": ("sum",),
     "residuals": ("add", "add_"),
     "copies": ("cat", "clone", "copy_", "stack", "contiguous", "slice_backward", "select_backward", "split"),
@@ -45,10 +45,12 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.product_flops = 0.0
         self.product_bytes = 0.0
-        self.tile_flops: Counter[tuple[str, bool]] = Counter()
-        """Of attention, in whole tiles, by `forward` or `backward`, and whether its keys are at most SHORT."""
-        self.attention_bytes: Counter[bool] = Counter()
-        """Queries, keys, values, results and their gradients, each once, by whether its keys are at most SHORT."""
+        self.tile_flops = Counter[str]()
+        """Of flash attention, in whole tiles, by `forward` or `backward`."""
+        self.flash_bytes = 0
+        """Queries, keys, values, results and their gradients, each once."""
+        self.one_tile_bytes = Counter[int]()
+        """The same of attention in one tile, by the tokens of the longest sequence."""
         self.bytes = Counter[str]()
         self.launches = Counter[str]()
         """Operations that are no views: `products`, `attention`, `others`, and `fused`, what a compiler leaves."""
@@ -61,6 +63,8 @@ class Traffic(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
         inputs, outputs = _tensors((args, kwargs)), _tensors(made)
+        if name.startswith("_foreach_") and not outputs:  # in place: a list of tensors, and lists that it reads
+            inputs, outputs = _tensors(args[1:]), _tensors(args[0])
         storages = {_storage(tensor) for tensor in inputs}
         in_place = name.endswith("_") or "out" in (kwargs or {})
         is_view = bool(outputs) and not in_place and all(_storage(tensor) in storages for tensor in outputs)
@@ -73,15 +77,18 @@ class Traffic(TorchDispatchMode):
             self.launches["products"] += 1
             self.product_flops += _flops(name, inputs, outputs[0])
             self.product_bytes += moved
+        elif name in ONE_TILE:
+            self._end_of_run()
+            self.launches["attention"] += 1
+            self.one_tile_bytes[next(value for value in args if isinstance(value, int))] += moved
         elif "scaled_dot_product" in name:
             self._end_of_run()
             direction = "backward" if "backward" in name else "forward"
             first = 1 if direction == "backward" else 0  # after the gradient come queries and keys
             q, k = inputs[first : first + 2]
-            is_short = k.shape[-2] <= SHORT
             self.launches["attention"] += 1 + first
-            self.tile_flops[direction, is_short] += _PRODUCTS_OF_ATTENTION[direction] * _tiles(q, k)
-            self.attention_bytes[is_short] += moved
+            self.tile_flops[direction] += _PRODUCTS_OF_ATTENTION[direction] * _tiles(q, k)
+            self.flash_bytes += moved
         else:
             self.launches["others"] += 1
             self.bytes[_kind(name)] += moved

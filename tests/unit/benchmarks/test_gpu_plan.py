@@ -1,13 +1,17 @@
 import importlib
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu_plan
 import pytest
 from gpu_plan import STEPS, WHOLE_S, Step, run_plan
 from gpu_report import Report, closing_table, read_rows
+from gpu_worker import Said
 
 TOYS = """
 import os, subprocess, sys, time
@@ -35,7 +39,7 @@ def steps(*names: str) -> list[Step]:
 
 
 def test_a_step_that_fails_dies_or_hangs_costs_itself_alone(report: Report) -> None:
-    outcomes = run_plan(steps("slow", "good", "bad", "good again", "dead", "wrong", "good at last"), report)
+    outcomes = dict(run_plan(steps("slow", "good", "bad", "good again", "dead", "wrong", "good at last"), report))
     assert list(outcomes.values()) == [
         "stopped after 2 s",
         "ok",
@@ -60,34 +64,64 @@ def is_running(pid: object) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+def test_a_plan_that_is_ended_from_outside_leaves_its_table_and_no_process(tmp_path: Path) -> None:
+    """The step waits in a worker when SIGTERM comes; what was found before it stands in the table."""
+    (tmp_path / "toys.py").write_text(TOYS)
+    steps_ = 'gpu_plan.STEPS = (gpu_plan.Step("good", "toys:good", 20), gpu_plan.Step("slow", "toys:slow", 60))'
+    program = f"import sys, gpu_plan; {steps_}; sys.exit(gpu_plan.main(['--out', '{tmp_path}']))"
+    folders = os.pathsep.join([str(Path(gpu_plan.__file__).parent), str(tmp_path)])
+    with subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": folders}) as plan:
+        while not any(row.get("what") == "slow" for row in read_rows(tmp_path)):
+            time.sleep(0.05)
+        plan.terminate()
+    assert plan.returncode == 128 + signal.SIGTERM
+    assert (tmp_path / "gpu_table.txt").read_text().startswith("good: ok\n\n")
+    children = {row["child"] for row in read_rows(tmp_path) if "child" in row}
+    assert not any(map(is_running, children))
+
+
+def test_what_clipx_warns_of_and_what_a_trial_chose_are_rows(report: Report) -> None:
+    heard = Said(report)
+    for name, level in (
+        ("clipx.losses.backend", 30),
+        ("clipx.models.attention.trial", 20),
+        ("clipx.train.trainer", 20),
+    ):
+        heard.emit(logging.LogRecord(name, level, "", 0, "%s of %d", ("text", 3), None))
+    assert [(row["what"], row["mode"]) for row in read_rows(report.folder)] == [
+        ("warning", "text of 3"),
+        ("info", "text of 3"),
+    ]
+
+
 def test_where_a_step_hangs_stands_in_the_log(report: Report) -> None:
-    run_plan(steps("slow"), report)
+    dict(run_plan(steps("slow"), report))
     assert 'toys.py", line 9 in slow' in (report.folder / "gpu_plan.log").read_text()
 
 
 def test_nothing_runs_after_an_essential_step_that_fails(report: Report) -> None:
-    outcomes = run_plan([Step("bad", "toys:bad", 20, essential=True), *steps("good")], report)
+    outcomes = dict(run_plan([Step("bad", "toys:bad", 20, essential=True), *steps("good")], report))
     assert outcomes == {"bad": "failed: ValueError: bad luck"}
 
 
 def test_an_essential_step_that_is_late_ends_nothing(report: Report) -> None:
-    outcomes = run_plan([Step("slow", "toys:slow", 1.5, essential=True), *steps("good")], report)
+    outcomes = dict(run_plan([Step("slow", "toys:slow", 1.5, essential=True), *steps("good")], report))
     assert outcomes == {"slow": "stopped after 2 s", "good": "ok"}
 
 
 def test_time_that_was_saved_is_lent_to_later_steps_up_to_as_much_again(report: Report) -> None:
-    outcomes = run_plan(steps("good", "slow"), report)
+    outcomes = dict(run_plan(steps("good", "slow"), report))
     assert outcomes["slow"] == "stopped after 3 s"
 
 
 def test_a_step_that_leaves_settings_behind_is_the_last_of_its_worker(report: Report) -> None:
-    run_plan([Step("good", "toys:good", 20, last_of_worker=True), *steps("good again")], report)
+    dict(run_plan([Step("good", "toys:good", 20, last_of_worker=True), *steps("good again")], report))
     first, second = (row["pid"] for row in read_rows(report.folder) if "pid" in row)
     assert first != second
 
 
 def test_values_are_not_looked_at_in_a_rehearsal(report: Report) -> None:
-    outcomes = run_plan(steps("wrong"), Report(report.folder, rehearse=True))
+    outcomes = dict(run_plan(steps("wrong"), Report(report.folder, rehearse=True)))
     assert outcomes == {"wrong": "ok"}
 
 
@@ -108,6 +142,7 @@ def test_closing_table_lays_what_came_beside_what_was_predicted(tmp_path: Path) 
         "b32,eager,2048,H100,1,210,0.3,\n"
         "b32,eager,2048,H200,8,191,0.33,\n"
         "b32,floor,2048,H200,1,136,0.46,\n"
+        "b32,before,2048,H200,1,184,0.34,\n"
         "l14,in turn,256,H200,1,600,,1.2\n"
         "b16,eager,1024,H200,1,290,,\n"
     )
@@ -115,12 +150,13 @@ def test_closing_table_lays_what_came_beside_what_was_predicted(tmp_path: Path) 
         {"step": "b32", "what": "b32", "mode": "eager", "batch": 2048, "ms": 209.0, "mfu": 0.3},
         {"step": "l14 peer", "what": "l14", "mode": "in turn", "batch": 256, "ms": "nan"},
         {"step": "ceilings", "what": "copy", "tb_per_s": 4.3},
+        {"step": "b32", "what": "warning", "mode": "it fell back"},
         {"step": "b32", "outcome": "ok"},
     ]
     text = closing_table(rows, {"b32": "ok", "cache": "died with -9"}, predictions=predictions)
     ends, others, missing, table = text.split("\n\n")
     assert ends == "b32: ok\ncache: died with -9"
-    assert others == "copy: tb_per_s 4.3"
+    assert others == "copy: tb_per_s 4.3\nwarning it fell back"
     assert missing == "did not come: b16 eager 1024"
     assert [line.split() for line in table.splitlines()] == [
         ["figure", "predicted", "came", "ratio", "goal"],
