@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import BertConfig, BertModel, T5Config, T5Model
 
@@ -51,7 +52,14 @@ def saved(folder: Path, kind: str, **shape: object) -> HuggingFaceTextConfig:
         ("BertConfig", {**SMALL, "max_position_embeddings": 16}, 0),
         ("XLMRobertaConfig", {**SMALL, "max_position_embeddings": 18, "pad_token_id": 1}, 2),
         ("DistilBertConfig", {"vocab_size": VOCABULARY, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}, 0),
-        ("ModernBertConfig", {**SMALL, "pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2}, 0),
+        pytest.param(
+            "ModernBertConfig",
+            {**SMALL, "pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2},
+            0,
+            marks=pytest.mark.skipif(
+                Version(transformers.__version__) < Version("5.10"), reason="runs padded before 5.10"
+            ),
+        ),
         ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}, 0),
         ("Qwen3Config", DECODER, 0),
         ("Gemma3TextConfig", DECODER, 0),
