@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipx.config.field_types import NO_BOOL, STRICT, Count, Interval, NonNegative, Text
+from clipx.config.validate import validated
 
 StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU"]
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When the run is saved, where, and what is kept."""
@@ -30,6 +32,7 @@ class CheckpointConfig:
     """Write while the next steps train: a save costs a copy into the host's memory, which stays for it."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class SpikeConfig:
     """Leaps of the loss: the run goes back to the last checkpoint from before, and leaves batches out (as PaLM did by

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from clipx.config.field_types import STRICT, Count, Fraction, Interval, NonNegative, Number, Positive, Text
+from clipx.config.validate import validated
 from clipx.errors import InputError
 
 CaptionKey = Text | Annotated[dict[Text, Positive], Field(min_length=1)]
@@ -24,6 +25,7 @@ def _only_names(value: Any) -> Any:
     return value
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class JitterConfig:
     """Random colours, as torchvision's v2.ColorJitter."""
@@ -42,6 +44,7 @@ class JitterConfig:
     """Shifts of the hue from -value to value, in turns."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class RandAugmentConfig:
     """RandAugment (arXiv 1909.13719), as torchvision's v2.RandAugment."""
@@ -54,6 +57,7 @@ class RandAugmentConfig:
     """Strength of all operations, of 31 steps from 0 to 30."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Training augmentation; evaluation always resizes the short side and crops the centre."""
@@ -82,6 +86,7 @@ class AugmentConfig:
                 )
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One of several sources of a mixture; what it leaves out is as in `data`."""
@@ -108,6 +113,7 @@ class SourceConfig:
     """Like data.augment; what the device computes must be the same in all sources."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
     """Reading from http(s), s3, gs, hf and whatever else fsspec opens."""
@@ -124,6 +130,7 @@ class RemoteConfig:
     """Reads under way at once in each loader process."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """Whole shards of remote sources kept on a local disk, shared by all processes of a machine."""
@@ -136,6 +143,7 @@ class CacheConfig:
     """Most 10^9 bytes; the shards that were used longest ago make room."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The training stream."""

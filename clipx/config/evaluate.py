@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipx.config.field_types import STRICT, Count, Interval, Text
+from clipx.config.validate import validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
     """Zero-shot classification on a folder in CLIP_benchmark's `wds_*` layout."""
@@ -23,6 +25,7 @@ class ZeroShotConfig:
     """Pictures per forward pass and rank."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
     """Recall at 1, 5 and 10 between pictures and captions, both ways."""

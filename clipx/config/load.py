@@ -4,26 +4,17 @@ Layers merge from left to right: mappings merge key by key, any other value repl
 validated once.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
-from functools import cache, reduce
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from clipx.config.describe import ANY_NAME, Section, run_config_adapter, sections
 from clipx.config.schema import RunConfig
+from clipx.config.validate import Keys, Tree, is_one_value, validate, with_default_types
 from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError
-
-Tree = dict[str, Any]
-Keys = tuple[str, ...]
-MAX_SHOWN = 100
-"""Most characters of a value in an error message."""
 
 
 def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> RunConfig:
@@ -45,7 +36,8 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> R
         raise InputError("no config file given: name at least one .yaml file")
     layers = [_read_file(Path(file)) for file in files]
     layers.append(reduce(_merge, map(_read_override, overrides), {}))
-    return _validate(reduce(lambda tree, layer: _merge(_with_default_types(tree), layer), layers, {}))
+    tree: Tree = reduce(lambda below, above: _merge(with_default_types(RunConfig, below), above), layers, {})
+    return validate(RunConfig, tree)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -79,17 +71,10 @@ def _read_override(text: str) -> Tree:
     except yaml.YAMLError as error:
         raise InputError(f"{text!r}: the value is not valid YAML ({_problem(error)}); put it in quotes") from error
     for end in range(1, len(parents) + 1):
-        if _is_one_value(tuple(parents[:end])):
+        if is_one_value(RunConfig, tuple(parents[:end])):
             parent = ".".join(parents[:end])
             raise InputError(f"{text!r}: {parent} is one value; give it whole, as {parent}={{key: value}}")
     return _nested(parents, tree)
-
-
-@cache
-def _is_one_value(path: Keys) -> bool:
-    """Whether `path` is a mapping with free keys, e.g. a tower's options, which must not mix with another tower's."""
-    knobs = (knob for section in sections() if section.holds(path[:-1]) for knob in section.knobs)
-    return any(knob.name == path[-1] and "mapping" in knob.rule for knob in knobs)
 
 
 def _nested(path: Sequence[str], tree: Tree) -> Tree:
@@ -117,104 +102,8 @@ def _merge(below: Tree, above: Tree, path: Keys = ()) -> Tree:
     merged = dict(below)
     for key, value in above.items():
         old, key_path = below.get(key), (*path, key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _is_one_value(key_path):
+        if isinstance(old, dict) and isinstance(value, dict) and not is_one_value(RunConfig, key_path):
             merged[key] = _merge(old, value, key_path)
         else:
             merged[key] = value
     return merged
-
-
-def _with_default_types(tree: Tree) -> Tree:
-    """Writes the default `type` into the mappings of `tree` that do not have one, e.g. `loss: {tile_size: 512}`."""
-    defaults = [section for section in sections() if section.tag and section.is_default]
-    for section in defaults:
-        node = _at(tree, section.path)
-        if isinstance(node, dict) and "type" not in node:
-            tree = _merge(tree, _nested(section.path, {"type": section.tag}))
-    return tree
-
-
-def _at(tree: Any, path: Sequence[str]) -> Any:
-    """The value at `path`, or None."""
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _validate(tree: Tree) -> RunConfig:
-    tree = _with_default_types(tree)
-    try:
-        return run_config_adapter().validate_python(tree)
-    except ValidationError as error:
-        lines = [_explain(dict(item), tree) for item in error.errors(include_url=False)]
-        raise InputError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _explain(error: dict[str, Any], tree: Tree) -> str:
-    """The line for one of pydantic's errors: dotted key, value, rule."""
-    if isinstance(cause := error.get("ctx", {}).get("error"), InputError):
-        return str(cause)
-    is_missing = error["type"] == "missing" and isinstance(error["loc"][-1], str)
-    path = tuple(_config_keys(error["loc"], tree, is_missing=is_missing))
-    path = next((path[:end] for end in range(1, len(path)) if _is_one_value(path[:end])), path)
-    key = ".".join(path)
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{key}={_shown(error['input'])}: unknown key{_nearest_key(path, tree)}"
-    if is_missing:
-        return f"{key} is missing: expected {_rule_at(path, tree)}"
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return _explain_type(path, tree)
-    return f"{key}={_shown(_at(tree, path))}: expected {_rule_at(path, tree)}"
-
-
-def _config_keys(location: Sequence[str | int], tree: Tree, *, is_missing: bool) -> Iterator[str]:
-    """The keys in pydantic's location, without its names of variants and union members and its list indices."""
-    node: Any = tree
-    for index, part in enumerate(location):
-        is_the_missing = is_missing and index == len(location) - 1
-        if isinstance(node, dict) and (part in node or is_the_missing):
-            yield str(part)
-            node = node.get(part)
-
-
-def _section_at(path: Sequence[str], tree: Tree) -> Section | None:
-    """The section for the node at `path`; of several variants, the one that the node's `type` chooses."""
-    variants = [section for section in sections() if section.holds(path)]
-    node = _at(tree, path)
-    tag = node.get("type") if isinstance(node, dict) else None
-    return next((section for section in variants if section.tag == tag), variants[0] if variants else None)
-
-
-def _rule_at(path: Keys, tree: Tree) -> str:
-    section = _section_at(path[:-1], tree)
-    knobs = section.knobs if section else ()
-    return next((knob.rule for knob in knobs if knob.name == path[-1]), "a mapping of `key: value`")
-
-
-def _nearest_key(path: Keys, tree: Tree) -> str:
-    """A hint: the known key of this section most like the last of `path`, else the same name in another section."""
-    *parents, name = path
-    section = _section_at(parents, tree)
-    beside = get_close_matches(name, section.keys if section else (), n=1)
-    elsewhere = (other for other in sections() if name in other.keys and ANY_NAME not in other.path)
-    nearest = [(*parents, key) for key in beside] or [(*other.path, name) for other in elsewhere]
-    if nearest:
-        return f"; the nearest known is {'.'.join(nearest[0])}"
-    return f"; known here: {', '.join(section.keys)}" if section else ""
-
-
-def _explain_type(path: Keys, tree: Tree) -> str:
-    tags = [str(section.tag) for section in sections() if section.holds(path)]
-    key = ".".join((*path, "type"))
-    given = _at(tree, (*path, "type"))
-    if given is None:
-        return f"{key} is missing: expected {' or '.join(tags)}"
-    nearest = get_close_matches(str(given), tags, n=1)
-    return f"{key}={given}: expected {' or '.join(tags)}" + (f"; the nearest is {nearest[0]}" if nearest else "")
-
-
-def _shown(value: Any) -> str:
-    """A value in one short line, strings without quotes."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 3] + "..."

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipx.config.field_types import STRICT, Count
+from clipx.config.validate import validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class InfoNCEConfig:
     """Symmetric cross-entropy over the global batch (CLIP, arXiv 2103.00020, figure 3)."""
@@ -23,6 +25,7 @@ class InfoNCEConfig:
     """Its square is the most similarities that torch holds at once; on CUDA 4 times as many."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class SigmoidConfig:
     """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); wants model.init_logit_bias: -10 and init_logit_scale: 10."""

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from clipx.config.field_types import STRICT, ContextLength, Count, FractionBelowOne, Number, Positive
+from clipx.config.validate import validated
 from clipx.errors import InputError
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class TimmImageConfig:
     """Image tower from timm."""
@@ -32,6 +34,7 @@ class TimmImageConfig:
     """Channel standard deviations of the normalisation (CLIP's)."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class TransformerTextConfig:
     """The CLIP-shaped text tower: causal, pre-LN, learned positions, pooled at the end token."""
@@ -61,6 +64,7 @@ class TransformerTextConfig:
             )
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceTextConfig:
     """A pretrained text encoder from transformers."""
@@ -84,6 +88,7 @@ TextConfig = Annotated[TransformerTextConfig | HuggingFaceTextConfig, Field(disc
 ImageConfig = TimmImageConfig  # becomes a union tagged by `type` when a second kind of image tower exists
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Two towers and the space they share."""

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from clipx.config.field_types import STRICT, FractionBelowOne, Interval, NonNegative, Positive, PositiveFraction, Text
+from clipx.config.validate import validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class TowerOptimConfig:
     """How one tower learns."""
@@ -23,6 +25,7 @@ class TowerOptimConfig:
     """Steps for which the tower's weights stay as they are, all but its projection (LiT, arXiv 2111.07991)."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     """Settings of every optimizer: the learning rate over time, and its scale for each part of the model."""
@@ -53,6 +56,7 @@ class Optim:
     """The text tower."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig(Optim):
     """AdamW (arXiv 1711.05101), fused."""
@@ -66,6 +70,7 @@ class AdamWConfig(Optim):
     """Added to the root of the second moment."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class StableAdamWConfig(Optim):
     """AdamW whose rate falls, tensor by tensor, where the update would be too large (arXiv 2304.13013, algorithm 2)."""
@@ -79,6 +84,7 @@ class StableAdamWConfig(Optim):
     """Added to the root of the second moment."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class TimmOptimConfig(Optim):
     """Any optimizer of timm's, by its name there."""
@@ -95,6 +101,7 @@ class TimmOptimConfig(Optim):
 OptimConfig = Annotated[AdamWConfig | StableAdamWConfig | TimmOptimConfig, Field(discriminator="type")]
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
     """An exponential moving average of the weights, saved, evaluated and exported beside them."""

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipx.config.field_types import STRICT, Count
+from clipx.config.validate import validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class DdpConfig:
     """Every rank holds the whole model."""
@@ -19,6 +21,7 @@ class DdpConfig:
     """Seconds after which a collective that does not complete ends the run."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Fsdp2Config:
     """Parameters, gradients and optimizer state sharded over the ranks (arXiv 2304.11277)."""

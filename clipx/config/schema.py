@@ -29,9 +29,11 @@ from clipx.config.loss import InfoNCEConfig, LossConfig
 from clipx.config.model import ModelConfig
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
 from clipx.config.parallel import DdpConfig, ParallelConfig
+from clipx.config.validate import validated
 from clipx.errors import InputError
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """A first part of the run with smaller inputs (FLIP, arXiv 2212.00794; CLIPA, arXiv 2305.07017)."""
@@ -57,6 +59,7 @@ class StageConfig:
             )
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """Where figures go besides metrics.jsonl."""
@@ -77,6 +80,7 @@ class TrackConfig:
     """Steps that the trace covers."""
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One file is one run."""

@@ -69,9 +69,10 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     for name in PRELOAD:
         __import__(name)
-    from clipx.config.describe import run_config_adapter
+    from clipx.config.schema import RunConfig
+    from clipx.config.sections import sections
 
-    run_config_adapter()  # pydantic's work on the schema, which it keeps
+    sections(RunConfig)  # pydantic's work on the schema, which it keeps
     gc.freeze()
     become(serve())
     from faults.injections import apply

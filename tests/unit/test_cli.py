@@ -77,7 +77,7 @@ class TestConfig:
         assert "data.lanes=auto" in out
         code, out, _ = clipx("config", "--json-schema")
         assert code == 0
-        assert "global_batch_size" in json.loads(out)["required"]
+        assert "global_batch_size" in json.loads(out)["properties"]
 
     def test_a_path_with_an_equals_sign_is_a_file(self, clipx, tmp_path: Path) -> None:
         folder = tmp_path / "lr=3"

@@ -5,7 +5,9 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from clipx.config import checkpoint, data, evaluate, loss, model, optim, parallel, schema
-from clipx.config.describe import describe, json_schema, sections
+from clipx.config.describe import describe, json_schema
+from clipx.config.schema import RunConfig
+from clipx.config.sections import sections
 
 CONFIG_CLASSES = {
     item
@@ -16,7 +18,7 @@ CONFIG_CLASSES = {
 
 
 def test_every_dataclass_of_the_schema_is_a_section() -> None:
-    assert {section.keys for section in sections()} == {
+    assert {section.keys for section in sections(RunConfig)} == {
         tuple(item.name for item in fields(config_class)) for config_class in CONFIG_CLASSES
     }
 
@@ -24,7 +26,7 @@ def test_every_dataclass_of_the_schema_is_a_section() -> None:
 def test_every_knob_is_documented() -> None:
     undocumented = [
         ".".join((*section.path, knob.name))
-        for section in sections()
+        for section in sections(RunConfig)
         for knob in section.knobs
         if not knob.doc and knob.name != "type"
     ]
@@ -50,7 +52,7 @@ def test_line_of_the_description(line: str) -> None:
 
 
 def test_default_variants_are_marked() -> None:
-    marked = {section.path: section.tag for section in sections() if section.is_default and section.tag}
+    marked = {section.path: section.tag for section in sections(RunConfig) if section.is_default and section.tag}
     assert marked[("loss",)] == "info_nce"
     assert marked[("parallel",)] == "ddp"
     assert marked[("model", "text")] == "transformer"
