@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from clipx.config.schema import RunConfig
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
+_MAX_NAMES = 10
 
 ConfigArguments = Annotated[
     list[str],
     typer.Argument(
         metavar="CONFIG.yaml|KEY=VALUE",
-        help="Files merge from left to right; then overrides apply, e.g. optim.lr=3e-4 data.workers=8.",
+        help="Files (or names of clipx's own, e.g. tiny) merge from left to right; then overrides apply, e.g. "
+        "optim.lr=3e-4 data.workers=8.",
         show_default=False,
     ),
 ]
@@ -28,6 +30,11 @@ def is_config(arguments: Sequence[str]) -> bool:
     return any(argument.endswith((".yaml", ".yml")) for argument in arguments)
 
 
+def is_override(argument: str) -> bool:
+    """Whether the argument is `key.sub=value`."""
+    return _OVERRIDE.match(argument) is not None
+
+
 def load_arguments(arguments: Sequence[str]) -> "RunConfig":
     """Loads the config from the arguments.
 
@@ -35,10 +42,14 @@ def load_arguments(arguments: Sequence[str]) -> "RunConfig":
         InputError: an argument is neither a file nor an override, or the config is wrong.
     """
     from clipx.config.load import load_config
+    from clipx.config.shipped import shipped_names
 
-    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
-    files = [argument for argument in arguments if argument not in overrides]
+    overrides = [argument for argument in arguments if is_override(argument)]
+    files = [argument for argument in arguments if not is_override(argument)]
     for file in files:
-        if not is_config([file]):
-            raise InputError(f"{file!r} is neither a config file (.yaml, .yml) nor an override (key=value)")
+        if not is_config([file]) and file not in (shipped := shipped_names()):
+            raise InputError(
+                f"{file!r} is neither a config file (.yaml, .yml) nor an override (key=value) nor a config of clipx's "
+                f"own ({', '.join(shipped[:_MAX_NAMES])})"
+            )
     return load_config(files, overrides)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
+from clipx.cli.config_files import ConfigArguments, is_override, load_arguments
 from clipx.cli.output import write_json
 from clipx.errors import InputError
 
@@ -33,7 +33,7 @@ def doctor(
     reach of each other, and in what they differ. Exit code 0: nothing is a problem; 1: something is; 2: bad input.
     """
     began = time.monotonic()
-    if arguments and not is_config(arguments):
+    if arguments and all(map(is_override, arguments)):
         raise InputError(f"{arguments[0]!r}: overrides need a config file; name one (.yaml, .yml) before them")
     config = load_arguments(arguments) if arguments else None
     if config is not None and path is not None:

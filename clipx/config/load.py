@@ -12,12 +12,13 @@ from pathlib import Path
 import yaml
 
 from clipx.config.schema import RunConfig
+from clipx.config.shipped import config_path
 from clipx.config.validate import Keys, Tree, is_one_value, validate, with_default_types
 from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError
 
 
-def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(files: Path | str | Sequence[Path | str], overrides: str | Sequence[str] = ()) -> RunConfig:
     """The config of a run: the files merged from left to right, then changed by the overrides.
 
     If a mapping's `type` changes, the mapping is replaced, so that no field of the other variant remains; mappings with
@@ -25,16 +26,18 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> R
     that the later of two for the same key wins.
 
     Args:
-        files: YAML files, at least one.
-        overrides: `key.sub=value`, the value in YAML (`optim.lr=3e-4`, `data.train=[a.tar, b.tar]`).
+        files: a YAML file, or several; a file that comes with clipx also by its name, e.g. `tiny`.
+        overrides: `key.sub=value`, one or several, the value in YAML (`optim.lr=3e-4`, `data.train=[a.tar, b.tar]`).
 
     Raises:
         InputError: a file is missing or is not a YAML mapping, an override has no `=`, or the config breaks a rule, in
             which case the message has one line per problem, with key, value and rule.
     """
+    files = [files] if isinstance(files, str | Path) else files
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     if not files:
         raise InputError("no config file given: name at least one .yaml file")
-    layers = [_read_file(Path(file)) for file in files]
+    layers = [_read_file(config_path(file)) for file in files]
     layers.append(reduce(_merge, map(_read_override, overrides), {}))
     tree: Tree = reduce(lambda below, above: _merge(with_default_types(RunConfig, below), above), layers, {})
     return validate(RunConfig, tree)

@@ -115,6 +115,7 @@ def _local_checks(
     check_variables = partial(software.check_variables, environment, ranks_here=ranks_here, cores=num_cores)
     checks = [
         Check("software", "versions", lambda: software.check_packages(software.needed_packages())),
+        Check("software", "namesake", software.check_namesake),
         Check("software", "environment", check_variables),
         Check("software", "launcher", partial(software.check_launcher, environment)),
         Check("machine", "cores", partial(_check_cores, ranks_here)),

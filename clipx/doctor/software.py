@@ -14,6 +14,8 @@ from packaging.specifiers import SpecifierSet
 
 from clipx.doctor.finding import Finding, ok, problem, warning
 
+_DISTRIBUTION = "clipx-train"
+_NAMESAKE = "clipx"  # on PyPI: another program, which removes backgrounds, with an import of the same name
 _NAMED = ("torch", "torchvision", "transformers", "timm", "accelerate")  # in the line that says that all is well
 _WANDB, _CONNECT_S = "https://api.wandb.ai", 5.0
 
@@ -44,7 +46,7 @@ class Package:
 def needed_packages() -> list[Package]:
     """Python and the libraries that clipx needs, with what is installed; empty if clipx itself is not installed."""
     try:
-        wanted, python = requires("clipx") or [], metadata("clipx")["Requires-Python"]
+        wanted, python = requires(_DISTRIBUTION) or [], metadata(_DISTRIBUTION)["Requires-Python"]
     except PackageNotFoundError:
         return []
     needed = [one for one in map(Requirement, wanted) if one.marker is None or one.marker.evaluate({"extra": ""})]
@@ -70,6 +72,14 @@ def check_packages(packages: Sequence[Package]) -> list[Finding]:
     installed = {package.name: package.installed for package in packages}
     named = ", ".join(f"{name} {installed[name]}" for name in _NAMED if name in installed)
     return [ok("versions", f"Python {installed.get('Python', '?')}, {named}, {len(packages)} requirements met")]
+
+
+def check_namesake() -> list[Finding]:
+    """A line if a package is installed whose import has the name of ours."""
+    if (found := _installed(_NAMESAKE)) is None:
+        return []
+    value = f"the package {_NAMESAKE} {found} is installed beside {_DISTRIBUTION}: `import clipx` may be either"
+    return [warning("namesake", value, f"pip uninstall {_NAMESAKE}, then install {_DISTRIBUTION} anew")]
 
 
 def check_variables(env: Mapping[str, str], *, ranks_here: int, cores: int) -> list[Finding]:

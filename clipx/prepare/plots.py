@@ -21,7 +21,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 def require_matplotlib() -> None:
     """Raises InputError if plots cannot be drawn: better said before the data is read than after."""
     if find_spec("matplotlib") is None:
-        raise InputError("plots need matplotlib: pip install 'clipx[plots]', or leave out --out")
+        raise InputError("plots need matplotlib: pip install matplotlib, or leave out --out")
 
 
 def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: int, image_size: int | None) -> None:

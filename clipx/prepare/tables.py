@@ -253,4 +253,4 @@ def _import(module: str, path: Path) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"{path}: reading it needs pyarrow: pip install 'clipx[parquet]'") from error
+        raise InputError(f"{path}: reading it needs pyarrow: pip install pyarrow") from error

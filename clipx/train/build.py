@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from clipx import __version__
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
 from clipx.checkpoint.tensors import holds_average, load_tensors
@@ -307,8 +308,8 @@ def _shape(model: ModelConfig) -> ModelConfig:
 
 def versions() -> dict[str, str]:
     """What computed this: recorded in every checkpoint."""
-    names = ("clipx", "torch", "torchvision", "timm", "transformers", "accelerate", "webdataset", "numpy")
-    found = {"python": platform.python_version()}
+    names = ("torch", "torchvision", "timm", "transformers", "accelerate", "webdataset", "numpy")
+    found = {"python": platform.python_version(), "clipx": __version__}
     for name in names:
         with suppress(PackageNotFoundError):  # imported from a folder and not installed
             found[name] = version(name)

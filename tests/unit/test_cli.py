@@ -236,7 +236,7 @@ def test_help_of_every_command(clipx, command: str) -> None:
 
 
 def test_version(clipx) -> None:
-    assert clipx("--version") == (0, f"clipx {version('clipx')}\n", "")
+    assert clipx("--version") == (0, f"clipx {version('clipx-train')}\n", "")
 
 
 def test_no_command_shows_the_help(clipx) -> None:

@@ -132,7 +132,7 @@ def parquet_rows(shard: str, columns: Sequence[str]) -> Mapping[str, Mapping[str
     try:
         pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise InputError("conditions on parquet: fields need pyarrow; pip install 'clipx[parquet]'") from error
+        raise InputError("conditions on parquet: fields need pyarrow: pip install pyarrow") from error
     path = shard.removesuffix(".tar") + ".parquet"
     wanted = list(dict.fromkeys(["key", *columns]))
     try:

@@ -8,10 +8,11 @@ import pytest
 from servers import WebServer
 
 from clipx.doctor import software
-from clipx.doctor.finding import Verdict
+from clipx.doctor.finding import Finding, Verdict
 from clipx.doctor.software import (
     Package,
     check_launcher,
+    check_namesake,
     check_packages,
     check_variables,
     check_wandb,
@@ -49,6 +50,17 @@ def test_what_is_needed_comes_from_the_package_itself(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(software, "requires", absent)
     assert check_packages(needed_packages())[0].verdict is Verdict.WARNING
+
+
+def test_another_program_of_our_name_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(**versions: str) -> list[Finding]:
+        monkeypatch.setattr(software, "_installed", versions.get)
+        return check_namesake()
+
+    assert installed(torch="2.11") == []
+    [finding] = installed(clipx="0.5.0")
+    assert (finding.name, finding.verdict) == ("namesake", Verdict.WARNING)
+    assert finding.value.startswith("the package clipx 0.5.0 is installed beside clipx-train")
 
 
 @pytest.mark.parametrize(

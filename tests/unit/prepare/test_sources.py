@@ -312,5 +312,5 @@ def test_without_pyarrow_it_is_said(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (folder / "t.parquet").touch()
-    with pytest.raises(InputError, match=r"needs pyarrow: pip install 'clipx\[parquet\]'"):
+    with pytest.raises(InputError, match=r"needs pyarrow: pip install pyarrow"):
         opened(folder / "t.parquet")

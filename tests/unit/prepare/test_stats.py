@@ -106,5 +106,5 @@ def test_plot_shows_each_source_in_its_colour(data: DataConfig, tmp_path: Path, 
 def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     plots.require_matplotlib()
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"plots need matplotlib: pip install 'clipx\[plots\]'"):
+    with pytest.raises(InputError, match=r"plots need matplotlib: pip install matplotlib"):
         plots.require_matplotlib()
