@@ -4,10 +4,9 @@ Shapes: B images or texts, S image size, T tokens, D embedding.
 """
 
 import logging
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipx.checkpoint.manifest import MANIFEST
-from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
+from clipx.checkpoint.find import EXPORT_CONFIG, find_model
+from clipx.checkpoint.store import stored_config
 from clipx.checkpoint.tensors import holds_average, load_tensors_by_name, load_weights
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
@@ -26,11 +25,10 @@ from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
 from clipx.models.vit import fit_positions
-from clipx.storage.folders import Folder, folder_at
+from clipx.storage.folders import Folder
 
 log = logging.getLogger(__name__)
 
-EXPORT_CONFIG = "clipx_config.yaml"
 HUGGINGFACE_WEIGHTS = "model.safetensors"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _TOWERS = ("image_tower.", "text_tower.")
@@ -126,60 +124,6 @@ class Pretrained:
             yield
         finally:
             self.model.train(was_training)
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """The folder of a stored model, and its kind."""
-
-    kind: Literal["checkpoint", "export"]
-    folder: Folder
-    config: str
-    """Name of the file, in the folder, with the resolved config of the run that trained the model."""
-
-
-def find_model(path: Path | str) -> ModelFiles:
-    """Finds a stored model, the MODEL of the command line: a run folder, a checkpoint, or an export.
-
-    For a run folder it is the newest good checkpoint. Checkpoints, and a folder of them, may have an address
-    (s3://...); a run folder knows the address of its own.
-
-    Raises:
-        InputError: the path is none of these or cannot be read, the checkpoint is broken, or the run has no good one.
-    """
-    folder = folder_at(re.sub(r"^(\w+):/(?!/)", r"\1://", str(path)))  # pathlib takes a slash from addresses
-    try:
-        return _find_model(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error}); check the address and the storage") from error
-
-
-def _find_model(folder: Folder) -> ModelFiles:
-    if folder.path is not None and not folder.path.is_dir():
-        fault = "is a file" if folder.path.exists() else "no such folder"
-        raise InputError(f"{folder}: {fault}; give a run folder, a checkpoint, or an export folder")
-    names = folder.names()
-    if EXPORT_CONFIG in names:
-        return ModelFiles("export", folder, EXPORT_CONFIG)
-    if MANIFEST in names:
-        if problem := Checkpoint(folder).problem():
-            raise InputError(f"{folder}: the checkpoint is broken ({problem}); give another, or the run folder")
-        return ModelFiles("checkpoint", folder, CONFIG)
-    store = CheckpointStore(folder.address)
-    if CONFIG in names and STATE not in names:
-        store = checkpoints_of(replace(stored_config(folder), run_dir=folder.address))  # it may have been moved
-    elif "checkpoints" in names:
-        store = CheckpointStore(f"{folder}/checkpoints")
-    elif not store.checkpoints():
-        raise InputError(
-            f"{folder} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)"
-        )
-    checkpoint = store.newest()
-    if checkpoint is None:
-        broken = len(store.checkpoints())
-        hint = f"all {broken} are broken, train it anew" if broken else "train until its first save"
-        raise InputError(f"{folder}: the run has no good checkpoint; {hint}")
-    return ModelFiles("checkpoint", checkpoint.folder, CONFIG)
 
 
 def load(

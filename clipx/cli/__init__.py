@@ -18,13 +18,14 @@ from clipx import __version__
 from clipx.cli.config_files import ConfigArguments, load_arguments
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
+from clipx.cli.early import require_evaluation_set, require_inputs, require_model
 from clipx.cli.launch import launch_app
 from clipx.cli.output import FiguresFile, write_json
 from clipx.cli.plan import plan
 from clipx.errors import ClipxError
 
 if TYPE_CHECKING:
-    from clipx.export.run import Format
+    from clipx.export.formats import Format
 
 app = typer.Typer(
     name="clipx",
@@ -83,6 +84,7 @@ def train(arguments: ConfigArguments) -> None:
     request, start it again; 1: failed; 2: bad input. `clipx config --describe` lists every key.
     """
     config = load_arguments(arguments)
+    require_inputs(config)
     from clipx.train.trainer import train as run
 
     raise typer.Exit(run(config))
@@ -104,6 +106,9 @@ def zeroshot(
     weights: WeightsOption = None,
 ) -> None:
     """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
+    require_model(model)
+    for folder in folders:
+        require_evaluation_set(folder)
     from clipx.distributed.collectives import rank
     from clipx.distributed.runtime import join_ranks
     from clipx.evaluate.run import evaluate_folder
@@ -131,10 +136,14 @@ def export(
     weights: WeightsOption = None,
 ) -> None:
     """Write a folder that transformers and open_clip load, and compare it with the model (parity.json)."""
-    from clipx.export.run import export_model
+    from clipx.export.formats import check_formats
 
     names = [name.strip() for name in formats.split(",")]
-    parity = export_model(model, to, cast("list[Format]", names), weights=weights)  # unknown names are refused there
+    check_formats(names)
+    require_model(model)
+    from clipx.export.run import export_model
+
+    parity = export_model(model, to, cast("list[Format]", names), weights=weights)
     typer.echo(json.dumps(parity, indent=2))
 
 

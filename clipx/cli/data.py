@@ -10,6 +10,7 @@ import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.cli.data_tables import print_counts, print_figures, progress_bar
+from clipx.cli.early import require_shards
 from clipx.cli.output import write_text
 from clipx.errors import InputError
 
@@ -187,10 +188,11 @@ def check(
 
     Exit code 0: all good; 1: something is bad. The shards themselves are never changed.
     """
+    described = _sources(shards, image_key, caption_key)
+    require_shards(described)
     from clipx.data.parallel import num_cores
     from clipx.prepare.check import check_shards
 
-    described = _sources(shards, image_key, caption_key)
     with progress_bar("shards") as on_progress:
         health = check_shards(described, repair=repair, workers=workers or num_cores(), on_progress=on_progress)
     if report is not None:
@@ -229,17 +231,19 @@ def stats(
 
     Tokens are those of the config's tokenizer; without a config, CLIP's with a context of 77.
     """
-    from clipx.data.parallel import num_cores
-    from clipx.prepare.stats import describe
-
     config = load_arguments(shards) if is_config(shards) else None
+    described = _sources(shards, image_key, caption_key)
+    require_shards(described)
     if out is not None:
         from clipx.prepare.plots import require_matplotlib
 
         require_matplotlib()
+    from clipx.data.parallel import num_cores
+    from clipx.prepare.stats import describe
+
     with progress_bar("samples") as on_progress:
         description = describe(
-            _sources(shards, image_key, caption_key),
+            described,
             None if config is None else config.model,
             sample=sample or None,
             workers=workers or num_cores(),
@@ -271,10 +275,14 @@ def show(
     ] = None,
 ) -> None:
     """Draw pictures and captions of a batch exactly as the model will see them."""
+    from clipx.config.data import sources
+
+    config = load_arguments(arguments)
+    require_shards(sources(config.data))
     from clipx.prepare.show import draw_batch
 
     path = out or Path(f"batch-{batch}.png")
-    typer.echo(draw_batch(load_arguments(arguments), path, batch=batch, count=count))
+    typer.echo(draw_batch(config, path, batch=batch, count=count))
     typer.echo(f"wrote {path}")
 
 

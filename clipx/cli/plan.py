@@ -40,14 +40,17 @@ def plan(
     json_file: FiguresFile = None,
 ) -> None:
     """Reckon memory, time and cost of a run, on GPUs that are not here; nothing is computed or read but the config."""
+    from clipx.plan.gpus import check_gpus
+
     config = load_arguments(arguments)
+    check_gpus(config, gpus)
+    cluster = _cluster(
+        gpu, gpus_per_node=gpus_per_node, mfu=mfu, intra_node_gb_s=intra_node_gb_s, inter_node_gb_s=inter_node_gb_s
+    )
     from clipx.plan.loader import BYTES_PER_SAMPLE, CPU_MS, indexed_bytes
     from clipx.plan.report import print_plan
     from clipx.plan.run import Assumptions, make_plan
 
-    cluster = _cluster(
-        gpu, gpus_per_node=gpus_per_node, mfu=mfu, intra_node_gb_s=intra_node_gb_s, inter_node_gb_s=inter_node_gb_s
-    )
     assumptions = Assumptions(
         cluster=cluster,
         caption_tokens=caption_tokens,
@@ -67,9 +70,10 @@ def _cluster(
 ) -> "Cluster":
     """The cluster of the options; the speed of links defaults to that of the GPU's data sheet."""
     from clipx.distributed.hardware import find_gpu
-    from clipx.plan.cluster import Cluster
 
     kind = find_gpu(gpu)
+    from clipx.plan.cluster import Cluster
+
     return Cluster(
         gpu=kind,
         gpus_per_node=gpus_per_node,

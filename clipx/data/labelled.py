@@ -17,8 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import webdataset
-
 from clipx.data.captions import class_number, decode_captions, first_present
 from clipx.data.class_names import check_templates, read_lines
 from clipx.data.decode import UndecodableError
@@ -163,6 +161,8 @@ def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]
     for shard in shards:
         if fault := _fault(shard):
             raise InputError(f"shard {shard} {fault}; write or fetch it again")
+    import webdataset  # which imports torch, and a folder that is not there should be said at once
+
     pipeline = webdataset.DataPipeline(
         webdataset.SimpleShardList(list(shards)), webdataset.tarfile_to_samples(handler=webdataset.reraise_exception)
     )

@@ -7,15 +7,18 @@ direction, and memory is what a program can use: cards with GDDR6 have error cor
 import difflib
 import re
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from clipx.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 _GIB, _T = 2**30, 1e12
 _NVLINK3, _NVLINK4, _NVLINK5 = 300e9, 450e9, 900e9  # bytes/s one way, half of 600, 900 and 1,800 GB/s
 _PCIE4, _PCIE5 = 32e9, 64e9  # 16 lanes, one way
 _HDR, _NDR = 25e9, 50e9  # an InfiniBand adapter of 200 or 400 Gbit/s for every GPU: DGX A100; DGX H100 to GB200
+_MAX_NAMES = 10  # in a message
 _SHARED_NETWORK = 12.5e9 / 8  # no data sheet: 100 Gbit/s for a machine of eight
 
 
@@ -71,14 +74,18 @@ def find_gpu(name: str) -> Gpu:
     if gpu is None:
         known = {other.name.lower(): other.name for other in _GPUS}
         nearest = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
-        raise InputError(f"--gpu {name} is not known; nearest: {', '.join(nearest or known.values())}")
+        raise InputError(
+            f"--gpu {name} is not known; nearest: {', '.join(nearest or list(known.values())[:_MAX_NAMES])}"
+        )
     return gpu
 
 
-def peak_flops(device: torch.device) -> float | None:
+def peak_flops(device: "torch.device") -> float | None:
     """The device's dense bf16 FLOP/s; None if they are not known, on a CPU for instance."""
     if device.type != "cuda":
         return None
+    import torch  # plans need the table alone
+
     gpu = _known(torch.cuda.get_device_name(device))
     return None if gpu is None else gpu.bf16_flops
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipx import __version__
+from clipx.checkpoint.find import EXPORT_CONFIG, find_model
 from clipx.errors import InputError, RunError
 from clipx.export import huggingface, open_clip
+from clipx.export.formats import Format, check_formats
 from clipx.export.parity import LIMIT, TEXTS, above_limit, differences, our_outputs, parity_images
 from clipx.export.shape import read_shape
-from clipx.pretrained import EXPORT_CONFIG, Pretrained, find_model, load
+from clipx.pretrained import Pretrained, load
 
-Format = Literal["hf", "open_clip"]
 _MODULES: dict[Format, Any] = {"hf": huggingface, "open_clip": open_clip}
 PARITY = "parity.json"
 _REPORT = "nothing was exported, please report this with the run's config.yaml"
@@ -44,7 +45,7 @@ def export_model(
         RunError: a library fails on the export, or its results differ from those of the trained model.
     """
     to = to.resolve()
-    _check_formats(formats)
+    check_formats(formats)
     with _readable_errors(to):
         _check_target(to)
     files = find_model(model_path)
@@ -90,12 +91,6 @@ def check(pretrained: Pretrained, folder: Path, formats: Sequence[Format]) -> di
             "notes": list(module.NOTES),
         }
     return parity
-
-
-def _check_formats(formats: Sequence[str]) -> None:
-    if not formats or set(formats) - set(_MODULES):
-        known = " and ".join(_MODULES)
-        raise InputError(f"formats {', '.join(formats) or 'none'}: known are {known}; give one or both")
 
 
 def _check_target(to: Path) -> None:

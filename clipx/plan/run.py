@@ -13,6 +13,7 @@ from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
 from clipx.plan.cluster import Cluster
 from clipx.plan.communication import transfers
+from clipx.plan.gpus import check_gpus
 from clipx.plan.loader import Loader, plan_loader
 from clipx.plan.memory import MemoryPlan, plan_memory
 from clipx.plan.model import PhaseModel, Work
@@ -113,30 +114,17 @@ def make_plan(
         InputError: the model cannot be built, or GPUs or micro-batches do not divide the batch.
     """
     check_stages(config)
-    _check_gpus(config, world_size)
+    check_gpus(config, world_size)
     models = list(_models(config, assumptions.caption_tokens, build))
     others, left_out = list[RunPlan](), dict[int, str]()
     asked = _plan_run(config, assumptions, models, world_size=world_size)
     for number in WORLD_SIZES:
         try:
-            _check_gpus(config, number)
+            check_gpus(config, number)
             others.append(_plan_run(config, assumptions, models, world_size=number))
         except InputError as problem:
             left_out[number] = str(problem)
     return Plan(asked=asked, others=tuple(others), left_out=left_out)
-
-
-def _check_gpus(config: RunConfig, world_size: int) -> None:
-    pictures = config.global_batch_size // config.data.captions_per_image
-    if pictures % world_size:
-        divisors = [number for number in range(1, pictures + 1) if pictures % number == 0]
-        nearest = [number for number in divisors if number < world_size][-1:]
-        nearest += [number for number in divisors if number > world_size][:1]
-        of = f" of {config.data.captions_per_image} captions a picture" if config.data.captions_per_image > 1 else ""
-        raise InputError(
-            f"--gpus {world_size} does not divide global_batch_size={config.global_batch_size}{of}; "
-            f"nearest that do: {', '.join(map(str, nearest))}"
-        )
 
 
 def _models(config: RunConfig, caption_tokens: int, build: BuildObjective) -> Iterator[tuple[int, PhaseModel]]:

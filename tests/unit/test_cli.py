@@ -27,7 +27,8 @@ model: {image: {name: vit_base_patch32_clip_224}}
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG)
+    path.write_text(CONFIG.replace("a.tar", str(tmp_path / "a.tar")))
+    (tmp_path / "a.tar").touch()
     return path
 
 
@@ -59,6 +60,17 @@ def library(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(sys.modules, module_name, module)
 
     return replace
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch):
+    """Lets checks of what the arguments name find everything."""
+
+    def pass_all(*checks: str) -> None:
+        for name in checks:
+            monkeypatch.setattr(cli, name, lambda path: None)
+
+    return pass_all
 
 
 class TestConfig:
@@ -184,7 +196,8 @@ class TestCommands:
         assert clipx("train", config_file, "seed=7") == (85, "", "")
         assert seen == [load_config([config_file], ["seed=7"])]
 
-    def test_zeroshot_prints_a_table_and_writes_json(self, clipx, library, tmp_path: Path) -> None:
+    def test_zeroshot_prints_a_table_and_writes_json(self, clipx, library, there, tmp_path: Path) -> None:
+        there("require_model", "require_evaluation_set")
         library("clipx.pretrained", load=lambda path, *, device, weights: path)
         figures = {"wds_a": {"acc1": 0.5, "acc5": 1.0}, "wds_b": {"image_retrieval_recall@1": 0.25}}
         library(
@@ -197,13 +210,14 @@ class TestCommands:
             assert word in out
         assert json.loads(target.read_text()) == {f"d/{name}": row for name, row in figures.items()}
 
-    def test_export_splits_the_formats(self, clipx, library) -> None:
+    def test_export_splits_the_formats(self, clipx, library, there) -> None:
         seen = []
 
         def export_model(*arguments, weights):
             seen.append((*arguments, weights))
             return {"hf": 1e-6}
 
+        there("require_model")
         library("clipx.export.run", export_model=export_model)
         code, out, _ = clipx("export", "runs/x", "--to", "out", "--format", "hf, open_clip", "--weights", "trained")
         assert code == 0

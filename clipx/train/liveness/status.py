@@ -6,8 +6,6 @@ from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
-import torch
-
 from clipx.errors import ClipxError, InputError, RunError
 from clipx.storage.folders import write_atomically
 
@@ -62,6 +60,8 @@ def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> N
 
 def explain(error: Exception) -> Exception:
     """A readable error in place of a library's error about something outside clipx; any other error as it is."""
+    import torch  # not above: a failure before torch is imported is written without waiting for it
+
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, RuntimeError) and "DataLoader worker" in reason:  # torch's SIGCHLD handler raises it anywhere
         return RunError(f"a loader process died ({reason}); often memory or /dev/shm is full: lower data.workers")

@@ -1,0 +1,106 @@
+"""Finds what a person calls a model: a run folder, a checkpoint, or an export.
+
+Imports no torch, so that a wrong name is said at once.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from clipx.checkpoint.manifest import MANIFEST
+from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
+from clipx.errors import InputError
+from clipx.storage.folders import Folder, folder_at
+
+EXPORT_CONFIG = "clipx_config.yaml"
+"""The file of an export that has the resolved config of the run."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The folder of a stored model, and its kind."""
+
+    kind: Literal["checkpoint", "export"]
+    folder: Folder
+    config: str
+    """Name of the file, in the folder, with the resolved config of the run that trained the model."""
+
+
+def find_model(path: Path | str) -> ModelFiles:
+    """Finds a stored model, the MODEL of the command line: a run folder, a checkpoint, or an export.
+
+    For a run folder it is the newest good checkpoint. Checkpoints, and a folder of them, may have an address
+    (s3://...); a run folder knows the address of its own.
+
+    Raises:
+        InputError: the path is none of these or cannot be read, the checkpoint is broken, or the run has no good one.
+    """
+    folder = _folder(path)
+    with _readable_errors(folder):
+        found = _look(folder)
+        if isinstance(found, CheckpointStore):
+            return _newest(folder, found)
+        if found.kind == "checkpoint" and (problem := Checkpoint(folder).problem()):
+            raise InputError(f"{folder}: the checkpoint is broken ({problem}); give another, or the run folder")
+        return found
+
+
+def require_model(path: Path | str) -> None:
+    """Looks whether a local folder has the files of a model; their content is not read, as it may be long.
+
+    Raises:
+        InputError: `find_model` would raise it, too.
+    """
+    folder = _folder(path)
+    if folder.path is None:
+        return
+    with _readable_errors(folder):
+        found = _look(folder)
+        if isinstance(found, CheckpointStore) and not found.checkpoints():
+            _newest(folder, found)
+
+
+def _folder(path: Path | str) -> Folder:
+    return folder_at(re.sub(r"^(\w+):/(?!/)", r"\1://", str(path)))  # pathlib takes a slash from addresses
+
+
+@contextmanager
+def _readable_errors(folder: Folder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error}); check the address and the storage") from error
+
+
+def _look(folder: Folder) -> ModelFiles | CheckpointStore:
+    """The files of a model, or the store that may hold them; no checkpoint is read."""
+    if folder.path is not None and not folder.path.is_dir():
+        fault = "is a file" if folder.path.exists() else "no such folder"
+        raise InputError(f"{folder}: {fault}; give a run folder, a checkpoint, or an export folder")
+    names = folder.names()
+    if EXPORT_CONFIG in names:
+        return ModelFiles("export", folder, EXPORT_CONFIG)
+    if MANIFEST in names:
+        return ModelFiles("checkpoint", folder, CONFIG)
+    if CONFIG in names and STATE not in names:
+        return checkpoints_of(replace(stored_config(folder), run_dir=folder.address))  # it may have been moved
+    if "checkpoints" in names:
+        return CheckpointStore(f"{folder}/checkpoints")
+    store = CheckpointStore(folder.address)
+    if not store.checkpoints():
+        raise InputError(
+            f"{folder} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)"
+        )
+    return store
+
+
+def _newest(folder: Folder, store: CheckpointStore) -> ModelFiles:
+    checkpoint = store.newest()
+    if checkpoint is None:
+        broken = len(store.checkpoints())
+        hint = f"all {broken} are broken, train it anew" if broken else "train until its first save"
+        raise InputError(f"{folder}: the run has no good checkpoint; {hint}")
+    return ModelFiles("checkpoint", checkpoint.folder, CONFIG)

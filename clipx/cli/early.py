@@ -1,0 +1,122 @@
+"""Looks whether what the arguments name is there, before torch is imported, which takes seconds.
+
+What is found missing is asked for in the way of the library, which then says what is wrong. What is there may still be
+wrong; the library finds that later. Under a launcher nothing is looked at: its ranks must find out together.
+"""
+
+import glob
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec
+
+from clipx.errors import ClipxError, InputError
+
+if TYPE_CHECKING:
+    from clipx.config.data import Source
+    from clipx.config.schema import RunConfig
+
+P = ParamSpec("P")
+
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID")
+
+
+def _alone(check: Callable[P, None]) -> Callable[P, None]:
+    """The check, where this process is no rank of several."""
+
+    @wraps(check)
+    def check_if_alone(*args: P.args, **kwargs: P.kwargs) -> None:
+        if not any(os.environ.get(name) for name in _RANK_VARIABLES):
+            check(*args, **kwargs)
+
+    return check_if_alone
+
+
+@_alone
+def require_model(path: Path | str) -> None:
+    """Raises InputError if there is no model at `path`."""
+    from clipx.checkpoint import find
+
+    find.require_model(path)
+
+
+@_alone
+def require_evaluation_set(folder: Path) -> None:
+    """Raises InputError if a folder lacks a file of CLIP_benchmark's layout, or one of them is wrong."""
+    from clipx.data.labelled import benchmark_shards, dataset_type, open_classification_set
+
+    if dataset_type(folder) == "classification":
+        open_classification_set(folder)
+    else:
+        benchmark_shards(folder)
+
+
+@_alone
+def require_shards(sources: "Iterable[Source]") -> None:
+    """Raises InputError if a local shard, folder or pattern of a source is not there."""
+    for source in sources:
+        for pattern in source.shards:
+            _require(pattern)
+
+
+@_alone
+def require_inputs(config: "RunConfig") -> None:
+    """Raises InputError if local shards or evaluation data of a run are not there, or the model that it starts from.
+
+    As after every failed start, status.json says so.
+    """
+    try:
+        _require_inputs(config)
+    except InputError as error:
+        from clipx.train.liveness.run_lock import run_lock
+        from clipx.train.liveness.status import write_failure
+
+        run_dir = Path(config.run_dir)
+        with suppress(ClipxError, OSError), run_lock(run_dir):
+            write_failure(run_dir, error, step=0, rank=0)
+        raise
+
+
+def _require_inputs(config: "RunConfig") -> None:
+    from clipx.config.data import sources
+
+    require_shards(sources(config.data))
+    for evaluation in config.evaluate.values():
+        if evaluation.type == "zeroshot" or (Path(evaluation.data) / "test").is_dir():
+            require_evaluation_set(Path(evaluation.data))
+        else:
+            _require(evaluation.data)
+    if config.start_from is not None and _begins(config):
+        try:
+            require_model(config.start_from)
+        except InputError as error:
+            raise InputError(f"start_from: {error}") from error
+
+
+def _begins(config: "RunConfig") -> bool:
+    """Whether nothing was saved yet; not asked of a store. A run that goes on needs the model no more."""
+    from clipx.checkpoint.store import checkpoints_of
+
+    store = checkpoints_of(config)
+    try:
+        return store.root.path is not None and not store.checkpoints()
+    except OSError:
+        return False
+
+
+def _require(pattern: str) -> None:
+    from braceexpand import braceexpand
+
+    from clipx.storage.files import is_local
+    from clipx.storage.remote import PIPE
+
+    for part in [pattern] if pattern.startswith(PIPE) else pattern.split("::"):
+        if is_local(part):
+            first = next(iter(braceexpand(part)), part)
+            found = os.listdir(first) if os.path.isdir(first) else glob.glob(first) or os.path.lexists(first)
+            if not found:
+                from clipx.data.index.shard_list import expand_shards
+
+                expand_shards([part])

@@ -1,0 +1,164 @@
+"""What is wrong with the arguments is said before torch is imported: at once, not after five seconds.
+
+All commands run in one process in which torch and the like cannot be imported at all.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from tiny import write_scenes
+
+from clipx.cli import app
+
+HEAVY = ("torch", "torchvision", "transformers", "timm", "accelerate", "webdataset", "wandb", "pyarrow", "matplotlib")
+
+RUNNER = """
+import contextlib, io, json, sys
+
+heavy, runs = json.loads(sys.stdin.read())
+
+class Forbidden(BaseException):
+    pass
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in heavy:
+            raise Forbidden(name)
+
+sys.meta_path.insert(0, Finder())
+from clipx.cli import main
+
+found = []
+for arguments in runs:
+    sys.argv = ["clipx", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except Forbidden as error:
+            code = f"imports {error}"
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+CONFIG = """
+run_dir: runs/x
+steps: 10
+global_batch_size: 8
+data: {train: [SHARDS]}
+model: {image: {name: vit_base_patch32_clip_224}}
+"""
+
+CASES: list[tuple[str, str]] = [
+    ("demo --out file", "--out file cannot be written"),
+    ("train absent.yaml", "absent.yaml: cannot read the config file"),
+    ("train absent", "'absent' is neither a config file (.yaml, .yml) nor an override (key=value) nor a config of"),
+    ("train good.yaml data.worker=3", "data.worker=3: unknown key; the nearest known is data.workers"),
+    ("train good.yaml optim.type=adam", "optim.type=adam: expected adamw or stable_adamw or timm"),
+    ("train bad.yaml", "shards 'absent.tar' match no tar file"),
+    ("train good.yaml data.train=[empty]", "shards 'empty' match no tar file"),
+    ("train good.yaml data.train=[absent/*.tar]", "shards 'absent/*.tar' match no tar file"),
+    (
+        'train good.yaml data.train=["absent/{0..3}.tar"]',
+        "shards 'absent/0.tar' (from 'absent/{0..3}.tar') match",
+    ),
+    ("train good.yaml evaluate.e={type:\xa0zeroshot,\xa0data:\xa0absent}", "absent: no such folder"),
+    ("train good.yaml evaluate.e={type:\xa0retrieval,\xa0data:\xa0absent}", "shards 'absent' match no tar file"),
+    ("train good.yaml start_from=absent", "start_from: absent: no such folder"),
+    ("plan absent.yaml --gpus 8 --gpu H100", "absent.yaml: cannot read the config file"),
+    ("plan good.yaml --gpus 8 --gpu nonsense", "--gpu nonsense is not known; nearest: GB200, "),
+    ("plan good.yaml --gpus 3 --gpu H100", "--gpus 3 does not divide global_batch_size=8; nearest that do: 2, 4"),
+    ("doctor absent.yaml", "absent.yaml: cannot read the config file"),
+    ("doctor --path absent", "--path absent is no folder"),
+    ("launch torchrun good.yaml --nodes x", "nodes=x: expected a number"),
+    ("launch slurm good.yaml --nodes 3 --gpus-per-node 3", "global_batch_size=8 is not divisible by the 9"),
+    ("launch accelerate absent.yaml", "absent.yaml: cannot read the config file"),
+    ("launch files empty", "empty is there already"),
+    ("zeroshot absent set", "absent: no such folder; give a run folder, a checkpoint, or an export folder"),
+    ("zeroshot empty set", "empty is neither a run folder, nor a checkpoint, nor an export folder"),
+    ("zeroshot begun set", "begun: the run has no good checkpoint; train until its first save"),
+    ("zeroshot model absent", "absent: no such folder; give one in CLIP_benchmark's wds_* layout"),
+    ("zeroshot model set empty", "empty/zeroshot_classification_templates.txt"),
+    ("export model --to out --format nonsense", "formats nonsense: known are hf and open_clip"),
+    ("export absent --to out", "absent: no such folder"),
+    ("export file --to out", "file: is a file"),
+    ("config absent.yaml", "absent.yaml: cannot read the config file"),
+    ("config good.yaml steps=many", "steps=many: expected integer >= 1 or null"),
+    ("data make absent --out out", "absent: no such file or folder"),
+    ("data index absent.tar", "shards 'absent.tar' match no tar file"),
+    ("data index set --caption-key txt", "--caption-key says what a filter looks at"),
+    ("data index set --keys absent.txt", "list of keys absent.txt cannot be read"),
+    ("data check absent.tar", "shards 'absent.tar' match no tar file"),
+    ("data check absent.yaml", "absent.yaml: cannot read the config file"),
+    ("data stats absent.tar", "shards 'absent.tar' match no tar file"),
+    ("data stats bad.yaml", "shards 'absent.tar' match no tar file"),
+    ("data show absent.yaml", "absent.yaml: cannot read the config file"),
+    ("data show bad.yaml", "shards 'absent.tar' match no tar file"),
+    ("data synth --out empty", "empty exists"),
+    ("data synth --out new --size 3", "Invalid value for '--size'"),
+]
+
+
+def commands(command: Any, *names: str) -> Iterator[str]:
+    inner = getattr(command, "commands", {})
+    for name in inner:
+        yield from commands(inner[name], *names, name)
+    if not inner:
+        yield " ".join(names)
+
+
+def test_every_command_is_tried() -> None:
+    tried = [case for case, _ in CASES]
+    names = commands(typer.main.get_command(app))
+    assert [name for name in names if not any(f"{name} " in case for case in tried)] == []
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str, str]]:
+    """Exit code, stdout and stderr of every case."""
+    folder = tmp_path_factory.mktemp("cwd")
+    scenes = write_scenes(folder / "scenes", num_train=2)
+    (folder / "file").write_text("no folder")
+    (folder / "empty").mkdir()
+    (folder / "set").symlink_to(scenes / "wds_scenes")
+    (folder / "good.yaml").write_text(CONFIG.replace("SHARDS", str(scenes / "train")))
+    (folder / "bad.yaml").write_text(CONFIG.replace("SHARDS", "absent.tar"))
+    (folder / "begun" / "checkpoints").mkdir(parents=True)
+    (folder / "model").mkdir()
+    (folder / "model" / "clipx_config.yaml").write_text(CONFIG)
+    runs = [[word.replace("\xa0", " ") for word in case.split(" ")] for case, _ in CASES]
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps([HEAVY, runs]),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(zip((case for case, _ in CASES), map(tuple, json.loads(done.stdout)), strict=True))
+
+
+@pytest.mark.parametrize(("case", "message"), CASES)
+def test_it_is_said_at_once(found: dict[str, tuple[Any, str, str]], case: str, message: str) -> None:
+    code, out, err = found[case]
+    assert (code, out) == (2, "")
+    assert err.startswith(f"clipx: error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_a_failed_start_says_so_in_its_folder(found: dict[str, tuple[Any, str, str]], tmp_path: Path) -> None:
+    """As every start that fails; what waits for the run reads it there."""
+    (tmp_path / "bad.yaml").write_text(CONFIG.replace("SHARDS", "absent.tar"))
+    command = [sys.executable, "-m", "clipx", "train", "bad.yaml"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 2
+    status = json.loads((tmp_path / "runs" / "x" / "status.json").read_text())
+    assert (status["status"], status["step"], status["exit_code"]) == ("failed", 0, 2)
+    assert "shards 'absent.tar' match no tar file" in status["reason"]
