@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="clipx",
     help="Pretrain CLIP-style models on image-text pairs, evaluate them zero-shot, export them.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

@@ -6,3 +6,25 @@ build                   config to `Run`: data by build_data, the step by build_s
 loss_spikes             the detector and the rollback
 liveness, metrics       watchdog, stops, lock, status; metrics.jsonl, trackers, warnings, bad samples
 """
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipx.config.schema import RunConfig
+    from clipx.objectives.objective import BuildObjective
+    from clipx.train.liveness.status import Status
+
+
+class _Training(ModuleType):
+    """This package, which is also the function `clipx.train`: Python sets a package's name in the one above it."""
+
+    def __call__(self, config: "RunConfig", *, objective: "BuildObjective | None" = None) -> "Status":
+        """Does what `clipx.train.trainer.run` does."""
+        from clipx.train.trainer import run
+
+        return run(config) if objective is None else run(config, objective=objective)
+
+
+sys.modules[__name__].__class__ = _Training

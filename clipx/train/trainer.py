@@ -24,7 +24,7 @@ from clipx.train.liveness.status import Status, explain, write_failure, write_st
 from clipx.train.liveness.stops import StopRequest, catch_stops
 from clipx.train.liveness.watchdog import Watchdog
 from clipx.train.loss_spikes import LossSpikeError, Rollback, SpikeDetector, rollback
-from clipx.train.metrics.monitor import own_stats, start_logging
+from clipx.train.metrics.monitor import logging_to_stderr, own_stats
 from clipx.train.metrics.profiling import Profiler
 from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics, StopOrSave
 from clipx.train.saving import Saver
@@ -36,11 +36,22 @@ _FP16_SEARCH = 32  # overflows in a row in which the loss scaler may search its 
 
 
 def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> int:
-    """Runs a config to its end or to a stop; returns the exit code.
+    """Does what `run` does; returns the exit code of a process that does nothing else."""
+    return run(config, objective=objective).exit_code
+
+
+def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> Status:
+    """Runs a config to its end or to a stop.
+
+    In the main thread it takes the config's signals and Ctrl-C for requests to stop, until it returns; logging is set
+    up for as long, if nobody has done that.
 
     Args:
         config: the run.
         objective: what builds the objective that is trained; by default the one that the config describes.
+
+    Returns:
+        `Status.COMPLETE`, or `Status.AGAIN`: saved and stopped on request, to be called again.
 
     Raises:
         ClipxError: the run cannot start or go on; status.json says `failed` and why.
@@ -48,7 +59,7 @@ def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> 
     run_dir = Path(config.run_dir)
     stop = StopRequest(run_dir, max_minutes=config.max_minutes)
     with catch_stops(stop, config.stop_signals), start_runtime(config) as runtime, ExitStack() as held:
-        start_logging(is_main=runtime.is_main)
+        held.enter_context(logging_to_stderr(is_main=runtime.is_main))
         with runtime.raise_on_all_ranks():
             if runtime.is_main:
                 held.enter_context(run_lock(run_dir))
@@ -83,7 +94,7 @@ def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> 
         assert run is not None
         watchdog.set_activity("end", step=step)
         _finish(run, status, stop)
-    return status.exit_code
+    return status
 
 
 def _finish(run: Run, status: Status, stop: StopRequest) -> None:

@@ -249,6 +249,33 @@ def test_help_of_every_command(clipx, command: str) -> None:
     assert f"Usage: clipx {command}".strip() in out
 
 
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("typed", "offered"),
+        [("clipx tr", "train"), ("clipx data st", "stats"), ("clipx export model --w", "--weights")],
+    )
+    def test_the_shell_is_told(self, clipx, monkeypatch: pytest.MonkeyPatch, typed: str, offered: str) -> None:
+        monkeypatch.setenv("_CLIPX_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        code, out, err = clipx()
+        assert (code, out.split(), err) == (0, [offered], "")
+
+    def test_it_is_installed_where_the_shell_looks(self, clipx, monkeypatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # the shell is named instead
+        code, out, err = clipx("--install-completion", "bash")
+        assert (code, err) == (0, "")
+        script = tmp_path / ".bash_completions" / "clipx.sh"
+        assert str(script) in out
+        assert "_CLIPX_COMPLETE=complete_bash" in script.read_text()
+        assert str(script) in (tmp_path / ".bashrc").read_text()
+
+    def test_it_imports_nothing_that_takes_time(self) -> None:
+        code = "import sys, clipx.cli; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pydantic')))"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_version(clipx) -> None:
     assert clipx("--version") == (0, f"clipx {version('clipx-train')}\n", "")
 

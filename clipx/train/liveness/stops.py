@@ -5,6 +5,7 @@ What a rank notes here is sent in the step's own all-reduce, so that all ranks s
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,8 +61,13 @@ class StopRequest:
 
 @contextmanager
 def catch_stops(request: StopRequest, signals: Sequence[str]) -> Iterator[None]:
-    """Notes `signals` (names) and SIGINT in `request` within the block, and restores the handlers after it."""
+    """Notes `signals` (names) and SIGINT in `request` within the block, and restores the handlers after it.
+
+    Python gives signals to the main thread alone: in another one nothing is noted here.
+    """
     numbers = {signal.SIGINT, *(signal.Signals[name] for name in signals)}
+    if threading.current_thread() is not threading.main_thread():
+        numbers = set()
     before = {number: signal.signal(number, request.note) for number in numbers}
     try:
         yield

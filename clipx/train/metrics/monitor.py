@@ -40,13 +40,19 @@ class _StderrOfNow(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
-def start_logging(*, is_main: bool) -> None:
+@contextmanager
+def logging_to_stderr(*, is_main: bool) -> Iterator[None]:
     """Messages for the person from rank 0, errors from all; no effect where the program has set up logging itself."""
-    logging.basicConfig(
-        level=logging.INFO if is_main else logging.ERROR, format="%(message)s", handlers=[_StderrOfNow()]
-    )
+    root, ours = logging.getLogger(), _StderrOfNow()
+    level = root.level
+    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s", handlers=[ours])
     for talkative in ("botocore", "aiobotocore"):  # where credentials were found, in every process
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.removeHandler(ours)
+        root.setLevel(level)
 
 
 class Monitor:
