@@ -40,6 +40,9 @@ def parse(line: str) -> None:
     command = typer.main.get_command(app)
     while hasattr(command, "commands") and words:
         name = words.pop(0)
+        if name.startswith("-"):  # not parsed: it would be done
+            assert any(name in option.opts for option in command.params), f"{line!r}: there is no option {name!r}"
+            return
         assert name in command.commands, f"{line!r}: there is no command {name!r}"
         command = command.commands[name]
     if words:  # a bare `clipx data index` only names the command
@@ -56,6 +59,8 @@ def test_an_unknown_option_or_command_would_be_found() -> None:
         parse("clipx zeroshot MODEL DIR --jsno FILE")
     with pytest.raises(AssertionError, match="no command"):
         parse("clipx zerosoht MODEL DIR")
+    with pytest.raises(AssertionError, match="no option"):
+        parse("clipx --instal-completion")
 
 
 def test_every_command_stands_in_the_table() -> None:
