@@ -18,7 +18,7 @@ from clipx import __version__
 from clipx.cli.config_files import ConfigArguments, load_arguments
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
-from clipx.cli.early import require_evaluation_set, require_inputs, require_model
+from clipx.cli.early import require_evaluation_set, require_inputs, require_model, require_writable
 from clipx.cli.launch import launch_app
 from clipx.cli.output import FiguresFile, write_json
 from clipx.cli.plan import plan
@@ -105,6 +105,7 @@ def zeroshot(
     weights: WeightsOption = None,
 ) -> None:
     """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
+    require_writable(json_file, option="--json")
     require_model(model)
     for folder in folders:
         require_evaluation_set(folder)

@@ -10,7 +10,7 @@ import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.cli.data_tables import print_counts, print_figures, progress_bar
-from clipx.cli.early import require_shards
+from clipx.cli.early import require_shards, require_writable
 from clipx.cli.output import write_text
 from clipx.errors import InputError
 
@@ -190,6 +190,7 @@ def check(
     """
     described = _sources(shards, image_key, caption_key)
     require_shards(described)
+    require_writable(report, option="--report")
     from clipx.data.parallel import num_cores
     from clipx.prepare.check import check_shards
 
@@ -235,6 +236,7 @@ def stats(
     described = _sources(shards, image_key, caption_key)
     require_shards(described)
     if out is not None:
+        require_writable(out / "stats.json", option="--out")
         from clipx.prepare.plots import require_matplotlib
 
         require_matplotlib()

@@ -4,6 +4,7 @@ What is found missing is asked for in the way of the library, which then says wh
 wrong; the library finds that later. Under a launcher nothing is looked at: its ranks must find out together.
 """
 
+import errno
 import glob
 import os
 from collections.abc import Callable, Iterable
@@ -104,6 +105,23 @@ def _begins(config: "RunConfig") -> bool:
         return store.root.path is not None and not store.checkpoints()
     except OSError:
         return False
+
+
+@_alone
+def require_writable(path: Path | None, *, option: str) -> None:
+    """Raises InputError if a file for results, if one is asked for, could not be written when they are there."""
+    if path is None:
+        return
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if path.is_dir():
+        reason = errno.EISDIR
+    elif nearest != path and not nearest.is_dir():
+        reason = errno.ENOTDIR
+    elif not os.access(nearest, os.W_OK):
+        reason = errno.EACCES
+    else:
+        return
+    raise InputError(f"{option} {path}: cannot be written: {os.strerror(reason)}")
 
 
 def _require(pattern: str) -> None:

@@ -18,7 +18,8 @@ def json_schema() -> dict[str, Any]:
     A file may be a part of a run's config, completed by other files and by overrides. So no key is required, and a
     mapping without `type` may be any of its variants.
     """
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_partial(class_schema(RunConfig))}
+    schema: dict[str, Any] = _partial(class_schema(RunConfig))
+    return schema
 
 
 def _partial(node: Any) -> Any:

@@ -2,8 +2,9 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -13,6 +14,7 @@ from clipx.config.loss import SigmoidConfig
 from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
 from clipx.config.optim import AdamWConfig, TowerOptimConfig
 from clipx.config.schema import RunConfig
+from clipx.config.sections import _inner_nodes
 from clipx.errors import InputError
 
 
@@ -85,6 +87,19 @@ def test_a_part_is_checked_when_it_is_made(make: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
         make()
     assert str(error.value) == message
+
+
+def classes(node: type) -> Iterator[type]:
+    yield node
+    for hint in get_type_hints(node).values():
+        for inner in _inner_nodes(hint):
+            yield from classes(inner)
+
+
+def test_every_class_of_the_config_is_checked() -> None:
+    found = set(classes(RunConfig))
+    assert len(found) > 20
+    assert [node.__name__ for node in found if not hasattr(node.__init__, "__wrapped__")] == []  # type: ignore[misc]
 
 
 def test_at_most_ten_names_in_a_message() -> None:
