@@ -107,7 +107,7 @@ def _walk(node: type, root: type, *, path: tuple[str, ...], is_default: bool) ->
         knobs=tuple(_knob(item, properties[item.name]) for item in items if not inner[item.name]),
         tag=getattr(node, "type", None),
         is_default=is_default,
-        doc=" ".join(schema["description"].split()),
+        doc=" ".join(schema.get("description", "").split()),  # python -OO drops docstrings
     )
     for item in items:
         default = item.default_factory() if item.default_factory is not MISSING else None
