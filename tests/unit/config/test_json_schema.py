@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from clipx.config.describe import json_schema
-from clipx.config.load import load_config
+from clipx.config.load import dump_config, load_config
 from clipx.config.schema import RunConfig
 from clipx.config.sections import ANY_NAME, Section, sections
 from clipx.config.yaml_text import read_yaml
@@ -69,8 +69,9 @@ PARTS = [
 def test_a_part_that_loads_over_a_base_is_valid(part: str, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "part.yaml").write_text(part)
-    load_config([tmp_path / "base.yaml", tmp_path / "part.yaml"])
+    config = load_config([tmp_path / "base.yaml", tmp_path / "part.yaml"])
     assert accepts(part)
+    assert accepts(dump_config(config))
 
 
 @pytest.mark.parametrize(
