@@ -81,6 +81,9 @@ def test_make_hands_over_every_option(clipx, pictures: Path, tmp_path: Path) -> 
         "num_samples": 8,
         "left_out": {"missing file": 1},
         "extensions": {"jpg": 8},
+        "num_rows": 9,
+        "num_joined": 0,
+        "num_several": 8,
     }
     assert (made["request"]["size"], made["request"]["quality"]) == (22, 70)
 

@@ -64,7 +64,7 @@ class TestShards:
         for number in range(2):
             (tmp_path / f"{number}.png").write_bytes(png(number))
         made = make(tmp_path / "t.jsonl", tmp_path / "out")
-        assert made == Made(num_shards=1, num_samples=2, left_out={}, extensions={"png": 2})
+        assert made == Made(num_shards=1, num_samples=2, left_out={}, extensions={"png": 2}, num_rows=2, num_several=1)
         found = [
             (name, json.loads(data) if name.endswith("json") else data) for name, data in members(tmp_path / "out")
         ]
@@ -120,7 +120,7 @@ class TestShards:
         assert len(set(first)) <= 9  # of 17 groups: those of one round of 8, or the border of two
 
     def test_rows_of_blocks_are_read_in_their_order(self, tmp_path: Path) -> None:
-        class Blocks:
+        class Blocks(Rows):
             block_rows = 4
             seen: ClassVar[list[int]] = []
 
@@ -207,7 +207,7 @@ class TestGoingOn:
         with pytest.raises(KeyboardInterrupt):
             make(rows, tmp_path / "out", shard_size=2, shuffle=1, on_progress=interrupt)
         done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
-        (tmp_path / "out" / ".00003.tar.0123456789abcdef").touch()  # as a killed process leaves it
+        (tmp_path / "out" / ".making" / ".00003.tar.0123456789abcdef").touch()  # as a killed process leaves it
         assert len(done) == 2
         seen: list[int] = []
         made = make(rows, tmp_path / "out", shard_size=2, shuffle=1, on_progress=lambda done, _: seen.append(done))

@@ -12,6 +12,7 @@ from shard_files import png, write_shards, write_tar
 from clipx.data.index.shard_index import build_index
 from clipx.errors import InputError
 from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample, TableColumns
+from clipx.prepare.source_files import image_of
 from clipx.prepare.sources import SourceOptions, open_rows
 
 CAPTIONS = ["a cat", 'two "dogs",\nin two lines', "a bird; not a plane", "ein Vögelchen"]
@@ -40,7 +41,7 @@ def all_of(rows: Rows) -> list[Row]:
 
 
 def check(rows: list[Row], records: list[dict[str, object]] | None = None) -> None:
-    assert [row.image for row in rows] == [png(number) for number in range(len(CAPTIONS))]
+    assert [image_of(row) for row in rows] == [png(number) for number in range(len(CAPTIONS))]
     assert [row.captions for row in rows] == [[caption] for caption in CAPTIONS]
     if records is not None:
         assert [dict(row.record) for row in rows] == records
@@ -51,7 +52,9 @@ def left_out(rows: Rows) -> list[tuple[int, str]]:
     found = []
     for number in range(len(rows)):
         try:
-            rows.read(number)
+            row = rows.read(number)
+            if isinstance(row, Row):
+                image_of(row)
         except LeftOutError as error:
             found.append((number, error.reason))
     return found
@@ -120,7 +123,7 @@ class TestText:
         table = tmp_path / name
         table.write_text(delimiter.join(["path", "text"]) + "\n" + delimiter.join(["1.png", '"a; b\u2028c"']))
         row = opened(table, image_folder=folder).read(0)
-        assert (row.image, row.captions) == (png(1), ["a; b\u2028c"])
+        assert (image_of(row), row.captions) == (png(1), ["a; b\u2028c"])
 
     def test_jsonl(self, folder: Path) -> None:
         table = folder / "t.jsonl"
@@ -131,7 +134,7 @@ class TestText:
         table.write_text("\n" + "\n\n".join(map(json.dumps, lines)))
         first, second = all_of(opened(table))
         assert (first.captions, first.record) == (["one", "two"], {"image": "0.png"})
-        assert (second.image, second.captions) == (png(1), ["half  a pair"])
+        assert (image_of(second), second.captions) == (png(1), ["half  a pair"])
         assert second.record["more"] == {"a": [1]}
 
     def test_several_columns_of_captions(self, folder: Path) -> None:
@@ -165,7 +168,7 @@ class TestBinary:
         rows = opened(tmp_path / "t.parquet", image_folder=folder)
         check(all_of(rows), [{"path": f"{n}.png", "similarity": 0.25} for n in range(4)])
         assert rows.block_rows == 3
-        assert rows.read(0).image == png(0)  # back into an earlier group
+        assert image_of(rows.read(0)) == png(0)  # back into an earlier group
 
     @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow file"])
     def test_pictures_within(self, folder: Path, tmp_path: Path, kind: str) -> None:
@@ -215,7 +218,9 @@ class TestCoco:
         path = tmp_path / "captions_train2017.json"
         path.write_text(json.dumps(content))
         rows = opened(path, image_folder=folder)
-        assert rows.read(0) == Row("1.png", png(1), ["one", "two"], {"image_id": 7, "file_name": "1.png", "width": 6})
+        assert rows.read(0) == Row(
+            "1.png", folder / "1.png", ["one", "two"], {"image_id": 7, "file_name": "1.png", "width": 6}
+        )
         assert left_out(rows) == [(1, "no caption")]
 
     def test_a_list_of_objects(self, folder: Path) -> None:
@@ -293,12 +298,15 @@ def test_folders_that_are_not_one_source(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither pictures nor a table"):
         opened(tmp_path)
     (tmp_path / "dataset_dict.json").write_text("{}")
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "state.json").write_text("{}")
-    with pytest.raises(InputError, match=r"several splits; name one or more of .*/train"):
+    for split in ("test", "train"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"several splits \(test, train\); name those to take with --split"):
         opened(tmp_path)
-    with pytest.raises(InputError, match=r"state\.json is not as HF datasets"):
-        opened(tmp_path / "train")
+    with pytest.raises(InputError, match=r"train/state\.json is not as HF datasets"):
+        opened(tmp_path, splits=["train"])
+    with pytest.raises(InputError, match="has no split 'dev'; it has test, train"):
+        opened(tmp_path, splits=["dev"])
 
 
 def test_a_named_column_must_be_there(folder: Path) -> None:
