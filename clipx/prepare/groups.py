@@ -1,8 +1,8 @@
 """Which rows make one sample: those of one picture, wherever they stand in the source.
 
 A table with a row per caption names each picture several times; as samples of their own those rows would be each
-other's negatives. Pictures are compared by 16 bytes per row, so finding the groups takes about 60 bytes of memory per
-row, and 16 afterwards: 10 million rows take 600 MB for a moment.
+other's negatives. Pictures are compared by 16 bytes per row, so finding the groups takes about 80 bytes of memory per
+row, and 16 afterwards: 10 million rows take 800 MB for a moment.
 """
 
 from collections.abc import Callable

@@ -52,7 +52,8 @@ class CocoRows(Rows):
     def picture_keys(self) -> Iterator[bytes | None]:
         """See `Rows.picture_keys`."""
         names: list[object] = [str(image.get("file_name")) for image in self._images]
-        return (picture_key(name, self._image_folder) for name in names + [None] * len(self._without_image))
+        folder = str(self._image_folder.absolute())
+        return (picture_key(name, folder) for name in names + [None] * len(self._without_image))
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
@@ -114,7 +115,8 @@ class KarpathyRows(Rows):
 
     def picture_keys(self) -> Iterator[bytes | None]:
         """See `Rows.picture_keys`."""
-        return (picture_key(self._name(image), self._image_folder) for image in self._images)
+        folder = str(self._image_folder.absolute())
+        return (picture_key(self._name(image), folder) for image in self._images)
 
     def notes(self) -> Sequence[str]:
         """See `Rows.notes`."""

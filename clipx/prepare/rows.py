@@ -185,6 +185,8 @@ def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str)
     if not names:
         raise InputError(f"{origin} has no columns; it must have those of pictures and captions")
     column = next((name for name in wanted if name in names), None)
+    if column is None:  # Image, Caption
+        column = next((name for word in wanted for name in names if name.lower() == word.lower()), None)
     if column is None:
         which = f"column {wanted[0]!r}" if len(wanted) == 1 else f"{kind} column of a usual name"
         raise InputError(f"{origin} has no {which}; name one of {some(names)} with --{kind}-column")
@@ -231,22 +233,28 @@ def _image(value: object, folder: Path, name: str) -> bytes | Path:
         raise LeftOutError("no picture", name)
     if _URL.match(value):
         raise LeftOutError("a URL", name, "download the pictures first, for example with img2dataset")
-    return _path(value, folder)
+    return Path(_path_of(value, str(folder)))
 
 
-def _path(value: str, folder: Path) -> Path:
-    return folder / os.path.expanduser(value.removeprefix("file://"))
+def _path_of(value: str, folder: str) -> str:
+    """The path that a table names, relative ones from `folder`."""
+    return os.path.join(folder, os.path.expanduser(value.removeprefix("file://")))
 
 
-def picture_key(image: object, folder: Path) -> bytes | None:
-    """16 bytes that are equal for an equal file or equal bytes in a table's column of images; None if it has none."""
+def picture_key(image: object, folder: str) -> bytes | None:
+    """16 bytes that are equal for an equal file or equal bytes in a table's column of images; None if it has none.
+
+    `folder` is where paths start from, an absolute path: sources may name one file from several folders.
+    """
     if isinstance(image, Mapping):
         image = _of_struct(image)
     if isinstance(image, bytes) and image:
         return blake2b(image, digest_size=16).digest()
     if isinstance(image, str) and image.strip():
-        path = str(_path(image, folder)).encode("utf-8", "surrogatepass")
-        return blake2b(path, digest_size=16, person=b"path").digest()
+        path = _path_of(image, folder)
+        if "/." in path or "//" in path:  # a/./b is a/b
+            path = str(Path(path))
+        return blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16, person=b"path").digest()
     return None
 
 

@@ -59,7 +59,8 @@ class Table(Rows):
 
     def picture_keys(self) -> Iterator[bytes | None]:
         """See `Rows.picture_keys`."""
-        return (picture_key(image, self._image_folder) for image in self._images())
+        folder = str(self._image_folder.absolute())
+        return (picture_key(image, folder) for image in self._images())
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
