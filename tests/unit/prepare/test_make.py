@@ -88,11 +88,29 @@ class TestShards:
 
     @pytest.mark.parametrize("shuffle", [None, 5])
     def test_equal_bytes_for_any_number_of_workers(self, tmp_path: Path, shuffle: int | None) -> None:
-        rows = rows_of(write_pairs(tmp_path / "in", 12))
+        folder = write_pairs(tmp_path / "in", 12)
+        lines = [f"{number % 12:03}.png,caption {number}" for number in range(24)]
+        (folder / "t.csv").write_text("image,caption\n" + "\n".join(lines))
+        rows = rows_of(folder if shuffle is None else folder / "t.csv")  # of the table two rows are one sample
         for workers in (1, 2):
             make(rows, tmp_path / f"out{workers}", workers=workers, shard_size=5, shuffle=shuffle)
         assert shards(tmp_path / "out1") == shards(tmp_path / "out2")
         assert len(shards(tmp_path / "out1")) == 3
+
+    def test_grouped_rows_are_shuffled_as_samples(self, tmp_path: Path) -> None:
+        folder = write_pairs(tmp_path / "in", 8)
+        table = [{"image": f"{number // 2:03}.png", "caption": f"caption {number}"} for number in range(16)]
+        (folder / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
+        made = make(folder / "t.jsonl", tmp_path / "out", shard_size=3, shuffle=1)
+        assert (made.num_samples, made.num_joined, made.num_several, made.num_rows) == (8, 8, 8, 16)
+        assert load_index([str(tmp_path / "out")]).counts.tolist() == [3, 3, 2]
+        found = dict(members(tmp_path / "out"))
+        records = {name: json.loads(data) for name, data in found.items() if name.endswith("json")}
+        assert list(records) != sorted(records)
+        for name, record in records.items():
+            first = int(name.partition(".")[0])  # keys are the numbers of the first rows
+            assert record["captions"] == [f"caption {first}", f"caption {first + 1}"]
+            assert found[f"{first:09}.png"] == png(first // 2)
 
     def test_order_is_the_source_s_or_of_the_seed(self, tmp_path: Path) -> None:
         rows = rows_of(write_pairs(tmp_path / "in", 30))

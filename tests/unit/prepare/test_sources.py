@@ -156,6 +156,17 @@ class TestText:
             (7, "unreadable picture"),
         ]
 
+    def test_numbers_are_what_json_writes_back(self, folder: Path) -> None:
+        numbers = ["0", "-7", "0.25", "1.0", "12345678901234567890123", "1e+16", "1e-07"]
+        texts = ["123e45", "1e999", "007", "0.50", "1e5", "-0.00", "+1", "1_000", "NaN", "Infinity", "true", "٣", " 1"]
+        texts += ["9" * 5000, "0.1000000000000000055511151231257827"]
+        rows = "".join(f'0.png,a,"{value}"\n' for value in numbers + texts)
+        (folder / "t.csv").write_text("image,caption,n\n" + rows, encoding="utf-8")
+        found = [row.record["n"] for row in all_of(opened(folder / "t.csv"))]
+        assert found[: len(numbers)] == [json.loads(number) for number in numbers]
+        assert json.dumps(found[: len(numbers)]) == f"[{', '.join(numbers)}]"
+        assert found[len(numbers) :] == texts
+
     def test_a_broken_line_is_left_out(self, folder: Path) -> None:
         (folder / "t.jsonl").write_text('{"image": \n[1]\n{"image": "0.png", "caption": "a"}')
         assert left_out(opened(folder / "t.jsonl")) == [(0, "unreadable row"), (1, "unreadable row")]
@@ -278,6 +289,14 @@ def test_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
         ("t.csv", b'image,caption\n0.png,"two\nlines"\n1.png,"a\n2.png,b', "line 4: unexpected end of data; mend it"),
         ("t.csv", b'image,caption\n0.png,"a" b', "line 2: ',' expected after"),
         ("t.csv", "", "has no columns; it must have those of pictures and captions"),
+        ("t.csv", "image,caption,caption\n0.png,a,b", "has 2 columns 'caption'; give each a name of its own"),
+        ("t.tsv", "a dog\thttps://x.org/0.jpg", r"no columns but holds values \(a dog, https.*--header image,caption"),
+        ("t.txt", "0.JPG a dog.png", "no columns but holds values"),
+        ("t.csv", "image,caption\n".encode("utf-16"), "is UTF-16 or UTF-32; save it as UTF-8"),
+        ("t.jsonl", '{"image": "a"}'.encode("utf-16"), "is UTF-16 or UTF-32; save it as UTF-8"),
+        ("t.tsv", 'image\tcaption\n0.png\t"a" b', "line 2: .* or give --quoting none if quotes are part of the texts"),
+        ("t.csv", ",".join(f"column_{n}" for n in range(99)), r"name one of column_0, .*, column_9 and 89 more with"),
+        ("t.csv", "x" * 999 + ",y", r"name one of x{37}\.\.\., y with"),
         ("t.json", "{", "is not JSON"),
         ("t.json", '{"images": [], "categories": []}', "is not COCO's captions file: no 'annotations' in it"),
         ("t.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}', "no 'caption' in it"),
