@@ -53,7 +53,7 @@ def print_made(made: "Made", out: str, *, image_key: str) -> None:
             "of them, the default (txt) on the first alone"
         )
     if made.left_out:
-        print_counts("left out", "samples", made.left_out)
+        print_counts("left out", "rows", made.left_out)
         typer.echo(f"each of them: {Path(os.path.expanduser(out)) / REPORT}")
     if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
         typer.echo(f"to train on them: data.image_key={';'.join([image_key, *others])}")

@@ -43,7 +43,7 @@ class FolderRows(Rows):
         self._names: list[str] = []
         self._hidden: list[str] = []
         self._beside: dict[str, str] = {}  # files beside images whose extensions have capitals, by the usual name
-        for name in _files(folder):
+        for name in files_in(folder):
             self._add(name)
         if not self._names:
             raise InputError(
@@ -53,8 +53,8 @@ class FolderRows(Rows):
     def _add(self, name: str) -> None:
         stem, _, suffix = name.rpartition(".")
         extension = suffix.lower()
-        if extension in _DECODED or extension in _NOT_DECODED:
-            (self._hidden if _is_hidden(name) else self._names).append(name)
+        if is_picture(name):
+            (self._hidden if is_hidden(name) else self._names).append(name)
         elif extension in _BESIDE and suffix != extension:
             self._beside.setdefault(f"{stem}.{extension}", name)
 
@@ -110,10 +110,7 @@ class FolderRows(Rows):
 
     def passed_over(self) -> Sequence[LeftOutError]:
         """See `Rows.passed_over`."""
-        return [
-            LeftOutError("hidden file", name, "its name or folder says that it is no picture of the set")
-            for name in self._hidden
-        ]
+        return [hidden_file(name) for name in self._hidden]
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
@@ -121,18 +118,18 @@ class FolderRows(Rows):
         return [str(self._folder), len(self._names), names.hexdigest(), asdict(self._columns)]
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_in(folder: Path) -> Iterator[str]:
     """Paths of the files below `folder`, relative to it; of each folder first its files, sorted, then its folders."""
 
     def refuse(error: OSError) -> None:
-        if not _is_hidden(os.path.relpath(error.filename, folder)):
+        if not is_hidden(os.path.relpath(error.filename, folder)):
             raise InputError(f"{error.filename} cannot be read: {error.strerror}; mend that or name other folders")
 
     seen = {_identity(folder)}
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         near = Path(parent)
         # of two names of one folder the first is taken: one that is not hidden, and no link
-        folders.sort(key=lambda name: (_is_hidden(name), (near / name).is_symlink(), name))
+        folders.sort(key=lambda name: (is_hidden(name), (near / name).is_symlink(), name))
         folders[:] = [name for name in folders if _is_new(_identity(near / name), seen)]
         for name in sorted(files):
             yield os.path.relpath(os.path.join(parent, name), folder)
@@ -153,5 +150,17 @@ def _is_new(identity: tuple[int, int] | None, seen: set[tuple[int, int] | None])
     return True
 
 
-def _is_hidden(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture, of a kind that can be decoded or not."""
+    extension = name.rpartition(".")[2].lower()
+    return extension in _DECODED or extension in _NOT_DECODED
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative path is that of a hidden file, or of one that some program keeps beside pictures."""
     return any((part.startswith(".") and part != ".") or part in _OF_OTHERS for part in name.split(os.sep))
+
+
+def hidden_file(name: str) -> LeftOutError:
+    """Why a picture of such a name is passed over."""
+    return LeftOutError("hidden file", name, "its name or folder says that it is no picture of the set")

@@ -8,7 +8,8 @@ from pathlib import Path
 from clipx.errors import InputError
 from clipx.prepare.rows import some
 
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # HF's imagefolder
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Tables of HF's imagefolder."""
 _SPLIT_OF_SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}[^/]*")  # the hub's names: train-00000-of-00002.parquet
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 _PICTURE = re.compile(r".*\.(jpe?g|png|webp)", re.IGNORECASE)
@@ -35,7 +36,7 @@ def _tables_by_split(folder: Path) -> dict[str, list[Path]]:
     """The tables, those that belong to no split under ""."""
     if (folder / "state.json").is_file():
         return {"": _saved(folder)}
-    if metadata := _first_file(folder, _METADATA):
+    if metadata := _first_file(folder, METADATA):
         return {"": [metadata]}
     for place in (folder, folder / "data"):
         tables = [path for path in sorted(place.glob("[!.]*.parquet")) if path.is_file()]
@@ -43,8 +44,9 @@ def _tables_by_split(folder: Path) -> dict[str, list[Path]]:
             return {}  # img2dataset's `files`: a table beside each folder repeats what lies in that
         if tables and (place == folder or not _has_pictures(folder)):
             return _by_split(tables)
-    below = {part.name: found for part in sorted(folder.glob("[!.]*/")) if (found := _first_file(part, _METADATA))}
-    return {} if _has_pictures(folder) else {name: [path] for name, path in below.items()}
+    parts = [part for part in sorted(folder.glob("[!.]*/")) if part.is_dir()]
+    found = {part.name: [table] for part in parts if (table := _first_file(part, METADATA))}
+    return {} if len(found) < len(parts) or _has_pictures(folder) else found
 
 
 def _by_split(tables: Iterable[Path]) -> dict[str, list[Path]]:

@@ -28,6 +28,7 @@ Reason = Literal[
     "truncated shard",
     "a URL",
     "hidden file",
+    "not in the table",
 ]
 Record = Mapping[str, object]
 

@@ -12,8 +12,9 @@ from clipx.data.index.shard_index import build_index, load_index
 from clipx.errors import InputError
 from clipx.prepare.dialects import TextFormat
 from clipx.prepare.folders import FolderRows
+from clipx.prepare.imagefolder import ImagefolderRows
 from clipx.prepare.json_lists import CocoRows, KarpathyRows
-from clipx.prepare.layouts import tables_in
+from clipx.prepare.layouts import METADATA, tables_in
 from clipx.prepare.rows import Chain, Rows, TableColumns
 from clipx.prepare.shard_rows import ShardRows
 from clipx.prepare.tables import ArrowTable, ListTable, ParquetTable, Table
@@ -97,9 +98,14 @@ def _pattern(path: Path) -> str:
 
 
 def _open_folder(folder: Path, options: SourceOptions) -> list[Rows]:
-    if tables := tables_in(folder, options.splits):
-        return [_open_file(table, options, is_split=True) for table in tables]
-    return [FolderRows(folder, columns=options.columns)]
+    tables = tables_in(folder, options.splits)
+    if not tables:
+        return [FolderRows(folder, columns=options.columns)]
+    parts = [_open_file(table, options, is_split=True) for table in tables]
+    return [
+        ImagefolderRows(rows, table.parent) if table.name in METADATA and isinstance(rows, Table) else rows
+        for table, rows in zip(tables, parts, strict=True)
+    ]
 
 
 def _open_file(path: Path, options: SourceOptions, *, is_split: bool = False) -> Rows:

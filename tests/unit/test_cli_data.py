@@ -57,7 +57,7 @@ def test_make_says_what_became_of_the_rows(clipx, pictures: Path, tmp_path: Path
         code, out, err = clipx(*command)
         assert (code, err) == (0, "")
         assert out.splitlines()[0] == f"{tmp_path / 'out'}: 3 shards, 8 samples"
-        assert "no caption │       1" in out
+        assert "no caption │    1" in out
         assert out.splitlines()[-1] == f"each of them: {tmp_path / 'out' / 'left_out.jsonl'}"
     code, out, err = clipx(*command, "--num-shards", 2)
     assert (code, out) == (2, "")

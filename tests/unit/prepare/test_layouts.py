@@ -10,7 +10,7 @@ import pytest
 from shard_files import png, write_shards
 
 from clipx.errors import InputError
-from clipx.prepare.rows import Row, Rows, TableColumns
+from clipx.prepare.rows import LeftOutError, Row, Rows, TableColumns
 from clipx.prepare.sources import SourceOptions, open_rows
 
 
@@ -91,6 +91,31 @@ def test_metadata_of_splits(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"several splits \(test, train\)"):
         opened(tmp_path)
     assert opened(tmp_path, "test") == ["b"]
+
+
+def test_pictures_that_the_metadata_do_not_name_are_listed(tmp_path: Path) -> None:
+    write_csv(tmp_path / "metadata.csv", "a", "b")
+    for name in ("1.png", "deep/2.JPG", "._0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    rows = open_rows([str(tmp_path)], SourceOptions())
+    assert captions(rows) == ["a", "b"]
+    assert {(file.name, file.reason) for file in rows.passed_over()} == {
+        ("1.png", "not in the table"),
+        ("deep/2.JPG", "not in the table"),
+        ("._0.png", "hidden file"),
+    }
+
+
+def test_pictures_beside_a_folder_with_metadata_are_not_forgotten(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a" / "metadata.csv", "of the table")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").write_bytes(png(1))
+    (tmp_path / "b" / "1.txt").write_text("of the text")
+    rows = open_rows([str(tmp_path)], SourceOptions())
+    with pytest.raises(LeftOutError, match="no caption"):
+        rows.read(0)
+    assert rows.read(1).captions == ["of the text"]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "in", "t.parquet", "captions.json", "shards"])

@@ -8,9 +8,9 @@ import pytest
 from shard_files import png
 
 from clipx.errors import InputError, RunError
+from clipx.prepare import out_folder
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
-from clipx.prepare.out_folder import claimed
 from clipx.prepare.sources import SourceOptions, open_rows
 
 
@@ -64,17 +64,32 @@ def test_the_lock_is_that_of_a_living_process(source: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out" / ".making").exists()
 
 
-def test_one_that_begins_while_another_ends_finds_it_complete(source: Path, tmp_path: Path) -> None:
-    request: dict[str, object] = {"source": "x"}
-    out = tmp_path / "out"
-    (out / ".making").mkdir(parents=True)
-    (out / ".making" / "lock").touch()  # of a process that has begun this moment
-    with claimed(out, request) as made:
-        assert made is None
-        (out / "make.json").write_text(json.dumps({"request": request, "made": {"num_shards": 1}}))
-    with claimed(out, request) as made:
+def test_one_that_begins_while_another_ends_finds_it_complete(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, request = tmp_path / "out", {"source": "x"}
+    lock = out_folder._lock
+
+    def wait_for_lock(folder: Path) -> object:
+        (folder / "make.json").write_text(json.dumps({"request": request, "made": {"num_shards": 1}}))
+        return lock(folder)
+
+    monkeypatch.setattr(out_folder, "_lock", wait_for_lock)
+    with out_folder.claimed(out, request) as made:
         assert made == {"num_shards": 1}
     assert [path.name for path in out.iterdir()] == ["make.json"]
+
+
+def test_a_lock_without_a_request_is_of_one_that_has_just_begun(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".making").mkdir(parents=True)
+    (tmp_path / "out" / ".making" / "lock").touch()
+    assert make(source, tmp_path / "out").num_samples == 6
+
+
+def test_the_home_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make(source, Path("~/out"))
+    assert (tmp_path / "out" / "make.json").is_file()
 
 
 @pytest.mark.parametrize(
