@@ -25,7 +25,7 @@ class MakeOptions:
     """What is made of the rows."""
 
     shard_size: int = 1000
-    """Samples per shard, those among them that are left out."""
+    """Samples per shard, counting those that are left out."""
     num_shards: int | None = None
     """Shards, as equal as can be; instead of `shard_size`."""
     shuffle: int | None = None

@@ -12,6 +12,7 @@ was this command that began it. Only what stands here is ever removed. A shard l
 
 import errno
 import fcntl
+import filecmp
 import json
 import logging
 import os
@@ -67,15 +68,16 @@ def finish(folder: Path, request: dict[str, object], made: dict[str, object]) ->
 def place(folder: Path, name: str) -> None:
     """Moves a shard that is done from `.making` to its place, if it is not there already.
 
+    An equal shard may be there: processes that survive a killed parent finish what they began.
+
     Raises:
         RunError: something else is there.
     """
     made, target = folder / MAKING / name, folder / name
-    if not made.exists():
-        return
-    if target.exists():
-        raise RunError(f"{target} was not made by this command; move it elsewhere and run the same command again")
-    os.rename(made, target)
+    with suppress(FileNotFoundError):  # it was moved before, or this moment by such a process
+        if target.exists() and not filecmp.cmp(made, target, shallow=False):
+            raise RunError(f"{target} was not made by this command; move it elsewhere and run the same command again")
+        os.replace(made, target)
 
 
 def clear(folder: Path) -> None:

@@ -118,7 +118,7 @@ class CsvTable(_TextTable):
     def _holds_rows(self, row: int, num_lines: int) -> bool:
         """Whether each line of a row is a row by itself, with a picture of the same extension."""
         place, extensions = self._image_place(), set()
-        for line in self._read(row).decode("utf-8-sig").splitlines()[:num_lines]:
+        for line in self._read(row).decode("utf-8-sig").split("\n")[:num_lines]:
             values = line.split(self._dialect.delimiter)
             if len(values) != len(self._names):
                 return False
