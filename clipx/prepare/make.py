@@ -118,8 +118,9 @@ def _stretches(rows: Rows, options: MakeOptions, groups: Groups | None) -> list[
 
 
 def _job(number: int, samples: Sequence[int] | np.ndarray, groups: Groups | None) -> ShardJob:
-    rows = [(int(sample),) if groups is None else groups.rows(int(sample)) for sample in samples]
-    return ShardJob(number, rows)
+    if groups is None:
+        return ShardJob(number, np.reshape(samples, (-1, 1)))
+    return ShardJob(number, [groups.rows(int(sample)) for sample in samples])
 
 
 def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | np.ndarray:

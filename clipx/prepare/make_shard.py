@@ -43,7 +43,7 @@ class ShardJob:
     """A shard to be made."""
 
     number: int
-    samples: Sequence[Sequence[int] | np.ndarray]
+    samples: Sequence[np.ndarray] | np.ndarray
     """For each sample its rows of the source, in the shard's order; rows of one picture are one sample."""
 
 
@@ -110,7 +110,7 @@ class ShardMaker:
         return self.folder / MAKING / f"{number:0{self.width}}.json"
 
     def _samples(
-        self, samples: Sequence[Sequence[int] | np.ndarray], report: ShardReport
+        self, samples: Sequence[np.ndarray] | np.ndarray, report: ShardReport
     ) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Key and members of each good sample; the others, and the extensions, go into the report."""
         extensions: Counter[str] = Counter()
@@ -136,7 +136,7 @@ class ShardMaker:
         report.extensions = dict(extensions.most_common())
 
     def _read_together(
-        self, samples: Sequence[Sequence[int] | np.ndarray]
+        self, samples: Sequence[np.ndarray] | np.ndarray
     ) -> dict[int, Row | StoredSample | LeftOutError]:
         """All rows, read in the source's order; of the equal images of a sample's rows one is kept."""
         first_of = {int(row): int(rows[0]) for rows in samples for row in rows}

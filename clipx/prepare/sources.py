@@ -55,7 +55,12 @@ def open_rows(
     Raises:
         InputError: a source that is not there, is of no known kind, or has no row.
     """
-    parts = [part for source in sources for part in _open(source, options, on_progress)]
+    parts: list[Rows] = []
+    for source in sources:
+        try:
+            parts += _open(source, options, on_progress)
+        except OSError as error:
+            raise InputError(f"{source} cannot be read: {error.strerror or error}") from error
     rows = parts[0] if len(parts) == 1 else Chain(parts)
     if not len(rows):
         raise InputError(f"{', '.join(sources)}: no row in it; give a source with pictures and captions")
@@ -116,17 +121,14 @@ def _open_file(path: Path, options: SourceOptions, *, is_split: bool = False) ->
     if not path.is_file():
         raise InputError(f"{path} is no file; the data set that names it is not whole")
     suffix = path.suffix.lower()
-    try:
-        if suffix == ".json":
-            return _open_json(path, options, image_folder)
-        if options.splits and not is_split:
-            raise InputError(f"{path} has no splits; leave out --split")
-        if suffix in _TEXTS:
-            return CsvTable(path, columns=options.columns, image_folder=image_folder, format=options.text_format)
-        if suffix in _TABLES:
-            return _TABLES[suffix](path, columns=options.columns, image_folder=image_folder)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if suffix == ".json":
+        return _open_json(path, options, image_folder)
+    if options.splits and not is_split:
+        raise InputError(f"{path} has no splits; leave out --split")
+    if suffix in _TEXTS:
+        return CsvTable(path, columns=options.columns, image_folder=image_folder, format=options.text_format)
+    if suffix in _TABLES:
+        return _TABLES[suffix](path, columns=options.columns, image_folder=image_folder)
     known = ", ".join([*_TEXTS, *_TABLES, ".json", ".tar"])
     raise InputError(f"{path}: {suffix or 'a file without an extension'} is none of {known}; convert it to one of them")
 

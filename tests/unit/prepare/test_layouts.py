@@ -181,6 +181,20 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("source", ["t.csv", "folder", "x" * 300])
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path / "t.csv", "a")
+    (tmp_path / "folder").mkdir()
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("clipx.prepare.sources.CsvTable", refuse)
+    monkeypatch.setattr("clipx.prepare.sources.tables_in", refuse)
+    with pytest.raises(InputError, match=r"cannot be read: (Permission denied|File name too long)"):
+        opened(tmp_path / source)
+
+
 def test_a_hidden_tar_makes_no_folder_of_shards(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "a.txt").write_text("a picture")

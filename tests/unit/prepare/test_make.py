@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from shard_files import png, write_shards, write_tar
 
+from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import load_index
 from clipx.errors import InputError, RunError
+from clipx.prepare import images
 from clipx.prepare.images import ImageOptions
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
@@ -327,6 +329,11 @@ class TestPictures:
         stored = dict(members(tmp_path / "out"))[f"000000000.{name}"]
         assert Image.open(io.BytesIO(stored)).size == size
         assert (stored == (tmp_path / "in" / "a.jpeg").read_bytes()) == (name == "png")
+
+    def test_what_cannot_be_decoded_is_not_looked_at_further(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(images, "image_header", lambda data: pytest.fail("the decoder bounds what it takes"))
+        with pytest.raises(UndecodableError):
+            images.stored_image(b"no picture", ImageOptions())
 
     def test_quality_counts(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"
