@@ -18,8 +18,9 @@ _PICTURE = re.compile(r".*\.(jpe?g|png|webp)", re.IGNORECASE)
 def tables_in(folder: Path, splits: Sequence[str]) -> list[Path]:
     """The tables of a folder that describe its pictures or hold them; none if the pictures have files beside them.
 
-    They are the arrow files of a data set that HF datasets saved, the metadata of an imagefolder, or parquet files, in
-    the folder or in `data`, as the hub has them. If they belong to several splits, `splits` names those to take.
+    They are the arrow files of a data set that HF datasets saved, the metadata of an imagefolder, or parquet files: in
+    the folder, in `data` as the hub has them, or in a folder for each split. Of several splits `splits` names those to
+    take.
 
     Raises:
         InputError: several splits, and none is named; a split that is not there; a saved data set that is no whole.
@@ -38,15 +39,25 @@ def _tables_by_split(folder: Path) -> dict[str, list[Path]]:
         return {"": _saved(folder)}
     if metadata := _first_file(folder, METADATA):
         return {"": [metadata]}
-    for place in (folder, folder / "data"):
-        tables = [path for path in sorted(place.glob("[!.]*.parquet")) if path.is_file()]
-        if any((place / table.stem).is_dir() for table in tables):
-            return {}  # img2dataset's `files`: a table beside each folder repeats what lies in that
-        if tables and (place == folder or not _has_pictures(folder)):
-            return _by_split(tables)
-    parts = [part for part in sorted(folder.glob("[!.]*/")) if part.is_dir()]
-    found = {part.name: [table] for part in parts if (table := _first_file(part, METADATA))}
-    return {} if len(found) < len(parts) or _has_pictures(folder) else found
+    if tables := _parquet_in(folder):
+        return _by_split(tables)
+    if _has_pictures(folder):
+        return {}
+    if tables := _parquet_in(folder / "data"):
+        return _by_split(tables)
+    found: dict[str, list[Path]] = {}
+    for part in sorted(folder.glob("[!.]*/")):
+        metadata = _first_file(part, METADATA)
+        found[part.name] = [metadata] if metadata else _parquet_in(part)
+        if not found[part.name]:
+            return {}  # nor are the others splits
+    return found
+
+
+def _parquet_in(folder: Path) -> list[Path]:
+    """The parquet files of a folder; none in img2dataset's `files`, where each repeats what lies in a folder beside."""
+    tables = [path for path in sorted(folder.glob("[!.]*.parquet")) if path.is_file()]
+    return [] if any((folder / table.stem).is_dir() for table in tables) else tables
 
 
 def _by_split(tables: Iterable[Path]) -> dict[str, list[Path]]:

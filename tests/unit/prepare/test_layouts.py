@@ -66,6 +66,16 @@ def test_the_hub_s_parquet(tmp_path: Path, place: str) -> None:
     assert opened(tmp_path / place / "test*.parquet") == ["c"]
 
 
+def test_a_folder_of_parquet_for_each_split(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train" / "0000.parquet", "a")
+    write_parquet(tmp_path / "train" / "0001.parquet", "b")
+    assert opened(tmp_path) == ["a", "b"]
+    write_parquet(tmp_path / "test" / "0000.parquet", "c")
+    assert opened(tmp_path, "test") == ["c"]
+    with pytest.raises(InputError, match=r"several splits \(test, train\)"):
+        opened(tmp_path)
+
+
 def test_parquet_files_of_one_split(tmp_path: Path) -> None:
     for name, text in (("part-1.parquet", "a"), ("part-2.parquet", "b"), (".part-3.parquet", "hidden")):
         write_parquet(tmp_path / name, text)
