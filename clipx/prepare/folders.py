@@ -24,7 +24,9 @@ _NOT_DECODED = frozenset(  # pictures that a person would miss: rows that are le
         *("srw", "x3f"),
     ]
 )
-_OF_OTHERS = frozenset(["__MACOSX", "@eaDir"])  # what macOS puts into archives, and Synology beside pictures
+_OF_OTHERS = frozenset(  # what archives of macOS, Synology, and the roots of file systems hold
+    ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+)
 _BESIDE = ("txt", "json")
 
 
@@ -78,11 +80,14 @@ class FolderRows(Rows):
         """The text of a file beside an image, None if there is none."""
         for candidate in dict.fromkeys([usual, self._beside.get(usual, usual)]):
             try:
-                return decode_text(read_regular(self._folder / candidate, name, reason="no caption"))
+                text = decode_text(read_regular(self._folder / candidate, name, reason="no caption"))
             except FileNotFoundError:
                 continue
             except UnicodeDecodeError as error:
                 raise LeftOutError("no caption", name, f"{candidate} is not UTF-8: {error}") from error
+            if "\0" in text:
+                raise LeftOutError("no caption", name, f"{candidate} holds NUL, as UTF-16 does; save it as UTF-8")
+            return text
         return None
 
     def _json(self, usual: str, name: str) -> dict[str, object]:

@@ -91,6 +91,7 @@ def test_hidden_files_are_listed_and_do_not_count_as_bad(tmp_path: Path) -> None
         "__MACOSX/a/._0.jpg",
         "@eaDir/0.png/THUMB.jpg",
         "a/.b/c.png",
+        "lost+found/0.png",
     ]
     for number in range(100):
         pair(folder, f"{number:03}.png")
@@ -98,7 +99,7 @@ def test_hidden_files_are_listed_and_do_not_count_as_bad(tmp_path: Path) -> None
         pair(folder, name)
     (folder / ".DS_Store").touch()
     made, listed = make(folder, tmp_path / "out", max_bad=0.0)
-    assert (made.num_samples, made.left_out, made.num_rows) == (100, {"hidden file": 5}, 105)
+    assert (made.num_samples, made.left_out, made.num_rows) == (100, {"hidden file": 6}, 106)
     assert {(line["row"], line["name"]) for line in listed} == {(None, name) for name in hidden}
 
 
@@ -163,6 +164,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
         (b"&nbsp; &#8203;", "no caption"),
         ("\u200b\u2060".encode(), "no caption"),
         (b"\0\0", "no caption"),
+        ("a dog".encode("utf-16-le"), "no caption"),  # without a mark it would be read as a, NUL, d, ...
         (b"caf\xe9", "no caption"),
         (b"", "no caption"),
     ],
