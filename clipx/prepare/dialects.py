@@ -102,4 +102,7 @@ def _with_delimiter(line: str, delimiter: str, format: TextFormat) -> Dialect:
 
 
 def _values(line: str, dialect: Dialect) -> list[str]:
-    return [value.strip() for value in next(dialect.reader([line]), [])]
+    try:
+        return [value.strip() for value in next(dialect.reader([line]), [])]
+    except csv.Error:  # which is said when the file is read
+        return []

@@ -28,8 +28,10 @@ class CocoRows(Rows):
                 captions[annotation["image_id"]].append(annotation["caption"])
             self._captions = [captions_of(captions[image["id"]]) for image in self._images]
         except (KeyError, TypeError) as error:
+            lacks = f"no {error} in it" if isinstance(error, KeyError) else "it is of another form"
             raise InputError(
-                f"{path} is not COCO's captions file: no {error} in it; give the one with captions (captions_*.json)"
+                f"{path} is not COCO's captions file: {lacks}; give the one with captions (captions_*.json), or a list "
+                "of objects"
             ) from error
         known = {image["id"] for image in self._images}
         self._without_image = [image_id for image_id in captions if image_id not in known]
@@ -43,7 +45,9 @@ class CocoRows(Rows):
             image_id = self._without_image[row - len(self._images)]
             raise LeftOutError("no picture", f"image_id {image_id}", "it has captions, but is not among the images")
         record = dict(self._images[row])
-        name = str(record.get("file_name"))
+        name = record.get("file_name")
+        if not isinstance(name, str):
+            raise LeftOutError("no picture", f"image_id {record['id']}")
         if not self._captions[row]:
             raise LeftOutError("no caption", name)
         record = {"image_id": record.pop("id"), **record}
@@ -51,7 +55,7 @@ class CocoRows(Rows):
 
     def picture_keys(self) -> Iterator[bytes | None]:
         """See `Rows.picture_keys`."""
-        names: list[object] = [str(image.get("file_name")) for image in self._images]
+        names: list[object] = [image.get("file_name") for image in self._images]
         folder = str(self._image_folder.absolute())
         return (picture_key(name, folder) for name in names + [None] * len(self._without_image))
 

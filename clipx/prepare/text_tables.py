@@ -82,11 +82,11 @@ class CsvTable(_TextTable):
                     if values:
                         yield start, values
                     start, line = lines.position, rows.line_num + 1
-            except (UnicodeDecodeError, csv.Error) as error:
-                quotes = ", or give --quoting none if quotes are part of the texts" if self._dialect.quoting else ""
-                raise InputError(
-                    f"{self._path} line {line}: {error}; mend it, or save the file as CSV in UTF-8{quotes}"
-                ) from error
+            except UnicodeDecodeError as error:
+                raise InputError(f"{self._path} line {line}: {error}; save the file as CSV in UTF-8") from error
+            except csv.Error as error:
+                quotes = ", or give --quoting none if quotes are a part of the texts" * self._dialect.quoting
+                raise InputError(f"{self._path} line {line}: {error}; mend it{quotes}") from error
 
     def _values(self, row: int) -> Record:
         reader = self._dialect.reader(_Lines(io.BytesIO(self._read(row))))

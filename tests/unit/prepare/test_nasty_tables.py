@@ -66,12 +66,18 @@ def image(number: int, path: str | None = None) -> dict[str, object]:
 
 
 COCO = {
-    "images": [{"id": 7, "file_name": "1.png"}, {"id": 5, "file_name": "0.png"}, {"id": 9, "file_name": "2.png"}],
+    "images": [
+        {"id": 7, "file_name": "1.png"},
+        {"id": 5, "file_name": "0.png"},
+        {"id": 9, "file_name": "2.png"},
+        {"id": 3},
+    ],
     "annotations": [
         {"image_id": 7, "caption": "one"},
         {"image_id": 7, "caption": "two"},
         {"image_id": 5, "caption": "three"},
         {"image_id": 404, "caption": "of no image"},
+        {"image_id": 3, "caption": "of no file"},
     ],
 }
 KARPATHY = {
@@ -253,8 +259,8 @@ NASTY = {
         name="captions_val.json",
         content=json.dumps(COCO),
         samples=[(1, ["one", "two"]), (0, ["three"])],
-        left_out={"no caption": 1, "no picture": 1},
-        rows=4,
+        left_out={"no caption": 1, "no picture": 2},
+        rows=5,
     ),
     "Karpathy's json": Nasty(
         name="dataset_flickr30k.json",
