@@ -90,10 +90,13 @@ def make_shards(
                 on_progress(num_rows, len(rows))
             if num_left_out > limit:
                 break
-        _write_report(folder, reports, rows)
-        if num_left_out > min(limit, len(rows) - 1):
-            raise _too_many(reports, len(rows), max_bad, folder)
-        return _finish(make, request, rows, reports)
+        try:
+            _write_report(folder, reports, rows)
+            if num_left_out > min(limit, len(rows) - 1):
+                raise _too_many(reports, len(rows), max_bad, folder)
+            return _finish(make, request, rows, reports)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written: {error}; run the same command again to go on") from error
 
 
 def _request(rows: Rows, options: MakeOptions) -> dict[str, object]:

@@ -19,7 +19,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,20 +44,22 @@ def claimed(folder: Path, request: dict[str, object]) -> Iterator[dict[str, Any]
         InputError: the folder holds something else, was begun with another request or by a process that still works in
             it, or cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (made := _made(folder, request)) is not None:
-            yield made
-            return
-        lock = _lock(folder)
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be used: {error.strerror or error}; choose another folder") from error
-    with lock:
-        made = _made(folder, request)  # by another process, while this one began
-        if made is None:
-            _write(folder / MAKING / _REQUEST, {"request": request})
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = _made(folder, request)
+            if is_mine := made is None:
+                stack.enter_context(_lock(folder))
+                made = _made(folder, request)  # by another process, while this one began
+            if made is None:
+                _write(folder / MAKING / _REQUEST, {"request": request})
+        except OSError as error:
+            raise InputError(
+                f"--out {folder} cannot be used: {error.strerror or error}; choose another folder"
+            ) from error
         yield made
-        clear(folder)
+        if is_mine:
+            clear(folder)
 
 
 def finish(folder: Path, request: dict[str, object], made: dict[str, object]) -> None:

@@ -86,6 +86,22 @@ def test_a_lock_without_a_request_is_of_one_that_has_just_begun(source: Path, tm
     assert make(source, tmp_path / "out").num_samples == 6
 
 
+def test_a_full_disk_at_the_end_is_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, content: bytes) -> None:
+        raise OSError(28, "No space left on device", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipx.prepare.make.write_file", refuse)
+        with pytest.raises(RunError, match=r"out cannot be written: .*No space left.*; run the same command again"):
+            make(source, tmp_path / "out")
+        patch.setattr("clipx.prepare.out_folder.write_file", refuse)
+        with pytest.raises(InputError, match=r"--out .* cannot be used: No space left on device"):
+            make(source, tmp_path / "new")
+    seen: list[int] = []
+    assert make(source, tmp_path / "out", on_progress=lambda done, _: seen.append(done)).num_samples == 6
+    assert seen == []
+
+
 def test_the_home_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     make(source, Path("~/out"))
