@@ -112,18 +112,22 @@ class CsvTable(_TextTable):
             )
         if len(values) < num_columns and self._names[len(values) - 1] in self._columns.captions:
             raise ValueError(f"it ends within its caption, after {len(values)} of {num_columns} values")
-        if num_lines > 1 and self._holds_rows(row, num_lines):
-            raise ValueError(f"its quotes take in {num_lines} lines that look like rows; is it --quoting none?")
+        if num_lines > 1 and self._takes_in_rows(values, row, num_lines):
+            raise ValueError(f"its quotes take in {num_lines} lines, which look like rows; is it --quoting none?")
 
-    def _holds_rows(self, row: int, num_lines: int) -> bool:
-        """Whether each line of a row is a row by itself, with a picture of the same extension."""
-        place, extensions = self._image_place(), set()
+    def _takes_in_rows(self, values: Sequence[str], row: int, num_lines: int) -> bool:
+        """Whether two lines of a row look like rows: a picture of the row's extension stands where it should."""
+        place, num_columns = self._image_place(), len(self._names)
+        extension = Path(values[place]).suffix.lower() if place < len(values) else ""
+        if not extension:
+            return False
+        num_alike = 0
         for line in self._read(row).decode("utf-8-sig").split("\n")[:num_lines]:
-            values = line.split(self._dialect.delimiter)
-            if len(values) != len(self._names):
-                return False
-            extensions.add(Path(values[place].strip()).suffix.lower())
-        return len(extensions) == 1 and extensions != {""}
+            parts = line.split(self._dialect.delimiter)
+            if len(parts) >= num_columns:
+                names = [parts[at].strip('" \r') for at in (place, place - num_columns)]
+                num_alike += any(Path(name).suffix.lower() == extension for name in names)
+        return num_alike > 1
 
     def _images(self) -> Iterator[object]:
         place, rows = self._image_place(), self._rows()

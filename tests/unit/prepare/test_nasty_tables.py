@@ -175,6 +175,14 @@ NASTY = {
         left_out={"unreadable row": 1},
         rows=2,
     ),
+    "a quote that takes in rows with commas, the picture last": Nasty(
+        name="t.csv",
+        content='caption,image\n"Hello,0.png\nwell, he said,1.png\nbye",2.png\n'
+        '"first.png\nsecond, third\nfourth",3.png\n',
+        samples=[(3, ["first.png\nsecond, third\nfourth"])],
+        left_out={"unreadable row": 1},
+        rows=2,
+    ),
     "CC3M's TSV, without names of columns": Nasty(
         name="Train_GCC.tsv",
         content="a , dog\thttp://x.org/0.png\na cat\t1.png\n",
