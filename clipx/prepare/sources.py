@@ -91,9 +91,11 @@ def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int],
 
 
 def _is_shards(source: str, path: Path) -> bool:
-    if not is_local(source) or source.endswith(".tar") or "::" in source:
+    if not is_local(source):
         return True
-    return path.is_dir() and any(path.glob("[!.]*.tar"))
+    if path.is_dir():
+        return any(path.glob("[!.]*.tar"))
+    return source.endswith(".tar") or ("::" in source and not path.exists())  # fsspec's chain
 
 
 def _pattern(path: Path) -> str:

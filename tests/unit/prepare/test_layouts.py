@@ -163,6 +163,10 @@ def test_what_exists_is_meant_literally(tmp_path: Path, monkeypatch: pytest.Monk
     assert opened(tmp_path / "d{a,b}" / "*.csv") == ["d{a;b}/t.csv"]
     assert opened(tmp_path / "d*" / "*.csv") == ["d*/t.csv"]
     assert opened(tmp_path / "d[1]" / "t[1].csv") == ["d1/t1.csv"]  # no folder of that name: a pattern
+    for name in ("a::b/t::u.csv", "d.tar/metadata.csv"):  # not a chain of fsspec, nor a shard
+        write_csv(tmp_path / name, name)
+    assert opened(tmp_path / "a::b" / "t::u.csv") == ["a::b/t::u.csv"]
+    assert opened(tmp_path / "d.tar") == ["d.tar/metadata.csv"]
     monkeypatch.chdir(tmp_path / "d1")
     assert opened("*.csv") == ["d1/t1.csv", "d1/t[1].csv"]
 
