@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
-from clipx.cli.data_tables import print_counts, print_figures, progress_bar
+from clipx.cli.data_tables import print_counts, print_figures, print_made, progress_bar
 from clipx.cli.early import require_shards, require_writable
 from clipx.cli.output import write_text
 from clipx.errors import InputError
@@ -40,7 +40,8 @@ Sources = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
-        "JSONL or parquet of paths and captions; COCO's captions_*.json; a data set saved by HF datasets; shards.",
+        "JSONL or parquet of paths and captions; COCO's captions_*.json or Karpathy's dataset_*.json; a data set of "
+        "HF datasets or its hub; shards.",
         show_default=False,
     ),
 ]
@@ -56,6 +57,17 @@ ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of
 CaptionColumns = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
 ]
+Header = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Columns of a CSV or TSV whose first row does not name them, in its order."),
+]
+Quoting = Annotated[
+    Literal["double", "none"], typer.Option(help="Of CSV and TSV; none: quotes are a part of the texts.")
+]
+Splits = Annotated[
+    list[str] | None, typer.Option("--split", metavar="NAME", help="Of a source with several; repeatable.")
+]
+GroupRows = Annotated[bool, typer.Option(help="Make one sample of all rows of a picture, with all their captions.")]
 ImageFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
 ]
@@ -84,6 +96,10 @@ def make(
     image_column: ImageColumn = None,
     caption_column: CaptionColumns = None,
     image_folder: ImageFolder = None,
+    header: Header = None,
+    quoting: Quoting = "double",
+    split: Splits = None,
+    group_rows: GroupRows = True,
     size: ShortSide = None,
     quality: Quality = None,
     verify: Verify = True,
@@ -98,32 +114,44 @@ def make(
     Interrupted, the same command goes on. What is left out stands with its reason in DIR/left_out.jsonl.
     """
     from clipx.data.parallel import num_cores
+    from clipx.prepare.dialects import TextFormat
     from clipx.prepare.images import ImageOptions
-    from clipx.prepare.make import REPORT, make_shards
+    from clipx.prepare.make import make_shards
     from clipx.prepare.make_shard import MakeOptions
     from clipx.prepare.rows import TableColumns
     from clipx.prepare.sources import SourceOptions, open_rows
 
-    columns = TableColumns(image=image_column, captions=caption_column or ())
+    names = [] if header is None else [name.strip() for name in header.split(",")]
+    options = SourceOptions(
+        columns=TableColumns(image=image_column, captions=caption_column or ()),
+        text_format=TextFormat(quoting=quoting == "double", header=names),
+        image_folder=image_folder,
+        splits=split or (),
+        index=index_dir,
+    )
     with progress_bar("reading") as on_progress:
-        rows = open_rows(
-            sources, SourceOptions(columns=columns, image_folder=image_folder, index=index_dir), on_progress=on_progress
-        )
-    options = MakeOptions(
+        rows = open_rows(sources, options, on_progress=on_progress)
+    for note in rows.notes():
+        typer.echo(note)
+    make_options = MakeOptions(
         shard_size=shard_size,
         num_shards=num_shards,
         shuffle=shuffle,
+        group_rows=group_rows,
         images=ImageOptions(size=size, quality=quality, verify=verify),
         image_key=image_key,
     )
-    with progress_bar("samples") as on_progress:
-        made = make_shards(rows, out, options, workers=workers or num_cores(), max_bad=max_bad, on_progress=on_progress)
-    typer.echo(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
-    if made.left_out:
-        print_counts("left out", "samples", made.left_out)
-        typer.echo(f"each of them: {Path(out) / REPORT}")
-    if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
-        typer.echo(f"to train on them: data.image_key={';'.join([image_key, *others])}")
+    with progress_bar("rows") as on_progress:
+        made = make_shards(
+            rows,
+            out,
+            make_options,
+            workers=workers or num_cores(),
+            max_bad=max_bad,
+            on_grouping=on_progress,
+            on_progress=on_progress,
+        )
+    print_made(made, out, image_key=image_key)
 
 
 @data_app.command()

@@ -1,10 +1,15 @@
 """Progress and tables of `clipx data`; rich is imported when something is shown."""
 
+import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
+    from clipx.prepare.make import Made
     from clipx.prepare.stats import SetStatistics
 
 
@@ -30,6 +35,28 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
     for reason, count in counts.items():
         table.add_row(reason, f"{count:,}")
     Console().print(table)
+
+
+def print_made(made: "Made", out: str, *, image_key: str) -> None:
+    """Prints what `clipx data make` made, and what it takes to train on all of it."""
+    from clipx.prepare.out_folder import REPORT
+
+    typer.echo(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
+    if made.num_joined:
+        typer.echo(
+            f"{made.num_joined:,} rows joined an earlier row of their picture, as further captions of one sample; "
+            "--no-group-rows keeps them apart"
+        )
+    if made.num_several:
+        typer.echo(
+            f"{made.num_several:,} samples have several captions: data.caption_key='json:captions;txt' trains on all "
+            "of them, the default (txt) on the first alone"
+        )
+    if made.left_out:
+        print_counts("left out", "rows", made.left_out)
+        typer.echo(f"each of them: {Path(os.path.expanduser(out)) / REPORT}")
+    if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
+        typer.echo(f"to train on them: data.image_key={';'.join([image_key, *others])}")
 
 
 def print_figures(figures: "Mapping[str, SetStatistics]", context_length: int) -> None:

@@ -5,7 +5,9 @@ draw among several captions, keys or templates is a function of (seed, epoch, sa
 alone.
 """
 
+import html
 import json
+import unicodedata
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -146,6 +148,12 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: b
     if not captions:
         raise UndecodableError(f"caption under {alternative.key!r} is empty")
     return captions
+
+
+def is_blank(text: str) -> bool:
+    """Whether a caption cleans to nothing: HTML entities resolved, it is white space, control and format characters."""
+    resolved = html.unescape(html.unescape(text))
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in resolved)
 
 
 def class_number(text: str, num_classes: int) -> int | None:

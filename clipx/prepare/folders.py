@@ -1,39 +1,64 @@
-"""Images in folders: each with its caption beside it, or listed in COCO's json."""
+"""Images in folders, each with its caption beside it."""
 
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from clipx.errors import InputError
-from clipx.prepare.rows import LeftOutError, Row, TableColumns, captions_of, plain, read_image
-from clipx.storage.files import file_state
+from clipx.prepare.rows import LeftOutError, Row, Rows, TableColumns, captions_of, plain
+from clipx.prepare.source_files import decode_text, read_regular
 
-_EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm"])
+_DECODED = frozenset(
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "mpo", "png", "apng", "webp", "gif", "bmp", "dib"),
+        *("tif", "tiff", "avif", "avifs", "ppm", "pgm", "pbm", "pnm"),
+    ]
+)
+_NOT_DECODED = frozenset(  # pictures that a person would miss: rows that are left out
+    [
+        *("heic", "heif", "hif", "jp2", "j2k", "jpx", "jxl", "jxr", "svg", "psd", "tga", "ico", "icns", "exr", "hdr"),
+        *("eps", "raw", "dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef"),
+        *("srw", "x3f"),
+    ]
+)
+_OF_OTHERS = frozenset(  # what archives of macOS, Synology, and the roots of file systems hold
+    ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+)
+_BESIDE = ("txt", "json")
 
 
-class FolderRows:
-    """The images of a folder and of those below it, in the order of their names.
+class FolderRows(Rows):
+    """The images of a folder and of those below it, in the order of their names; each real folder once.
 
     `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions if there is no text
-    file: those of `columns`, or one of a usual name.
+    file: those of `columns`, or one of a usual name. The case of extensions does not matter.
 
     Raises:
-        InputError: no image.
+        InputError: no image, or a folder that cannot be read.
     """
-
-    block_rows = 1
 
     def __init__(self, folder: Path, *, columns: TableColumns) -> None:
         self._folder, self._columns = folder, columns
-        self._names = list(_image_names(folder))
+        self._names: list[str] = []
+        self._hidden: list[str] = []
+        self._beside: dict[str, str] = {}  # files beside images whose extensions have capitals, by the usual name
+        for name in files_in(folder):
+            self._add(name)
         if not self._names:
             raise InputError(
                 f"{folder} holds neither pictures nor a table, shards or a saved data set; name what it is"
             )
+
+    def _add(self, name: str) -> None:
+        stem, _, suffix = name.rpartition(".")
+        extension = suffix.lower()
+        if is_picture(name):
+            (self._hidden if is_hidden(name) else self._names).append(name)
+        elif extension in _BESIDE and suffix != extension:
+            self._beside.setdefault(f"{stem}.{extension}", name)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -41,25 +66,56 @@ class FolderRows:
     def read(self, row: int) -> Row:
         """See `Rows.read`."""
         name = self._names[row]
-        path = self._folder / name
-        record = _json(path.with_suffix(".json"), name)
-        try:
-            captions = captions_of([path.with_suffix(".txt").read_text(encoding="utf-8")])
-        except FileNotFoundError:
-            captions = self._captions_in(record, name) if record else []
-        except UnicodeDecodeError as error:
-            raise LeftOutError("no caption", name, f"not UTF-8: {error}") from error
+        stem, _, extension = name.rpartition(".")
+        if extension.lower() in _NOT_DECODED:
+            raise LeftOutError("unreadable picture", name, f"pictures of the kind .{extension.lower()} are not decoded")
+        record = self._json(f"{stem}.json", name)
+        text = self._read_beside(f"{stem}.txt", name)
+        captions = self._captions_in(record, name) if text is None else captions_of([text])
         if not captions:
             raise LeftOutError("no caption", name, "no NAME.txt or NAME.json beside it has one")
-        return Row(name, read_image(path, name), captions, plain({"file_name": name, **record}))
+        return Row(name, self._folder / name, captions, plain({"file_name": name, **record}))
+
+    def _read_beside(self, usual: str, name: str) -> str | None:
+        """The text of a file beside an image, None if there is none."""
+        for candidate in dict.fromkeys([usual, self._beside.get(usual, usual)]):
+            try:
+                text = decode_text(read_regular(self._folder / candidate, name, reason="no caption"))
+            except FileNotFoundError:
+                continue
+            except UnicodeDecodeError as error:
+                raise LeftOutError("no caption", name, f"{candidate} is not UTF-8: {error}") from error
+            if "\0" in text:
+                raise LeftOutError("no caption", name, f"{candidate} holds NUL, as UTF-16 does; save it as UTF-8")
+            return text
+        return None
+
+    def _json(self, usual: str, name: str) -> dict[str, object]:
+        """The object in a file beside an image, empty if there is no file."""
+        text = self._read_beside(usual, name)
+        if text is None:
+            return {}
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise LeftOutError("no caption", name, f"{usual} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise LeftOutError("no caption", name, f"{usual} holds no JSON object")
+        return record
 
     def _captions_in(self, record: dict[str, object], name: str) -> list[str]:
         """The captions of the json file, which leave the record."""
+        if not record:
+            return []
         try:
             keys = self._columns.caption_names(list(record), name)
         except InputError as error:
             raise LeftOutError("no caption", name, str(error)) from error
         return captions_of([record.pop(key, None) for key in keys])
+
+    def passed_over(self) -> Sequence[LeftOutError]:
+        """See `Rows.passed_over`."""
+        return [hidden_file(name) for name in self._hidden]
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
@@ -67,63 +123,49 @@ class FolderRows:
         return [str(self._folder), len(self._names), names.hexdigest(), asdict(self._columns)]
 
 
-def _image_names(folder: Path) -> Iterator[str]:
-    """Paths of the images below `folder`, relative to it, sorted."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+def files_in(folder: Path) -> Iterator[str]:
+    """Paths of the files below `folder`, relative to it; of each folder first its files, sorted, then its folders."""
+
+    def refuse(error: OSError) -> None:
+        if not is_hidden(os.path.relpath(error.filename, folder)):
+            raise InputError(f"{error.filename} cannot be read: {error.strerror}; mend that or name other folders")
+
+    seen = {_identity(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        near = Path(parent)
+        # of two names of one folder the first is taken: one that is not hidden, and no link
+        folders.sort(key=lambda name: (is_hidden(name), (near / name).is_symlink(), name))
+        folders[:] = [name for name in folders if _is_new(_identity(near / name), seen)]
         for name in sorted(files):
-            stem, _, extension = name.rpartition(".")
-            if stem and extension.lower() in _EXTENSIONS:
-                yield os.path.relpath(os.path.join(parent, name), folder)
+            yield os.path.relpath(os.path.join(parent, name), folder)
 
 
-def _json(path: Path, name: str) -> dict[str, object]:
-    """The object in a file, empty if there is no file."""
+def _identity(folder: Path) -> tuple[int, int] | None:
     try:
-        record = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise LeftOutError("no caption", name, f"{path.name} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise LeftOutError("no caption", name, f"{path.name} holds no JSON object")
-    return record
+        status = folder.stat()
+    except OSError:  # of which `os.walk` will tell
+        return None
+    return status.st_dev, status.st_ino
 
 
-class CocoRows:
-    """The images of a COCO captions file in its order, each with all of its captions (arXiv 1504.00325).
+def _is_new(identity: tuple[int, int] | None, seen: set[tuple[int, int] | None]) -> bool:
+    if identity is not None and identity in seen:
+        return False
+    seen.add(identity)
+    return True
 
-    Raises:
-        InputError: no captions in it.
-    """
 
-    block_rows = 1
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture, of a kind that can be decoded or not."""
+    extension = name.rpartition(".")[2].lower()
+    return extension in _DECODED or extension in _NOT_DECODED
 
-    def __init__(self, path: Path, content: Mapping[str, list[dict[str, object]]], *, image_folder: Path) -> None:
-        self._path, self._image_folder = path, image_folder
-        captions: defaultdict[object, list[object]] = defaultdict(list)
-        try:
-            self._images = content["images"]
-            for annotation in content["annotations"]:
-                captions[annotation["image_id"]].append(annotation["caption"])
-            self._captions = [captions_of(captions[image["id"]]) for image in self._images]
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is not COCO's captions file: no {error} in it; give the one with captions (captions_*.json)"
-            ) from error
 
-    def __len__(self) -> int:
-        return len(self._images)
+def is_hidden(name: str) -> bool:
+    """Whether a relative path is that of a hidden file, or of one that some program keeps beside pictures."""
+    return any((part.startswith(".") and part != ".") or part in _OF_OTHERS for part in name.split(os.sep))
 
-    def read(self, row: int) -> Row:
-        """See `Rows.read`."""
-        record = dict(self._images[row])
-        name = str(record.get("file_name"))
-        if not self._captions[row]:
-            raise LeftOutError("no caption", name)
-        image = read_image(self._image_folder / name, name)
-        return Row(name, image, self._captions[row], plain({"image_id": record.pop("id"), **record}))
 
-    def identity(self) -> list[object]:
-        """See `Rows.identity`."""
-        return [str(self._path), *file_state(str(self._path)), str(self._image_folder)]
+def hidden_file(name: str) -> LeftOutError:
+    """Why a picture of such a name is passed over."""
+    return LeftOutError("hidden file", name, "its name or folder says that it is no picture of the set")

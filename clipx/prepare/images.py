@@ -34,12 +34,11 @@ def stored_image(data: bytes, options: ImageOptions) -> tuple[str, bytes]:
     Raises:
         UndecodableError: it is no image, or a broken one.
     """
+    decoded = decode_image(data) if options.verify else None  # first: it bounds what a picture may take
     extension, size = image_header(data)
     too_large = options.size is not None and min(size) > options.size
     if too_large or options.quality is not None:
-        return "jpg", _encode(decode_image(data), options)
-    if options.verify:
-        decode_image(data)
+        return "jpg", _encode(decode_image(data) if decoded is None else decoded, options)
     return extension, data
 
 

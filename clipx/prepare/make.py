@@ -1,16 +1,13 @@
 """Makes shards from rows: in parallel, equal bytes for equal input, and so that a second start goes on with the first.
 
 Shard i holds the rows of the i-th stretch of the order, less those that make no sample; no shard depends on another.
-
-    OUT/  00000.tar ...     the shards, and their index
-          make.json         what was asked for, and what became of it
-          left_out.jsonl    rows that made no sample, and why
-          .making/          while it lasts: the request, and a report for each shard that is done
+Every row is a sample, has joined that of an earlier row of the same picture, or stands in left_out.jsonl, which
+`_finish` asserts.
 """
 
 import hashlib
 import json
-import shutil
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,11 +20,12 @@ from clipx import counter_random
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
 from clipx.errors import InputError, RunError
-from clipx.prepare.make_shard import MAKING, MakeOptions, ShardJob, ShardMaker, ShardReport
-from clipx.prepare.rows import Rows
+from clipx.prepare.groups import Groups, group_rows
+from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
+from clipx.prepare.out_folder import REPORT, claimed, finish
+from clipx.prepare.rows import Rows, some
 from clipx.storage.files import is_local, write_file
 
-REPORT = "left_out.jsonl"
 _MIN_ROWS_FOR_LIMIT = 100
 _SHUFFLED_BLOCKS = 8  # of rows that can only be read together, so many are mixed: a shard reads parts of all of them
 
@@ -39,9 +37,15 @@ class Made:
     num_shards: int
     num_samples: int
     left_out: dict[str, int]
-    """Rows that made no sample, by reason."""
+    """Rows that made no sample, and files that are no rows, by reason."""
     extensions: dict[str, int]
     """Images by their extension, the most frequent first."""
+    num_rows: int = 0
+    """Rows and files: samples, rows that joined one, and what is left out."""
+    num_joined: int = 0
+    """Rows that joined the sample of an earlier row of the same picture."""
+    num_several: int = 0
+    """Samples with several captions."""
 
 
 def make_shards(
@@ -51,39 +55,48 @@ def make_shards(
     *,
     workers: int,
     max_bad: float = 0.01,
+    on_grouping: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Made:
-    """Makes the shards that are not there yet, then the index and the reports; `on_progress` gets (rows done, rows).
+    """Makes the shards that are not there yet, then the index and the reports.
 
     `out` is a local folder: new, empty, or begun by an equal call. `max_bad` is the share of all rows, if there are 100
-    or more, that may be left out.
+    or more, that may be left out. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
-        InputError: `out` holds something else, was begun with other arguments, or cannot be written.
+        InputError: `out` holds something else, was begun with other arguments, is in use, or cannot be written.
         RunError: too many rows make no sample, or none does; a shard cannot be written.
     """
     if not is_local(out):
         raise InputError(f"--out {out}: shards are made in a local folder; copy them to where they belong afterwards")
-    folder = Path(out).expanduser()
+    folder = Path(os.path.expanduser(out))
     request = _request(rows, options)
-    if _prepare_folder(folder, request):
-        return Made(**json.loads((folder / "make.json").read_bytes())["made"])
-    jobs = _jobs(rows, options)
-    make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, len(str(len(jobs) - 1))))
-    reports = [report for job in jobs if (report := make.report(job.number)) is not None]
-    done = {report.shard for report in reports}
-    num_rows, num_left_out = sum(report.num_rows for report in reports), sum(len(report.left_out) for report in reports)
-    limit = max_bad * len(rows) if len(rows) >= _MIN_ROWS_FOR_LIMIT else len(rows) - 1
-    for report in in_processes(make, [job for job in jobs if job.number not in done], workers=workers):
-        reports.append(report)
-        num_rows, num_left_out = num_rows + report.num_rows, num_left_out + len(report.left_out)
-        if on_progress is not None:
-            on_progress(num_rows, len(rows))
-        if num_left_out > limit:
-            break
-    if num_left_out > min(limit, len(rows) - 1):
-        raise _too_many(reports, len(rows), max_bad, folder)
-    return _finish(folder, request, reports)
+    with claimed(folder, request) as made:
+        if made is not None:
+            return Made(**made)
+        groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
+        stretches = _stretches(rows, options, groups)
+        make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, len(str(len(stretches) - 1))))
+        reports = [report for number in range(len(stretches)) if (report := make.report(number)) is not None]
+        done = {report.shard for report in reports}
+        jobs = (_job(number, stretch, groups) for number, stretch in enumerate(stretches) if number not in done)
+        limit = max_bad * len(rows) if len(rows) >= _MIN_ROWS_FOR_LIMIT else len(rows) - 1
+        num_left_out = sum(len(report.left_out) for report in reports)
+        num_rows = sum(report.num_rows for report in reports)
+        for report in in_processes(make, jobs, workers=workers):
+            reports.append(report)
+            num_rows, num_left_out = num_rows + report.num_rows, num_left_out + len(report.left_out)
+            if on_progress is not None:
+                on_progress(num_rows, len(rows))
+            if num_left_out > limit:
+                break
+        try:
+            _write_report(folder, reports, rows)
+            if num_left_out > min(limit, len(rows) - 1):
+                raise _too_many(reports, len(rows), max_bad, folder)
+            return _finish(make, request, rows, reports)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written: {error}; run the same command again to go on") from error
 
 
 def _request(rows: Rows, options: MakeOptions) -> dict[str, object]:
@@ -95,43 +108,22 @@ def _request(rows: Rows, options: MakeOptions) -> dict[str, object]:
     return request
 
 
-def _prepare_folder(folder: Path, request: dict[str, object]) -> bool:
-    """Makes the folder, or sees that an equal request began it; returns whether that one is complete."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / "make.json", folder / MAKING / "request.json"):
-            if path.is_file():
-                _require_equal(json.loads(path.read_bytes())["request"], request, folder)
-                return path.name == "make.json"
-        if any(folder.iterdir()):
-            raise InputError(f"--out {folder} holds something else; choose a new folder")
-        write_file(str(folder / MAKING / "request.json"), json.dumps({"request": request}).encode())
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be used: {error.strerror or error}; choose another folder") from error
-    return False
-
-
-def _require_equal(before: dict[str, object], now: dict[str, object], folder: Path) -> None:
-    changed = [
-        f"{key} was {before.get(key)}, now {now[key]}" for key in now if key != "source" and before.get(key) != now[key]
-    ]
-    if before.get("source") != now["source"]:
-        changed.append("the source is another or has changed")
-    if changed:
-        raise InputError(
-            f"--out {folder} was begun otherwise: {'; '.join(changed)}; restore that or choose a new folder"
-        )
-
-
-def _jobs(rows: Rows, options: MakeOptions) -> list[ShardJob]:
-    """The shards, none of them empty."""
-    order = _order(len(rows), rows.block_rows, options.shuffle)
+def _stretches(rows: Rows, options: MakeOptions, groups: Groups | None) -> list[Sequence[int] | np.ndarray]:
+    """The samples of each shard, none of them empty; without groups each row is a sample."""
+    count = len(rows) if groups is None else len(groups)
+    order = _order(count, rows.block_rows, options.shuffle)
     if options.num_shards is None:
-        cuts = [*range(0, len(rows), options.shard_size), len(rows)]
+        cuts = [*range(0, count, options.shard_size), count]
     else:
-        num_shards = min(options.num_shards, len(rows))
-        cuts = [len(rows) * i // num_shards for i in range(num_shards + 1)]
-    return [ShardJob(i, order[start:stop]) for i, (start, stop) in enumerate(pairwise(cuts))]
+        num_shards = min(options.num_shards, count)
+        cuts = [count * i // num_shards for i in range(num_shards + 1)]
+    return [order[start:stop] for start, stop in pairwise(cuts)]
+
+
+def _job(number: int, samples: Sequence[int] | np.ndarray, groups: Groups | None) -> ShardJob:
+    if groups is None:
+        return ShardJob(number, np.reshape(samples, (-1, 1)))
+    return ShardJob(number, [groups.rows(int(sample)) for sample in samples])
 
 
 def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | np.ndarray:
@@ -155,8 +147,7 @@ def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | 
 
 
 def _too_many(reports: Sequence[ShardReport], num_rows: int, max_bad: float, folder: Path) -> RunError:
-    """What is left out, and what to do; the list is kept."""
-    _write_report(folder, reports)
+    """What is left out, and what to do."""
     reasons = _by_reason(reports)
     first = next(row for report in reports for row in report.left_out)
     detail = f" ({first['detail']})" if first["detail"] else ""
@@ -169,24 +160,32 @@ def _too_many(reports: Sequence[ShardReport], num_rows: int, max_bad: float, fol
     )
 
 
-def _finish(folder: Path, request: dict[str, object], reports: list[ShardReport]) -> Made:
-    """Writes the index and the reports, and removes what only a second start would need."""
-    _write_report(folder, reports)
-    build_index([str(folder)], index_dir=None)
+def _finish(make: ShardMaker, request: dict[str, object], rows: Rows, reports: list[ShardReport]) -> Made:
+    """Writes the index and what became of the rows."""
+    names = {make.name(report.shard) for report in reports if report.num_samples}
+    if others := sorted({path.name for path in make.folder.glob("*.tar")} - names):
+        raise RunError(
+            f"{make.folder} also holds {some(others)}, which this command did not make; move them elsewhere and run "
+            "the same command again"
+        )
+    build_index([str(make.folder)], index_dir=None)
     extensions: Counter[str] = Counter()
     for report in reports:
         extensions.update(report.extensions)
+    reasons = _by_reason(reports)
+    if passed_over := rows.passed_over():
+        reasons |= Counter(file.reason for file in passed_over)
     made = Made(
-        num_shards=sum(report.num_samples > 0 for report in reports),
+        num_shards=len(names),
         num_samples=sum(report.num_samples for report in reports),
-        left_out=_by_reason(reports),
+        left_out=reasons,
         extensions=dict(extensions.most_common()),
+        num_rows=len(rows) + len(passed_over),
+        num_joined=sum(report.num_joined for report in reports),
+        num_several=sum(report.num_several for report in reports),
     )
-    content = json.dumps({"request": request, "made": asdict(made)}, indent=2)
-    write_file(str(folder / "make.json"), content.encode())
-    shutil.rmtree(folder / MAKING)
-    for leftover in folder.glob(".*.tar.*"):  # of processes that were killed while they wrote
-        leftover.unlink()
+    assert made.num_samples + made.num_joined + sum(made.left_out.values()) == made.num_rows, made
+    finish(make.folder, request, asdict(made))
     return made
 
 
@@ -195,7 +194,8 @@ def _by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _write_report(folder: Path, reports: Iterable[ShardReport]) -> None:
-    rows = [row for report in sorted(reports, key=lambda report: report.shard) for row in report.left_out]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_file(str(folder / REPORT), lines.encode("utf-8", "replace"))
+def _write_report(folder: Path, reports: Iterable[ShardReport], rows: Rows) -> None:
+    lines = [line for report in sorted(reports, key=lambda report: report.shard) for line in report.left_out]
+    lines += [left_out_line(file, None) for file in rows.passed_over()]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_file(str(folder / REPORT), text.encode("utf-8", "replace"))

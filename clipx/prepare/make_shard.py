@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ from clipx.data.captions import alternatives
 from clipx.data.decode import UndecodableError
 from clipx.data.shard_writer import write_shard
 from clipx.errors import RunError
+from clipx.prepare.groups import merged
 from clipx.prepare.images import ImageOptions, stored_image
+from clipx.prepare.out_folder import MAKING, place
 from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample
+from clipx.prepare.source_files import image_of
 from clipx.storage.files import write_file
-
-MAKING = ".making"
-"""Folder in that of the shards, which holds the reports until all shards are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,13 @@ class MakeOptions:
     """What is made of the rows."""
 
     shard_size: int = 1000
-    """Rows per shard."""
+    """Samples per shard, counting those that are left out."""
     num_shards: int | None = None
     """Shards, as equal as can be; instead of `shard_size`."""
     shuffle: int | None = None
     """Seed of a random order; None keeps the order of the source."""
+    group_rows: bool = True
+    """Rows of one picture are one sample with all of their captions; else each is a sample of its own."""
     images: ImageOptions = field(default_factory=ImageOptions)
     """What is done to images."""
     image_key: str = "jpg;jpeg;png;webp"
@@ -41,8 +43,8 @@ class ShardJob:
     """A shard to be made."""
 
     number: int
-    rows: Sequence[int] | np.ndarray
-    """Rows of the source, in the shard's order."""
+    samples: Sequence[np.ndarray] | np.ndarray
+    """For each sample its rows of the source, in the shard's order; rows of one picture are one sample."""
 
 
 @dataclass
@@ -52,6 +54,10 @@ class ShardReport:
     shard: int
     num_rows: int
     num_samples: int = 0
+    num_joined: int = 0
+    """Rows that joined the sample of an earlier row."""
+    num_several: int = 0
+    """Samples with several captions."""
     left_out: list[dict[str, object]] = field(default_factory=list)
     """Row, name, reason and detail of each that made no sample."""
     extensions: dict[str, int] = field(default_factory=dict)
@@ -72,9 +78,15 @@ class ShardMaker:
     def report(self, number: int) -> ShardReport | None:
         """What the report of a shard says, None if the shard is not done."""
         try:
-            return ShardReport(**json.loads(self._report_path(number).read_bytes()))
+            report = ShardReport(**json.loads(self._report_path(number).read_bytes()))
         except FileNotFoundError:
             return None
+        place(self.folder, self.name(number))  # it was stopped before that
+        return report
+
+    def name(self, number: int) -> str:
+        """The name of a shard."""
+        return f"{number:0{self.width}}.tar"
 
     def __call__(self, job: ShardJob) -> ShardReport:
         """Makes a shard; one without any sample is not written.
@@ -82,44 +94,60 @@ class ShardMaker:
         Raises:
             RunError: it cannot be written.
         """
-        report = ShardReport(job.number, len(job.rows))
-        path = self.folder / f"{job.number:0{self.width}}.tar"
+        report = ShardReport(job.number, sum(map(len, job.samples)))
+        path = self.folder / MAKING / self.name(job.number)
         try:
-            report.num_samples = write_shard(path, self._samples(job.rows, report))
+            report.num_samples = write_shard(path, self._samples(job.samples, report))
             if not report.num_samples:
                 path.unlink()
-            write_file(str(self._report_path(job.number)), json.dumps(asdict(report)).encode())
+            write_file(str(self._report_path(job.number)), json.dumps(asdict(report)).encode("utf-8", "replace"))
+            place(self.folder, self.name(job.number))
         except OSError as error:
-            raise RunError(
-                f"{path} cannot be written: {error.strerror or error}; make room, then run the same command again"
-            ) from error
+            raise RunError(f"{path} cannot be written: {error}; run the same command again to go on") from error
         return report
 
     def _report_path(self, number: int) -> Path:
         return self.folder / MAKING / f"{number:0{self.width}}.json"
 
-    def _samples(self, rows: Sequence[int] | np.ndarray, report: ShardReport) -> Iterator[tuple[str, dict[str, bytes]]]:
+    def _samples(
+        self, samples: Sequence[np.ndarray] | np.ndarray, report: ShardReport
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Key and members of each good sample; the others, and the extensions, go into the report."""
         extensions: Counter[str] = Counter()
-        # rows that can only be read together are read in the source's order first
-        together = {} if self.rows.block_rows == 1 else {row: self._read(int(row)) for row in sorted(rows)}
-        for row in rows:
-            try:
-                content = together.pop(row) if together else self._read(int(row))
+        together = {} if self.rows.block_rows == 1 else self._read_together(samples)
+        for rows in samples:
+            good: dict[int, Row | StoredSample] = {}
+            for row in map(int, rows):
+                content = together.pop(row) if together else self._read(row)
                 if isinstance(content, LeftOutError):
-                    raise content
-                if isinstance(content, StoredSample):
-                    key, fields, extension = self._stored(content)
+                    report.left_out.append(left_out_line(content, row))
                 else:
-                    key, fields, extension = self._new(int(row), content)
-            except LeftOutError as error:
-                report.left_out.append(
-                    {"row": int(row), "name": error.name, "reason": error.reason, "detail": error.detail}
-                )
+                    good[row] = content
+            if not good:
                 continue
+            try:
+                key, fields, extension = self._sample(int(rows[0]), list(good.values()), report)
+            except LeftOutError as error:
+                report.left_out += [left_out_line(error, row) for row in good]
+                continue
+            report.num_joined += len(good) - 1
             extensions[extension] += 1
             yield key, fields
         report.extensions = dict(extensions.most_common())
+
+    def _read_together(
+        self, samples: Sequence[np.ndarray] | np.ndarray
+    ) -> dict[int, Row | StoredSample | LeftOutError]:
+        """All rows, read in the source's order; of the equal images of a sample's rows one is kept."""
+        first_of = {int(row): int(rows[0]) for rows in samples for row in rows}
+        images: dict[int, bytes | Path] = {}
+        contents: dict[int, Row | StoredSample | LeftOutError] = {}
+        for row in sorted(first_of):
+            content = self._read(row)
+            if isinstance(content, Row):
+                content = replace(content, image=images.setdefault(first_of[row], content.image))
+            contents[row] = content
+        return contents
 
     def _read(self, row: int) -> Row | StoredSample | LeftOutError:
         try:
@@ -127,9 +155,21 @@ class ShardMaker:
         except LeftOutError as error:
             return error
 
+    def _sample(
+        self, number: int, contents: Sequence[Row | StoredSample], report: ShardReport
+    ) -> tuple[str, dict[str, bytes], str]:
+        """Key, members and the image's extension of a sample."""
+        first = contents[0]
+        if isinstance(first, StoredSample):
+            return self._stored(first)
+        row = merged([content for content in contents if isinstance(content, Row)])
+        made = self._new(number, row)
+        report.num_several += len(row.captions) > 1
+        return made
+
     def _new(self, number: int, row: Row) -> tuple[str, dict[str, bytes], str]:
         """Key, members and the image's extension of a row."""
-        extension, image = self._image(row.image, row.name)
+        extension, image = self._image(image_of(row), row.name)
         record = dict(row.record)
         if len(row.captions) > 1:
             record["captions"] = row.captions
@@ -155,3 +195,8 @@ class ShardMaker:
             return stored_image(data, self.options.images)
         except UndecodableError as error:
             raise LeftOutError("unreadable picture", name, str(error)) from error
+
+
+def left_out_line(error: LeftOutError, row: int | None) -> dict[str, object]:
+    """A line of left_out.jsonl; files that are no rows have no number."""
+    return {"row": row, "name": error.name, "reason": error.reason, "detail": error.detail}

@@ -8,25 +8,40 @@ import bisect
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from hashlib import blake2b
+from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
+from clipx.data.captions import is_blank
 from clipx.errors import InputError
 
 Reason = Literal[
-    "no picture", "missing file", "unreadable picture", "no caption", "unreadable row", "truncated shard", "a URL"
+    "no picture",
+    "missing file",
+    "unreadable picture",
+    "no caption",
+    "unreadable row",
+    "truncated shard",
+    "a URL",
+    "hidden file",
+    "not in the table",
 ]
 Record = Mapping[str, object]
 
 # Names that people give these columns, the usual ones first.
 _IMAGE_COLUMNS = (
     *("image", "file_name", "filename", "filepath", "file_path", "image_path", "path", "image_file", "file"),
-    *("img", "jpg"),
+    *("image_name", "img", "jpg"),
 )
-_CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "txt", "title", "alt_text", "alt", "description")
+_CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "texts", "txt", "title", "alt_text", "alt", "description", "comment"),
+)
+_MAX_NAMES = 10  # in a message
+_URL = re.compile(r"(https?|ftp|s3|gs|gcs|hf|az)://", re.IGNORECASE)
 
 
 class LeftOutError(Exception):
@@ -43,7 +58,8 @@ class Row:
 
     name: str
     """What a person finds it by: a file, or a table and a row."""
-    image: bytes
+    image: bytes | Path
+    """Encoded, or the file that holds it."""
     captions: list[str]
     """None of them blank; at least one."""
     record: Record = field(default_factory=dict)
@@ -59,12 +75,17 @@ class StoredSample:
     fields: dict[str, bytes]
 
 
-class Rows(Protocol):
+class Rows(ABC):
     """A source; pickles without what it holds open."""
 
+    block_rows = 1
+    """Rows that can only be read together; 1 if each is read alone."""
+
+    @abstractmethod
     def __len__(self) -> int:
         """Rows, good or not."""
 
+    @abstractmethod
     def read(self, row: int) -> Row | StoredSample:
         """The row of this number.
 
@@ -72,15 +93,27 @@ class Rows(Protocol):
             LeftOutError: it makes no sample.
         """
 
+    @abstractmethod
     def identity(self) -> list[object]:
         """Changes when the source does; plain values that JSON keeps."""
 
-    @property
-    def block_rows(self) -> int:
-        """Rows that can only be read together; 1 if each is read alone."""
+    def picture_keys(self) -> Iterator[bytes | None] | None:
+        """For each row 16 bytes that are equal for rows of one picture, None for one that has none.
+
+        None instead of an iterator: no two rows are of one picture.
+        """
+        return None
+
+    def passed_over(self) -> Sequence[LeftOutError]:
+        """Files that look like pictures but are no rows."""
+        return ()
+
+    def notes(self) -> Sequence[str]:
+        """What a person should know of the source, in lines."""
+        return ()
 
 
-class Chain:
+class Chain(Rows):
     """Several sources, one after the other."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
@@ -100,6 +133,24 @@ class Chain:
         """See `Rows.identity`."""
         return [part.identity() for part in self._parts]
 
+    def picture_keys(self) -> Iterator[bytes | None] | None:
+        """See `Rows.picture_keys`."""
+        keys = [part.picture_keys() for part in self._parts]
+        if not any(keys):
+            return None
+        return chain.from_iterable(
+            repeat(None, len(part)) if of_part is None else of_part
+            for part, of_part in zip(self._parts, keys, strict=True)
+        )
+
+    def passed_over(self) -> Sequence[LeftOutError]:
+        """See `Rows.passed_over`."""
+        return [file for part in self._parts for file in part.passed_over()]
+
+    def notes(self) -> Sequence[str]:
+        """See `Rows.notes`."""
+        return [note for part in self._parts for note in part.notes()]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableColumns:
@@ -115,7 +166,11 @@ class TableColumns:
             InputError: a column is not there, or has no usual name.
         """
         image = _column(names, [self.image] if self.image else _IMAGE_COLUMNS, origin, "image")
-        return TableColumns(image=image, captions=self.caption_names(names, origin))
+        captions = self.caption_names(names, origin)
+        for name in (image, *captions):
+            if names.count(name) > 1:
+                raise InputError(f"{origin} has {names.count(name)} columns {name!r}; give each a name of its own")
+        return TableColumns(image=image, captions=captions)
 
     def caption_names(self, names: Sequence[str], origin: str) -> list[str]:
         """The columns of captions among `names`.
@@ -131,10 +186,18 @@ def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str)
     if not names:
         raise InputError(f"{origin} has no columns; it must have those of pictures and captions")
     column = next((name for name in wanted if name in names), None)
+    if column is None:  # Image, Caption
+        column = next((name for word in wanted for name in names if name.lower() == word.lower()), None)
     if column is None:
         which = f"column {wanted[0]!r}" if len(wanted) == 1 else f"{kind} column of a usual name"
-        raise InputError(f"{origin} has no {which}; name one of {', '.join(names)} with --{kind}-column")
+        raise InputError(f"{origin} has no {which}; name one of {some(names)} with --{kind}-column")
     return column
+
+
+def some(names: Sequence[str]) -> str:
+    """Up to ten names for a message, each cut to 40 characters."""
+    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:_MAX_NAMES]) + more
 
 
 def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) -> Row:
@@ -143,45 +206,57 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
     Relative paths of images start from `folder`; `name` is the row's in messages if its image is no file.
 
     Raises:
-        LeftOutError: no caption, no image, or an image that cannot be read.
+        LeftOutError: no caption or no image.
     """
     assert columns.image is not None
     image = values.get(columns.image)
-    if isinstance(image, Mapping) and image.get("bytes") is None:  # an image of HF datasets that stayed in its file
-        image = image.get("path")
     record = {key: value for key, value in values.items() if key not in columns.captions}
+    if isinstance(image, Mapping):
+        record[columns.image] = image.get("path")
+        image = _of_struct(image)
     if isinstance(image, str):
         name = image
-    elif isinstance(image, Mapping):
-        record[columns.image], image = image.get("path"), image["bytes"]
     captions = captions_of([values.get(caption) for caption in columns.captions])
     if not captions:
         raise LeftOutError("no caption", name)
     return Row(name, _image(image, folder, name), captions, plain(record))
 
 
-def _image(value: object, folder: Path, name: str) -> bytes:
+def _of_struct(image: Mapping[str, object]) -> object:
+    """What an image of HF datasets holds: bytes, or the path of the file in which it stayed."""
+    return image.get("path") if image.get("bytes") is None else image["bytes"]
+
+
+def _image(value: object, folder: Path, name: str) -> bytes | Path:
     if isinstance(value, bytes) and value:
         return value
     if not isinstance(value, str) or not value.strip():
         raise LeftOutError("no picture", name)
-    if re.match(r"(https?|s3|gs)://", value):
+    if _URL.match(value):
         raise LeftOutError("a URL", name, "download the pictures first, for example with img2dataset")
-    return read_image(folder / os.path.expanduser(value.removeprefix("file://")), name)
+    return Path(_path_of(value, str(folder)))
 
 
-def read_image(path: Path, name: str) -> bytes:
-    """The bytes of a file.
+def _path_of(value: str, folder: str) -> str:
+    """The path that a table names, relative ones from `folder`."""
+    return os.path.join(folder, os.path.expanduser(value.removeprefix("file://")))
 
-    Raises:
-        LeftOutError: it is not there or cannot be read.
+
+def picture_key(image: object, folder: str) -> bytes | None:
+    """16 bytes that are equal for an equal file or equal bytes in a table's column of images; None if it has none.
+
+    `folder` is where paths start from, an absolute path: sources may name one file from several folders.
     """
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise LeftOutError("missing file", name, str(path)) from error
-    except OSError as error:
-        raise LeftOutError("unreadable picture", name, str(error)) from error
+    if isinstance(image, Mapping):
+        image = _of_struct(image)
+    if isinstance(image, bytes) and image:
+        return blake2b(image, digest_size=16).digest()
+    if isinstance(image, str) and image.strip():
+        path = _path_of(image, folder)
+        if "/." in path or "//" in path:  # a/./b is a/b
+            path = str(Path(path))
+        return blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16, person=b"path").digest()
+    return None
 
 
 def captions_of(values: Sequence[object]) -> list[str]:
@@ -189,7 +264,7 @@ def captions_of(values: Sequence[object]) -> list[str]:
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     # JSON can spell half of a surrogate pair, which is no character and has no encoding
     strings = [text.encode("utf-8", "ignore").decode() for text in texts if isinstance(text, str)]
-    return [text.strip() for text in strings if text.strip()]
+    return [text.lstrip("\ufeff").strip() for text in strings if not is_blank(text)]
 
 
 def plain(record: Record) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
 from clipx.errors import RunError
-from clipx.prepare.rows import LeftOutError, StoredSample
+from clipx.prepare.rows import LeftOutError, Rows, StoredSample
 from clipx.storage.files import RangeReader, open_ranges
 from clipx.storage.tar import CutMemberError, read_members
 
@@ -18,10 +18,8 @@ class _OpenShard(NamedTuple):
     offsets: ShardOffsets
 
 
-class ShardRows:
+class ShardRows(Rows):
     """The samples of indexed shards in the index's order, all members of each; what its filter leaves out is no row."""
-
-    block_rows = 1
 
     def __init__(self, index: ShardIndex) -> None:
         self._index = index

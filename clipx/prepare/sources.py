@@ -2,27 +2,32 @@
 
 import glob
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.errors import InputError
-from clipx.prepare.folders import CocoRows, FolderRows
+from clipx.prepare.dialects import TextFormat
+from clipx.prepare.folders import FolderRows
+from clipx.prepare.imagefolder import ImagefolderRows
+from clipx.prepare.json_lists import CocoRows, KarpathyRows
+from clipx.prepare.layouts import METADATA, tables_in
 from clipx.prepare.rows import Chain, Rows, TableColumns
 from clipx.prepare.shard_rows import ShardRows
-from clipx.prepare.tables import ArrowTable, CsvTable, JsonlTable, ListTable, ParquetTable, Table
+from clipx.prepare.tables import ArrowTable, ListTable, ParquetTable, Table
+from clipx.prepare.text_tables import CsvTable, JsonlTable
 from clipx.storage.files import is_local
 
+_TEXTS = (".csv", ".tsv", ".tab", ".psv", ".txt", ".token")
 _TABLES: Mapping[str, type[Table]] = {
-    ".csv": CsvTable,
-    ".tsv": CsvTable,
     ".jsonl": JsonlTable,
     ".ndjson": JsonlTable,
     ".parquet": ParquetTable,
     ".arrow": ArrowTable,
 }
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # HF's imagefolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +35,11 @@ class SourceOptions:
     """How sources are read."""
 
     columns: TableColumns = field(default_factory=TableColumns)
+    text_format: TextFormat = field(default_factory=TextFormat)
     image_folder: Path | None = None
     """Where paths in tables start from; None means the table's own folder."""
+    splits: Sequence[str] = ()
+    """Those to take of a source that has several."""
     index: str | None = None
     """Folder of an index of the shards; None means the index beside them, which is made if it is missing."""
 
@@ -41,12 +49,18 @@ def open_rows(
 ) -> Rows:
     """The rows of all sources, one after the other; `on_progress` gets (shards done, shards) while shards are indexed.
 
-    Sources are folders, tables (CSV, TSV, JSONL, parquet, arrow), COCO's captions_*.json, saved HF data sets, shards.
+    Sources are folders, tables (CSV, TSV, JSONL, parquet, arrow), COCO's captions_*.json, Karpathy's dataset_*.json,
+    saved HF data sets, shards.
 
     Raises:
         InputError: a source that is not there, is of no known kind, or has no row.
     """
-    parts = [part for source in sources for part in _open(source, options, on_progress)]
+    parts: list[Rows] = []
+    for source in sources:
+        try:
+            parts += _open(source, options, on_progress)
+        except OSError as error:
+            raise InputError(f"{source} cannot be read: {error.strerror or error}") from error
     rows = parts[0] if len(parts) == 1 else Chain(parts)
     if not len(rows):
         raise InputError(f"{', '.join(sources)}: no row in it; give a source with pictures and captions")
@@ -54,69 +68,95 @@ def open_rows(
 
 
 def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int], None] | None) -> list[Rows]:
-    path = Path(source).expanduser()
+    if is_local(source):
+        source = os.path.expanduser(source)
+    path = Path(source)
     if _is_shards(source, path):
+        if options.splits:
+            raise InputError(f"{source} has no splits; leave out --split")
         if options.index is not None:
-            return [ShardRows(load_index([source], index_dir=options.index))]
+            return [ShardRows(load_index([source], index_dir=os.path.expanduser(options.index)))]
         return [ShardRows(build_index([source], index_dir=None, on_progress=on_progress))]
     if path.is_dir():
         return _open_folder(path, options)
     if path.is_file():
         return [_open_file(path, options)]
-    if matches := sorted(glob.glob(str(path))):
+    if path.exists():
+        raise InputError(
+            f"{source} is neither a file nor a folder; give pictures, a table, a saved data set, or shards"
+        )
+    if matches := sorted(glob.glob(_pattern(path))):
         return [part for match in matches for part in _open(match, options, on_progress)]
     raise InputError(f"{source}: no such file or folder; give pictures, a table, a saved data set, or shards")
 
 
 def _is_shards(source: str, path: Path) -> bool:
-    if not is_local(source) or source.endswith(".tar") or "::" in source:
+    if not is_local(source):
         return True
-    return path.is_dir() and any(path.glob("*.tar"))
+    if path.is_dir():
+        return any(path.glob("[!.]*.tar"))
+    return source.endswith(".tar") or ("::" in source and not path.exists())  # fsspec's chain
+
+
+def _pattern(path: Path) -> str:
+    """The path with those characters escaped that belong to folders which are there: they are meant as they stand."""
+    literal = next((parent for parent in path.parents if parent.exists()), Path())
+    return os.path.join(glob.escape(str(literal)), path.relative_to(literal))
 
 
 def _open_folder(folder: Path, options: SourceOptions) -> list[Rows]:
-    if (folder / "dataset_dict.json").is_file():
-        splits = ", ".join(str(state.parent) for state in sorted(folder.glob("*/state.json")))
-        raise InputError(f"{folder} holds several splits; name one or more of {splits}")
-    if (folder / "state.json").is_file():
-        return [_open_file(path, options) for path in _saved_files(folder)]
-    for name in _METADATA:
-        if (folder / name).is_file():
-            return [_open_file(folder / name, options)]
-    if tables := sorted(folder.glob("*.parquet")):
-        return [_open_file(table, options) for table in tables]
-    return [FolderRows(folder, columns=options.columns)]
+    tables = tables_in(folder, options.splits)
+    if not tables:
+        return [FolderRows(folder, columns=options.columns)]
+    parts = [_open_file(table, options, is_split=True) for table in tables]
+    return [
+        ImagefolderRows(rows, table.parent) if table.name in METADATA and isinstance(rows, Table) else rows
+        for table, rows in zip(tables, parts, strict=True)
+    ]
 
 
-def _saved_files(folder: Path) -> list[Path]:
-    """The arrow files of a data set that HF datasets saved."""
-    try:
-        state = json.loads((folder / "state.json").read_bytes())
-        return [folder / file["filename"] for file in state["_data_files"]]
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{folder}/state.json is not as HF datasets' save_to_disk writes it: {error!r}") from error
-
-
-def _open_file(path: Path, options: SourceOptions) -> Rows:
-    image_folder = path.parent if options.image_folder is None else options.image_folder
+def _open_file(path: Path, options: SourceOptions, *, is_split: bool = False) -> Rows:
+    """The rows of a file; `is_split`: the splits that are wanted have been chosen."""
+    image_folder = path.parent
+    if options.image_folder is not None:
+        image_folder = Path(os.path.expanduser(options.image_folder))
+    if not path.is_file():
+        raise InputError(f"{path} is no file; the data set that names it is not whole")
     suffix = path.suffix.lower()
-    try:
-        if suffix == ".json":
-            return _open_json(path, options.columns, image_folder)
-        if suffix in _TABLES:
-            return _TABLES[suffix](path, columns=options.columns, image_folder=image_folder)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    known = ", ".join([*_TABLES, ".json", ".tar"])
+    if suffix == ".json":
+        return _open_json(path, options, image_folder)
+    if options.splits and not is_split:
+        raise InputError(f"{path} has no splits; leave out --split")
+    if suffix in _TEXTS:
+        return CsvTable(path, columns=options.columns, image_folder=image_folder, format=options.text_format)
+    if suffix in _TABLES:
+        return _TABLES[suffix](path, columns=options.columns, image_folder=image_folder)
+    known = ", ".join([*_TEXTS, *_TABLES, ".json", ".tar"])
     raise InputError(f"{path}: {suffix or 'a file without an extension'} is none of {known}; convert it to one of them")
 
 
-def _open_json(path: Path, columns: TableColumns, image_folder: Path) -> Rows:
-    """COCO's captions, or a list of objects."""
+def _open_json(path: Path, options: SourceOptions, image_folder: Path) -> Rows:
+    """COCO's captions, Karpathy's splits, a list of objects, or an object per line."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if _begins_with_object(path):
+            return JsonlTable(path, columns=options.columns, image_folder=image_folder)
         raise InputError(f"{path} is not JSON: {error}; for an object per line name it .jsonl") from error
+    if KarpathyRows.fits(content):
+        return KarpathyRows(path, content["images"], image_folder=image_folder, splits=options.splits)
+    if options.splits:
+        raise InputError(f"{path} has no splits; leave out --split")
     if isinstance(content, list) and all(isinstance(record, dict) for record in content):
-        return ListTable(path, content, columns=columns, image_folder=image_folder)
+        return ListTable(path, content, columns=options.columns, image_folder=image_folder)
     return CocoRows(path, content, image_folder=image_folder)
+
+
+def _begins_with_object(path: Path) -> bool:
+    """Whether the first line is a JSON object by itself."""
+    with open(path, "rb") as file:
+        try:
+            content: Any = json.loads(file.readline())
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(content, dict)

@@ -57,7 +57,7 @@ def test_make_says_what_became_of_the_rows(clipx, pictures: Path, tmp_path: Path
         code, out, err = clipx(*command)
         assert (code, err) == (0, "")
         assert out.splitlines()[0] == f"{tmp_path / 'out'}: 3 shards, 8 samples"
-        assert "no caption │       1" in out
+        assert "no caption │    1" in out
         assert out.splitlines()[-1] == f"each of them: {tmp_path / 'out' / 'left_out.jsonl'}"
     code, out, err = clipx(*command, "--num-shards", 2)
     assert (code, out) == (2, "")
@@ -81,8 +81,44 @@ def test_make_hands_over_every_option(clipx, pictures: Path, tmp_path: Path) -> 
         "num_samples": 8,
         "left_out": {"missing file": 1},
         "extensions": {"jpg": 8},
+        "num_rows": 9,
+        "num_joined": 0,
+        "num_several": 8,
     }
     assert (made["request"]["size"], made["request"]["quality"]) == (22, 70)
+
+
+def test_make_says_which_rows_are_one_sample(clipx, pictures: Path, tmp_path: Path) -> None:
+    table = pictures / "t.tsv"
+    table.write_text('1.png\t"a\n2.png\tb"\n1.png\tc\n3.png\n')
+    options = ["--header", "image, caption", "--quoting", "none", "--workers", 1]
+    code, out, err = clipx("make", table, "--out", tmp_path / "out", *options)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:3] == [
+        f"{tmp_path / 'out'}: 1 shards, 2 samples",
+        "1 rows joined an earlier row of their picture, as further captions of one sample; --no-group-rows keeps them "
+        "apart",
+        "1 samples have several captions: data.caption_key='json:captions;txt' trains on all of them, the default "
+        "(txt) on the first alone",
+    ]
+    assert clipx("make", table, "--out", tmp_path / "apart", *options, "--no-group-rows")[1].splitlines()[0] == (
+        f"{tmp_path / 'apart'}: 1 shards, 3 samples"
+    )
+    assert "2 samples: 2 good" in clipx("check", tmp_path / "out", "--caption-key", "json:captions;txt")[1]
+
+
+def test_make_takes_one_of_several_splits(clipx, pictures: Path, tmp_path: Path) -> None:
+    images = [
+        {"filename": f"{number}.png", "split": split, "sentences": [{"raw": split}]}
+        for number, split in enumerate(["train", "test", "train"])
+    ]
+    table = pictures.with_name("dataset_flickr8k.json")
+    table.write_text(json.dumps({"images": images}))
+    command = ("make", table, "--image-folder", pictures, "--workers", 1, "--out")
+    said = clipx(*command, tmp_path / "all")[1].splitlines()
+    assert said[0].endswith("all of its splits (train 2, test 1; json:split); --split takes one")
+    assert said[1] == f"{tmp_path / 'all'}: 1 shards, 3 samples"
+    assert clipx(*command, tmp_path / "one", "--split", "test")[1] == f"{tmp_path / 'one'}: 1 shards, 1 samples\n"
 
 
 def test_make_names_pictures_that_training_would_not_look_for(clipx, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from shard_files import png, write_shards, write_tar
 
+from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import load_index
 from clipx.errors import InputError, RunError
+from clipx.prepare import images
 from clipx.prepare.images import ImageOptions
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
@@ -64,7 +66,7 @@ class TestShards:
         for number in range(2):
             (tmp_path / f"{number}.png").write_bytes(png(number))
         made = make(tmp_path / "t.jsonl", tmp_path / "out")
-        assert made == Made(num_shards=1, num_samples=2, left_out={}, extensions={"png": 2})
+        assert made == Made(num_shards=1, num_samples=2, left_out={}, extensions={"png": 2}, num_rows=2, num_several=1)
         found = [
             (name, json.loads(data) if name.endswith("json") else data) for name, data in members(tmp_path / "out")
         ]
@@ -88,11 +90,29 @@ class TestShards:
 
     @pytest.mark.parametrize("shuffle", [None, 5])
     def test_equal_bytes_for_any_number_of_workers(self, tmp_path: Path, shuffle: int | None) -> None:
-        rows = rows_of(write_pairs(tmp_path / "in", 12))
+        folder = write_pairs(tmp_path / "in", 12)
+        lines = [f"{number % 12:03}.png,caption {number}" for number in range(24)]
+        (folder / "t.csv").write_text("image,caption\n" + "\n".join(lines))
+        rows = rows_of(folder if shuffle is None else folder / "t.csv")  # of the table two rows are one sample
         for workers in (1, 2):
             make(rows, tmp_path / f"out{workers}", workers=workers, shard_size=5, shuffle=shuffle)
         assert shards(tmp_path / "out1") == shards(tmp_path / "out2")
         assert len(shards(tmp_path / "out1")) == 3
+
+    def test_grouped_rows_are_shuffled_as_samples(self, tmp_path: Path) -> None:
+        folder = write_pairs(tmp_path / "in", 8)
+        table = [{"image": f"{number // 2:03}.png", "caption": f"caption {number}"} for number in range(16)]
+        (folder / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
+        made = make(folder / "t.jsonl", tmp_path / "out", shard_size=3, shuffle=1)
+        assert (made.num_samples, made.num_joined, made.num_several, made.num_rows) == (8, 8, 8, 16)
+        assert load_index([str(tmp_path / "out")]).counts.tolist() == [3, 3, 2]
+        found = dict(members(tmp_path / "out"))
+        records = {name: json.loads(data) for name, data in found.items() if name.endswith("json")}
+        assert list(records) != sorted(records)
+        for name, record in records.items():
+            first = int(name.partition(".")[0])  # keys are the numbers of the first rows
+            assert record["captions"] == [f"caption {first}", f"caption {first + 1}"]
+            assert found[f"{first:09}.png"] == png(first // 2)
 
     def test_order_is_the_source_s_or_of_the_seed(self, tmp_path: Path) -> None:
         rows = rows_of(write_pairs(tmp_path / "in", 30))
@@ -120,7 +140,7 @@ class TestShards:
         assert len(set(first)) <= 9  # of 17 groups: those of one round of 8, or the border of two
 
     def test_rows_of_blocks_are_read_in_their_order(self, tmp_path: Path) -> None:
-        class Blocks:
+        class Blocks(Rows):
             block_rows = 4
             seen: ClassVar[list[int]] = []
 
@@ -207,7 +227,7 @@ class TestGoingOn:
         with pytest.raises(KeyboardInterrupt):
             make(rows, tmp_path / "out", shard_size=2, shuffle=1, on_progress=interrupt)
         done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
-        (tmp_path / "out" / ".00003.tar.0123456789abcdef").touch()  # as a killed process leaves it
+        (tmp_path / "out" / ".making" / ".00003.tar.0123456789abcdef").touch()  # as a killed process leaves it
         assert len(done) == 2
         seen: list[int] = []
         made = make(rows, tmp_path / "out", shard_size=2, shuffle=1, on_progress=lambda done, _: seen.append(done))
@@ -309,6 +329,11 @@ class TestPictures:
         stored = dict(members(tmp_path / "out"))[f"000000000.{name}"]
         assert Image.open(io.BytesIO(stored)).size == size
         assert (stored == (tmp_path / "in" / "a.jpeg").read_bytes()) == (name == "png")
+
+    def test_what_cannot_be_decoded_is_not_looked_at_further(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(images, "image_header", lambda data: pytest.fail("the decoder bounds what it takes"))
+        with pytest.raises(UndecodableError):
+            images.stored_image(b"no picture", ImageOptions())
 
     def test_quality_counts(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"

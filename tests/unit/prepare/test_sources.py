@@ -12,6 +12,7 @@ from shard_files import png, write_shards, write_tar
 from clipx.data.index.shard_index import build_index
 from clipx.errors import InputError
 from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample, TableColumns
+from clipx.prepare.source_files import image_of
 from clipx.prepare.sources import SourceOptions, open_rows
 
 CAPTIONS = ["a cat", 'two "dogs",\nin two lines', "a bird; not a plane", "ein Vögelchen"]
@@ -40,7 +41,7 @@ def all_of(rows: Rows) -> list[Row]:
 
 
 def check(rows: list[Row], records: list[dict[str, object]] | None = None) -> None:
-    assert [row.image for row in rows] == [png(number) for number in range(len(CAPTIONS))]
+    assert [image_of(row) for row in rows] == [png(number) for number in range(len(CAPTIONS))]
     assert [row.captions for row in rows] == [[caption] for caption in CAPTIONS]
     if records is not None:
         assert [dict(row.record) for row in rows] == records
@@ -51,7 +52,9 @@ def left_out(rows: Rows) -> list[tuple[int, str]]:
     found = []
     for number in range(len(rows)):
         try:
-            rows.read(number)
+            row = rows.read(number)
+            if isinstance(row, Row):
+                image_of(row)
         except LeftOutError as error:
             found.append((number, error.reason))
     return found
@@ -120,7 +123,7 @@ class TestText:
         table = tmp_path / name
         table.write_text(delimiter.join(["path", "text"]) + "\n" + delimiter.join(["1.png", '"a; b\u2028c"']))
         row = opened(table, image_folder=folder).read(0)
-        assert (row.image, row.captions) == (png(1), ["a; b\u2028c"])
+        assert (image_of(row), row.captions) == (png(1), ["a; b\u2028c"])
 
     def test_jsonl(self, folder: Path) -> None:
         table = folder / "t.jsonl"
@@ -131,7 +134,7 @@ class TestText:
         table.write_text("\n" + "\n\n".join(map(json.dumps, lines)))
         first, second = all_of(opened(table))
         assert (first.captions, first.record) == (["one", "two"], {"image": "0.png"})
-        assert (second.image, second.captions) == (png(1), ["half  a pair"])
+        assert (image_of(second), second.captions) == (png(1), ["half  a pair"])
         assert second.record["more"] == {"a": [1]}
 
     def test_several_columns_of_captions(self, folder: Path) -> None:
@@ -153,6 +156,17 @@ class TestText:
             (7, "unreadable picture"),
         ]
 
+    def test_numbers_are_what_json_writes_back(self, folder: Path) -> None:
+        numbers = ["0", "-7", "0.25", "1.0", "12345678901234567890123", "1e+16", "1e-07"]
+        texts = ["123e45", "1e999", "007", "0.50", "1e5", "-0.00", "+1", "1_000", "NaN", "Infinity", "true", "٣", " 1"]
+        texts += ["9" * 5000, "0.1000000000000000055511151231257827"]
+        rows = "".join(f'0.png,a,"{value}"\n' for value in numbers + texts)
+        (folder / "t.csv").write_text("image,caption,n\n" + rows, encoding="utf-8")
+        found = [row.record["n"] for row in all_of(opened(folder / "t.csv"))]
+        assert found[: len(numbers)] == [json.loads(number) for number in numbers]
+        assert json.dumps(found[: len(numbers)]) == f"[{', '.join(numbers)}]"
+        assert found[len(numbers) :] == texts
+
     def test_a_broken_line_is_left_out(self, folder: Path) -> None:
         (folder / "t.jsonl").write_text('{"image": \n[1]\n{"image": "0.png", "caption": "a"}')
         assert left_out(opened(folder / "t.jsonl")) == [(0, "unreadable row"), (1, "unreadable row")]
@@ -165,7 +179,7 @@ class TestBinary:
         rows = opened(tmp_path / "t.parquet", image_folder=folder)
         check(all_of(rows), [{"path": f"{n}.png", "similarity": 0.25} for n in range(4)])
         assert rows.block_rows == 3
-        assert rows.read(0).image == png(0)  # back into an earlier group
+        assert image_of(rows.read(0)) == png(0)  # back into an earlier group
 
     @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow file"])
     def test_pictures_within(self, folder: Path, tmp_path: Path, kind: str) -> None:
@@ -215,7 +229,9 @@ class TestCoco:
         path = tmp_path / "captions_train2017.json"
         path.write_text(json.dumps(content))
         rows = opened(path, image_folder=folder)
-        assert rows.read(0) == Row("1.png", png(1), ["one", "two"], {"image_id": 7, "file_name": "1.png", "width": 6})
+        assert rows.read(0) == Row(
+            "1.png", folder / "1.png", ["one", "two"], {"image_id": 7, "file_name": "1.png", "width": 6}
+        )
         assert left_out(rows) == [(1, "no caption")]
 
     def test_a_list_of_objects(self, folder: Path) -> None:
@@ -269,14 +285,28 @@ def test_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
             "no caption column of a usual name; name one of image, words with --caption-",
         ),
         ("t.csv", "bild,caption\n0.png,a", "name one of bild, caption with --image-column"),
+        ("t.csv", "image,caption\r0.png,a\r", "line 1: new-line character seen in unquoted field.*; mend it"),
         ("t.csv", b"image,caption\n0.png,\xff", "line 2: .*save the file as CSV in UTF-8"),
         ("t.csv", b'image,caption\n0.png,"two\nlines"\n1.png,"a\n2.png,b', "line 4: unexpected end of data; mend it"),
         ("t.csv", b'image,caption\n0.png,"a" b', "line 2: ',' expected after"),
         ("t.csv", "", "has no columns; it must have those of pictures and captions"),
+        ("t.csv", "image,caption,caption\n0.png,a,b", "has 2 columns 'caption'; give each a name of its own"),
+        ("t.tsv", "a dog\thttps://x.org/0.jpg", r"no columns but holds values \(a dog, https.*--header image,caption"),
+        ("t.txt", "0.JPG a dog.png", "no columns but holds values"),
+        ("t.csv", "image,caption\n".encode("utf-16"), "is UTF-16 or UTF-32; save it as UTF-8"),
+        ("t.jsonl", '{"image": "a"}'.encode("utf-16"), "is UTF-16 or UTF-32; save it as UTF-8"),
+        (
+            "t.tsv",
+            'image\tcaption\n0.png\t"a" b',
+            "line 2: .* or give --quoting none if quotes are a part of the texts",
+        ),
+        ("t.csv", ",".join(f"column_{n}" for n in range(99)), r"name one of column_0, .*, column_9 and 89 more with"),
+        ("t.csv", "x" * 999 + ",y", r"name one of x{37}\.\.\., y with"),
         ("t.json", "{", "is not JSON"),
         ("t.json", '{"images": [], "categories": []}', "is not COCO's captions file: no 'annotations' in it"),
         ("t.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}', "no 'caption' in it"),
-        ("t.json", "[1]", "is not COCO's captions file"),
+        ("t.json", "[1]", "is not COCO's captions file: it is of another form"),
+        ("t.json", "[" * 100_000, "is not JSON"),
         ("t.parquet", "no", "is no parquet file"),
         ("t.arrow", "no", "is no arrow file"),
     ],
@@ -293,12 +323,15 @@ def test_folders_that_are_not_one_source(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither pictures nor a table"):
         opened(tmp_path)
     (tmp_path / "dataset_dict.json").write_text("{}")
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "state.json").write_text("{}")
-    with pytest.raises(InputError, match=r"several splits; name one or more of .*/train"):
+    for split in ("test", "train"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"several splits \(test, train\); name those to take with --split"):
         opened(tmp_path)
-    with pytest.raises(InputError, match=r"state\.json is not as HF datasets"):
-        opened(tmp_path / "train")
+    with pytest.raises(InputError, match=r"train/state\.json is not as HF datasets"):
+        opened(tmp_path, splits=["train"])
+    with pytest.raises(InputError, match="has no split 'dev'; it has test, train"):
+        opened(tmp_path, splits=["dev"])
 
 
 def test_a_named_column_must_be_there(folder: Path) -> None:

@@ -1,0 +1,45 @@
+"""A folder of pictures with a table that describes them, as HF's imagefolder has it (`metadata.csv`)."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from clipx.prepare.folders import files_in, hidden_file, is_hidden, is_picture
+from clipx.prepare.rows import LeftOutError, Row, Rows, picture_key
+from clipx.prepare.tables import Table
+
+
+class ImagefolderRows(Rows):
+    """The rows of the table; pictures of the folder that it does not name are passed over, which is said."""
+
+    def __init__(self, table: Table, folder: Path) -> None:
+        self._table, self._folder = table, folder
+        self.block_rows = table.block_rows
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def read(self, row: int) -> Row:
+        """See `Rows.read`."""
+        return self._table.read(row)
+
+    def identity(self) -> list[object]:
+        """See `Rows.identity`."""
+        return self._table.identity()
+
+    def picture_keys(self) -> Iterator[bytes | None]:
+        """See `Rows.picture_keys`."""
+        return self._table.picture_keys()
+
+    def passed_over(self) -> Sequence[LeftOutError]:
+        """See `Rows.passed_over`."""
+        return self._passed_over
+
+    @cached_property
+    def _passed_over(self) -> list[LeftOutError]:
+        named, folder = set(self.picture_keys()), str(self._folder.absolute())
+        names = [name for name in files_in(self._folder) if is_picture(name) and picture_key(name, folder) not in named]
+        return [
+            hidden_file(name) if is_hidden(name) else LeftOutError("not in the table", name, "no row has its name")
+            for name in names
+        ]

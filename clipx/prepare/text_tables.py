@@ -1,0 +1,193 @@
+"""Tables that are text: CSV and its kin, and JSONL; only the place of each row is kept, 8 bytes each.
+
+CSV is read by the standard library: pyarrow's reader holds all of it in memory, cannot keep a row that is too short,
+takes all that follows a quote that is never closed, and makes a number of 007.
+"""
+
+import csv
+import io
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from clipx.errors import InputError
+from clipx.prepare.cells import number_or_text, text_or_texts
+from clipx.prepare.dialects import TextFormat, find_dialect
+from clipx.prepare.rows import Record, TableColumns
+from clipx.prepare.source_files import is_wide
+from clipx.prepare.tables import ROWS_WITH_NAMES, Table
+
+
+class _TextTable(Table):
+    """A text file of which the places of the rows are known."""
+
+    _starts: "array[int]"
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def _read(self, row: int) -> bytes:
+        """The bytes of a row, and empty lines after it."""
+        start, *stop = self._starts[row : row + 2]
+        with open(self._path, "rb") as file:
+            file.seek(start)
+            return file.read(stop[0] - start if stop else -1)
+
+    def _first_line(self) -> bytes:
+        """The first line that is not empty."""
+        with open(self._path, "rb") as file:
+            line = next((line for line in file if line.removeprefix(b"\xef\xbb\xbf").strip()), b"")
+        if is_wide(line):
+            raise InputError(f"{self._path} is UTF-16 or UTF-32; save it as UTF-8")
+        return line
+
+
+class CsvTable(_TextTable):
+    """A CSV or TSV file whose first row names the columns, or such a file without one if its format names them.
+
+    Values become numbers if JSON writes them back as they are; a caption that is a list of texts, several captions.
+    """
+
+    def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path, format: TextFormat) -> None:
+        self._format = format
+        super().__init__(path, columns=columns, image_folder=image_folder)
+
+    def _scan(self) -> Sequence[str]:
+        self._starts = array("q")
+        self._dialect = find_dialect(self._first_line(), self._path, self._columns, self._format)
+        self._names: list[str] = list(self._dialect.names)
+        for start, values in self._rows():
+            if self._names:
+                self._starts.append(start)
+            else:
+                self._names = [name.strip() for name in values]
+        names = list(self._names)
+        for place, name in enumerate(self._names):  # pandas' names for those that come again
+            if count := self._names[:place].count(name):
+                names[place] = f"{name}.{count}"
+        names, self._names = self._names, names
+        return names
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Where each row of the file starts, the names of the columns too, and its values; empty lines are no rows."""
+        with open(self._path, "rb") as file:
+            lines = _Lines(file)
+            # strict: a quote that is never closed would take all that follows into one caption
+            rows = self._dialect.reader(lines, strict=True)
+            start, line = 0, 1
+            try:
+                for values in rows:
+                    if values:
+                        yield start, values
+                    start, line = lines.position, rows.line_num + 1
+            except UnicodeDecodeError as error:
+                raise InputError(f"{self._path} line {line}: {error}; save the file as CSV in UTF-8") from error
+            except csv.Error as error:
+                quotes = ", or give --quoting none if quotes are a part of the texts" * self._dialect.quoting
+                raise InputError(f"{self._path} line {line}: {error}; mend it{quotes}") from error
+
+    def _values(self, row: int) -> Record:
+        reader = self._dialect.reader(_Lines(io.BytesIO(self._read(row))))
+        values = next(reader)
+        self._require_whole(values, row, num_lines=reader.line_num)
+        return {column: self._value(column, value) for column, value in zip(self._names, values, strict=False)}
+
+    def _value(self, column: str, cell: str) -> object:
+        if column == self._columns.image:
+            return self._dialect.image(cell)
+        return text_or_texts(cell) if column in self._columns.captions else number_or_text(cell)
+
+    def _image_place(self) -> int:
+        return self._names.index(str(self._columns.image))
+
+    def _require_whole(self, values: Sequence[str], row: int, *, num_lines: int) -> None:
+        """Raises a ValueError if a part of the row's caption may be lost, or may be another row."""
+        num_columns = len(self._names)
+        if any(map(str.strip, values[num_columns:])):
+            raise ValueError(
+                f"{len(values)} values in {num_columns} columns; "
+                f"put quotes around a value that holds {self._dialect.delimiter!r}"
+            )
+        if len(values) < num_columns and self._names[len(values) - 1] in self._columns.captions:
+            raise ValueError(f"it ends within its caption, after {len(values)} of {num_columns} values")
+        if num_lines > 1 and self._takes_in_rows(values, row, num_lines):
+            raise ValueError(f"its quotes take in {num_lines} lines, which look like rows; is it --quoting none?")
+
+    def _takes_in_rows(self, values: Sequence[str], row: int, num_lines: int) -> bool:
+        """Whether two lines of a row look like rows: a picture of the row's extension stands where it should."""
+        place, num_columns = self._image_place(), len(self._names)
+        extension = Path(values[place]).suffix.lower() if place < len(values) else ""
+        if not extension:
+            return False
+        num_alike = 0
+        for line in self._read(row).decode("utf-8-sig").split("\n")[:num_lines]:
+            parts = line.split(self._dialect.delimiter)
+            if len(parts) >= num_columns:
+                names = [parts[at].strip('" \r') for at in (place, place - num_columns)]
+                num_alike += any(Path(name).suffix.lower() == extension for name in names)
+        return num_alike > 1
+
+    def _images(self) -> Iterator[object]:
+        place, rows = self._image_place(), self._rows()
+        if not self._dialect.names:
+            next(rows)  # the names of the columns
+        return (self._dialect.image(values[place]) if place < len(values) else None for _, values in rows)
+
+    def identity(self) -> list[object]:
+        """See `Rows.identity`."""
+        return [*super().identity(), asdict(self._format)]
+
+
+class _Lines:
+    """The lines of a file as text, and how many bytes have been read; `csv` takes as many as a row needs."""
+
+    def __init__(self, file: Iterable[bytes]) -> None:
+        self._file = file
+        self.position = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.position += len(line)
+            yield line.decode("utf-8-sig" if self.position == len(line) else "utf-8")
+
+
+class JsonlTable(_TextTable):
+    """A file with a JSON object per line."""
+
+    def _scan(self) -> Sequence[str]:
+        self._first_line()
+        self._starts = array("q")
+        start = 0
+        with open(self._path, "rb") as file:
+            for line in file:
+                if line.strip():
+                    self._starts.append(start)
+                start += len(line)
+        names: dict[str, None] = {}
+        for row in range(min(len(self), ROWS_WITH_NAMES)):
+            try:
+                names |= dict.fromkeys(self._values(row))
+            except (ValueError, RecursionError):
+                continue  # left out when its turn comes
+        return list(names)
+
+    def _values(self, row: int) -> Record:
+        record = json.loads(self._read(row))
+        if not isinstance(record, dict):
+            raise ValueError(f"a JSON {type(record).__name__}, not an object")
+        return record
+
+    def _images(self) -> Iterator[object]:
+        with open(self._path, "rb") as file:
+            for line in file:
+                if line.strip():
+                    yield self._image_in(line)
+
+    def _image_in(self, line: bytes) -> object:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        return record.get(self._columns.image) if isinstance(record, dict) else None
