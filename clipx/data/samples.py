@@ -25,7 +25,7 @@ from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
-from clipx.errors import RunError
+from clipx.errors import RunError, some_names
 from clipx.types import BadSample, Batch, axis_of, tensor_fields
 
 if TYPE_CHECKING:  # needed only for remote sources
@@ -260,5 +260,5 @@ class BatchReader:
         )
         return RunError(
             f"none of {tries} samples in a row is a readable pair, from {first.key} of {first.shard} on "
-            f"({first.reason}; members there: {', '.join(members)}); {hint}"
+            f"({first.reason}; members there: {some_names(members)}); {hint}"
         )

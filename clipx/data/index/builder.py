@@ -56,7 +56,9 @@ class IndexBuilder:
         if not may_write and self._stored_counts:
             first = next(iter(self._stored_counts.values()))
             self.filter, self.reasons = first.filter, first.reasons
-        self._require_fitting_filter()
+        self._require_own_folder()
+        for stored in self._stored_counts.items():
+            self._require_fitting_filter(*stored)
         self.rows = np.zeros(len(self.paths), row_dtype(len(self.reasons)))
         """`row_dtype` (S,); the names are in `runs`."""
         self.rows["count"] = -1
@@ -144,7 +146,7 @@ class IndexBuilder:
         """Stores the counts that have changed; those of other shards of the folders stay.
 
         Raises:
-            InputError: a folder cannot be written.
+            InputError: a folder cannot be written, or got an index with another filter meanwhile.
         """
         changed: dict[IndexFolder, list[IndexedGroup]] = {}
         for run in self.runs:
@@ -152,8 +154,10 @@ class IndexBuilder:
                 changed.setdefault(run.folder, []).append(run)
         for folder, runs in changed.items():
             empty = ShardCounts(np.zeros(0, row_dtype(len(self.reasons))), self.filter, self.reasons)
-            counts = folder.counts() or empty
-            folder.put_counts(reduce(ShardCounts.updated, map(self._changed_rows, runs), counts))
+            with folder.locked():  # another process may add its shards
+                counts = folder.counts() or empty
+                self._require_fitting_filter(folder, counts)
+                folder.put_counts(reduce(ShardCounts.updated, map(self._changed_rows, runs), counts))
 
     def _take_stored(self, run: IndexedGroup) -> np.ndarray:
         """bool (N,): which shards of a run have stored counts; these are taken."""
@@ -183,8 +187,8 @@ class IndexBuilder:
         row = self.rows[shard]
         row["count"], row["source"], row["left_out"] = result.num_samples, CountSource.SCAN, result.left_out
         row["size"] = result.state.size
-        if result.warning is not None:
-            log.warning(result.warning)
+        for warning in result.warnings:
+            log.warning(warning)
 
     def _leave_out_duplicates(self) -> None:
         shards = [(run.folder, decoded(name)) for run in self.runs for name in run.names.tolist()]
@@ -194,22 +198,20 @@ class IndexBuilder:
                 row["left_out"], row["count"] = left_out, int((reasons == 0).sum())
                 self._changed[shard] = True
 
-    def _require_fitting_filter(self) -> None:
+    def _require_own_folder(self) -> None:
         for run in self.runs:
             if self.filter and run.folder.is_beside(run.run.prefix):
                 raise InputError(
                     f"the filter {self.filter!r} needs a folder of its own for its index, not {run.folder.folder}: "
                     "beside the shards it would change every run that reads them"
                 )
-        for folder, counts in self._stored_counts.items():
-            if counts.filter != self.filter:
-                made, wanted = (
-                    f"the filter {text!r}" if text else "no filter" for text in (counts.filter, self.filter)
-                )
-                raise InputError(
-                    f"the index at {folder.folder} was made with {made}, not with {wanted}; "
-                    "choose another folder for it"
-                )
+
+    def _require_fitting_filter(self, folder: IndexFolder, counts: ShardCounts) -> None:
+        if counts.filter != self.filter or counts.reasons != self.reasons:
+            made, wanted = (f"the filter {text!r}" if text else "no filter" for text in (counts.filter, self.filter))
+            raise InputError(
+                f"the index at {folder.folder} was made with {made}, not with {wanted}; choose another folder for it"
+            )
 
 
 def _index_names(run: ShardGroup) -> np.ndarray:

@@ -7,7 +7,8 @@ import pytest
 from shard_files import write_tar
 
 from clipx.storage.files import open_ranges
-from clipx.storage.tar import CutMemberError, NotTarError, read_members, scan_tar
+from clipx.storage.tar import CutMemberError, read_members, scan_tar
+from clipx.storage.tar_headers import NotTarError
 
 LONG = "d" * 90 + "/" + "long-" * 40 + "name.jpg"
 

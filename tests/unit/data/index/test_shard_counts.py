@@ -40,7 +40,7 @@ def old_file(counts: ShardCounts) -> bytes:
     "counts",
     [
         counts_of(("10.tar", 1), ("2.tar", 4), ("3-longer-name.tar", 1 << 30)),
-        ShardCounts(np.zeros(2, row_dtype(0, 5)), "", ()),
+        ShardCounts(np.array([(b"a", 0, 0, 0, 0, ()), (b"b", 0, 0, 0, 0, ())], row_dtype(0, 5)), "", ()),
         ShardCounts(np.zeros(0, row_dtype(1)), "é", ("no",)),
     ],
 )
