@@ -28,6 +28,7 @@ from clipx.storage.tar import fits_memory, is_sample_file, scan_tar, too_large
 from clipx.storage.tar_headers import NotTarError
 
 IMAGE_KEY = "webp;png;jpg;jpeg"
+_MAX_DIGITS = 6  # of a number of shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def benchmark_shards(folder: Path) -> tuple[str, ...]:
     """
     path = folder / "test" / "nshards.txt"
     text = " ".join(_lines(path))
-    if not (text.isdecimal() and int(text) > 0):
+    if not (text.isdecimal() and len(text) <= _MAX_DIGITS and int(text) > 0):
         raise InputError(f"{path} says {text!r}; it must hold the number of shards")
     expected = [f"{number}.tar" for number in range(int(text))]
     present = {shard.name for shard in path.parent.glob("*.tar") if not shard.name.startswith(".")}

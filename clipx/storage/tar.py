@@ -165,7 +165,7 @@ class TarScan:
         faults += [
             ShardFault(
                 "links",
-                f"holds {count} {kind}{'s' if count > 1 else ''}, not files, which are left out "
+                f"holds {count} {kind + 's, which are no files' if count > 1 else kind + ', which is no file'} "
                 f"({some_names(self.link_names[kind], count)}); {_MENDS.get(kind, 'put files in their place')}",
             )
             for kind, count in self.links.items()

@@ -23,6 +23,7 @@ from clipx.storage.files import FileState, is_local
 from clipx.storage.remote import PIPE
 
 _MAX_SCANNED = 2_000  # new local shards, 40 s per 1,000 samples in each on one core; of more, counts from metadata
+_MAX_WARNINGS = 100
 _COLUMNS = ["count", "size", "mtime_ns", "source", "left_out"]
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class IndexBuilder:
         """`row_dtype` (S,); the names are in `runs`."""
         self.rows["count"] = -1
         self._changed = np.zeros(len(self.paths), bool)  # the stored counts do not describe these as they are
+        self._num_warnings = 0
         self._todo = np.zeros(len(self.paths), bool)  # to be indexed
         self._stored = np.zeros(len(self.paths), bool)  # of these, with offsets here, perhaps of an earlier state
 
@@ -139,6 +141,8 @@ class IndexBuilder:
         for num_done, (shard, result) in enumerate(zip(todo.tolist(), results, strict=True), start=num_known + 1):
             self._take(shard, result)
             progress(num_done, total)
+        if (more := self._num_warnings - _MAX_WARNINGS) > 0:
+            log.warning("%d more faults of shards; `clipx data check` names them", more)
         if self._filters is not None and self._filters.unique and self._changed.any():
             self._leave_out_duplicates()
 
@@ -188,7 +192,9 @@ class IndexBuilder:
         row["count"], row["source"], row["left_out"] = result.num_samples, CountSource.SCAN, result.left_out
         row["size"] = result.state.size
         for warning in result.warnings:
-            log.warning(warning)
+            self._num_warnings += 1
+            if self._num_warnings <= _MAX_WARNINGS:
+                log.warning(warning)
 
     def _leave_out_duplicates(self) -> None:
         shards = [(run.folder, decoded(name)) for run in self.runs for name in run.names.tolist()]
