@@ -121,7 +121,7 @@ def benchmark_shards(folder: Path) -> tuple[str, ...]:
     path = folder / "test" / "nshards.txt"
     text = " ".join(_lines(path))
     if not (text.isdecimal() and len(text) <= _MAX_DIGITS and int(text) > 0):
-        raise InputError(f"{path} says {text!r}; it must hold the number of shards")
+        raise InputError(f"{path} says {text[:80]!r}; it must hold the number of shards")
     expected = [f"{number}.tar" for number in range(int(text))]
     present = {shard.name for shard in path.parent.glob("*.tar") if not shard.name.startswith(".")}
     if wrong := sorted(present.symmetric_difference(expected)):
@@ -197,7 +197,7 @@ def _fault(shard: str) -> str | None:
     if faults := [fault.text for fault in scan.faults() if fault.kind != "many members"]:
         return faults[0]
     if large := next((m for i in range(len(scan.keys)) for m in scan.members(i) if not fits_memory([m])), None):
-        return too_large([large])
+        return f"holds a sample that is none: {too_large([large])}"
     twice = next((key for key, after in pairwise(scan.keys) if key == after), None)
     return None if twice is None else f"has a member twice in sample {twice.decode(errors='replace')}"
 

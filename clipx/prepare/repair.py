@@ -54,7 +54,7 @@ class RepairFolder:
         path, mark = self._path(shard), self._mark(shard)
         try:
             new = write_new_file(str(mark), _content(shard, ""))
-            if not (new or self._origin(shard)) or not self._may_write(shard):
+            if (not new and self._origin(shard) is None) or not self._may_write(shard):
                 raise RunError(
                     f"{path} is not replaced: {mark.name} says that it belongs to another shard; choose an empty folder"
                 )
