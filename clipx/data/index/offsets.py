@@ -9,8 +9,8 @@ uint8 reason (N or 0); N samples, M members. The file of a filtered shard holds 
 pass is 0, only they are counted.
 
 A file is trusted as little as the shard it lies beside: its checksum and all its numbers are looked at when it is
-opened. One of the version before, which has no checksum, is made again, unless it is filtered: that would mean to read
-all samples, so of these the numbers are looked at alone.
+opened. One of the version before, which has no checksum, is made again. If it is filtered, that would mean to read all
+samples; then it is opened, and must be compared with the shard's headers (`vouched`).
 """
 
 import mmap
@@ -66,6 +66,8 @@ class ShardOffsets:
                 raise ValueError("no bytes")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._header, self._body_from = self._checked_header()
+        self.vouched = self._header.startswith(_MAGIC)
+        """Whether it has a checksum."""
         scanned, members, key_bytes, name_bytes, hashes, self.filter_id, *state = _HEADER.unpack(self._header)[1:]
         self.shard = FileState(*state)
         counts = (scanned + 1, members, members, scanned + 1, hashes)
@@ -120,10 +122,13 @@ class ShardOffsets:
 
     def to_bytes(self, reasons: np.ndarray) -> bytes:
         """The file with other reasons, uint8 (N,)."""
-        header = _MAGIC + self._header[len(_MAGIC) :]
-        return _with_checksum(
-            header, self._map[self._body_from : self._reasons_from] + reasons.astype(np.uint8).tobytes()
-        )
+        body = self._map[self._body_from : self._reasons_from] + reasons.astype(np.uint8).tobytes()
+        return _with_checksum(self._header, body) if self.vouched else self._header + body
+
+    def is_as(self, content: bytes) -> bool:
+        """Whether it holds what the file `content`, of this version, does."""
+        header, body = self._header[len(_MAGIC) :], self._map[self._body_from :]
+        return header == content[len(_MAGIC) : _HEADER.size] and body == content[_HEADER.size + _CHECKSUM.size :]
 
     def key(self, index: int) -> str:
         """The name of sample `index`, with its folder inside the tar."""

@@ -124,6 +124,26 @@ def scan_to_offsets(path: str, folder: IndexFolder, name: str, remote: RemoteCon
     return ShardOffsets(folder.keep_offsets(name, offsets_to_bytes(scan, state)))
 
 
+def confirm_offsets(
+    path: str, folder: IndexFolder, name: str, old: ShardOffsets, remote: RemoteConfig
+) -> ShardOffsets | None:
+    """Filtered offsets without a checksum, with one if they are what the shard's headers say; None if they are not.
+
+    Raises:
+        OSError: the shard cannot be read.
+        RunError: it is no tar file.
+    """
+    try:
+        scan, _, _ = _scan(Job(path, FileState(0, 0), folder, name, remote), None)
+    except NotTarError as error:
+        raise RunError(f"shard {path} {error}") from None
+    if len(scan.keys) != len(old.reasons):
+        return None
+    hashes = old.hashes if len(old.hashes) else None
+    content = offsets_to_bytes(scan, old.shard, FilterResult(old.filter_id, old.reasons, hashes))
+    return ShardOffsets(folder.keep_offsets(name, content)) if old.is_as(content) else None
+
+
 def _warnings(job: Job, scan: TarScan, state: FileState) -> tuple[str, ...]:
     """What is wrong with a shard, a line each; an empty file is named by the index."""
     if scan.damage and not state.size:

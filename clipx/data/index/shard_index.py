@@ -101,6 +101,10 @@ class ShardIndex:
         offsets = self._open(shard)
         if offsets is None and folder.fetch_offsets(name, remote):
             offsets = self._open(shard)
+        if offsets is not None and not offsets.vouched:
+            from clipx.data.index.scan import confirm_offsets
+
+            offsets = confirm_offsets(self.paths[shard], folder, name, offsets, remote)
         if offsets is None and not self.filter:
             from clipx.data.index.scan import scan_to_offsets
 

@@ -120,12 +120,34 @@ def test_offsets_that_nobody_vouches_for_are_made_again(tmp_path, monkeypatch, s
     assert (beside.read_bytes() == spoilt) != writable
 
 
+@pytest.mark.parametrize("unique", [None, "image"])
+def test_offsets_of_a_filter_are_compared_with_the_headers(tmp_path, scanned, unique):
+    """To make them again would mean to read all captions."""
+    write_shards(tmp_path / "s", [3], replaced={1: {"txt": b"short"}})
+    filters = SampleFilter.parse(["caption.words>=2"], unique=unique)
+    index = build_index([str(tmp_path / "s")], index_dir=tmp_path / "i", filters=filters)
+    good, whole = contents(index), index.offsets_path(0).read_bytes()
+    assert [key for key, _ in good] == ["000000", "000002"]
+    as_before(index.offsets_path(0))
+    old = index.offsets_path(0).read_bytes()
+    scanned.clear()
+    assert contents(index) == good == contents(index)
+    assert (index.offsets_path(0).read_bytes(), len(scanned)) == (whole, 1)
+    for place in range(72, len(old) - 3 - (24 if unique else 0)):  # up to the reasons, with a byte changed
+        changed = bytearray(old)
+        changed[place] ^= 1
+        index.offsets_path(0).write_bytes(changed)
+        try:
+            found = contents(index)
+        except RunError:
+            continue
+        assert found == good
+
+
 def test_damaged_offsets_of_a_filter_are_named(tmp_path):
     write_shards(tmp_path / "s", [3])
     filters = SampleFilter.parse(["caption.words>=2"])
     index = build_index([str(tmp_path / "s")], index_dir=tmp_path / "i", filters=filters)
-    as_before(index.offsets_path(0))
-    assert index.offsets(0).num_samples == 3  # to make them again would mean to read all captions
     index.offsets_path(0).write_bytes(b"CLIPXIX3" + bytes(100))
     with pytest.raises(RunError, match="is gone, damaged or of another filter; delete it if it is there"):
         index.offsets(0)
