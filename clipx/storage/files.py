@@ -90,7 +90,7 @@ def open_ranges(
         OSError: it cannot be opened.
     """
     if is_local(path):
-        return LocalFile(_open_regular(path))
+        return LocalFile(open_regular(path))
     if path.startswith(PIPE):
         return _fetch_whole(path, None, remote=remote, cache=cache)
     if cache is not None:
@@ -106,7 +106,7 @@ def open_ranges(
     return RemoteFile(path, now.size, remote=remote, read_ahead=_SCAN_BLOCK if sequential else 0)
 
 
-def _open_regular(path: str) -> int:
+def open_regular(path: str | Path) -> int:
     """A descriptor of a file; what is none is not waited for.
 
     Raises:
@@ -118,8 +118,8 @@ def _open_regular(path: str) -> int:
         return descriptor
     os.close(descriptor)
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    raise UnusableAddressError(errno.EINVAL, f"it is {kind_of_file(mode)}, not a file", path)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise UnusableAddressError(errno.EINVAL, f"it is {kind_of_file(mode)}, not a file", str(path))
 
 
 def kind_of_file(mode: int) -> str:
@@ -152,7 +152,10 @@ def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    return Path(path).read_bytes() if is_local(path) else remote_files.read_whole(path, remote)
+    if not is_local(path):
+        return remote_files.read_whole(path, remote)
+    with open(open_regular(path), "rb") as file:
+        return file.read()
 
 
 def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) -> None:

@@ -19,7 +19,12 @@ from clipx.storage.tar_headers import DamageError, walk
 
 MAX_SAMPLE_BYTES = 512 << 20
 """Of the members of a sample that are read: more is a fault of its header, or no picture that anybody trains on."""
-_MANY_MEMBERS = 100  # of a sample, from which on it is more probable that a name's first dot is not meant as its end
+MANY_MEMBERS = 100
+"""Of a sample: of more it is probable that the first dot in their names was not meant as the key's end."""
+KEYS_END_AT_DOTS = (
+    "a sample's key ends at the first dot of a file's name; if each is a sample, name them without dots, or make "
+    "shards with `clipx data make`"
+)
 _META = re.compile(rb"__[^/]*__(?:$|/)")  # webdataset's notation for what describes the shard
 _NAMED = 10  # entries of each kind that are kept for messages
 _MENDS = {
@@ -170,22 +175,21 @@ class TarScan:
             )
             for kind, count in self.links.items()
         ]
-        if self.keys and len(self.offsets) > _MANY_MEMBERS:
+        if self.keys and len(self.offsets) > MANY_MEMBERS:
             faults += self._many_members()
         return faults
 
     def _many_members(self) -> list[ShardFault]:
         largest = max(range(len(self.keys)), key=lambda i: len(self._rows(i)))
         rows = self._rows(largest)
-        if len(rows) <= _MANY_MEMBERS:
+        if len(rows) <= MANY_MEMBERS:
             return []
         names = [self._extensions[i] for i in self.extensions[rows.start : rows.start + _NAMED]]
         return [
             ShardFault(
                 "many members",
-                f"has a sample {self.key(largest)!r} of {len(rows)} members ({some_names(names, len(rows))}): a "
-                "sample's key ends at the first dot of a file's name; if each is a sample, name them without dots, "
-                "or make shards with `clipx data make`",
+                f"has a sample {self.key(largest)!r} of {len(rows)} members ({some_names(names, len(rows))}): "
+                f"{KEYS_END_AT_DOTS}",
             )
         ]
 

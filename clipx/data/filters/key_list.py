@@ -4,6 +4,7 @@ import io
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,11 @@ class KeyList:
         """
         try:
             with open(path, "rb") as file:
-                start = file.read(len(BOM_UTF8))
-                if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+                first = next(file, b"")
+                if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
                     raise InputError(f"list of keys {path} is UTF-16; save it as UTF-8")
-                file.seek(len(BOM_UTF8) if start == BOM_UTF8 else 0)
-                hashes = np.fromiter((hashed(line.strip()) for line in file if line.strip()), np.uint64)
+                lines = map(bytes.strip, chain([first.removeprefix(BOM_UTF8)], file))
+                hashes = np.fromiter((hashed(line) for line in lines if line), np.uint64)
         except OSError as error:
             raise InputError(f"list of keys {path} cannot be read: {error.strerror}; give a text file") from error
         if not len(hashes):

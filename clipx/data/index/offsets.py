@@ -23,7 +23,7 @@ from struct import Struct
 import numpy as np
 
 from clipx.data.filters import FilterResult
-from clipx.storage.files import FileState
+from clipx.storage.files import FileState, open_regular
 from clipx.storage.tar import Member, TarScan
 from clipx.storage.tar_headers import MAX_SIZE
 
@@ -61,7 +61,7 @@ class ShardOffsets:
     """
 
     def __init__(self, path: Path) -> None:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("no bytes")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,7 +1,9 @@
 import io
 import json
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -330,6 +332,14 @@ def test_a_byte_order_mark_is_no_text(tmp_path, bom):
     (tmp_path / "keys.txt").write_bytes(bom + b"0\r\n1\r\n")
     index = filtered(tmp_path, ["json:n>=1"], keys=tmp_path / "keys.txt")
     assert (keys(index), index.left_out["not among the keys"]) == (["0", "1"], 0)
+
+
+def test_keys_may_come_from_a_pipe(tmp_path):
+    reading, writing = os.pipe()  # what a shell's <(...) is
+    os.write(writing, b"000001\n\n000002\n")
+    os.close(writing)
+    assert len(KeyList.from_file(Path(f"/dev/fd/{reading}")).hashes) == 2
+    os.close(reading)
 
 
 def test_keys_in_utf_16_are_refused(tmp_path):

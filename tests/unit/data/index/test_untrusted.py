@@ -260,3 +260,15 @@ def test_a_list_of_keys_that_is_another_is_refused(tmp_path):
         path.write_bytes(spoilt)
         with pytest.raises(InputError, match="is damaged"):
             SampleFilter.load(str(tmp_path))
+
+
+def test_fifos_in_the_place_of_an_index_are_not_waited_for(tmp_path):
+    write_shards(tmp_path / "s", [3])
+    index = build_index([str(tmp_path / "s")])
+    index.offsets_path(0).unlink()
+    os.mkfifo(index.offsets_path(0))
+    assert len(contents(index)) == 3  # made again in its place
+    (tmp_path / "s" / COUNTS_FILE).unlink()
+    os.mkfifo(tmp_path / "s" / COUNTS_FILE)
+    with pytest.raises(InputError, match=r"index .*clipx-index.bin cannot be read: .*it is a fifo, not a file"):
+        build_index([str(tmp_path / "s")])
