@@ -143,7 +143,9 @@ class _ShardCheck:
                 health.num_by_pillow += self._try(file, scan, i, reader)
                 good.append(i)
             except UnusableSampleError as error:
-                if i not in scan.pieces:
+                if reason := scan.linked.get(scan.keys[i]):
+                    health.add("links", reason, key=scan.key(i))
+                elif i not in scan.pieces:
                     health.add(error.fault, error.detail, key=scan.key(i))
         health.num_samples, health.num_good = len(scan.keys), len(good)
         return good

@@ -27,6 +27,8 @@ KEYS_END_AT_DOTS = (
 )
 _META = re.compile(rb"__[^/]*__(?:$|/)")  # webdataset's notation for what describes the shard
 _NAMED = 10  # entries of each kind that are kept for messages
+_EXPLAINED = 10_000  # samples whose links are kept
+_MEND = "put files in their place"
 _MENDS = {
     "hard link": "make the tar with `tar --hard-dereference`",
     "symbolic link": "make the tar with `tar --dereference`",
@@ -75,6 +77,8 @@ class TarScan:
     """How many members are no files, by what they are instead (`hard link`, ...)."""
     link_names: dict[str, list[str]] = field(default_factory=dict)
     """Some of them."""
+    linked: dict[bytes, str] = field(default_factory=dict)
+    """Why a sample of a key lacks a member, of the first samples with links."""
     _seen: set[int] = field(default_factory=set)  # extensions of the last sample
 
     def key(self, index: int) -> str:
@@ -105,8 +109,12 @@ class TarScan:
             return
         if kind is not None:
             self.links[kind] += 1
+            shown = name.decode("utf-8", "backslashreplace")
             if self.links[kind] <= _NAMED:
-                self.link_names.setdefault(kind, []).append(name.decode("utf-8", "backslashreplace"))
+                self.link_names.setdefault(kind, []).append(shown)
+            if len(self.linked) < _EXPLAINED:
+                reason = f"{shown} is a {kind}, which is no file; {_MENDS.get(kind, _MEND)}"
+                self.linked.setdefault(folder + slash + stem, reason)
             return
         lower = extension.lower() if extension.isascii() else _lower(extension)
         extension_id = self.extension_ids.setdefault(lower, len(self.extension_ids))
@@ -171,7 +179,7 @@ class TarScan:
             ShardFault(
                 "links",
                 f"holds {count} {kind + 's, which are no files' if count > 1 else kind + ', which is no file'} "
-                f"({some_names(self.link_names[kind], count)}); {_MENDS.get(kind, 'put files in their place')}",
+                f"({some_names(self.link_names[kind], count)}); {_MENDS.get(kind, _MEND)}",
             )
             for kind, count in self.links.items()
         ]

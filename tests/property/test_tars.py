@@ -13,11 +13,12 @@ from webdataset.tariterators import tarfile_samples
 
 from clipx.config.data import DataConfig, sources
 from clipx.data.index.shard_index import build_index, load_index
-from clipx.data.shards import ShardReader
+from clipx.data.shards import BadSampleError, ShardReader
 from clipx.errors import InputError
 from clipx.prepare.check import check_shards
 from clipx.storage.files import open_ranges
 from clipx.storage.tar import is_sample_file, read_members, scan_tar
+from clipx.storage.tar_headers import NotTarError
 
 FOLDERS = ("", "a/", "A/", "a.b/c/", "./", "__meta__/", "d" * 90 + "/" + "e" * 90 + "/", "ключ/")
 STEMS = ("0", "1", "00", "x-y", "", "__k__", "__k", "._p", "ключ")
@@ -128,3 +129,40 @@ def test_members_in_any_order_are_grouped_to_the_same_samples(order):
         found = {whole.key(i): read_members(file, whole.members(i)) for i in range(len(whole.keys))}
         assert found == {str(i): {e: f"{i}.{e}".encode() for e in ("jpg", "txt")} for i in range(4)}
         assert (len(scan.keys) == 4) == (not scan.pieces)
+
+
+Sizes = st.one_of(st.binary(min_size=12, max_size=12), st.from_regex(rb"[-+_ 0-9a-f\0]{12}", fullmatch=True))
+Patches = st.lists(
+    st.tuples(st.integers(0, 7), st.sampled_from(b"0gxLKS1257\0ZMD"), Sizes, st.binary(max_size=30)), max_size=3
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(patches=Patches, cut=st.integers(0, 4000), tail=st.binary(max_size=40))
+def test_no_header_makes_a_scan_endless_or_an_index_that_leads_outside(patches, cut, tail):
+    """Each patch is a header with its checksum: a kind, a size and a start of the data that mean anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "0.tar")
+        members = [(f"{i}.{e}", tarfile.REGTYPE, b"data", {}) for i in range(4) for e in ("jpg", "txt")]
+        write(path, [members], format=tarfile.PAX_FORMAT, padding=0)
+        raw = bytearray(path.read_bytes())
+        for number, kind, size, data in patches:
+            at = 1024 * number
+            raw[at + 124 : at + 136], raw[at + 156], raw[at + 512 : at + 512 + len(data)] = size, kind, data
+            raw[at + 148 : at + 156] = b" " * 8
+            raw[at + 148 : at + 156] = b"%06o\0 " % sum(raw[at : at + 512])
+        path.write_bytes(raw[: len(raw) - cut] + tail)
+        try:
+            scan = scan_tar(open_ranges(str(path)))
+            samples = build_index([str(path)]).num_samples
+        except (NotTarError, InputError):
+            return
+        assert samples == len(scan.keys)
+        assert len(scan.offsets) <= 8
+        assert all(0 <= offset <= len(raw) + 40 for offset in scan.offsets)
+        reader = ShardReader([load_index([str(path)])], extensions=[None])
+        for i in range(samples):
+            try:
+                assert sum(map(len, reader.read(sample_ref(0, 0, i)).values())) <= len(raw) + 40
+            except BadSampleError:
+                assert scan.damage is not None

@@ -94,7 +94,9 @@ def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
 
 def _is_one(pattern: str) -> bool:
     """Whether `::` does not separate patterns: in commands, and in a path that exists as it is written."""
-    return pattern.startswith(PIPE) or (is_local(pattern) and os.path.lexists(os.path.expanduser(pattern)))
+    if "::" not in pattern or pattern.startswith(PIPE):
+        return True
+    return is_local(pattern) and os.path.lexists(os.path.expanduser(pattern))
 
 
 def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:

@@ -196,13 +196,15 @@ def test_links_and_many_members_are_named(tmp_path: Path) -> None:
     health = check(tmp_path)
     assert faults(health) == [
         ("0.tar", None, "links"),
-        ("0.tar", "1", "no picture"),
+        ("0.tar", "1", "links"),
         ("1.tar", None, "many members"),
         ("1.tar", "frame", "no caption"),
     ]
     assert (
         "1 hard link, which is no file (1.png); make the tar with `tar --hard-dereference`" in health.problems[0].detail
     )
+    link = "1.png is a hard link, which is no file; make the tar with `tar --hard-dereference`"
+    assert health.problems[1].detail == link
     assert all(len(problem.detail) < 500 for problem in health.problems)
 
 
