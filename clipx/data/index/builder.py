@@ -98,7 +98,7 @@ class IndexBuilder:
                 _require_fit(run, known, same, rows["size"], size)
                 continue
             same &= _agree(rows["mtime_ns"], mtime_ns)
-            unscanned = rows["source"] != CountSource.SCAN
+            unscanned = (rows["source"] == CountSource.STATS) | (rows["source"] == CountSource.SIZES)
             if self.filter or not (known & same & ~unscanned).all():
                 self._stored[run.shards] = stored = found_rows(run.folder.stored_offsets(), run.names) >= 0
                 same &= ~unscanned | ~(stored | offsets)
@@ -146,6 +146,13 @@ class IndexBuilder:
         if self._filters is not None and self._filters.unique and self._changed.any():
             self._leave_out_duplicates()
 
+    def warn_again(self) -> None:
+        """Recalls shards of which something was said when they were indexed: a run must not forget it."""
+        faulty = np.flatnonzero((self.rows["source"] == CountSource.FAULTY_SCAN) & ~self._changed).tolist()
+        if faulty:
+            text = "%d shards lost samples or were odd when they were indexed (first: %s); `clipx data check` says why"
+            log.warning(text, len(faulty), self.paths[faulty[0]])
+
     def save(self) -> None:
         """Stores the counts that have changed; those of other shards of the folders stay.
 
@@ -189,7 +196,8 @@ class IndexBuilder:
 
     def _take(self, shard: int, result: Indexed) -> None:
         row = self.rows[shard]
-        row["count"], row["source"], row["left_out"] = result.num_samples, CountSource.SCAN, result.left_out
+        row["count"], row["left_out"] = result.num_samples, result.left_out
+        row["source"] = CountSource.FAULTY_SCAN if result.warnings else CountSource.SCAN
         row["size"] = result.state.size
         for warning in result.warnings:
             self._num_warnings += 1

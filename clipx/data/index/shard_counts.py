@@ -35,10 +35,13 @@ class CountSource(IntEnum):
     """img2dataset's NNNNN_stats.json."""
     SIZES = 2
     """sizes.json of the folder."""
+    FAULTY_SCAN = 3
+    """A scan, which found something wrong or odd."""
 
     def file_of(self, shard_name: str) -> str:
         """What to name as the source of the count of a shard."""
-        return ("clipx data index", shard_name.removesuffix(".tar") + "_stats.json", "sizes.json")[self]
+        stats = shard_name.removesuffix(".tar") + "_stats.json"
+        return ("clipx data index", stats, "sizes.json", "clipx data index")[self]
 
 
 def row_dtype(num_reasons: int, name_bytes: int = 1) -> np.dtype:

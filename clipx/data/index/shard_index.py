@@ -189,6 +189,7 @@ def build_index(
         filters.save(directory)
     if filters is None and not offsets:
         builder.take_metadata_counts(folders)
+    builder.warn_again()
     builder.index(remote, on_progress)
     builder.save()
     index = _finished(builder)

@@ -224,7 +224,10 @@ def test_empty_and_truncated_shards_warn_with_one_line_each(tmp_path, caplog):
         (tmp_path / "s" / f"{number:05d}.tar").touch()
     build_index([str(tmp_path / "s")])
     assert caplog.records[-1].getMessage() == "2 more shards hold no samples"
-    assert len(caplog.records) == 11
+    assert len(caplog.records) == 12
+    assert caplog.records[0].getMessage() == (
+        f"1 shards lost samples or were odd when they were indexed (first: {cut}); `clipx data check` says why"
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,10 @@ def test_what_costs_samples_is_said_when_a_shard_is_indexed(tmp_path, caplog):
         "00001.tar holds 1 hard link, which is no file (9.png); make the tar with `tar --hard-dereference`"
     )
     assert "00002.tar has a sample 'frame' of 200 members (000.txt, 001.txt," in frames
+    caplog.clear()
+    build_index([str(tmp_path / "s")])  # at every start, without a scan
+    again = f"3 shards lost samples or were odd when they were indexed (first: {first}); `clipx data check` says why"
+    assert warnings(caplog) == [again]
 
 
 def test_warnings_of_very_many_shards_end(tmp_path, caplog, monkeypatch):
