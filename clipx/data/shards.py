@@ -19,6 +19,7 @@ from clipx.storage.failures import hint
 from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
 from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
 from clipx.storage.tar import Member, fits_memory, too_large
+from clipx.storage.tar_headers import begins_at
 
 _MAX_OPEN_SHARDS = 1024  # if the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
@@ -123,7 +124,19 @@ class _OpenShards:
                 f"shard {path} changed after it was indexed ({offsets.shard.size} bytes then, {file.size} now); "
                 "run `clipx data index` again and leave shards alone while a run reads them"
             )
+        if isinstance(file, LocalFile) and not _describes(offsets, file):  # of a remote one it would cost requests
+            raise RunError(
+                f"shard {path} is not the one that was indexed, although it has its size: no files begin where its "
+                "index says; `touch` it and run `clipx data index` again"
+            )
         return _OpenShard(file, offsets)
+
+
+def _describes(offsets: ShardOffsets, file: RangeReader) -> bool:
+    """Whether members begin where the offsets say, by three samples, of which damage may have spoilt one."""
+    count = offsets.num_samples
+    probes = [offsets.members(i)[-1] for i in sorted({0, count // 2, count - 1} if count else ())]
+    return sum(begins_at(file, member.offset, member.size) for member in probes) * 2 >= len(probes)
 
 
 class ShardReader:

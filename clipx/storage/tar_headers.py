@@ -91,6 +91,21 @@ def walk(file: RangeReader, *, joined: bool = False) -> Iterator[Entry]:
         position = behind
 
 
+def begins_at(file: RangeReader, offset: int, size: int) -> bool:
+    """Whether the header before `offset` is one of a member of `size` bytes; sizes from 8 GiB on are not compared.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    header = file.read_at(offset - _BLOCK, _BLOCK) if offset >= _BLOCK else b""
+    if not _is_header(header) or header[156:157] not in (b"0", b"\0", b"7"):
+        return False
+    try:
+        return size >= 8 << 30 or _parse_number(header[124:136]) in (0, size)  # 0: a pax record has it
+    except ValueError:
+        return False
+
+
 def _one_tar(file: RangeReader, position: int) -> Generator[Entry, None, int]:
     """Yields the entries from `position` to the end mark, and returns its place."""
     extended: _Extended | None = None

@@ -276,3 +276,29 @@ def test_fifos_in_the_place_of_an_index_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "s" / COUNTS_FILE)
     with pytest.raises(InputError, match=r"index .*clipx-index.bin cannot be read: .*it is a fifo, not a file"):
         build_index([str(tmp_path / "s")])
+
+
+def test_a_shard_in_anothers_place_is_found_out_when_it_is_opened(tmp_path):
+    """Tars are padded to 10 KiB: one of the same size is easily another, and a copy may keep the time."""
+    (path,) = write_shards(tmp_path / "s", [3])
+    state = os.stat(path)
+    index = build_index([str(tmp_path / "s")])
+    members = [(f"{i}.{e}", b"x" * (700 + i)) for i in range(3) for e in ("png", "txt")]
+    write_tar(tmp_path / "s" / "00000.tar", members)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert os.stat(path).st_size == state.st_size
+    assert build_index([str(tmp_path / "s")]).num_samples == 3  # nothing tells them apart
+    with pytest.raises(RunError, match=r"00000.tar is not the one that was indexed.* `touch` it"):
+        contents(index)
+    os.utime(path)
+    assert [len(fields["png"]) for _, fields in contents(build_index([path]))] == [700, 701, 702]
+
+
+def test_a_spoilt_header_does_not_make_another_shard_of_it(tmp_path):
+    (path,) = write_shards(tmp_path / "s", [3])
+    index = build_index([str(tmp_path / "s")])
+    good, last = contents(index), index.offsets(0).members(2)[-1]
+    with open(path, "r+b") as file:
+        file.seek(last.offset - 512)
+        file.write(bytes(512))
+    assert contents(index) == good
