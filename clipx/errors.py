@@ -3,6 +3,10 @@
 Raised anywhere, printed by the command line as one line without a traceback (`--debug` shows it).
 """
 
+from collections.abc import Iterable
+
+_MAX_NAMED = 10
+
 
 class ClipxError(Exception):
     """A condition with a message for a person: the value, the rule, and what to do."""
@@ -18,3 +22,14 @@ class InputError(ClipxError, ValueError):
 
 class RunError(ClipxError, RuntimeError):
     """A run cannot go on for a reason outside the input's form (data health, disk, numerics); exit code 1."""
+
+
+def some_names(names: Iterable[str], count: int | None = None) -> str:
+    """At most ten of `names`, joined by commas, and how many more there are.
+
+    Args:
+        count: how many there are; None means as many as `names`.
+    """
+    listed = list(names)
+    shown, total = listed[:_MAX_NAMED], len(listed) if count is None else count
+    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")

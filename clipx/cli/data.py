@@ -1,10 +1,11 @@
 """`clipx data`: prepares training data and looks at it."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from clipx.config.data import Source
 
 data_app = typer.Typer(help="Prepare training data and look at it.", no_args_is_help=True)
+
+_PathLike = TypeVar("_PathLike", str, Path)
+
+
+def _from_home(value: _PathLike | None) -> _PathLike | None:
+    """A path whose `~` no shell has replaced, as in `--out=~/shards`."""
+    return value if value is None else type(value)(os.path.expanduser(value))
+
 
 ShardsArgument = Annotated[
     list[str], typer.Argument(metavar="SHARDS", help="Tar files, folders, globs, braces, URLs.", show_default=False)
@@ -46,7 +55,10 @@ Sources = Annotated[
     ),
 ]
 OutFolder = Annotated[
-    str, typer.Option(metavar="DIR", help="Folder of the shards; begun before, it goes on.", show_default=False)
+    str,
+    typer.Option(
+        callback=_from_home, metavar="DIR", help="Folder of the shards; begun before, it goes on.", show_default=False
+    ),
 ]
 ShardSize = Annotated[int, typer.Option(min=1, metavar="N", help="Samples per shard.")]
 NumShards = Annotated[int | None, typer.Option(min=1, metavar="N", help="Shards, instead of --shard-size.")]
@@ -69,7 +81,8 @@ Splits = Annotated[
 ]
 GroupRows = Annotated[bool, typer.Option(help="Make one sample of all rows of a picture, with all their captions.")]
 ImageFolder = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder.")
+    Path | None,
+    typer.Option(callback=_from_home, metavar="DIR", help="Where paths start from; default: the table's folder."),
 ]
 ShortSide = Annotated[
     int | None, typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never.")
@@ -79,7 +92,8 @@ Quality = Annotated[
 ]
 Verify = Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")]
 IndexOfShards = Annotated[
-    str | None, typer.Option("--index", metavar="DIR", help="Of shards: take only what this index holds.")
+    str | None,
+    typer.Option("--index", callback=_from_home, metavar="DIR", help="Of shards: take only what this index holds."),
 ]
 ShardImageKey = Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")]
 MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of rows that may be left out (from 100 on).")]
@@ -160,7 +174,9 @@ def index(
     *,
     out: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Folder for the index (as data.index); default: beside the shards."),
+        typer.Option(
+            callback=_from_home, metavar="DIR", help="Folder for the index (as data.index); default: beside the shards."
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -169,8 +185,12 @@ def index(
             help='Keep samples of which this is true, e.g. "min_side >= 200", "json:similarity >= 0.28"; repeatable.',
         ),
     ] = None,
-    keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep only these keys, one per line.")] = None,
-    without_keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Leave out these keys.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(callback=_from_home, metavar="FILE", help="Keep only these keys, one per line.")
+    ] = None,
+    without_keys: Annotated[
+        Path | None, typer.Option(callback=_from_home, metavar="FILE", help="Leave out these keys.")
+    ] = None,
     unique: Annotated[
         Literal["image", "caption", "pair"] | None, typer.Option(help="Of exact duplicates keep the first.")
     ] = None,
@@ -204,9 +224,12 @@ def index(
 def check(
     shards: ShardsOrConfig,
     *,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write each problem here.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(callback=_from_home, metavar="FILE.jsonl", help="Write each problem here.")
+    ] = None,
     repair: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write bad shards anew here, with their good samples.")
+        Path | None,
+        typer.Option(callback=_from_home, metavar="DIR", help="Write bad shards anew here, with their good samples."),
     ] = None,
     image_key: ImageKey = None,
     caption_key: CaptionKey = None,
@@ -248,7 +271,9 @@ def check(
 def stats(
     shards: ShardsOrConfig,
     *,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write stats.json and stats.png here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=_from_home, metavar="DIR", help="Write stats.json and stats.png here.")
+    ] = None,
     sample: Annotated[
         int, typer.Option(min=0, metavar="N", help="Samples of each source to read, evenly spread; 0: all.")
     ] = 100_000,
@@ -301,7 +326,8 @@ def show(
     batch: Annotated[int, typer.Option(min=0, metavar="N", help="Which global batch, from 0.")] = 0,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of it to show.")] = 48,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Where to draw them; default: batch-N.png here.")
+        Path | None,
+        typer.Option(callback=_from_home, metavar="FILE.png", help="Where to draw them; default: batch-N.png here."),
     ] = None,
 ) -> None:
     """Draw pictures and captions of a batch exactly as the model will see them."""
@@ -318,7 +344,10 @@ def show(
 
 @data_app.command()
 def synth(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make; must not exist.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(callback=_from_home, metavar="DIR", help="Folder to make; must not exist.", show_default=False),
+    ],
     train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 20_000,
     eval_per_class: Annotated[int, typer.Option(min=1, help="Pictures per class in the evaluation sets.")] = 20,
     size: Annotated[int, typer.Option(min=16, help="Side of the pictures in pixels.")] = 64,

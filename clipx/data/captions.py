@@ -19,7 +19,9 @@ from clipx import counter_random
 from clipx.config.data import Source
 from clipx.counter_random import Stream
 from clipx.data.decode import UndecodableError, one_line
+from clipx.errors import some_names
 
+MAX_TEXT = 4 << 20  # bytes of a caption or a json member: nobody wrote more for a picture
 _MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
 
 
@@ -220,6 +222,8 @@ def _weighted(caption_key: str | Mapping[str, float]) -> dict[str, float]:
 
 
 def _text(data: bytes, extension: str) -> str:
+    if len(data) > MAX_TEXT:
+        raise UndecodableError(f"caption under {extension!r} has {len(data)} bytes; at most {MAX_TEXT} are a text")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -255,7 +259,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _absent(keys: str, fields: Mapping[str, bytes]) -> UndecodableError:
-    return UndecodableError(f"no caption under {keys}; members: {', '.join(sorted(fields)) or 'none'}")
+    return UndecodableError(f"no caption under {keys}; members: {some_names(sorted(fields)) or 'none'}")
 
 
 def _group_id(captions: Sequence[str]) -> int:

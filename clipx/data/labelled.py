@@ -20,11 +20,13 @@ from typing import Literal
 from clipx.data.captions import class_number, decode_captions, first_present
 from clipx.data.class_names import check_templates, read_lines
 from clipx.data.decode import UndecodableError
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 from clipx.storage.files import open_ranges
-from clipx.storage.tar import NotTarError, scan_tar
+from clipx.storage.tar import fits_memory, is_sample_file, scan_tar, too_large
+from clipx.storage.tar_headers import NotTarError
 
 IMAGE_KEY = "webp;png;jpg;jpeg"
+_MAX_DIGITS = 6  # of a number of shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +118,10 @@ def benchmark_shards(folder: Path) -> tuple[str, ...]:
     """
     path = folder / "test" / "nshards.txt"
     text = " ".join(_lines(path))
-    if not (text.isdecimal() and int(text) > 0):
-        raise InputError(f"{path} says {text!r}; it must hold the number of shards")
+    if not (text.isdecimal() and len(text) <= _MAX_DIGITS and int(text) > 0):
+        raise InputError(f"{path} says {text[:80]!r}; it must hold the number of shards")
     expected = [f"{number}.tar" for number in range(int(text))]
-    present = {shard.name for shard in path.parent.glob("*.tar")}
+    present = {shard.name for shard in path.parent.glob("*.tar") if not shard.name.startswith(".")}
     if wrong := sorted(present.symmetric_difference(expected)):
         fault = "is missing" if wrong[0] in expected else "is not among them"
         raise InputError(f"{path} says {text} shards, 0.tar to {int(text) - 1}.tar, but {wrong[0]} {fault}")
@@ -164,7 +166,8 @@ def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]
     import webdataset  # which imports torch, and a folder that is not there should be said at once
 
     pipeline = webdataset.DataPipeline(
-        webdataset.SimpleShardList(list(shards)), webdataset.tarfile_to_samples(handler=webdataset.reraise_exception)
+        webdataset.SimpleShardList(list(shards)),
+        webdataset.tarfile_to_samples(handler=webdataset.reraise_exception, select_files=is_sample_file),
     )
     num_samples = 0
     try:
@@ -191,14 +194,18 @@ def _fault(shard: str) -> str | None:
         return "is no tar file"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    if faults := [fault.text for fault in scan.faults() if fault.kind != "many members"]:
+        return faults[0]
+    if large := next((m for i in range(len(scan.keys)) for m in scan.members(i) if not fits_memory([m])), None):
+        return f"holds a sample that is none: {too_large([large])}"
     twice = next((key for key, after in pairwise(scan.keys) if key == after), None)
-    return scan.damage if twice is None else f"has a member twice in sample {twice.decode(errors='replace')}"
+    return None if twice is None else f"has a member twice in sample {twice.decode(errors='replace')}"
 
 
 def _member(fields: dict[str, bytes], keys: str, name: str) -> bytes:
     data = first_present(fields, keys)
     if data is None:
-        raise InputError(f"{name} has no {keys.replace(';', ', ')}; members: {', '.join(sorted(fields))}")
+        raise InputError(f"{name} has no {keys.replace(';', ', ')}; members: {some_names(sorted(fields))}")
     return data
 
 

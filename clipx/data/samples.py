@@ -25,7 +25,8 @@ from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import TrainTransform
-from clipx.errors import RunError
+from clipx.errors import RunError, some_names
+from clipx.storage.tar import KEYS_END_AT_DOTS, MANY_MEMBERS
 from clipx.types import BadSample, Batch, axis_of, tensor_fields
 
 if TYPE_CHECKING:  # needed only for remote sources
@@ -252,13 +253,16 @@ class BatchReader:
         first = bad[ref.sample_id]
         members = self._samples.shards.name(ref).members
         source = self._samples.sources[ref.source]
-        hint = (
-            "the shard was longer when it was indexed: restore it"
-            if first.reason == TRUNCATED
-            else f"looked for a picture under {source.image_key!r} and a caption under {source.caption_key!r}: "
-            "set data.image_key and data.caption_key to what the shards hold"
-        )
+        if len(members) > MANY_MEMBERS:
+            hint = f"there are {len(members)}: {KEYS_END_AT_DOTS}"
+        elif first.reason == TRUNCATED:
+            hint = "the shard was longer when it was indexed: restore it"
+        else:
+            hint = (
+                f"looked for a picture under {source.image_key!r} and a caption under {source.caption_key!r}: "
+                "set data.image_key and data.caption_key to what the shards hold; `clipx data check` looks through them"
+            )
         return RunError(
             f"none of {tries} samples in a row is a readable pair, from {first.key} of {first.shard} on "
-            f"({first.reason}; members there: {', '.join(members)}); {hint}"
+            f"({first.reason}; members there: {some_names(members)}); {hint}"
         )

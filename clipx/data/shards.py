@@ -18,7 +18,8 @@ from clipx.errors import RunError
 from clipx.storage.failures import hint
 from clipx.storage.files import LocalFile, RangeReader, is_local, open_ranges
 from clipx.storage.remote import DEFAULTS, LONGEST_WAIT_S
-from clipx.storage.tar import Member
+from clipx.storage.tar import Member, fits_memory, too_large
+from clipx.storage.tar_headers import begins_at
 
 _MAX_OPEN_SHARDS = 1024  # if the limit of descriptors allows it; a loader process reads as many as it has lanes
 _RETRY_AFTER_S = (0.1, 1.0)
@@ -104,7 +105,12 @@ class _OpenShards:
         return file
 
     def members(self, ref: SampleRef) -> list[Member]:
-        """Implements `prefetch.ShardAccess`."""
+        """Implements `prefetch.ShardAccess`; nothing of a sample that is too large is fetched."""
+        members = self.wanted(ref)
+        return members if fits_memory(members) else []
+
+    def wanted(self, ref: SampleRef) -> list[Member]:
+        """Those members of a sample that are read."""
         wanted = self._extensions[ref.source]
         members = self.get(ref.source, ref.shard).offsets.members(ref.index)
         return members if wanted is None else [member for member in members if member.extension in wanted]
@@ -118,7 +124,19 @@ class _OpenShards:
                 f"shard {path} changed after it was indexed ({offsets.shard.size} bytes then, {file.size} now); "
                 "run `clipx data index` again and leave shards alone while a run reads them"
             )
+        if isinstance(file, LocalFile) and not _describes(offsets, file):  # of a remote one it would cost requests
+            raise RunError(
+                f"shard {path} is not the one that was indexed, although it has its size: no files begin where its "
+                "index says; `touch` it and run `clipx data index` again"
+            )
         return _OpenShard(file, offsets)
+
+
+def _describes(offsets: ShardOffsets, file: RangeReader) -> bool:
+    """Whether members begin where the offsets say, by three samples, of which damage may have spoilt one."""
+    count = offsets.num_samples
+    probes = [offsets.members(i)[-1] for i in sorted({0, count // 2, count - 1} if count else ())]
+    return sum(begins_at(file, member.offset, member.size) for member in probes) * 2 >= len(probes)
 
 
 class ShardReader:
@@ -198,7 +216,7 @@ class ShardReader:
         """The content of a sample's members by extension, in lower case and without the first dot.
 
         Raises:
-            BadSampleError: the shard ends before the sample does.
+            BadSampleError: the shard ends before the sample does, or the sample is too large to be one.
             RunError: the storage failed after all retries, or the shard is not the one that was indexed.
         """
         self._follow_fork()
@@ -224,7 +242,11 @@ class ShardReader:
 
     def _read(self, ref: SampleRef) -> dict[str, bytes]:
         contents = None if self._prefetcher is None else self._prefetcher.take(ref)
-        file, members = self._open.get(ref.source, ref.shard).file, self._open.members(ref)
+        file, members = self._open.get(ref.source, ref.shard).file, self._open.wanted(ref)
+        if any(member.offset + member.size > file.size for member in members):
+            raise BadSampleError(TRUNCATED)
+        if not fits_memory(members):
+            raise BadSampleError(too_large(members))
         if contents is None and isinstance(file, LocalFile):
             contents = [file.read_at(member.offset, member.size) for member in members]
         elif contents is None:

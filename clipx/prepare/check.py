@@ -4,7 +4,6 @@ What is good here is what training takes: captions read as the source says, the 
 that cannot, by Pillow. The shards themselves are never changed.
 """
 
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -18,12 +17,12 @@ from clipx.config.data import AugmentConfig, Source
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.parallel import in_processes
-from clipx.data.shard_writer import write_shard
 from clipx.data.transforms import TrainTransform
-from clipx.errors import InputError, RunError
+from clipx.prepare.repair import RepairFolder
 from clipx.prepare.samples import Fault, StoredSampleReader, UnusableSampleError
 from clipx.storage.files import RangeReader, open_ranges
-from clipx.storage.tar import CutMemberError, NotTarError, TarScan, read_members, scan_tar
+from clipx.storage.tar import CutMemberError, LargeSampleError, TarScan, read_members, scan_tar
+from clipx.storage.tar_headers import NotTarError
 
 _SIDE = 32  # pixels that pictures are reduced to: it is the decoder that is tried
 
@@ -82,29 +81,24 @@ def check_shards(
 ) -> Health:
     """Looks at every sample; `on_progress` gets (shards done, shards).
 
-    The folder `repair` gets a shard with the good samples for each in which something is bad, of the same name.
+    The folder `repair` gets a shard with the good samples for each in which something is bad, of the same name: with
+    those of all tars that were joined to one, and with the members of each sample together.
 
     Raises:
-        InputError: a shard that is not there; shards to be repaired into their own folder, or with equal names.
+        InputError: a shard that is not there; shards to be repaired that have equal names, or whose folder is their own
+            or holds somebody's shards.
         RunError: a repaired shard cannot be written.
     """
     jobs = [(i, path) for i, source in enumerate(sources) for path in expand_shards(source.shards)]
-    if repair is not None:
-        _check_target(repair, [path for _, path in jobs])
+    folder = None if repair is None else RepairFolder(repair)
+    if folder is not None:
+        folder.require_free([path for _, path in jobs])
     shards = []
-    for shard in in_processes(_ShardCheck(tuple(sources), repair), jobs, workers=workers):
+    for shard in in_processes(_ShardCheck(tuple(sources), folder), jobs, workers=workers):
         shards.append(shard)
         if on_progress is not None:
             on_progress(len(shards), len(jobs))
     return Health(shards)
-
-
-def _check_target(folder: Path, shards: Sequence[str]) -> None:
-    if any(Path(path).resolve().parent == folder.resolve() for path in shards):
-        raise InputError(f"--repair {folder} is where the shards lie, and they stay as they are; choose another folder")
-    name, count = Counter(map(posixpath.basename, shards)).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"--repair {folder}: {count} of the shards are called {name}; repair one folder at a time")
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ class _ShardCheck:
     """What each process does."""
 
     sources: tuple[Source, ...]
-    repair: Path | None
+    repair: RepairFolder | None
 
     def __call__(self, job: tuple[int, str]) -> ShardHealth:
         source, path = job
@@ -120,14 +114,13 @@ class _ShardCheck:
         try:
             with closing(open_ranges(path, sequential=True)) as file:
                 scan = scan_tar(file)
-                if scan.damage:
-                    health.add("damaged shard", scan.damage)
-                elif not scan.keys:
+                for fault in scan.faults():
+                    health.add(fault.kind, fault.text)
+                if not (scan.keys or scan.damage):
                     health.add("no samples", "nothing in it has a key and an extension")
                 good = self._good_samples(file, scan, self._readers[source], health)
-                if health.problems and good and self.repair is not None:
-                    _write(self.repair / posixpath.basename(path), file, scan, good)
-                    health.repaired = True
+                if health.problems and self.repair is not None:
+                    health.repaired = self._write(path, file, scan, good, self._readers[source])
         except (NotTarError, OSError) as error:
             health.add("unreadable shard", str(error))
         return health
@@ -143,32 +136,50 @@ class _ShardCheck:
     def _good_samples(
         self, file: RangeReader, scan: TarScan, reader: StoredSampleReader, health: ShardHealth
     ) -> list[int]:
-        """The good samples; the others are added to `health`."""
-        image_HWC = torch.empty((_SIDE, _SIDE, 3), dtype=torch.uint8)
+        """The good samples; the others are added to `health`, pieces of samples only as the shard's problem."""
         good = []
         for i in range(len(scan.keys)):
             try:
-                _, image = reader.read(read_members(file, scan.members(i)), sample_id=0)
-                health.num_by_pillow += self._transform(image, seed=0, out=image_HWC)
+                health.num_by_pillow += self._try(file, scan, i, reader)
                 good.append(i)
-            except CutMemberError as error:
-                health.add("cut sample", str(error), key=scan.key(i))
-            except UndecodableError as error:
-                health.add("unreadable picture", str(error), key=scan.key(i))
             except UnusableSampleError as error:
-                health.add(error.fault, error.detail, key=scan.key(i))
+                if reason := scan.linked.get(scan.keys[i]):
+                    health.add("links", reason, key=scan.key(i))
+                elif i not in scan.pieces:
+                    health.add(error.fault, error.detail, key=scan.key(i))
         health.num_samples, health.num_good = len(scan.keys), len(good)
         return good
 
+    def _try(self, file: RangeReader, scan: TarScan, sample: int, reader: StoredSampleReader) -> bool:
+        """Reads a sample as training does, and returns whether Pillow had to.
 
-def _write(path: Path, file: RangeReader, scan: TarScan, good: Sequence[int]) -> None:
-    """Writes a shard of the good samples.
+        Raises:
+            UnusableSampleError: training would not take it.
+        """
+        try:
+            _, image = reader.read(read_members(file, scan.members(sample)), sample_id=0)
+            return self._transform(image, seed=0, out=torch.empty((_SIDE, _SIDE, 3), dtype=torch.uint8))
+        except CutMemberError as error:
+            raise UnusableSampleError("cut sample", str(error)) from error
+        except LargeSampleError as error:
+            raise UnusableSampleError("large sample", str(error)) from error
+        except UndecodableError as error:
+            raise UnusableSampleError("unreadable picture", str(error)) from error
 
-    Raises:
-        RunError: it cannot be written.
-    """
-    samples = ((scan.keys[i].decode("utf-8", "surrogateescape"), read_members(file, scan.members(i))) for i in good)
-    try:
-        write_shard(path, samples)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}; make room or choose another") from error
+    def _write(
+        self, path: str, file: RangeReader, scan: TarScan, good: Sequence[int], reader: StoredSampleReader
+    ) -> bool:
+        """Writes a shard of the good samples, all that can be had; False if there are none.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        assert self.repair is not None
+        if scan.damage or scan.pieces:
+            whole = scan_tar(file, joined=True).grouped()
+            if whole.keys != scan.keys:
+                scan, good = whole, self._good_samples(file, whole, reader, ShardHealth(path))
+        samples = ((scan.keys[i].decode("utf-8", "surrogateescape"), read_members(file, scan.members(i))) for i in good)
+        if good:
+            self.repair.write(path, samples)
+        return bool(good)

@@ -6,9 +6,20 @@ from typing import Literal
 from clipx.config.data import Source
 from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
+from clipx.errors import some_names
 
 Fault = Literal[
-    "unreadable shard", "damaged shard", "no samples", "cut sample", "no caption", "no picture", "unreadable picture"
+    "unreadable shard",
+    "damaged shard",
+    "split samples",
+    "links",
+    "many members",
+    "no samples",
+    "cut sample",
+    "large sample",
+    "no caption",
+    "no picture",
+    "unreadable picture",
 ]
 
 
@@ -39,6 +50,6 @@ class StoredSampleReader:
             raise UnusableSampleError("no caption", str(error)) from error
         image = first_present(fields, self._image_key)
         if image is None:
-            members = ", ".join(sorted(fields))
+            members = some_names(sorted(fields))
             raise UnusableSampleError("no picture", f"nothing under {self._image_key!r}; members: {members}")
         return caption, image

@@ -8,7 +8,7 @@ from clipx.data.index.shard_index import ShardIndex
 from clipx.errors import RunError
 from clipx.prepare.rows import LeftOutError, Rows, StoredSample
 from clipx.storage.files import RangeReader, open_ranges
-from clipx.storage.tar import CutMemberError, read_members
+from clipx.storage.tar import CutMemberError, LargeSampleError, read_members
 
 _MAX_OPEN_SHARDS = 64
 
@@ -35,7 +35,7 @@ class ShardRows(Rows):
         """The sample of this number.
 
         Raises:
-            LeftOutError: it is cut.
+            LeftOutError: it is cut, or too large.
             RunError: the storage failed.
         """
         shard, place = self._index.locate(row)
@@ -45,7 +45,9 @@ class ShardRows(Rows):
             key = offsets.key(place)
             return StoredSample(f"{path} {key}", key, read_members(file, offsets.members(place)))
         except CutMemberError as error:
-            raise LeftOutError("truncated shard", f"{path} {key}") from error
+            raise LeftOutError("truncated shard", f"{path} {key}", str(error)) from error
+        except LargeSampleError as error:
+            raise LeftOutError("unreadable row", f"{path} {key}", str(error)) from error
         except OSError as error:
             raise RunError(f"shard {path} cannot be read: {error}; check the storage and start again") from error
 

@@ -6,14 +6,19 @@ standard output. Neither a command nor some web servers can give a part: such a 
 (`shard_cache.py`) and read from there.
 """
 
+import errno
 import logging
 import os
 import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from clipx.config.data import RemoteConfig
 from clipx.storage import remote as remote_files
+from clipx.storage.failures import UnusableAddressError
 from clipx.storage.remote import DEFAULTS, PIPE, RemoteState
 
 if TYPE_CHECKING:  # needed only for what is fetched whole
@@ -85,7 +90,7 @@ def open_ranges(
         OSError: it cannot be opened.
     """
     if is_local(path):
-        return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return LocalFile(open_regular(path))
     if path.startswith(PIPE):
         return _fetch_whole(path, None, remote=remote, cache=cache)
     if cache is not None:
@@ -99,6 +104,28 @@ def open_ranges(
     if now.size is None or not now.ranges:
         return _fetch_whole(path, now, remote=remote, cache=cache)
     return RemoteFile(path, now.size, remote=remote, read_ahead=_SCAN_BLOCK if sequential else 0)
+
+
+def open_regular(path: str | Path) -> int:
+    """A descriptor of a file; what is none is not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a fifo, a device, a socket.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo without a writer would wait
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise UnusableAddressError(errno.EINVAL, f"it is {kind_of_file(mode)}, not a file", str(path))
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file that is none is called, by its mode."""
+    kinds = {stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _fetch_whole(
@@ -125,7 +152,10 @@ def read_file(path: str, *, remote: RemoteConfig = DEFAULTS) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    return Path(path).read_bytes() if is_local(path) else remote_files.read_whole(path, remote)
+    if not is_local(path):
+        return remote_files.read_whole(path, remote)
+    with open(open_regular(path), "rb") as file:
+        return file.read()
 
 
 def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) -> None:
@@ -137,16 +167,44 @@ def write_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) ->
     if not is_local(path):
         remote_files.write_whole(path, content, remote)
         return
-    target = Path(path)
+    with _beside(Path(path), content) as temporary:
+        os.replace(temporary, path)
+
+
+def write_new_file(path: str, content: bytes, *, remote: RemoteConfig = DEFAULTS) -> bool:
+    """Writes a file that is not there, whole or not at all; False, and nothing is written, if it is there.
+
+    Of several processes that do so at once one succeeds; in a store the last does.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not is_local(path):
+        write_file(path, content, remote=remote)
+        return True
+    with _beside(Path(path), content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                return False
+            os.replace(temporary, path)
+        return True
+
+
+@contextmanager
+def _beside(target: Path, content: bytes) -> Iterator[Path]:
+    """A new file beside `target`, which is removed at the end if it still is there; makes the folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
-        os.replace(temporary, target)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 class LocalFile:
@@ -158,6 +216,8 @@ class LocalFile:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """See `RangeReader`."""
+        if offset + length > self.size:  # or a size from a broken header would take the memory
+            length = max(self.size - offset, 0)
         data = os.pread(self._descriptor, length, offset)
         while len(data) < length and (more := os.pread(self._descriptor, length - len(data), offset + len(data))):
             data += more  # Linux returns at most 2 GiB at once, and network file systems may return less

@@ -1,29 +1,48 @@
-"""Tar files of samples: where each sample's members lie, by the headers alone.
+"""Tar files of samples: where each sample's members lie, by the headers alone (`tar_headers.py`).
 
-The parser is our own: `tarfile` builds an object per member, and gives up at damage before which all samples are good.
+A sample is a run of neighbouring members whose names are equal up to the first dot behind the last slash, as in
+webdataset. Two things differ. Hidden files (`._p.jpg`, which macOS adds) are no members: webdataset takes those in
+folders for samples of their own. And a name that is there twice in a row begins a sample, where webdataset ends.
 """
 
+import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
-from zlib import adler32
+from typing import Literal, NamedTuple
 
+from clipx.errors import some_names
 from clipx.storage.files import RangeReader
+from clipx.storage.tar_headers import DamageError, walk
 
-_BLOCK = 512
-_ZEROS = bytes(_BLOCK)
-_ADLER = 65521
-_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip and zstd begin so
-
-
-class NotTarError(Exception):
-    """The file does not begin as an uncompressed tar does; the message says what to do."""
+MAX_SAMPLE_BYTES = 512 << 20
+"""Of the members of a sample that are read: more is a fault of its header, or no picture that anybody trains on."""
+MANY_MEMBERS = 100
+"""Of a sample: of more it is probable that the first dot in their names was not meant as the key's end."""
+KEYS_END_AT_DOTS = (
+    "a sample's key ends at the first dot of a file's name; if each is a sample, name them without dots, or make "
+    "shards with `clipx data make`"
+)
+_META = re.compile(rb"__[^/]*__(?:$|/)")  # webdataset's notation for what describes the shard
+_NAMED = 10  # entries of each kind that are kept for messages
+_EXPLAINED = 10_000  # samples whose links are kept
+_MEND = "put files in their place"
+_MENDS = {
+    "hard link": "make the tar with `tar --hard-dereference`",
+    "symbolic link": "make the tar with `tar --dereference`",
+    "sparse file": "make the tar without --sparse",
+    "continued file": "make one tar, without --multi-volume",
+}
 
 
 class CutMemberError(Exception):
     """The shard ends before one of a sample's members does; the message says how much is missing."""
+
+
+class LargeSampleError(Exception):
+    """A sample that is too large to be one; the message says how large."""
 
 
 class Member(NamedTuple):
@@ -32,6 +51,14 @@ class Member(NamedTuple):
     extension: str
     offset: int
     size: int
+
+
+class ShardFault(NamedTuple):
+    """Something in a shard that costs samples, or that is not what a person thinks."""
+
+    kind: Literal["damaged shard", "split samples", "links", "many members"]
+    text: str
+    """Goes on after `shard NAME`."""
 
 
 @dataclass
@@ -46,6 +73,13 @@ class TarScan:
     extension_ids: dict[bytes, int] = field(default_factory=dict)
     damage: str | None = None
     """What is wrong with the end of the file, or None."""
+    links: "Counter[str]" = field(default_factory=Counter)
+    """How many members are no files, by what they are instead (`hard link`, ...)."""
+    link_names: dict[str, list[str]] = field(default_factory=dict)
+    """Some of them."""
+    linked: dict[bytes, str] = field(default_factory=dict)
+    """Why a sample of a key lacks a member, of the first samples with links."""
+    _seen: set[int] = field(default_factory=set)  # extensions of the last sample
 
     def key(self, index: int) -> str:
         """The name of sample `index`, with its folder inside the tar."""
@@ -53,38 +87,129 @@ class TarScan:
 
     def members(self, index: int) -> list[Member]:
         """The files of sample `index` in the tar's order."""
+        return [Member(self._extensions[self.extensions[i]], self.offsets[i], self.sizes[i]) for i in self._rows(index)]
+
+    def _rows(self, index: int) -> range:
         stop = self.first_member[index + 1] if index + 1 < len(self.keys) else len(self.offsets)
-        return [
-            Member(self._extensions[self.extensions[i]], self.offsets[i], self.sizes[i])
-            for i in range(self.first_member[index], stop)
-        ]
+        return range(self.first_member[index], stop)
 
     @cached_property
     def _extensions(self) -> list[str]:
         return [name.decode("utf-8", "backslashreplace") for name in self.extension_ids]
 
-    def add(self, name: bytes, offset: int, size: int) -> None:
-        """Takes the next member; a name without key or extension makes no sample, as in webdataset."""
+    def add(self, name: bytes, offset: int, size: int, kind: str | None = None) -> None:
+        """Takes the next member; a name without key or extension makes no sample, and neither does a link.
+
+        Args:
+            kind: what it is instead of a file (`hard link`, ...).
+        """
         folder, slash, base = name.rpartition(b"/")
         stem, dot, extension = base.partition(b".")
-        if not stem or not dot:
+        if not stem or not dot or (name.startswith(b"__") and _is_meta(name)):
             return
-        key = folder + slash + stem
-        extension_id = self.extension_ids.setdefault(extension.lower(), len(self.extension_ids))
-        same_sample = bool(self.keys) and self.keys[-1] == key
-        if not same_sample or extension_id in self.extensions[self.first_member[-1] :]:
+        if kind is not None:
+            self.links[kind] += 1
+            shown = name.decode("utf-8", "backslashreplace")
+            if self.links[kind] <= _NAMED:
+                self.link_names.setdefault(kind, []).append(shown)
+            if len(self.linked) < _EXPLAINED:
+                reason = f"{shown} is a {kind}, which is no file; {_MENDS.get(kind, _MEND)}"
+                self.linked.setdefault(folder + slash + stem, reason)
+            return
+        lower = extension.lower() if extension.isascii() else _lower(extension)
+        extension_id = self.extension_ids.setdefault(lower, len(self.extension_ids))
+        self._add(folder + slash + stem, extension_id, offset, size)
+
+    def _add(self, key: bytes, extension_id: int, offset: int, size: int) -> None:
+        if not self.keys or self.keys[-1] != key or extension_id in self._seen:
             self.keys.append(key)
             self.first_member.append(len(self.offsets))
+            self._seen.clear()
+        self._seen.add(extension_id)
         self.offsets.append(offset)
         self.sizes.append(size)
         self.extensions.append(extension_id)
 
+    @cached_property
+    def _runs(self) -> list[list[int]]:
+        """The samples that are pieces of one together: of one key, and no extension in two of them."""
+        latest: dict[bytes, tuple[list[int], set[int]]] = {}
+        groups: list[list[int]] = []
+        for i, key in enumerate(self.keys):
+            rows = self._rows(i)
+            found = set(self.extensions[rows.start : rows.stop])
+            group = latest.get(key)
+            if group is None or not group[1].isdisjoint(found):
+                latest[key] = group = ([], set())
+                groups.append(group[0])
+            group[0].append(i)
+            group[1].update(found)
+        return groups
 
-def scan_tar(file: RangeReader) -> TarScan:
+    @cached_property
+    def pieces(self) -> frozenset[int]:
+        """The samples that are pieces: another one further on, or before, has the key and what this one lacks."""
+        if len(set(self.keys)) == len(self.keys):
+            return frozenset()
+        return frozenset(i for group in self._runs if len(group) > 1 for i in group)
+
+    def grouped(self) -> "TarScan":
+        """The samples with all members of each key together, by their first members."""
+        result = TarScan(extension_ids=self.extension_ids, damage=self.damage)
+        for group in self._runs:
+            result._seen = set()
+            for row in (row for i in group for row in self._rows(i)):
+                result._add(self.keys[group[0]], self.extensions[row], self.offsets[row], self.sizes[row])
+        return result
+
+    def faults(self) -> list[ShardFault]:
+        """What is wrong with the shard, or odd."""
+        faults = [] if self.damage is None else [ShardFault("damaged shard", self.damage)]
+        if self.pieces:
+            first = self.key(min(self.pieces))
+            faults.append(
+                ShardFault(
+                    "split samples",
+                    f"holds {len(self.pieces)} pieces of samples: the members of a sample do not stand together (of "
+                    f"{first!r} first); make the tar with `tar --sort=name`, or mend it with `clipx data check "
+                    "--repair DIR`",
+                )
+            )
+        faults += [
+            ShardFault(
+                "links",
+                f"holds {count} {kind + 's, which are no files' if count > 1 else kind + ', which is no file'} "
+                f"({some_names(self.link_names[kind], count)}); {_MENDS.get(kind, _MEND)}",
+            )
+            for kind, count in self.links.items()
+        ]
+        if self.keys and len(self.offsets) > MANY_MEMBERS:
+            faults += self._many_members()
+        return faults
+
+    def _many_members(self) -> list[ShardFault]:
+        largest = max(range(len(self.keys)), key=lambda i: len(self._rows(i)))
+        rows = self._rows(largest)
+        if len(rows) <= MANY_MEMBERS:
+            return []
+        names = [self._extensions[i] for i in self.extensions[rows.start : rows.start + _NAMED]]
+        return [
+            ShardFault(
+                "many members",
+                f"has a sample {self.key(largest)!r} of {len(rows)} members ({some_names(names, len(rows))}): "
+                f"{KEYS_END_AT_DOTS}",
+            )
+        ]
+
+
+def scan_tar(file: RangeReader, *, joined: bool = False) -> TarScan:
     """Lists the samples of a tar, reading its headers only.
 
     A cut or damaged file gives every sample up to the damage, the one that it hits included (reading that one fails),
     and says so in `damage`.
+
+    Args:
+        joined: takes also the tars behind the end mark of the first.
 
     Raises:
         NotTarError: the file is none from its first byte on.
@@ -92,12 +217,10 @@ def scan_tar(file: RangeReader) -> TarScan:
     """
     scan = TarScan()
     try:
-        for name, offset, size in _walk(file):
-            scan.add(name, offset, size)
-    except _DamageError as error:
+        for entry in walk(file, joined=joined):
+            scan.add(*entry)
+    except DamageError as error:
         scan.damage = str(error)
-    except ValueError:
-        scan.damage = "has a header with a malformed number"
     return scan
 
 
@@ -106,84 +229,37 @@ def read_members(file: RangeReader, members: Sequence[Member]) -> dict[str, byte
 
     Raises:
         CutMemberError: the shard ends inside one of them.
+        LargeSampleError: they are larger than `MAX_SAMPLE_BYTES`.
         OSError: it cannot be read.
     """
-    fields = {}
     for extension, offset, size in members:
-        fields[extension] = data = file.read_at(offset, size)
-        if len(data) < size:
-            raise CutMemberError(f"{size - len(data)} bytes of its {extension} are missing")
-    return fields
+        if offset + size > file.size:
+            raise CutMemberError(f"{min(size, offset + size - file.size)} bytes of its {extension} are missing")
+    if not fits_memory(members):
+        raise LargeSampleError(too_large(members))
+    return {extension: file.read_at(offset, size) for extension, offset, size in members}
 
 
-class _DamageError(Exception):
-    """The tar breaks off; the message says where."""
+def fits_memory(members: Iterable[Member]) -> bool:
+    """Whether members together are small enough to be read, `MAX_SAMPLE_BYTES`."""
+    return sum(member.size for member in members) <= MAX_SAMPLE_BYTES
 
 
-def _walk(file: RangeReader) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (name, offset of the data, size) of each regular file."""
-    position = 0
-    name: bytes | None = None  # from a GNU or pax record, for the member after it
-    size: int | None = None
-    while (header := file.read_at(position, _BLOCK)) != _ZEROS:
-        _check_header(header, position, file.size)
-        data, length, kind = position + _BLOCK, _parse_number(header[124:136]), header[156:157]
-        if kind == b"L":
-            name = file.read_at(data, length).split(b"\0", 1)[0]
-        elif kind == b"x":
-            records = _pax_records(file.read_at(data, length))
-            name = records.get(b"path", name)
-            size = int(records[b"size"]) if b"size" in records else None
-        elif kind not in b"Kg":
-            length = length if size is None else size
-            if kind in b"0\x007":
-                yield name or _header_name(header), data, length
-            name = size = None
-        position = data + -(-length // _BLOCK) * _BLOCK
-        if data + length > file.size:
-            raise _DamageError(f"ends inside a member, {data + length - file.size} bytes short")
+def too_large(members: Iterable[Member]) -> str:
+    """What to say of members that do not fit."""
+    size = sum(member.size for member in members)
+    return f"its members have {size} bytes; a sample has at most {MAX_SAMPLE_BYTES}"
 
 
-def _check_header(header: bytes, position: int, file_size: int) -> None:
-    if not header and position == 0:
-        raise _DamageError("has no bytes")
-    if not header:
-        raise _DamageError("ends without a tar's end mark")
-    if len(header) == _BLOCK:
-        stored = header[148:156].strip(b"\0 ")
-        # Adler-32 ends with 1 + the sum of the bytes modulo 65521, and is ten times as fast as `sum`
-        if (
-            stored.isdigit()
-            and adler32(header) & 0xFFFF == (1 + int(stored, 8) + sum(header[148:156]) - 8 * ord(" ")) % _ADLER
-        ):
-            return
-    if position == 0:
-        if header.startswith(_COMPRESSED):
-            raise NotTarError("is compressed; unpack it to a plain tar")
-        raise NotTarError("is no tar file; leave it out, or make it again")
-    fault = "ends inside" if len(header) < _BLOCK else "has a broken"
-    raise _DamageError(f"{fault} header at byte {position} of {file_size}")
+def is_sample_file(name: str) -> bool:
+    """Whether a file of this name can be a member of a sample."""
+    stem, dot, _ = name.rpartition("/")[2].partition(".")
+    return bool(stem and dot) and not _is_meta(name.encode("utf-8", "surrogateescape"))
 
 
-def _parse_number(data: bytes) -> int:
-    """A numeric field: octal digits, or big-endian binary if the first bit is set (sizes from 8 GiB on)."""
-    if data[0] & 0x80:
-        return int.from_bytes(data[1:], "big")
-    return int(data.strip(b"\0 ") or b"0", 8)
+def _is_meta(name: bytes) -> bool:
+    return _META.match(name) is not None or (b"/" not in name and name.startswith(b"__") and name.endswith(b"__"))
 
 
-def _header_name(header: bytes) -> bytes:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
-
-
-def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """The `length key=value` lines of a pax header (POSIX.1-2001, pax, "extended header")."""
-    records, position = {}, 0
-    while (space := data.find(b" ", position)) > 0 and data[position:space].isdigit():
-        end = position + int(data[position:space])
-        key, _, value = data[space + 1 : end - 1].partition(b"=")
-        records[key] = value
-        position = max(end, space + 1)
-    return records
+def _lower(extension: bytes) -> bytes:
+    return extension.decode("utf-8", "surrogateescape").lower().encode("utf-8", "surrogateescape")

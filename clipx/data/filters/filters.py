@@ -20,7 +20,7 @@ from clipx.data.filters.key_list import KeyList, hashed
 from clipx.data.filters.sample import NO_CAPTION, NO_IMAGE, FilterSample, absent_reason, parquet_rows
 from clipx.errors import InputError
 from clipx.storage.failures import hint
-from clipx.storage.files import RangeReader, read_file, write_file
+from clipx.storage.files import RangeReader, read_file, write_file, write_new_file
 from clipx.storage.remote import ASK
 from clipx.storage.tar import TarScan
 
@@ -82,8 +82,8 @@ class SampleFilter:
             raise InputError("a filter without condition, keys or unique leaves nothing out; give one of them")
         return cls(
             where=tuple(map(Condition.parse, where)),
-            keys=None if keys is None else KeyList.from_file(keys),
-            without_keys=None if without_keys is None else KeyList.from_file(without_keys),
+            keys=None if keys is None else KeyList.from_file(keys.expanduser()),
+            without_keys=None if without_keys is None else KeyList.from_file(without_keys.expanduser()),
             unique=chosen,
             caption_key=caption_key,
             image_key=image_key,
@@ -199,6 +199,7 @@ class SampleFilter:
         """Keeps the filter in the folder of its index.
 
         Raises:
+            InputError: another filter was put there meanwhile.
             OSError: it cannot be written.
         """
         for keys in filter(None, (self.keys, self.without_keys)):
@@ -212,7 +213,20 @@ class SampleFilter:
             "caption_key": self.caption_key,
             "image_key": self.image_key,
         }
-        write_file(posixpath.join(folder, FILTER_FILE), json.dumps(content, indent=1).encode())
+        path = posixpath.join(folder, FILTER_FILE)
+        if not write_new_file(path, json.dumps(content, indent=1).encode()):
+            self.require_same(SampleFilter.load(folder), folder)
+
+    def require_same(self, stored: "SampleFilter | None", folder: str) -> None:
+        """Checks that the index in `folder`, which has the filter `stored` (None: none yet), is one of this filter.
+
+        Raises:
+            InputError: it is not.
+        """
+        if stored is not None and stored.text != self.text:
+            raise InputError(
+                f"the index in {folder} has the filter {stored.text!r}, not {self.text!r}; choose another folder"
+            )
 
     @classmethod
     def load(cls, folder: str) -> "SampleFilter | None":
@@ -242,9 +256,12 @@ def _load_keys(folder: str, digest: str | None) -> KeyList | None:
         return None
     path = posixpath.join(folder, _keys_file(digest))
     try:
-        return KeyList.from_bytes(read_file(path, remote=ASK))
+        keys = KeyList.from_bytes(read_file(path, remote=ASK))
     except FileNotFoundError as error:
         raise ValueError(f"its list {path} is gone") from error
+    if keys.digest != digest:
+        raise ValueError(f"its list {path} is another one")
+    return keys
 
 
 def _keys_file(digest: str) -> str:

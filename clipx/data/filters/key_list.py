@@ -1,8 +1,10 @@
 """Lists of sample keys as sorted hashes: 8 bytes a key, whatever its length."""
 
 import io
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,18 @@ class KeyList:
 
     @classmethod
     def from_file(cls, path: Path) -> "KeyList":
-        """Reads a text file with one key per line; blank lines do not count.
+        """Reads a text file with one key per line; blank lines do not count, and neither does a byte order mark.
 
         Raises:
-            InputError: it cannot be read, or holds no key.
+            InputError: it cannot be read, holds no key, or is UTF-16.
         """
         try:
             with open(path, "rb") as file:
-                hashes = np.fromiter((hashed(line.strip()) for line in file if line.strip()), np.uint64)
+                first = next(file, b"")
+                if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+                    raise InputError(f"list of keys {path} is UTF-16; save it as UTF-8")
+                lines = map(bytes.strip, chain([first.removeprefix(BOM_UTF8)], file))
+                hashes = np.fromiter((hashed(line) for line in lines if line), np.uint64)
         except OSError as error:
             raise InputError(f"list of keys {path} cannot be read: {error.strerror}; give a text file") from error
         if not len(hashes):
@@ -40,7 +46,13 @@ class KeyList:
         Raises:
             ValueError: `data` is something else.
         """
-        return cls(np.load(io.BytesIO(data), allow_pickle=False))
+        try:
+            hashes = np.load(io.BytesIO(data), allow_pickle=False)
+        except (EOFError, MemoryError, OverflowError, TypeError, AttributeError) as error:
+            raise ValueError(f"no list of keys: {error}") from error
+        if not isinstance(hashes, np.ndarray) or hashes.dtype != np.uint64 or hashes.ndim != 1 or not len(hashes):
+            raise ValueError("no list of keys")
+        return cls(hashes)
 
     def to_bytes(self) -> bytes:
         """The list as a file."""

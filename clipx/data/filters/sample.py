@@ -10,14 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from clipx.data.captions import alternatives, decode_captions
+from clipx.data.captions import MAX_TEXT, alternatives, decode_captions
 from clipx.data.decode import FORMATS, UndecodableError
 from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Value
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import RangeReader, read_file
 from clipx.storage.remote import ASK
-from clipx.storage.tar import Member
+from clipx.storage.tar import MAX_SAMPLE_BYTES, Member, fits_memory
 
 NO_CAPTION, NO_IMAGE = "no caption", "no readable picture"
 _HEADER_BYTES = 8192  # of an image; if they do not hold its size (long EXIF data, WebP) all of it is read
@@ -71,6 +71,7 @@ class FilterSample:
         if (extension := self._image_extension) is None:
             return None
         _, offset, length = self.members[extension]
+        length = min(length, MAX_SAMPLE_BYTES)
         for num_bytes in sorted({min(_HEADER_BYTES, length), length}):
             size = _image_size(self.file.read_at(offset, num_bytes))
             if size is not None:
@@ -81,7 +82,8 @@ class FilterSample:
     def record(self) -> Mapping[str, Any]:
         """The object in the json member, empty if there is none."""
         try:
-            record = json.loads(self._read("json")) if "json" in self.members else {}
+            small = "json" in self.members and self.members["json"].size <= MAX_TEXT
+            record = json.loads(self._read("json")) if small else {}
         except (ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) else {}
@@ -95,8 +97,9 @@ class FilterSample:
         return next((key for key, _ in alternatives(self.image_key) if key in self.members), None)
 
     def _read(self, extension: str) -> bytes:
-        _, offset, size = self.members[extension]
-        return self.file.read_at(offset, size)
+        """The bytes of a member; of one that is too large those of nothing, which no condition takes."""
+        member = self.members[extension]
+        return self.file.read_at(member.offset, member.size) if fits_memory([member]) else b""
 
 
 def _image_size(data: bytes) -> tuple[int, int] | None:

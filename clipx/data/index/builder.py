@@ -23,6 +23,7 @@ from clipx.storage.files import FileState, is_local
 from clipx.storage.remote import PIPE
 
 _MAX_SCANNED = 2_000  # new local shards, 40 s per 1,000 samples in each on one core; of more, counts from metadata
+_MAX_WARNINGS = 100
 _COLUMNS = ["count", "size", "mtime_ns", "source", "left_out"]
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,14 @@ class IndexBuilder:
         if not may_write and self._stored_counts:
             first = next(iter(self._stored_counts.values()))
             self.filter, self.reasons = first.filter, first.reasons
-        self._require_fitting_filter()
+        self._require_own_folder()
+        for stored in self._stored_counts.items():
+            self._require_fitting_filter(*stored)
         self.rows = np.zeros(len(self.paths), row_dtype(len(self.reasons)))
         """`row_dtype` (S,); the names are in `runs`."""
         self.rows["count"] = -1
         self._changed = np.zeros(len(self.paths), bool)  # the stored counts do not describe these as they are
+        self._num_warnings = 0
         self._todo = np.zeros(len(self.paths), bool)  # to be indexed
         self._stored = np.zeros(len(self.paths), bool)  # of these, with offsets here, perhaps of an earlier state
 
@@ -94,7 +98,7 @@ class IndexBuilder:
                 _require_fit(run, known, same, rows["size"], size)
                 continue
             same &= _agree(rows["mtime_ns"], mtime_ns)
-            unscanned = rows["source"] != CountSource.SCAN
+            unscanned = (rows["source"] == CountSource.STATS) | (rows["source"] == CountSource.SIZES)
             if self.filter or not (known & same & ~unscanned).all():
                 self._stored[run.shards] = stored = found_rows(run.folder.stored_offsets(), run.names) >= 0
                 same &= ~unscanned | ~(stored | offsets)
@@ -137,14 +141,23 @@ class IndexBuilder:
         for num_done, (shard, result) in enumerate(zip(todo.tolist(), results, strict=True), start=num_known + 1):
             self._take(shard, result)
             progress(num_done, total)
+        if (more := self._num_warnings - _MAX_WARNINGS) > 0:
+            log.warning("%d more faults of shards; `clipx data check` names them", more)
         if self._filters is not None and self._filters.unique and self._changed.any():
             self._leave_out_duplicates()
+
+    def warn_again(self) -> None:
+        """Recalls shards of which something was said when they were indexed: a run must not forget it."""
+        faulty = np.flatnonzero((self.rows["source"] == CountSource.FAULTY_SCAN) & ~self._changed).tolist()
+        if faulty:
+            text = "%d shards lost samples or were odd when they were indexed (first: %s); `clipx data check` says why"
+            log.warning(text, len(faulty), self.paths[faulty[0]])
 
     def save(self) -> None:
         """Stores the counts that have changed; those of other shards of the folders stay.
 
         Raises:
-            InputError: a folder cannot be written.
+            InputError: a folder cannot be written, or got an index with another filter meanwhile.
         """
         changed: dict[IndexFolder, list[IndexedGroup]] = {}
         for run in self.runs:
@@ -152,8 +165,10 @@ class IndexBuilder:
                 changed.setdefault(run.folder, []).append(run)
         for folder, runs in changed.items():
             empty = ShardCounts(np.zeros(0, row_dtype(len(self.reasons))), self.filter, self.reasons)
-            counts = folder.counts() or empty
-            folder.put_counts(reduce(ShardCounts.updated, map(self._changed_rows, runs), counts))
+            with folder.locked():  # another process may add its shards
+                counts = folder.counts() or empty
+                self._require_fitting_filter(folder, counts)
+                folder.put_counts(reduce(ShardCounts.updated, map(self._changed_rows, runs), counts))
 
     def _take_stored(self, run: IndexedGroup) -> np.ndarray:
         """bool (N,): which shards of a run have stored counts; these are taken."""
@@ -181,10 +196,13 @@ class IndexBuilder:
 
     def _take(self, shard: int, result: Indexed) -> None:
         row = self.rows[shard]
-        row["count"], row["source"], row["left_out"] = result.num_samples, CountSource.SCAN, result.left_out
+        row["count"], row["left_out"] = result.num_samples, result.left_out
+        row["source"] = CountSource.FAULTY_SCAN if result.warnings else CountSource.SCAN
         row["size"] = result.state.size
-        if result.warning is not None:
-            log.warning(result.warning)
+        for warning in result.warnings:
+            self._num_warnings += 1
+            if self._num_warnings <= _MAX_WARNINGS:
+                log.warning(warning)
 
     def _leave_out_duplicates(self) -> None:
         shards = [(run.folder, decoded(name)) for run in self.runs for name in run.names.tolist()]
@@ -194,22 +212,20 @@ class IndexBuilder:
                 row["left_out"], row["count"] = left_out, int((reasons == 0).sum())
                 self._changed[shard] = True
 
-    def _require_fitting_filter(self) -> None:
+    def _require_own_folder(self) -> None:
         for run in self.runs:
             if self.filter and run.folder.is_beside(run.run.prefix):
                 raise InputError(
                     f"the filter {self.filter!r} needs a folder of its own for its index, not {run.folder.folder}: "
                     "beside the shards it would change every run that reads them"
                 )
-        for folder, counts in self._stored_counts.items():
-            if counts.filter != self.filter:
-                made, wanted = (
-                    f"the filter {text!r}" if text else "no filter" for text in (counts.filter, self.filter)
-                )
-                raise InputError(
-                    f"the index at {folder.folder} was made with {made}, not with {wanted}; "
-                    "choose another folder for it"
-                )
+
+    def _require_fitting_filter(self, folder: IndexFolder, counts: ShardCounts) -> None:
+        if counts.filter != self.filter or counts.reasons != self.reasons:
+            made, wanted = (f"the filter {text!r}" if text else "no filter" for text in (counts.filter, self.filter))
+            raise InputError(
+                f"the index at {folder.folder} was made with {made}, not with {wanted}; choose another folder for it"
+            )
 
 
 def _index_names(run: ShardGroup) -> np.ndarray:

@@ -54,7 +54,7 @@ def _duplicates(
 
 def _open(shard: _Shard) -> ShardOffsets:
     folder, name = shard
-    offsets = folder.open_offsets(name)
+    offsets = next(folder.open_offsets(name), None)
     if offsets is None:
         raise InputError(f"{folder.offsets_path(name)} is gone or damaged; run `clipx data index` again")
     return offsets

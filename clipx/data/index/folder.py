@@ -4,10 +4,13 @@ The shard counts and the offsets of each shard stand in one folder, local or rem
 fetched into the user's cache when they are first opened, and mapped from there.
 """
 
+import fcntl
 import hashlib
 import os
 import posixpath
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from clipx.storage.files import is_local, read_file, write_file
 from clipx.storage.remote import ASK, PIPE
 
 COUNTS_FILE = "clipx-index.bin"
+_LOCK_TRIES, _LOCK_POLL_S = 600, 0.05
 
 
 def cache_folder() -> Path:
@@ -67,6 +71,23 @@ class IndexFolder:
         """
         self._put(COUNTS_FILE, counts.to_bytes())
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps others on this machine from changing the counts meanwhile, where the file system has locks."""
+        if not is_local(self.folder):
+            yield
+            return
+        descriptor = None
+        with suppress(OSError):
+            os.makedirs(self.folder, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+            _lock(descriptor)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
     def put_offsets(self, name: str, content: bytes) -> None:
         """Replaces the offsets of a shard, and the copy of them on this machine.
 
@@ -90,12 +111,15 @@ class IndexFolder:
         path, cached = Path(self.folder, name + SUFFIX), self._cached(name)
         return path if is_local(self.folder) and (path.exists() or not cached.exists()) else cached
 
-    def open_offsets(self, name: str) -> ShardOffsets | None:
-        """The offsets of a shard that lie on this machine; None if they are absent or broken."""
-        try:
-            return ShardOffsets(self.offsets_path(name))
-        except (OSError, ValueError):
-            return None
+    def open_offsets(self, name: str) -> Iterator[ShardOffsets]:
+        """The offsets of a shard that lie on this machine, without broken ones.
+
+        Those in the folder come first; if they are broken and cannot be replaced, others were made in the cache.
+        """
+        beside = [Path(self.folder, name + SUFFIX)] if is_local(self.folder) else []
+        for path in (*beside, self._cached(name)):
+            with suppress(OSError, ValueError):
+                yield ShardOffsets(path)
 
     def stored_offsets(self) -> np.ndarray:
         """bytes (N,), ascending: the names of the shards whose offsets lie on this machine."""
@@ -106,8 +130,11 @@ class IndexFolder:
                 names.append(packed_bytes(e.name.removesuffix(suffix) for e in entries if e.name.endswith(suffix)))
         return np.sort(np.concatenate(names))
 
-    def keep_offsets(self, name: str, content: bytes) -> None:
+    def keep_offsets(self, name: str, content: bytes) -> Path:
         """Keeps the offsets of a shard on this machine: in the folder itself if it can be written, else in the cache.
+
+        Returns:
+            Where they are.
 
         Raises:
             OSError: the cache cannot be written either.
@@ -115,8 +142,9 @@ class IndexFolder:
         if is_local(self.folder):
             with suppress(OSError):
                 write_file(posixpath.join(self.folder, name + SUFFIX), content)
-                return
+                return Path(self.folder, name + SUFFIX)
         write_file(str(self._cached(name)), content)
+        return self._cached(name)
 
     def fetch_offsets(self, name: str, remote: RemoteConfig) -> bool:
         """Brings the offsets of a shard from a remote index here; False if there are none.
@@ -162,6 +190,17 @@ def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) ->
             return beside, counts
     cached = IndexFolder(str(cache_folder() / _hashed_name(folder)))
     return cached, cached.counts()
+
+
+def _lock(descriptor: int) -> None:
+    """Takes a lock that others hold for moments only; one that is held for long is not waited for."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return
 
 
 def _canonical(folder: str) -> str:

@@ -6,7 +6,7 @@ import posixpath
 import numpy as np
 
 from clipx.data.index.remote_folder import STATS_SUFFIX, RemoteFolders
-from clipx.data.index.shard_counts import CountSource
+from clipx.data.index.shard_counts import MAX_COUNT, CountSource
 from clipx.data.index.shard_paths import ShardGroup, decoded
 from clipx.data.parallel import in_threads
 from clipx.errors import InputError
@@ -45,11 +45,11 @@ def _read(prefix: str, name: str, folders: RemoteFolders) -> object:
     path = posixpath.join(prefix, name)
     try:
         return json.loads(read_file(path, remote=ASK))
-    except (FileNotFoundError, PermissionError, ValueError):
+    except (FileNotFoundError, PermissionError, ValueError, RecursionError):
         return None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}; {hint(error)}") from error
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else -1
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT else -1

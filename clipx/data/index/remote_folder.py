@@ -35,7 +35,7 @@ class RemoteFolders:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def tars(self, url: str) -> Iterator[ShardGroup]:
-        """The tar files of the folder `url`; or `url` itself if it is a file; nothing if nothing is there.
+        """The tar files of the folder `url` without hidden ones; or `url` itself if it is a file; or nothing.
 
         Raises:
             OSError: the store does not answer, or says no.
@@ -43,7 +43,8 @@ class RemoteFolders:
         folder = url.rstrip("/") + "/"
         kind = _kind(url)
         if kind == "folder":
-            yield ShardGroup(folder, self._listing(folder).tars)
+            tars = self._listing(folder).tars
+            yield ShardGroup(folder, tars[tars.astype("S1") != b"."])
         elif kind == "file":
             yield ShardGroup(url[: url.rfind("/") + 1], packed([url[url.rfind("/") + 1 :]]))
 
@@ -53,13 +54,22 @@ class RemoteFolders:
         Raises:
             OSError: see `tars`.
         """
+        hidden = any(part.startswith(".") for part in pattern.split("/"))
         root = pattern[: min(pattern.find(letter) % (len(pattern) + 1) for letter in "*?[")].rpartition("/")[0]
         if _kind(root) == "absent":
             return
         for path in remote_files.ask(pattern, "glob", remote=_LIST):
-            if path.endswith(".tar"):
+            if path.endswith(".tar") and (hidden or not any(part.startswith(".") for part in path.split("/"))):
                 folder, slash, name = path.rpartition("/")
                 yield ShardGroup(_with_protocol(pattern, folder + slash), packed([name]))
+
+    def exists(self, url: str) -> bool:
+        """Whether something is there; a web server is not asked.
+
+        Raises:
+            OSError: see `tars`.
+        """
+        return _kind(url) != "absent"
 
     def states(self, prefix: str, names: np.ndarray, *, may_list: bool) -> np.ndarray:
         """int64 (2, N): sizes (0 if not known, -1 if absent) and times of files of a folder, `names` being bytes (N,).

@@ -6,17 +6,25 @@ and `reasons`. Files of the time before that, a header and the columns one after
 
 import io
 import json
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from struct import Struct
 
 import numpy as np
 
 from clipx.data.index.shard_paths import found_rows
 
-_OLD_MAGIC, _OLD_HEADER = b"CLIPXCAT\1\0\0\0", Struct("<12sIq")  # magic and version, CRC-32, bytes of a JSON object
+MAX_COUNT = 1 << 40
+"""Of samples in a shard: those of a million shards still have a sum."""
+# what numpy and zipfile raise for bytes that are no such file, besides ValueError
+_BROKEN: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
+_BROKEN += (RuntimeError, TypeError, AttributeError, MemoryError, OverflowError, OSError)
+_OLD_MAGIC, _OLD_HEADER = (
+    b"CLIPXCAT\1\0\0\0",
+    struct.Struct("<12sIq"),
+)  # magic and version, CRC-32, bytes of a JSON object
 
 
 class CountSource(IntEnum):
@@ -27,10 +35,13 @@ class CountSource(IntEnum):
     """img2dataset's NNNNN_stats.json."""
     SIZES = 2
     """sizes.json of the folder."""
+    FAULTY_SCAN = 3
+    """A scan, which found something wrong or odd."""
 
     def file_of(self, shard_name: str) -> str:
         """What to name as the source of the count of a shard."""
-        return ("clipx data index", shard_name.removesuffix(".tar") + "_stats.json", "sizes.json")[self]
+        stats = shard_name.removesuffix(".tar") + "_stats.json"
+        return ("clipx data index", stats, "sizes.json", "clipx data index")[self]
 
 
 def row_dtype(num_reasons: int, name_bytes: int = 1) -> np.dtype:
@@ -63,16 +74,36 @@ class ShardCounts:
         Raises:
             ValueError: `data` is something else, or damaged.
         """
-        if data.startswith(_OLD_MAGIC):
-            return cls._from_old(data)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                rows, text, reasons = file["rows"], str(file["filter"]), tuple(file["reasons"].tolist())
-        except (zipfile.BadZipFile, EOFError, LookupError, RuntimeError, TypeError, AttributeError) as error:
+            counts = cls._from_old(data) if data.startswith(_OLD_MAGIC) else cls._from_zip(data)
+        except _BROKEN as error:
             raise ValueError(f"no shard counts: {error}") from error
-        if rows.dtype != row_dtype(len(reasons), rows.dtype["name"].itemsize):
+        counts._check_numbers()
+        return counts
+
+    @classmethod
+    def _from_zip(cls, data: bytes) -> "ShardCounts":
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            if sum(info.file_size for info in packed.infolist()) > len(data):
+                raise ValueError("more than there is")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            rows, text, reasons = file["rows"], str(file["filter"]), tuple(file["reasons"].tolist())
+        width = rows.dtype["name"].itemsize if rows.ndim == 1 and "name" in (rows.dtype.names or ()) else -1
+        if width < 0 or rows.dtype != row_dtype(len(reasons), width):
             raise ValueError("shard counts of another version")
         return cls(rows, text, reasons)
+
+    def _check_numbers(self) -> None:
+        """Looks at what a file that fits its checksum can still say wrongly: a stranger may have made it."""
+        rows, names = self.rows, self.rows["name"]
+        if not (
+            (names[1:] > names[:-1]).all()
+            and ((rows["count"] >= 0) & (rows["count"] <= MAX_COUNT)).all()
+            and (rows["size"] >= 0).all()
+            and (rows["source"] < len(CountSource)).all()
+            and (rows["left_out"] >= 0).all()
+        ):
+            raise ValueError("a number is out of bounds")
 
     @classmethod
     def _from_old(cls, data: bytes) -> "ShardCounts":

@@ -29,6 +29,7 @@ from clipx.data.index.shard_counts import CountSource
 from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
 from clipx.errors import InputError, RunError
+from clipx.storage.files import is_local
 from clipx.storage.remote import DEFAULTS, PIPE
 
 _NAMES_AT_ONCE = 1 << 14
@@ -90,23 +91,29 @@ class ShardIndex:
     def offsets(self, shard: int, *, remote: RemoteConfig = DEFAULTS) -> ShardOffsets:
         """Opens the offsets of the shard with this ordinal.
 
-        They are fetched if the index is remote, and made if only a count was known.
+        They are fetched if the index is remote, and made if only a count was known or if they are damaged.
 
         Raises:
             OSError: they, or the shard, cannot be read.
-            RunError: they are damaged or gone, or do not fit the shard.
+            RunError: they are damaged or gone and of a filter, or do not fit the shard.
         """
         folder, name = self._where(shard)
         offsets = self._open(shard)
         if offsets is None and folder.fetch_offsets(name, remote):
             offsets = self._open(shard)
+        if offsets is not None and not offsets.vouched:
+            from clipx.data.index.scan import confirm_offsets
+
+            offsets = confirm_offsets(self.paths[shard], folder, name, offsets, remote)
         if offsets is None and not self.filter:
             from clipx.data.index.scan import scan_to_offsets
 
-            scan_to_offsets(self.paths[shard], folder, name, remote)
-            offsets = ShardOffsets(self.offsets_path(shard))
+            offsets = scan_to_offsets(self.paths[shard], folder, name, remote)
         if offsets is None:
-            raise RunError(f"{self.offsets_path(shard)} is gone or of another filter; run `clipx data index` again")
+            raise RunError(
+                f"{self.offsets_path(shard)} is gone, damaged or of another filter; delete it if it is there, and run "
+                "`clipx data index` again"
+            )
         self._require_fit(shard, offsets)
         return offsets
 
@@ -134,15 +141,10 @@ class ShardIndex:
 
     def _open(self, shard: int) -> ShardOffsets | None:
         """The offsets that lie on this machine, None if they are absent or not of the shard that was indexed."""
-        path = self.offsets_path(shard)
-        try:
-            offsets = ShardOffsets(path)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from error
-        same_size = self._sizes[shard] in (0, offsets.shard.size)
-        return offsets if same_size and offsets.filter_id == filter_id(self.filter) else None
+        folder, name = self._where(shard)
+        size, wanted = self._sizes[shard], filter_id(self.filter)
+        found = folder.open_offsets(name)
+        return next((o for o in found if size in (0, o.shard.size) and o.filter_id == wanted), None)
 
 
 def build_index(
@@ -174,7 +176,7 @@ def build_index(
             be written, that lies beside remote shards and does not fit them, or that was made with another filter.
         RunError: a process that indexes died.
     """
-    directory = None if index_dir is None else os.fspath(index_dir)
+    directory = _directory(index_dir)
     filters = _resolve_filter(filters, directory)
     folders = RemoteFolders()
     named = name_shards(patterns, folders)
@@ -187,6 +189,7 @@ def build_index(
         filters.save(directory)
     if filters is None and not offsets:
         builder.take_metadata_counts(folders)
+    builder.warn_again()
     builder.index(remote, on_progress)
     builder.save()
     index = _finished(builder)
@@ -201,12 +204,20 @@ def load_index(patterns: Sequence[str], *, index_dir: str | os.PathLike[str] | N
         InputError: see `build_index`; or a shard is not indexed where this process looks.
     """
     named = name_shards(patterns, RemoteFolders())
-    directory = None if index_dir is None else os.fspath(index_dir)
+    directory = _directory(index_dir)
     from clipx.data.index.builder import IndexBuilder
 
     builder = IndexBuilder(named, directory, None, may_write=False)
     builder.look_up()
     return _finished(builder)
+
+
+def _directory(index_dir: str | os.PathLike[str] | None) -> str | None:
+    """The folder as programs know it: `~` is a word of shells alone."""
+    if index_dir is None:
+        return None
+    path = os.fspath(index_dir)
+    return os.path.expanduser(path) if is_local(path) else path
 
 
 def _resolve_filter(filters: "SampleFilter | None", index_dir: str | None) -> "SampleFilter | None":
@@ -225,10 +236,8 @@ def _resolve_filter(filters: "SampleFilter | None", index_dir: str | None) -> "S
     from clipx.data.filters.filters import SampleFilter
 
     stored = SampleFilter.load(index_dir)
-    if stored is not None and filters is not None and stored.text != filters.text:
-        raise InputError(
-            f"the index in {index_dir} has the filter {stored.text!r}, not {filters.text!r}; choose another folder"
-        )
+    if filters is not None:
+        filters.require_same(stored, index_dir)
     return filters or stored
 
 

@@ -4,11 +4,8 @@
 ranks ask nothing of a store that rank 0 has asked before. A folder is listed once, in one go, and not shard by shard.
 """
 
-import fnmatch
-import glob
+import errno
 import os
-import posixpath
-import re
 import stat
 import time
 from array import array
@@ -18,10 +15,10 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
-from clipx.data.index.shard_paths import ShardGroup, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.data.index.shard_paths import ShardGroup, ShardPaths, decoded, naturally_sorted, packed
+from clipx.data.index.shard_patterns import expand_pattern, no_shard
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local
@@ -29,7 +26,6 @@ from clipx.storage.remote import PIPE
 
 ABSENT = -1
 """Size of a shard that is not there."""
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _FEW = 16  # shards of a remote folder up to which each is asked for instead of listing the folder
 _STATS_AT_ONCE = 4096
 _WAITS_S = 0.2  # for so many: the answers come over a network; on a local disk (20 ms) threads halve the speed
@@ -77,14 +73,14 @@ def expand_shards(patterns: Sequence[str]) -> ShardPaths:
 
 def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
     """Does what `expand_shards` does, but does not look for names that end with .tar; `folders` keeps the listings."""
-    single = [part for item in patterns for part in ([item] if item.startswith(PIPE) else item.split("::"))]
+    single = [part for item in patterns for part in ([item] if _is_one(item) else item.split("::"))]
     ends = array("q")
 
     def runs() -> Iterator[ShardGroup]:
         count = 0
         for pattern in single:
             try:
-                for run in _in_order(_expand(pattern, folders)):
+                for run in _in_order(expand_pattern(pattern, folders)):
                     count += len(run.names)
                     yield run
             except OSError as error:
@@ -94,6 +90,13 @@ def name_shards(patterns: Sequence[str], folders: RemoteFolders) -> NamedShards:
     named = NamedShards(ShardPaths(_joined(runs())), single, ends)
     _refuse_twice(named)
     return named
+
+
+def _is_one(pattern: str) -> bool:
+    """Whether `::` does not separate patterns: in commands, and in a path that exists as it is written."""
+    if "::" not in pattern or pattern.startswith(PIPE):
+        return True
+    return is_local(pattern) and os.path.lexists(os.path.expanduser(pattern))
 
 
 def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
@@ -133,7 +136,7 @@ def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:
     else:
         list(map(ask, blocks[1:]))
     for shard in np.flatnonzero(states.size_S == ABSENT)[:1].tolist():
-        raise _no_shard(named.paths[shard], named.pattern(shard))
+        raise no_shard(named.paths[shard], named.pattern(shard))
     return states
 
 
@@ -167,84 +170,16 @@ def _in_order(runs: Iterable[ShardGroup]) -> Iterator[ShardGroup]:
         yield ShardGroup(prefix, sorted_names[id(names)])
 
 
-def _expand(pattern: str, folders: RemoteFolders) -> Iterator[ShardGroup]:
-    """The shards of one pattern in any order."""
-    if pattern.startswith(PIPE):
-        yield ShardGroup(PIPE, packed(_braces(pattern.removeprefix(PIPE), escape=False)))
-        return
-    path = os.path.expanduser(pattern.removeprefix("file://"))
-    folder, slash, name = path.rpartition("/")
-    plain = name.endswith(".tar") and not glob.has_magic(path) and "\\" not in path
-    if plain and folder.count("{") == folder.count("}"):
-        names = packed(_braces(name, escape=False))
-        yield from (ShardGroup(prefix, names) for prefix in _braces(folder + slash, escape=False))
-        return
-    for alternative in _braces(path, escape=True):
-        runs = list(_alternative(alternative, folders))
-        if not any(len(run.names) for run in runs):
-            raise _no_shard(alternative, pattern)
-        yield from runs
-
-
-def _braces(pattern: str, *, escape: bool) -> Iterator[str]:
-    try:
-        return iter(braceexpand(pattern, escape))
-    except ValueError as error:
-        raise InputError(f"shards {pattern!r} cannot be listed: a brace is not closed; close it") from error
-
-
-def _alternative(path: str, folders: RemoteFolders) -> Iterator[ShardGroup]:
-    """The shards of a path without braces."""
-    prefix, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
-    if not is_local(path):
-        if glob.has_magic(path):
-            yield from folders.matches(path)
-        elif name.endswith(".tar"):
-            yield ShardGroup(prefix, packed([name]))
-        else:
-            yield from folders.tars(path)
-    elif not glob.has_magic(prefix) and glob.has_magic(name):
-        yield from _local_tars(prefix, name)
-    else:
-        for match in glob.glob(path) if glob.has_magic(path) else [path]:
-            if os.path.isdir(match):
-                yield from _local_tars(posixpath.join(match, ""), None)
-            elif match.endswith(".tar") or (match == path and os.path.exists(path)):
-                yield ShardGroup(match[: match.rfind("/") + 1], packed([posixpath.basename(match)]))
-
-
-def _local_tars(prefix: str, pattern: str | None) -> Iterator[ShardGroup]:
-    """The tar files of a folder, and of its folders, whose names match; None means all of the folder's own."""
-    matches = re.compile(fnmatch.translate(pattern or "*").encode("utf-8", "surrogateescape")).match
-    hidden = pattern is not None and not pattern.startswith(".")
-    deeper: list[bytes] = []
-
-    def files() -> Iterator[bytes]:
-        with os.scandir(os.fsencode(prefix or ".")) as entries:
-            for entry in entries:
-                if not matches(entry.name) or (hidden and entry.name.startswith(b".")):
-                    continue
-                if entry.name.endswith(b".tar") and not entry.is_dir():
-                    yield entry.name
-                elif pattern is not None and entry.is_dir():
-                    deeper.append(entry.name)
-
-    try:
-        yield ShardGroup(prefix, packed_bytes(files()))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for folder in deeper:
-        yield from _local_tars(f"{prefix}{decoded(folder)}/", None)
-
-
 def _local_states(prefix: str, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     folder = os.fsencode(prefix)
     sizes, mtimes = array("q"), array("q")
     for name in names.tolist():
         try:
             status = os.stat(folder + name)
-            there = not stat.S_ISDIR(status.st_mode)
-        except (FileNotFoundError, NotADirectoryError):
+            there = stat.S_ISREG(status.st_mode)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             there = False
         sizes.append(status.st_size if there else ABSENT)
         mtimes.append(status.st_mtime_ns if there else 0)
@@ -252,10 +187,10 @@ def _local_states(prefix: str, names: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _refuse_twice(named: NamedShards) -> None:
-    """Raises InputError if two names are one shard; local folders are compared as absolute paths."""
+    """Raises InputError if two names are one shard; of local folders it counts where links lead."""
     runs: dict[str, list[int]] = {}
     for i, run in enumerate(named.paths.runs):
-        folder = os.path.abspath(run.prefix) if is_local(run.prefix) else run.prefix
+        folder = os.path.realpath(run.prefix) if is_local(run.prefix) else run.prefix
         runs.setdefault(folder, []).append(i)
     for indices in runs.values():
         names = _concatenated([named.paths.runs[i].names for i in indices])
@@ -267,23 +202,3 @@ def _refuse_twice(named: NamedShards) -> None:
             raise InputError(
                 f"shard {named.paths[shard]} is named twice (again by {named.pattern(shard)!r}); name each shard once"
             )
-
-
-def _no_shard(path: str, pattern: str) -> InputError:
-    origin = "" if path == pattern else f" (from {pattern!r})"
-    return InputError(f"shards {path!r}{origin} match no tar file; {_hint(path)}")
-
-
-def _hint(path: str) -> str:
-    """What to do about a pattern without shards, from what lies there."""
-    if not is_local(path):
-        return "nothing is there: check the bucket or host, and the path"
-    if os.path.isdir(path):
-        if path.endswith(".tar"):
-            return f"it is a folder: write {path}/"
-        if packed_files := sorted(name for name in os.listdir(path) if name.endswith(_COMPRESSED)):
-            found = f"{len(packed_files)} compressed files are there, {packed_files[0]} first"
-            return f"{found}: unpack them to plain *.tar"
-        if deeper := sorted(glob.glob(f"{glob.escape(path)}/*/*.tar")):
-            return f"subfolders are not searched: name {os.path.dirname(deeper[0])}"
-    return "give a tar file, a folder of *.tar, or a glob"

@@ -245,3 +245,16 @@ def test_bad_names_and_templates_are_bad_input(tmp_path, fields, message, source
     assert message.replace("{name}", name) in str(raised.value)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_text_of_megabytes_is_no_caption(monkeypatch):
+    monkeypatch.setattr("clipx.data.captions.MAX_TEXT", 10)
+    assert decode_captions({"txt": b"x" * 10}, "txt") == ["x" * 10]
+    for key in ("txt", "txt:caption"):
+        with pytest.raises(UndecodableError, match="caption under 'txt' has 11 bytes; at most 10 are a text"):
+            decode_captions({"txt": b"x" * 11}, key)
+
+
+def test_at_most_ten_members_are_named():
+    with pytest.raises(UndecodableError, match=r"members: 00\.jpg, .*, 09\.jpg and 40 more$"):
+        decode_captions({f"{i:02d}.jpg": b"" for i in range(50)}, "txt")

@@ -1,3 +1,5 @@
+import tarfile
+
 import pytest
 from shard_files import png, write_tar
 from tiny_clip import encoded, picture, write_classification_set, write_retrieval_set
@@ -139,3 +141,55 @@ def test_every_line_and_every_item_of_a_list_is_a_caption(tmp_path):
     assert item.captions == ("x", "y")
     with pytest.raises(InputError, match="sample a of"):
         list(read_captioned([str(listed)], image_key="png", caption_key="txt"))
+
+
+def labels(folder):
+    data = open_classification_set(folder)
+    return [item.label for item in read_labelled(data.shards, num_classes=3)]
+
+
+def test_hidden_files_of_a_copy_are_no_shards_and_no_samples(folder):
+    """macOS puts ._NAME beside each file, on disks and in tars."""
+    (folder / "test" / "._0.tar").write_bytes(b"Mac OS X")
+    assert labels(folder) == LABELS
+    write_tar(
+        folder / "test" / "0.tar",
+        [("d/._a.png", b"Mac OS X"), ("d/a.png", png(0)), ("d/._a.cls", b"Mac OS X"), ("d/a.cls", b"1"), ("._d", b"x")],
+    )
+    assert labels(folder)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.png", "b.png", "a.cls", "b.cls"], "4 pieces of samples.*tar --sort=name"),
+        (["a.png", "a.cls", "l.png", "l.cls"], "2 hard links, which are no files.*--hard-dereference"),
+    ],
+)
+def test_shards_that_lose_samples_are_refused(folder, names, message):
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = (tarfile.LNKTYPE, "a") if name[0] == "l" else (tarfile.REGTYPE, "")
+            tar.addfile(info)
+    with pytest.raises(InputError, match=message):
+        labels(folder)
+
+
+def test_joined_and_giant_shards_are_refused(folder, monkeypatch):
+    path = folder / "test" / "0.tar"
+    content = path.read_bytes()
+    path.write_bytes(content * 2)
+    with pytest.raises(InputError, match="holds another tar behind its end mark"):
+        labels(folder)
+    path.write_bytes(content)
+    monkeypatch.setattr("clipx.storage.tar.MAX_SAMPLE_BYTES", 10)
+    with pytest.raises(InputError, match=r"its members have .* bytes; a sample has at most 10"):
+        labels(folder)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "99999999999"])
+def test_a_number_of_shards_that_is_none(folder, number):
+    (folder / "test" / "nshards.txt").write_text(number)
+    with pytest.raises(InputError, match="it must hold the number of shards"):
+        labels(folder)

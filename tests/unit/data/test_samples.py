@@ -1,7 +1,7 @@
 """Samples and parts of batches: replacements of bad samples, and what is drawn for each sample."""
 
 import pytest
-from shard_files import png, write_shards
+from shard_files import png, write_shards, write_tar
 from streams import BAD, make_order, make_stream, two_epochs
 
 from clipx.data.index.shard_index import build_index
@@ -82,3 +82,13 @@ def test_source_without_a_good_pair_is_an_error_that_names_what_was_looked_for(t
         assert "\n" not in message
         for part in ("101 samples in a row", "'json:captions'", "members there: png, txt", "set data.image_key"):
             assert part in message
+
+
+def test_names_with_dots_are_blamed_in_few_words(tmp_path):
+    write_tar(tmp_path / "0.tar", [(f"video{i}.{n:03d}.png", b"x") for i in range(30) for n in range(101)])
+    index = build_index([str(tmp_path)])
+    with pytest.raises(RunError, match=r"there are 101: a sample's key ends at the first dot") as caught:
+        next(make_stream(index, make_order(index)).batches())
+    assert len(str(caught.value)) < 800
+    assert "members there: 000.png, 001.png, " in str(caught.value)
+    assert "009.png and 91 more)" in str(caught.value)

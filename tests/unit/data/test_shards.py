@@ -292,3 +292,27 @@ def test_forked_processes_read_over_connections_of_their_own(web, tmp_path):
         for child in children:
             child.join(60)
         assert [reader.read(ref) for ref in refs] == wanted
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_sample_of_gigabytes_is_bad_and_not_fetched(tmp_path, monkeypatch, remote):
+    monkeypatch.setattr("clipx.storage.tar.MAX_SAMPLE_BYTES", 1000)
+    (path,) = write_shards(tmp_path, [3], replaced={1: {"png": bytes(900), "txt": bytes(101)}})
+    if remote:
+        memory = fsspec.filesystem("memory")
+        memory.put(path, "/large/0.tar")
+        path = "memory:///large/0.tar"
+    index = build_index([path])
+    reader = reader_of(index)
+    refs = [sample_ref(0, 0, i) for i in range(3)]
+    reader.expect(refs, until=1)
+    assert [reader.read(refs[i]) for i in (0, 2)] == [pair(0), pair(2)]
+    with pytest.raises(BadSampleError, match="its members have 1001 bytes; a sample has at most 1000"):
+        reader.read(refs[1])
+    assert reader_of(index, extensions=[["png"]]).read(refs[1]) == {"png": bytes(900)}
+
+
+def test_one_member_among_very_many_is_read(tmp_path):
+    write_tar(tmp_path / "0.tar", [("f.jpg", b"j"), *((f"f.{i:06d}.jpg", b"x") for i in range(2000)), ("f.txt", b"t")])
+    index = build_index([str(tmp_path)])
+    assert reader_of(index, extensions=[["jpg", "txt"]]).read(sample_ref(0, 0, 0)) == {"jpg": b"j", "txt": b"t"}

@@ -299,9 +299,7 @@ def test_filtered_offsets_that_are_gone_are_made_by_the_index_alone(tmp_path):
     plain = build_index([str(tmp_path / "s")])
     for spoil in (index.offsets_path(0).unlink, lambda: shutil.copy(plain.offsets_path(0), index.offsets_path(0))):
         spoil()
-        with pytest.raises(
-            RunError, match=r"00000.tar.clipx-index is gone or of another filter; run `clipx data index`"
-        ):
+        with pytest.raises(RunError, match=r"00000.tar.clipx-index is gone, damaged or of another filter; delete it"):
             index.offsets(0)
     (tmp_path / "i" / index.offsets_path(0).parent.name / COUNTS_FILE).unlink()
     (tmp_path / "i" / FILTER_FILE).unlink()

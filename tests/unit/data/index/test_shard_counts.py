@@ -40,7 +40,7 @@ def old_file(counts: ShardCounts) -> bytes:
     "counts",
     [
         counts_of(("10.tar", 1), ("2.tar", 4), ("3-longer-name.tar", 1 << 30)),
-        ShardCounts(np.zeros(2, row_dtype(0, 5)), "", ()),
+        ShardCounts(np.array([(b"a", 0, 0, 0, 0, ()), (b"b", 0, 0, 0, 0, ())], row_dtype(0, 5)), "", ()),
         ShardCounts(np.zeros(0, row_dtype(1)), "é", ("no",)),
     ],
 )
@@ -86,4 +86,41 @@ def test_broken_files_are_refused(write) -> None:
 def test_a_file_of_objects_is_not_unpickled(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", rows=np.array([object()]), filter=np.array(""), reasons=np.array([], np.str_))
     with pytest.raises(ValueError, match="allow_pickle=False"):
+        ShardCounts.from_bytes((tmp_path / "a.npz").read_bytes())
+
+
+@pytest.mark.parametrize("write", [ShardCounts.to_bytes, old_file])
+def test_no_byte_can_change_unseen(write) -> None:
+    counts = counts_of(("0.tar", 5), ("1.tar", 7))
+    content = write(counts)
+    for place in range(len(content)):
+        for mask in (0x01, 0x08, 0x80, 0xFF):
+            changed = bytearray(content)
+            changed[place] ^= mask
+            try:
+                read = ShardCounts.from_bytes(bytes(changed))
+            except ValueError:
+                continue  # else it was a date in the zip, or the like
+            assert (read.rows.tobytes(), read.filter, read.reasons) == (counts.rows.tobytes(), "width>=3", REASONS)
+    for length in range(len(content)):
+        with pytest.raises(ValueError, match=r"."):
+            ShardCounts.from_bytes(content[:length])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("count", -1), ("count", 1 << 62), ("size", -1), ("source", 9), ("left_out", -2), ("name", b"9.tar")],
+)
+def test_a_strangers_numbers_are_refused(column, value) -> None:
+    counts = counts_of(("0.tar", 5), ("1.tar", 7))
+    counts.rows[column][0] = value
+    with pytest.raises(ValueError, match="a number is out of bounds"):
+        ShardCounts.from_bytes(counts.to_bytes())
+
+
+def test_a_zip_that_unpacks_to_more_than_it_is_is_refused(tmp_path) -> None:
+    np.savez_compressed(
+        tmp_path / "a.npz", rows=np.zeros(1 << 20, row_dtype(0, 5)), filter="", reasons=np.zeros(0, "U1")
+    )
+    with pytest.raises(ValueError, match="more than there is"):
         ShardCounts.from_bytes((tmp_path / "a.npz").read_bytes())

@@ -161,3 +161,90 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(InputError, match=r"shards 'gs://bucket/0.tar' cannot be listed: .*gcsfs"):
         expand_shards(["gs://bucket/0.tar"])
+
+
+def test_hidden_names_are_no_shards_unless_they_are_named(tmp_path):
+    """A folder that a Mac copied holds ._00000.tar beside 00000.tar, which ended training."""
+    root = touch(tmp_path / "a", "00000.tar", "._00000.tar", ".part.tar")
+    touch(tmp_path / "a" / ".trash", "9.tar")
+    for pattern in (root, f"{root}/*", f"{root}/*.tar", f"{tmp_path}/*/*.tar", f"{tmp_path}/*", f"{tmp_path}/?/*0.tar"):
+        assert names(expand_shards([pattern])) == ["00000.tar"]
+    assert names(expand_shards([f"{root}/._00000.tar"])) == ["._00000.tar"]
+    assert names(expand_shards([f"{root}/.*.tar"])) == ["._00000.tar", ".part.tar"]
+    assert names(expand_shards([f"{root}/{{._,}}00000.tar"])) == ["._00000.tar", "00000.tar"]
+    assert names(expand_shards([f"{root}/.trash"])) == ["9.tar"]
+
+
+def test_hidden_names_of_a_store_are_no_shards():
+    memory = fsspec.filesystem("memory")
+    for name in ("0.tar", "._0.tar", ".x/1.tar"):
+        memory.pipe(f"/hidden/{name}", b"x")
+    for pattern in ("memory:///hidden", "memory:///hidden/*.tar", "memory:///hidden/**"):
+        assert names(expand_shards([pattern])) == ["0.tar"]
+    assert names(expand_shards(["memory:///hidden/._0.tar"])) == ["._0.tar"]
+    assert names(expand_shards(["memory:///hidden/.x/*.tar"])) == ["1.tar"]
+
+
+def test_what_exists_literally_is_meant_literally(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("d1", "d2", "d[12]", "my data [v1]", "x{a,b}", "xa", "a::b", "deep/my [v1]", "deep/v"):
+        touch(tmp_path / folder, *(f"{i}.tar" for i in range(4)))
+    touch(tmp_path, "0[1].tar", "01.tar", "{2..3}.tar", "2.tar", "3.tar")
+    touch(tmp_path / "deep" / "my [v1]", "s[0].tar", "s0.tar")
+
+    def found(*patterns):
+        return list(expand_shards(patterns))
+
+    assert found("d[12]") == found("d[12]/") == [f"d[12]/{i}.tar" for i in range(4)]
+    assert found("d[1]/0.tar") == ["d1/0.tar"]  # no folder of that name: a pattern
+    assert found("my data [v1]/{0..3}.tar") == [f"my data [v1]/{i}.tar" for i in range(4)]
+    assert found("my data [v1]/[12].tar") == ["my data [v1]/1.tar", "my data [v1]/2.tar"]
+    assert found(f"{tmp_path}/my data [v1]") == [f"{tmp_path}/my data [v1]/{i}.tar" for i in range(4)]
+    assert found("x{a,b}/0.tar") == ["x{a,b}/0.tar"]
+    assert found("d{1,2}/0.tar") == ["d1/0.tar", "d2/0.tar"]
+    assert found("0[1].tar") == ["0[1].tar"]
+    assert found("0[12].tar") == ["01.tar"]
+    assert found("{2..3}.tar") == ["{2..3}.tar"]
+    assert found("{2,3}.tar") == ["2.tar", "3.tar"]
+    assert found("a::b") == [f"a::b/{i}.tar" for i in range(4)]
+    assert found("a::b/0.tar", "d1/0.tar::d2/0.tar") == ["a::b/0.tar", "d1/0.tar", "d2/0.tar"]
+    assert found("*/my [v1]/[0-9].tar") == [f"deep/my [v1]/{i}.tar" for i in range(4)]
+    assert found("de*/my [v1]/s[0].tar") == ["deep/my [v1]/s[0].tar"]
+    assert found("file://" + str(tmp_path / "d[12]" / "0.tar")) == [f"{tmp_path}/d[12]/0.tar"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found("~/d[12]/0.tar") == [f"{tmp_path}/d[12]/0.tar"]
+
+
+def test_brackets_in_a_store():
+    memory = fsspec.filesystem("memory")
+    for name in ("my [v1]/0.tar", "my [v1]/1.tar", "my v/0.tar", "s[0].tar", "s0.tar"):
+        memory.pipe(f"/brackets/{name}", b"x")
+    base = "memory:///brackets"
+    assert list(expand_shards([f"{base}/my [v1]"])) == [f"{base}/my [v1]/{i}.tar" for i in range(2)]
+    assert list(expand_shards([f"{base}/my [v1]/{{0..1}}.tar"])) == [f"{base}/my [v1]/{i}.tar" for i in range(2)]
+    assert list(expand_shards([f"{base}/s[0].tar"])) == [f"{base}/s[0].tar"]
+    assert names(expand_shards([f"{base}/s[0-5].tar"])) == ["s0.tar"]
+
+
+def test_a_folder_that_links_lead_to_twice_is_visited_once(tmp_path):
+    root = touch(tmp_path / "a", "0.tar", "1.tar")
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert names(expand_shards([f"{root}/*"])) == ["0.tar", "1.tar"]
+    assert list(expand_shards([f"{tmp_path}/?"])) == [f"{root}/0.tar", f"{root}/1.tar"]
+    assert list(expand_shards([f"{tmp_path}/b"])) == [f"{tmp_path}/b/0.tar", f"{tmp_path}/b/1.tar"]
+    with pytest.raises(InputError, match=r"b/0.tar is named twice"):
+        expand_shards([root, f"{tmp_path}/b"])
+
+
+def test_what_is_no_file_is_named_and_not_opened(tmp_path):
+    root = touch(tmp_path / "a", "0.tar")
+    os.mkfifo(tmp_path / "a" / "1.tar")
+    for pattern in (root, f"{root}/*.tar", f"{root}/{{0,1}}.tar", f"{root}/1.tar"):
+        with pytest.raises(InputError, match=r"a/1.tar' .*it is a fifo, not a file: leave it out"):
+            expand_shards([pattern])
+    (tmp_path / "a" / "1.tar").unlink()
+    (tmp_path / "a" / "1.tar").symlink_to("1.tar")
+    for pattern in (root, f"{root}/*.tar", f"{root}/1.tar"):
+        with pytest.raises(InputError, match=r"a/1.tar' .*it is a link that leads nowhere: mend or remove it"):
+            expand_shards([pattern])
