@@ -6,6 +6,7 @@ Raised anywhere, printed by the command line as one line without a traceback (`-
 from collections.abc import Iterable
 
 _MAX_NAMED = 10
+_MAX_LENGTH = 80  # of a name
 
 
 class ClipxError(Exception):
@@ -25,11 +26,12 @@ class RunError(ClipxError, RuntimeError):
 
 
 def some_names(names: Iterable[str], count: int | None = None) -> str:
-    """At most ten of `names`, joined by commas, and how many more there are.
+    """At most ten of `names`, long ones cut, joined by commas, and how many more there are.
 
     Args:
         count: how many there are; None means as many as `names`.
     """
     listed = list(names)
-    shown, total = listed[:_MAX_NAMED], len(listed) if count is None else count
+    shown = [name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in listed[:_MAX_NAMED]]
+    total = len(listed) if count is None else count
     return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")

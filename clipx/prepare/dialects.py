@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipx.errors import InputError
-from clipx.prepare.rows import TableColumns, some
+from clipx.errors import InputError, some_names
+from clipx.prepare.rows import TableColumns
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -90,7 +90,7 @@ def find_dialect(first_line: bytes, path: Path, columns: TableColumns, format: T
     names = _values(line, dialect)
     if any(map(_DATA.match, names)):
         raise InputError(
-            f"{path}: its first row names no columns but holds values ({some(names)}); give their names with "
+            f"{path}: its first row names no columns but holds values ({some_names(names)}); give their names with "
             "--header, for example --header image,caption"
         )
     return dialect  # whose columns are not found, which is said where they are looked for

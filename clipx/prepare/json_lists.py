@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipx.errors import InputError
-from clipx.prepare.rows import LeftOutError, Record, Row, Rows, captions_of, picture_key, plain, some
+from clipx.errors import InputError, some_names
+from clipx.prepare.rows import LeftOutError, Record, Row, Rows, captions_of, picture_key, plain
 from clipx.storage.files import file_state
 
 
@@ -79,7 +79,7 @@ class KarpathyRows(Rows):
         self._counts = Counter(str(image.get("split")) for image in images)
         for split in splits:
             if split not in self._counts:
-                raise InputError(f"{path} has no split {split!r}; its splits are {some(list(self._counts))}")
+                raise InputError(f"{path} has no split {split!r}; its splits are {some_names(list(self._counts))}")
         self._images = [image for image in images if not splits or str(image.get("split")) in splits]
 
     @staticmethod

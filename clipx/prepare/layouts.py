@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clipx.errors import InputError
-from clipx.prepare.rows import some
+from clipx.errors import InputError, some_names
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables of HF's imagefolder."""
@@ -75,10 +74,10 @@ def _chosen(by_split: dict[str, "Path"] | dict[str, list[Path]], splits: Sequenc
     for split in splits:
         if split not in known:
             raise InputError(
-                f"{folder} has no split {split!r}; " + (f"it has {some(known)}" if known else "leave out --split")
+                f"{folder} has no split {split!r}; " + (f"it has {some_names(known)}" if known else "leave out --split")
             )
     if not splits and len(by_split) > 1:
-        names = some([split or "files without one" for split in by_split])
+        names = some_names([split or "files without one" for split in by_split])
         raise InputError(f"{folder} holds several splits ({names}); name those to take with --split, or their files")
     return list(splits) or list(by_split)
 

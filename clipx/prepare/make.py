@@ -19,11 +19,11 @@ import numpy as np
 from clipx import counter_random
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
-from clipx.errors import InputError, RunError
+from clipx.errors import InputError, RunError, some_names
 from clipx.prepare.groups import Groups, group_rows
 from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
 from clipx.prepare.out_folder import REPORT, claimed, finish
-from clipx.prepare.rows import Rows, some
+from clipx.prepare.rows import Rows
 from clipx.storage.files import is_local, write_file
 
 _MIN_ROWS_FOR_LIMIT = 100
@@ -163,10 +163,10 @@ def _too_many(reports: Sequence[ShardReport], num_rows: int, max_bad: float, fol
 def _finish(make: ShardMaker, request: dict[str, object], rows: Rows, reports: list[ShardReport]) -> Made:
     """Writes the index and what became of the rows."""
     names = {make.name(report.shard) for report in reports if report.num_samples}
-    if others := sorted({path.name for path in make.folder.glob("*.tar")} - names):
+    if others := sorted({path.name for path in make.folder.glob("[!.]*.tar")} - names):
         raise RunError(
-            f"{make.folder} also holds {some(others)}, which this command did not make; move them elsewhere and run "
-            "the same command again"
+            f"{make.folder} also holds {some_names(others)}, which this command did not make; move them elsewhere and "
+            "run the same command again"
         )
     build_index([str(make.folder)], index_dir=None)
     extensions: Counter[str] = Counter()

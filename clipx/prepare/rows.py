@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipx.data.captions import is_blank
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 
 Reason = Literal[
     "no picture",
@@ -190,14 +190,8 @@ def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str)
         column = next((name for word in wanted for name in names if name.lower() == word.lower()), None)
     if column is None:
         which = f"column {wanted[0]!r}" if len(wanted) == 1 else f"{kind} column of a usual name"
-        raise InputError(f"{origin} has no {which}; name one of {some(names)} with --{kind}-column")
+        raise InputError(f"{origin} has no {which}; name one of {some_names(names)} with --{kind}-column")
     return column
-
-
-def some(names: Sequence[str]) -> str:
-    """Up to ten names for a message, each cut to 40 characters."""
-    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:_MAX_NAMES]) + more
 
 
 def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) -> Row:
