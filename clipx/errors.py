@@ -3,11 +3,17 @@
 Raised anywhere, printed by the command line as one line without a traceback (`--debug` shows it).
 """
 
+from clipx.printable import shown
+
 
 class ClipxError(Exception):
     """A condition with a message for a person: the value, the rule, and what to do."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, fit to be shown wherever it goes: it may name what a stranger or a signed address holds."""
+        return shown(super().__str__())
 
 
 class InputError(ClipxError, ValueError):

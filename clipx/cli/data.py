@@ -10,8 +10,9 @@ import typer
 
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.cli.data_tables import print_counts, print_figures, progress_bar
-from clipx.cli.output import write_text
+from clipx.cli.output import say, write_text
 from clipx.errors import InputError
+from clipx.printable import json_text, redacted
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
@@ -117,12 +118,12 @@ def make(
     )
     with progress_bar("samples") as on_progress:
         made = make_shards(rows, out, options, workers=workers or num_cores(), max_bad=max_bad, on_progress=on_progress)
-    typer.echo(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
+    say(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
     if made.left_out:
         print_counts("left out", "samples", made.left_out)
-        typer.echo(f"each of them: {Path(out) / REPORT}")
+        say(f"each of them: {Path(out) / REPORT}")
     if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
-        typer.echo(f"to train on them: data.image_key={';'.join([image_key, *others])}")
+        say(f"to train on them: data.image_key={';'.join([image_key, *others])}")
 
 
 @data_app.command()
@@ -166,7 +167,7 @@ def index(
         raise InputError(f"--{name.replace('_', '-')} says what a filter looks at; give it with --where or --unique")
     with progress_bar("shards") as on_progress:
         result = build_index(shards, index_dir=out, filters=filters, offsets=offsets, on_progress=on_progress)
-    typer.echo(f"{len(result.paths):,} shards, {result.num_samples:,} samples")
+    say(f"{len(result.paths):,} shards, {result.num_samples:,} samples")
     if result.left_out:
         print_counts("left out", "samples", result.left_out)
 
@@ -194,22 +195,22 @@ def check(
     with progress_bar("shards") as on_progress:
         health = check_shards(described, repair=repair, workers=workers or num_cores(), on_progress=on_progress)
     if report is not None:
-        lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in health.problems]
+        lines = [json_text(redacted(asdict(problem))) + "\n" for problem in health.problems]
         write_text(report, "".join(lines), option="--report")
     good, total = (sum(getattr(shard, name) for shard in health.shards) for name in ("num_good", "num_samples"))
     bad = [shard for shard in health.shards if shard.problems]
-    typer.echo(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
+    say(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
     if by_pillow := sum(shard.num_by_pillow for shard in health.shards):
-        typer.echo(f"{by_pillow:,} pictures need Pillow, which is slower")
+        say(f"{by_pillow:,} pictures need Pillow, which is slower")
     if not bad:
         return
     print_counts("bad", "times", health.by_fault())
     for problem in health.problems[:5]:
-        typer.echo(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}")
+        say(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}")
     if len(health.problems) > 5:
-        typer.echo(f"... {len(health.problems) - 5:,} more" + ("" if report else "; --report FILE.jsonl lists them"))
+        say(f"... {len(health.problems) - 5:,} more" + ("" if report else "; --report FILE.jsonl lists them"))
     if repair is not None:
-        typer.echo(f"{repair}: {sum(shard.repaired for shard in bad):,} of {len(bad):,} bad shards anew")
+        say(f"{repair}: {sum(shard.repaired for shard in bad):,} of {len(bad):,} bad shards anew")
     raise typer.Exit(1)
 
 
@@ -258,7 +259,7 @@ def stats(
             context_length=description.context_length,
             image_size=None if config is None else config.model.image.image_size,
         )
-        typer.echo(f"wrote {out / 'stats.json'} and {out / 'stats.png'}")
+        say(f"wrote {out / 'stats.json'} and {out / 'stats.png'}")
 
 
 @data_app.command()
@@ -274,8 +275,8 @@ def show(
     from clipx.prepare.show import draw_batch
 
     path = out or Path(f"batch-{batch}.png")
-    typer.echo(draw_batch(load_arguments(arguments), path, batch=batch, count=count))
-    typer.echo(f"wrote {path}")
+    say(draw_batch(load_arguments(arguments), path, batch=batch, count=count))
+    say(f"wrote {path}")
 
 
 @data_app.command()
@@ -293,7 +294,7 @@ def synth(
     write_synthetic_set(
         out, num_train=train, num_eval_per_class=eval_per_class, image_size=size, seed=seed, shard_size=shard_size
     )
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str | None) -> "tuple[Source, ...]":

@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from clipx.printable import shown
+
 if TYPE_CHECKING:
     from clipx.prepare.stats import SetStatistics
 
@@ -25,10 +27,11 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
     """Prints a table with a count for each reason."""
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     table = Table(title, Column(unit, justify="right"))
     for reason, count in counts.items():
-        table.add_row(reason, f"{count:,}")
+        table.add_row(Text(shown(reason)), f"{count:,}")
     Console().print(table)
 
 
@@ -36,9 +39,10 @@ def print_figures(figures: "Mapping[str, SetStatistics]", context_length: int) -
     """Prints what `clipx data stats` measured, a column for each source."""
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     sources = list(figures.values())
-    table = Table("", *(Column(name, justify="right") for name in figures))
+    table = Table("", *(Column(Text(shown(name)), justify="right") for name in figures))
 
     def add(label: str, field: str, form: str = ",") -> None:
         table.add_row(label, *(format(getattr(source, field), form) for source in sources))
@@ -60,7 +64,9 @@ def print_figures(figures: "Mapping[str, SetStatistics]", context_length: int) -
     add_spread("width / height", "aspect", {"p5": "5%", "p50": "median", "p95": "95%"}, form=",.2f")
     add_spread("kB", "num_bytes", {"p50": "median", "p95": "95%", "max": "most"}, scale=1000, form=",.1f")
     for extension in dict.fromkeys(name for source in sources for name in source.formats):
-        table.add_row(f"{extension} pictures", *(f"{source.formats.get(extension, 0):,}" for source in sources))
+        table.add_row(
+            Text(shown(f"{extension} pictures")), *(f"{source.formats.get(extension, 0):,}" for source in sources)
+        )
     table.add_section()
     for what in ("images", "captions", "pairs"):
         add(f"repeated {'pictures' if what == 'images' else what}", f"duplicate_{what}", ".2%")

@@ -12,6 +12,7 @@ import typer
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.cli.output import write_json
 from clipx.errors import InputError
+from clipx.printable import shown
 
 MeasuredFolder = Annotated[
     Path | None,
@@ -42,6 +43,7 @@ def doctor(
         raise InputError(f"--path {path} is no folder; give one that is there")
 
     from rich.console import Console
+    from rich.text import Text
 
     from clipx.doctor.finding import Verdict, worst
     from clipx.doctor.report import as_json, print_report
@@ -52,7 +54,7 @@ def doctor(
         announce = lambda what: None  # noqa: E731
         if console.is_terminal and os.environ.get("RANK", "0") == "0":
             status = stack.enter_context(console.status("..."))
-            announce = status.update
+            announce = lambda what: status.update(Text(shown(what)))  # noqa: E731
         report = run_checks(config, folder=path or Path.cwd(), announce=announce)
     if report.is_main:
         print_report(report.findings, sys.stdout, seconds=time.monotonic() - began)
@@ -61,7 +63,7 @@ def doctor(
     else:
         for finding in report.findings:
             if finding.name == "ranks":
-                print(f"clipx: {finding.name}: {finding.value}; {finding.hint}", file=sys.stderr)
+                print(shown(f"clipx: {finding.name}: {finding.value}; {finding.hint}"), file=sys.stderr)
     code = int(worst(report.findings) is Verdict.PROBLEM)
     if report.hung:  # a thread in a collective or on dead storage would hold up the interpreter's end
         sys.stdout.flush()

@@ -7,8 +7,14 @@ from typing import Annotated
 import typer
 
 from clipx.errors import InputError
+from clipx.printable import shown
 
 FiguresFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")]
+
+
+def say(text: str) -> None:
+    """Prints a result, fit to be shown: it may name what a stranger chose."""
+    typer.echo(shown(text))
 
 
 def write_json(path: Path, value: object) -> None:

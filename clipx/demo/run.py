@@ -17,11 +17,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clipx.config.load import dump_config, load_config
 from clipx.config.schema import RunConfig
 from clipx.demo.scenes import write_synthetic_set
 from clipx.errors import InputError, RunError
+from clipx.printable import shown
 
 _NUM_TRAIN = 24_000
 _IMAGES_PER_CLASS = 20
@@ -165,7 +167,7 @@ def _saved_step(run_dir: Path) -> str:
 
 
 def _print_table(console: Console, rows: list[_Row], out: Path) -> None:
-    table = Table("what", "figure", "against", "", title=f"clipx demo, in {out}")
+    table = Table("what", "figure", "against", "", title=Text(shown(f"clipx demo, in {out}")))
     for row in rows:
-        table.add_row(row.what, row.figure, row.against, "ok" if row.good else "BELOW ITS MARK")
+        table.add_row(Text(row.what), row.figure, row.against, "ok" if row.good else "BELOW ITS MARK")
     console.print(table)

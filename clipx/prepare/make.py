@@ -25,6 +25,7 @@ from clipx.data.parallel import in_processes
 from clipx.errors import InputError, RunError
 from clipx.prepare.make_shard import MAKING, MakeOptions, ShardJob, ShardMaker, ShardReport
 from clipx.prepare.rows import Rows
+from clipx.printable import json_text, redacted
 from clipx.storage.files import is_local, write_file
 
 REPORT = "left_out.jsonl"
@@ -197,5 +198,5 @@ def _by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
 
 def _write_report(folder: Path, reports: Iterable[ShardReport]) -> None:
     rows = [row for report in sorted(reports, key=lambda report: report.shard) for row in report.left_out]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(json_text(redacted(row)) + "\n" for row in rows)
     write_file(str(folder / REPORT), lines.encode("utf-8", "replace"))

@@ -17,6 +17,7 @@ from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import InputError
+from clipx.printable import printable
 
 _CELL = 208  # pixels from one picture to the next
 _GAP = 12
@@ -67,14 +68,14 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     shown = [
         _Shown(
             Image.fromarray(images_IHWC[i].numpy()),
-            f"{described[source].name}  {_key(indexes, source, sample_id)}",
+            printable(f"{described[source].name}  {_key(indexes, source, sample_id)}"),
             texts.seen[i * captions : (i + 1) * captions],
         )
         for i, (source, sample_id) in enumerate(zip(source_I, sample_id_I, strict=True))
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _draw(shown, title).save(path, "PNG")
+        _draw(shown, printable(title)).save(path, "PNG")
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written: {error.strerror or error}; choose another") from error
     return title
@@ -129,7 +130,7 @@ def _draw(shown: Sequence[_Shown], title: str) -> Image.Image:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, *, max_lines: int) -> list[str]:
     """The text in lines of `width` pixels; what does not fit into the last ends in dots."""
     lines = [""]
-    for word in text.split():
+    for word in map(printable, text.split()):
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
