@@ -4,6 +4,7 @@ Names of files, keys and captions come from strangers, and addresses of shards m
 prints, logs or writes text for people passes it through `shown`; what stores an address, through `redact`.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -25,11 +26,20 @@ _NO_REFERENCE = r"(?!\$[{(\w]|REDACTED)"  # in a command: $NAME, ${NAME} and $(C
 _USER = re.compile(r"(?<=://)([^/?#\s:@'\"]*):([^/?#\s'\"]*)@")
 _LONE_USER = re.compile(r"(?<=://)[^/?#\s:@'\"${}]{20,}@")  # a token; shorter ones are names
 _QUERY = re.compile(r"(?<=[?&;])([\w.%~-]+)=([^&;#\s'\"<>]+)")
-_PUBLIC_QUERY = re.compile(r"(?i)(versionid|generation|partnumber|(response-)?content-.*|download|format|alt|raw|dl)\Z")
-_SECRET_QUERY = re.compile(
-    r"(?i)sig|token|secret|pass|pwd|key|auth|cred|session|expire|policy|access|jwt|hmac|x-(amz|goog|oss|ms|cos)-"
-    r"|(sv|se|st|sr|sp|spr|srt|ss|sip|sdd|skoid|sktid|skt|ske|sks|skv)\Z"  # of Azure's signed addresses
+_PUBLIC_QUERY = re.compile(
+    r"(?i)(versionid|generation|partnumber|(response-)?content-.*|download|format|alt|raw|dl|expires"
+    r"|x-\w+-(algorithm|date|expires|signedheaders|content-sha256))\Z"
 )
+_AZURE = r"sv|se|st|sr|sp|spr|srt|ss|sip|sdd|sk(oid|tid|t|e|s|v)"  # of shared access signatures
+_SECRET_QUERY = re.compile(
+    r"(?i)sig|token|secret|pass|pwd|key|auth|cred|session|policy|access|jwt|hmac|x-(amz|goog|oss|ms|cos)-"
+    rf"|({_AZURE})\Z"
+)
+_SIGNED_BY = re.compile(r"(x-(amz|goog|oss|cos|ms)-.*|(aws|oss)accesskeyid|googleaccessid|security-token)\Z")
+_SIGNED_WITH = {  # names that mean this only beside the first
+    "sig": re.compile(rf"(sig|{_AZURE})\Z"),
+    "signature": re.compile(r"(signature|expires|policy|key-pair-id)\Z"),  # CloudFront, S3 and GCS before version 4
+}
 _LONG = 20  # a value of so many characters is taken for a secret, whatever its name
 _SHORT = 4  # shorter values are no secrets, and stand in many words
 _SECRET_NAME = r"(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key(?:[_-]?id)?|credentials?)"
@@ -84,7 +94,7 @@ def resolve(text: str, environment: Mapping[str, str]) -> str:
 def redact(text: str) -> str:
     """The text without passwords and tokens: of addresses, signed ones too, of headers, options and assignments.
 
-    References to the environment (`${NAME}`) stay. Of a signed address all goes that its next signature changes.
+    References to the environment (`${NAME}`) stay.
     """
     for secret, reference in _resolved.items():
         text = text.replace(secret, reference)
@@ -95,6 +105,30 @@ def redact(text: str) -> str:
     for pattern, replacement in _IN_COMMANDS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def unsigned(address: str) -> str:
+    """The address without what a new signature or password changes: equal for the same file, and for no other.
+
+    Only signatures whose names are known go (AWS, Google, Azure, CloudFront and alike): there the path names the file.
+    """
+    if "://" not in address or address.startswith("pipe:"):  # a command is its shell's
+        return address
+    base, _, query = re.sub(r"(?<=://)[^/?#\s]*@", "", address).partition("?")
+    parts = {part: part.partition("=")[0].lower() for part in query.split("&") if part}
+    patterns = [_SIGNED_BY, *(pattern for name, pattern in _SIGNED_WITH.items() if name in parts.values())]
+    kept = [part for part, name in parts.items() if not any(pattern.match(name) for pattern in patterns)]
+    return base + ("?" + "&".join(kept) if kept else "")
+
+
+def label(address: str) -> str:
+    """A name of the file at an address for lists that people read: no secrets, the same for the next signature.
+
+    Where a secret may tell files apart, a few digits of a checksum stand behind it.
+    """
+    plain = unsigned(address)
+    clean = redact(plain)
+    return clean if clean == plain else f"{clean}#{hashlib.sha256(plain.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def redacted(value: Any) -> Any:

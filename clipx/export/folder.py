@@ -17,6 +17,7 @@ from typing import Any
 from clipx.errors import InputError
 
 PARITY = "parity.json"
+_SUFFIXES = {".json", ".safetensors", ".txt", ".yaml", ".jinja"}  # of all that an export writes, whatever a list says
 _UNFINISHED = ".clipx-export"  # marks a folder whose export is under way, or was broken off
 _MAX_NAMED = 10
 
@@ -105,7 +106,9 @@ def _recorded(folder: Path) -> Mapping[str, str]:
     try:
         parity = json.loads((folder / PARITY).read_bytes())
         mark, files = parity.pop("mark"), parity["files"]
-        return {str(name): str(checksum) for name, checksum in files.items()} if mark == _mark(parity) else {}
+        if mark != _mark(parity):
+            return {}
+        return {name: str(checksum) for name, checksum in files.items() if Path(name).suffix in _SUFFIXES}
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
 

@@ -1,9 +1,11 @@
 """What is shown holds no secret and no character that a terminal obeys."""
 
+import json
+
 import pytest
 
 from clipx.errors import InputError, RunError
-from clipx.printable import REDACTED, printable, redact, redacted, shown
+from clipx.printable import REDACTED, json_text, label, printable, redact, redacted, shown, unsigned
 
 SECRET = "s3cr3tV4lue"
 SIGNED = "https://b.s3.amazonaws.com/a/00000.tar?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={0}%2F20260101"
@@ -73,10 +75,44 @@ def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
     assert shown(text) == text
 
 
-def test_the_next_signature_of_an_address_gives_the_same_text() -> None:
-    assert redact(SIGNED.format("one")) == redact(
-        SIGNED.format("other").replace("20260101T000000Z", "20270101T000000Z")
-    )
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (SIGNED.format("a"), SIGNED.format("b").replace("20260101T000000Z", "20270101T000000Z")),
+        ("https://u:a@h/0.tar?n=1", "https://v:b@h/0.tar?n=1"),
+        (
+            "https://d.cloudfront.net/0.tar?Expires=1&Signature=a&Policy=a&Key-Pair-Id=a",
+            "https://d.cloudfront.net/0.tar",
+        ),
+        (
+            "https://a.blob.core.windows.net/c/0.tar?sv=1&se=1&sr=b&sp=r&sig=a",
+            "https://a.blob.core.windows.net/c/0.tar",
+        ),
+    ],
+)
+def test_the_next_signature_of_a_file_gives_the_same_name(one: str, other: str) -> None:
+    assert unsigned(one) == unsigned(other)
+    assert label(one) == label(other)
+    assert REDACTED not in label(one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://h/get?key=0.tar", "https://h/get?key=1.tar"),
+        ("https://h/get?id=1aBcDeFgHiJkLmNoPqRsTuVwXyZ", "https://h/get?id=2aBcDeFgHiJkLmNoPqRsTuVwXyZ"),
+        ("https://h/get?token=s3cr3t", "https://h/get?token=other"),
+        ("https://h/get?sp=1", "https://h/get?sp=2"),
+        (SIGNED.format("a"), SIGNED.format("a").replace("00000", "00001")),
+        ("pipe:curl -u a:b https://h/0.tar", "pipe:curl -u a:b https://h/1.tar"),
+        ("pipe:curl 'https://h/0.tar?sig=a&sr=b' | 1", "pipe:curl 'https://h/0.tar?sig=a&sr=b' | 2"),
+        ("pipe:curl 'https://h/0.tar?sig=a&sr=1", "pipe:curl 'https://h/0.tar?sig=a&sr=2"),
+    ],
+)
+def test_other_files_have_other_names_whatever_is_left_out(one: str, other: str) -> None:
+    assert unsigned(one) != unsigned(other)
+    assert label(one) != label(other)
+    assert redact(label(one)) == label(one)
 
 
 def test_strings_deep_in_plain_values_are_redacted() -> None:
@@ -109,3 +145,11 @@ def test_what_a_terminal_obeys_becomes_visible(text: str, visible: str) -> None:
 def test_the_text_of_an_error_is_fit_to_be_shown(kind: type[Exception]) -> None:
     error = kind("shard https://u:p@h/0.tar: key 'a\x1b[31mb'\nsecond line")
     assert str(error) == "shard https://u:REDACTED@h/0.tar: key 'a\\x1b[31mb'\nsecond line"
+
+
+def test_json_for_people_has_the_same_value_and_nothing_that_a_terminal_obeys() -> None:
+    row = {"key": "a\x1b[31m\x9b\u202e\U000e0041\udce9", "caption": "Zürich\n"}
+    text = json_text(row)
+    assert json.loads(text) == row
+    assert printable(text) == text
+    assert "Zürich" in text

@@ -21,11 +21,19 @@ import numpy as np
 from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
-from clipx.data.index.shard_paths import ShardGroup, ShardPaths, decoded, naturally_sorted, packed, packed_bytes
+from clipx.data.index.shard_paths import (
+    ShardGroup,
+    ShardPaths,
+    decoded,
+    naturally_sorted,
+    packed,
+    packed_bytes,
+    split_query,
+)
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local
-from clipx.storage.remote import PIPE
+from clipx.storage.remote import PIPE, is_http
 
 ABSENT = -1
 """Size of a shard that is not there."""
@@ -172,6 +180,11 @@ def _expand(pattern: str, folders: RemoteFolders) -> Iterator[ShardGroup]:
     if pattern.startswith(PIPE):
         yield ShardGroup(PIPE, packed(_braces(pattern.removeprefix(PIPE), escape=False)))
         return
+    if is_http(pattern) and "?" in pattern:
+        with_query = [split_query(address) for address in _braces(pattern, escape=False)]
+        if all(name for _, name in with_query):
+            yield from (ShardGroup(prefix, packed([name])) for prefix, name in with_query)
+            return
     path = os.path.expanduser(pattern.removeprefix("file://"))
     folder, slash, name = path.rpartition("/")
     plain = name.endswith(".tar") and not glob.has_magic(path) and "\\" not in path

@@ -94,6 +94,15 @@ def test_a_list_of_a_strangers_proves_nothing(tmp_path: Path, files: object) -> 
     assert content(tmp_path) == before
 
 
+def test_a_program_is_nobodys_export_though_a_list_fits_it(tmp_path: Path) -> None:
+    with draft_of(tmp_path / "export") as draft:
+        (draft / "config.json").write_text("{}")
+        (draft / "main.py").write_text("print('mine')")
+        publish(draft, tmp_path / "export", {})  # a list with the right checksums, as a stranger can make it
+    with pytest.raises(InputError, match=r"export holds main.py, which no export wrote"):
+        export(tmp_path / "export")
+
+
 @pytest.mark.parametrize("name", [".export.old", ".export.exporting"])
 def test_folders_of_others_beside_it_stay(tmp_path: Path, name: str) -> None:
     export(tmp_path / "export", "first")
