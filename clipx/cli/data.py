@@ -235,9 +235,12 @@ def stats(
 
     config = load_arguments(shards) if is_config(shards) else None
     if out is not None:
+        from clipx.prepare.own_files import require_own_json, require_own_png
         from clipx.prepare.plots import require_matplotlib
 
         require_matplotlib()
+        require_own_json(out / "stats.json", {"context_length", "sources"})
+        require_own_png(out / "stats.png")
     with progress_bar("samples") as on_progress:
         description = describe(
             _sources(shards, image_key, caption_key),

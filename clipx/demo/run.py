@@ -4,6 +4,7 @@ It renders shards, starts a run, stops it in the middle with SIGTERM and starts 
 held-out images and on combinations that are not in the training data, and exports it for transformers and open_clip.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -57,7 +58,7 @@ def run_demo(out: Path) -> int:
     config = _config(data=data.resolve(), run_dir=run_dir.resolve())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(dump_config(config))
+        _write_config(config_file, dump_config(config))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
 
@@ -85,6 +86,22 @@ def run_demo(out: Path) -> int:
     rows.append(_Row("the whole demo", f"{time.monotonic() - began:.0f} s", f"{_MAX_SECONDS} s on 2 cores"))
     _print_table(console, rows, out)
     return 0 if all(row.good for row in rows) else 1
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Writes the config with a mark, over an earlier one that still fits its own.
+
+    Raises:
+        InputError: there is a file that the demo did not write, or that was edited.
+    """
+    mark = "# Written by `clipx demo`, checksum {}.\n"
+    marked = mark.format(hashlib.sha256(text.encode()).hexdigest()) + text
+    if path.exists():
+        there = path.read_text(errors="replace")
+        body = there.partition("\n")[2]
+        if there != text and there != mark.format(hashlib.sha256(body.encode()).hexdigest()) + body:
+            raise InputError(f"{path} is there, and the demo did not write it like that; choose another --out")
+    path.write_text(marked)
 
 
 def _config(*, data: Path, run_dir: Path) -> RunConfig:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipx.errors import InputError
+from clipx.prepare.own_files import PNG_MARK
 from clipx.prepare.stats import Measured
 from clipx.printable import shown
 
@@ -56,7 +57,7 @@ def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: 
             text.set_parse_math(False)  # a name may hold dollars
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        figure.savefig(path, metadata=PNG_MARK)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
 

@@ -180,7 +180,7 @@ def test_a_drawing_takes_any_name(tmp_path: Path) -> None:
     from clipx.prepare.plots import draw_stats
 
     rows = np.ones(4)
-    measured: Any = {name: SimpleNamespace(values=lambda _: rows) for name in (r"a $\no{such} b$ $", "_hidden", NASTY)}
+    measured: Any = {name: SimpleNamespace(values=lambda _: rows) for name in (r"a $\no{such}$ b", "_hidden", NASTY)}
     draw_stats(measured, tmp_path / "stats.png", context_length=8, image_size=16)
     assert Image.open(tmp_path / "stats.png").size[0] > 0
 
