@@ -4,21 +4,19 @@ parity.json is the mark: it holds the SHA-256 of every other file of the export,
 name, or what has changed since, is somebody's, and is never removed or replaced.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipx.errors import InputError
+from clipx.storage.drafts import finish
 
 PARITY = "parity.json"
 _SUFFIXES = {".json", ".safetensors", ".txt", ".yaml", ".jinja"}  # of all that an export writes, whatever a list says
-_UNFINISHED = ".clipx-export"  # marks a folder whose export is under way, or was broken off
 _MAX_NAMED = 10
 
 
@@ -43,35 +41,6 @@ def require_own(folder: Path) -> None:
         raise InputError(f"{folder} holds {' and '.join(faults)}{hint}; move that away or name another folder")
 
 
-@contextmanager
-def draft_of(to: Path) -> Iterator[Path]:
-    """An empty folder beside `to`, in which this process alone writes; removed at the end unless it was published.
-
-    Raises:
-        InputError: another export into `to` is under way, or something else has the folder's name.
-        OSError: it cannot be made.
-    """
-    draft = to.with_name(f".{to.name}.exporting")
-    draft.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if not _lock(descriptor) or not _is_at(descriptor, draft):
-            raise InputError(f"another export into {to} is under way; wait for it, or name another folder")
-        if (names := os.listdir(draft)) and _UNFINISHED not in names:
-            raise InputError(f"{draft} is in the way, and no export made it; move it away or name another folder")
-        for name in names:  # of an export that was broken off
-            path = draft / name
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        (draft / _UNFINISHED).touch()
-        try:
-            yield draft
-        finally:
-            if _is_at(descriptor, draft):
-                shutil.rmtree(draft, ignore_errors=True)
-    finally:
-        os.close(descriptor)
-
-
 def publish(draft: Path, to: Path, parity: dict[str, Any]) -> None:
     """Marks the draft and renames it to `to`, in place of an export that is there.
 
@@ -81,7 +50,7 @@ def publish(draft: Path, to: Path, parity: dict[str, Any]) -> None:
         InputError: what is at `to`, or at `.NAME.old`, is not an export's alone; both stay as they are.
         OSError: it cannot be renamed.
     """
-    (draft / _UNFINISHED).unlink()
+    finish(draft)
     parity["files"] = {name: _sha256(draft / name) for name in sorted(os.listdir(draft))}
     parity["mark"] = _mark(parity)
     (draft / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
@@ -123,24 +92,6 @@ def _sha256(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _lock(descriptor: int) -> bool:
-    """Takes a lock that ends with this process; False if another has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks: two exports at once are on their own there
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 def _some(names: Sequence[str]) -> str:

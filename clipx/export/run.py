@@ -10,10 +10,11 @@ from clipx.checkpoint.store import stored_config
 from clipx.config.load import dump_config
 from clipx.errors import InputError, RunError
 from clipx.export import huggingface, open_clip
-from clipx.export.folder import draft_of, publish, require_own
+from clipx.export.folder import publish, require_own
 from clipx.export.parity import LIMIT, TEXTS, above_limit, differences, our_outputs, parity_images
 from clipx.export.shape import read_shape
 from clipx.pretrained import EXPORT_CONFIG, Pretrained, find_model, load
+from clipx.storage.drafts import draft_of
 
 Format = Literal["hf", "open_clip"]
 _MODULES: dict[Format, Any] = {"hf": huggingface, "open_clip": open_clip}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from clipx.errors import InputError
-from clipx.export.folder import draft_of, publish, require_own
+from clipx.export.folder import publish, require_own
+from clipx.storage.drafts import draft_of
 
 
 def export(to: Path, text: str = "weights") -> None:
@@ -103,7 +104,7 @@ def test_a_program_is_nobodys_export_though_a_list_fits_it(tmp_path: Path) -> No
         export(tmp_path / "export")
 
 
-@pytest.mark.parametrize("name", [".export.old", ".export.exporting"])
+@pytest.mark.parametrize("name", [".export.old", ".export.unfinished"])
 def test_folders_of_others_beside_it_stay(tmp_path: Path, name: str) -> None:
     export(tmp_path / "export", "first")
     (tmp_path / name).mkdir()
@@ -129,7 +130,7 @@ def test_of_two_at_once_one_wins_whole_and_the_other_says_so(tmp_path: Path) -> 
     to = tmp_path / "export"
     with draft_of(to) as draft:
         (draft / "model.safetensors").write_text("winner")
-        with pytest.raises(InputError, match=r"another export into .*export is under way"):
+        with pytest.raises(InputError, match=r"another process writes .*export; wait"):
             export(to, "loser")
         publish(draft, to, {})
     assert content(to)["model.safetensors"] == "winner"
@@ -137,9 +138,9 @@ def test_of_two_at_once_one_wins_whole_and_the_other_says_so(tmp_path: Path) -> 
 
 
 def test_what_a_killed_export_left_is_taken_over(tmp_path: Path) -> None:
-    left = tmp_path / ".export.exporting"
+    left = tmp_path / ".export.unfinished"
     left.mkdir()
-    (left / ".clipx-export").touch()
+    (left / ".clipx-unfinished").touch()
     (left / "model.safetensors").write_text("half")
     (left / "tokenizer").mkdir()
     export(tmp_path / "export")
