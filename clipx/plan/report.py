@@ -27,7 +27,7 @@ _TOO_LARGE = "it does not fit: activation_checkpointing=1, parallel.type=fsdp2, 
 
 def print_plan(plan: Plan, assumptions: Assumptions, *, console: Console | None = None) -> None:
     """Writes the tables of the plan."""
-    console = console or Console(width=_WIDTH, highlight=False)
+    console = console or Console(width=_WIDTH, highlight=False, markup=False, emoji=False)
     asked = plan.asked
     phase, cluster, gpu = asked.heaviest, assumptions.cluster, assumptions.cluster.gpu
     console.print(

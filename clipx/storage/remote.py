@@ -245,6 +245,8 @@ def resolved(address: str) -> str:
 
 def _filesystem(url: str, remote: RemoteConfig) -> tuple[Any, str]:
     url = resolved(url)
+    if "::" in url or url.startswith("reference:"):  # fsspec would run the templates of a stranger's list of references
+        raise UnusableAddressError("a chain of file systems (::) is not read; give one address")
     options: dict[str, Any] = {}
     if url.startswith(("s3://", "s3a://")):
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
