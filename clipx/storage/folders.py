@@ -165,9 +165,8 @@ class _RemoteFolder(Folder):
     def _entries(self) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):  # refresh: some file systems cache what they have listed
             entries = ask(self.address, "ls", detail=True, refresh=True, remote=REMOTE)
-            folder = (
-                resolved(self.address).partition("://")[2].strip("/")
-            )  # some stores list the folder itself as a file in it
+            # some stores list the folder itself as a file in it
+            folder = resolved(self.address).partition("://")[2].strip("/")
             return [entry for entry in entries if entry["name"].strip("/") != folder]
         return []
 
