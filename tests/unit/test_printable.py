@@ -68,6 +68,7 @@ def test_secrets_are_left_out_and_the_rest_stays(text: str) -> None:
         "data.image_key=jpg;png: expected text; data.caption_key: none",
         "model.text.tokenizer=clip embeds 49408 tokens, the tokenizer has 9; texts_with_other_token_ids by 1",
         "step 3/10: loss=1.5 lr=3e-4 -u",
+        "a photo of a cookie: {c}, password=swordfish, the bearer standing-there, authorization: none --token x",
         "/data/token=1/x y.tar".replace("token=1", "tokens=1"),
     ],
 )
