@@ -5,6 +5,8 @@ Raised anywhere, printed by the command line as one line without a traceback (`-
 
 from collections.abc import Iterable
 
+from clipx.printable import shown
+
 _MAX_NAMED = 10
 _MAX_LENGTH = 80  # of a name
 
@@ -13,6 +15,10 @@ class ClipxError(Exception):
     """A condition with a message for a person: the value, the rule, and what to do."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, fit to be shown wherever it goes: it may name what a stranger or a signed address holds."""
+        return shown(super().__str__())
 
 
 class InputError(ClipxError, ValueError):

@@ -5,17 +5,15 @@ model, optimizer and average, and in each of them tensors and numbers by name.
 """
 
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -25,14 +23,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
-from torch.futures import Future
 from torch.optim import Optimizer
 
-from clipx.checkpoint.manifest import MANIFEST, Entry, recorded
+from clipx.checkpoint.manifest import Entry
+from clipx.checkpoint.torch_files import DataPlanner, FolderReader, FolderWriter
 from clipx.distributed.collectives import rank, world_size
-from clipx.errors import InputError, RunError
+from clipx.errors import ClipxError, InputError, RunError
 from clipx.storage.folders import Folder
 
 State = dict[str, dict[str, Any]]
@@ -127,8 +124,7 @@ def load_tensors(
         if f"optimizer.{name}" in saved and _owner(name) not in fresh
     }
     state = _state(model_state, known, average)
-    with _named_mismatch(folder):
-        load(state, storage_reader=FolderReader(folder))
+    _fill(state, folder)
     optimizer_state |= state["optimizer"]  # tensors were filled in place, numbers were replaced
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=_OPTIONS)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
@@ -146,8 +142,7 @@ def load_weights(folder: Folder, model: nn.Module, *, average: bool = False) -> 
         RunError: it cannot be read.
     """
     state = get_model_state_dict(model, options=_OPTIONS)
-    with _named_mismatch(folder):
-        load({"average" if average else "model": state}, storage_reader=FolderReader(folder), no_dist=True)
+    _fill({"average" if average else "model": state}, folder, no_dist=True)
     set_model_state_dict(model, state, options=_OPTIONS)
 
 
@@ -162,8 +157,7 @@ def load_tensors_by_name(folder: Folder, tensors: Mapping[str, Tensor], *, avera
     """
     section, names = "average" if average else "model", _saved_names(folder)
     state = {name: tensor.clone() for name, tensor in tensors.items() if f"{section}.{name}" in names}
-    with _named_mismatch(folder):
-        load({section: state}, storage_reader=FolderReader(folder), no_dist=True)
+    _fill({section: state}, folder, no_dist=True)
     return state
 
 
@@ -177,6 +171,12 @@ def _state(
 ) -> State:
     state = {"model": dict(model_state), "optimizer": dict(optimizer_state)}
     return state if average is None else {**state, "average": dict(average)}
+
+
+def _fill(state: State, folder: Folder, *, no_dist: bool = False) -> None:
+    """Fills tensors in place, and replaces numbers; all ranks call this, or with `no_dist` this process alone."""
+    with _named_mismatch(folder):
+        load(state, storage_reader=FolderReader(folder), planner=DataPlanner(), no_dist=no_dist)
 
 
 def _saved_names(folder: Folder) -> frozenset[str]:
@@ -214,8 +214,15 @@ def _named_mismatch(folder: Folder) -> Iterator[None]:
         yield
     except CheckpointException as error:
         cause = _first_cause(error)
+        if isinstance(cause, ClipxError):
+            raise cause from error
         if isinstance(cause, OSError):
             raise RunError(f"{folder} cannot be read ({_one_line(cause)}); mend the storage and start again") from error
+        if isinstance(cause, pickle.UnpicklingError):
+            raise InputError(
+                f"{folder} holds objects that are no tensors or numbers; they could run a program and are not read; "
+                "take a checkpoint that clipx wrote"
+            ) from error
         raise InputError(
             f"{folder} does not fit the model of this config ({_one_line(cause)}); "
             "use the config that trained it or a new run_dir"
@@ -230,102 +237,3 @@ def _first_cause(error: CheckpointException) -> BaseException:
 
 def _one_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-_READ_AHEAD = 10_000_000  # bytes that are copied from a GPU while others are written; torch's default
-
-
-class FolderWriter(FileSystemWriter):
-    """Writes torch's files to a folder; `entries` then has size and checksum of those that this rank wrote.
-
-    Args:
-        folder: must hold no complete checkpoint.
-        on_host: whether all tensors of this rank lie in the host's memory.
-    """
-
-    def __init__(self, folder: Folder, *, on_host: bool) -> None:
-        # files are synced by the folder; torch reads ahead in a thread, and there from GPU 0 on every rank
-        super().__init__(folder.address, sync_files=False, per_thread_copy_ahead=0 if on_host else _READ_AHEAD)
-        self.entries: dict[str, Entry] = {}
-        self.fs = _Files(folder, self.entries)  # type: ignore[assignment]  # torch declares the class it sets
-        self.path = folder.address
-        self._folder = folder
-
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Removes the manifest before any rank writes, so that an older checkpoint in the folder counts no more."""
-        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
-        if is_coordinator:
-            self._folder.remove_file(MANIFEST)
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Writes one file, or several if the folder has a limit for their size."""
-        if self._folder.largest_file is None:
-            return super().write_data(plan, planner)
-        results: list[WriteResult] = []
-        for number, items in enumerate(_batches(plan.items, self._folder.largest_file)):
-            prefix = replace(plan.storage_data, prefix=f"{plan.storage_data.prefix}{number}_")
-            results += super().write_data(replace(plan, items=items, storage_data=prefix), planner).value()
-        written: Future[list[WriteResult]] = Future()
-        written.set_result(results)
-        return written
-
-
-class FolderReader(FileSystemReader):
-    """Reads torch's files from a folder."""
-
-    def __init__(self, folder: Folder) -> None:
-        super().__init__(folder.address)
-        self.fs = _Files(folder, {})  # type: ignore[assignment]  # torch declares the class it sets
-        self.path = folder.address
-
-
-class _Files(FileSystemBase):
-    """A `Folder` behind torch's interface. The folder appears whole later on, so its files need no temporary names."""
-
-    def __init__(self, folder: Folder, entries: dict[str, Entry]) -> None:
-        self._folder = folder
-        self._entries = entries
-
-    @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        name = str(path).rpartition("/")[2].removesuffix(".tmp")
-        with self._folder.open(name) if mode == "rb" else recorded(self._folder, name, self._entries) as stream:
-            yield stream
-
-    def concat_path(self, path: Any, suffix: str) -> str:
-        return f"{path}/{suffix}"
-
-    def init_path(self, path: Any) -> Any:
-        return path
-
-    def mkdir(self, path: Any) -> None:
-        self._folder.make()
-
-    def exists(self, path: Any) -> bool:
-        return False
-
-    def rename(self, path: Any, new_path: Any) -> None:
-        """Does nothing: the file has its final name already."""
-
-    def rm_file(self, path: Any) -> None:
-        """Does nothing: no file is ever in the way."""
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
-
-def _batches(items: list[WriteItem], limit: int) -> Iterator[list[WriteItem]]:
-    """The items in their order, in lists of at most `limit` bytes, or of one item that is larger."""
-    batch: list[WriteItem] = []
-    size = 0
-    for item in items:
-        data = item.tensor_data
-        item_bytes = 0 if data is None else data.chunk.sizes.numel() * data.properties.dtype.itemsize
-        if batch and size + item_bytes > limit:
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += item_bytes
-    if batch:
-        yield batch

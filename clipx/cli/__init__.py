@@ -20,9 +20,10 @@ from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.early import require_evaluation_set, require_inputs, require_model, require_writable
 from clipx.cli.launch import launch_app
-from clipx.cli.output import FiguresFile, write_json
+from clipx.cli.output import FiguresFile, say, write_json
 from clipx.cli.plan import plan
 from clipx.errors import ClipxError
+from clipx.printable import shown
 
 if TYPE_CHECKING:
     from clipx.export.formats import Format
@@ -161,9 +162,11 @@ def config(
     elif json_schema:
         typer.echo(json.dumps(schema.json_schema(), indent=2))
     else:
-        from clipx.config.load import dump_config
+        from clipx.config.load import dump_config, warn_of_secrets
 
-        typer.echo(dump_config(load_arguments(arguments)), nl=False)
+        loaded = load_arguments(arguments)
+        warn_of_secrets(loaded)  # on stderr
+        say(dump_config(loaded).rstrip("\n"))
 
 
 def main() -> None:
@@ -193,9 +196,9 @@ def _usage_problem(error: typer.TyperException) -> str:
 
 def _fail(message: str, exit_code: int, *, show_traceback: bool) -> int:
     if show_traceback:
-        traceback.print_exc()
+        print(shown(traceback.format_exc()), file=sys.stderr, end="")
     rank = f"[rank {os.environ.get('RANK', '?')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    for line in message.splitlines():
+    for line in shown(message).splitlines():
         print(f"clipx: error: {rank}{line}", file=sys.stderr)
     return exit_code
 
@@ -204,10 +207,11 @@ def _print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Prints a table per kind of evaluation, with a row per data set and a column per metric."""
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     for names in dict.fromkeys(tuple(row) for row in metrics.values()):
         table = Table(Column("data set", no_wrap=True), *(name.replace("_", " ").replace("@", " @") for name in names))
         for folder, row in metrics.items():
             if tuple(row) == names:
-                table.add_row(Path(folder).name, *(f"{value:.2%}" for value in row.values()))
+                table.add_row(Text(shown(Path(folder).name)), *(f"{value:.2%}" for value in row.values()))
         Console().print(table)

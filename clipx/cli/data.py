@@ -12,8 +12,9 @@ import typer
 from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
 from clipx.cli.data_tables import print_counts, print_figures, print_made, progress_bar
 from clipx.cli.early import require_shards, require_writable
-from clipx.cli.output import write_text
+from clipx.cli.output import say, write_text
 from clipx.errors import InputError
+from clipx.printable import json_text, redacted
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
@@ -146,7 +147,7 @@ def make(
     with progress_bar("reading") as on_progress:
         rows = open_rows(sources, options, on_progress=on_progress)
     for note in rows.notes():
-        typer.echo(note)
+        say(note)
     make_options = MakeOptions(
         shard_size=shard_size,
         num_shards=num_shards,
@@ -215,7 +216,7 @@ def index(
         raise InputError(f"--{name.replace('_', '-')} says what a filter looks at; give it with --where or --unique")
     with progress_bar("shards") as on_progress:
         result = build_index(shards, index_dir=out, filters=filters, offsets=offsets, on_progress=on_progress)
-    typer.echo(f"{len(result.paths):,} shards, {result.num_samples:,} samples")
+    say(f"{len(result.paths):,} shards, {result.num_samples:,} samples")
     if result.left_out:
         print_counts("left out", "samples", result.left_out)
 
@@ -248,22 +249,22 @@ def check(
     with progress_bar("shards") as on_progress:
         health = check_shards(described, repair=repair, workers=workers or num_cores(), on_progress=on_progress)
     if report is not None:
-        lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in health.problems]
+        lines = [json_text(redacted(asdict(problem))) + "\n" for problem in health.problems]
         write_text(report, "".join(lines), option="--report")
     good, total = (sum(getattr(shard, name) for shard in health.shards) for name in ("num_good", "num_samples"))
     bad = [shard for shard in health.shards if shard.problems]
-    typer.echo(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
+    say(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
     if by_pillow := sum(shard.num_by_pillow for shard in health.shards):
-        typer.echo(f"{by_pillow:,} pictures need Pillow, which is slower")
+        say(f"{by_pillow:,} pictures need Pillow, which is slower")
     if not bad:
         return
     print_counts("bad", "times", health.by_fault())
     for problem in health.problems[:5]:
-        typer.echo(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}")
+        say(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}")
     if len(health.problems) > 5:
-        typer.echo(f"... {len(health.problems) - 5:,} more" + ("" if report else "; --report FILE.jsonl lists them"))
+        say(f"... {len(health.problems) - 5:,} more" + ("" if report else "; --report FILE.jsonl lists them"))
     if repair is not None:
-        typer.echo(f"{repair}: {sum(shard.repaired for shard in bad):,} of {len(bad):,} bad shards anew")
+        say(f"{repair}: {sum(shard.repaired for shard in bad):,} of {len(bad):,} bad shards anew")
     raise typer.Exit(1)
 
 
@@ -290,9 +291,12 @@ def stats(
     require_shards(described)
     if out is not None:
         require_writable(out / "stats.json", option="--out")
+        from clipx.prepare.own_files import require_own_json, require_own_png
         from clipx.prepare.plots import require_matplotlib
 
         require_matplotlib()
+        require_own_json(out / "stats.json", {"context_length", "sources"})
+        require_own_png(out / "stats.png")
     from clipx.data.parallel import num_cores
     from clipx.prepare.stats import describe
 
@@ -317,7 +321,7 @@ def stats(
             context_length=description.context_length,
             image_size=None if config is None else config.model.image.image_size,
         )
-        typer.echo(f"wrote {out / 'stats.json'} and {out / 'stats.png'}")
+        say(f"wrote {out / 'stats.json'} and {out / 'stats.png'}")
 
 
 @data_app.command()
@@ -338,8 +342,8 @@ def show(
     from clipx.prepare.show import draw_batch
 
     path = out or Path(f"batch-{batch}.png")
-    typer.echo(draw_batch(config, path, batch=batch, count=count))
-    typer.echo(f"wrote {path}")
+    say(draw_batch(config, path, batch=batch, count=count))
+    say(f"wrote {path}")
 
 
 @data_app.command()
@@ -360,7 +364,7 @@ def synth(
     write_synthetic_set(
         out, num_train=train, num_eval_per_class=eval_per_class, image_size=size, seed=seed, shard_size=shard_size
     )
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str | None) -> "tuple[Source, ...]":

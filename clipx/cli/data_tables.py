@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from clipx.cli.output import say
+from clipx.printable import shown
 
 if TYPE_CHECKING:
     from clipx.prepare.make import Made
@@ -30,10 +31,11 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
     """Prints a table with a count for each reason."""
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     table = Table(title, Column(unit, justify="right"))
     for reason, count in counts.items():
-        table.add_row(reason, f"{count:,}")
+        table.add_row(Text(shown(reason)), f"{count:,}")
     Console().print(table)
 
 
@@ -41,31 +43,32 @@ def print_made(made: "Made", out: str, *, image_key: str) -> None:
     """Prints what `clipx data make` made, and what it takes to train on all of it."""
     from clipx.prepare.out_folder import REPORT
 
-    typer.echo(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
+    say(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
     if made.num_joined:
-        typer.echo(
+        say(
             f"{made.num_joined:,} rows joined an earlier row of their picture, as further captions of one sample; "
             "--no-group-rows keeps them apart"
         )
     if made.num_several:
-        typer.echo(
+        say(
             f"{made.num_several:,} samples have several captions: data.caption_key='json:captions;txt' trains on all "
             "of them, the default (txt) on the first alone"
         )
     if made.left_out:
         print_counts("left out", "rows", made.left_out)
-        typer.echo(f"each of them: {Path(os.path.expanduser(out)) / REPORT}")
+        say(f"each of them: {Path(os.path.expanduser(out)) / REPORT}")
     if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
-        typer.echo(f"to train on them: data.image_key={';'.join([image_key, *others])}")
+        say(f"to train on them: data.image_key={';'.join([image_key, *others])}")
 
 
 def print_figures(figures: "Mapping[str, SetStatistics]", context_length: int) -> None:
     """Prints what `clipx data stats` measured, a column for each source."""
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     sources = list(figures.values())
-    table = Table("", *(Column(name, justify="right") for name in figures))
+    table = Table("", *(Column(Text(shown(name)), justify="right") for name in figures))
 
     def add(label: str, field: str, form: str = ",") -> None:
         table.add_row(label, *(format(getattr(source, field), form) for source in sources))
@@ -87,7 +90,9 @@ def print_figures(figures: "Mapping[str, SetStatistics]", context_length: int) -
     add_spread("width / height", "aspect", {"p5": "5%", "p50": "median", "p95": "95%"}, form=",.2f")
     add_spread("kB", "num_bytes", {"p50": "median", "p95": "95%", "max": "most"}, scale=1000, form=",.1f")
     for extension in dict.fromkeys(name for source in sources for name in source.formats):
-        table.add_row(f"{extension} pictures", *(f"{source.formats.get(extension, 0):,}" for source in sources))
+        table.add_row(
+            Text(shown(f"{extension} pictures")), *(f"{source.formats.get(extension, 0):,}" for source in sources)
+        )
     table.add_section()
     for what in ("images", "captions", "pairs"):
         add(f"repeated {'pictures' if what == 'images' else what}", f"duplicate_{what}", ".2%")

@@ -13,6 +13,7 @@ from clipx.cli.config_files import ConfigArguments, is_override, load_arguments
 from clipx.cli.early import require_writable
 from clipx.cli.output import write_json
 from clipx.errors import InputError
+from clipx.printable import shown
 
 MeasuredFolder = Annotated[
     Path | None,
@@ -44,6 +45,7 @@ def doctor(
     require_writable(json_file, option="--json")
 
     from rich.console import Console
+    from rich.text import Text
 
     from clipx.doctor.finding import Verdict, worst
     from clipx.doctor.report import as_json, print_report
@@ -54,7 +56,7 @@ def doctor(
         announce = lambda what: None  # noqa: E731
         if console.is_terminal and os.environ.get("RANK", "0") == "0":
             status = stack.enter_context(console.status("..."))
-            announce = status.update
+            announce = lambda what: status.update(Text(shown(what)))  # noqa: E731
         report = run_checks(config, folder=path or Path.cwd(), announce=announce)
     if report.is_main:
         print_report(report.findings, sys.stdout, seconds=time.monotonic() - began)
@@ -63,7 +65,7 @@ def doctor(
     else:
         for finding in report.findings:
             if finding.name == "ranks":
-                print(f"clipx: {finding.name}: {finding.value}; {finding.hint}", file=sys.stderr)
+                print(shown(f"clipx: {finding.name}: {finding.value}; {finding.hint}"), file=sys.stderr)
     code = int(worst(report.findings) is Verdict.PROBLEM)
     if report.hung:  # a thread in a collective or on dead storage would hold up the interpreter's end
         sys.stdout.flush()

@@ -152,7 +152,8 @@ class DataConfig:
 
     train: Annotated[Shards | None, BeforeValidator(_only_names)] = None
     """Shards, together one set: tar files, folders, globs, braces ({00000..01242}) and lists joined by `::`; local,
-    http(s)://, s3://, gs://, hf://, `pipe:COMMAND`. Or `sources`, one of the two."""
+    http(s)://, s3://, gs://, hf://, `pipe:COMMAND`. In any address `${NAME}` is the environment's NAME, for what must
+    not be written down. Or `sources`, one of the two."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Sets that are mixed, by name, in exact proportions to their weights."""
     index: str | None = None

@@ -4,10 +4,12 @@ Layers merge from left to right: mappings merge key by key, any other value repl
 validated once.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,6 +18,9 @@ from clipx.config.shipped import config_path
 from clipx.config.validate import Keys, Tree, is_one_value, validate, with_default_types
 from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError
+from clipx.printable import redact, redacted
+
+log = logging.getLogger(__name__)
 
 
 def load_config(files: Path | str | Sequence[Path | str], overrides: str | Sequence[str] = ()) -> RunConfig:
@@ -44,8 +49,34 @@ def load_config(files: Path | str | Sequence[Path | str], overrides: str | Seque
 
 
 def dump_config(config: RunConfig) -> str:
-    """YAML of every value in the order of the schema; `load_config` reads it into an equal config."""
-    return write_yaml(asdict(config))
+    """YAML of every value in the order of the schema; `load_config` reads it into an equal config.
+
+    Secrets are left out: what is written of a config is read by more people than the config. `${NAME}` stays.
+    """
+    return write_yaml(redacted(asdict(config)))
+
+
+def warn_of_secrets(config: RunConfig) -> None:
+    """Logs what to do if the config holds secrets, which `dump_config` leaves out."""
+    hidden = list(_hidden(asdict(config)))
+    if hidden:
+        more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
+        log.warning(
+            "the config holds secrets (%s%s): they are used, and left out of all that is written; better give them "
+            "as ${NAME}, with NAME in the environment",
+            hidden[0],
+            more,
+        )
+
+
+def _hidden(value: Any) -> Iterator[str]:
+    """The strings that hold a secret, without it."""
+    if isinstance(value, str):
+        if (clean := redact(value)) != value:
+            yield clean
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _hidden(item)
 
 
 def _read_file(path: Path) -> Tree:

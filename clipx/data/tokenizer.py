@@ -120,9 +120,9 @@ class HuggingFaceTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # None would ask
+        except Exception as error:  # a folder may hold anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"tokenizer {name!r} cannot be loaded ({reason}); give `clip`, a hub name, or a tokenizer's folder"
             ) from error

@@ -4,6 +4,7 @@ It renders shards, starts a run, stops it in the middle with SIGTERM and starts 
 held-out images and on combinations that are not in the training data, and exports it for transformers and open_clip.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -17,11 +18,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clipx.config.load import dump_config, load_config
 from clipx.config.schema import RunConfig
 from clipx.demo.scenes import write_synthetic_set
 from clipx.errors import InputError, RunError
+from clipx.printable import shown
 
 _NUM_TRAIN = 24_000
 _IMAGES_PER_CLASS = 20
@@ -55,7 +58,7 @@ def run_demo(out: Path) -> int:
     config = _config(data=data.resolve(), run_dir=run_dir.resolve())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(dump_config(config))
+        _write_config(config_file, dump_config(config))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
 
@@ -83,6 +86,22 @@ def run_demo(out: Path) -> int:
     rows.append(_Row("the whole demo", f"{time.monotonic() - began:.0f} s", f"{_MAX_SECONDS} s on 2 cores"))
     _print_table(console, rows, out)
     return 0 if all(row.good for row in rows) else 1
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Writes the config with a mark, over an earlier one that still fits its own.
+
+    Raises:
+        InputError: there is a file that the demo did not write, or that was edited.
+    """
+    mark = "# Written by `clipx demo`, checksum {}.\n"
+    marked = mark.format(hashlib.sha256(text.encode()).hexdigest()) + text
+    if path.exists():
+        there = path.read_text(errors="replace")
+        body = there.partition("\n")[2]
+        if there != text and there != mark.format(hashlib.sha256(body.encode()).hexdigest()) + body:
+            raise InputError(f"{path} is there, and the demo did not write it like that; choose another --out")
+    path.write_text(marked)
 
 
 def _config(*, data: Path, run_dir: Path) -> RunConfig:
@@ -165,7 +184,7 @@ def _saved_step(run_dir: Path) -> str:
 
 
 def _print_table(console: Console, rows: list[_Row], out: Path) -> None:
-    table = Table("what", "figure", "against", "", title=f"clipx demo, in {out}")
+    table = Table("what", "figure", "against", "", title=Text(shown(f"clipx demo, in {out}")))
     for row in rows:
-        table.add_row(row.what, row.figure, row.against, "ok" if row.good else "BELOW ITS MARK")
+        table.add_row(Text(row.what), row.figure, row.against, "ok" if row.good else "BELOW ITS MARK")
     console.print(table)

@@ -10,7 +10,6 @@ separately.
 
 import io
 import math
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count, cycle
@@ -22,6 +21,7 @@ from PIL import Image, ImageDraw
 
 from clipx.data.shard_writer import write_shard
 from clipx.errors import InputError
+from clipx.storage.drafts import draft_of, finish
 
 Split = Literal["train", "heldout", "unseen"]
 Relation = Literal["left", "right", "above", "below"]
@@ -263,26 +263,31 @@ def write_synthetic_set(
     Raises:
         InputError: `out` exists or cannot be made.
     """
-    partial = out.with_name(out.name + ".partial")
     try:
         if out.exists():
             raise InputError(f"{out} exists; remove it or write the synthetic set to another folder")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        with draft_of(out.absolute()) as draft:
+            _write_sets(draft, num_train, num_eval_per_class, image_size=image_size, seed=seed, shard_size=shard_size)
+            finish(draft)
+            draft.rename(out)
     except OSError as error:
-        raise InputError(f"{out} cannot be made: {error.strerror}; write the set to another folder") from error
+        raise InputError(f"{out} cannot be made: {error.strerror or error}; write the set to another folder") from error
+
+
+def _write_sets(
+    folder: Path, num_train: int, num_eval_per_class: int, *, image_size: int, seed: int, shard_size: int
+) -> None:
     for shard, start in enumerate(range(0, num_train, shard_size)):
         keys = range(start, min(start + shard_size, num_train))
         scenes = (make_scene(seed, "train", key) for key in keys)
-        _write_captioned(partial / f"train/{shard:05}.tar", scenes, first_key=start, image_size=image_size)
+        _write_captioned(folder / f"train/{shard:05}.tar", scenes, first_key=start, image_size=image_size)
 
     heldout = [make_scene(seed, "heldout", key) for key in range(2 * len(SEEN_CLASSES) * num_eval_per_class)]
     unseen = [make_scene(seed, "unseen", key) for key in range(len(UNSEEN_CLASSES) * num_eval_per_class)]
     alone = [scene for scene in heldout if scene.relation is None]
-    _write_labelled(partial / "wds_scenes", alone, class_names=SEEN_CLASSES, image_size=image_size)
-    _write_labelled(partial / "wds_scenes_unseen", unseen, class_names=ALL_CLASSES, image_size=image_size)
-    _write_retrieval(partial / "wds_scenes_retrieval", seed=seed, image_size=image_size)
-    partial.rename(out)
+    _write_labelled(folder / "wds_scenes", alone, class_names=SEEN_CLASSES, image_size=image_size)
+    _write_labelled(folder / "wds_scenes_unseen", unseen, class_names=ALL_CLASSES, image_size=image_size)
+    _write_retrieval(folder / "wds_scenes_retrieval", seed=seed, image_size=image_size)
 
 
 def _write_labelled(folder: Path, scenes: Iterable[Scene], *, class_names: tuple[str, ...], image_size: int) -> None:

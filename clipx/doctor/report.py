@@ -11,6 +11,7 @@ from rich.text import Text
 
 from clipx import __version__
 from clipx.doctor.finding import Finding, Verdict, worst
+from clipx.printable import redacted, shown
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
 
@@ -23,7 +24,7 @@ def print_report(findings: Sequence[Finding], file: TextIO, *, seconds: float) -
     if not console.is_terminal:
         for finding in findings:
             hint = f" -> {finding.hint}" if finding.hint else ""
-            print(f"{finding.verdict:<7}  {finding.area:<10}  {finding.name}: {finding.value}{hint}", file=file)
+            print(shown(f"{finding.verdict:<7}  {finding.area:<10}  {finding.name}: {finding.value}{hint}"), file=file)
         print(f"{summary}; {seconds:.0f} s", file=file)
         return
     console.print(_table(findings))
@@ -43,7 +44,7 @@ def as_json(findings: Sequence[Finding], *, hosts: Sequence[str]) -> dict[str, o
         }
         for finding in findings
     ]
-    return {"clipx": __version__, "verdict": worst(findings), "hosts": list(hosts), "findings": lines}
+    return {"clipx": __version__, "verdict": worst(findings), "hosts": list(hosts), "findings": redacted(lines)}
 
 
 def _counted(verdict: Verdict, count: int) -> str:
@@ -58,8 +59,8 @@ def _table(findings: Sequence[Finding]) -> Table:
     for area, members in groupby(findings, key=lambda finding: finding.area):
         table.add_row("", Text(area, style="bold"), "")
         for finding in members:
-            text = Text(finding.value)
+            text = Text(shown(finding.value))
             if finding.hint:
-                text.append(f"\n{finding.hint}", style=_STYLES[finding.verdict])
-            table.add_row(Text(finding.verdict, style=_STYLES[finding.verdict]), finding.name, text)
+                text.append(f"\n{shown(finding.hint)}", style=_STYLES[finding.verdict])
+            table.add_row(Text(finding.verdict, style=_STYLES[finding.verdict]), Text(shown(finding.name)), text)
     return table

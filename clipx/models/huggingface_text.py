@@ -8,6 +8,7 @@ Shape suffixes: B texts, L positions, T tokens of all texts, H heads, K channels
 """
 
 import logging
+import pickle
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -199,8 +200,9 @@ def _load_encoder(config: HuggingFaceTextConfig) -> Any:
     """Loads the encoder in float32, without dropout and without layers that the tower does not use."""
     from transformers import AutoConfig, AutoModel
 
+    no_code: Any = {"trust_remote_code": False}  # None would ask whether the programs beside the weights may run
     try:
-        shape = AutoConfig.from_pretrained(config.name)
+        shape = AutoConfig.from_pretrained(config.name, **no_code)
         if hasattr(shape, "vision_config") or not hasattr(shape, "hidden_size"):
             raise InputError(f"model.text.name={config.name}: a {shape.model_type} model is no text encoder; name one")
         for name, value in shape.to_dict().items():
@@ -208,14 +210,16 @@ def _load_encoder(config: HuggingFaceTextConfig) -> Any:
                 setattr(shape, name, 0.0)
         shape.use_cache = False  # a decoder would keep keys and values for a next token that never comes
         if config.pretrained:
-            model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32)
+            model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32, **no_code)
         else:
-            model = AutoModel.from_config(shape, dtype=torch.float32)
+            model = AutoModel.from_config(shape, dtype=torch.float32, **no_code)
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a folder may hold anything
         kind = "folder" if Path(config.name).exists() else "hub name (or folder that is not there)"
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # transformers advises to let it run
+            reason = "its weights are not only tensors, and could run a program; take one with safetensors"
         raise InputError(f"model.text.name={config.name}: transformers cannot load this {kind}: {reason}") from error
     encoder = model.get_encoder() if shape.is_encoder_decoder else model
     if getattr(encoder, "pooler", None) is not None:

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from clipx.distributed.parallelize import MEMORY_FRACTION
 from clipx.plan.memory import CONTEXT_BYTES
 from clipx.plan.run import Assumptions, PhasePlan, Plan, RunPlan
+from clipx.printable import shown
 
 _WIDTH = 100
 _TEXTS = ("", "input", "needs", "calls")
@@ -25,7 +27,7 @@ _TOO_LARGE = "it does not fit: activation_checkpointing=1, parallel.type=fsdp2, 
 
 def print_plan(plan: Plan, assumptions: Assumptions, *, console: Console | None = None) -> None:
     """Writes the tables of the plan."""
-    console = console or Console(width=_WIDTH, highlight=False)
+    console = console or Console(width=_WIDTH, highlight=False, markup=False, emoji=False)
     asked = plan.asked
     phase, cluster, gpu = asked.heaviest, assumptions.cluster, assumptions.cluster.gpu
     console.print(
@@ -67,7 +69,7 @@ def _print(console: Console, title: str, rows: Iterable[Sequence[str]], columns:
         pad_edge=False,
     )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(shown(cell)) for cell in row))
     if table.rows:
         console.print(table)
 

@@ -24,6 +24,7 @@ from clipx.prepare.groups import Groups, group_rows
 from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
 from clipx.prepare.out_folder import REPORT, claimed, finish
 from clipx.prepare.rows import Rows
+from clipx.printable import json_text, redacted
 from clipx.storage.files import is_local, write_file
 
 _MIN_ROWS_FOR_LIMIT = 100
@@ -197,5 +198,5 @@ def _by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
 def _write_report(folder: Path, reports: Iterable[ShardReport], rows: Rows) -> None:
     lines = [line for report in sorted(reports, key=lambda report: report.shard) for line in report.left_out]
     lines += [left_out_line(file, None) for file in rows.passed_over()]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(json_text(redacted(line)) + "\n" for line in lines)
     write_file(str(folder / REPORT), text.encode("utf-8", "replace"))

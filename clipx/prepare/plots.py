@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipx.errors import InputError
+from clipx.prepare.own_files import PNG_MARK
 from clipx.prepare.stats import Measured
+from clipx.printable import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,10 +52,12 @@ def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: 
         _tidy(axes)
     if len(measured) > 1:
         handles, labels = sides.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name may hold dollars
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        figure.savefig(path, metadata=PNG_MARK)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
 
@@ -86,7 +90,9 @@ def _lines(axes: "Axes", values: Mapping[str, np.ndarray], edges: np.ndarray) ->
     for i, (name, array) in enumerate(values.items()):
         colour: Any = _COLOURS[i % len(_COLOURS)]
         shares = np.histogram(array, edges)[0] / len(array)
-        axes.stairs(shares, edges, color=colour, fill=len(values) == 1, linewidth=1.5, label=name)
+        axes.stairs(
+            shares, edges, color=colour, fill=len(values) == 1, linewidth=1.5, label=f" {shown(name)}"
+        )  # after _ it would be hidden
 
 
 def _mark(axes: "Axes", place: float, text: str) -> None:

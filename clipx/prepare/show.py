@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from clipx.config.data import device_part, sources
@@ -17,6 +18,8 @@ from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import InputError
+from clipx.prepare.own_files import PNG_MARK, require_own_png
+from clipx.printable import printable
 
 _CELL = 208  # pixels from one picture to the next
 _GAP = 12
@@ -45,9 +48,10 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
         The sheet's title: the batch and how many pictures each source has in it.
 
     Raises:
-        InputError: the data is not there, or the PNG cannot be written.
+        InputError: the data is not there, the PNG cannot be written, or another file has its name.
         RunError: no readable sample, or failing storage.
     """
+    require_own_png(path)
     phase = phase_at(config, batch)
     described = sources(config.data)
     indexes = [build_index(source.shards, index_dir=source.index) for source in described]
@@ -67,14 +71,17 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     shown = [
         _Shown(
             Image.fromarray(images_IHWC[i].numpy()),
-            f"{described[source].name}  {_key(indexes, source, sample_id)}",
+            printable(f"{described[source].name}  {_key(indexes, source, sample_id)}"),
             texts.seen[i * captions : (i + 1) * captions],
         )
         for i, (source, sample_id) in enumerate(zip(source_I, sample_id_I, strict=True))
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _draw(shown, title).save(path, "PNG")
+        marks = PngInfo()
+        for name, value in PNG_MARK.items():
+            marks.add_text(name, value)
+        _draw(shown, printable(title)).save(path, "PNG", pnginfo=marks)
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written: {error.strerror or error}; choose another") from error
     return title
@@ -129,7 +136,7 @@ def _draw(shown: Sequence[_Shown], title: str) -> Image.Image:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, *, max_lines: int) -> list[str]:
     """The text in lines of `width` pixels; what does not fit into the last ends in dots."""
     lines = [""]
-    for word in text.split():
+    for word in map(printable, text.split()):
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar, Self, cast
 
 from clipx.config.data import RemoteConfig
 from clipx.storage.files import RangeReader, RemoteFile, file_state, is_local, read_file, write_file
-from clipx.storage.remote import ask
+from clipx.storage.remote import ask, resolved
 
 REMOTE = RemoteConfig(timeout_s=180.0, retries=4)
 """New tries come 0.5, 1, 2 and 4 s after a failure; `_RemoteFolder.largest_file` bytes take 180 s at 0.75 MB/s."""
@@ -165,7 +165,8 @@ class _RemoteFolder(Folder):
     def _entries(self) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):  # refresh: some file systems cache what they have listed
             entries = ask(self.address, "ls", detail=True, refresh=True, remote=REMOTE)
-            folder = self.address.partition("://")[2].strip("/")  # some stores list the folder itself as a file in it
+            # some stores list the folder itself as a file in it
+            folder = resolved(self.address).partition("://")[2].strip("/")
             return [entry for entry in entries if entry["name"].strip("/") != folder]
         return []
 

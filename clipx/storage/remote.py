@@ -7,6 +7,7 @@ makes new connections in a forked process; those of the parent must never be clo
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,8 @@ import fsspec
 from fsspec.asyn import sync
 
 from clipx.config.data import RemoteConfig
-from clipx.storage.failures import ChangedError, explain, is_final
+from clipx.printable import REDACTED, resolve
+from clipx.storage.failures import ChangedError, UnusableAddressError, explain, is_final
 
 DEFAULTS = RemoteConfig()
 ASK = RemoteConfig(timeout_s=20, retries=1)
@@ -118,7 +120,8 @@ def list_names(url: str, remote: RemoteConfig = DEFAULTS) -> list[str]:
         OSError: FileNotFoundError when nothing is there, else see `read_range`.
     """
     paths = ask(url, "ls", remote=remote, detail=False)
-    names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != url.rstrip("/")}
+    folder = resolved(url).rstrip("/")
+    names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != folder}
     return sorted(names)
 
 
@@ -157,6 +160,8 @@ def _write_stream(url: str, write: Callable[[bytes, int], None], remote: RemoteC
     if url.startswith(PIPE):
         from clipx.storage import pipe
 
+        if REDACTED in url:
+            resolved(url)  # says what to do; what else a command refers to is its shell's
         chunks = pipe.stream(url.removeprefix(PIPE), remote.timeout_s)
     else:
         chunks = _http_stream(url, remote)
@@ -226,7 +231,22 @@ class _FailureLog:
 _failures = _FailureLog()
 
 
+def resolved(address: str) -> str:
+    """The address as it is asked for, with the values of `${NAME}`; all that is logged and stored has the reference.
+
+    Raises:
+        UnusableAddressError: a value is missing, or a secret was left out where the address was stored.
+    """
+    try:
+        return resolve(address, os.environ)
+    except LookupError as error:
+        raise UnusableAddressError(error.args[0]) from None
+
+
 def _filesystem(url: str, remote: RemoteConfig) -> tuple[Any, str]:
+    url = resolved(url)
+    if "::" in url or url.startswith("reference:"):  # fsspec would run the templates of a stranger's list of references
+        raise UnusableAddressError("a chain of file systems (::) is not read; give one address")
     options: dict[str, Any] = {}
     if url.startswith(("s3://", "s3a://")):
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})

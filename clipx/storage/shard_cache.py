@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipx.errors import InputError
+from clipx.printable import redact, unsigned
 
 DEFAULT_MAX_BYTES = 100 * 10**9
 _PART = ".part"
+_OWN_NAME = re.compile(r"[0-9a-f]{32}-[A-Za-z0-9._-]{0,60}(\.part)?\Z")  # what `Identity.file_name` gives
 _LOCK = ".lock"
 _IN_USE_S = 300.0  # opened or asked for so recently: a cache that is too small must not throw out what it needs next
 _POLL_S = 0.05
@@ -44,8 +46,9 @@ class Identity(NamedTuple):
     @property
     def file_name(self) -> str:
         """A name that no other shard has, with the shard's own at its end."""
-        readable = re.sub(r"[^A-Za-z0-9._-]+", "_", posixpath.basename(self.url))[-60:]
-        return f"{hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:32]}-{readable}"
+        shard = self._replace(url=unsigned(self.url))  # its next signature finds it here
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "_", posixpath.basename(redact(shard.url)))[-60:]
+        return f"{hashlib.sha256(repr(tuple(shard)).encode()).hexdigest()[:32]}-{readable}"
 
 
 class _NoRoomError(Exception):
@@ -189,11 +192,13 @@ class ShardCache:
             os.ftruncate(part, size)
 
     def _files(self) -> "list[_File]":
-        """What lies in the folder; parts whose process died are removed."""
+        """The cache's own files; parts whose process died are removed. What else lies there stays."""
         files = []
         for entry in os.scandir(self.folder):
             try:
-                if entry.name == _LOCK or (entry.name.endswith(_PART) and _remove_if_abandoned(entry.path)):
+                if not _OWN_NAME.match(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue
+                if entry.name.endswith(_PART) and _remove_if_abandoned(entry.path):
                     continue
                 status = entry.stat()
             except (FileNotFoundError, PermissionError):  # gone meanwhile, or another user's part

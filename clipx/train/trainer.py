@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from clipx.checkpoint.store import CheckpointStore, checkpoints_of
-from clipx.config.load import dump_config
+from clipx.config.load import dump_config, warn_of_secrets
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime, start_runtime
@@ -315,6 +315,7 @@ def _open_folder(run: Run) -> None:
         if not run.runtime.is_main:
             return
         write_atomically(run.run_dir / "config.yaml", dump_config(run.config))
+        warn_of_secrets(run.config)
         (run.run_dir / "status.json").unlink(missing_ok=True)
         for path in (run.run_dir / "eval").glob("*-[0-9]*.json"):
             if int(path.stem.rpartition("-")[2]) > run.progress.step:

@@ -8,8 +8,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import torch
-from packaging.version import Version
 from tiny import metrics, tiny_config, write_scenes
 
 from clipx.train.trainer import train
@@ -30,10 +28,6 @@ CONFIG = (
 )
 
 
-@pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.15"),
-    reason="torch 2.15 wrote it, and an older one does not read its metadata",
-)
 def test_goes_on_with_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_scenes(Path("scenes"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from clipx import cli
+from clipx.cli import output
 from clipx.config.load import load_config
 from clipx.errors import InputError, RunError
 
@@ -286,3 +287,17 @@ def test_no_command_shows_the_help(clipx) -> None:
         assert code == 2
         assert "Commands" in out or "Train" in out
         assert err == ""
+
+
+def test_figures_replace_figures_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    for before in ("", "{}\n", '{"a": 1}\n{"b": 2}\n'):
+        path.write_text(before)
+        output.write_json(path, {"acc1": 0.5})
+        assert json.loads(path.read_text()) == {"acc1": 0.5}
+    for mine in ("import os\n", "run_dir: runs/x\n", "\x89PNG"):
+        path.write_text(mine)
+        with pytest.raises(InputError, match=r"--json .*out\.json: a file is there that holds no JSON, and is not"):
+            output.write_json(path, {})
+        assert path.read_text() == mine
+    output.write_json(Path("/dev/null"), {})

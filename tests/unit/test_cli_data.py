@@ -9,6 +9,7 @@ import pytest
 from shard_files import png
 
 from clipx import cli
+from clipx.prepare.own_files import require_own_json, require_own_png
 
 CONFIG = """
 run_dir: unused
@@ -179,7 +180,12 @@ def test_stats_prints_and_writes(clipx, shards: Path, tmp_path: Path) -> None:
     assert "100.00%" in out
     written = json.loads((tmp_path / "st" / "stats.json").read_text())
     assert (written["context_length"], written["sources"]["train"]["num_samples"]) == (3, 8)
-    assert (tmp_path / "st" / "stats.png").read_bytes().startswith(b"\x89PNG")
+    require_own_png(tmp_path / "st" / "stats.png")
+    require_own_json(tmp_path / "st" / "stats.json", {"context_length", "sources"})
+    (tmp_path / "st" / "stats.json").write_text('{"mine": 1}')
+    code, _, err = clipx("stats", shards, "--out", tmp_path / "st", "--workers", 1)
+    assert (code, (tmp_path / "st" / "stats.json").read_text()) == (2, '{"mine": 1}')
+    assert "stats.json is there, and clipx did not write it" in err
     code, out, _ = clipx("stats", shards, "--sample", 2, "--workers", 1)
     assert "longer than 77 tokens" in out
     assert [line.split()[-2] for line in out.splitlines() if "of them read" in line] == ["2"]
@@ -192,7 +198,11 @@ def test_show_draws_a_batch(clipx, shards: Path, tmp_path: Path, monkeypatch: py
     code, out, err = clipx("show", config, "seed=3", "--batch", 1, "--count", 2)
     assert (code, err) == (0, "")
     assert out == "batch 1: 4 pictures (train 4); 2 shown, 32 px\nwrote batch-1.png\n"
-    assert (tmp_path / "batch-1.png").read_bytes().startswith(b"\x89PNG")
+    require_own_png(tmp_path / "batch-1.png")
+    (tmp_path / "batch-1.png").write_bytes(b"mine")
+    code, _, err = clipx("show", config, "--batch", 1)
+    assert (code, (tmp_path / "batch-1.png").read_bytes()) == (2, b"mine")
+    assert "batch-1.png is there, and clipx did not write it" in err
 
 
 @pytest.mark.parametrize(

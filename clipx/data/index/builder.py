@@ -16,9 +16,10 @@ from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.scan import Indexed, Job, count_reasons, index_shards
 from clipx.data.index.shard_counts import CountSource, ShardCounts, row_dtype
 from clipx.data.index.shard_list import NamedShards, ShardStates
-from clipx.data.index.shard_paths import ShardGroup, decoded, found_rows, packed_bytes
+from clipx.data.index.shard_paths import ShardGroup, decoded, found_rows, has_query, packed_bytes
 from clipx.data.parallel import in_threads
 from clipx.errors import InputError
+from clipx.printable import unsigned
 from clipx.storage.files import FileState, is_local
 from clipx.storage.remote import PIPE
 
@@ -229,10 +230,13 @@ class IndexBuilder:
 
 
 def _index_names(run: ShardGroup) -> np.ndarray:
-    """The names of shards in their index: commands are too long and odd for files."""
-    if run.prefix != PIPE:
+    """The names of shards in their index: commands and a web server's queries are too long and odd for files."""
+    if not (run.prefix == PIPE or has_query(run)):
         return run.names
-    return packed_bytes(hashlib.sha256(command).hexdigest()[:24].encode() for command in run.names.tolist())
+    names = run.names.tolist()
+    if run.prefix != PIPE:
+        names = [unsigned(run.prefix + decoded(name)).encode() for name in names]
+    return packed_bytes(hashlib.sha256(name).hexdigest()[:24].encode() for name in names)
 
 
 def _agree(stored: np.ndarray, now: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from clipx.data.index.remote_folder import STATS_SUFFIX, RemoteFolders
 from clipx.data.index.shard_counts import MAX_COUNT, CountSource
-from clipx.data.index.shard_paths import ShardGroup, decoded
+from clipx.data.index.shard_paths import ShardGroup, decoded, has_query
 from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.storage.failures import hint
@@ -26,6 +26,8 @@ def counts_from_metadata(run: ShardGroup, folders: RemoteFolders) -> tuple[np.nd
         InputError: a store does not answer.
     """
     names = [decoded(name) for name in run.names.tolist()]
+    if has_query(run):
+        return np.full(len(names), -1), CountSource.STATS
     sizes = _read(run.prefix, _SIZES, folders)
     if isinstance(sizes, dict) and (counts := np.array([_count(sizes.get(name)) for name in names])).max() >= 0:
         return counts, CountSource.SIZES

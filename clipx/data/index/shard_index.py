@@ -29,6 +29,7 @@ from clipx.data.index.shard_counts import CountSource
 from clipx.data.index.shard_list import name_shards, shard_states
 from clipx.data.index.shard_paths import ShardPaths, decoded
 from clipx.errors import InputError, RunError
+from clipx.printable import redact, unsigned
 from clipx.storage.files import is_local
 from clipx.storage.remote import DEFAULTS, PIPE
 
@@ -269,4 +270,4 @@ def _base_name(path: str) -> str:
     """The name of a shard wherever it lies; of a command the tar file that it names."""
     if path.startswith(PIPE) and (named := _IN_COMMAND.findall(path)):
         return named[-1]
-    return posixpath.basename(path)
+    return posixpath.basename(redact(unsigned(path)))

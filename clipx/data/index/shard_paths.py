@@ -62,6 +62,18 @@ class ShardPaths(Sequence[str]):
         return run, index - self.starts[run]
 
 
+def has_query(run: ShardGroup) -> bool:
+    """Whether shards of a web server have names like `x.tar?signature=...`."""
+    return run.prefix.startswith(("http://", "https://")) and any(b"?" in name for name in run.names.tolist())
+
+
+def split_query(url: str) -> tuple[str, str]:
+    """The folder, and the name with its query, of `https://HOST/FOLDER/NAME?a=b`; no name where `?` is a wildcard."""
+    base, _, query = url.partition("?")
+    folder = base[: base.rfind("/") + 1]
+    return folder, url[len(folder) :] if "=" in query or base.endswith(".tar") else ""
+
+
 def decoded(name: bytes) -> str:
     """A name as the operating system takes it."""
     return name.decode("utf-8", "surrogateescape")

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from braceexpand import braceexpand
 
 from clipx.data.index.remote_folder import RemoteFolders
-from clipx.data.index.shard_paths import ShardGroup, decoded, packed, packed_bytes
+from clipx.data.index.shard_paths import ShardGroup, decoded, packed, packed_bytes, split_query
 from clipx.errors import InputError
 from clipx.storage.files import is_local, kind_of_file
-from clipx.storage.remote import PIPE
+from clipx.storage.remote import PIPE, is_http
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _SIGNS = frozenset("*?[{\\")
@@ -35,6 +35,11 @@ def expand_pattern(pattern: str, folders: RemoteFolders) -> Iterator[ShardGroup]
     if pattern.startswith(PIPE):
         yield ShardGroup(PIPE, packed(_braces(pattern.removeprefix(PIPE), escape=False)))
         return
+    if is_http(pattern) and "?" in pattern:
+        with_query = [split_query(address) for address in _braces(pattern, escape=False)]
+        if all(name for _, name in with_query):
+            yield from (ShardGroup(prefix, packed([name])) for prefix, name in with_query)
+            return
     path = os.path.expanduser(pattern.removeprefix("file://"))
     literal, rest = _literal_part(path, folders)
     folder, slash, name = rest.rpartition("/")

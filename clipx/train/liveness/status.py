@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from clipx.errors import ClipxError, InputError, RunError
+from clipx.printable import redacted
 from clipx.storage.folders import write_atomically
 
 
@@ -43,7 +44,7 @@ class LostContactError(RunError):
 
 def write_status(run_dir: Path, status: Status, **more: object) -> None:
     """Replaces status.json: the word, and the fields in `more`."""
-    write_atomically(run_dir / "status.json", json.dumps({"status": status.word, **more}))
+    write_atomically(run_dir / "status.json", json.dumps(redacted({"status": status.word, **more})))
 
 
 def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> None:

@@ -23,6 +23,7 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
+from clipx.printable import redacted, shown
 from clipx.storage.folders import write_atomically
 from clipx.train.metrics.json_lines import append_rows, read_rows
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
@@ -37,7 +38,7 @@ class _StderrOfNow(logging.Handler):
     """Writes to what sys.stderr is at that moment: while a progress bar stands, rich is there and keeps lines whole."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(shown(self.format(record)), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -151,7 +152,7 @@ class Monitor:
             start_trackers(
                 self._runtime,
                 project=self._config.track.project,
-                config=asdict(self._config),
+                config=redacted(asdict(self._config)),
                 wandb_mode=self._config.track.wandb,
                 wandb_id=wandb_id,
                 run_dir=Path(self._config.run_dir),

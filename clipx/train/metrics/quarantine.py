@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clipx.errors import RunError
+from clipx.printable import label, redacted
 from clipx.train.metrics.json_lines import append_rows, read_rows
 from clipx.types import BadSample
 
@@ -36,9 +37,13 @@ class Quarantine:
 
     def add(self, samples: Sequence[BadSample], *, step: int, write: bool) -> None:
         """Adds the bad samples of all ranks, which may repeat, met by a step (from 1); rank 0 alone writes them."""
-        fresh = {(sample.shard, sample.key): sample for sample in samples}
+        fresh = {(label(sample.shard), sample.key): sample for sample in samples}
         if write:
-            rows = [{"step": step, **asdict(sample)} for name, sample in fresh.items() if name not in self._written]
+            rows = [
+                redacted({"step": step, **asdict(sample), "shard": name[0]})
+                for name, sample in fresh.items()
+                if name not in self._written
+            ]
             append_rows(self.path, rows)
         self._written |= fresh.keys()
         self._met |= {name: sample.source for name, sample in fresh.items()}

@@ -1,11 +1,13 @@
 """Starts the run's trackers, wandb and tensorboard, through accelerate, whose object (in `Runtime`) holds them."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clipx.distributed.runtime import Runtime
+from clipx.printable import redacted
 
 
 def start_trackers(
@@ -16,8 +18,11 @@ def start_trackers(
     `wandb_id` is the same at each start of a run, which so continues its own wandb run; `run_dir` names it there.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    # of the machine wandb uploads the command line too, unless it holds secrets
+    settings = {"x_disable_meta": redacted(sys.argv) != sys.argv}
     wandb = {"id": wandb_id, "resume": "allow", "mode": wandb_mode, "dir": str(run_dir), "name": run_dir.name}
-    runtime.accelerator.init_trackers(project, config=_scalars(config), init_kwargs={"wandb": wandb})
+    init = {"wandb": {**wandb, "settings": settings}}
+    runtime.accelerator.init_trackers(project, config=_scalars(config), init_kwargs=init)
 
 
 def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -240,9 +240,17 @@ def test_interrupted_write_leaves_no_folder_and_can_be_repeated(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(scenes, "_write_retrieval", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(InputError, match="set cannot be made: disk full"):
             _write(tmp_path / "set")
     assert not (tmp_path / "set").exists()
     _write(tmp_path / "set")
     assert _digests(tmp_path / "set") == _digests(written)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_folder_of_others_in_the_way_stays(tmp_path):
+    (tmp_path / ".set.unfinished").mkdir()
+    (tmp_path / ".set.unfinished" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"\.set\.unfinished is in the way, and clipx did not make it; move it away"):
+        _write(tmp_path / "set")
+    assert (tmp_path / ".set.unfinished" / "thesis.txt").read_text() == "mine"

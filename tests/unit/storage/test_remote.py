@@ -13,6 +13,7 @@ from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 from servers import WebServer, object_store
 
 from clipx.config.data import RemoteConfig
+from clipx.printable import redact
 from clipx.storage import remote
 from clipx.storage.failures import ChangedError, UnusableAddressError, explain, hint, is_final
 
@@ -49,6 +50,39 @@ def test_a_web_server_is_asked_for_exactly_the_range(web):
     assert read(url, len(CONTENT), len(CONTENT) + 5) == b""
     assert web.bytes_sent - sent == 15
     assert remote.read_whole(url, QUICK) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "form", ["reference::{0}/x.json", "simplecache::{0}/x.json", "zip://x.tar::{0}/x.zip", "reference://x"]
+)
+def test_chains_of_file_systems_are_not_followed(web, form):
+    # a list of references may hold templates, which are programs; a stranger's checkpoint may name it in its config
+    with pytest.raises(UnusableAddressError, match=r"a chain of file systems \(::\) is not read; give one address"):
+        remote.ask(form.format(web.url), "ls", remote=QUICK)
+    assert web.requests == []
+
+
+def test_references_to_the_environment_are_known_to_requests_alone(web, monkeypatch, caplog):
+    monkeypatch.setenv("FOLDER_OF_TODAY", "s3cr3t-folder")
+    web.files["s3cr3t-folder/x.tar"] = CONTENT
+    address = f"{web.url}/${{FOLDER_OF_TODAY}}/x.tar"
+    assert read(address, 3, 9) == CONTENT[3:9]
+    web.failures, web.failure_status = 1, 503
+    assert read(address, 3, 9) == CONTENT[3:9]
+    assert caplog.messages[0].startswith(f"{address}: the server answers 503")
+    with pytest.raises(FileNotFoundError) as raised:
+        remote.read_whole(f"{web.url}/${{FOLDER_OF_TODAY}}/absent", QUICK)
+    assert redact(f"{web.url}/s3cr3t-folder/x.tar") == address
+    assert "s3cr3t" not in str(raised.value)
+    monkeypatch.delenv("FOLDER_OF_TODAY")
+    with pytest.raises(UnusableAddressError, match="the environment has no FOLDER_OF_TODAY; set it"):
+        read(address, 3, 9)
+
+
+@pytest.mark.parametrize("address", ["https://u:REDACTED@h/x.tar", "pipe:curl -u a:REDACTED https://h/x.tar"])
+def test_an_address_without_its_secret_says_so(address):
+    with pytest.raises(UnusableAddressError, match=r"a secret was left out of it when it was stored; give it with \$"):
+        remote.download(address, lambda *_: None, QUICK)
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])

@@ -304,3 +304,27 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_the_default_lies_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPX_CACHE", str(tmp_path / "cache"))
     assert ShardCache.default().folder == tmp_path / "cache" / "shards"
+
+
+def test_what_others_put_into_the_folder_stays(tmp_path):
+    for name in ("thesis.txt", "film.mp4.part", "0" * 32, "0" * 31 + "-a.tar"):
+        (tmp_path / name).write_bytes(b"mine" * 100)
+    (tmp_path / ("a" * 32 + "-link.tar")).symlink_to(tmp_path / "thesis.txt")
+    before = set(os.listdir(tmp_path))
+    cache = ShardCache(tmp_path, max_bytes=250)
+    for name in "abcd":
+        assert read(cache, shard(name)) == content(shard(name))
+        age(cache, 1000)
+    assert before < set(os.listdir(tmp_path))
+    assert len(set(os.listdir(tmp_path)) - before - {".lock"}) == 2  # of the cache's own, as many as fit
+    assert (tmp_path / "thesis.txt").read_bytes() == b"mine" * 100
+
+
+def test_a_new_signature_finds_the_shard(tmp_path):
+    cache, calls = ShardCache(tmp_path), []
+    for secret in ("one", "other"):
+        signed = Identity(f"https://u:{secret}@h/a.tar?X-Amz-Signature={secret}&n=1", 100, 1)
+        read(cache, signed, fetch=fetch_of(signed, calls))
+    assert len(calls) == 1
+    assert read(cache, Identity("https://h/a.tar?n=2", 100, 1)) == content(Identity("https://h/a.tar?n=2", 100, 1))
+    assert not any("one" in name or "other" in name for name in os.listdir(tmp_path))

@@ -1,0 +1,99 @@
+"""The folder of an export: which files in it are an export's own, and how a new one takes its place.
+
+parity.json is the mark: it holds the SHA-256 of every other file of the export, and one of itself. What it does not
+name, or what has changed since, is somebody's, and is never removed or replaced.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipx.errors import InputError
+from clipx.storage.drafts import finish
+
+PARITY = "parity.json"
+_SUFFIXES = {".json", ".safetensors", ".txt", ".yaml", ".jinja"}  # of all that an export writes, whatever a list says
+_MAX_NAMED = 10
+
+
+def require_own(folder: Path) -> None:
+    """Checks that a folder, if there is one, holds nothing but what an export wrote, as it wrote it.
+
+    Raises:
+        InputError: it is a file, or holds other files or changed ones; at most ten of each are named.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the export")
+    recorded = _recorded(folder)
+    names = sorted(os.listdir(folder))
+    unknown = [name for name in names if name not in recorded and not (recorded and name == PARITY)]
+    changed = [name for name in names if name in recorded and _sha256(folder / name) != recorded[name]]
+    faults = [f"{_some(unknown)}, which no export wrote"] if unknown else []
+    faults += [f"{_some(changed)}, changed since the export"] if changed else []
+    if faults:
+        hint = " (parity.json was edited, or is of an older clipx)" if PARITY in unknown else ""
+        raise InputError(f"{folder} holds {' and '.join(faults)}{hint}; move that away or name another folder")
+
+
+def publish(draft: Path, to: Path, parity: dict[str, Any]) -> None:
+    """Marks the draft and renames it to `to`, in place of an export that is there.
+
+    If the process dies between the renames, the export that was there is in `.NAME.old`.
+
+    Raises:
+        InputError: what is at `to`, or at `.NAME.old`, is not an export's alone; both stay as they are.
+        OSError: it cannot be renamed.
+    """
+    finish(draft)
+    parity["files"] = {name: _sha256(draft / name) for name in sorted(os.listdir(draft))}
+    parity["mark"] = _mark(parity)
+    (draft / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
+    old = to.with_name(f".{to.name}.old")
+    require_own(old)
+    require_own(to)  # a file may have come while the export was compared
+    if old.exists():
+        shutil.rmtree(old)
+    if to.exists():
+        os.rename(to, old)
+    try:
+        os.rename(draft, to)
+    except OSError:
+        if old.exists() and not to.exists():
+            os.rename(old, to)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recorded(folder: Path) -> Mapping[str, str]:
+    """Checksums of an export's files by name; empty without a mark that fits."""
+    try:
+        parity = json.loads((folder / PARITY).read_bytes())
+        mark, files = parity.pop("mark"), parity["files"]
+        if mark != _mark(parity):
+            return {}
+        return {name: str(checksum) for name, checksum in files.items() if Path(name).suffix in _SUFFIXES}
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _mark(parity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parity, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """The checksum of a regular file; "" for anything else."""
+    if path.is_symlink() or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
