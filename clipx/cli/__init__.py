@@ -137,10 +137,12 @@ def export(
     weights: WeightsOption = None,
 ) -> None:
     """Write a folder that transformers and open_clip load, and compare it with the model (parity.json)."""
+    from clipx.export.folder import require_own
     from clipx.export.formats import check_formats
 
     names = [name.strip() for name in formats.split(",")]
     check_formats(names)
+    require_own(to.resolve())
     require_model(model)
     from clipx.export.run import export_model
 

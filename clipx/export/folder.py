@@ -8,16 +8,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 from clipx.storage.drafts import finish
 
 PARITY = "parity.json"
 _SUFFIXES = {".json", ".safetensors", ".txt", ".yaml", ".jinja"}  # of all that an export writes, whatever a list says
-_MAX_NAMED = 10
 
 
 def require_own(folder: Path) -> None:
@@ -34,8 +33,8 @@ def require_own(folder: Path) -> None:
     names = sorted(os.listdir(folder))
     unknown = [name for name in names if name not in recorded and not (recorded and name == PARITY)]
     changed = [name for name in names if name in recorded and _sha256(folder / name) != recorded[name]]
-    faults = [f"{_some(unknown)}, which no export wrote"] if unknown else []
-    faults += [f"{_some(changed)}, changed since the export"] if changed else []
+    faults = [f"{some_names(unknown)}, which no export wrote"] if unknown else []
+    faults += [f"{some_names(changed)}, changed since the export"] if changed else []
     if faults:
         hint = " (parity.json was edited, or is of an older clipx)" if PARITY in unknown else ""
         raise InputError(f"{folder} holds {' and '.join(faults)}{hint}; move that away or name another folder")
@@ -92,8 +91,3 @@ def _sha256(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

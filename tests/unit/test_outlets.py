@@ -24,7 +24,7 @@ from clipx.doctor.report import as_json, print_report
 from clipx.errors import InputError
 from clipx.printable import printable
 from clipx.train.metrics import trackers
-from clipx.train.metrics.monitor import start_logging
+from clipx.train.metrics.monitor import logging_to_stderr
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.types import BadSample
 
@@ -110,8 +110,8 @@ def test_the_log_of_a_run_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     kept, root.handlers = root.handlers, []
     try:
-        start_logging(is_main=True)
-        logging.getLogger("clipx").warning("shard %s, key %s", SECRET, NASTY)
+        with logging_to_stderr(is_main=True):
+            logging.getLogger("clipx").warning("shard %s, key %s", SECRET, NASTY)
     finally:
         root.handlers = kept
     assert capsys.readouterr().err == f"shard https://u:REDACTED@h/0.tar, key {VISIBLE}\n"
