@@ -142,7 +142,7 @@ def export(
 
     names = [name.strip() for name in formats.split(",")]
     check_formats(names)
-    require_own(to.resolve())
+    require_own(to)
     require_model(model)
     from clipx.export.run import export_model
 

@@ -96,7 +96,10 @@ CASES: list[tuple[str, str]] = [
     ("export model --to out --format nonsense", "formats nonsense: known are hf and open_clip"),
     ("export absent --to out", "absent: no such folder"),
     ("export file --to out", "file: is a file"),
-    ("export model --to set", "which no export wrote; move that away or name another folder"),
+    (
+        "export model --to set",
+        "set holds classnames.txt, test, zeroshot_classification_templates.txt, which no export wrote",
+    ),
     ("config absent.yaml", "absent.yaml: cannot read the config file"),
     ("config good.yaml steps=many", "steps=many: expected integer >= 1 or null"),
     ("data make absent --out out", "absent: no such file or folder"),
