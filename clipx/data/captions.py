@@ -17,6 +17,7 @@ from clipx import counter_random
 from clipx.config.data import Source
 from clipx.counter_random import Stream
 from clipx.data.decode import UndecodableError, one_line
+from clipx.data.text_cleaning import is_blank, without_bom
 
 _MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
 
@@ -129,7 +130,7 @@ class CaptionReader:
 
 
 def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: bool = False) -> list[str]:
-    """All captions of a sample, in their order, blank ones left out; at least one.
+    """All captions of a sample, in their order, blank ones (`is_blank`) left out; at least one.
 
     Args:
         caption_key: alternatives joined by `;`, of which the first that is present is read: an extension, whose whole
@@ -150,7 +151,7 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: b
 
 def class_number(text: str, num_classes: int) -> int | None:
     """The class number in a text, 0 to `num_classes` - 1; None if it holds no such number."""
-    digits = text.strip()
+    digits = without_bom(text).strip()
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
         return None
     number = int(digits)
@@ -213,7 +214,7 @@ def _weighted(caption_key: str | Mapping[str, float]) -> dict[str, float]:
 
 def _text(data: bytes, extension: str) -> str:
     try:
-        return data.decode("utf-8")
+        return without_bom(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UndecodableError(f"caption under {extension!r} is not UTF-8: {one_line(error)}") from error
 
@@ -232,8 +233,8 @@ def _non_blank(alternative: _Alternative | None, *, numbers: bool) -> list[str]:
             raise UndecodableError(f"{where} is a {type(caption).__name__}, not a string")
         if not _is_unicode(caption):
             raise UndecodableError(f"{where} holds half of a surrogate pair, which is no character")
-        if caption.strip():
-            captions.append(caption)
+        if not is_blank(caption):
+            captions.append(without_bom(caption))
     return captions
 
 
