@@ -48,6 +48,8 @@ class ShardHealth:
     num_good: int = 0
     num_by_pillow: int = 0
     """Good pictures that the fast decoder cannot read."""
+    num_deep: int = 0
+    """Good pictures whose grey values of more than 8 bits are scaled to 8."""
     problems: list[Problem] = field(default_factory=list)
     repaired: bool = False
     """Whether a new shard with the good samples was written."""
@@ -149,7 +151,9 @@ class _ShardCheck:
         for i in range(len(scan.keys)):
             try:
                 _, image = reader.read(read_members(file, scan.members(i)), sample_id=0)
-                health.num_by_pillow += self._transform(image, seed=0, out=image_HWC)
+                decoding = self._transform(image, seed=0, out=image_HWC)
+                health.num_by_pillow += decoding.by_pillow
+                health.num_deep += decoding.deep
                 good.append(i)
             except CutMemberError as error:
                 health.add("cut sample", str(error), key=scan.key(i))

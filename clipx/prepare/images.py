@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from clipx.data.decode import FORMATS, decode_image
+from clipx.data.decode import decode_image, open_image
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 _DEFAULT_QUALITY = 95
@@ -49,14 +49,9 @@ def image_header(data: bytes) -> tuple[str, tuple[int, int]]:
     Raises:
         UndecodableError: it is no image.
     """
-    Image.init()
-    try:
-        with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            name = image.format or ""
-            return _EXTENSIONS.get(name, name.lower()), image.size
-    except Exception:
-        decode_image(data)  # says what is wrong
-        raise
+    with open_image(data) as image:
+        name = image.format or ""
+        return _EXTENSIONS.get(name, name.lower()), image.size
 
 
 def _encode(image: Image.Image, options: ImageOptions) -> bytes:
