@@ -19,6 +19,16 @@ from clipx.counter_random import Stream
 from clipx.data.decode import UndecodableError, one_line
 from clipx.data.text_cleaning import is_blank, without_bom
 
+__all__ = [
+    "CaptionReader",
+    "Captions",
+    "alternatives",
+    "class_number",
+    "decode_captions",
+    "first_present",
+    "is_blank",
+]
+
 _MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
 
 

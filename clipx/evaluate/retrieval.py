@@ -2,15 +2,18 @@
 
 A caption that several images share is one text, and correct for each of them; texts are the same if their tokens are. A
 query is a hit at k if fewer than k wrong candidates are at least as near as its nearest correct one: ties count against
-the model. `like="clip_benchmark"` gives CLIP_benchmark's figure instead: every line is a text of its own, blank ones
-too, and correct for its own image alone; of equal scores the earlier candidate is the nearer one, and an image without
-any line is a miss. Without shared captions and blank lines the two are equal.
+the model. Only of images with equal bytes, which nothing can tell apart, the first has the credit.
+
+`like="clip_benchmark"` gives CLIP_benchmark's figures: every line is a text of its own, blank ones too, and correct for
+its own image alone; of equal scores the earlier candidate is the nearer one, and an image without any line is a miss.
+Without shared captions and blank lines the two are equal.
 
 Shapes: N images, C captions, M distinct texts, P pairs of an image and a caption, D embedding, Q queries and K
 candidates of a tile.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,7 +29,7 @@ from clipx.pretrained import Pretrained
 
 DEPTHS = (1, 5, 10)
 Like = Literal["clip_benchmark"]
-_Ties = Literal["against", "by order"]
+_Ties = Literal["against", "against, but of one row", "by order"]
 _QUERIES, _CANDIDATES = 512, 8192  # largest tile of similarities: 16 MB of float32
 
 
@@ -58,7 +61,8 @@ def retrieval(
     text_C = torch.tensor(pairs.text_of_caption, dtype=torch.int64, device=image_ND.device)
     ties: _Ties = "by order" if like else "against"
     to_text = recall(image_ND, text_MD, pairs_P2, group=group, row_C=text_C, ties=ties)
-    to_image = recall(text_MD[text_C], image_ND, pairs_P2.flip(1), group=group, ties=ties)
+    image_N = torch.tensor(pairs.first_like_image, dtype=torch.int64, device=image_ND.device)
+    to_image = recall(text_MD[text_C], image_ND, pairs_P2.flip(1), group=group, row_C=image_N, ties=ties)
     return {f"image_to_text_recall@{k}": value for k, value in zip(DEPTHS, to_text, strict=True)} | {
         f"text_to_image_recall@{k}": value for k, value in zip(DEPTHS, to_image, strict=True)
     }
@@ -80,12 +84,15 @@ def recall(
     Args:
         pairs_P2: int64, the indices of a query and of a candidate that is correct for it.
         row_C: int64, each candidate's row of `candidate_MD`; None means that they are the candidates. Candidates with
-            one row have one score to the bit.
-        ties: what is as near as the nearest correct one counts as nearer, or only if its index is smaller.
+            one row have one score to the bit, and of them the one with the smaller index is nearer.
+        ties: what else is as near as the nearest correct one counts as nearer ("against" the model), or only if its
+            index is smaller ("by order").
     """
     pairs_P2 = pairs_P2[pairs_P2[:, 0].argsort(stable=True)]
     if row_C is None:
         row_C = torch.arange(len(candidate_MD), device=candidate_MD.device)
+    if ties == "against" and len(row_C.unique()) < len(row_C):
+        ties = "against, but of one row"
     hits_k = torch.zeros(len(DEPTHS), dtype=torch.int64, device=query_QD.device)
     # Tiles do not depend on the number of ranks, so the rounding of their products does not, either.
     for start in range(rank(group) * _QUERIES, query_QD.shape[0], world_size(group) * _QUERIES):
@@ -123,7 +130,7 @@ def _num_wrong_before_correct(
     for score_QK, correct_QK, index_K in _tiles(query_QD, candidate_MD, correct_P2, row_C):
         correct_score_QK = score_QK.masked_fill(~correct_QK, float("-inf"))
         tile_best_Q = correct_score_QK.amax(dim=1)
-        if ties == "by order":
+        if ties != "against":
             is_best_QK = correct_QK & (correct_score_QK == tile_best_Q[:, None])
             tile_place_Q = torch.where(is_best_QK, index_K, len(row_C)).amin(dim=1)
             nearer_Q = (tile_best_Q > best_Q) | ((tile_best_Q == best_Q) & (tile_place_Q < place_Q))
@@ -132,8 +139,11 @@ def _num_wrong_before_correct(
     wrong_Q = torch.zeros_like(place_Q)
     for score_QK, correct_QK, index_K in _tiles(query_QD, candidate_MD, correct_P2, row_C):
         before_QK = ~(score_QK < best_Q[:, None])
-        if ties == "by order":
-            before_QK &= ~((score_QK == best_Q[:, None]) & (index_K > place_Q[:, None]))
+        if ties != "against":
+            later_QK = (score_QK == best_Q[:, None]) & (index_K > place_Q[:, None])
+            if ties == "against, but of one row":
+                later_QK &= row_C[index_K] == row_C[place_Q][:, None]
+            before_QK &= ~later_QK
         wrong_Q += (before_QK & ~correct_QK).sum(dim=1)
     return wrong_Q, best_Q > float("-inf")
 
@@ -164,6 +174,8 @@ class _Pairs:
 
     def __init__(self, pretrained: Pretrained, *, every_line: bool) -> None:
         self.num_images = 0
+        self.first_like_image: list[int] = []
+        """For each image the first one with the same bytes."""
         self.texts: list[str] = []
         """The distinct texts."""
         self.text_of_caption: list[int] = []
@@ -172,12 +184,15 @@ class _Pairs:
         self._pretrained = pretrained
         self._every_line = every_line
         self._text_index: dict[bytes, int] = {}
+        self._image_index: dict[bytes, int] = {}
 
     def collect(self, images: Iterable[CaptionedImage]) -> Iterator[CaptionedImage]:
         """Yields the images unchanged."""
         for image in images:
             captions = dict.fromkeys(map(self._caption, image.captions, token_keys(self._pretrained, image.captions)))
             self.indices += [(self.num_images, caption) for caption in captions]
+            digest = blake2b(image.data, digest_size=16).digest()
+            self.first_like_image.append(self._image_index.setdefault(digest, self.num_images))
             self.num_images += 1
             yield image
 

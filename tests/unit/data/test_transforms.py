@@ -324,7 +324,19 @@ def test_evaluation_equals_open_clip(size, mode):
     assert torch.equal(EvalTransform(24)(image), expected)
 
 
-LONG = [(1, 900), (900, 1), (3, 1000), (1000, 7), (24, 700), (100, 2500), (2500, 100), (40, 1351), (1901, 29), (60, 80)]
+LONG = [
+    (1, 900),
+    (900, 1),
+    (3, 1000),
+    (1000, 7),
+    (24, 700),
+    (100, 2500),
+    (2500, 100),
+    (40, 1351),
+    (1901, 29),
+    (60, 80),
+    (60, 150),
+]
 
 
 @pytest.mark.parametrize("image_size", [1, 24, 37])

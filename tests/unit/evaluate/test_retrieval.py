@@ -56,6 +56,16 @@ def test_ties_and_nan_count_against_the_model():
     assert recall(torch.eye(12), torch.eye(12), pairs, group=None) == [1, 1, 1]
 
 
+def test_of_one_row_the_first_is_nearer_and_other_ties_count_against():
+    query, rows = torch.ones(4, 1), torch.ones(2, 1)
+    pairs = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3]])
+    alone = recall(query, rows[:1], pairs, group=None, row_C=torch.tensor([0, 0, 0, 0]))
+    assert alone == [1 / 4, 1, 1]
+    others = torch.tensor([0, 1, 1, 1, 1, 1, 0])  # 5 of the other row, whose first four are correct for one each
+    assert recall(query, rows, pairs, group=None, row_C=others) == [0, 3 / 4, 1]
+    assert recall(query, rows, pairs, group=None, row_C=others, ties="by order") == [1 / 4, 1, 1]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31))
 def test_recall_by_order_equals_clip_benchmarks_for_every_size_of_tile(num_images, num_texts, rows, columns, seed):
@@ -125,6 +135,26 @@ def test_without_shared_captions_and_blank_lines_the_figures_are_clip_benchmarks
     folder = write_retrieval_set(tmp_path, [[f"picture {i}", f"number {i}"] for i in range(25)])
     figures = evaluate_folder(pretrained, folder, batch_size=8, group=None)
     assert figures == evaluate_folder(pretrained, folder, batch_size=8, group=None, like="clip_benchmark")
+
+
+@pytest.mark.parametrize("like", [None, "clip_benchmark"])
+def test_of_equal_images_the_first_has_the_credit(tmp_path, pretrained, like):
+    folder = write_retrieval_set(tmp_path, [])
+    seeds = [i % 8 for i in range(20)]
+    members = [
+        member
+        for i, seed in enumerate(seeds)
+        for member in ((f"{i:02d}.png", encoded(picture(seed))), (f"{i:02d}.txt", f"number {i}".encode()))
+    ]
+    write_tar(folder / "test" / "0.tar", members)
+    image_ND = np.array([pretrained.encode_image(picture(seed))[0].double().numpy() for seed in seeds])
+    text_TD = np.array([pretrained.encode_text(f"number {i}")[0].double().numpy() for i in range(20)])
+    expected = clip_benchmark.retrieval(text_TD @ image_ND.T, range(20), DEPTHS)
+    for batch_size in (3, 64):
+        found = evaluate_folder(pretrained, folder, batch_size=batch_size, group=None, like=like)
+        to_image = {name: value for name, value in found.items() if name.startswith("text_to_image")}
+        assert to_image == pytest.approx({name: expected[name] for name in to_image}, abs=1e-12)
+    assert expected["text_to_image_recall@1"] > 0
 
 
 def test_captions_that_the_model_cannot_tell_apart_are_one_text(tmp_path, pretrained):
