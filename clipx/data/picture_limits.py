@@ -17,6 +17,7 @@ MAX_SCANNED_PIXELS = 1 << 31
 MAX_READS = 1 << 20
 """How often a decoder may ask for bytes: once for each chunk, tag, block of 64 KiB, or badly parsed byte."""
 _MAX_SEGMENTS = 10_000  # of a JPEG
+_MAX_TAGS = 1000  # of TIFF
 _MAX_NUMBERS = 1 << 18  # of a tag of TIFF, e.g. offsets of strips: one per row
 # What follows FF in compressed data is 00 or a restart marker; 01 stands alone, too (ITU-T T.81, B.1.1).
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -96,9 +97,11 @@ def _excess_of_tiff(data: bytes) -> str | None:
     try:
         (first,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, first)
+        if count > _MAX_TAGS:
+            return f"{count:,} tags"
         first += 8 if big else 2
         entry = struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
-        entries = data[first : first + min(count, MAX_READS) * entry.size]
+        entries = data[first : first + count * entry.size]
         entries = entries[: len(entries) // entry.size * entry.size]
         largest = max((n for _, kind, n in entry.iter_unpack(entries) if kind not in _PACKED_TIFF_TYPES), default=0)
     except (struct.error, OverflowError):  # too short

@@ -65,6 +65,7 @@ STRUCTURES = {
     "extensions": gif_with(b"!\xf9\x04\0\0\0\0\0" * 2000),
     "a tag of numbers": tiff_with_tag(1 << 20),
     "a tag of numbers, BigTIFF": tiff_with_tag(1 << 40, big=True),
+    "tags": b"II" + struct.pack("<HIH", 42, 8, 5000) + struct.pack("<HHII", 300, 1, 4, 0) * 5000 + bytes(4),
     "a profile that unpacks to much": png_with(chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1 << 22)))),
     "texts that unpack to much": png_with(*[chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20)))] * 70),
     "pixels": encoded(Image.new("1", (1, 1))).replace(
