@@ -13,7 +13,7 @@ from clipx.data.build import open_reader
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
 from clipx.data.stream import PairStream, rank_slots
-from clipx.data.transforms import TrainTransform
+from clipx.data.transforms import Decoding, TrainTransform
 
 BAD = {
     3: {"png": b"no picture", "txt": b"a"},
@@ -45,7 +45,7 @@ class Shift:
                 out.copy_(torch.from_numpy(np.array(image) + np.uint8(seed % 251)))
         except OSError as error:
             raise UndecodableError("no picture") from error
-        return seed % 7 == 0
+        return Decoding(by_pillow=seed % 7 == 0, deep=seed % 11 == 0)
 
 
 def make_reader(index, order, *, transform=None, **options):

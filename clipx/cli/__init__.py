@@ -104,6 +104,13 @@ def zeroshot(
     json_file: FiguresFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts per forward pass.")] = 256,
     weights: WeightsOption = None,
+    like: Annotated[
+        Literal["clip_benchmark"] | None,
+        typer.Option(
+            help="Give CLIP_benchmark's figures: every line is a caption of its own, blank and equal ones too, "
+            "and of equal scores the first counts."
+        ),
+    ] = None,
 ) -> None:
     """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
     require_writable(json_file, option="--json")
@@ -118,7 +125,8 @@ def zeroshot(
     with join_ranks() as (device, group):
         pretrained = load(model, device=device, weights=weights)
         metrics = {
-            str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=group) for folder in folders
+            str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=group, like=like)
+            for folder in folders
         }
         if rank(group) > 0:
             return

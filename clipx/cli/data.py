@@ -256,6 +256,8 @@ def check(
     say(f"{len(health.shards):,} shards, {total:,} samples: {good:,} good")
     if by_pillow := sum(shard.num_by_pillow for shard in health.shards):
         say(f"{by_pillow:,} pictures need Pillow, which is slower")
+    if deep := sum(shard.num_deep for shard in health.shards):
+        say(f"{deep:,} pictures have grey values of more than 8 bits, which are scaled to 8")
     if not bad:
         return
     print_counts("bad", "times", health.by_fault())

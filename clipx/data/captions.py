@@ -5,9 +5,7 @@ draw among several captions, keys or templates is a function of (seed, epoch, sa
 alone.
 """
 
-import html
 import json
-import unicodedata
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -19,7 +17,19 @@ from clipx import counter_random
 from clipx.config.data import Source
 from clipx.counter_random import Stream
 from clipx.data.decode import UndecodableError, one_line
+from clipx.data.text_cleaning import is_blank, without_bom
 from clipx.errors import some_names
+
+__all__ = [
+    "MAX_TEXT",
+    "CaptionReader",
+    "Captions",
+    "alternatives",
+    "class_number",
+    "decode_captions",
+    "first_present",
+    "is_blank",
+]
 
 MAX_TEXT = 4 << 20  # bytes of a caption or a json member: nobody wrote more for a picture
 _MAX_DIGITS = 18  # of a class's number; int() refuses texts of thousands
@@ -133,7 +143,7 @@ class CaptionReader:
 
 
 def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: bool = False) -> list[str]:
-    """All captions of a sample, in their order, blank ones left out; at least one.
+    """All captions of a sample, in their order, blank ones (`is_blank`) left out; at least one.
 
     Args:
         caption_key: alternatives joined by `;`, of which the first that is present is read: an extension, whose whole
@@ -152,15 +162,9 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: b
     return captions
 
 
-def is_blank(text: str) -> bool:
-    """Whether a caption cleans to nothing: HTML entities resolved, it is white space, control and format characters."""
-    resolved = html.unescape(html.unescape(text))
-    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in resolved)
-
-
 def class_number(text: str, num_classes: int) -> int | None:
     """The class number in a text, 0 to `num_classes` - 1; None if it holds no such number."""
-    digits = text.strip()
+    digits = without_bom(text).strip()
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
         return None
     number = int(digits)
@@ -225,7 +229,7 @@ def _text(data: bytes, extension: str) -> str:
     if len(data) > MAX_TEXT:
         raise UndecodableError(f"caption under {extension!r} has {len(data)} bytes; at most {MAX_TEXT} are a text")
     try:
-        return data.decode("utf-8")
+        return without_bom(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UndecodableError(f"caption under {extension!r} is not UTF-8: {one_line(error)}") from error
 
@@ -244,8 +248,8 @@ def _non_blank(alternative: _Alternative | None, *, numbers: bool) -> list[str]:
             raise UndecodableError(f"{where} is a {type(caption).__name__}, not a string")
         if not _is_unicode(caption):
             raise UndecodableError(f"{where} holds half of a surrogate pair, which is no character")
-        if caption.strip():
-            captions.append(caption)
+        if not is_blank(caption):
+            captions.append(without_bom(caption))
     return captions
 
 

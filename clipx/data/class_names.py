@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 
+from clipx.data.text_cleaning import is_blank, without_bom
 from clipx.errors import InputError
 from clipx.storage.files import read_file
 
 
 def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file at a path or address, without white space around them or blank lines at the end.
+    """The lines of a UTF-8 text file at a path or address, without BOM, white space around them, or empty last lines.
 
     Raises:
         InputError: no such file, one that cannot be read or is not UTF-8, or one without lines.
     """
     try:
-        lines = read_file(path).decode("utf-8").rstrip().splitlines()
+        lines = without_bom(read_file(path).decode("utf-8")).rstrip().splitlines()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} is missing; {needed_by} needs it") from error
     except OSError as error:
@@ -32,10 +33,10 @@ def listed(value: str | Sequence[str], *, name: str) -> tuple[str, ...]:
     Raises:
         InputError: the file cannot be read (`read_lines`); no entries, or a blank one.
     """
-    entries = read_lines(value, needed_by=name) if isinstance(value, str) else tuple(value)
+    entries = read_lines(value, needed_by=name) if isinstance(value, str) else tuple(map(without_bom, value))
     if not entries:
         raise InputError(f"{name}=[] is empty; list at least one, or leave it out")
-    if blank := [number for number, entry in enumerate(entries, 1) if not entry.strip()]:
+    if blank := [number for number, entry in enumerate(entries, 1) if is_blank(entry)]:
         where = f"line {blank[0]} of {value}" if isinstance(value, str) else f"entry {blank[0]}"
         raise InputError(f"{name}: {where} is blank; each entry needs text")
     return entries

@@ -1,13 +1,14 @@
 """Evaluation sets: CLIP_benchmark's `wds_*` folders and shards of captioned pictures; owns webdataset's reader.
 
-    FOLDER/  classnames.txt                          one class per line, the line's number is the label
+    FOLDER/  classnames.txt                          one class per line, whose number, from 0, is the label
              zeroshot_classification_templates.txt   prompts with {c} where the class goes
              dataset_type.txt                        `retrieval`, or absent for classification
              test/nshards.txt  test/0.tar ...        a picture with `cls` (classification) or `txt` (retrieval)
 
-Sets are read in their order, in one pass, and by every rank alike; `clipx.evaluate.sharing` divides the work. What is
-wrong with a set is an `InputError` that every rank raises at the same sample. webdataset's reader takes a shard that is
-cut at a header for a whole one, so the shards' headers are looked through first.
+Blank lines of both lists do not count. Sets are read in their order, in one pass, and by every rank alike;
+`clipx.evaluate.sharing` divides the work. What is wrong with a set is an `InputError` that every rank raises at the
+same sample. webdataset's reader takes a shard that is cut at a header for a whole one, so the shards' headers are
+looked through first.
 """
 
 import tarfile
@@ -20,6 +21,7 @@ from typing import Literal
 from clipx.data.captions import class_number, decode_captions, first_present
 from clipx.data.class_names import check_templates, read_lines
 from clipx.data.decode import UndecodableError
+from clipx.data.text_cleaning import is_blank, without_bom
 from clipx.errors import InputError, some_names
 from clipx.storage.files import open_ranges
 from clipx.storage.tar import fits_memory, is_sample_file, scan_tar, too_large
@@ -73,7 +75,7 @@ def dataset_type(folder: Path) -> DatasetType:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one in CLIP_benchmark's wds_* layout")
     path = folder / "dataset_type.txt"
-    kind = " ".join(_lines(path)) if path.is_file() else "classification"
+    kind = " ".join(_lines(path)).lower() if path.is_file() else "classification"
     match kind:
         case "classification" | "retrieval":
             return kind
@@ -104,9 +106,9 @@ def open_classification_set(folder: Path) -> ClassificationSet:
     """
     require_type(folder, "classification")
     path = folder / "zeroshot_classification_templates.txt"
-    templates = _lines(path)
+    templates = _entries(path)
     check_templates(templates, name=str(path))
-    names = _lines(folder / "classnames.txt")
+    names = _entries(folder / "classnames.txt")
     return ClassificationSet(class_names=names, templates=templates, shards=benchmark_shards(folder))
 
 
@@ -136,26 +138,43 @@ def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[Labell
             `num_classes`.
     """
     for name, fields in _read_samples(shards):
-        text = _member(fields, "cls", name).decode("utf-8", errors="replace").strip()
+        text = _member(fields, "cls", name).decode("utf-8", errors="replace")
         label = class_number(text, num_classes)
         if label is None:
-            raise InputError(f"{name}: cls is {text[:80]!r}; it must be a number from 0 to {num_classes - 1}")
+            raise InputError(f"{name}: cls is {text.strip()[:80]!r}; it must be a number from 0 to {num_classes - 1}")
         yield LabelledImage(name=name, data=_member(fields, IMAGE_KEY, name), label=label)
 
 
-def read_captioned(shards: Sequence[str], *, image_key: str, caption_key: str) -> Iterator[CaptionedImage]:
-    """Every image with its captions: the entries of a json list, or the lines of a text member.
+def read_captioned(
+    shards: Sequence[str], *, image_key: str, caption_key: str, every_line: bool = False
+) -> Iterator[CaptionedImage]:
+    """Every image with its captions: the entries of a json list, or the lines of a text member; blank ones are none.
+
+    Args:
+        every_line: blank lines are captions too, and an image may have no line, as in CLIP_benchmark; `caption_key` is
+            an extension.
 
     Raises:
         InputError: a shard is not whole, or a sample lacks its picture or a caption.
     """
     for name, fields in _read_samples(shards):
-        try:
-            decoded = decode_captions(fields, caption_key)
-        except UndecodableError as error:
-            raise InputError(f"{name}: {error}") from error
-        captions = tuple(line.strip() for caption in decoded for line in caption.splitlines() if line.strip())
-        yield CaptionedImage(name=name, data=_member(fields, image_key, name), captions=captions)
+        captions: Sequence[str]
+        if every_line:
+            captions = _text_lines(_member(fields, caption_key, name), name)
+        else:
+            try:
+                decoded = decode_captions(fields, caption_key)
+            except UndecodableError as error:
+                raise InputError(f"{name}: {error}") from error
+            captions = [line.strip() for caption in decoded for line in caption.splitlines() if not is_blank(line)]
+        yield CaptionedImage(name=name, data=_member(fields, image_key, name), captions=tuple(captions))
+
+
+def _text_lines(data: bytes, name: str) -> list[str]:
+    try:
+        return without_bom(data.decode("utf-8")).splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: its captions are not UTF-8 text; write them again") from error
 
 
 def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -207,6 +226,14 @@ def _member(fields: dict[str, bytes], keys: str, name: str) -> bytes:
     if data is None:
         raise InputError(f"{name} has no {keys.replace(';', ', ')}; members: {some_names(sorted(fields))}")
     return data
+
+
+def _entries(path: Path) -> tuple[str, ...]:
+    """The lines of a list; empty ones do not count, and what only looks empty is refused, as others might count it."""
+    entries = tuple(line for line in _lines(path) if line)
+    if hidden := next((entry for entry in entries if is_blank(entry)), None):
+        raise InputError(f"{path}: the line {ascii(hidden)[:80]} shows nothing; give it text, or delete it")
+    return entries
 
 
 def _lines(path: Path) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from clipx.data.order import DataOrder
 from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
-from clipx.data.transforms import TrainTransform
+from clipx.data.transforms import Decoding, TrainTransform
 from clipx.errors import RunError, some_names
 from clipx.storage.tar import KEYS_END_AT_DOTS, MANY_MEMBERS
 from clipx.types import BadSample, Batch, axis_of, tensor_fields
@@ -54,8 +54,7 @@ class SampleContent(NamedTuple):
 
     captions: Captions
     columns: Mapping[str, np.ndarray]
-    by_pillow: bool
-    """Whether Pillow had to decode the image."""
+    decoding: Decoding
 
 
 class SampleReader:
@@ -100,10 +99,10 @@ class SampleReader:
             data = first_present(members, source.image_key)  # last: the others are cheaper to find absent
             if data is None:
                 raise BadSampleError(f"no picture under {source.image_key!r}")
-            by_pillow = source.transform(data, seed=self.augment_seed(ref), out=out)
+            decoding = source.transform(data, seed=self.augment_seed(ref), out=out)
         except UndecodableError as error:
             raise BadSampleError(str(error)) from error
-        return SampleContent(captions, columns, by_pillow)
+        return SampleContent(captions, columns, decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +187,10 @@ class BatchReader:
             index=batch_index,
             columns=self._columns(slots, used, samples),
             bad=tuple(bad.values()),
-            counts={"pillow_images": sum(sample.by_pillow for sample in samples)},
+            counts={
+                "pillow_images": sum(sample.decoding.by_pillow for sample in samples),
+                "deep_images": sum(sample.decoding.deep for sample in samples),
+            },
             read_wait_s=self._samples.shards.wait_s - waited_before,
         )
 

@@ -5,7 +5,6 @@ Shapes: B texts, T tokens of all of them.
 """
 
 import gzip
-import html
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
-import ftfy
 import numpy as np
 import regex
 import tokenizers
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.data.text_cleaning import clean_words
 from clipx.errors import InputError
 
 # Word pieces of CLIP's tokenizer; the first two are its control tokens as open_clip spells them.
@@ -78,7 +77,7 @@ class ClipTokenizer:
         """Writes tokenizer.json and tokenizer_config.json for transformers' CLIPTokenizer.
 
         transformers lowers and splits text like CLIP but does not clean it: text with mojibake, HTML entities or
-        leading white space has the same ids only after `clean`.
+        leading white space has the same ids only after `clipx.data.text_cleaning.clean`.
         """
         from transformers import CLIPTokenizer
 
@@ -87,7 +86,7 @@ class ClipTokenizer:
         CLIPTokenizer(**parts, model_max_length=self.context_length).save_pretrained(folder)
 
     def _encode_text(self, text: str) -> list[int]:
-        ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, _words(text))), self.end_id]
+        ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, clean_words(text))), self.end_id]
         ids = ids[: ids.index(self.end_id) + 1]
         if len(ids) > self.context_length:
             ids = [*ids[: self.context_length - 1], self.end_id]
@@ -162,18 +161,6 @@ def build_tokenizer(config: TextConfig) -> Tokenizer:
             return HuggingFaceTokenizer(config.tokenizer or config.name, config.context_length)
         case _:
             assert_never(config)
-
-
-def clean(text: str) -> str:
-    """CLIP's cleaning: repairs mojibake, resolves HTML entities, collapses white space, and lowers."""
-    return " ".join(_words(text))
-
-
-def _words(text: str) -> list[str]:
-    """The words of the cleaned text."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # other texts are clean
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return text.lower().split()
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,12 @@ from torchvision.transforms import v2
 
 from clipx import counter_random
 from clipx.config.data import AugmentConfig
-from clipx.data.decode import can_scale, decode_image, decode_jpeg, jpeg_size, to_tensor
+from clipx.data.centre_square import centre_square, long_side
+from clipx.data.decode import can_scale, decode_any, decode_jpeg, jpeg_size, to_tensor
+from clipx.data.eight_bits import to_rgb
 from clipx.errors import InputError
 
+_MAX_RESIZED = 1 << 24  # pixels of an image that is resized whole; at 224 it is 334 times as long as wide
 _TRIES = 10  # of torchvision's RandomResizedCrop
 _KEYS = np.arange(3 + 2 * _TRIES, dtype=np.int64)
 _resize = torch.ops.aten._upsample_bicubic2d_aa.out  # interpolate calls it; here it writes into existing memory
@@ -33,6 +36,15 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Decoding(NamedTuple):
+    """How an image was decoded."""
+
+    by_pillow: bool
+    """Pillow had to decode an image that the fast path cannot."""
+    deep: bool
+    """Grey values of more than 8 bits were scaled to 8."""
 
 
 class TrainTransform:
@@ -60,27 +72,26 @@ class TrainTransform:
         self._augment = augment
         self._decode = decode
 
-    def __call__(self, data: bytes, *, seed: int, out: Tensor) -> bool:
+    def __call__(self, data: bytes, *, seed: int, out: Tensor) -> Decoding:
         """Writes the augmented image into `out`: uint8 (S, S, 3), contiguous, perhaps a row of a batch; seed < 2^63.
-
-        Returns:
-            Whether Pillow had to decode an image that the fast path cannot.
 
         Raises:
             UndecodableError: no image that Pillow can read; `out` is unchanged.
         """
         assert out.shape == (self._size, self._size, 3)
         numbers = counter_random.uniform(counter_random.fold(np.array([seed], dtype=np.int64), _KEYS)).tolist()
-        by_pillow = False
+        by_pillow = deep = False
         if self._decode == "pil":
-            self._crop_on_pillow(decode_image(data), numbers, out)
+            image, deep = decode_any(data)
+            self._crop_on_pillow(image, numbers, out)
         elif not self._crop_fast(data, numbers, out):
-            pixels_HWC = to_tensor(decode_image(data))
+            image, deep = decode_any(data)
+            pixels_HWC = to_tensor(image)
             _crop(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out)
             by_pillow = True
         if numbers[0] < self._augment.flip:
             out.copy_(out.flip(1))
-        return by_pillow
+        return Decoding(by_pillow, deep)
 
     def _crop_fast(self, data: bytes, numbers: Sequence[float], out: Tensor) -> bool:
         """Returns whether it is a JPEG that could be decoded without Pillow; if so, `out` holds its crop."""
@@ -113,6 +124,7 @@ class EvalTransform:
     """
 
     def __init__(self, image_size: int) -> None:
+        self._size = image_size
         self._transform = v2.Compose(
             [
                 v2.Resize(image_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -121,8 +133,15 @@ class EvalTransform:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The preprocessed image, uint8 (S, S, 3); `image` of any mode is converted to RGB."""
-        return to_tensor(self._transform(image.convert("RGB")))
+        """The preprocessed image, uint8 (S, S, 3); `image` of any mode is converted to RGB.
+
+        Raises:
+            ValueError: grey values of more than 8 bits without a known range (`eight_bits`).
+        """
+        image = to_rgb(image)
+        if self._size * long_side(*image.size, self._size) > _MAX_RESIZED:
+            return to_tensor(centre_square(image, self._size))
+        return to_tensor(self._transform(image))
 
 
 def random_box(

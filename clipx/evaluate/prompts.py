@@ -3,6 +3,7 @@
 Shapes: B prompts of this rank, C classes, D embedding.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,29 @@ from clipx.pretrained import Pretrained
 def fill(template: str, class_name: str) -> str:
     """The template with the class instead of `{c}`; other braces do not change."""
     return template.replace("{c}", class_name)
+
+
+def token_keys(pretrained: Pretrained, texts: Sequence[str]) -> list[bytes]:
+    """For each text what the model sees of it: texts with equal keys have equal tokens, and so one embedding."""
+    if not texts:
+        return []
+    tokens_T, lengths_B = pretrained.tokenize(texts)
+    return [row.numpy().tobytes() for row in tokens_T.split(lengths_B.tolist())]
+
+
+def prompt_numbers(pretrained: Pretrained, class_names: Sequence[str], *, templates: Sequence[str]) -> list[int]:
+    """For each class a number that classes share if all their prompts are equal to the model.
+
+    The names need not be equal: CLIP lowers texts and cuts long ones. Numbers count from 0 in the order of the classes.
+    """
+    keys = [(key,) for key in token_keys(pretrained, [fill(templates[0], name) for name in class_names])]
+    often = Counter(keys)
+    whole = [
+        tuple(token_keys(pretrained, [fill(template, name) for template in templates])) if often[key] > 1 else key
+        for name, key in zip(class_names, keys, strict=True)
+    ]
+    numbers: dict[tuple[bytes, ...], int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in whole]
 
 
 def class_embeddings(

@@ -9,8 +9,8 @@ from torch.distributed import ProcessGroup
 from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled import (
+    IMAGE_KEY,
     CaptionedImage,
-    DatasetType,
     benchmark_shards,
     dataset_type,
     open_classification_set,
@@ -19,11 +19,9 @@ from clipx.data.labelled import (
     require_type,
 )
 from clipx.distributed.collectives import raise_on_all_ranks
-from clipx.evaluate.retrieval import retrieval
+from clipx.evaluate.retrieval import Like, retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
-
-_CONFIGS: dict[DatasetType, type[EvaluateConfig]] = {"classification": ZeroShotConfig, "retrieval": RetrievalConfig}
 
 
 def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None) -> dict[str, float]:
@@ -62,20 +60,30 @@ def check_evaluation(config: EvaluateConfig) -> None:
 
 
 def evaluate_folder(
-    pretrained: Pretrained, folder: Path, *, batch_size: int, group: ProcessGroup | None
+    pretrained: Pretrained, folder: Path, *, batch_size: int, group: ProcessGroup | None, like: Like | None = None
 ) -> dict[str, float]:
     """The metrics of a folder in CLIP_benchmark's layout; its dataset_type.txt decides which.
+
+    `like="clip_benchmark"` gives its figures where clipx's differ on purpose (`retrieval.py`, `zero_shot.py`).
 
     Raises:
         InputError: the cases of `run_evaluation`.
     """
     with raise_on_all_ranks(group):
         kind = dataset_type(folder)
-    config = _CONFIGS[kind](data=str(folder), batch_size=batch_size)
-    return run_evaluation(config, pretrained, group)
+    match kind:
+        case "classification":
+            return zero_shot(pretrained, folder, batch_size=batch_size, group=group, like=like)
+        case "retrieval":
+            config = RetrievalConfig(data=str(folder), batch_size=batch_size)
+            with raise_on_all_ranks(group):
+                images = _captioned(config, like=like)
+            return retrieval(pretrained, images, batch_size=batch_size, group=group, like=like)
+        case _:
+            assert_never(kind)
 
 
-def _captioned(config: RetrievalConfig) -> Iterator[CaptionedImage]:
+def _captioned(config: RetrievalConfig, *, like: Like | None = None) -> Iterator[CaptionedImage]:
     """The images of a folder with a test set, which is CLIP_benchmark's, or of the shards that the config names."""
     folder = Path(config.data)
     if (folder / "test").is_dir():
@@ -83,4 +91,6 @@ def _captioned(config: RetrievalConfig) -> Iterator[CaptionedImage]:
         shards: Sequence[str] = benchmark_shards(folder)
     else:
         shards = expand_shards([config.data])
+    if like:
+        return read_captioned(shards, image_key=IMAGE_KEY, caption_key="txt", every_line=True)
     return read_captioned(shards, image_key=config.image_key, caption_key=config.caption_key)

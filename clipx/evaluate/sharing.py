@@ -83,7 +83,7 @@ def embed_texts(
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Yields this rank's texts, batch by batch, with their embeddings, float32 (B, D)."""
     for local in share(texts, batch_size=batch_size, group=group):
-        yield local, pretrained.encode_text(local or [" "])[: len(local)].float()
+        yield local, pretrained.encode_text(local or ["a"])[: len(local)].float()
 
 
 def gather_shared(local_BD: Tensor, *, total: int, group: ProcessGroup | None) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipx.data.tokenizer import ClipTokenizer, clean
+from clipx.data.text_cleaning import clean
+from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.export.parity import Outputs
 from clipx.export.shape import ClipShape, TowerShape
@@ -20,7 +21,7 @@ from clipx.pretrained import HUGGINGFACE_WEIGHTS, Pretrained
 NOTES = (
     "load the processor with backend='pil': the default backend resizes with other roundings, up to 0.015 a pixel",
     "where a resized picture is 4n + 3 pixels longer than the model's size, the centre is cut one pixel aside",
-    "texts with HTML entities or broken encoding have the same token ids after clipx.data.tokenizer.clean only",
+    "texts with HTML entities or broken encoding have the same token ids after clipx.data.text_cleaning.clean only",
 )
 """Notes in parity.json for people who use the export with transformers."""
 

@@ -17,7 +17,7 @@ from clipx.config.data import AugmentConfig, Source
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.parallel import in_processes
-from clipx.data.transforms import TrainTransform
+from clipx.data.transforms import Decoding, TrainTransform
 from clipx.prepare.repair import RepairFolder
 from clipx.prepare.samples import Fault, StoredSampleReader, UnusableSampleError
 from clipx.storage.files import RangeReader, open_ranges
@@ -47,6 +47,8 @@ class ShardHealth:
     num_good: int = 0
     num_by_pillow: int = 0
     """Good pictures that the fast decoder cannot read."""
+    num_deep: int = 0
+    """Good pictures whose grey values of more than 8 bits are scaled to 8."""
     problems: list[Problem] = field(default_factory=list)
     repaired: bool = False
     """Whether a new shard with the good samples was written."""
@@ -140,7 +142,9 @@ class _ShardCheck:
         good = []
         for i in range(len(scan.keys)):
             try:
-                health.num_by_pillow += self._try(file, scan, i, reader)
+                decoding = self._try(file, scan, i, reader)
+                health.num_by_pillow += decoding.by_pillow
+                health.num_deep += decoding.deep
                 good.append(i)
             except UnusableSampleError as error:
                 if reason := scan.linked.get(scan.keys[i]):
@@ -150,8 +154,8 @@ class _ShardCheck:
         health.num_samples, health.num_good = len(scan.keys), len(good)
         return good
 
-    def _try(self, file: RangeReader, scan: TarScan, sample: int, reader: StoredSampleReader) -> bool:
-        """Reads a sample as training does, and returns whether Pillow had to.
+    def _try(self, file: RangeReader, scan: TarScan, sample: int, reader: StoredSampleReader) -> Decoding:
+        """Reads a sample as training does, and tells how its picture was decoded.
 
         Raises:
             UnusableSampleError: training would not take it.

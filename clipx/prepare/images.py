@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from clipx.data.decode import FORMATS, decode_image
+from clipx.data.decode import UndecodableError, decode_image, open_image
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 _DEFAULT_QUALITY = 95
+_JPEG_SIDE = 65_500  # pixels; libjpeg writes no longer ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,9 @@ def image_header(data: bytes) -> tuple[str, tuple[int, int]]:
     Raises:
         UndecodableError: it is no image.
     """
-    Image.init()
-    try:
-        with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            name = image.format or ""
-            return _EXTENSIONS.get(name, name.lower()), image.size
-    except Exception:
-        decode_image(data)  # says what is wrong
-        raise
+    with open_image(data) as image:
+        name = image.format or ""
+        return _EXTENSIONS.get(name, name.lower()), image.size
 
 
 def _encode(image: Image.Image, options: ImageOptions) -> bytes:
@@ -63,6 +59,10 @@ def _encode(image: Image.Image, options: ImageOptions) -> bytes:
         factor = options.size / min(image.size)
         width, height = (max(options.size, round(side * factor)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if max(image.size) > _JPEG_SIDE:
+        raise UndecodableError(
+            f"picture of {image.width} x {image.height} pixels; a JPEG has at most {_JPEG_SIDE} a side"
+        )
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.quality or _DEFAULT_QUALITY)
     return buffer.getvalue()

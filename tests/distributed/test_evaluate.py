@@ -13,7 +13,7 @@ from clipx.errors import InputError
 from clipx.evaluate import evaluate_folder
 from clipx.evaluate.sharing import share
 
-NAMES = [f"thing {i}" for i in range(5)]
+NAMES = ["thing 0", "thing 1", "thing 2", "thing 3", "Thing 1"]  # the last and the second have equal prompts
 TEMPLATES = ["a photo of a {c}.", "{c}"]
 
 

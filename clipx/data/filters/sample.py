@@ -8,10 +8,8 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from PIL import Image
-
 from clipx.data.captions import MAX_TEXT, alternatives, decode_captions
-from clipx.data.decode import FORMATS, UndecodableError
+from clipx.data.decode import UndecodableError, open_image
 from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Value
 from clipx.errors import InputError
 from clipx.storage.failures import hint
@@ -105,11 +103,9 @@ class FilterSample:
 def _image_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of an image, None if `data` is not enough of one."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data) as image:
             width, height = image.size
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's plugins raise whatever malformed bytes led them to
+    except UndecodableError:
         return None
     return (width, height) if width and height else None
 

@@ -78,6 +78,44 @@ def test_blank_captions_are_empty(fields):
     assert texts(reader(caption_key={key: 1000.0, "caption": 0.001}), fields | {"caption": b"there"}) == ("there",)
 
 
+BLANK = ["&nbsp;", "\u200b", "\0", "\ufeff", "\u00ad\u00ad", "\x1b[0m", "\u3164"]
+
+
+@pytest.mark.parametrize("blank", BLANK, ids=ascii)
+def test_a_caption_that_cleans_to_nothing_is_absent(blank):
+    with pytest.raises(UndecodableError, match="'txt' is empty"):
+        texts(reader(), {"txt": blank.encode()})
+    listed = {"json": json.dumps({"captions": [blank, "one", blank + " ", "two"]}).encode()}
+    assert decode_captions(listed, "json:captions") == ["one", "two"]
+    for epoch in range(8):
+        assert set(texts(reader(caption_key="json:captions", captions_per_image=2), listed, epoch=epoch)) == {
+            "one",
+            "two",
+        }
+    weighted = reader(caption_key={"txt": 1000.0, "caption": 0.001})
+    assert texts(weighted, {"txt": blank.encode(), "caption": b"there"}) == ("there",)
+
+
+def test_a_bom_is_no_part_of_a_caption():
+    whole = reader(equal_captions="ignored").read({"txt": b"a dog"}, epoch=0, sample_id=0)
+    assert reader(equal_captions="ignored").read({"txt": "\ufeffa dog".encode()}, epoch=0, sample_id=0) == whole
+    record = "\ufeff" + json.dumps({"captions": ["\ufeffone", "two"]})
+    assert decode_captions({"json": record.encode()}, "json:captions") == ["one", "two"]
+    numbers = reader(caption_key="cls", class_names=["cat", "dog"])
+    assert texts(numbers, {"cls": "\ufeff1\r\n".encode()}) == ("dog",)
+
+
+def test_a_bom_is_no_part_of_class_names_and_templates(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
+    (tmp_path / "templates.txt").write_bytes("\ufeffa {c}\r\n".encode())
+    captions = reader(
+        caption_key="cls", class_names=str(tmp_path / "names.txt"), templates=str(tmp_path / "templates.txt")
+    )
+    assert texts(captions, {"cls": b"0"}) == ("a cat",)
+    with pytest.raises(InputError, match="entry 2 is blank"):
+        reader(class_names=["cat", "&nbsp;"])
+
+
 def test_first_present_follows_the_order_of_the_keys():
     assert first_present({"png": b"p", "jpg": b"j"}, "webp;jpg;png") == b"j"
     assert first_present({"png": b"p"}, "jpg;webp") is None

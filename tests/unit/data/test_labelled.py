@@ -130,6 +130,29 @@ def test_a_member_that_is_there_twice_names_shard_and_sample(tmp_path):
         list(read_labelled([str(shard)], num_classes=3))
 
 
+def test_a_bom_is_no_part_of_numbers_and_kinds(tmp_path):
+    folder = write_classification_set(tmp_path, [0, 1], class_names=NAMES)
+    write_tar(folder / "test" / "0.tar", [("a.png", png(0)), ("a.cls", "\ufeff2\n".encode())])
+    (folder / "test" / "nshards.txt").write_bytes("\ufeff2\r\n".encode())
+    (folder / "dataset_type.txt").write_bytes("\ufeffClassification\r\n".encode())
+    assert [item.label for item in read_labelled(open_classification_set(folder).shards, num_classes=3)] == [2, 1]
+
+
+def test_captions_that_show_nothing_are_none_unless_every_line_is_asked_for(tmp_path):
+    lines = "\ufeff one\n\n&nbsp;\ntwo \n\u200b"
+    shard = write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("a.txt", lines.encode())])
+    (item,) = read_captioned([str(shard)], image_key="png", caption_key="txt")
+    assert item.captions == ("one", "two")
+    (item,) = read_captioned([str(shard)], image_key="png", caption_key="txt", every_line=True)
+    assert item.captions == (" one", "", "&nbsp;", "two ", "\u200b")
+    empty = write_tar(tmp_path / "1.tar", [("b.png", png(0)), ("b.txt", "\ufeff\n&nbsp;".encode())])
+    with pytest.raises(InputError, match=r"sample b of .*'txt' is empty"):
+        list(read_captioned([str(empty)], image_key="png", caption_key="txt"))
+    broken = write_tar(tmp_path / "2.tar", [("c.png", png(0)), ("c.txt", b"\xff")])
+    with pytest.raises(InputError, match=r"sample c of .*UTF-8"):
+        list(read_captioned([str(broken)], image_key="png", caption_key="txt", every_line=True))
+
+
 def test_every_line_and_every_item_of_a_list_is_a_caption(tmp_path):
     folder = write_retrieval_set(tmp_path, [["one", "two"], ["three"]])
     assert dataset_type(folder) == "retrieval"

@@ -17,7 +17,7 @@ from streams import BAD, make_order, make_stream, two_epochs
 from clipx.config.data import AugmentConfig
 from clipx.data.buffers import ImageBuffers
 from clipx.data.index.shard_index import build_index
-from clipx.data.transforms import TrainTransform
+from clipx.data.transforms import Decoding, TrainTransform
 from clipx.errors import RunError
 
 SETS = {
@@ -157,7 +157,7 @@ class Stuck:
         if self.reads < 0:
             (self.folder / str(os.getpid())).touch()
             time.sleep(90)
-        return False
+        return Decoding(by_pillow=False, deep=False)
 
 
 def test_workers_in_the_middle_of_a_read_do_not_hold_up_the_end(tmp_path):

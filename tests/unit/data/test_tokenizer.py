@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clipx.config.model import HuggingFaceTextConfig, TransformerTextConfig
-from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer, build_tokenizer, clean
+from clipx.data.text_cleaning import clean
+from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer, build_tokenizer
 from clipx.errors import InputError
 
 TEXTS = [

@@ -19,8 +19,7 @@ WHOLE = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
 
 def augmented(transform, data, seed):
     out = torch.empty(transform._size, transform._size, 3, dtype=torch.uint8)
-    fell_back = transform(data, seed=seed, out=out)
-    return out, fell_back
+    return out, transform(data, seed=seed, out=out).by_pillow
 
 
 def natural(seed, width, height):
@@ -295,6 +294,18 @@ def distance(one, other):
     return abs(next(ranks) - next(ranks)).max()
 
 
+@pytest.mark.parametrize("decode", ["fast", "pil"])
+def test_sixteen_bits_are_scaled_wherever_images_are_decoded(decode):
+    grey = np.random.default_rng(0).integers(0, 1 << 16, size=(30, 26), dtype=np.uint16)
+    deep, plain = Image.fromarray(grey), Image.fromarray((grey >> 8).astype(np.uint8))
+    transform = TrainTransform(16, AugmentConfig(), decode=decode)
+    outs = [torch.empty(16, 16, 3, dtype=torch.uint8) for _ in range(2)]
+    found = [transform(encoded(image), seed=5, out=out).deep for image, out in zip((deep, plain), outs, strict=True)]
+    assert found == [True, False]
+    assert torch.equal(*outs)
+    assert torch.equal(EvalTransform(16)(deep), EvalTransform(16)(plain))
+
+
 def test_the_crop_keeps_its_share_of_the_area():
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 3)))
     transform = TrainTransform(32, AugmentConfig(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0)))
@@ -311,6 +322,49 @@ def test_evaluation_equals_open_clip(size, mode):
     image = picture(1, size).convert(mode)
     expected = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0)
     assert torch.equal(EvalTransform(24)(image), expected)
+
+
+LONG = [
+    (1, 900),
+    (900, 1),
+    (3, 1000),
+    (1000, 7),
+    (24, 700),
+    (100, 2500),
+    (2500, 100),
+    (40, 1351),
+    (1901, 29),
+    (60, 80),
+    (60, 150),
+]
+
+
+@pytest.mark.parametrize("image_size", [1, 24, 37])
+@pytest.mark.parametrize("size", LONG)
+def test_of_long_images_only_the_square_is_computed_and_it_is_the_same_to_the_bit(monkeypatch, size, image_size):
+    """Sizes that grow and shrink, of both orders in which Pillow resizes."""
+    image = picture(3, size)
+    whole = EvalTransform(image_size)(image)
+    monkeypatch.setattr("clipx.data.transforms._MAX_RESIZED", 0)
+    transform = EvalTransform(image_size)
+    transform._transform = None  # not called
+    assert torch.equal(transform(image), whole)
+
+
+def test_an_image_of_one_column_takes_no_gigabytes(monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: sizes.append(size) or resize(self, size, *a, **k)
+    )
+    rows = np.zeros((20_000, 1, 3), np.uint8)
+    rows[9_999:10_001] = 200  # of the middle row and a half on each side
+    found = EvalTransform(224)(Image.fromarray(rows))
+    assert found.shape == (224, 224, 3)
+    assert int(found.min()) >= 195
+    assert all(width * height < 1e5 for width, height in sizes)
+    EvalTransform(224)(Image.fromarray(rows[:300]))
+    assert sizes[-1] == (224, 224 * 300)  # whole: figures of ordinary images are what they were
 
 
 @pytest.mark.parametrize("size", [(24, 24), (50, 30), (30, 50), (12, 40), (25, 24), (29, 24)])

@@ -131,7 +131,20 @@ def test_pictures_that_need_pillow_are_counted(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(plain, "jpeg")
     write_shards(tmp_path, [2], replaced={n: {"jpg": b.getvalue(), "txt": b"a"} for n, b in enumerate((buffer, plain))})
     (shard,) = check(tmp_path).shards
-    assert (shard.num_good, shard.num_by_pillow) == (2, 1)
+    assert (shard.num_good, shard.num_by_pillow, shard.num_deep) == (2, 1, 0)
+
+
+def test_pictures_of_sixteen_bits_are_counted(tmp_path: Path) -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    deep = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep, "png")
+    write_shards(tmp_path, [3], replaced={1: {"png": deep.getvalue(), "txt": b"a"}})
+    (shard,) = check(tmp_path).shards
+    assert (shard.num_good, shard.num_deep) == (3, 1)
 
 
 def test_progress_counts_shards(tmp_path: Path) -> None:

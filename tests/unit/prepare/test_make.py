@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from PIL import Image
 from shard_files import png, write_shards, write_tar
@@ -344,3 +345,16 @@ class TestPictures:
             make(folder, tmp_path / str(quality), images=ImageOptions(quality=quality))
         low, high = (len(dict(members(tmp_path / name))["000000000.jpg"]) for name in ("30", "95"))
         assert low < high / 2
+
+    def test_sixteen_bits_keep_their_range_and_what_no_jpeg_can_hold_is_left_out(self, tmp_path: Path) -> None:
+        folder = tmp_path / "in"
+        folder.mkdir()
+        ramp = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
+        Image.fromarray(ramp).save(folder / "deep.png")
+        Image.new("L", (1, 65_501)).save(folder / "long.png")
+        for name in ("deep", "long"):
+            (folder / f"{name}.txt").write_text(name)
+        made = make(folder, tmp_path / "out", images=ImageOptions(size=32, quality=95))
+        assert (made.num_samples, made.left_out) == (1, {"unreadable picture": 1})
+        stored = np.array(Image.open(io.BytesIO(dict(members(tmp_path / "out"))["000000000.jpg"])).convert("L"))
+        assert np.abs(stored - ramp.reshape(32, 2, 32, 2).mean((1, 3)) / 256).max() < 4
