@@ -17,6 +17,7 @@ from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
 from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
+from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex
@@ -29,6 +30,7 @@ from clipx.errors import InputError, RunError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
+from clipx.optim.schedules import warmup_of
 from clipx.pretrained import Pretrained, start_from
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import build_stepper, check_step
@@ -48,6 +50,8 @@ class Run:
 
     config: RunConfig
     runtime: Runtime
+    length: RunLength
+    """How its steps and its pairs correspond."""
     phase: Phase
     """What holds until its end; the run is built anew then."""
     plan: DataOrder
@@ -110,7 +114,7 @@ def build_run(
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
-    saved, phase, objective = parts.saved, parts.phase, parts.objective
+    saved, length, phase, objective = parts.saved, parts.length, parts.phase, parts.objective
     state = RunState(
         progress=parts.progress,
         data_order=parts.record,
@@ -118,8 +122,8 @@ def build_run(
         objective=type(objective).__qualname__,
         versions=versions(),
     )
-    found = None if checkpoint is None else _found_before(config, runtime, checkpoint=checkpoint, phase=phase)
-    stepper = build_stepper(config, runtime, objective, phase=phase, micro_batch_size=found)
+    found = None if checkpoint is None else _found_before(parts, config, runtime, checkpoint)
+    stepper = build_stepper(config, runtime, objective, length=length, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
         _resume(checkpoint, saved, stepper)
@@ -128,13 +132,14 @@ def build_run(
     return Run(
         config=config,
         runtime=runtime,
+        length=length,
         phase=phase,
         plan=parts.plan,
         stream=stream,
         stepper=stepper,
         encoder=Pretrained(objective.model, config.model, tokenizer=parts.tokenizer),
         state=state,
-        monitor=Monitor(runtime, config, _diagnosis(config, runtime, workers=stream.workers)),
+        monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
     )
 
@@ -148,6 +153,7 @@ class _Parts:
     record: DataOrderRecord
     plan: DataOrder
     progress: Progress
+    length: RunLength
     phase: Phase
     objective: Objective
     """Its model is on the rank's device, with the weights of the start."""
@@ -165,7 +171,6 @@ def _prepare(
     build: BuildObjective,
 ) -> _Parts:
     """All that can fail because of the config, the data or the checkpoint; nothing is sent."""
-    check_stages(config)
     for evaluation in config.evaluate.values():
         from clipx.evaluate.run import check_evaluation
 
@@ -175,9 +180,11 @@ def _prepare(
     plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
     saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
     progress = Progress() if saved is None else saved.progress
+    length = config.length([(step, seen) for step, seen in progress.batch_changes])
+    check_stages(config, length)
     if rollback is not None:
         rollback.apply(progress)
-    phase = phase_at(config, progress.step)
+    phase = phase_at(config, progress.step, length)
     objective = build(config, phase, vocab_size=tokenizer.vocab_size)
     if saved is not None and saved.objective not in (None, type(objective).__qualname__):
         raise InputError(
@@ -194,6 +201,7 @@ def _prepare(
         record=record,
         plan=plan,
         progress=progress,
+        length=length,
         phase=phase,
         objective=objective,
         reader=reader,
@@ -201,11 +209,10 @@ def _prepare(
     )
 
 
-def _diagnosis(config: RunConfig, runtime: Runtime, *, workers: int) -> Diagnosis:
-    optim = config.optim
+def _diagnosis(config: RunConfig, runtime: Runtime, length: RunLength, *, workers: int) -> Diagnosis:
     return Diagnosis(
         max_logit_scale=config.model.max_logit_scale,
-        warmup_steps=optim.warmup_steps if optim.warmup_samples is None else config.in_steps(optim.warmup_samples),
+        warmup_steps=warmup_of(config.optim, length),
         max_bad_fraction=config.data.max_bad_fraction,
         workers=workers,
         hosts=runtime.gather_objects(socket.gethostname()),
@@ -249,13 +256,8 @@ def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrd
     Raises:
         InputError: model or data order are not those that the run began with, or it has gone further than its end.
     """
-    saved = checkpoint.state()
-    if saved.progress.step > config.num_steps:
-        raise InputError(
-            f"{config.run_dir} has done {saved.progress.step} steps, more than steps={config.num_steps}; "
-            "raise steps or choose a new run_dir"
-        )
-    begun = checkpoint.config()
+    saved, begun = checkpoint.state(), checkpoint.config()
+    _go_on(saved, config, record)
     if config.checkpoint.folder is not None and begun.run_dir != config.run_dir:
         log.warning(
             "%s was written by the run in %s; if that one still lives, give this one a checkpoint.folder of its own, "
@@ -278,20 +280,42 @@ def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrd
     return saved
 
 
-def _found_before(config: RunConfig, runtime: Runtime, *, checkpoint: Checkpoint, phase: Phase) -> int | None:
+def _go_on(saved: RunState, config: RunConfig, record: DataOrderRecord) -> None:
+    """Brings the progress to global batches of the config's size.
+
+    Raises:
+        InputError: the run has gone further than the config's end.
+    """
+    progress, before, after = saved.progress, saved.data_order.global_batch_size, record.global_batch_size
+    if before != after:
+        progress.change_batch(before=before, after=after)
+    changes = [(step, seen) for step, seen in progress.batch_changes]
+    if config.length(changes).samples_seen(progress.step) != progress.samples_seen:
+        progress.batch_changes.append([progress.step, progress.samples_seen])
+        changes.append((progress.step, progress.samples_seen))
+    if progress.step > config.length(changes).num_steps:
+        key = "steps" if config.samples is None else "samples"
+        raise InputError(
+            f"{config.run_dir} has done {progress.step} steps with {progress.samples_seen} pairs, more than "
+            f"{key}={config.steps or config.samples}; raise {key} or choose a new run_dir"
+        )
+
+
+def _found_before(parts: _Parts, config: RunConfig, runtime: Runtime, checkpoint: Checkpoint) -> int | None:
     """What `micro_batch_size: auto` found when this phase began, where all that decides it is as it was then."""
     saved, before = checkpoint.state(), checkpoint.config()
-    found, step = saved.micro_batch, saved.progress.step
+    found, step, phase = saved.micro_batch, saved.progress.step, parts.phase
     if found is None or (found.world_size, found.until) != (runtime.world_size, phase.until):
         return None
-    alike = config.micro_batch_size == "auto" and _memory_of(before, step) == _memory_of(config, step)
-    return found.size if alike else None
+    length = before.length([(step, seen) for step, seen in saved.progress.batch_changes])
+    alike = _memory_of(before, phase_at(before, step, length)) == _memory_of(config, phase)
+    return found.size if config.micro_batch_size == "auto" and alike else None
 
 
-def _memory_of(config: RunConfig, step: int) -> tuple[object, ...]:
+def _memory_of(config: RunConfig, phase: Phase) -> tuple[object, ...]:
     """What decides how many pairs fit."""
     work = (config.micro_batch_size, config.precision, config.activation_checkpointing)
-    return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase_at(config, step))
+    return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase)
 
 
 def _shape(model: ModelConfig) -> ModelConfig:

@@ -137,7 +137,7 @@ class Loop:
             How the run stands; None where another phase follows.
         """
         run, progress = self.run, self.run.progress
-        if progress.step == run.config.num_steps and not missing_evaluations(run):
+        if progress.step == run.length.num_steps and not missing_evaluations(run):
             return Status.COMPLETE
         with run.runtime.raise_on_all_ranks():
             _open_folder(run)
@@ -148,10 +148,10 @@ class Loop:
                 orders = self.launch_step(self.next_batch(batches))
                 if orders.stop or orders.save or self.saver.is_due():
                     self.save(stopping=orders.stop)
-                if orders.stop and progress.step < run.config.num_steps:
+                if orders.stop and progress.step < run.length.num_steps:
                     return Status.AGAIN
                 self.evaluate_if_due()
-        if progress.step == run.config.num_steps:
+        if progress.step == run.length.num_steps:
             return Status.COMPLETE
         if run.runtime.is_main:
             log.info("step %d: the next phase begins", progress.step)
@@ -204,7 +204,7 @@ class Loop:
         figures = run.data_figures(outcome.batch + 1)
         run.monitor.record(outcome, progress, bad_samples=len(run.quarantine), data=figures)
         run.quarantine.check(
-            samples_seen=outcome.step * run.plan.global_batch_size,
+            samples_seen=run.length.samples_seen(outcome.step) // run.config.data.captions_per_image,
             num_samples=run.state.data_order.num_samples,
             max_bad_fraction=run.config.data.max_bad_fraction,
         )
@@ -286,7 +286,7 @@ def _spike_detector(run: Run) -> SpikeDetector | None:
         progress.recent_losses.clear()
         return None
     detector = SpikeDetector(config.spikes, progress.recent_losses)
-    if progress.step and phase_at(config, progress.step - 1) != run.phase:
+    if progress.step and phase_at(config, progress.step - 1, run.length) != run.phase:
         detector.reset()
     return detector
 

@@ -1,6 +1,7 @@
 """What goes wrong beside training does not end it, and what cannot go on says the true reason."""
 
 import logging
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ from distributed.ranks import run_ranks
 from tiny import checkpoints, losses, metrics, newest_checkpoint, status, tiny_config
 from torch import nn
 
+from clipx.checkpoint.store import CheckpointStore
 from clipx.config.evaluate import ZeroShotConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
@@ -196,6 +198,29 @@ def test_auto_is_found_again_where_something_that_decides_it_has_changed(
         shutil.copytree(tmp_path / "first", tmp_path / name)
         assert train(tiny_config(tmp_path / name, scenes / "train", *fixed, *change)) == 0
     assert searches == [24, 24, 20, 24, 24]
+
+
+def test_pairs_end_a_run_whose_global_batch_has_changed_and_drive_its_learning_rate(
+    tmp_path: Path, scenes: Path
+) -> None:
+    """240 pairs in batches of 24, then 240 in batches of 48, which end where the first half's order has led."""
+    run = [tmp_path / "run", scenes / "train", "data.allow_change=true", "checkpoint.every_steps=2"]
+    assert train(tiny_config(*run, "samples=240", "steps=null")) == 0
+    longer = ["samples=480", "steps=null", "global_batch_size=48"]
+    assert train(tiny_config(*run, *longer)) == 0
+    rows = metrics(tmp_path / "run")
+    assert [row["samples_seen"] for row in rows] == [*range(24, 241, 24), *range(288, 481, 48)]
+    assert [row["epoch"] for row in rows] == pytest.approx([row["samples_seen"] / 150 for row in rows])
+    waves = [math.pi * (seen - 120) / (480 - 120) for seen in range(240, 480, 48)]
+    assert [row["lr"] for row in rows[10:]] == pytest.approx([0.5e-3 * (1 + math.cos(wave)) for wave in waves])
+    progress = CheckpointStore(tmp_path / "run" / "checkpoints").newest().state().progress
+    assert (progress.step, progress.samples_seen, progress.batch_changes) == (15, 480, [[10, 240]])
+    assert train(tiny_config(*run, *longer)) == 0
+    with pytest.raises(InputError, match="15 steps with 480 pairs, more than samples=300; raise samples"):
+        train(tiny_config(*run, *longer, "samples=300"))
+    back = ["samples=504", "steps=null"]
+    assert train(tiny_config(*run, *back)) == 0
+    assert metrics(tmp_path / "run")[15:][0]["samples_seen"] == 504
 
 
 def test_a_micro_batch_that_was_set_is_none_that_was_found(

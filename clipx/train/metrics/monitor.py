@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipx.checkpoint.state import Progress as RunProgress
+from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
@@ -55,14 +56,16 @@ class Monitor:
     Args:
         runtime: the ranks.
         config: of the run.
+        length: of the run, which counts its pairs.
         diagnosis: says what rows mean, where it is bad.
     """
 
-    def __init__(self, runtime: Runtime, config: RunConfig, diagnosis: Diagnosis) -> None:
+    def __init__(self, runtime: Runtime, config: RunConfig, length: RunLength, diagnosis: Diagnosis) -> None:
         self._runtime = runtime
         self._config = config
         self._metrics = Path(config.run_dir) / "metrics.jsonl"
-        self._num_steps = config.num_steps
+        self._length = length
+        self._num_steps = length.num_steps
         self._diagnosis = diagnosis
         self._peak_flops = peak_flops(runtime.device)
         self._since_row: _SinceRow | None = None
@@ -176,7 +179,7 @@ class Monitor:
         num_tokens, model_flops = counts.pop("num_tokens"), counts.pop("model_flops")
         row = {
             "step": outcome.step,
-            "samples_seen": outcome.step * self._config.global_batch_size,
+            "samples_seen": self._length.samples_seen(outcome.step),
             "lr": outcome.lr,
             "grad_norm": outcome.grad_norm,
             "samples_per_s": pairs / elapsed_s,
