@@ -127,6 +127,8 @@ class RunConfig:
     """Objective."""
     start_from: Text | None = None
     """A run folder, checkpoint or export folder whose weights this run begins with."""
+    start_from_anyway: bool = False
+    """Begin with them though `model` computes something else from them than what they were trained in."""
     optim: OptimConfig = field(default_factory=AdamWConfig)
     """Optimizer and learning rate."""
     stages: dict[str, StageConfig] = field(default_factory=dict)

@@ -195,7 +195,7 @@ def _prepare(
     model = objective.model.to(runtime.device)
     check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
-        start_from(Path(config.start_from), model)
+        start_from(config.start_from, model, config=config.model, tokenizer=tokenizer, anyway=config.start_from_anyway)
     return _Parts(
         saved=saved,
         record=record,
