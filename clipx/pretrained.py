@@ -20,6 +20,7 @@ from torch import Tensor
 from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
 from clipx.checkpoint.tensors import holds_average, load_tensors_by_name, load_weights
+from clipx.config.changes import named
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
@@ -38,7 +39,6 @@ _TOWERS = ("image_tower.", "text_tower.")
 _SCALE = "log_logit_scale"
 _IMAGE_POSITIONS = "image_tower.trunk.pos_embed"
 _TEXT_POSITIONS = "text_tower.position_embedding.weight"
-_MAX_NAMED = 10
 # short, so that two lengths of context do not cut them in two ways; with what tokenizers treat differently
 _WORDS = (
     "a photo",
@@ -285,8 +285,7 @@ def _check_function(path: Path | str, before: Pretrained, now: Pretrained, *, an
         changed["text.tokenizer"] = (before.config.text.tokenizer, now.config.text.tokenizer)
     if not changed:
         return
-    named = [f"model.{key}: {old} -> {new}" for key, (old, new) in changed.items()]
-    listed = "; ".join(named[:_MAX_NAMED]) + (f"; and {len(named) - _MAX_NAMED} more" if named[_MAX_NAMED:] else "")
+    listed = named(changed, "model.")
     if not anyway:
         raise InputError(
             f"start_from={path} was trained in another model: {listed}; set `model` as it was trained, or begin with "

@@ -5,13 +5,12 @@ of timm's and an encoder of transformers' have names and options that may be spe
 differ, the built modules decide.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from clipx.config.changes import Changes, changes_between
 from clipx.config.model import ModelConfig
 from clipx.models.clip import CLIP
 
@@ -53,10 +52,8 @@ _NO_FUNCTION = frozenset(
 )
 
 
-def model_differences(
-    config: ModelConfig, model: CLIP, *, before: ModelConfig, model_before: CLIP
-) -> dict[str, tuple[object, object]]:
-    """Keys of `model` in the config by which the models compute different embeddings, each with both values.
+def model_differences(config: ModelConfig, model: CLIP, *, before: ModelConfig, model_before: CLIP) -> Changes:
+    """Keys of `model` in the config by which the models compute different embeddings.
 
     The size of pictures, the context length, the tokenizer, what is dropped in training and the starting values of the
     logits are not compared.
@@ -67,9 +64,7 @@ def model_differences(
         before: config of the other.
         model_before: built from that.
     """
-    old, new = _flat(asdict(before)), _flat(asdict(config))
-    changed = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
-    wrong = {key: values for key, values in changed.items() if key not in _MAY_DIFFER}
+    wrong = {key: values for key, values in changes_between(before, config).items() if key not in _MAY_DIFFER}
     if any(key.startswith("image.") for key in wrong) and _same(
         model_before.image_tower.trunk, model.image_tower.trunk
     ):
@@ -79,14 +74,6 @@ def model_differences(
     if encoder_before is not None and encoder is not None and _same(encoder_before, encoder):
         wrong.pop(_BUILT[2], None)
     return wrong
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """A tree with dotted keys."""
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:

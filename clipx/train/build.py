@@ -1,21 +1,16 @@
 """Config to run: everything that the loop needs, built once, resumed where a checkpoint exists."""
 
 import logging
-import platform
 import socket
-import subprocess
 import uuid
 from collections.abc import Generator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
-from clipx.checkpoint.store import Checkpoint, checkpoints_of
+from clipx.checkpoint.store import Checkpoint
 from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
-from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig
@@ -26,7 +21,7 @@ from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
-from clipx.errors import InputError, RunError
+from clipx.errors import InputError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
@@ -38,6 +33,7 @@ from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.metrics.warnings import Diagnosis
+from clipx.train.resume import compatible_state, newest_checkpoint, versions
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
@@ -110,7 +106,7 @@ def build_run(
     """
     captions = config.data.captions_per_image  # checked before anything is made
     resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions)
-    checkpoint = _newest_checkpoint(config, runtime)
+    checkpoint = newest_checkpoint(config, runtime)
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
@@ -178,7 +174,7 @@ def _prepare(
     tokenizer = build_tokenizer(config.model.text)
     record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
     plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
-    saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
+    saved = None if checkpoint is None else compatible_state(config, checkpoint, record)
     progress = Progress() if saved is None else saved.progress
     length = config.length([(step, seen) for step, seen in progress.batch_changes])
     check_stages(config, length)
@@ -230,77 +226,6 @@ def _resume(checkpoint: Checkpoint, saved: RunState, stepper: Stepper) -> None:
         log.info("resuming from %s", checkpoint)
 
 
-def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
-    """What the run goes on from: rank 0 looks through its checkpoints, every rank learns which."""
-    store, step = checkpoints_of(config), None
-    with runtime.raise_on_all_ranks():
-        if runtime.is_main:
-            try:
-                newest = store.newest()
-                if newest is None and store.checkpoints():
-                    raise RunError(f"no checkpoint in {store} is whole; move them away to start from the beginning")
-                if newest is not None:
-                    step = newest.step
-                    store.set_aside(after_step=step, reason="broken")
-            except OSError as problem:
-                raise InputError(
-                    f"the checkpoints in {store} cannot be read ({problem}); mend the storage or choose another place"
-                ) from problem
-    step = runtime.broadcast_from_rank0(step)
-    return None if step is None else store.checkpoint(step)
-
-
-def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
-    """The state to resume from.
-
-    Raises:
-        InputError: model or data order are not those that the run began with, or it has gone further than its end.
-    """
-    saved, begun = checkpoint.state(), checkpoint.config()
-    _go_on(saved, config, record)
-    if config.checkpoint.folder is not None and begun.run_dir != config.run_dir:
-        log.warning(
-            "%s was written by the run in %s; if that one still lives, give this one a checkpoint.folder of its own, "
-            "or they remove each other's checkpoints",
-            checkpoint,
-            begun.run_dir,
-        )
-    before, now = (asdict(_shape(model)) for model in (begun.model, config.model))
-    if before != now:
-        changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
-        raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")
-    changes = saved.data_order.differences(record)
-    if changes and not config.data.allow_change:
-        raise InputError(
-            f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "
-            "restore it, choose a new run_dir, or go on with the new data by data.allow_change=true"
-        )
-    if changes:
-        log.warning("going on with a changed data order: %s", "; ".join(changes))
-    return saved
-
-
-def _go_on(saved: RunState, config: RunConfig, record: DataOrderRecord) -> None:
-    """Brings the progress to global batches of the config's size.
-
-    Raises:
-        InputError: the run has gone further than the config's end.
-    """
-    progress, before, after = saved.progress, saved.data_order.global_batch_size, record.global_batch_size
-    if before != after:
-        progress.change_batch(before=before, after=after)
-    changes = [(step, seen) for step, seen in progress.batch_changes]
-    if config.length(changes).samples_seen(progress.step) != progress.samples_seen:
-        progress.batch_changes.append([progress.step, progress.samples_seen])
-        changes.append((progress.step, progress.samples_seen))
-    if progress.step > config.length(changes).num_steps:
-        key = "steps" if config.samples is None else "samples"
-        raise InputError(
-            f"{config.run_dir} has done {progress.step} steps with {progress.samples_seen} pairs, more than "
-            f"{key}={config.steps or config.samples}; raise {key} or choose a new run_dir"
-        )
-
-
 def _found_before(parts: _Parts, config: RunConfig, runtime: Runtime, checkpoint: Checkpoint) -> int | None:
     """What `micro_batch_size: auto` found when this phase began, where all that decides it is as it was then."""
     saved, before = checkpoint.state(), checkpoint.config()
@@ -316,29 +241,3 @@ def _memory_of(config: RunConfig, phase: Phase) -> tuple[object, ...]:
     """What decides how many pairs fit."""
     work = (config.micro_batch_size, config.precision, config.activation_checkpointing)
     return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase)
-
-
-def _shape(model: ModelConfig) -> ModelConfig:
-    """The model without what may change in the middle of a run: starting points, the clamp, patch dropout."""
-    return replace(
-        model,
-        image=replace(model.image, patch_drop=0.0, pretrained=False),
-        init_logit_scale=1.0,
-        init_logit_bias=None if model.init_logit_bias is None else 0.0,
-        max_logit_scale=1.0,
-    )
-
-
-def versions() -> dict[str, str]:
-    """What computed this: recorded in every checkpoint."""
-    names = ("clipx", "torch", "torchvision", "timm", "transformers", "accelerate", "webdataset", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with suppress(PackageNotFoundError):  # imported from a folder and not installed
-            found[name] = version(name)
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    with suppress(OSError):  # no git on this machine
-        commit = subprocess.run(command, capture_output=True, text=True, check=False)
-        if commit.returncode == 0:
-            found["git_commit"] = commit.stdout.strip()
-    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from distributed.ranks import run_ranks
 from tiny import checkpoints, losses, metrics, newest_checkpoint, status, tiny_config
 from torch import nn
@@ -109,10 +110,52 @@ def test_settings_of_the_optimizer_come_from_the_config(tmp_path: Path, scenes: 
         assert any(moment.any() for moment in moments)  # those are the checkpoint's
 
 
+def test_a_resume_says_what_else_is_computed_in_another_way(
+    tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = [tmp_path / "run", scenes / "train"]
+    silent = [
+        "track.every_steps=2",
+        "checkpoint.every_steps=2",
+        "micro_batch_size=12",
+        "data.workers=1",
+        "compile=false",
+    ]
+    assert train(tiny_config(*run, "steps=2", "optim.min_lr=1e-5")) == 0
+    monkeypatch.setattr("clipx.train.resume.versions", lambda: {"torch": "99", "git_commit": "other", "new": "1"})
+    changed = [
+        "optim.lr=0.002",
+        "optim.type=timm",
+        "optim.name=lamb",
+        "precision=bf16",
+        "data.augment.flip=0.5",
+        "ema.decay=0.9",
+    ]
+    assert train(tiny_config(*run, "steps=4", *changed, *silent)) == 0
+    (said, versions) = [record.getMessage() for record in caplog.records if "going on from" in record.getMessage()]
+    assert said.startswith("going on from step 2 with a changed config: ")
+    assert set(said.partition("config: ")[2].split("; ")) == {
+        "steps: 2 -> 4",
+        "precision: fp32 -> bf16",
+        "data.augment.flip: 0.0 -> 0.5",
+        "optim.type: adamw -> timm",
+        "optim.lr: 0.001 -> 0.002",
+        "optim.warmup_steps: 5 -> 2000",
+        "optim.min_lr: 1e-05 -> 0.0",
+        "ema.decay: None -> 0.9",
+    }
+    assert versions == f"going on from step 2 with other versions: torch: {torch.__version__} -> 99"
+    caplog.clear()
+    assert train(tiny_config(*run, "steps=4", *changed)) == 0
+    assert "changed config" not in caplog.text
+
+
 def test_another_model_is_not_resumed(tmp_path: Path, scenes: Path) -> None:
     assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
     changed = ["steps=6", "model.text.activation=quick_gelu"]  # the same shapes: the weights would load
-    with pytest.raises(InputError, match=r"^model.text differ from those of .*step-00000003"):
+    with pytest.raises(
+        InputError, match=r"^model.text.activation: gelu -> quick_gelu: not the model of .*step-00000003; restore it"
+    ):
         train(tiny_config(tmp_path / "run", scenes / "train", *changed))
     assert status(tmp_path / "run")["status"] == "failed"
     unmasked = ["steps=6", "model.image.patch_drop=0.25"]  # a change that people make on purpose
@@ -216,7 +259,7 @@ def test_pairs_end_a_run_whose_global_batch_has_changed_and_drive_its_learning_r
     progress = CheckpointStore(tmp_path / "run" / "checkpoints").newest().state().progress
     assert (progress.step, progress.samples_seen, progress.batch_changes) == (15, 480, [[10, 240]])
     assert train(tiny_config(*run, *longer)) == 0
-    with pytest.raises(InputError, match="15 steps with 480 pairs, more than samples=300; raise samples"):
+    with pytest.raises(InputError, match="has seen 480 pairs, more than samples=300; raise samples or"):
         train(tiny_config(*run, *longer, "samples=300"))
     back = ["samples=504", "steps=null"]
     assert train(tiny_config(*run, *back)) == 0
