@@ -106,6 +106,8 @@ class RunState:
     """None in checkpoints from before it was saved."""
     objective: str | None = None
     """Name of the objective's class; None in checkpoints that were written before there were any."""
+    scheduled: bool = True
+    """Whether it was saved by the count of steps, and not because time had passed or the run was stopped."""
     grad_scaler: dict[str, float] | None = None
     """State of the fp16 loss scaler; None in other precisions."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -126,6 +128,7 @@ class RunState:
             wandb_id=data["wandb_id"],
             micro_batch=MicroBatch(**data["micro_batch"]) if data.get("micro_batch") else None,
             objective=data.get("objective"),
+            scheduled=data.get("scheduled", True),
             grad_scaler=data.get("grad_scaler"),
             versions=data.get("versions", {}),
         )

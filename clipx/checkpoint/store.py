@@ -13,7 +13,7 @@ manifest is passed over for the one before.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
@@ -63,6 +63,16 @@ class Checkpoint:
     def state(self) -> RunState:
         """The content of its state.json."""
         return RunState.from_json(json.loads(self.folder.read(STATE)))
+
+    def is_scheduled(self) -> bool:
+        """Whether it is whole enough to say that it was saved by the count of steps (`RunState.scheduled`).
+
+        Raises:
+            OSError: the storage did not answer.
+        """
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            return self.state().scheduled
+        return False
 
     def config(self) -> RunConfig:
         """The config of the run when it was saved."""
@@ -154,8 +164,25 @@ class CheckpointStore:
                 candidates = chain([wanted], (f"{wanted}.{number}" for number in count(1)))
                 checkpoint.folder.move(next(name for name in candidates if name not in taken))
 
-    def apply_retention(self, *, keep_last: int, keep_every: int) -> None:
-        """Removes old checkpoints: all but the newest `keep_last` and those at a multiple of `keep_every` steps.
+    def scheduled_before(self, step: int, *, skipping: int, keep_last: int, keep_every: int) -> list[int]:
+        """The steps before `step` at which the schedule alone would have a checkpoint now, newest first.
+
+        The last of them is the newest that is at least `skipping` steps before, if there is one; then the list ends.
+
+        Raises:
+            OSError: the storage did not answer.
+        """
+        steps: list[int] = []
+        for checkpoint in reversed(self.checkpoints()):
+            kept = len(steps) < keep_last or (keep_every and checkpoint.step % keep_every == 0)
+            if checkpoint.step < step and kept and checkpoint.is_scheduled():
+                steps.append(checkpoint.step)
+                if checkpoint.step <= step - skipping:
+                    break
+        return steps
+
+    def apply_retention(self, *, keep_last: int, keep_every: int, keep: Container[int] = ()) -> None:
+        """Removes old checkpoints: all but the newest `keep_last`, multiples of `keep_every` steps, and `keep`.
 
         A checkpoint counts only if its files are there and have their sizes, so that the last good one stays whatever
         else has the name of a checkpoint. Broken ones that are newer than the oldest of the `keep_last` stay too.
@@ -164,7 +191,8 @@ class CheckpointStore:
         good = [checkpoint for checkpoint in checkpoints if find_problem(checkpoint.folder, checksums=False) is None]
         oldest_kept = good[-keep_last:][0].step if good else 0
         for checkpoint in checkpoints:
-            if checkpoint.step < oldest_kept and not (keep_every and checkpoint.step % keep_every == 0):
+            kept = checkpoint.step in keep or (keep_every and checkpoint.step % keep_every == 0)
+            if checkpoint.step < oldest_kept and not kept:
                 checkpoint.folder.remove_file(MANIFEST)  # first, so that a half removed one does not count
                 checkpoint.folder.remove()
 
