@@ -92,7 +92,6 @@ def test_a_stop_or_a_save_by_time_before_a_spike_changes_nothing(
     spoil: Callable[[Fails], None],
     monkeypatch: pytest.MonkeyPatch,
     by: str,
-    keep_last: int,
 ) -> None:
     """Step 14 is saved, which the schedule would not; the spike at step 15 goes back to 12 all the same."""
     asked: list[int] = []
