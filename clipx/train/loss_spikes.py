@@ -21,7 +21,7 @@ from clipx.config.checkpoint import SpikeConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
-from clipx.train.metrics.json_lines import append_rows, read_rows
+from clipx.train.metrics.json_lines import JsonLines, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def rollback(spike: LossSpikeError, progress: Progress, *, config: RunConfig, ru
         row = {**scores, "back_to": back_to, "left_out": list(batches)}
         path = run_dir / "rollbacks.jsonl"
         if row not in read_rows(path):  # the row is there if the run was killed during this rollback
-            append_rows(path, [row])
+            JsonLines(path).append([row])
     return Rollback(tuple(sorted({*progress.skipped_batches, *batches})), progress.rollbacks + 1)
 
 

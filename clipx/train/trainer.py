@@ -15,6 +15,7 @@ from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
+from clipx.standard_error import surviving_stderr
 from clipx.storage.folders import write_atomically
 from clipx.train.build import Run, build_run
 from clipx.train.evaluations import evaluate, missing_evaluations
@@ -47,7 +48,10 @@ def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> 
     """
     run_dir = Path(config.run_dir)
     stop = StopRequest(run_dir, max_minutes=config.max_minutes)
-    with catch_stops(stop, config.stop_signals), start_runtime(config) as runtime, ExitStack() as held:
+    with ExitStack() as held:
+        held.enter_context(surviving_stderr())
+        held.enter_context(catch_stops(stop, config.stop_signals))
+        runtime = held.enter_context(start_runtime(config))
         start_logging(is_main=runtime.is_main)
         with runtime.raise_on_all_ranks():
             if runtime.is_main:

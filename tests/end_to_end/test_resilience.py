@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from distributed.ranks import run_ranks
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tiny import checkpoints, losses, metrics, newest_checkpoint, status, tiny_config
 from torch import nn
 
@@ -94,6 +96,35 @@ def test_trackers_hold_the_curve(tmp_path: Path, scenes: Path) -> None:
     assert train(tiny_config(tmp_path / "run", scenes / "train", *on)) == 0
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_standard_error_on_a_full_disk_changes_nothing_in_training(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=2")) == 0
+        assert sys.stderr is full
+    assert len(metrics(tmp_path / "run")) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # tensorboard's thread says it too
+def test_a_full_disk_under_tensorboard_costs_its_figures_only(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, written = RecordWriter.write, []
+
+    def full(writer: RecordWriter, data: bytes) -> None:
+        written.append(data)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+        write(writer, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3", "track.tensorboard=true")) == 0
+    said = [message for message in caplog.messages if "the trackers" in message]
+    assert said == ["cannot log to the trackers (OSError: [Errno 28] No space left on device); the run goes on without"]
+    assert len(metrics(tmp_path / "run")) == 3
 
 
 def test_settings_of_the_optimizer_come_from_the_config(tmp_path: Path, scenes: Path) -> None:

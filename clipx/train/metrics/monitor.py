@@ -25,7 +25,7 @@ from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.storage.folders import write_atomically
-from clipx.train.metrics.json_lines import append_rows, read_rows
+from clipx.train.metrics.json_lines import JsonLines, read_rows
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
 from clipx.train.metrics.warnings import Diagnosis
 
@@ -63,7 +63,7 @@ class Monitor:
     def __init__(self, runtime: Runtime, config: RunConfig, length: RunLength, diagnosis: Diagnosis) -> None:
         self._runtime = runtime
         self._config = config
-        self._metrics = Path(config.run_dir) / "metrics.jsonl"
+        self._metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
         self._length = length
         self._num_steps = length.num_steps
         self._diagnosis = diagnosis
@@ -81,14 +81,15 @@ class Monitor:
 
     def __exit__(self, *_: tuple[type[BaseException], BaseException, TracebackType]) -> None:
         if self._display is not None:
+            self._metrics.append([])  # what waits for space, for the last time
             self._display.close()
 
     def truncate_after(self, step: int) -> None:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
         self._since_row = _SinceRow(step=step, began=time.perf_counter())
-        if self._runtime.is_main and self._metrics.exists():
-            kept = [row for row in read_rows(self._metrics) if row["step"] <= step]
-            write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._runtime.is_main and self._metrics.path.exists():
+            kept = [row for row in read_rows(self._metrics.path) if row["step"] <= step]
+            write_atomically(self._metrics.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def record_data_wait(self, seconds: float, *, step: int) -> None:
         """Notes how long a step, from 1, stood waiting for its data; it may be known before the step before is read."""
@@ -118,7 +119,7 @@ class Monitor:
         row = {**self._row(outcome, progress, bad_samples), **data}
         if not self._runtime.is_main:
             return
-        append_rows(self._metrics, [row])
+        self._metrics.append([row])
         for warning in self._diagnosis.look(row):
             log.warning("step %d: %s", outcome.step, warning)
         self.track({f"train/{name}": value for name, value in row.items() if name != "step"}, step=outcome.step)
