@@ -203,11 +203,13 @@ class Saver:
 
         Neither share nor state may change any more. The training paused for `pause_s`; None: it waits for this to end.
         """
-        step, entries, problem = state.progress.step, dict[str, Entry](), None
+        step, entries = state.progress.step, dict[str, Entry]()
+        problem = self._begin(step)
         try:
-            for written in gather_objects(write_state(self.store.draft(step), share, self._group), self._group):
-                entries |= written
-            if self._run.runtime.is_main:
+            if problem is None:
+                for written in gather_objects(write_state(self.store.draft(step), share, self._group), self._group):
+                    entries |= written
+            if problem is None and self._run.runtime.is_main:
                 self.store.publish(step, entries, state=state, config_text=dump_config(self._run.config))
         except OSError as error:
             problem = str(error)
@@ -229,6 +231,16 @@ class Saver:
             )
         # last: otherwise the other ranks would wait in a step for rank 0's tidying, where they have less time
         return _Saved(step, state.scheduled, gather_objects(problem, self._group)[0])
+
+    def _begin(self, step: int) -> str | None:
+        """Rank 0 marks the draft; what was in the way, on all ranks."""
+        problem = None
+        if self._run.runtime.is_main:
+            try:
+                self.store.begin(step)
+            except OSError as error:
+                problem = str(error)
+        return gather_objects(problem, self._group)[0]
 
     def _note(self, saved: _Saved) -> None:
         if saved.problem is None:
