@@ -7,8 +7,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from clipx.checkpoint.store import CheckpointStore, checkpoints_of
-from clipx.config.load import dump_config
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime, start_runtime
@@ -16,7 +14,6 @@ from clipx.errors import RunError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
 from clipx.standard_error import surviving_stderr
-from clipx.storage.folders import write_atomically
 from clipx.train.build import Run, build_run
 from clipx.train.evaluations import evaluate, missing_evaluations
 from clipx.train.liveness.heartbeat import join_heartbeats
@@ -28,6 +25,7 @@ from clipx.train.loss_spikes import LossSpikeError, Rollback, SpikeDetector, rol
 from clipx.train.metrics.monitor import own_stats, start_logging
 from clipx.train.metrics.profiling import Profiler
 from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics, StopOrSave
+from clipx.train.run_folder import check_folder, open_folder
 from clipx.train.saving import Saver
 from clipx.types import Batch
 
@@ -55,6 +53,7 @@ def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> 
         start_logging(is_main=runtime.is_main)
         with runtime.raise_on_all_ranks():
             if runtime.is_main:
+                check_folder(run_dir)
                 held.enter_context(run_lock(run_dir))
         # from here on the folder is this start's, and status.json its word
         run: Run | None = None
@@ -144,7 +143,7 @@ class Loop:
         if progress.step == run.length.num_steps and not missing_evaluations(run):
             return Status.COMPLETE
         with run.runtime.raise_on_all_ranks():
-            _open_folder(run)
+            open_folder(run)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():
             self.evaluate_if_due()  # what a kill between a save and its evaluation left undone
@@ -293,34 +292,3 @@ def _spike_detector(run: Run) -> SpikeDetector | None:
     if progress.step and phase_at(config, progress.step - 1, run.length) != run.phase:
         detector.reset()
     return detector
-
-
-def _open_folder(run: Run) -> None:
-    """The config as it now is; nothing left of an unfinished save, or of steps that will be trained again.
-
-    Written by rank 0.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
-    try:
-        run.monitor.truncate_after(run.progress.step)
-        if not run.runtime.is_main:
-            return
-        write_atomically(run.run_dir / "config.yaml", dump_config(run.config))
-        (run.run_dir / "status.json").unlink(missing_ok=True)
-        for path in (run.run_dir / "eval").glob("*-[0-9]*.json"):
-            if int(path.stem.rpartition("-")[2]) > run.progress.step:
-                path.unlink()
-    except OSError as error:
-        raise RunError(
-            f"run_dir={run.run_dir} cannot be written ({error}); free space or mend it, then start again"
-        ) from error
-    _discard_unfinished(checkpoints_of(run.config))
-
-
-def _discard_unfinished(store: CheckpointStore) -> None:
-    try:
-        store.discard_unfinished()
-    except OSError as error:
-        log.warning("cannot remove an unfinished checkpoint in %s (%s); it stays until the next start", store, error)

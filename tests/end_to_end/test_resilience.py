@@ -22,7 +22,7 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.pretrained import load
-from clipx.train import build_stepper, trainer
+from clipx.train import build_stepper, run_folder, trainer
 from clipx.train.build import build_run
 from clipx.train.trainer import train
 
@@ -336,7 +336,7 @@ def test_a_run_folder_that_cannot_be_written_is_named(
 
     config = tiny_config(tmp_path / "run", scenes / "train", "steps=2", f"checkpoint.folder={tmp_path / 'elsewhere'}")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "write_atomically", full)
+        patch.setattr(run_folder, "write_atomically", full)
         with pytest.raises(RunError, match=r"run_dir=.*run cannot be written \(\[Errno 28\].*\); free space"):
             train(config)
     with monkeypatch.context() as patch:
