@@ -22,7 +22,7 @@ from clipx.cli.launch import launch_app
 from clipx.cli.output import FiguresFile, write_json
 from clipx.cli.plan import plan
 from clipx.errors import ClipxError
-from clipx.standard_error import surviving_stderr
+from clipx.storage.standard_error import surviving_stderr
 
 if TYPE_CHECKING:
     from clipx.export.run import Format

@@ -115,11 +115,14 @@ def _is_status(path: Path) -> bool:
 
 
 def _rows_with(*names: str) -> Callable[[Path], bool]:
-    """Whether the first row of a file of JSON lines has these names; where no line is whole, how it begins decides."""
+    """Whether the first row of a file of JSON lines has these names, or all of it is one line that a crash has torn."""
 
     def is_own(path: Path) -> bool:
         rows = read_rows(path)
-        return rows[0].keys() >= set(names) if rows else path.read_bytes()[:9] in (b"", b'{"step": ')
+        if rows:
+            return rows[0].keys() >= set(names)
+        torn = path.read_bytes().strip(b"\0")
+        return torn[:1] in (b"", b"{") and b"\n" not in torn
 
     return is_own
 

@@ -13,7 +13,7 @@ from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
-from clipx.standard_error import surviving_stderr
+from clipx.storage.standard_error import surviving_stderr
 from clipx.train.build import Run, build_run
 from clipx.train.evaluations import evaluate, missing_evaluations
 from clipx.train.liveness.heartbeat import join_heartbeats

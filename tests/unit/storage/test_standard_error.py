@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clipx.standard_error import surviving_stderr
+from clipx.storage.standard_error import surviving_stderr
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def test_a_process_keeps_its_exit_code_and_its_files(tmp_path: Path, end: str) -
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"
-        "from clipx.standard_error import surviving_stderr\n"
+        "from clipx.storage.standard_error import surviving_stderr\n"
         "with surviving_stderr():\n"
         "    print('x', file=sys.stderr, flush=True)\n"
         f"    with open({str(tmp_path / 'data')!r}, 'w') as file:\n"
