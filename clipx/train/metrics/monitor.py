@@ -88,7 +88,7 @@ class Monitor:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
         self._since_row = _SinceRow(step=step, began=time.perf_counter())
         if self._runtime.is_main and self._metrics.path.exists():
-            kept = [row for row in read_rows(self._metrics.path) if row["step"] <= step]
+            kept = [row for row in read_rows(self._metrics.path) if row.get("step", 0) <= step]
             write_atomically(self._metrics.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def record_data_wait(self, seconds: float, *, step: int) -> None:
