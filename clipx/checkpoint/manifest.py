@@ -87,6 +87,21 @@ def write_manifest(folder: Folder, entries: Mapping[str, Entry]) -> None:
     folder.write(MANIFEST, json.dumps({name: entries[name] for name in sorted(entries)}, indent=2))
 
 
+def read_manifest(folder: Folder) -> dict[str, Entry]:
+    """The entries of the other files by name.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: it is damaged, or another program's.
+        OSError: the storage did not answer.
+    """
+    try:
+        content = json.loads(folder.read(MANIFEST))
+        return {name: Entry(size=entry["size"], sha256=entry["sha256"]) for name, entry in content.items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} has another form") from error
+
+
 def find_problem(folder: Folder, *, checksums: bool) -> str | None:
     """The first thing that is wrong with a checkpoint, or None: a file is missing or of another size.
 
@@ -96,11 +111,10 @@ def find_problem(folder: Folder, *, checksums: bool) -> str | None:
         OSError: the storage did not answer, which says nothing about the checkpoint.
     """
     try:
-        content = json.loads(folder.read(MANIFEST))
-        entries = {name: Entry(size=entry["size"], sha256=entry["sha256"]) for name, entry in content.items()}
+        entries = read_manifest(folder)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except ValueError:
         return f"{MANIFEST} is damaged"
     sizes = folder.sizes()
     for name, entry in entries.items():

@@ -6,6 +6,7 @@ another name today, `_STATE_NAMES` and `_PROGRESS_NAMES` have both.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from typing import Any, Self
 
 _STATE_NAMES = {"data_order": "plan"}
@@ -21,7 +22,9 @@ class Progress:
     next_batch: int = 0
     """Number of the next global batch in the data order."""
     samples_seen: int = 0
-    """Pairs trained on."""
+    """Pairs trained on: those of all steps, whatever size their global batch had."""
+    batch_changes: list[list[int]] = field(default_factory=list)
+    """Where the global batch changed its size: steps done and pairs seen by then."""
     skipped_steps: int = 0
     """Steps whose loss or gradient was not finite."""
     skipped_in_row: int = 0
@@ -34,6 +37,19 @@ class Progress:
     """Loss spikes after which the run was rolled back."""
     recent_losses: list[float] = field(default_factory=list)
     """The latest losses of the phase, with which the next one is compared; empty unless the config has `spikes`."""
+
+    def change_batch(self, *, before: int, after: int) -> None:
+        """Goes on in the data order with global batches of another size, behind as many images as were read of it.
+
+        The batches that are skipped become those that hold their images.
+
+        Args:
+            before: images of a global batch so far.
+            after: from now on.
+        """
+        held = (range(batch * before // after, -(-(batch + 1) * before // after)) for batch in self.skipped_batches)
+        self.skipped_batches = sorted(set(chain.from_iterable(held)))
+        self.go_to(-(-self.next_batch * before // after))
 
     def go_to(self, batch: int) -> None:
         """Sets the next global batch: `batch`, or the first one after it that is not skipped."""
@@ -90,6 +106,8 @@ class RunState:
     """None in checkpoints from before it was saved."""
     objective: str | None = None
     """Name of the objective's class; None in checkpoints that were written before there were any."""
+    scheduled: bool = True
+    """Whether it was saved by the count of steps, and not because time had passed or the run was stopped."""
     grad_scaler: dict[str, float] | None = None
     """State of the fp16 loss scaler; None in other precisions."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -110,6 +128,7 @@ class RunState:
             wandb_id=data["wandb_id"],
             micro_batch=MicroBatch(**data["micro_batch"]) if data.get("micro_batch") else None,
             objective=data.get("objective"),
+            scheduled=data.get("scheduled", True),
             grad_scaler=data.get("grad_scaler"),
             versions=data.get("versions", {}),
         )

@@ -9,18 +9,22 @@
 On a disk a checkpoint is written under `.saving-step-...`, fsynced and renamed. An object store cannot rename: there
 the files have their final names at once, and the manifest makes them a checkpoint. A checkpoint that does not fit its
 manifest is passed over for the one before.
+
+Others may keep their folders here too. What is removed is clipx's by what it holds: a checkpoint's manifest lists all
+of it, a save under way has the mark `.unfinished`, or on a disk its hidden name and no file that clipx would not write.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clipx.checkpoint.manifest import MANIFEST, Entry, find_problem, recorded, write_manifest
+from clipx.checkpoint.manifest import MANIFEST, Entry, find_problem, read_manifest, recorded, write_manifest
 from clipx.checkpoint.state import RunState
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
@@ -31,6 +35,10 @@ log = logging.getLogger(__name__)
 STATE, CONFIG = "state.json", "config.yaml"
 _PREFIX = "step-"
 _ASIDE = ".saving-"
+_UNFINISHED = ".unfinished"
+_OWN_FILES = re.compile(rf"{re.escape(STATE)}|{re.escape(CONFIG)}|{MANIFEST}|{_UNFINISHED}|\.metadata|__[\d_]+\.distcp")
+# of its files, those that no other program's checkpoints have: torch's own names have two numbers
+_OWN_SIGNS = re.compile(rf"{re.escape(STATE)}|{MANIFEST}|{_UNFINISHED}|__\d+_\d+_\d+\.distcp")
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,16 @@ class Checkpoint:
         """The content of its state.json."""
         return RunState.from_json(json.loads(self.folder.read(STATE)))
 
+    def is_scheduled(self) -> bool:
+        """Whether it is whole enough to say that it was saved by the count of steps (`RunState.scheduled`).
+
+        Raises:
+            OSError: the storage did not answer.
+        """
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            return self.state().scheduled
+        return False
+
     def config(self) -> RunConfig:
         """The config of the run when it was saved."""
         return stored_config(self.folder)
@@ -78,6 +96,8 @@ class CheckpointStore:
 
     def __init__(self, address: Path | str) -> None:
         self.root = folder_at(address)
+        self._left: set[str] = set()
+        """Folders of others that have been named."""
 
     def __str__(self) -> str:
         return str(self.root)
@@ -113,20 +133,35 @@ class CheckpointStore:
         final = self.checkpoint(step).folder
         return self.root.child(_ASIDE + final.name) if self.root.renames else final
 
+    def begin(self, step: int) -> None:
+        """Marks the draft as a save under way. Rank 0, before any rank writes.
+
+        Raises:
+            OSError: the storage did not take it, or something that is not clipx's is in the way.
+        """
+        for folder in (self.draft(step), self.checkpoint(step).folder):
+            _check_own(folder)
+        draft = self.draft(step)
+        draft.make()
+        draft.write(_UNFINISHED, "")
+
     def publish(self, step: int, entries: Mapping[str, Entry], *, state: RunState, config_text: str) -> Checkpoint:
         """Adds state, config and manifest to the draft and makes it a checkpoint. Rank 0, after all ranks have written.
 
         `entries` are those of the files that all ranks wrote.
 
         Raises:
-            OSError: the storage did not take it; the draft is left for `discard`.
+            OSError: the storage did not take it, or another program's folder has the name; the draft is left for
+                `discard`.
         """
         draft, checkpoint, entries = self.draft(step), self.checkpoint(step), dict(entries)
         for name, text in ((STATE, json.dumps(state.to_json(), indent=2)), (CONFIG, config_text)):
             with recorded(draft, name, entries) as file:
                 file.write(text.encode())
         write_manifest(draft, entries)
+        draft.remove_file(_UNFINISHED)
         if self.root.renames:
+            _check_own(checkpoint.folder)
             checkpoint.folder.remove()  # a broken one of the same step
             draft.move(checkpoint.name)
         return checkpoint
@@ -134,28 +169,45 @@ class CheckpointStore:
     def discard(self, step: int) -> None:
         """Removes the files of an unfinished save; if the storage fails, they stay."""
         with suppress(OSError):
-            self.draft(step).remove()
+            _remove_unfinished(self.draft(step))
 
     def discard_unfinished(self) -> None:
         """Removes all unfinished saves; call it before the first save of a process."""
         if self.root.renames:
-            unfinished = [self.root.child(name) for name in self.root.names() if name.startswith(_ASIDE)]
+            unfinished = [self.root.child(_ASIDE + name) for name in _step_names(self.root, prefix=_ASIDE)]
         else:
             unfinished = [checkpoint.folder for checkpoint in self._named() if not _completed(checkpoint)]
         for folder in unfinished:
-            folder.remove()
+            _remove_unfinished(folder)
 
     def set_aside(self, *, after_step: int, reason: str) -> None:
         """Renames the checkpoints after a step to `REASON-step-...`. They count no more; a person can look at them."""
         taken = self.root.names()
         for checkpoint in self.checkpoints():
-            if checkpoint.step > after_step:
+            if checkpoint.step > after_step and not _is_foreign(checkpoint.folder):
                 wanted = f"{reason}-{checkpoint.name}"
                 candidates = chain([wanted], (f"{wanted}.{number}" for number in count(1)))
                 checkpoint.folder.move(next(name for name in candidates if name not in taken))
 
-    def apply_retention(self, *, keep_last: int, keep_every: int) -> None:
-        """Removes old checkpoints: all but the newest `keep_last` and those at a multiple of `keep_every` steps.
+    def scheduled_before(self, step: int, *, skipping: int, keep_last: int, keep_every: int) -> list[int]:
+        """The steps before `step` at which the schedule alone would have a checkpoint now, newest first.
+
+        The last of them is the newest that is at least `skipping` steps before, if there is one; then the list ends.
+
+        Raises:
+            OSError: the storage did not answer.
+        """
+        steps: list[int] = []
+        for checkpoint in reversed(self.checkpoints()):
+            kept = len(steps) < keep_last or (keep_every and checkpoint.step % keep_every == 0)
+            if checkpoint.step < step and kept and checkpoint.is_scheduled():
+                steps.append(checkpoint.step)
+                if checkpoint.step <= step - skipping:
+                    break
+        return steps
+
+    def apply_retention(self, *, keep_last: int, keep_every: int, keep: Container[int] = ()) -> None:
+        """Removes old checkpoints: all but the newest `keep_last`, multiples of `keep_every` steps, and `keep`.
 
         A checkpoint counts only if its files are there and have their sizes, so that the last good one stays whatever
         else has the name of a checkpoint. Broken ones that are newer than the oldest of the `keep_last` stay too.
@@ -164,14 +216,72 @@ class CheckpointStore:
         good = [checkpoint for checkpoint in checkpoints if find_problem(checkpoint.folder, checksums=False) is None]
         oldest_kept = good[-keep_last:][0].step if good else 0
         for checkpoint in checkpoints:
-            if checkpoint.step < oldest_kept and not (keep_every and checkpoint.step % keep_every == 0):
-                checkpoint.folder.remove_file(MANIFEST)  # first, so that a half removed one does not count
-                checkpoint.folder.remove()
+            kept = checkpoint.step in keep or (keep_every and checkpoint.step % keep_every == 0)
+            if checkpoint.step < oldest_kept and not kept:
+                self._remove(checkpoint)
+
+    def _remove(self, checkpoint: Checkpoint) -> None:
+        """Removes a checkpoint whose manifest lists all that is in it; anything else stays, and is named once."""
+        folder, names, listed = checkpoint.folder, set(checkpoint.folder.names()), set[str]()
+        with suppress(FileNotFoundError, ValueError):
+            listed = {*read_manifest(folder), MANIFEST}
+        if _UNFINISHED in names or ({STATE, CONFIG} <= listed and names <= listed):
+            self._take_apart(checkpoint)
+        elif checkpoint.name not in self._left:
+            self._left.add(checkpoint.name)
+            others = sorted(names - listed)
+            why = f"holds {others[0]}, which no manifest of clipx's lists" if others else "has no manifest of clipx's"
+            log.warning("%s stays: it %s; remove it yourself if nobody needs it", checkpoint, why)
+
+    def _take_apart(self, checkpoint: Checkpoint) -> None:
+        """Removes it so that, broken off anywhere, it does not count and `discard_unfinished` finds the rest."""
+        folder = checkpoint.folder
+        if folder.renames:
+            _remove_unfinished(self.root.child(_ASIDE + checkpoint.name))  # the rest of an earlier one
+            folder = folder.move(_ASIDE + checkpoint.name)
+        else:
+            folder.write(_UNFINISHED, "")
+            folder.remove_file(MANIFEST)
+        folder.remove()
 
     def _named(self) -> list[Checkpoint]:
         """All folders with the name of a checkpoint, oldest first."""
-        names = [name for name in self.root.names() if name.startswith(_PREFIX)]
-        return [Checkpoint(self.root.child(name)) for name in names if name.removeprefix(_PREFIX).isdecimal()]
+        return [Checkpoint(self.root.child(name)) for name in _step_names(self.root)]
+
+
+def _step_names(root: Folder, *, prefix: str = "") -> list[str]:
+    """Names of a checkpoint's form, as they stand in a folder behind a prefix."""
+    names = (name.removeprefix(prefix) for name in root.names() if name.startswith(prefix + _PREFIX))
+    numbers = ((name, name.removeprefix(_PREFIX)) for name in names)
+    return [name for name, number in numbers if number.isdecimal() and name == f"{_PREFIX}{int(number):08d}"]
+
+
+def _check_own(folder: Folder) -> None:
+    """Refuses a folder that clipx has not written, whole or damaged.
+
+    Raises:
+        OSError: it is not empty, and its files are not those of a checkpoint or of a save.
+    """
+    names = folder.names()
+    if names and not (_has_sign(folder, names) and all(map(_OWN_FILES.fullmatch, names))):
+        raise OSError(f"{folder} is in the way, and not a checkpoint of clipx: move it, or choose a checkpoint.folder")
+
+
+def _is_foreign(folder: Folder) -> bool:
+    """Whether another program has written the folder: nothing in it is clipx's."""
+    names = folder.names()
+    return bool(names) and not _has_sign(folder, names)
+
+
+def _has_sign(folder: Folder, names: Sequence[str]) -> bool:
+    return folder.name.startswith(_ASIDE) or any(map(_OWN_SIGNS.fullmatch, names))
+
+
+def _remove_unfinished(folder: Folder) -> None:
+    """Removes what a save or a removal has left; what may be another program's stays."""
+    names = folder.names()
+    if _has_sign(folder, names) and all(map(_OWN_FILES.fullmatch, names)):
+        folder.remove()
 
 
 def _completed(checkpoint: Checkpoint) -> bool:

@@ -24,6 +24,7 @@ from clipx.cli.output import FiguresFile, say, write_json
 from clipx.cli.plan import plan
 from clipx.errors import ClipxError
 from clipx.printable import shown
+from clipx.storage.standard_error import surviving_stderr
 
 if TYPE_CHECKING:
     from clipx.export.formats import Format
@@ -183,6 +184,13 @@ def main() -> None:
     """The entry point of `clipx`: runs a command and ends the process with its exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CLIPX_DEBUG", "0") not in ("", "0")
+    with surviving_stderr():
+        code = _run(arguments, debug=debug)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """Runs a command; returns its exit code, after an error has been shown."""
     try:
         code = app(arguments, prog_name="clipx", standalone_mode=False)
     except ClipxError as error:
@@ -194,7 +202,7 @@ def main() -> None:
         show_traceback = debug or not sys.stderr.isatty()
         hint = "" if show_traceback else "; --debug shows where"
         code = _fail(f"unexpected {type(error).__name__}: {error}{hint}", 1, show_traceback=show_traceback)
-    sys.exit(code or 0)
+    return code or 0
 
 
 def _usage_problem(error: typer.TyperException) -> str:

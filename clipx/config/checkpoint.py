@@ -35,8 +35,8 @@ class CheckpointConfig:
 @validated
 @dataclass(frozen=True, kw_only=True)
 class SpikeConfig:
-    """Leaps of the loss: the run goes back to the last checkpoint from before, and leaves batches out (as PaLM did by
-    hand, arXiv 2204.02311, section 5.1)."""
+    """Leaps of the loss: the run goes back to a checkpoint from before that checkpoint.every_steps made, and leaves
+    batches out (as PaLM did by hand, arXiv 2204.02311, section 5.1)."""
 
     __pydantic_config__ = STRICT
 

@@ -11,10 +11,12 @@ that depends on them (the largest micro-batch, compiled blocks, which gradients 
 from dataclasses import dataclass
 from typing import Literal
 
+from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig, StageConfig
 from clipx.errors import InputError
 
 TowerName = Literal["image", "text"]
+TOWERS: tuple[TowerName, TowerName] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,34 +32,42 @@ class Phase:
     """Towers whose weights, except for the projection, do not change."""
 
 
-def phase_at(config: RunConfig, step: int) -> Phase:
+def phase_at(config: RunConfig, step: int, length: RunLength | None = None) -> Phase:
     """The phase of the update that comes after `step` updates; after the end of the run, the last phase.
+
+    Args:
+        config: the run's.
+        step: updates before it.
+        length: of the run; None means that its global batch has always had the size in the config.
 
     Raises:
         InputError: two stages end at the same step, or a stage has inputs larger than the model's.
     """
-    stages = check_stages(config)
-    step = min(step, config.num_steps - 1)
-    ends = {*stages, *(_locked_steps(config, tower) for tower in ("image", "text")), config.num_steps}
+    length = config.length() if length is None else length
+    stages, num_steps = check_stages(config, length), length.num_steps
+    step = min(step, num_steps - 1)
+    locked = {tower: _locked_steps(config, tower, num_steps) for tower in TOWERS}
+    ends = {*stages, *locked.values(), num_steps}
     until = min(end for end in ends if end > step)
     stage = next((stage for end, stage in sorted(stages.items()) if end > step), None)
     image, text = config.model.image, config.model.text
     inputs = StageConfig(until_step=until) if stage is None else stage
     return Phase(
-        until=min(until, config.num_steps),
+        until=min(until, num_steps),
         image_size=image.image_size if inputs.image_size is None else inputs.image_size,
         patch_drop=image.patch_drop if inputs.patch_drop is None else inputs.patch_drop,
         context_length=text.context_length if inputs.context_length is None else inputs.context_length,
-        locked=frozenset(tower for tower in ("image", "text") if _locked_steps(config, tower) > step),
+        locked=frozenset(tower for tower in TOWERS if locked[tower] > step),
     )
 
 
-def check_stages(config: RunConfig) -> dict[int, StageConfig]:
-    """The stages by the step at which they end.
+def check_stages(config: RunConfig, length: RunLength | None = None) -> dict[int, StageConfig]:
+    """The stages by the step at which they end; `length` as for `phase_at`.
 
     Raises:
         InputError: the cases of `phase_at`.
     """
+    length = config.length() if length is None else length
     named: dict[int, tuple[str, StageConfig]] = {}
     longest = config.model.text.context_length
     for name, stage in config.stages.items():
@@ -66,13 +76,13 @@ def check_stages(config: RunConfig) -> dict[int, StageConfig]:
                 f"stages.{name}.context_length={stage.context_length} is above model.text.context_length={longest}, "
                 "the positions that the tower has; lower the first or raise the second"
             )
-        end = stage.until_step or config.in_steps(stage.until_samples or 0)
+        end = stage.until_step or length.in_steps(stage.until_samples or 0)
         if end in named:
             raise InputError(f"stages {named[end][0]} and {name} both end at step {end}; give them different ends")
         named[end] = (name, stage)
     return {end: stage for end, (_, stage) in named.items()}
 
 
-def _locked_steps(config: RunConfig, tower: TowerName) -> int:
+def _locked_steps(config: RunConfig, tower: TowerName, num_steps: int) -> int:
     locked = config.optim.image.locked_steps if tower == "image" else config.optim.text.locked_steps
-    return config.num_steps if locked == "all" else locked
+    return num_steps if locked == "all" else locked

@@ -6,6 +6,7 @@ part and in the union there, its module, one `case` in the matching `build_*` fu
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -29,6 +30,7 @@ from clipx.config.loss import InfoNCEConfig, LossConfig
 from clipx.config.model import ModelConfig
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
 from clipx.config.parallel import DdpConfig, ParallelConfig
+from clipx.config.run_length import RunLength
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
@@ -129,6 +131,8 @@ class RunConfig:
     """Objective."""
     start_from: Text | None = None
     """A run folder, checkpoint or export folder whose weights this run begins with."""
+    start_from_anyway: bool = False
+    """Begin with them though `model` computes something else from them than what they were trained in."""
     optim: OptimConfig = field(default_factory=AdamWConfig)
     """Optimizer and learning rate."""
     stages: dict[str, StageConfig] = field(default_factory=dict)
@@ -162,9 +166,11 @@ class RunConfig:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps or self.in_steps(self.samples or 0)
+        """Optimizer steps of the whole run, whose global batch has one size from its start to its end."""
+        return self.length().num_steps
 
-    def in_steps(self, samples: int) -> int:
-        """The number of optimizer steps that see at least `samples` pairs."""
-        return -(-samples // self.global_batch_size)
+    def length(self, changes: Sequence[tuple[int, int]] = ()) -> RunLength:
+        """How steps and pairs correspond, with the `changes` of the global batch that the run has had."""
+        return RunLength(
+            global_batch_size=self.global_batch_size, steps=self.steps, samples=self.samples, changes=tuple(changes)
+        )

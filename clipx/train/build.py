@@ -1,23 +1,18 @@
 """Config to run: everything that the loop needs, built once, resumed where a checkpoint exists."""
 
 import logging
-import platform
 import socket
-import subprocess
 import uuid
 from collections.abc import Generator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 
-from clipx import __version__
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
-from clipx.checkpoint.store import Checkpoint, checkpoints_of
+from clipx.checkpoint.store import Checkpoint
 from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
-from clipx.config.model import ModelConfig
 from clipx.config.phases import Phase, check_stages, phase_at
+from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex
@@ -26,10 +21,11 @@ from clipx.data.samples import BatchReader
 from clipx.data.stream import PairStream
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
-from clipx.errors import InputError, RunError
+from clipx.errors import InputError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
+from clipx.optim.schedules import warmup_of
 from clipx.pretrained import Pretrained, start_from
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import build_stepper, check_step
@@ -37,6 +33,7 @@ from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.metrics.warnings import Diagnosis
+from clipx.train.resume import compatible_state, newest_checkpoint, versions
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
@@ -49,6 +46,8 @@ class Run:
 
     config: RunConfig
     runtime: Runtime
+    length: RunLength
+    """How its steps and its pairs correspond."""
     phase: Phase
     """What holds until its end; the run is built anew then."""
     plan: DataOrder
@@ -107,11 +106,11 @@ def build_run(
     """
     captions = config.data.captions_per_image  # checked before anything is made
     resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions)
-    checkpoint = _newest_checkpoint(config, runtime)
+    checkpoint = newest_checkpoint(config, runtime)
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
-    saved, phase, objective = parts.saved, parts.phase, parts.objective
+    saved, length, phase, objective = parts.saved, parts.length, parts.phase, parts.objective
     state = RunState(
         progress=parts.progress,
         data_order=parts.record,
@@ -119,8 +118,8 @@ def build_run(
         objective=type(objective).__qualname__,
         versions=versions(),
     )
-    found = None if checkpoint is None else _found_before(config, runtime, checkpoint=checkpoint, phase=phase)
-    stepper = build_stepper(config, runtime, objective, phase=phase, micro_batch_size=found)
+    found = None if checkpoint is None else _found_before(parts, config, runtime, checkpoint)
+    stepper = build_stepper(config, runtime, objective, length=length, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
         _resume(checkpoint, saved, stepper)
@@ -129,13 +128,14 @@ def build_run(
     return Run(
         config=config,
         runtime=runtime,
+        length=length,
         phase=phase,
         plan=parts.plan,
         stream=stream,
         stepper=stepper,
         encoder=Pretrained(objective.model, config.model, tokenizer=parts.tokenizer),
         state=state,
-        monitor=Monitor(runtime, config, _diagnosis(config, runtime, workers=stream.workers)),
+        monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
     )
 
@@ -149,6 +149,7 @@ class _Parts:
     record: DataOrderRecord
     plan: DataOrder
     progress: Progress
+    length: RunLength
     phase: Phase
     objective: Objective
     """Its model is on the rank's device, with the weights of the start."""
@@ -166,7 +167,6 @@ def _prepare(
     build: BuildObjective,
 ) -> _Parts:
     """All that can fail because of the config, the data or the checkpoint; nothing is sent."""
-    check_stages(config)
     for evaluation in config.evaluate.values():
         from clipx.evaluate.run import check_evaluation
 
@@ -174,11 +174,13 @@ def _prepare(
     tokenizer = build_tokenizer(config.model.text)
     record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
     plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
-    saved = None if checkpoint is None else _compatible_state(config, checkpoint, record)
+    saved = None if checkpoint is None else compatible_state(config, checkpoint, record)
     progress = Progress() if saved is None else saved.progress
+    length = config.length([(step, seen) for step, seen in progress.batch_changes])
+    check_stages(config, length)
     if rollback is not None:
         rollback.apply(progress)
-    phase = phase_at(config, progress.step)
+    phase = phase_at(config, progress.step, length)
     objective = build(config, phase, vocab_size=tokenizer.vocab_size)
     if saved is not None and saved.objective not in (None, type(objective).__qualname__):
         raise InputError(
@@ -189,12 +191,13 @@ def _prepare(
     model = objective.model.to(runtime.device)
     check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
-        start_from(Path(config.start_from), model)
+        start_from(config.start_from, model, config=config.model, tokenizer=tokenizer, anyway=config.start_from_anyway)
     return _Parts(
         saved=saved,
         record=record,
         plan=plan,
         progress=progress,
+        length=length,
         phase=phase,
         objective=objective,
         reader=reader,
@@ -202,11 +205,10 @@ def _prepare(
     )
 
 
-def _diagnosis(config: RunConfig, runtime: Runtime, *, workers: int) -> Diagnosis:
-    optim = config.optim
+def _diagnosis(config: RunConfig, runtime: Runtime, length: RunLength, *, workers: int) -> Diagnosis:
     return Diagnosis(
         max_logit_scale=config.model.max_logit_scale,
-        warmup_steps=optim.warmup_steps if optim.warmup_samples is None else config.in_steps(optim.warmup_samples),
+        warmup_steps=warmup_of(config.optim, length),
         max_bad_fraction=config.data.max_bad_fraction,
         workers=workers,
         hosts=runtime.gather_objects(socket.gethostname()),
@@ -224,98 +226,18 @@ def _resume(checkpoint: Checkpoint, saved: RunState, stepper: Stepper) -> None:
         log.info("resuming from %s", checkpoint)
 
 
-def _newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
-    """What the run goes on from: rank 0 looks through its checkpoints, every rank learns which."""
-    store, step = checkpoints_of(config), None
-    with runtime.raise_on_all_ranks():
-        if runtime.is_main:
-            try:
-                newest = store.newest()
-                if newest is None and store.checkpoints():
-                    raise RunError(f"no checkpoint in {store} is whole; move them away to start from the beginning")
-                if newest is not None:
-                    step = newest.step
-                    store.set_aside(after_step=step, reason="broken")
-            except OSError as problem:
-                raise InputError(
-                    f"the checkpoints in {store} cannot be read ({problem}); mend the storage or choose another place"
-                ) from problem
-    step = runtime.broadcast_from_rank0(step)
-    return None if step is None else store.checkpoint(step)
-
-
-def _compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
-    """The state to resume from.
-
-    Raises:
-        InputError: model or data order are not those that the run began with, or it has gone further than its end.
-    """
-    saved = checkpoint.state()
-    if saved.progress.step > config.num_steps:
-        raise InputError(
-            f"{config.run_dir} has done {saved.progress.step} steps, more than steps={config.num_steps}; "
-            "raise steps or choose a new run_dir"
-        )
-    begun = checkpoint.config()
-    if config.checkpoint.folder is not None and begun.run_dir != config.run_dir:
-        log.warning(
-            "%s was written by the run in %s; if that one still lives, give this one a checkpoint.folder of its own, "
-            "or they remove each other's checkpoints",
-            checkpoint,
-            begun.run_dir,
-        )
-    before, now = (asdict(_shape(model)) for model in (begun.model, config.model))
-    if before != now:
-        changed = ", ".join(f"model.{name}" for name in now if before.get(name) != now[name])
-        raise InputError(f"{changed} differ from those of {checkpoint}; restore them or choose a new run_dir")
-    changes = saved.data_order.differences(record)
-    if changes and not config.data.allow_change:
-        raise InputError(
-            f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "
-            "restore it, choose a new run_dir, or go on with the new data by data.allow_change=true"
-        )
-    if changes:
-        log.warning("going on with a changed data order: %s", "; ".join(changes))
-    return saved
-
-
-def _found_before(config: RunConfig, runtime: Runtime, *, checkpoint: Checkpoint, phase: Phase) -> int | None:
+def _found_before(parts: _Parts, config: RunConfig, runtime: Runtime, checkpoint: Checkpoint) -> int | None:
     """What `micro_batch_size: auto` found when this phase began, where all that decides it is as it was then."""
     saved, before = checkpoint.state(), checkpoint.config()
-    found, step = saved.micro_batch, saved.progress.step
+    found, step, phase = saved.micro_batch, saved.progress.step, parts.phase
     if found is None or (found.world_size, found.until) != (runtime.world_size, phase.until):
         return None
-    alike = config.micro_batch_size == "auto" and _memory_of(before, step) == _memory_of(config, step)
-    return found.size if alike else None
+    length = before.length([(step, seen) for step, seen in saved.progress.batch_changes])
+    alike = _memory_of(before, phase_at(before, step, length)) == _memory_of(config, phase)
+    return found.size if config.micro_batch_size == "auto" and alike else None
 
 
-def _memory_of(config: RunConfig, step: int) -> tuple[object, ...]:
+def _memory_of(config: RunConfig, phase: Phase) -> tuple[object, ...]:
     """What decides how many pairs fit."""
     work = (config.micro_batch_size, config.precision, config.activation_checkpointing)
-    return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase_at(config, step))
-
-
-def _shape(model: ModelConfig) -> ModelConfig:
-    """The model without what may change in the middle of a run: starting points, the clamp, patch dropout."""
-    return replace(
-        model,
-        image=replace(model.image, patch_drop=0.0, pretrained=False),
-        init_logit_scale=1.0,
-        init_logit_bias=None if model.init_logit_bias is None else 0.0,
-        max_logit_scale=1.0,
-    )
-
-
-def versions() -> dict[str, str]:
-    """What computed this: recorded in every checkpoint."""
-    names = ("torch", "torchvision", "timm", "transformers", "accelerate", "webdataset", "numpy")
-    found = {"python": platform.python_version(), "clipx": __version__}
-    for name in names:
-        with suppress(PackageNotFoundError):  # imported from a folder and not installed
-            found[name] = version(name)
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    with suppress(OSError):  # no git on this machine
-        commit = subprocess.run(command, capture_output=True, text=True, check=False)
-        if commit.returncode == 0:
-            found["git_commit"] = commit.stdout.strip()
-    return found
+    return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase)

@@ -49,7 +49,8 @@ def plan_record(
         config: of the run.
         indexes: of its sources.
         begun: of the checkpoint that the run goes on from. What is `auto` stays as it was resolved when the run began,
-            whatever `auto` means by now, unless something else has changed too.
+            whatever `auto` means by now, unless something else has changed too. A global batch of another size,
+            of one source, goes on in the same order if its lanes divide it.
 
     Raises:
         InputError: as `DataOrder`.
@@ -73,7 +74,9 @@ def plan_record(
         lanes=begun.lanes if config.data.lanes == "auto" else record.lanes,
         shuffle_window=begun.shuffle_window if config.data.shuffle_window == "auto" else record.shuffle_window,
     )
-    return kept if kept == begun else record
+    fits = not config.data.sources and kept.global_batch_size % kept.lanes == 0
+    same_order = replace(kept, global_batch_size=begun.global_batch_size) == begun and fits
+    return kept if kept == begun or same_order else record
 
 
 def phase_reader(

@@ -12,6 +12,7 @@ from clipx.config.geometry import micro_batch_sizes, resolve_geometry
 from clipx.config.optim import TimmOptimConfig
 from clipx.config.parallel import Fsdp2Config
 from clipx.config.phases import Phase
+from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, compiles, float8_blocks
@@ -85,7 +86,13 @@ def odd_sizes(blocks: Sequence[nn.Module]) -> list[int]:
 
 
 def build_stepper(
-    config: RunConfig, runtime: Runtime, objective: Objective, *, phase: Phase, micro_batch_size: int | None
+    config: RunConfig,
+    runtime: Runtime,
+    objective: Objective,
+    *,
+    length: RunLength,
+    phase: Phase,
+    micro_batch_size: int | None,
 ) -> Stepper:
     """The step of one phase, over a model that is on the device and bare so far.
 
@@ -96,6 +103,7 @@ def build_stepper(
         config: the run's.
         runtime: the ranks.
         objective: its model has the weights of the start; a checkpoint is loaded into what this returns.
+        length: of the run.
         phase: what holds for these steps.
         micro_batch_size: what `auto` found when this phase began; None means to be found.
 
@@ -105,7 +113,7 @@ def build_stepper(
     """
     model, block_lists = objective.model, objective.block_lists()
     blocks = [block for tower_blocks in block_lists for block in tower_blocks]
-    learning_rate = build_schedule(config.optim, num_steps=config.num_steps, in_steps=config.in_steps)
+    learning_rate = build_schedule(config.optim, length)
     optimizer = build_optimizer(config.optim, model)
     lock(model, phase.locked)
     _choose_attention(config, runtime, model, phase)

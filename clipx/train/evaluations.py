@@ -25,7 +25,7 @@ def missing_evaluations(run: Run) -> dict[str, Path]:
         The path of the result file by name of the evaluation; equal on all ranks.
     """
     step = run.progress.step
-    last = step == run.config.num_steps
+    last = step == run.length.num_steps
     due = {
         name: run.run_dir / "eval" / f"{name}-{step:08d}.json"
         for name, config in run.config.evaluate.items()

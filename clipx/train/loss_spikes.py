@@ -2,6 +2,8 @@
 
 The detector is a pure function of the losses before, which are the same on all ranks and in every start. So a run that
 is killed during a rollback finds the same spike and rolls back again when it is started; nothing has to be remembered.
+And it goes back to a checkpoint of the schedule (`checkpoint.every_steps`, ends of phases): those of stops and of
+`every_minutes` lie elsewhere in every start, and would make the run another one.
 """
 
 import logging
@@ -14,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from clipx.checkpoint.state import Progress
-from clipx.checkpoint.store import checkpoints_of
+from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.config.checkpoint import SpikeConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
-from clipx.train.metrics.json_lines import append_rows, read_rows
+from clipx.train.metrics.json_lines import JsonLines, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -120,19 +122,21 @@ def rollback(spike: LossSpikeError, progress: Progress, *, config: RunConfig, ru
         row = {**scores, "back_to": back_to, "left_out": list(batches)}
         path = run_dir / "rollbacks.jsonl"
         if row not in read_rows(path):  # the row is there if the run was killed during this rollback
-            append_rows(path, [row])
+            JsonLines(path).append([row])
     return Rollback(tuple(sorted({*progress.skipped_batches, *batches})), progress.rollbacks + 1)
 
 
 def _set_aside_spoilt(spike: LossSpikeError, *, config: RunConfig, runtime: Runtime) -> int:
     """Renames the checkpoints that the spike may have spoilt; returns the step of the newest one left, 0 if none."""
     assert config.spikes is not None
-    store, back_to = checkpoints_of(config), 0
+    store, back_to, skipping = checkpoints_of(config), 0, config.spikes.leave_out
     with runtime.raise_on_all_ranks():
         if runtime.is_main:
             try:
-                steps = [checkpoint.step for checkpoint in store.checkpoints()]
-                back_to = last_before(spike.step, steps, skipping=config.spikes.leave_out)
+                saved = going_back(store, config, spike.step)
+                if not saved and spike.step > config.checkpoint.every_steps:  # gone before the config had `spikes`
+                    saved = [checkpoint.step for checkpoint in store.checkpoints()]
+                back_to = last_before(spike.step, saved, skipping=skipping)
                 store.set_aside(after_step=back_to, reason="leapt")
             except OSError as error:
                 raise RunError(
@@ -140,6 +144,20 @@ def _set_aside_spoilt(spike: LossSpikeError, *, config: RunConfig, runtime: Runt
                     "run the same command again"
                 ) from error
     return runtime.broadcast_from_rank0(back_to)
+
+
+def going_back(store: CheckpointStore, config: RunConfig, step: int) -> list[int]:
+    """The saved steps that a spike at `step` chooses from, which retention keeps; none without `spikes`.
+
+    Raises:
+        OSError: the storage did not answer.
+    """
+    if config.spikes is None:
+        return []
+    policy = config.checkpoint
+    return store.scheduled_before(
+        step, skipping=config.spikes.leave_out, keep_last=policy.keep_last, keep_every=policy.keep_every
+    )
 
 
 def last_before(step: int, saved: Sequence[int], *, skipping: int) -> int:

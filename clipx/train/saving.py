@@ -19,6 +19,7 @@ from clipx.distributed.collectives import gather_objects, world_size
 from clipx.errors import RunError
 from clipx.optim.optimizers import inner_optimizer
 from clipx.train.build import Run
+from clipx.train.loss_spikes import going_back
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class _Saved:
     """How a save ended; equal on all ranks."""
 
     step: int
+    scheduled: bool
     problem: str | None
 
 
@@ -60,6 +62,8 @@ class Saver:
         """Saves that failed since the last good one; counted by rank 0, which decides when to try again."""
         self._left_out = False
         """Whether a save was left out since the last one began, because one was still being written."""
+        self._owed = False
+        """Whether the schedule's last save failed or was left out, so that the next one stands for it."""
         self._pause_s = 0.0
 
     def is_late(self) -> bool:
@@ -157,6 +161,7 @@ class Saver:
         if self._background is None or self._background.idle:
             return False
         busy = self._run.runtime.broadcast_from_rank0(not self._background.done and not self._is_overdue())
+        self._owed |= busy and self._is_scheduled()
         if busy and not self._left_out:
             self._left_out = True
             if self._run.runtime.is_main:
@@ -166,6 +171,12 @@ class Saver:
                     self._run.progress.step,
                 )
         return busy
+
+    def _is_scheduled(self) -> bool:
+        """Whether a run that nothing disturbs would save this step too, or has nothing but such saves."""
+        progress = self._run.progress
+        saves = progress.step == self._run.phase.until or not progress.skipped_in_row
+        return (self.is_due() and saves) or self._owed or not self._run.config.checkpoint.every_steps
 
     def _is_overdue(self) -> bool:
         """Whether the save under way hangs; its collectives have given up, or will."""
@@ -179,6 +190,7 @@ class Saver:
         full_state = state_of(run.stepper.model, inner_optimizer(run.stepper.optimizer), average=average)
         share = own_share(full_state, self._group)
         run.state.grad_scaler = run.runtime.grad_scaler_state()
+        run.state.scheduled, self._owed = self._is_scheduled(), False
         state = deepcopy(run.state)
         if wait or self._background is None:
             self._note(self._write(share, state, began))
@@ -191,11 +203,13 @@ class Saver:
 
         Neither share nor state may change any more. The training paused for `pause_s`; None: it waits for this to end.
         """
-        step, entries, problem = state.progress.step, dict[str, Entry](), None
+        step, entries = state.progress.step, dict[str, Entry]()
+        problem = self._begin(step)
         try:
-            for written in gather_objects(write_state(self.store.draft(step), share, self._group), self._group):
-                entries |= written
-            if self._run.runtime.is_main:
+            if problem is None:
+                for written in gather_objects(write_state(self.store.draft(step), share, self._group), self._group):
+                    entries |= written
+            if problem is None and self._run.runtime.is_main:
                 self.store.publish(step, entries, state=state, config_text=dump_config(self._run.config))
         except OSError as error:
             problem = str(error)
@@ -203,7 +217,7 @@ class Saver:
             self._failures = 0
             self._report(step, entries, began, pause_s)
             if not state.progress.skipped_in_row:
-                self._remove_old()
+                self._remove_old(step)
         elif self._run.runtime.is_main:
             self._failures += 1
             self.store.discard(step)
@@ -216,11 +230,23 @@ class Saver:
                 self.saved_step,
             )
         # last: otherwise the other ranks would wait in a step for rank 0's tidying, where they have less time
-        return _Saved(step, gather_objects(problem, self._group)[0])
+        return _Saved(step, state.scheduled, gather_objects(problem, self._group)[0])
+
+    def _begin(self, step: int) -> str | None:
+        """Rank 0 marks the draft; what was in the way, on all ranks."""
+        problem = None
+        if self._run.runtime.is_main:
+            try:
+                self.store.begin(step)
+            except OSError as error:
+                problem = str(error)
+        return gather_objects(problem, self._group)[0]
 
     def _note(self, saved: _Saved) -> None:
         if saved.problem is None:
             self.saved_step = saved.step
+        else:
+            self._owed |= saved.scheduled
 
     def _report(self, step: int, entries: Mapping[str, Entry], began: float, pause_s: float | None) -> None:
         total_s = time.perf_counter() - began
@@ -235,9 +261,11 @@ class Saver:
     def _retry_s(self) -> float:
         return _FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 10)
 
-    def _remove_old(self) -> None:
-        policy = self._run.config.checkpoint
+    def _remove_old(self, step: int) -> None:
+        config = self._run.config
+        policy = config.checkpoint
         try:
-            self.store.apply_retention(keep_last=policy.keep_last, keep_every=policy.keep_every)
+            needed = going_back(self.store, config, step + 1)
+            self.store.apply_retention(keep_last=policy.keep_last, keep_every=policy.keep_every, keep=needed)
         except OSError as error:
             log.warning("cannot remove an old checkpoint (%s); it stays until the next save", error)

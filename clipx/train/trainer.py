@@ -7,15 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from clipx.checkpoint.store import CheckpointStore, checkpoints_of
-from clipx.config.load import dump_config, warn_of_secrets
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
-from clipx.storage.folders import write_atomically
+from clipx.storage.standard_error import surviving_stderr
 from clipx.train.build import Run, build_run
 from clipx.train.evaluations import evaluate, missing_evaluations
 from clipx.train.liveness.heartbeat import join_heartbeats
@@ -27,6 +25,7 @@ from clipx.train.loss_spikes import LossSpikeError, Rollback, SpikeDetector, rol
 from clipx.train.metrics.monitor import logging_to_stderr, own_stats
 from clipx.train.metrics.profiling import Profiler
 from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics, StopOrSave
+from clipx.train.run_folder import check_folder, open_folder
 from clipx.train.saving import Saver
 from clipx.types import Batch
 
@@ -58,10 +57,14 @@ def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> St
     """
     run_dir = Path(config.run_dir)
     stop = StopRequest(run_dir, max_minutes=config.max_minutes)
-    with catch_stops(stop, config.stop_signals), start_runtime(config) as runtime, ExitStack() as held:
+    with ExitStack() as held:
+        held.enter_context(surviving_stderr())
+        held.enter_context(catch_stops(stop, config.stop_signals))
+        runtime = held.enter_context(start_runtime(config))
         held.enter_context(logging_to_stderr(is_main=runtime.is_main))
         with runtime.raise_on_all_ranks():
             if runtime.is_main:
+                check_folder(run_dir)
                 held.enter_context(run_lock(run_dir))
         # from here on the folder is this start's, and status.json its word
         run: Run | None = None
@@ -148,10 +151,10 @@ class Loop:
             How the run stands; None where another phase follows.
         """
         run, progress = self.run, self.run.progress
-        if progress.step == run.config.num_steps and not missing_evaluations(run):
+        if progress.step == run.length.num_steps and not missing_evaluations(run):
             return Status.COMPLETE
         with run.runtime.raise_on_all_ranks():
-            _open_folder(run)
+            open_folder(run)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():
             self.evaluate_if_due()  # what a kill between a save and its evaluation left undone
@@ -159,10 +162,10 @@ class Loop:
                 orders = self.launch_step(self.next_batch(batches))
                 if orders.stop or orders.save or self.saver.is_due():
                     self.save(stopping=orders.stop)
-                if orders.stop and progress.step < run.config.num_steps:
+                if orders.stop and progress.step < run.length.num_steps:
                     return Status.AGAIN
                 self.evaluate_if_due()
-        if progress.step == run.config.num_steps:
+        if progress.step == run.length.num_steps:
             return Status.COMPLETE
         if run.runtime.is_main:
             log.info("step %d: the next phase begins", progress.step)
@@ -215,7 +218,7 @@ class Loop:
         figures = run.data_figures(outcome.batch + 1)
         run.monitor.record(outcome, progress, bad_samples=len(run.quarantine), data=figures)
         run.quarantine.check(
-            samples_seen=outcome.step * run.plan.global_batch_size,
+            samples_seen=run.length.samples_seen(outcome.step) // run.config.data.captions_per_image,
             num_samples=run.state.data_order.num_samples,
             max_bad_fraction=run.config.data.max_bad_fraction,
         )
@@ -297,38 +300,6 @@ def _spike_detector(run: Run) -> SpikeDetector | None:
         progress.recent_losses.clear()
         return None
     detector = SpikeDetector(config.spikes, progress.recent_losses)
-    if progress.step and phase_at(config, progress.step - 1) != run.phase:
+    if progress.step and phase_at(config, progress.step - 1, run.length) != run.phase:
         detector.reset()
     return detector
-
-
-def _open_folder(run: Run) -> None:
-    """The config as it now is; nothing left of an unfinished save, or of steps that will be trained again.
-
-    Written by rank 0.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
-    try:
-        run.monitor.truncate_after(run.progress.step)
-        if not run.runtime.is_main:
-            return
-        write_atomically(run.run_dir / "config.yaml", dump_config(run.config))
-        warn_of_secrets(run.config)
-        (run.run_dir / "status.json").unlink(missing_ok=True)
-        for path in (run.run_dir / "eval").glob("*-[0-9]*.json"):
-            if int(path.stem.rpartition("-")[2]) > run.progress.step:
-                path.unlink()
-    except OSError as error:
-        raise RunError(
-            f"run_dir={run.run_dir} cannot be written ({error}); free space or mend it, then start again"
-        ) from error
-    _discard_unfinished(checkpoints_of(run.config))
-
-
-def _discard_unfinished(store: CheckpointStore) -> None:
-    try:
-        store.discard_unfinished()
-    except OSError as error:
-        log.warning("cannot remove an unfinished checkpoint in %s (%s); it stays until the next start", store, error)

@@ -1,6 +1,8 @@
 """A loss spike: the run rolls back, skips batches, and ends as one that never had them."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from clipx.train import saving, trainer
 from clipx.train.liveness.watchdog import Watchdog
 from clipx.train.loss_spikes import Rollback, SpikeDetector
 from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics
+from clipx.train.saving import Saver
 from clipx.train.trainer import train
 
 STEPS = 20
@@ -80,6 +83,41 @@ def test_back_and_on_without_the_batches(
     progress = state["progress"]
     assert (progress["left_out"], progress["rollbacks"], progress["next_batch"]) == ([12, 13], 1, STEPS + 2)
     assert_same(tmp_path / "run", without(12, 13))
+
+
+@pytest.mark.parametrize("by", ["stop", "time"])
+def test_a_stop_or_a_save_by_time_before_a_spike_changes_nothing(
+    scenes: Path,
+    tmp_path: Path,
+    spoil: Callable[[Fails], None],
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
+) -> None:
+    """Step 14 is saved, which the schedule would not; the spike at step 15 goes back to 12 all the same."""
+    asked: list[int] = []
+
+    def fails(outcome: StepMetrics) -> bool:
+        if by == "stop" and outcome.step == 11 and not asked:
+            os.kill(os.getpid(), signal.SIGTERM)  # asked for with step 13, obeyed after step 14
+            asked.append(outcome.step)
+        return outcome.batch == 14
+
+    settings = ["spikes.leave_out=1", "checkpoint.keep_last=1"]
+    with monkeypatch.context() as patch:
+        spoil(fails)
+        if by == "time":
+            patch.setattr(Saver, "is_late", lambda saver: saver._run.progress.step == 12)
+        code = train(config(tmp_path / "run", scenes, *settings))
+        assert code == (85 if by == "stop" else 0)
+    if by == "stop":
+        assert (tmp_path / "run" / "checkpoints" / "step-00000014").exists()
+        assert train(config(tmp_path / "run", scenes, *settings)) == 0
+    asked.append(0)
+    assert train(config(tmp_path / "plain", scenes, *settings)) == 0
+    rows = [(tmp_path / name / "rollbacks.jsonl").read_text() for name in ("run", "plain")]
+    assert rows[0] == rows[1]
+    assert (json.loads(rows[0])["back_to"], json.loads(rows[0])["left_out"]) == (12, [14])
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
 
 
 def test_a_checkpoint_that_is_still_being_written_is_waited_for(

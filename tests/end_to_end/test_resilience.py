@@ -1,23 +1,28 @@
 """What goes wrong beside training does not end it, and what cannot go on says the true reason."""
 
 import logging
+import math
 import os
 import shutil
+import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from distributed.ranks import run_ranks
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tiny import checkpoints, losses, metrics, newest_checkpoint, status, tiny_config
 from torch import nn
 
+from clipx.checkpoint.store import CheckpointStore
 from clipx.config.evaluate import ZeroShotConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import InputError, RunError
 from clipx.pretrained import load
-from clipx.train import build_stepper, trainer
+from clipx.train import build_stepper, run_folder, trainer
 from clipx.train.build import build_run
 from clipx.train.trainer import train
 
@@ -93,6 +98,35 @@ def test_trackers_hold_the_curve(tmp_path: Path, scenes: Path) -> None:
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
+def test_standard_error_on_a_full_disk_changes_nothing_in_training(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=2")) == 0
+        assert sys.stderr is full
+    assert len(metrics(tmp_path / "run")) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # tensorboard's thread says it too
+def test_a_full_disk_under_tensorboard_costs_its_figures_only(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, written = RecordWriter.write, []
+
+    def full(writer: RecordWriter, data: bytes) -> None:
+        written.append(data)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+        write(writer, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3", "track.tensorboard=true")) == 0
+    said = [message for message in caplog.messages if "the trackers" in message]
+    assert said == ["cannot log to the trackers (OSError: [Errno 28] No space left on device); the run goes on without"]
+    assert len(metrics(tmp_path / "run")) == 3
+
+
 def test_settings_of_the_optimizer_come_from_the_config(tmp_path: Path, scenes: Path) -> None:
     assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
     config = tiny_config(
@@ -107,10 +141,52 @@ def test_settings_of_the_optimizer_come_from_the_config(tmp_path: Path, scenes: 
         assert any(moment.any() for moment in moments)  # those are the checkpoint's
 
 
+def test_a_resume_says_what_else_is_computed_in_another_way(
+    tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = [tmp_path / "run", scenes / "train"]
+    silent = [
+        "track.every_steps=2",
+        "checkpoint.every_steps=2",
+        "micro_batch_size=12",
+        "data.workers=1",
+        "compile=false",
+    ]
+    assert train(tiny_config(*run, "steps=2", "optim.min_lr=1e-5")) == 0
+    monkeypatch.setattr("clipx.train.resume.versions", lambda: {"torch": "99", "git_commit": "other", "new": "1"})
+    changed = [
+        "optim.lr=0.002",
+        "optim.type=timm",
+        "optim.name=lamb",
+        "precision=bf16",
+        "data.augment.flip=0.5",
+        "ema.decay=0.9",
+    ]
+    assert train(tiny_config(*run, "steps=4", *changed, *silent)) == 0
+    (said, versions) = [record.getMessage() for record in caplog.records if "going on from" in record.getMessage()]
+    assert said.startswith("going on from step 2 with a changed config: ")
+    assert set(said.partition("config: ")[2].split("; ")) == {
+        "steps: 2 -> 4",
+        "precision: fp32 -> bf16",
+        "data.augment.flip: 0.0 -> 0.5",
+        "optim.type: adamw -> timm",
+        "optim.lr: 0.001 -> 0.002",
+        "optim.warmup_steps: 5 -> 2000",
+        "optim.min_lr: 1e-05 -> 0.0",
+        "ema.decay: None -> 0.9",
+    }
+    assert versions == f"going on from step 2 with other versions: torch: {version('torch')} -> 99"
+    caplog.clear()
+    assert train(tiny_config(*run, "steps=4", *changed)) == 0
+    assert "changed config" not in caplog.text
+
+
 def test_another_model_is_not_resumed(tmp_path: Path, scenes: Path) -> None:
     assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
     changed = ["steps=6", "model.text.activation=quick_gelu"]  # the same shapes: the weights would load
-    with pytest.raises(InputError, match=r"^model.text differ from those of .*step-00000003"):
+    with pytest.raises(
+        InputError, match=r"^model.text.activation: gelu -> quick_gelu: not the model of .*step-00000003; restore it"
+    ):
         train(tiny_config(tmp_path / "run", scenes / "train", *changed))
     assert status(tmp_path / "run")["status"] == "failed"
     unmasked = ["steps=6", "model.image.patch_drop=0.25"]  # a change that people make on purpose
@@ -198,6 +274,29 @@ def test_auto_is_found_again_where_something_that_decides_it_has_changed(
     assert searches == [24, 24, 20, 24, 24]
 
 
+def test_pairs_end_a_run_whose_global_batch_has_changed_and_drive_its_learning_rate(
+    tmp_path: Path, scenes: Path
+) -> None:
+    """240 pairs in batches of 24, then 240 in batches of 48, which end where the first half's order has led."""
+    run = [tmp_path / "run", scenes / "train", "data.allow_change=true", "checkpoint.every_steps=2"]
+    assert train(tiny_config(*run, "samples=240", "steps=null")) == 0
+    longer = ["samples=480", "steps=null", "global_batch_size=48"]
+    assert train(tiny_config(*run, *longer)) == 0
+    rows = metrics(tmp_path / "run")
+    assert [row["samples_seen"] for row in rows] == [*range(24, 241, 24), *range(288, 481, 48)]
+    assert [row["epoch"] for row in rows] == pytest.approx([row["samples_seen"] / 150 for row in rows])
+    waves = [math.pi * (seen - 120) / (480 - 120) for seen in range(240, 480, 48)]
+    assert [row["lr"] for row in rows[10:]] == pytest.approx([0.5e-3 * (1 + math.cos(wave)) for wave in waves])
+    progress = CheckpointStore(tmp_path / "run" / "checkpoints").newest().state().progress
+    assert (progress.step, progress.samples_seen, progress.batch_changes) == (15, 480, [[10, 240]])
+    assert train(tiny_config(*run, *longer)) == 0
+    with pytest.raises(InputError, match="has seen 480 pairs, more than samples=300; raise samples or"):
+        train(tiny_config(*run, *longer, "samples=300"))
+    back = ["samples=504", "steps=null"]
+    assert train(tiny_config(*run, *back)) == 0
+    assert metrics(tmp_path / "run")[15:][0]["samples_seen"] == 504
+
+
 def test_a_micro_batch_that_was_set_is_none_that_was_found(
     tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,7 +336,7 @@ def test_a_run_folder_that_cannot_be_written_is_named(
 
     config = tiny_config(tmp_path / "run", scenes / "train", "steps=2", f"checkpoint.folder={tmp_path / 'elsewhere'}")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "write_atomically", full)
+        patch.setattr(run_folder, "write_atomically", full)
         with pytest.raises(RunError, match=r"run_dir=.*run cannot be written \(\[Errno 28\].*\); free space"):
             train(config)
     with monkeypatch.context() as patch:

@@ -1,4 +1,7 @@
+import logging
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,8 +163,6 @@ def test_the_tokenizer_may_be_given(pretrained):
 
 
 def test_loading_needs_none_of_the_weights_that_training_started_from():
-    from dataclasses import replace
-
     from clipx.pretrained import _without_download
 
     config = tiny_model_config(image={"pretrained": "gone.safetensors"})
@@ -172,17 +173,23 @@ def test_loading_needs_none_of_the_weights_that_training_started_from():
     assert stripped.text.pretrained is False
 
 
+def begin(path, config, *, tokenizer=None, anyway=False):
+    """A new model with the weights of the stored one."""
+    tokenizer = ClipTokenizer(config.text.context_length) if tokenizer is None else tokenizer
+    model = build_model(config, vocab_size=tokenizer.vocab_size, seed=3)
+    start_from(path, model, config=config, tokenizer=tokenizer, anyway=anyway)
+    return model
+
+
 def test_another_run_starts_from_stored_weights(run_dir, pretrained):
-    model = build_model(pretrained.config, vocab_size=pretrained.tokenizer.vocab_size, seed=3)
-    start_from(run_dir, model)
+    model = begin(run_dir, pretrained.config)
     stored = pretrained.model.state_dict()
     assert all(value.equal(stored[name]) for name, value in model.state_dict().items())
 
 
 def test_positions_are_fitted_to_another_image_size_and_a_shorter_context(run_dir, pretrained):
     config = tiny_model_config(image={"image_size": 40}, text={"context_length": 9})
-    model = build_model(config, vocab_size=pretrained.tokenizer.vocab_size, seed=3)
-    start_from(run_dir, model)
+    model = begin(run_dir, config)
     ours, stored = model.state_dict(), pretrained.model.state_dict()
     changed = {name for name, value in ours.items() if value.shape != stored[name].shape}
     assert changed == {"image_tower.trunk.pos_embed", "text_tower.position_embedding.weight"}
@@ -192,7 +199,64 @@ def test_positions_are_fitted_to_another_image_size_and_a_shorter_context(run_di
     torch.testing.assert_close(image[:, 1:].mean(1), before[:, 1:].mean(1), atol=0.05, rtol=0)
 
 
-def test_a_start_from_another_architecture_is_refused(run_dir, pretrained):
-    model = build_model(tiny_model_config(text={"layers": 4}), vocab_size=pretrained.tokenizer.vocab_size, seed=3)
+def test_a_start_from_another_architecture_is_refused(run_dir):
+    config = tiny_model_config(text={"layers": 4})
+    with pytest.raises(InputError, match=r"trained in another model: model.text.layers: 3 -> 4; set `model` as it was"):
+        begin(run_dir, config)
     with pytest.raises(InputError, match=r"another architecture than `model`: text_tower.blocks.3.*and 11 more differ"):
-        start_from(run_dir, model)
+        begin(run_dir, config, anyway=True)
+
+
+OPTIONS = tiny_model_config().image.options
+ANOTHER = {
+    "model.image.options.act_layer: None -> quick_gelu": {"image": {"options": {**OPTIONS, "act_layer": "quick_gelu"}}},
+    "model.image.options.num_heads: 2 -> 4": {"image": {"options": {**OPTIONS, "num_heads": 4}}},
+    "model.image.options.global_pool: None -> avg": {
+        "image": {"options": {**OPTIONS, "global_pool": "avg", "fc_norm": False}}
+    },
+    "model.image.name: vit_base_patch32_clip_224 -> vit_base_patch32_clip_quickgelu_224": {
+        "image": {"name": "vit_base_patch32_clip_quickgelu_224"}
+    },
+    "model.image.std: (0.2, 0.25, 0.3) -> (0.2, 0.2, 0.2)": {"image": {"std": (0.2, 0.2, 0.2)}},
+    "model.text.activation: gelu -> quick_gelu": {"text": {"activation": "quick_gelu"}},
+    "model.text.heads: 4 -> 2; model.text.activation": {"text": {"heads": 2, "activation": "quick_gelu"}},
+}
+
+
+@pytest.mark.parametrize("message", ANOTHER)
+def test_weights_of_the_same_shapes_in_another_function_need_a_consent(run_dir, pretrained, message, caplog):
+    config = tiny_model_config(**ANOTHER[message])
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        begin(run_dir, config)
+    assert "\n" not in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        model = begin(run_dir, config, anyway=True)
+    assert message in caplog.text
+    stored = pretrained.model.state_dict()
+    assert all(value.equal(stored[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_only_spelt_or_trained_differently_is_the_same_model(run_dir, pretrained):
+    dropped = {"drop_path_rate": 0.1, "attn_drop_rate": 0.1, "proj_drop_rate": 0.1}
+    image = {
+        "name": "vit_base_patch16_clip_384.laion2b_ft_in12k_in1k",
+        "patch_drop": 0.5,
+        "options": {**OPTIONS, **dropped},
+    }
+    config = replace(tiny_model_config(image=image), init_logit_scale=5.0, max_logit_scale=50.0, init_logit_bias=-1.0)
+    model = begin(run_dir, config)
+    assert torch.equal(model.log_logit_scale, pretrained.model.log_logit_scale)
+
+
+class Renamed(ClipTokenizer):
+    """CLIP's, with another id for every word."""
+
+    def encode(self, texts):
+        tokens, lengths = super().encode(texts)
+        return (tokens + 1) % self.vocab_size, lengths
+
+
+def test_another_tokenizer_of_the_same_size_needs_a_consent(run_dir, pretrained):
+    with pytest.raises(InputError, match=r"trained in another model: model.text.tokenizer: clip -> clip; set"):
+        begin(run_dir, pretrained.config, tokenizer=Renamed(16))
+    begin(run_dir, pretrained.config, tokenizer=Renamed(16), anyway=True)

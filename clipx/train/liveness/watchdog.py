@@ -192,11 +192,18 @@ class Watchdog:
             f"STALLED: rank {self._rank} ({own.host}, pid {own.pid}) has been {describe(own)} for {seconds:.0f} s, "
             f"and the limit is {position.limit_s:.0f} s; {stall}; stacks follow, and are in {self._file}\n"
         )
-        with open(STDERR, "w", closefd=False) as stderr:  # sys.stderr has a lock that a hung thread may hold
-            print(headline, end="", file=stderr, flush=True)
-            stacks = self._stacks.collect()
-            print(stacks, file=stderr, flush=True)
+        _print_now(headline)
+        stacks = self._stacks.collect()
+        _print_now(stacks)
         self._on_stall(f"no progress for {seconds:.0f} s: {stall}")
         with suppress(OSError):  # they have been printed
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(headline + stacks)
+
+
+def _print_now(text: str) -> None:
+    """Past sys.stderr, which has a lock that a hung thread may hold; a full disk or a closed pipe loses it."""
+    data = text.encode(errors="replace")
+    with suppress(OSError):
+        while data:
+            data = data[os.write(STDERR, data) :]

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,23 +12,63 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+_MAX_WAITING = 10_000  # lines that a process keeps for a disk that does not take them
+
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; lines that a crash or a full disk left incomplete are passed over."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
     return rows
 
 
-def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Adds lines to a file. A full disk costs the lines and logs an error. Numbers that are not finite become null."""
-    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
-    try:
-        with path.open("a+b") as file:
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read() not in (b"", b"\n")
-            file.write(b"\n" * torn + b"".join(json.dumps(row).encode() + b"\n" for row in finite))
-    except OSError as error:
-        log.error("cannot write %s (%s); the run goes on without these lines", path, error)
+class JsonLines:
+    """Appends rows to a file; those that a full disk does not take wait for the next ones, and it is said once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: deque[bytes] = deque(maxlen=_MAX_WAITING)
+        self._is_failing = False
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds a line per row, behind those that wait. Numbers that are not finite become null."""
+        self._waiting += [json.dumps(_finite(row)).encode() + b"\n" for row in rows]
+        if not self._waiting:
+            return
+        try:
+            _append_whole(self.path, b"".join(self._waiting))
+        except OSError as error:
+            if not self._is_failing:
+                log.error("cannot write %s (%s); the run goes on, and its lines wait for space", self.path, error)
+            self._is_failing = True
+            return
+        if self._is_failing:
+            log.warning(
+                "%s is written again, with %d lines that had to wait", self.path, len(self._waiting) - len(rows)
+            )
+        self._waiting.clear()
+        self._is_failing = False
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """Adds all of the data to a file or, with an error, nothing; a line that a crash has torn is ended before."""
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) not in (b"", b"\n"):
+            data = b"\n" + data
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise

@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipx.checkpoint.state import Progress as RunProgress
+from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.printable import redacted, shown
 from clipx.storage.folders import write_atomically
-from clipx.train.metrics.json_lines import append_rows, read_rows
+from clipx.train.metrics.json_lines import JsonLines, read_rows
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
 from clipx.train.metrics.warnings import Diagnosis
 
@@ -62,14 +63,16 @@ class Monitor:
     Args:
         runtime: the ranks.
         config: of the run.
+        length: of the run, which counts its pairs.
         diagnosis: says what rows mean, where it is bad.
     """
 
-    def __init__(self, runtime: Runtime, config: RunConfig, diagnosis: Diagnosis) -> None:
+    def __init__(self, runtime: Runtime, config: RunConfig, length: RunLength, diagnosis: Diagnosis) -> None:
         self._runtime = runtime
         self._config = config
-        self._metrics = Path(config.run_dir) / "metrics.jsonl"
-        self._num_steps = config.num_steps
+        self._metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
+        self._length = length
+        self._num_steps = length.num_steps
         self._diagnosis = diagnosis
         self._peak_flops = peak_flops(runtime.device)
         self._since_row: _SinceRow | None = None
@@ -85,14 +88,15 @@ class Monitor:
 
     def __exit__(self, *_: tuple[type[BaseException], BaseException, TracebackType]) -> None:
         if self._display is not None:
+            self._metrics.append([])  # what waits for space, for the last time
             self._display.close()
 
     def truncate_after(self, step: int) -> None:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
         self._since_row = _SinceRow(step=step, began=time.perf_counter())
-        if self._runtime.is_main and self._metrics.exists():
-            kept = [row for row in read_rows(self._metrics) if row["step"] <= step]
-            write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._runtime.is_main and self._metrics.path.exists():
+            kept = [row for row in read_rows(self._metrics.path) if row.get("step", 0) <= step]
+            write_atomically(self._metrics.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def record_data_wait(self, seconds: float, *, step: int) -> None:
         """Notes how long a step, from 1, stood waiting for its data; it may be known before the step before is read."""
@@ -122,7 +126,7 @@ class Monitor:
         row = {**self._row(outcome, progress, bad_samples), **data}
         if not self._runtime.is_main:
             return
-        append_rows(self._metrics, [row])
+        self._metrics.append([row])
         for warning in self._diagnosis.look(row):
             log.warning("step %d: %s", outcome.step, warning)
         self.track({f"train/{name}": value for name, value in row.items() if name != "step"}, step=outcome.step)
@@ -183,7 +187,7 @@ class Monitor:
         num_tokens, model_flops = counts.pop("num_tokens"), counts.pop("model_flops")
         row = {
             "step": outcome.step,
-            "samples_seen": outcome.step * self._config.global_batch_size,
+            "samples_seen": self._length.samples_seen(outcome.step),
             "lr": outcome.lr,
             "grad_norm": outcome.grad_norm,
             "samples_per_s": pairs / elapsed_s,

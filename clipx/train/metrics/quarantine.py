@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipx.errors import RunError
 from clipx.printable import label, redacted
-from clipx.train.metrics.json_lines import append_rows, read_rows
+from clipx.train.metrics.json_lines import JsonLines, read_rows
 from clipx.types import BadSample
 
 _BAD_COUNTED_FROM = 100  # distinct samples below which a share of bad ones says nothing
@@ -22,6 +22,7 @@ class Quarantine:
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         self.path = path
+        self._file = JsonLines(path)
         rows = read_rows(path)
         self._written = {(row["shard"], row["key"]) for row in rows}
         self._met = {  # before there were mixtures rows named no source
@@ -44,7 +45,7 @@ class Quarantine:
                 for name, sample in fresh.items()
                 if name not in self._written
             ]
-            append_rows(self.path, rows)
+            self._file.append(rows)
         self._written |= fresh.keys()
         self._met |= {name: sample.source for name, sample in fresh.items()}
 

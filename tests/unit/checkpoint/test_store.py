@@ -106,6 +106,7 @@ def test_a_broken_newest_is_named_and_passed_over(
 
 
 def test_an_unfinished_save_is_no_checkpoint(store: CheckpointStore) -> None:
+    store.begin(3)
     write_state(store.draft(3), state_of(*trained_model()), None)
     assert store.draft(3).names()
     assert store.newest() is None
@@ -167,6 +168,66 @@ def test_retention_counts_good_ones_only(store: CheckpointStore) -> None:
         damage(checkpoint.folder, weights_file(checkpoint), "cut")
     store.apply_retention(keep_last=1, keep_every=0)
     assert [checkpoint.step for checkpoint in store.checkpoints()] == [2, 3, 4]  # none is good: none is removed
+
+
+def foreign(store: CheckpointStore, name: str, **files: str) -> Folder:
+    """A folder of another program's."""
+    folder = store.root.child(name)
+    folder.make()
+    for file, content in {"weights.bin": "theirs", **files}.items():
+        folder.write(file.replace("_", "."), content)
+    return folder
+
+
+def test_retention_removes_only_what_a_manifest_lists(store: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+    noted = save(store, 2, trained_model())
+    noted.folder.write("notes.txt", "the best so far")
+    theirs = foreign(store, "step-00000001", manifest_json='{"weights.bin": {"size": 6, "sha256": "?"}}')
+    others = [foreign(store, name) for name in ("step-3", "step-00000000", "step-last")]
+    for step in (4, 5, 6):
+        save(store, step, trained_model())
+    for _ in range(2):
+        store.apply_retention(keep_last=1, keep_every=0)
+    assert noted.folder.read("notes.txt") == b"the best so far"
+    assert noted.problem() is None
+    assert all(folder.read("weights.bin") == b"theirs" for folder in (theirs, *others))
+    assert [checkpoint.step for checkpoint in store.checkpoints() if checkpoint.step > 2] == [6]
+    assert len([message for message in caplog.messages if f"{noted} stays: it holds notes.txt, which" in message]) == 1
+    assert len([message for message in caplog.messages if f"{theirs} stays: it holds weights.bin, " in message]) <= 1
+
+
+def test_folders_of_others_are_neither_discarded_nor_renamed_nor_written_into(store: CheckpointStore) -> None:
+    names = ["step-00000007", ".saving-step-00000008", ".saving-mine", "step-00000009"]
+    folders = [foreign(store, name) for name in names[:3]]
+    folders.append(foreign(store, names[3], **{"__0_0.distcp": "another program's of torch"}))
+    good = save(store, 1, trained_model())
+    store.discard_unfinished()
+    store.set_aside(after_step=1, reason="broken")
+    store.discard(8)
+    assert store.root.names() == sorted([*names, good.name])
+    for step in (7, 9):
+        with pytest.raises(OSError, match=rf"step-0000000{step} is in the way, and not a checkpoint of clipx: move it"):
+            store.begin(step)
+    assert all(folder.read("weights.bin") == b"theirs" for folder in folders)
+    assert store.newest() == good
+
+
+def test_what_a_removal_has_left_is_discarded(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        save(store, step, trained_model())
+
+    def killed(folder: Folder) -> None:
+        if folder.names():
+            folder.remove_file(".metadata")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.root), "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.apply_retention(keep_last=1, keep_every=0)
+    assert [checkpoint.step for checkpoint in store.checkpoints()] == [2]
+    store.discard_unfinished()
+    assert store.root.names() == ["step-00000002"]
 
 
 def test_a_model_of_another_shape_is_one_line(store: CheckpointStore) -> None:

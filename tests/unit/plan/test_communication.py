@@ -62,7 +62,9 @@ def handed_over(configs: Sequence[RunConfig]) -> list[Counter[str]]:
             runtime = replace(started, parallel=config.parallel)
             phase = phase_at(config, 0)
             objective = build_objective(config, phase, vocab_size=build_tokenizer(config.model.text).vocab_size)
-            stepper = build_stepper(config, runtime, objective, phase=phase, micro_batch_size=None)
+            stepper = build_stepper(
+                config, runtime, objective, length=config.length(), phase=phase, micro_batch_size=None
+            )
             stepper.names = ("loss", "image_cosine", "text_cosine", "num_tokens", "model_flops")  # once a phase
             with profile(record_shapes=True) as profiler:
                 stepper(batch_of(config), step=0, requests=StopOrSave(), stats=RankStats()).read()

@@ -7,6 +7,7 @@ import pytest
 from shard_files import write_shards
 from tiny import tiny_config
 
+from clipx.checkpoint.state import Progress
 from clipx.config.schema import RunConfig
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex, build_index
@@ -40,11 +41,29 @@ def test_auto_keeps_what_the_run_began_with(shards: Path, index: ShardIndex) -> 
     assert (order.sources[0].lanes, order.window) == (8, 64)
 
 
-@pytest.mark.parametrize("change", ["data.lanes=12", "data.shuffle_window=5", "global_batch_size=48", "seed=3"])
+@pytest.mark.parametrize("change", ["data.lanes=12", "data.shuffle_window=5", "global_batch_size=20", "seed=3"])
 def test_what_is_said_or_changed_is_not_what_the_run_began_with(shards: Path, index: ShardIndex, change: str) -> None:
     begun = replace(plan_record(config_of(shards), [index]), lanes=8, shuffle_window=64)
     config = config_of(shards, change)
     assert plan_record(config, [index], begun=begun) == plan_record(config, [index]) != begun
+
+
+def test_a_batch_of_another_size_goes_on_in_the_same_order(shards: Path, index: ShardIndex) -> None:
+    """4 batches of 24, then of 48: each image comes where it would have come."""
+    before = plan_record(config_of(shards), [index])
+    config = config_of(shards, "global_batch_size=48")
+    after = plan_record(config, [index], begun=before)
+    assert after == replace(before, global_batch_size=48)
+    progress = Progress(step=4, next_batch=4, samples_seen=96, skipped_batches=[1, 5, 6])
+    progress.change_batch(before=24, after=48)
+    assert (progress.next_batch, progress.skipped_batches) == (4, [0, 2, 3])  # 2 and 3 hold those of 5 and 6
+    small, large = (
+        build_order(c, [index], lanes=before.lanes, shuffle_window=before.shuffle_window)
+        for c in (config_of(shards), config)
+    )
+    for batch in range(4):
+        halves = [ref.sample_id for half in (2 * batch, 2 * batch + 1) for ref in small.sample_refs(half)]
+        assert sorted(halves) == sorted(ref.sample_id for ref in large.sample_refs(batch))
 
 
 def test_of_a_mixture_the_most_lanes_are_kept(shards: Path, index: ShardIndex) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from clipx.checkpoint.state import Progress
+from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
+from clipx.checkpoint.store import CheckpointStore
 from clipx.config.checkpoint import SpikeConfig
 from clipx.distributed.runtime import start_runtime
 from clipx.errors import RunError
@@ -124,8 +125,19 @@ def test_the_next_batch_is_one_that_is_trained_on() -> None:
     assert progress.next_batch == 24
 
 
-def rolled_back(run_dir: Path, progress: Progress, **changes: int) -> Rollback:
-    config = replace(tiny_config(run_dir, "none.tar"), spikes=SpikeConfig(**changes))
+def save(folder: Path, step: int, *, scheduled: bool = True) -> None:
+    order = DataOrderRecord(
+        fingerprint="f", num_shards=1, num_samples=9, lanes=4, shuffle_window=64, global_batch_size=8, seed=0
+    )
+    state = RunState(progress=Progress(step=step), data_order=order, wandb_id="w", scheduled=scheduled)
+    store = CheckpointStore(folder)
+    store.draft(step).make()
+    store.publish(step, {}, state=state, config_text="run_dir: r\n")
+
+
+def rolled_back(run_dir: Path, progress: Progress, *, every_steps: int = 10, **changes: int) -> Rollback:
+    config = tiny_config(run_dir, "none.tar", f"checkpoint.every_steps={every_steps}")
+    config = replace(config, spikes=SpikeConfig(**changes))
     with start_runtime(config) as runtime:
         return rollback(SPIKE, progress, config=config, runtime=runtime)
 
@@ -133,7 +145,7 @@ def rolled_back(run_dir: Path, progress: Progress, **changes: int) -> Rollback:
 def test_spoilt_checkpoints_are_set_aside_and_the_record_is_written_once(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     for step in (10, 20, 28):
-        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
+        save(checkpoints, step)
     progress = Progress(step=31, next_batch=33, skipped_batches=[3], rollbacks=1)
     for _ in range(2):  # as a run that is killed during a rollback does it
         assert rolled_back(tmp_path, progress) == Rollback((3, *range(24, 32)), rollbacks=2)
@@ -144,6 +156,36 @@ def test_spoilt_checkpoints_are_set_aside_and_the_record_is_written_once(tmp_pat
         ]
     (row,) = map(json.loads, (tmp_path / "rollbacks.jsonl").read_text().splitlines())
     assert row == {"step": 30, "loss": 9.0, "z_score": 12.0, "back_to": 20, "left_out": list(range(24, 32))}
+
+
+@pytest.mark.parametrize(
+    ("saved", "stopped", "keep", "expected"),
+    [
+        ([10, 20], [21, 25], {}, [20]),
+        ([10, 20, 28], [22], {}, [28, 20]),  # 28 lies among the last 8 steps
+        ([10, 20, 28], [22], {"keep_last": 1}, [28]),  # alone left, had nothing been stopped
+        ([10, 20, 28], [22], {"keep_last": 1, "keep_every": 10}, [28, 20]),
+        ([30, 40], [22], {}, []),
+        ([], [22], {}, []),
+    ],
+)
+def test_goes_back_to_what_the_schedule_alone_would_have(
+    tmp_path: Path, saved: list[int], stopped: list[int], keep: dict[str, int], expected: list[int]
+) -> None:
+    for step in (*saved, *stopped):
+        save(tmp_path, step, scheduled=step in saved)
+    (tmp_path / "step-00000029").mkdir()  # a broken one
+    policy = {"keep_last": 3, "keep_every": 0, **keep}
+    assert CheckpointStore(tmp_path).scheduled_before(30, skipping=8, **policy) == expected
+
+
+def test_where_the_schedule_has_nothing_left_it_goes_back_to_what_there_is(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoints", 22, scheduled=False)
+    progress = Progress(step=31, next_batch=33)
+    assert rolled_back(tmp_path, progress, every_steps=20) == Rollback(tuple(range(24, 32)), rollbacks=1)
+    assert rolled_back(tmp_path, progress, every_steps=40) == Rollback(tuple(range(24, 32)), rollbacks=1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["leapt-step-00000022"]
 
 
 def test_it_does_not_roll_back_for_ever(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ DIAGNOSIS = Diagnosis(max_logit_scale=100, warmup_steps=0, max_bad_fraction=0.01
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[Monitor]:
     config = tiny_config(tmp_path, "none.tar", "steps=4")
-    with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as opened:
+    with start_runtime(config) as runtime, Monitor(runtime, config, config.length(), DIAGNOSIS) as opened:
         opened.truncate_after(0)
         yield opened
 
@@ -68,7 +68,7 @@ def test_saving_and_evaluating_are_told_apart_from_training(monitor: Monitor, tm
 
 def test_a_row_sums_its_steps(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "none.tar", "steps=4", "track.every_steps=2")
-    with start_runtime(config) as runtime, Monitor(runtime, config, DIAGNOSIS) as monitor:
+    with start_runtime(config) as runtime, Monitor(runtime, config, config.length(), DIAGNOSIS) as monitor:
         monitor.truncate_after(0)
         for step in (1, 2, 3, 4):
             monitor.record_data_wait(step, step=step)

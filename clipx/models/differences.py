@@ -1,0 +1,117 @@
+"""What two models compute differently from equal weights: names and shapes of weights do not show it.
+
+Two configs are compared key by key, and every key counts but those that are meant to change between two runs. A trunk
+of timm's and an encoder of transformers' have names and options that may be spelt in several ways; so where their keys
+differ, the built modules decide.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from clipx.config.changes import Changes, changes_between
+from clipx.config.model import ModelConfig
+from clipx.models.clip import CLIP
+
+# where a run begins, what is resampled or cut to fit, and what happens in training only
+_MAY_DIFFER = frozenset(
+    {
+        "init_logit_scale",
+        "max_logit_scale",
+        "init_logit_bias",
+        "image.image_size",
+        "image.patch_drop",
+        "image.pretrained",
+        "text.context_length",
+        "text.pretrained",
+        "text.tokenizer",  # compared by what it does, where it is built
+    }
+)
+_BUILT = ("image.name", "image.options", "text.name")
+_IN_TRAINING_ONLY = (nn.Identity, nn.Dropout)
+# of timm's and transformers' modules: sizes of inputs, which follow from the images, and how the same is computed
+_NO_FUNCTION = frozenset(
+    {
+        "training",
+        "img_size",
+        "grid_size",
+        "num_patches",
+        "input_resolution",
+        "feat_shape",
+        "ref_feat_shape",
+        "strict_img_size",
+        "dynamic_img_size",
+        "name_or_path",
+        "fused_attn",
+        "weight_init_mode",
+        "fix_init",
+        "grad_checkpointing",
+        "gradient_checkpointing",
+    }
+)
+
+
+def model_differences(config: ModelConfig, model: CLIP, *, before: ModelConfig, model_before: CLIP) -> Changes:
+    """Keys of `model` in the config by which the models compute different embeddings.
+
+    The size of pictures, the context length, the tokenizer, what is dropped in training and the starting values of the
+    logits are not compared.
+
+    Args:
+        config: of the one model.
+        model: built from it.
+        before: config of the other.
+        model_before: built from that.
+    """
+    wrong = {key: values for key, values in changes_between(before, config).items() if key not in _MAY_DIFFER}
+    if any(key.startswith("image.") for key in wrong) and _same(
+        model_before.image_tower.trunk, model.image_tower.trunk
+    ):
+        wrong = {key: values for key, values in wrong.items() if not key.startswith(_BUILT[:2])}
+    towers = (model_before.text_tower, model.text_tower)
+    encoder_before, encoder = (getattr(tower, "encoder", None) for tower in towers)
+    if encoder_before is not None and encoder is not None and _same(encoder_before, encoder):
+        wrong.pop(_BUILT[2], None)
+    return wrong
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules with equal weights have the same function in evaluation."""
+    modules = [dict(_computing(module)) for module in (one, other)]
+    if modules[0].keys() != modules[1].keys():
+        return False
+    pairs = [(modules[0][name], modules[1][name]) for name in modules[0]]
+    return all(_facts(a) == _facts(b) and _same_constants(a, b) for a, b in pairs)
+
+
+def _computing(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_modules():
+        if not isinstance(child, _IN_TRAINING_ONLY) and not type(child).__name__.startswith("Drop"):
+            yield name, child
+
+
+def _facts(module: nn.Module) -> dict[str, object]:
+    """The class, and every number, word and function that the module holds."""
+    held = {
+        name: getattr(value, "__qualname__", value)
+        for name, value in vars(module).items()
+        if name[0] != "_" and "drop" not in name and name not in _NO_FUNCTION and _is_plain(value)
+    }
+    return held | {"class": type(module).__qualname__}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, int | float | str) or hasattr(value, "__qualname__")
+
+
+def _same_constants(one: nn.Module, other: nn.Module) -> bool:
+    """Whether the buffers that are not stored are equal, where they have one shape: others follow from sizes."""
+    for name in one._non_persistent_buffers_set & other._non_persistent_buffers_set:
+        before, after = getattr(one, name), getattr(other, name)
+        comparable = isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape
+        if comparable and not torch.equal(before.cpu(), after.cpu()):
+            return False
+    return True

@@ -1,0 +1,146 @@
+"""What a run goes on from, and what of its config has changed since: some of it stops the resume, the rest is said."""
+
+import logging
+import platform
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from clipx import __version__
+from clipx.checkpoint.state import DataOrderRecord, RunState
+from clipx.checkpoint.store import Checkpoint, checkpoints_of
+from clipx.config.changes import Changes, changes_between, named
+from clipx.config.model import ModelConfig
+from clipx.config.schema import RunConfig
+from clipx.distributed.runtime import Runtime
+from clipx.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
+
+_SAME_CURVE = (
+    # where and when things are written, read, measured and stopped
+    *("run_dir", "checkpoint.*", "track.*", "evaluate*"),
+    *("max_minutes", "max_skipped_steps", "stop_signals", "stall_timeout_s"),
+    *("data.workers", "data.prefetch_batches", "data.remote.*", "data.cache*", "data.index", "data.max_bad_fraction"),
+    # how the same is computed, to rounding
+    *("micro_batch_size", "activation_checkpointing", "attention", "compile", "deterministic", "parallel.*"),
+    # the start, which is over
+    *("start_from", "start_from_anyway", "model.init_*", "model.image.pretrained", "model.text.pretrained"),
+    # what DataOrderRecord compares
+    *("seed", "global_batch_size", "data.train", "data.sources", "data.sources.*.shards", "data.sources.*.weight"),
+    *("data.sources.*.index", "data.lanes", "data.shuffle_window", "data.allow_*"),
+)
+"""Keys whose change leaves the rest of the run as it would have been."""
+
+
+def newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
+    """What the run goes on from: rank 0 looks through its checkpoints, every rank learns which."""
+    store, step = checkpoints_of(config), None
+    with runtime.raise_on_all_ranks():
+        if runtime.is_main:
+            try:
+                newest = store.newest()
+                if newest is None and store.checkpoints():
+                    raise RunError(f"no checkpoint in {store} is whole; move them away to start from the beginning")
+                if newest is not None:
+                    step = newest.step
+                    store.set_aside(after_step=step, reason="broken")
+            except OSError as problem:
+                raise InputError(
+                    f"the checkpoints in {store} cannot be read ({problem}); mend the storage or choose another place"
+                ) from problem
+    step = runtime.broadcast_from_rank0(step)
+    return None if step is None else store.checkpoint(step)
+
+
+def compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
+    """The state to resume from.
+
+    Raises:
+        InputError: model or data order are not those that the run began with, or it has gone further than its end.
+    """
+    saved, begun = checkpoint.state(), checkpoint.config()
+    _go_on(saved, config, record)
+    if config.checkpoint.folder is not None and begun.run_dir != config.run_dir:
+        log.warning(
+            "%s was written by the run in %s; if that one still lives, give this one a checkpoint.folder of its own, "
+            "or they remove each other's checkpoints",
+            checkpoint,
+            begun.run_dir,
+        )
+    if wrong := changes_between(_shape(begun.model), _shape(config.model)):
+        raise InputError(f"{named(wrong, 'model.')}: not the model of {checkpoint}; restore it or choose a new run_dir")
+    changes = saved.data_order.differences(record)
+    if changes and not config.data.allow_change:
+        raise InputError(
+            f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "
+            "restore it, choose a new run_dir, or go on with the new data by data.allow_change=true"
+        )
+    if changes:
+        log.warning("going on with a changed data order: %s", "; ".join(changes))
+    _say_changes(saved, begun, config)
+    return saved
+
+
+def _say_changes(saved: RunState, begun: RunConfig, config: RunConfig) -> None:
+    """Names what is computed in another way from here on; where a model or data are others, the resume has ended."""
+    changes = {
+        key: values
+        for key, values in changes_between(begun, config).items()
+        if not any(fnmatchcase(key, pattern) for pattern in _SAME_CURVE)
+    }
+    if changes:
+        log.warning("going on from step %d with a changed config: %s", saved.progress.step, named(changes))
+    libraries = {name: (saved.versions.get(name, now), now) for name, now in versions().items() if name != "git_commit"}
+    updated: Changes = {name: pair for name, pair in libraries.items() if pair[0] != pair[1]}
+    if updated:
+        log.warning("going on from step %d with other versions: %s", saved.progress.step, named(updated))
+
+
+def _go_on(saved: RunState, config: RunConfig, record: DataOrderRecord) -> None:
+    """Brings the progress to global batches of the config's size.
+
+    Raises:
+        InputError: the run has gone further than the config's end.
+    """
+    progress, before, after = saved.progress, saved.data_order.global_batch_size, record.global_batch_size
+    if before != after:
+        progress.change_batch(before=before, after=after)
+    changes = [(step, seen) for step, seen in progress.batch_changes]
+    if config.length(changes).samples_seen(progress.step) != progress.samples_seen:
+        progress.batch_changes.append([progress.step, progress.samples_seen])
+        changes.append((progress.step, progress.samples_seen))
+    if progress.step > config.length(changes).num_steps:
+        done, key, end = f"done {progress.step} steps", "steps", config.steps
+        if config.samples is not None:
+            done, key, end = f"seen {progress.samples_seen} pairs", "samples", config.samples
+        raise InputError(f"{config.run_dir} has {done}, more than {key}={end}; raise {key} or choose a new run_dir")
+
+
+def _shape(model: ModelConfig) -> ModelConfig:
+    """The model without what may change in the middle of a run: starting points, the clamp, patch dropout."""
+    return replace(
+        model,
+        image=replace(model.image, patch_drop=0.0, pretrained=False),
+        init_logit_scale=1.0,
+        init_logit_bias=None if model.init_logit_bias is None else 0.0,
+        max_logit_scale=1.0,
+    )
+
+
+def versions() -> dict[str, str]:
+    """What computed this: recorded in every checkpoint."""
+    names = ("torch", "torchvision", "timm", "transformers", "accelerate", "webdataset", "numpy")
+    found = {"python": platform.python_version(), "clipx": __version__}
+    for name in names:
+        with suppress(PackageNotFoundError):  # imported from a folder and not installed
+            found[name] = version(name)
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with suppress(OSError):  # no git on this machine
+        commit = subprocess.run(command, capture_output=True, text=True, check=False)
+        if commit.returncode == 0:
+            found["git_commit"] = commit.stdout.strip()
+    return found

@@ -1,0 +1,51 @@
+"""Which configs describe the same function of equal weights."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tiny_clip import tiny_model_config
+
+from clipx.config.model import HuggingFaceTextConfig, ModelConfig
+from clipx.models.clip import CLIP, build_model
+from clipx.models.differences import model_differences
+
+VOCABULARY = 40
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Callable[..., str]:
+    """The folder of a BERT with these settings."""
+
+    def save(name: str, **settings: Any) -> str:
+        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        config = transformers.BertConfig(
+            **{**shape, "vocab_size": VOCABULARY, "max_position_embeddings": 16, **settings}
+        )
+        config.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+def built(folder: str, **settings: Any) -> tuple[ModelConfig, CLIP]:
+    text = HuggingFaceTextConfig(name=folder, pretrained=False, context_length=9, **settings)
+    config = replace(tiny_model_config(), text=text)
+    return config, build_model(config, vocab_size=VOCABULARY, seed=0)
+
+
+def test_an_encoder_is_known_by_what_it_computes_and_not_by_its_folder(encoder: Callable[..., str]) -> None:
+    before, model_before = built(encoder("one"))
+
+    def changed(name: str, pool: str = "mean", **settings: Any) -> set[str]:
+        config, model = built(encoder(name, **settings), pool=pool)
+        return set(model_differences(config, model, before=before, model_before=model_before))
+
+    assert changed("copy", hidden_dropout_prob=0.3) == set()
+    assert changed("relu", hidden_act="relu") == {"text.name"}
+    assert changed("heads", num_attention_heads=4) == {"text.name"}
+    assert changed("eps", layer_norm_eps=1e-3) == {"text.name"}
+    assert changed("pool", pool="cls") == {"text.pool"}
