@@ -83,6 +83,9 @@ def train(arguments: ConfigArguments) -> None:
     request, start it again; 1: failed; 2: bad input. `clipx config --describe` lists every key.
     """
     config = load_arguments(arguments)
+    from clipx.distributed.environment import overrule_environment
+
+    overrule_environment(config)  # before torch is imported, which reads some of it then
     from clipx.train.trainer import train as run
 
     raise typer.Exit(run(config))
@@ -104,6 +107,9 @@ def zeroshot(
     weights: WeightsOption = None,
 ) -> None:
     """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
+    from clipx.distributed.environment import overrule_environment
+
+    overrule_environment()
     from clipx.distributed.collectives import rank
     from clipx.distributed.runtime import join_ranks
     from clipx.evaluate.run import evaluate_folder
@@ -131,6 +137,9 @@ def export(
     weights: WeightsOption = None,
 ) -> None:
     """Write a folder that transformers and open_clip load, and compare it with the model (parity.json)."""
+    from clipx.distributed.environment import overrule_environment
+
+    overrule_environment()
     from clipx.export.run import export_model
 
     names = [name.strip() for name in formats.split(",")]

@@ -41,6 +41,9 @@ def doctor(
     if path is not None and not path.is_dir():
         raise InputError(f"--path {path} is no folder; give one that is there")
 
+    from clipx.distributed.environment import overrule_environment
+
+    overrule_environment(config)
     from rich.console import Console
 
     from clipx.doctor.finding import Verdict, worst

@@ -98,7 +98,7 @@ def _walk(node: type, *, path: tuple[str, ...], is_default: bool) -> Iterator[Se
         knobs=tuple(_knob(item, properties[item.name]) for item in fields(node) if not inner[item.name]),
         tag=getattr(node, "type", None),
         is_default=is_default,
-        doc=" ".join(schema["description"].split()),
+        doc=" ".join(schema.get("description", "").split()),  # python -OO drops docstrings
     )
     for item in fields(node):
         default = item.default_factory() if item.default_factory is not MISSING else None

@@ -1,11 +1,15 @@
 """Starts the run's trackers, wandb and tensorboard, through accelerate, whose object (in `Runtime`) holds them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipx.distributed.runtime import Runtime
+
+_LESS_TO_MORE = ("disabled", "offline", "online")
+# What the config says, and wandb reads from the environment as well, some of it before what it is told.
+_GIVEN = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_NAME")
 
 
 def start_trackers(
@@ -15,9 +19,21 @@ def start_trackers(
 
     `wandb_id` is the same at each start of a run, which so continues its own wandb run; `run_dir` names it there.
     """
+    mode = least_tracking(wandb_mode, os.environ)
+    for name in _GIVEN:
+        os.environ.pop(name, None)
     os.environ.setdefault("WANDB_SILENT", "true")
-    wandb = {"id": wandb_id, "resume": "allow", "mode": wandb_mode, "dir": str(run_dir), "name": run_dir.name}
+    wandb = {"id": wandb_id, "resume": "allow", "mode": mode, "dir": str(run_dir), "name": run_dir.name}
     runtime.accelerator.init_trackers(project, config=_scalars(config), init_kwargs={"wandb": wandb})
+
+
+def least_tracking(mode: str, environment: Mapping[str, str]) -> str:
+    """The mode of wandb: the config's, or that of WANDB_MODE or WANDB_DISABLED if less leaves this machine."""
+    asked = environment.get("WANDB_MODE", "").strip().lower()
+    asked = {"dryrun": "offline"}.get(asked, asked)
+    if environment.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
+        asked = "disabled"
+    return min(mode, asked if asked in _LESS_TO_MORE else mode, key=_LESS_TO_MORE.index)
 
 
 def _scalars(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
