@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from clipx import __version__
-from clipx.cli.config_files import ConfigArguments, load_arguments
+from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.launch import launch_app
@@ -168,7 +168,7 @@ def config(
 
 def main() -> None:
     """The entry point of `clipx`: runs a command and ends the process with its exit code."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [with_home(argument) for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CLIPX_DEBUG", "0") not in ("", "0")
     try:
         code = app(arguments, prog_name="clipx", standalone_mode=False)
