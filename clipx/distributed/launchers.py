@@ -44,8 +44,6 @@ def adopt_ranks(environment: MutableMapping[str, str]) -> None:
         if "MASTER_ADDR" not in environment:  # of one rank, which meets nobody
             for name in _TORCH:
                 environment.pop(name, None)
-    elif (tasks := idle_slurm_tasks(environment)) > 0:
-        log.warning("this Slurm job has %d tasks, and this process is none of them: it runs alone (no srun)", tasks)
 
 
 def is_first_rank(environment: Mapping[str, str]) -> bool:
@@ -61,6 +59,12 @@ def is_slurm_task(environment: Mapping[str, str]) -> bool:
     it tells of a step, srun alone sets.
     """
     return environment.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "1") and "SLURM_PROCID" in environment
+
+
+def warn_if_alone(environment: Mapping[str, str]) -> None:
+    """Says so where a job has several tasks, but this process, which no launcher started, is not one of them."""
+    if (tasks := idle_slurm_tasks(environment)) and not environment.get("RANK"):
+        log.warning("this Slurm job has %d tasks, and this process is none of them: it runs alone (no srun)", tasks)
 
 
 def idle_slurm_tasks(environment: Mapping[str, str]) -> int:

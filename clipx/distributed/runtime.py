@@ -25,7 +25,7 @@ from clipx.config.parallel import Fsdp2Config, ParallelConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed import collectives
 from clipx.distributed.environment import overrule_environment
-from clipx.distributed.launchers import adopt_ranks
+from clipx.distributed.launchers import adopt_ranks, warn_if_alone
 from clipx.errors import InputError, RunError
 from clipx.host import end_with_parent
 
@@ -130,6 +130,7 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         end_with_parent(signal.SIGTERM)  # if torchrun's agent is killed; the run saves on SIGTERM
     if not dist.is_initialized():  # else a program of its own has joined them
         adopt_ranks(os.environ)
+        warn_if_alone(os.environ)
     _quiet_libraries()
     threads = _fix_threads()
     if config.deterministic:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipx.config.paths import expand_home
 from clipx.distributed.runtime import Runtime
 
 _LESS_TO_MORE = ("disabled", "offline", "online")
@@ -23,8 +24,22 @@ def start_trackers(
     for name in _GIVEN:
         os.environ.pop(name, None)
     os.environ.setdefault("WANDB_SILENT", "true")
+    if not _has_user_cache():  # else wandb's service writes its log to the terminal
+        os.environ.setdefault("WANDB_CACHE_DIR", str(run_dir / "wandb" / "cache"))
     wandb = {"id": wandb_id, "resume": "allow", "mode": mode, "dir": str(run_dir), "name": run_dir.name}
     runtime.accelerator.init_trackers(project, config=_scalars(config), init_kwargs={"wandb": wandb})
+
+
+def _has_user_cache() -> bool:
+    """Whether the user's cache folder can be written; in a container there may be no home."""
+    if not os.environ.get("HOME"):
+        return False
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def least_tracking(mode: str, environment: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from clipx.distributed.launchers import adopt_ranks, is_first_rank
+from clipx.distributed.launchers import adopt_ranks, is_first_rank, warn_if_alone
 from clipx.errors import InputError
 
 TORCHRUN = {
@@ -37,6 +37,7 @@ def adopted(environment: dict[str, str]) -> dict[str, str]:
     """What torch and accelerate will see of launchers."""
     environment = dict(environment)
     adopt_ranks(environment)
+    warn_if_alone(environment)
     return {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
 
 
