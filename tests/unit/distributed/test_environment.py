@@ -45,6 +45,7 @@ KEPT = [
     "ACCELERATOR",
     "CUDA_VISIBLE_DEVICES",
     "CUDNN_PATH",
+    "CUDNN_VERSION",  # of images with CUDA
     "HF_HOME",
     "NCCL_DEBUG",
     "PYTORCH_CUDA_ALLOC_CONF",
