@@ -35,21 +35,27 @@ python=${PYTHON:-$root/.venv/bin/python}
 # Stopped before anything was started, nothing is lost. (In a container, the first process hears only what it asks for.)
 trap 'exit 85' TERM HUP QUIT USR1 USR2 XCPU
 
+export PYTHONUTF8=1 # paths are bytes, and a terminal's locale need not be that of a node
 # A mistake in the config is one line here instead of one per process; the run folder is needed at the end.
 config=$("$python" -m clipx config "$@")
-run_dir=$(sed -n 's/^run_dir: //p' <<<"$config" | tr -d "'\"")
+run_dir=$("$python" -m clipx.launching.run_folder <<<"$config")
 
 nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-}}
 nproc=${nproc:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')}
 nnodes=${NNODES:-${PET_NNODES:-1}}
 master=${MASTER_ADDR:-${PET_MASTER_ADDR:-}}
+port=${MASTER_PORT:-${PET_MASTER_PORT:-29500}}
+if [[ ! $nnodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ || ! $nproc =~ ^([1-9][0-9]*|gpu|auto|cpu)$ || ! $port =~ ^[0-9]+$ ]]; then
+  echo "launch/torchrun.sh: NNODES=$nnodes NPROC_PER_NODE=$nproc MASTER_PORT=$port: expected numbers, 1 or more" >&2
+  exit 2
+fi
 if [[ $nnodes == 1 ]]; then
   rendezvous=(--standalone)
 elif [[ -z $master ]]; then
   echo "launch/torchrun.sh: MASTER_ADDR is not set: with NNODES=$nnodes, name a node that all others reach" >&2
   exit 2
 else
-  rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$master:${MASTER_PORT:-${PET_MASTER_PORT:-29500}}"
+  rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$master:$port"
     --rdzv-id="${RUN_ID:-${SLURM_JOB_ID:-clipx}}")
 fi
 # Where torchrun shares its store with the processes, a start finds the addresses of the one before in it, which nobody

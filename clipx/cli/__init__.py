@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from clipx import __version__
-from clipx.cli.config_files import ConfigArguments, load_arguments
+from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.early import require_evaluation_set, require_inputs, require_model, require_writable
@@ -86,6 +86,9 @@ def train(arguments: ConfigArguments) -> None:
     """
     config = load_arguments(arguments)
     require_inputs(config)
+    from clipx.distributed.environment import overrule_environment
+
+    overrule_environment(config)  # before torch is imported, which reads some of it then
     from clipx.train.trainer import train as run
 
     raise typer.Exit(run(config))
@@ -118,6 +121,9 @@ def zeroshot(
     require_model(model)
     for folder in folders:
         require_evaluation_set(folder)
+    from clipx.distributed.environment import overrule_environment
+
+    overrule_environment()
     from clipx.distributed.collectives import rank
     from clipx.distributed.runtime import join_ranks
     from clipx.evaluate.run import evaluate_folder
@@ -146,6 +152,7 @@ def export(
     weights: WeightsOption = None,
 ) -> None:
     """Write a folder that transformers and open_clip load, and compare it with the model (parity.json)."""
+    from clipx.distributed.environment import overrule_environment
     from clipx.export.folder import require_own
     from clipx.export.formats import check_formats
 
@@ -153,6 +160,7 @@ def export(
     check_formats(names)
     require_own(to)
     require_model(model)
+    overrule_environment()
     from clipx.export.run import export_model
 
     parity = export_model(model, to, cast("list[Format]", names), weights=weights)
@@ -182,7 +190,7 @@ def config(
 
 def main() -> None:
     """The entry point of `clipx`: runs a command and ends the process with its exit code."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [with_home(argument) for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CLIPX_DEBUG", "0") not in ("", "0")
     with surviving_stderr():
         code = _run(arguments, debug=debug)

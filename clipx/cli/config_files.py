@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipx.config.paths import expand_home
 from clipx.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,14 +27,20 @@ ConfigArguments = Annotated[
 ]
 
 
+def with_home(argument: str) -> str:
+    """An argument in which ~ stands for the home folder, as the shell writes it for `DIR`, but not for `--to=DIR`."""
+    option, path = re.fullmatch(r"(--[\w-]+=)?(.*)", argument, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return option + expand_home(path) if path.startswith("~") else argument
+
+
 def is_config(arguments: Sequence[str]) -> bool:
     """Whether a config file is among the arguments."""
     return any(argument.endswith((".yaml", ".yml")) for argument in arguments)
 
 
 def is_override(argument: str) -> bool:
-    """Whether the argument is `key.sub=value`."""
-    return _OVERRIDE.match(argument) is not None
+    """Whether the argument is `key.sub=value`, and no config file that is there, in a folder called lr=3e-4."""
+    return _OVERRIDE.match(argument) is not None and not (is_config([argument]) and Path(argument).is_file())
 
 
 def load_arguments(arguments: Sequence[str]) -> "RunConfig":

@@ -44,6 +44,9 @@ def doctor(
         raise InputError(f"--path {path} is no folder; give one that is there")
     require_writable(json_file, option="--json")
 
+    from clipx.distributed.environment import overrule_environment
+
+    overrule_environment(config)
     from rich.console import Console
     from rich.text import Text
 

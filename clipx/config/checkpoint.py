@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipx.config.field_types import NO_BOOL, STRICT, Count, Interval, NonNegative, Text
+from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Interval, NonNegative
 from clipx.config.validate import validated
 
 StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU"]
@@ -26,7 +26,7 @@ class CheckpointConfig:
     """Newest checkpoints kept."""
     keep_every: Interval = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
-    folder: Text | None = None
+    folder: FilePath | None = None
     """Where checkpoints go: a folder or an address of fsspec (s3://bucket/run); null: checkpoints/ in run_dir."""
     async_save: bool = False
     """Write while the next steps train: a save costs a copy into the host's memory, which stays for it."""

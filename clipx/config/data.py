@@ -6,13 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from clipx.config.field_types import STRICT, Count, Fraction, Interval, NonNegative, Number, Positive, Text
+from clipx.config.field_types import (
+    STRICT,
+    Count,
+    FilePath,
+    Fraction,
+    Interval,
+    NonNegative,
+    Number,
+    Positive,
+    ShardPath,
+    Text,
+)
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
 CaptionKey = Text | Annotated[dict[Text, Positive], Field(min_length=1)]
 Captions = Literal["negatives", "ignored"]
-Shards = Annotated[list[Text], Field(min_length=1)]
+Shards = Annotated[list[ShardPath], Field(min_length=1)]
 
 
 def _only_names(value: Any) -> Any:
@@ -97,15 +108,15 @@ class SourceConfig:
     """Like data.train."""
     weight: Positive = 1.0
     """Share of the pairs, relative to the other sources' weights."""
-    index: str | None = None
+    index: FilePath | None = None
     """Like data.index."""
     image_key: Text | None = None
     """Like data.image_key."""
     caption_key: CaptionKey | None = None
     """Like data.caption_key."""
-    class_names: Text | list[Text] | None = None
+    class_names: FilePath | list[Text] | None = None
     """Like data.class_names."""
-    templates: Text | list[Text] | None = None
+    templates: FilePath | list[Text] | None = None
     """Like data.templates."""
     equal_captions: Captions | None = None
     """Like data.equal_captions."""
@@ -137,7 +148,7 @@ class CacheConfig:
 
     __pydantic_config__ = STRICT
 
-    folder: Text
+    folder: FilePath
     """Where they are kept."""
     max_gb: Positive = 100.0
     """Most 10^9 bytes; the shards that were used longest ago make room."""
@@ -156,7 +167,7 @@ class DataConfig:
     not be written down. Or `sources`, one of the two."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Sets that are mixed, by name, in exact proportions to their weights."""
-    index: str | None = None
+    index: FilePath | None = None
     """Folder of the shards' index, made by `clipx data index`; default: beside the shards, or the user's cache where
     that cannot be written."""
     image_key: Text = "jpg;jpeg;png;webp"
@@ -164,9 +175,9 @@ class DataConfig:
     caption_key: CaptionKey = "txt"
     """Extension that holds the caption (`;` between alternatives); `json:captions` takes that field of a json member.
     Of a list of captions one is drawn per epoch. A mapping of such keys to weights draws one of those present."""
-    class_names: Text | list[Text] | None = None
+    class_names: FilePath | list[Text] | None = None
     """For labelled data: the names, or a file with one per line, of which the caption key's number is the place."""
-    templates: Text | list[Text] | None = None
+    templates: FilePath | list[Text] | None = None
     """Prompts with {c} where the caption or class name goes, or a file with one per line; one is drawn per epoch."""
     captions_per_image: Count = 1
     """Captions of a picture that are trained on together, all of them positives; global_batch_size counts pairs. A

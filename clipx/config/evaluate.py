@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipx.config.field_types import STRICT, Count, Interval, Text
+from clipx.config.field_types import STRICT, Count, FilePath, Interval, ShardPath, Text
 from clipx.config.validate import validated
 
 
@@ -17,7 +17,7 @@ class ZeroShotConfig:
     __pydantic_config__ = STRICT
 
     type: Literal["zeroshot"] = "zeroshot"
-    data: str
+    data: FilePath
     """Folder with classnames.txt, zeroshot_classification_templates.txt and test/*.tar."""
     every_steps: Interval = 0
     """Evaluate every N steps; always at the end. 0: at the end only."""
@@ -33,7 +33,7 @@ class RetrievalConfig:
     __pydantic_config__ = STRICT
 
     type: Literal["retrieval"] = "retrieval"
-    data: str
+    data: ShardPath
     """Shards of pictures with captions, or a folder in CLIP_benchmark's layout."""
     every_steps: Interval = 0
     """Evaluate every N steps; always at the end. 0: at the end only."""

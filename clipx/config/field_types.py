@@ -2,7 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from clipx.config.paths import expand_home
+from clipx.errors import InputError
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 NOT_BLANK = r"\S"
@@ -27,3 +30,22 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1), NO_BOOL]
 Positive = Annotated[float, Field(gt=0), NO_BOOL]
 NonNegative = Annotated[float, Field(ge=0), NO_BOOL]
 Text = Annotated[str, Field(pattern=NOT_BLANK)]
+
+
+def _in_one_line(path: str) -> str:
+    """Refuses line ends and other control characters, which a YAML block or lines of Windows leave behind."""
+    if any(ord(character) < ord(" ") for character in path):
+        raise InputError(f"{path!r} is no path: it has a line end or another control character; write it in one line")
+    return path
+
+
+def _expand_shards(text: str) -> str:
+    return "::".join(map(expand_home, text.split("::")))
+
+
+FilePath = Annotated[Text, AfterValidator(_in_one_line), AfterValidator(expand_home)]
+"""A file or folder; may begin with ~. Addresses of fsspec stay as they are."""
+ShardPath = Annotated[Text, AfterValidator(_expand_shards)]
+"""Like `FilePath`, or several joined by `::`, or a command."""
+HubName = Annotated[str, AfterValidator(expand_home)]
+"""A name at a hub, or a folder, which may begin with ~."""

@@ -101,7 +101,7 @@ def _read_override(text: str) -> Tree:
     if not equals or not all((*parents, name)):
         raise InputError(f"{text!r}: an override is key=value, e.g. optim.lr=3e-4")
     try:
-        tree: Tree = {name: read_yaml(value)}
+        tree: Tree = {name: _read_value(value)}
     except yaml.YAMLError as error:
         raise InputError(f"{text!r}: the value is not valid YAML ({_problem(error)}); put it in quotes") from error
     for end in range(1, len(parents) + 1):
@@ -109,6 +109,14 @@ def _read_override(text: str) -> Tree:
             parent = ".".join(parents[:end])
             raise InputError(f"{text!r}: {parent} is one value; give it whole, as {parent}={{key: value}}")
     return _nested(parents, tree)
+
+
+def _read_value(text: str) -> Any:
+    """The value of YAML; plain text as it stands, though YAML would drop what follows ` #` and join lines."""
+    value = read_yaml(text)
+    is_plain = isinstance(value, str) and not text.lstrip().startswith(("'", '"', "|", ">", "&", "!"))
+    is_folded = "\n" in text.strip() and value == " ".join(text.split())
+    return text.strip() if is_plain and (" #" in text or is_folded) else value
 
 
 def _nested(path: Sequence[str], tree: Tree) -> Tree:

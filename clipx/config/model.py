@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from clipx.config.field_types import STRICT, ContextLength, Count, FractionBelowOne, Number, Positive
+from clipx.config.field_types import STRICT, ContextLength, Count, FractionBelowOne, HubName, Number, Positive
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
@@ -24,7 +24,7 @@ class TimmImageConfig:
     """Pixels of the square input."""
     patch_drop: FractionBelowOne = 0.0
     """Share of patches left out in training (FLIP, arXiv 2212.00794)."""
-    pretrained: bool | str = False
+    pretrained: bool | HubName = False
     """Start from timm's weights (true) or from a local weight file."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm.create_model, e.g. {embed_dim: 192, depth: 6, num_heads: 3, patch_size: 8}."""
@@ -54,7 +54,7 @@ class TransformerTextConfig:
     """Hidden over outer channels of the feed-forward layers."""
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     """quick_gelu as in OpenAI's weights."""
-    tokenizer: str = "clip"
+    tokenizer: HubName = "clip"
     """`clip`, or a folder or hub name that transformers' AutoTokenizer loads."""
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class HuggingFaceTextConfig:
     __pydantic_config__ = STRICT
 
     type: Literal["huggingface"] = "huggingface"
-    name: str
+    name: HubName
     """Hub name or folder, for transformers' AutoModel."""
     context_length: ContextLength = 77
     """Most tokens of a text."""
@@ -80,7 +80,7 @@ class HuggingFaceTextConfig:
     """Which hidden state becomes the text's: the first, the mean of the real ones, or the last real one."""
     pretrained: bool = True
     """Load the weights; false takes the architecture only."""
-    tokenizer: str | None = None
+    tokenizer: HubName | None = None
     """Folder or hub name of the tokenizer; default: `name`."""
 
 

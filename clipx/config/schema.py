@@ -20,11 +20,11 @@ from clipx.config.field_types import (
     STRICT,
     ContextLength,
     Count,
+    FilePath,
     Fraction,
     FractionBelowOne,
     Interval,
     NonNegative,
-    Text,
 )
 from clipx.config.loss import InfoNCEConfig, LossConfig
 from clipx.config.model import ModelConfig
@@ -89,7 +89,7 @@ class RunConfig:
 
     __pydantic_config__ = STRICT
 
-    run_dir: Text
+    run_dir: FilePath
     """Folder of everything that the run writes."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), NO_BOOL] = 0
     """With the config and the step it determines the run."""
@@ -129,7 +129,7 @@ class RunConfig:
     """Towers."""
     loss: LossConfig = field(default_factory=InfoNCEConfig)
     """Objective."""
-    start_from: Text | None = None
+    start_from: FilePath | None = None
     """A run folder, checkpoint or export folder whose weights this run begins with."""
     start_from_anyway: bool = False
     """Begin with them though `model` computes something else from them than what they were trained in."""

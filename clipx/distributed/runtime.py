@@ -24,6 +24,8 @@ from torch.distributed import ProcessGroup
 from clipx.config.parallel import Fsdp2Config, ParallelConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed import collectives
+from clipx.distributed.environment import overrule_environment
+from clipx.distributed.launchers import adopt_ranks, warn_if_alone
 from clipx.errors import InputError, RunError
 from clipx.host import end_with_parent
 
@@ -122,13 +124,17 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         InputError: this machine does not support the precision or the parallelism.
         RunError: the other processes did not join within `parallel.timeout_s`.
     """
+    overrule_environment(config)
     _check_machine(config)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # if torchrun's agent is killed; the run saves on SIGTERM
-    _adopt_slurm_ranks()
+    if not dist.is_initialized():  # else a program of its own has joined them
+        adopt_ranks(os.environ)
+        warn_if_alone(os.environ)
     _quiet_libraries()
+    threads = _fix_threads()
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
         # filling all that is allocated, to show who reads what nobody wrote, doubles the launches of a step
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
@@ -160,8 +166,22 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        torch.set_num_threads(threads)
         # accelerate keeps its state as long as the process; a second run in it may have another precision
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _fix_threads() -> int:
+    """Makes a rank without a GPU compute in one thread; returns the number of threads before.
+
+    Sums over several threads depend on their number, which cores, affinity and variables would decide. More cores take
+    more ranks.
+    """
+    before = torch.get_num_threads()
+    if not torch.cuda.is_available():
+        os.environ["OMP_NUM_THREADS"] = "1"  # or accelerate chooses a number
+        torch.set_num_threads(1)
+    return before
 
 
 def _join(config: RunConfig, **options: Any) -> Accelerator:
@@ -205,7 +225,9 @@ def _host_group(config: RunConfig) -> ProcessGroup | None:
 @contextmanager
 def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
     """This rank's device and the group of all ranks, for commands that share work but do not train."""
-    _adopt_slurm_ranks()
+    overrule_environment()
+    if not dist.is_initialized():
+        adopt_ranks(os.environ)
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
         yield state.device, dist.group.WORLD if dist.is_initialized() else None
@@ -214,37 +236,7 @@ def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
         PartialState._reset_state()
 
 
-def _adopt_slurm_ranks() -> None:
-    """Sets torch's environment variables from Slurm's, under `srun` without torchrun.
-
-    accelerate reads the variables of torchrun and MPI only, so N tasks of srun would be N separate runs in one folder.
-    The first task runs on the first node of the step, where a batch script starts `srun`: that node is the rendezvous,
-    unless MASTER_ADDR and MASTER_PORT are set.
-    """
-    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in os.environ:
-        return
-    job = int(os.environ.get("SLURM_JOB_ID", "0"))
-    alone = os.environ.get("SLURM_NNODES", "1") == "1"
-    adopted = {
-        "RANK": os.environ["SLURM_PROCID"],
-        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-        "WORLD_SIZE": os.environ["SLURM_NTASKS"],
-        "MASTER_ADDR": "127.0.0.1" if alone else os.environ["SLURM_LAUNCH_NODE_IPADDR"],
-        "MASTER_PORT": str(20_000 + job % 20_000),
-    }
-    for name, value in adopted.items():
-        os.environ.setdefault(name, value)
-
-
 def _check_machine(config: RunConfig) -> None:
-    launched_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if launched_for_fsdp and not isinstance(config.parallel, Fsdp2Config):
-        raise InputError(
-            f"accelerate launch was told to use FSDP, the config says parallel.type={config.parallel.type}; "
-            "set parallel.type=fsdp2 or launch with launch/accelerate/ddp.yaml"
-        )
-    if launched_for_fsdp:  # or transformers would load pretrained weights on rank 0 alone
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     on_gpu = torch.cuda.is_available()
     if config.precision == "fp16" and not on_gpu:
         raise InputError("precision=fp16 needs a GPU; on a CPU use fp32 or bf16")

@@ -18,7 +18,7 @@ from clipx.doctor.compare import compare_ranks, merge, own_environment
 from clipx.doctor.finding import Finding, Verdict, failed, problem, warning
 from clipx.doctor.process_groups import ProcessGroups
 from clipx.doctor.timeouts import HungError, Worker
-from clipx.errors import ClipxError
+from clipx.errors import ClipxError, InputError
 from clipx.host import own_cores, own_memory, share_of_cores
 from clipx.storage.files import is_local
 
@@ -96,6 +96,8 @@ def _join(groups: ProcessGroups, environment: Mapping[str, str]) -> Finding | No
         return None  # its line says that the others were not started
     try:
         groups.join()
+    except InputError as error:  # its variables do not fit together
+        return replace(problem("ranks", str(error), "`env | grep -E 'RANK|WORLD|MASTER'` shows them"), area="ranks")
     except Exception as error:
         names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")
         variables = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)

@@ -12,6 +12,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from clipx.distributed.launchers import idle_slurm_tasks, is_slurm_task
 from clipx.doctor.finding import Finding, ok, problem, warning
 
 _DISTRIBUTION = "clipx-train"
@@ -101,17 +102,20 @@ def check_variables(env: Mapping[str, str], *, ranks_here: int, cores: int) -> l
 
 def check_launcher(env: Mapping[str, str]) -> Finding:
     """The launcher of this process, and whether a Slurm job forgot to start its ranks."""
-    if "RANK" in env:
+    if env.get("RANK"):
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "RANK and WORLD_SIZE"
         ranks_here = env.get("LOCAL_WORLD_SIZE", "?")
         return ok("launcher", f"{launcher}: {env.get('WORLD_SIZE', '1')} ranks, {ranks_here} on this machine")
     if "SLURM_JOB_ID" not in env:
         return ok("launcher", "none, one process")
-    job, tasks = f"Slurm job {env['SLURM_JOB_ID']}", int(env.get("SLURM_NTASKS", "1"))
-    if tasks > 1 and "SLURM_STEP_ID" not in env:
-        value = f"{job} has {tasks} tasks, and this is none of them but the batch script"
-        return problem("launcher", value, "put srun before the command, or it waits for ranks that nobody starts")
-    return ok("launcher", f"{job}: {env.get('SLURM_NNODES', '1')} nodes, {tasks} tasks; ranks from SLURM_PROCID")
+    job = f"Slurm job {env['SLURM_JOB_ID']}"
+    if tasks := idle_slurm_tasks(env):
+        value = f"{job} has {tasks} tasks, and this is none of them but the batch script or a shell"
+        return problem("launcher", value, "put srun before the command, or it runs alone")
+    if not is_slurm_task(env):
+        return ok("launcher", f"{job}: one process")
+    nodes = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", "1")
+    return ok("launcher", f"{job}: {nodes} nodes, {env['SLURM_STEP_NUM_TASKS']} tasks; ranks from SLURM_PROCID")
 
 
 def check_wandb(mode: Literal["offline", "online", "disabled"]) -> Finding:

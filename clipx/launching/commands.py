@@ -79,7 +79,7 @@ def accelerate_command(
     Variables of `environment` replace our values.
 
     Raises:
-        InputError: several nodes without MASTER_ADDR.
+        InputError: several nodes without MASTER_ADDR, or a MASTER_PORT that is no number.
     """
     one_node = "fsdp2" if isinstance(config.parallel, Fsdp2Config) else "ddp"
     file = LAUNCH_FILES / "accelerate" / f"{one_node if nodes == 1 else 'multinode'}.yaml"
@@ -87,14 +87,16 @@ def accelerate_command(
     if nodes > 1:
         if not environment.get("MASTER_ADDR"):
             raise InputError(f"MASTER_ADDR is not set: with nodes={nodes}, name a node that all others reach")
-        port = environment.get("MASTER_PORT", "29500")
+        port = environment.get("MASTER_PORT") or "29500"
+        if not port.isdecimal():
+            raise InputError(f"MASTER_PORT={port}: expected the number of a free port")
         sizes += [f"--main_process_ip={environment['MASTER_ADDR']}", f"--main_process_port={port}"]
         sizes += ["--rdzv_backend=c10d"]  # accelerate 1.15 does not read it from its file
     launcher = (sys.executable, "-m", "accelerate.commands.launch", f"--config_file={file}", *sizes, *options)
     ours = {
         "PET_SIGNALS_TO_HANDLE": ",".join(STOP_SIGNALS),
-        "PET_SHUTDOWN_TIMEOUT": environment.get("SAVE_SECONDS", f"{SAVE_SECONDS:.0f}"),
+        "PET_SHUTDOWN_TIMEOUT": environment.get("SAVE_SECONDS") or f"{SAVE_SECONDS:.0f}",
         "CLIPX_EXIT_CODE_AGAIN": "0",  # a run that was asked to stop has not failed
-        "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "4"),  # accelerate's own default is 1
+        "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS") or "4",  # accelerate's own default is 1
     }
     return LaunchCommand((*launcher, "-m", "clipx", "train", *run), ours)

@@ -26,6 +26,6 @@ def copy_files(folder: Path) -> None:
 
 def slurm_sizes(file: Path) -> tuple[int, int]:
     """Nodes and GPUs per node that a file of launch/slurm/ asks for; 1 if it does not say."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     nodes, gpus = (re.search(rf"^#SBATCH --{name}[= ](\d+)", text, re.MULTILINE) for name in ("nodes", "gpus-per-node"))
     return int(nodes[1]) if nodes else 1, int(gpus[1]) if gpus else 1

@@ -9,6 +9,7 @@ from clipx.config.geometry import resolve_geometry
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 
+_OF_TORCHRUN = ("gpu", "auto")  # its words for the GPUs of a node
 _COUNT = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
 
 
@@ -59,10 +60,16 @@ def nodes_from(environment: Mapping[str, str], option: str | None) -> Nodes:
 
 
 def processes_from(environment: Mapping[str, str], option: int | None) -> int:
-    """Processes per node: the option, else NPROC_PER_NODE or PET_NPROC_PER_NODE, else the GPUs of this node, else 1."""
-    named = environment.get("NPROC_PER_NODE") or environment.get("PET_NPROC_PER_NODE") or ""
+    """Processes per node: the option, else NPROC_PER_NODE or PET_NPROC_PER_NODE, else the GPUs of this node, else 1.
+
+    Raises:
+        InputError: the variable is no number.
+    """
+    named = environment.get("NPROC_PER_NODE") or environment.get("PET_NPROC_PER_NODE") or "gpu"
     if option is not None or named.isdecimal():
         return option or int(named)
+    if named not in _OF_TORCHRUN:
+        raise InputError(f"NPROC_PER_NODE={named}: expected a number, 1 or more, or {' or '.join(_OF_TORCHRUN)}")
     import torch
 
     return torch.cuda.device_count() or 1

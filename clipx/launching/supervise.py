@@ -45,7 +45,7 @@ def supervise(command: Sequence[str], run_dir: Path, *, environment: Mapping[str
         code = launcher.run(command)
     written = _written_at(run_dir)
     if written is not None and (code == 0 or written != before):
-        return _exit_code(json.loads((run_dir / "status.json").read_text()), code)
+        return _exit_code(json.loads((run_dir / "status.json").read_text(encoding="utf-8")), code)
     return AGAIN if code and launcher.asked_to_stop else code
 
 
@@ -70,7 +70,7 @@ class _Launcher:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.asked_to_stop = False
         self._environment = environment
-        self._save_s = float(environment.get("SAVE_SECONDS", SAVE_SECONDS))
+        self._save_s = _seconds(environment)
         self._saving: set[int] = set()
         self._give_up_at = math.inf
         self._process: subprocess.Popen[bytes] | None = None
@@ -126,6 +126,13 @@ class _Launcher:
         if time.monotonic() >= self._give_up_at:
             process.terminate()
             self._give_up_at = math.inf
+
+
+def _seconds(environment: Mapping[str, str]) -> float:
+    """SAVE_SECONDS, or its default where it is empty or no number."""
+    with suppress(ValueError):
+        return float(environment.get("SAVE_SECONDS", ""))
+    return SAVE_SECONDS
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> int | None:

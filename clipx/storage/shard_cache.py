@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from clipx.config.paths import CACHE_VARIABLE, cache_folder
 from clipx.errors import InputError
 from clipx.printable import redact, unsigned
 
@@ -58,14 +59,22 @@ class _NoRoomError(Exception):
 class ShardCache:
     """Opens shards from a local folder of at most `max_bytes`, fetching those that are absent.
 
-    The folder is made if it is absent. Another process that fetches a shard may stand still for `stall_s`.
+    The folder is made if it is absent. Another process that fetches a shard may stand still for `stall_s`. `moved_by`
+    names, for a message, what a person sets to have another folder.
 
     Raises:
         InputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES, stall_s: float = 600.0) -> None:
-        self.folder = Path(folder).expanduser()
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        stall_s: float = 600.0,
+        moved_by: str = "data.cache.folder",
+    ) -> None:
+        self.folder = Path(folder)
         self._max_bytes = max_bytes
         self._stall_s = stall_s
         self._logged: set[str] = set()
@@ -75,13 +84,13 @@ class ShardCache:
                 pass
         except OSError as error:
             raise InputError(
-                f"cache folder {str(self.folder)!r} cannot be written: {error.strerror}; give another data.cache.folder"
+                f"cache folder {str(self.folder)!r} cannot be written: {error.strerror}; give another {moved_by}"
             ) from error
 
     @classmethod
     def default(cls) -> "ShardCache":
         """The one for sources that can only be fetched whole: `$CLIPX_CACHE/shards`."""
-        return cls(Path(os.environ.get("CLIPX_CACHE", "~/.cache/clipx")) / "shards")
+        return cls(cache_folder() / "shards", moved_by=f"folder in the variable {CACHE_VARIABLE}")
 
     def open(self, shard: Identity, fetch: Callable[[Write], None], *, required: bool = False) -> int | None:
         """A descriptor of the shard's local copy, now the caller's; None if there is no room, which is logged once.

@@ -18,9 +18,10 @@ fi
 python=${PYTHON:-$here/../../.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
 
+export PYTHONUTF8=1 # paths are bytes, and a terminal's locale need not be that of a node
 # A mistake in the config is one line here instead of one per task; the run folder is needed at the end.
 config=$("$python" -m clipx config "$@")
-run_dir=$(sed -n 's/^run_dir: //p' <<<"$config" | tr -d "'\"")
+run_dir=$("$python" -m clipx.launching.run_folder <<<"$config")
 
 # Of each node: the GPUs asked for, which may be fewer than an exclusive node has (and stand there as `h100:8`), else
 # those of this node, which all are taken to be like.
@@ -85,7 +86,7 @@ after_failure() {
   line="job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $2, after $SECONDS s"
   if [[ $SECONDS -ge ${LONG_SECONDS:-3600} ]]; then rm -f "$record"; fi
   # what cannot be counted is not repeated
-  mkdir -p "$run_dir" && echo "$line" >>"$record" || exit "$1"
+  mkdir -p -- "$run_dir" && echo "$line" >>"$record" || exit "$1"
   failures=$(grep -c "^job $SLURM_JOB_ID," "$record")
   if [[ $failures -ge ${MAX_FAILURES:-5} ]]; then
     echo "clipx: $line: $failures failed starts in a row, and MAX_FAILURES=${MAX_FAILURES:-5}; the job ends" >&2

@@ -40,6 +40,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
     ]
 )
 TEXTS = WORDS.filter(str.strip)
+PATHS = TEXTS.filter(lambda text: not text.startswith("~") and "::~" not in text)  # that is the home folder
 NAMES = st.from_regex(r"[\w-][\w.-]*", fullmatch=True)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 FRACTIONS = st.floats(0, 1)
@@ -64,15 +65,15 @@ MODELS = st.builds(
     text=st.builds(TransformerTextConfig, heads=st.sampled_from([1, 2, 4]), mlp_ratio=st.floats(0.1, 8)),
     init_logit_bias=FLOATS,
 )
-EVALUATIONS = st.builds(ZeroShotConfig, data=WORDS) | st.builds(RetrievalConfig, data=WORDS, image_key=TEXTS)
+EVALUATIONS = st.builds(ZeroShotConfig, data=PATHS) | st.builds(RetrievalConfig, data=PATHS, image_key=TEXTS)
 CONFIGS = st.builds(
     RunConfig,
-    run_dir=TEXTS,
+    run_dir=PATHS,
     seed=st.integers(-(2**63), 2**63 - 1),
     steps=COUNTS,
     global_batch_size=st.integers(2, 10**9),
     micro_batch_size=st.just("auto") | COUNTS,
-    data=st.builds(DataConfig, train=st.lists(TEXTS, min_size=1, max_size=4), max_bad_fraction=FRACTIONS),
+    data=st.builds(DataConfig, train=st.lists(PATHS, min_size=1, max_size=4), max_bad_fraction=FRACTIONS),
     model=MODELS,
     loss=st.builds(SigmoidConfig, tile_size=COUNTS),
     optim=OPTIMS,

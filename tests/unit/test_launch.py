@@ -43,22 +43,24 @@ UNSET = "(a variable that is not there)"
 class Launch:
     """A folder with a config and a stand-in for Python."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "the: run") -> None:
         self.folder = folder
-        self.run_dir = folder / "the: run"
+        self.run_dir = folder / name
         python = folder / "python"
         python.write_text(FAKE_PYTHON.replace("REAL", shlex.quote(sys.executable)))
         python.chmod(0o755)
         self.config = folder / "config.yaml"
         self.config.write_text(
-            f"run_dir: '{self.run_dir}'\nsteps: 1\nglobal_batch_size: 2\n"
-            "data: {train: [a.tar]}\nmodel: {image: {name: vit_base_patch32_clip_224}}\n"
+            f"run_dir: {json.dumps(str(self.run_dir), ensure_ascii=False)}\nsteps: 1\nglobal_batch_size: 2\n"
+            "data: {train: [a.tar]}\nmodel: {image: {name: vit_base_patch32_clip_224}}\n",
+            encoding="utf-8",
         )
 
     def say(self, status: str) -> str:
         """A shell command that writes status.json as the trainer does."""
         text = json.dumps({"status": status, "step": 1, "reason": "a test"})
-        return f"mkdir -p {shlex.quote(str(self.run_dir))}; echo {shlex.quote(text)} > '{self.run_dir}/status.json'; "
+        run_dir = shlex.quote(str(self.run_dir))
+        return f"mkdir -p {run_dir}; echo {shlex.quote(text)} > {run_dir}/status.json; "
 
     def start(self, *arguments: str, torchrun: str = "exit 0", **env: str) -> subprocess.Popen[str]:
         names = ("PATH", "HOME", "LANG", "TMPDIR")
@@ -183,6 +185,19 @@ class TestTorchrun:
         self, launch: Launch, status: str, torchrun_code: int, expected: int
     ) -> None:
         assert launch.run(torchrun=f"sleep 0.05; {launch.say(status)} exit {torchrun_code}")[0] == expected
+
+    @pytest.mark.parametrize("name", ["it's", 'two  "words" \\ $HOME `x` #1', "ünï 夏: {a}", "~", "-x"])
+    def test_the_run_folder_may_have_any_name(self, tmp_path: Path, name: str) -> None:
+        launch = Launch(tmp_path, name)
+        assert launch.run(torchrun=f"{launch.say('again')} exit 0", LC_ALL="C")[0] == 85
+        arguments = launch.torchrun_arguments()
+        assert arguments.training_script_args == ["train", str(launch.config)]
+
+    @pytest.mark.parametrize("variables", [{"MASTER_PORT": "ssh"}, {"NNODES": "two"}, {"NPROC_PER_NODE": "-1"}])
+    def test_numbers_are_numbers(self, launch: Launch, variables: dict[str, str]) -> None:
+        code, err = launch.run(MASTER_ADDR="node0", **variables)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "=".join(*variables.items()) in err
 
     def test_signals_reach_the_processes_and_the_end_is_waited_for(self, launch: Launch) -> None:
         assert launch.stop(signal.SIGUSR1, on_signal=f"sleep 0.3; {launch.say('again')} exit 0") == (85, "")

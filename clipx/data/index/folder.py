@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from clipx.config.data import RemoteConfig
+from clipx.config.paths import CACHE_VARIABLE, cache_folder
 from clipx.data.index.offsets import SUFFIX, ShardOffsets
 from clipx.data.index.shard_counts import ShardCounts
 from clipx.data.index.shard_paths import ShardGroup, packed_bytes
@@ -27,11 +28,6 @@ from clipx.storage.remote import ASK, PIPE
 
 COUNTS_FILE = "clipx-index.bin"
 _LOCK_TRIES, _LOCK_POLL_S = 600, 0.05
-
-
-def cache_folder() -> Path:
-    """The user's own place for indexes."""
-    return Path(os.environ.get("CLIPX_CACHE", "~/.cache/clipx")).expanduser() / "index"
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,8 @@ class IndexFolder:
             write_file(path, content)
         except OSError as error:
             fault = f"index {path} cannot be written: {error.strerror or error}"
-            raise InputError(f"{fault}; make room there, or set data.index to another folder") from error
+            moved = f", or {CACHE_VARIABLE} in the environment" if Path(path).is_relative_to(cache_folder()) else ""
+            raise InputError(f"{fault}; make room there, or set data.index to another folder{moved}") from error
 
     def offsets_path(self, name: str) -> Path:
         """Where the offsets of a shard lie on this machine, if anywhere."""
@@ -162,7 +159,7 @@ class IndexFolder:
         return True
 
     def _cached(self, name: str) -> Path:
-        return cache_folder() / _hashed_name(self.folder) / (name + SUFFIX)
+        return cache_folder() / "index" / _hashed_name(self.folder) / (name + SUFFIX)
 
 
 def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) -> tuple[IndexFolder, ShardCounts | None]:
@@ -188,7 +185,7 @@ def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) ->
         counts = beside.counts()
         if counts is not None or (is_local(folder) and may_write and os.access(folder, os.W_OK)):
             return beside, counts
-    cached = IndexFolder(str(cache_folder() / _hashed_name(folder)))
+    cached = IndexFolder(str(cache_folder() / "index" / _hashed_name(folder)))
     return cached, cached.counts()
 
 

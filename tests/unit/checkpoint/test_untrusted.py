@@ -24,7 +24,7 @@ from clipx.checkpoint.store import CheckpointStore
 from clipx.checkpoint.tensors import load_tensors, state_of, write_state
 from clipx.checkpoint.torch_metadata import NotMetadataError, read_metadata
 from clipx.config.model import HuggingFaceTextConfig
-from clipx.data.tokenizer import HuggingFaceTokenizer
+from clipx.data.tokenizer import HuggingFaceTokenizer, build_tokenizer
 from clipx.errors import InputError
 from clipx.export import export_model
 from clipx.models.clip import build_model
@@ -111,7 +111,9 @@ def resume(folder: Path, _scratch: Path) -> None:
 
 
 def start(folder: Path, _scratch: Path) -> None:
-    start_from(folder, build_model(tiny_model_config(), vocab_size=49_408, seed=1))
+    config = tiny_model_config()
+    tokenizer = build_tokenizer(config.text)
+    start_from(folder, build_model(config, vocab_size=49_408, seed=1), config=config, tokenizer=tokenizer)
 
 
 def export(folder: Path, scratch: Path) -> None:

@@ -43,7 +43,7 @@ def test_every_knob_is_documented() -> None:
         "optim.betas=[0.9, 0.98]    ([number >= 0 and < 1, number >= 0 and < 1])",
         "optim.clip_grad_norm=1.0    (number > 0 or null)",
         "precision=bf16    (fp32 or bf16 or fp16 or fp8)",
-        "evaluate.NAME.data=    (required; string)",
+        "evaluate.NAME.data=    (required; string, not blank)",
         "# loss, type: sigmoid: Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); wants model.init_logit_bias: -10 and",
     ],
 )

@@ -268,7 +268,7 @@ def test_the_group_of_several_captions_is_that_of_their_set():
         ({"class_names": "binary.txt"}, "binary.txt is not UTF-8"),
         ({"class_names": "folder"}, "folder cannot be read"),
         ({"class_names": "gap.txt"}, "class_names: line 2 of "),
-        ({"class_names": ["a", " "]}, "class_names: entry 2 is blank"),
+        ({"class_names": ["a", "&nbsp;"]}, "class_names: entry 2 is blank"),
     ],
 )
 @pytest.mark.parametrize(("source", "name"), [("train", "data"), ("birds", "data.sources.birds")])

@@ -1,4 +1,3 @@
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock, patch
@@ -8,54 +7,10 @@ import torch
 import torch.distributed as dist
 from tiny import tiny_config
 
-from clipx.distributed.runtime import _adopt_slurm_ranks, _check_fp8, _check_machine, start_runtime
+from clipx.distributed.runtime import _check_fp8, start_runtime
 from clipx.errors import InputError, RunError
 
 TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SRUN = {
-    "SLURM_NTASKS": "8",
-    "SLURM_PROCID": "5",
-    "SLURM_LOCALID": "1",
-    "SLURM_NNODES": "2",
-    "SLURM_JOB_ID": "40007",
-    "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.7",
-}
-
-
-def adopted(environment: dict[str, str]) -> dict[str, str]:
-    with patch.dict(os.environ, environment, clear=True):
-        _adopt_slurm_ranks()
-        return {name: os.environ[name] for name in TORCH if name in os.environ}
-
-
-def test_tasks_of_srun_are_ranks() -> None:
-    assert adopted(SRUN) == {
-        "RANK": "5",
-        "LOCAL_RANK": "1",
-        "WORLD_SIZE": "8",
-        "MASTER_ADDR": "192.0.2.7",
-        "MASTER_PORT": "20007",
-    }
-
-
-def test_one_node_meets_on_loopback() -> None:
-    assert adopted(SRUN | {"SLURM_NNODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
-
-
-def test_what_the_person_set_stands() -> None:
-    assert adopted(SRUN | {"MASTER_ADDR": "node7"})["MASTER_ADDR"] == "node7"
-
-
-@pytest.mark.parametrize("environment", [{}, SRUN | {"SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "8"}])
-def test_a_lone_process_stays_alone(environment: dict[str, str]) -> None:
-    assert adopted(environment) == {}
-
-
-def test_torchrun_inside_of_slurm_has_the_word() -> None:
-    own = {"RANK": "0", "WORLD_SIZE": "2"}
-    assert adopted(SRUN | own) == own
-
-
 GPU_RULES = {
     "precision=fp16": "precision=fp16 needs a GPU",
     "precision=fp8": "precision=fp8 needs a GPU of compute capability 8.9",
@@ -91,14 +46,6 @@ def test_fp8_wants_the_gpu_and_torchao(capability: tuple[int, int], installed: b
         nullcontext() if message is None else pytest.raises(InputError, match=message),
     ):
         _check_fp8()
-
-
-def test_accelerate_launched_for_fsdp_wants_fsdp(tmp_path: Path) -> None:
-    with patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true"}):
-        with pytest.raises(InputError, match=r"parallel\.type=ddp; set parallel\.type=fsdp2"):
-            _check_machine(tiny_config(tmp_path, "none.tar"))
-        _check_machine(tiny_config(tmp_path, "none.tar", "parallel.type=fsdp2"))
-        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
 def test_fsdp2_alone_has_a_group_of_one(tmp_path: Path) -> None:
@@ -176,3 +123,19 @@ def test_offload_without_a_launcher_opens_its_own_group(tmp_path: Path, monkeypa
     with start_runtime(config) as runtime:
         assert runtime.world_size == 1
     assert opened == ["cuda:nccl,cpu:gloo"]
+
+
+def test_a_rank_without_a_gpu_computes_in_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over several threads depend on their number."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with (
+            patch("torch.cuda.is_available", return_value=False),
+            start_runtime(tiny_config(tmp_path, "none.tar")),
+        ):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

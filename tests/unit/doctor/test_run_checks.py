@@ -21,8 +21,9 @@ from clipx.doctor.finding import (
     warning,
     worst,
 )
+from clipx.doctor.process_groups import ProcessGroups
 from clipx.doctor.report import as_json, print_report
-from clipx.doctor.run_checks import Check, Runner
+from clipx.doctor.run_checks import Check, Runner, _join
 from clipx.doctor.timeouts import HungError, Worker
 from clipx.errors import InputError
 
@@ -136,3 +137,14 @@ def test_units() -> None:
     assert [num_bytes(1536 << 20), num_bytes(64 << 20)] == ["1.5 GiB", "64 MiB"]
     assert [speed(9.54e9), speed(120e6)] == ["9.54 GB/s", "120 MB/s"]
     assert [rounded(1234.5), rounded(0.01234), rounded(10, 2), rounded(98_765)] == ["1,230", "0.0123", "10", "98,800"]
+
+
+def test_half_a_launcher_is_named_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    lost = _join(ProcessGroups(), {})
+    assert lost is not None
+    assert (lost.area, lost.verdict) == ("ranks", Verdict.PROBLEM)
+    assert lost.value.startswith("WORLD_SIZE=2 without RANK and LOCAL_RANK")
+    assert "firewall" not in lost.hint

@@ -95,18 +95,21 @@ def test_threads_of_all_ranks_fit_the_cores(threads: str | None, ranks_here: int
 
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "3"}
+RANK = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0"}
+STEP = SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}
 
 
 @pytest.mark.parametrize(
     ("env", "found"),
     [
         ({}, "none, one process"),
-        ({"RANK": "1", "WORLD_SIZE": "4"}, "RANK and WORLD_SIZE: 4 ranks, ? on this machine"),
+        (RANK, "RANK and WORLD_SIZE: 4 ranks, ? on this machine"),
         (
-            {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "SLURM_JOB_ID": "12"},
+            RANK | {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "SLURM_JOB_ID": "12"},
             "torchrun: 4 ranks, 2 on this machine",
         ),
-        (SLURM | {"SLURM_STEP_ID": "0"}, "Slurm job 12: 2 nodes, 8 tasks; ranks from SLURM_PROCID"),
+        (STEP, "Slurm job 12: 2 nodes, 8 tasks; ranks from SLURM_PROCID"),
+        (SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, "Slurm job 12: one process"),
     ],
 )
 def test_the_launcher_is_named(env: dict[str, str], found: str) -> None:

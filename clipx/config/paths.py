@@ -1,0 +1,39 @@
+"""Paths as people write them: a leading ~ is the home folder, in every key, option and variable; and the user's cache.
+
+A folder that is really called ~ is written ./~.
+"""
+
+import os
+from pathlib import Path
+
+from clipx.errors import InputError
+
+CACHE_VARIABLE = "CLIPX_CACHE"
+"""The environment variable that moves the user's cache."""
+
+
+def expand_home(path: str) -> str:
+    """The path with the home folder, or that of a user (`~name/...`), in place of a leading ~.
+
+    Raises:
+        InputError: nobody knows the home folder.
+    """
+    if not path.startswith("~"):
+        return path
+    if not os.environ.get("HOME") and path.partition("/")[0] == "~":
+        return _home_of_account(path) + path[1:]  # an empty HOME would make ~/x the path /x
+    return os.path.expanduser(path)
+
+
+def cache_folder() -> Path:
+    """The user's cache on this machine: `$CLIPX_CACHE`, by default ~/.cache/clipx."""
+    return Path(expand_home(os.environ.get(CACHE_VARIABLE) or "~/.cache/clipx"))
+
+
+def _home_of_account(path: str) -> str:
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except (ImportError, KeyError):
+        raise InputError(f"{path}: the home folder is not known, for HOME is not set; write the path in full") from None
