@@ -131,13 +131,16 @@ def files_in(folder: Path) -> Iterator[str]:
             raise InputError(f"{error.filename} cannot be read: {error.strerror}; mend that or name other folders")
 
     seen = {_identity(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        near = Path(parent)
-        # of two names of one folder the first is taken: one that is not hidden, and no link
-        folders.sort(key=lambda name: (is_hidden(name), (near / name).is_symlink(), name))
-        folders[:] = [name for name in folders if _is_new(_identity(near / name), seen)]
-        for name in sorted(files):
-            yield os.path.relpath(os.path.join(parent, name), folder)
+    try:
+        for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+            near = Path(parent)
+            # of two names of one folder the first is taken: one that is not hidden, and no link
+            folders.sort(key=lambda name: (is_hidden(name), (near / name).is_symlink(), name))
+            folders[:] = [name for name in folders if _is_new(_identity(near / name), seen)]
+            for name in sorted(files):
+                yield os.path.relpath(os.path.join(parent, name), folder)
+    except RecursionError as error:  # Python 3.11's walk calls itself
+        raise InputError(f"{folder} holds some thousand folders, one within the other; name others") from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -156,8 +159,8 @@ def _is_new(identity: tuple[int, int] | None, seen: set[tuple[int, int] | None])
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name is that of a picture, of a kind that can be decoded or not."""
-    extension = name.rpartition(".")[2].lower()
+    """Whether a file's name is that of a picture, of a kind that can be decoded or not; spaces behind it aside."""
+    extension = name.rpartition(".")[2].strip().lower()
     return extension in _DECODED or extension in _NOT_DECODED
 
 

@@ -170,7 +170,8 @@ class ShardMaker:
     def _new(self, number: int, row: Row) -> tuple[str, dict[str, bytes], str]:
         """Key, members and the image's extension of a row."""
         extension, image = self._image(image_of(row), row.name)
-        record = dict(row.record)
+        # `json:captions;txt` must read all captions of a sample, and nobody's field that is called so, too
+        record = {"captions.1" if name == "captions" else name: value for name, value in row.record.items()}
         if len(row.captions) > 1:
             record["captions"] = row.captions
         fields = {extension: image, "txt": row.captions[0].encode()}

@@ -247,10 +247,18 @@ def picture_key(image: object, folder: str) -> bytes | None:
         return blake2b(image, digest_size=16).digest()
     if isinstance(image, str) and image.strip():
         path = _path_of(image, folder)
-        if "/." in path or "//" in path:  # a/./b is a/b
-            path = str(Path(path))
+        if "/." in path or "//" in path:
+            path = _usual(path)
         return blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16, person=b"path").digest()
     return None
+
+
+def _usual(path: str) -> str:
+    """One spelling of a path: a/./b and a/c/../b are a/b, the latter if c is no link to elsewhere."""
+    if "/.." not in path or "\0" in path:
+        return str(Path(path))
+    usual, real = os.path.normpath(path), os.path.realpath(path)
+    return usual if os.path.realpath(usual) == real else real
 
 
 def captions_of(values: Sequence[object]) -> list[str]:
@@ -262,9 +270,15 @@ def captions_of(values: Sequence[object]) -> list[str]:
 
 
 def plain(record: Record) -> dict[str, object]:
-    """The values of a record that JSON can hold: no bytes, no missing values, NaN among them."""
-    return {key: value for key, value in record.items() if not _is_missing(value) and not isinstance(value, bytes)}
+    """The values of a record that JSON can hold: no bytes, no missing values, NaN among them; within lists null."""
+    values = {key: _plain(value) for key, value in record.items()}
+    return {key: value for key, value in values.items() if value is not None and value != ""}
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return plain(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    no_value = isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value))
+    return None if no_value else value

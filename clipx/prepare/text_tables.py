@@ -63,11 +63,7 @@ class CsvTable(_TextTable):
                 self._starts.append(start)
             else:
                 self._names = [name.strip() for name in values]
-        names = list(self._names)
-        for place, name in enumerate(self._names):  # pandas' names for those that come again
-            if count := self._names[:place].count(name):
-                names[place] = f"{name}.{count}"
-        names, self._names = self._names, names
+        names, self._names = self._names, _different(self._names)
         return names
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
@@ -138,6 +134,17 @@ class CsvTable(_TextTable):
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
         return [*super().identity(), asdict(self._format)]
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """The names, with pandas' numbers for those that come again: none becomes another's."""
+    different: list[str] = []
+    for name in names:
+        count = names[: len(different)].count(name)
+        while (new := f"{name}.{count}" if count else name) in different or (count and new in names):
+            count += 1
+        different.append(new)
+    return different
 
 
 class _Lines:

@@ -126,6 +126,31 @@ NASTY = {
         samples=[(0, ["a", "b", "c", "d"]), (1, ["e"])],
         rows=5,
     ),
+    "one file by way of the folder above, which is another behind a link": Nasty(
+        name="t.csv",
+        content=lambda path: (
+            (path.parent / "sub" / "deep").mkdir(parents=True),
+            (path.parent / "link").symlink_to("sub/deep"),
+            (path.parent / "sub" / "0.png").write_bytes(png(1)),
+            path.write_text("image,caption\nsub/../0.png,a\n0.png,b\nlink/../0.png,c\nsub/0.png,d\n../\0,e\n"),
+        ),
+        samples=[(0, ["a", "b"]), (1, ["c", "d"])],
+        left_out={"unreadable picture": 1},
+        rows=5,
+    ),
+    "a column that is called as the captions of a sample are": Nasty(
+        name="t.csv",
+        content="image,caption,captions\n0.png,a,other\n1.png,b,other\n1.png,c,other\n",
+        samples=[(0, ["a"]), (1, ["b", "c"])],
+        rows=3,
+    ),
+    "columns of one name beside one that has pandas' name for the second": Nasty(
+        name="t.csv",
+        content="image,note.1,note,note\n0.png,a,x,y\n",
+        samples=[(0, ["a"])],
+        columns=TableColumns(captions=["note.1"]),
+        rows=1,
+    ),
     "rows of pictures that are not there or none": Nasty(
         name="t.csv",
         content="image,caption\nno.png,a\n0.png,b\nno.png,c\nt.csv,d\nt.csv,e\n",
@@ -269,6 +294,18 @@ NASTY = {
         samples=[(1, ["one", "two"]), (0, ["three"])],
         left_out={"no caption": 1, "no picture": 2},
         rows=5,
+    ),
+    "COCO files joined, with images of one id": Nasty(
+        name="captions.json",
+        content=json.dumps(
+            {
+                "images": [{"id": n, "file_name": f"{name}.png"} for n, name in ((1, 0), (1, 1), (2, 2), (2, 2))],
+                "annotations": [{"image_id": n, "caption": c} for n, c in ((1, "of 0"), (1, "of 1"), (2, "a"))],
+            }
+        ),
+        samples=[(2, ["a"])],
+        left_out={"unreadable row": 2},
+        rows=4,
     ),
     "Karpathy's json": Nasty(
         name="dataset_flickr30k.json",

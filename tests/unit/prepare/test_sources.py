@@ -208,6 +208,18 @@ class TestBinary:
         assert rows[0].record["image"] == "0.png"
         assert rows[3].name == str(folder / "3.png")
 
+    def test_fields_are_what_json_can_hold(self, folder: Path, tmp_path: Path) -> None:
+        fields = {
+            "f": [1.0, float("nan")],
+            "b": [b"x"],
+            "s": {"b": b"\xff", "f": float("inf"), "i": 1},
+            "e": ["", None],
+        }
+        columns = {"image": ["0.png"], "caption": ["a"], **{name: [value] for name, value in fields.items()}}
+        pq.write_table(pa.table(columns), folder / "t.parquet")
+        record = all_of(opened(folder / "t.parquet"))[0].record
+        assert record == {"image": "0.png", "f": [1.0, None], "b": [None], "s": {"i": 1}, "e": ["", None]}
+
     def test_bytes_alone(self, tmp_path: Path) -> None:
         table = pa.table({"jpg": [png(0), b""], "txt": ["a", "b"]})
         pq.write_table(table, tmp_path / "t.parquet")
