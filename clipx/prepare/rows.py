@@ -278,7 +278,7 @@ def plain(record: Record) -> dict[str, object]:
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return plain(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # parquet's maps are tuples of key and value
         return [_plain(item) for item in value]
     no_value = isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value))
     return None if no_value else value
