@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.prepare.rows import LeftOutError, Row, Rows, TableColumns, captions_of, plain
 from clipx.prepare.source_files import decode_text, read_regular
@@ -28,6 +29,7 @@ _OF_OTHERS = frozenset(  # what archives of macOS, Synology, and the roots of fi
     ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
 )
 _BESIDE = ("txt", "json")
+_STATES_AT_ONCE = 1024  # by a thread: the answers may come over a network
 
 
 class FolderRows(Rows):
@@ -119,8 +121,30 @@ class FolderRows(Rows):
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
-        names = hashlib.sha256("\0".join(self._names).encode("utf-8", "surrogateescape"))
-        return [str(self._folder), len(self._names), names.hexdigest(), asdict(self._columns)]
+        digest = hashlib.sha256()
+        parts = (self._names[start : start + _STATES_AT_ONCE] for start in range(0, len(self), _STATES_AT_ONCE))
+        for states in in_threads(self._states, parts):
+            digest.update(states)
+        return [str(self._folder), len(self._names), digest.hexdigest(), asdict(self._columns)]
+
+    def _states(self, names: Sequence[str]) -> bytes:
+        """Changes when one of these images does, or a file beside it."""
+        return repr([(name, *map(self._state, self._files_of(name))) for name in names]).encode()
+
+    def _files_of(self, name: str) -> Iterator[str]:
+        yield name
+        for extension in _BESIDE:
+            usual = f"{name.rpartition('.')[0]}.{extension}"
+            yield usual
+            if usual in self._beside:
+                yield self._beside[usual]
+
+    def _state(self, name: str) -> tuple[int, int] | None:
+        try:
+            status = os.stat(os.path.join(self._folder, name))
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
 
 
 def files_in(folder: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@ Every row is a sample, has joined that of an earlier row of the same picture, or
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,8 @@ from clipx.prepare.out_folder import REPORT, claimed, finish
 from clipx.prepare.rows import Rows
 from clipx.printable import json_text, redacted
 from clipx.storage.files import is_local, write_file
+
+log = logging.getLogger(__name__)
 
 _MIN_ROWS_FOR_LIMIT = 100
 _SHUFFLED_BLOCKS = 8  # of rows that can only be read together, so many are mixed: a shard reads parts of all of them
@@ -74,6 +77,9 @@ def make_shards(
     request = _request(rows, options)
     with claimed(folder, request) as made:
         if made is not None:
+            log.warning(
+                "%s was made before and stays as it is; if pictures changed since, choose another --out", folder
+            )
             return Made(**made)
         groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
         stretches = _stretches(rows, options, groups)
