@@ -7,6 +7,7 @@ takes all that follows a quote that is never closed, and makes a number of 007.
 import csv
 import io
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from pathlib import Path
 from clipx.errors import InputError
 from clipx.prepare.cells import number_or_text, text_or_texts
 from clipx.prepare.dialects import TextFormat, find_dialect
+from clipx.prepare.folders import is_picture
 from clipx.prepare.rows import Record, TableColumns
 from clipx.prepare.source_files import is_wide
 from clipx.prepare.tables import ROWS_WITH_NAMES, Table
@@ -112,18 +114,24 @@ class CsvTable(_TextTable):
             raise ValueError(f"its quotes take in {num_lines} lines, which look like rows; is it --quoting none?")
 
     def _takes_in_rows(self, values: Sequence[str], row: int, num_lines: int) -> bool:
-        """Whether two lines of a row look like rows: a picture of the row's extension stands where it should."""
+        """Whether two lines of a row look like rows: something like the row's picture stands where it should."""
         place, num_columns = self._image_place(), len(self._names)
-        extension = Path(values[place]).suffix.lower() if place < len(values) else ""
-        if not extension:
+        if place >= len(values):
             return False
+        extension = Path(values[place]).suffix.lower()
         num_alike = 0
         for line in self._read(row).decode("utf-8-sig").split("\n")[:num_lines]:
             parts = line.split(self._dialect.delimiter)
             if len(parts) >= num_columns:
                 names = [parts[at].strip('" \r') for at in (place, place - num_columns)]
-                num_alike += any(Path(name).suffix.lower() == extension for name in names)
+                num_alike += any(self._is_like(name, extension) for name in names)
         return num_alike > 1
+
+    def _is_like(self, name: str, extension: str) -> bool:
+        """Whether a text may name a picture, in a table of which one has this extension; without one it must exist."""
+        if extension:
+            return is_picture(name) or Path(name).suffix.lower() == extension
+        return name != "" and os.path.isfile(os.path.join(self._image_folder, name))
 
     def _images(self) -> Iterator[object]:
         place, rows = self._image_place(), self._rows()

@@ -208,6 +208,23 @@ NASTY = {
         left_out={"unreadable row": 1},
         rows=2,
     ),
+    "a quote that takes in a row of a picture of another kind": Nasty(
+        name="t.csv",
+        content='image,caption\n0.png,"a\n1.jpg,b"\n2.png,c\n',
+        samples=[(2, ["c"])],
+        left_out={"unreadable row": 1},
+        rows=2,
+    ),
+    "a quote that takes in rows of pictures without an extension": Nasty(
+        name="t.csv",
+        content=lambda path: (
+            [(path.parent / f"pic{number}").write_bytes(png(number)) for number in range(3)],
+            path.write_text('image,caption\npic0,"a\npic1,b\npic2,c"\npic2,"in two lines,\nwith commas, too"\n'),
+        ),
+        samples=[(2, ["in two lines,\nwith commas, too"])],
+        left_out={"unreadable row": 1},
+        rows=2,
+    ),
     "CC3M's TSV, without names of columns": Nasty(
         name="Train_GCC.tsv",
         content="a , dog\thttp://x.org/0.png\na cat\t1.png\n",
