@@ -1,8 +1,9 @@
 """Tar files of samples: where each sample's members lie, by the headers alone (`tar_headers.py`).
 
 A sample is a run of neighbouring members whose names are equal up to the first dot behind the last slash, as in
-webdataset. Two things differ. Hidden files (`._p.jpg`, which macOS adds) are no members: webdataset takes those in
-folders for samples of their own. And a name that is there twice in a row begins a sample, where webdataset ends.
+webdataset. Three things differ. Hidden files (`._p.jpg`, which macOS adds) are no members: webdataset takes those in
+folders for samples of their own. A name that is there twice in a row begins a sample, where webdataset ends. And files
+in a folder with a dot and a line break in its name are members, which webdataset passes over.
 """
 
 import re
