@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipx.data.captions import alternatives
+from clipx.data.captions import MAX_TEXT, alternatives
 from clipx.data.decode import UndecodableError
 from clipx.data.shard_writer import write_shard
 from clipx.errors import RunError
@@ -178,6 +178,11 @@ class ShardMaker:
         if record:
             # a lone surrogate from somebody's JSON has no encoding
             fields["json"] = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
+        texts = [caption.encode() for caption in row.captions]
+        if len(texts) > 1:
+            texts.append(fields["json"])
+        if (size := max(map(len, texts))) > MAX_TEXT:
+            raise LeftOutError("unreadable row", row.name, f"{size} bytes of text; training reads at most {MAX_TEXT}")
         return f"{number:09}", fields, extension
 
     def _stored(self, sample: StoredSample) -> tuple[str, dict[str, bytes], str]:

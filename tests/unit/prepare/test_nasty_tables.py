@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from shard_files import png
 
+from clipx.data.captions import MAX_TEXT
 from clipx.prepare.dialects import TextFormat
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
@@ -281,6 +282,17 @@ NASTY = {
         content=f"image,caption,note\n0.png,a,{'x' * 200_000}\n",
         samples=[(0, ["a"])],
         rows=1,
+    ),
+    "more text than training reads": Nasty(
+        name="t.jsonl",
+        content=lines(
+            {"image": "0.png", "caption": "é" * (1 + MAX_TEXT // 2)},
+            {"image": "1.png", "caption": ["a", "b"], "note": "x" * MAX_TEXT},
+            {"image": "2.png", "caption": "c", "note": "x" * MAX_TEXT},
+        ),
+        samples=[(2, ["c"])],
+        left_out={"unreadable row": 2},
+        rows=3,
     ),
     "JSONL with broken lines": Nasty(
         name="t.jsonl",
