@@ -42,6 +42,8 @@ class FolderRows(Rows):
         InputError: no image, or a folder that cannot be read.
     """
 
+    uses = ("--caption-column",)
+
     def __init__(self, folder: Path, *, columns: TableColumns) -> None:
         self._folder, self._columns = folder, columns
         self._names: list[str] = []

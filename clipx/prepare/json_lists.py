@@ -20,6 +20,8 @@ class CocoRows(Rows):
         InputError: no captions in it.
     """
 
+    uses = ("--image-folder",)
+
     def __init__(self, path: Path, content: Mapping[str, list[dict[str, object]]], *, image_folder: Path) -> None:
         self._path, self._image_folder = path, image_folder
         captions: defaultdict[object, list[object]] = defaultdict(list)
@@ -79,6 +81,8 @@ class KarpathyRows(Rows):
     Raises:
         InputError: it has none of these splits.
     """
+
+    uses = ("--image-folder",)
 
     def __init__(self, path: Path, images: Sequence[Record], *, image_folder: Path, splits: Sequence[str]) -> None:
         self._path, self._image_folder, self._splits = path, image_folder, list(splits)

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate, chain, repeat
@@ -80,6 +80,8 @@ class Rows(ABC):
 
     block_rows = 1
     """Rows that can only be read together; 1 if each is read alone."""
+    uses: Collection[str] = ()
+    """Options of `clipx data make`, of those that say how a source is read, that have a meaning for this kind."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -120,6 +122,7 @@ class Chain(Rows):
         self._parts = parts
         self._ends = list(accumulate(map(len, parts)))
         self.block_rows = max(part.block_rows for part in parts)
+        self.uses = {option for part in parts for option in part.uses}
 
     def __len__(self) -> int:
         return self._ends[-1]

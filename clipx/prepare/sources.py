@@ -43,6 +43,18 @@ class SourceOptions:
     index: str | None = None
     """Folder of an index of the shards; None means the index beside them, which is made if it is missing."""
 
+    def given(self) -> list[str]:
+        """The options, as people write them, that some kinds of source have no use for; splits are looked at there."""
+        given = {
+            "--image-column": self.columns.image,
+            "--caption-column": self.columns.captions,
+            "--image-folder": self.image_folder,
+            "--header": self.text_format.header,
+            "--quoting none": not self.text_format.quoting,
+            "--index": self.index,
+        }
+        return [option for option, value in given.items() if value]
+
 
 def open_rows(
     sources: Sequence[str], options: SourceOptions, *, on_progress: Callable[[int, int], None] | None = None
@@ -53,7 +65,7 @@ def open_rows(
     saved HF data sets, shards.
 
     Raises:
-        InputError: a source that is not there, is of no known kind, or has no row.
+        InputError: a source that is not there, is of no known kind, or has no row; an option that none has a use for.
     """
     parts: list[Rows] = []
     for source in sources:
@@ -64,6 +76,8 @@ def open_rows(
     rows = parts[0] if len(parts) == 1 else Chain(parts)
     if not len(rows):
         raise InputError(f"{', '.join(sources)}: no row in it; give a source with pictures and captions")
+    if unused := [option for option in options.given() if option not in rows.uses]:
+        raise InputError(f"{', '.join(sources)}: {unused[0]} has no meaning for such a source; leave it out")
     return rows
 
 

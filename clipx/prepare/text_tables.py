@@ -52,6 +52,8 @@ class CsvTable(_TextTable):
     Values become numbers if JSON writes them back as they are; a caption that is a list of texts, several captions.
     """
 
+    uses = (*Table.uses, "--header", "--quoting none")
+
     def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path, format: TextFormat) -> None:
         self._format = format
         super().__init__(path, columns=columns, image_folder=image_folder)
