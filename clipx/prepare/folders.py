@@ -36,7 +36,7 @@ class FolderRows(Rows):
     """The images of a folder and of those below it, in the order of their names; each real folder once.
 
     `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions if there is no text
-    file: those of `columns`, or one of a usual name. The case of extensions does not matter.
+    file or `columns` names those of captions; else one of a usual name. The case of extensions does not matter.
 
     Raises:
         InputError: no image, or a folder that cannot be read.
@@ -74,10 +74,11 @@ class FolderRows(Rows):
         if extension.lower() in _NOT_DECODED:
             raise LeftOutError("unreadable picture", name, f"pictures of the kind .{extension.lower()} are not decoded")
         record = self._json(f"{stem}.json", name)
-        text = self._read_beside(f"{stem}.txt", name)
+        text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
         captions = self._captions_in(record, name) if text is None else captions_of([text])
         if not captions:
-            raise LeftOutError("no caption", name, "no NAME.txt or NAME.json beside it has one")
+            files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
+            raise LeftOutError("no caption", name, f"no {files} beside it has one")
         return Row(name, self._folder / name, captions, plain({"file_name": name, **record}))
 
     def _read_beside(self, usual: str, name: str) -> str | None:

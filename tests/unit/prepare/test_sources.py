@@ -93,6 +93,11 @@ class TestFolder:
         row = opened(folder).read(0)
         assert row.captions == ["from the text"]
         assert row.record["caption"] == "from json"
+        row = opened(folder, captions=["caption"]).read(0)
+        assert (row.captions, row.record) == (["from json"], {"file_name": "0.png"})
+        (folder / "0.json").unlink()
+        with pytest.raises(LeftOutError, match=r"no NAME\.json beside it"):
+            opened(folder, captions=["caption"]).read(0)
 
     def test_what_is_left_out(self, folder: Path) -> None:
         (folder / "0.txt").write_text(" \n")
