@@ -269,7 +269,8 @@ def captions_of(values: Sequence[object]) -> list[str]:
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     # JSON can spell half of a surrogate pair, which is no character and has no encoding
     strings = [text.encode("utf-8", "ignore").decode() for text in texts if isinstance(text, str)]
-    return [text.lstrip("\ufeff").strip() for text in strings if not is_blank(text)]
+    stripped = [text.lstrip("\ufeff").strip() for text in strings]
+    return [text for text in stripped if not is_blank(text)]  # \x85 is white space, but cleaned alone an ellipsis
 
 
 def plain(record: Record) -> dict[str, object]:

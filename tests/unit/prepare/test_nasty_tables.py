@@ -255,10 +255,11 @@ NASTY = {
     ),
     "captions of nothing": Nasty(
         name="t.csv",
-        content="image,caption\n0.png,&nbsp;\n1.png,\u200b\n2.png,\0\n3.png,&amp;nbsp; \u00a0\n0.png,a dog\n",
+        content="image,caption\n0.png,&nbsp;\n1.png,\u200b\n2.png,\0\n3.png,&amp;nbsp; \u00a0\n"
+        "0.png,a dog\n0.png,&nbsp;\x85\n",
         samples=[(0, ["a dog"])],
-        left_out={"no caption": 4},
-        rows=5,
+        left_out={"no caption": 5},
+        rows=6,
     ),
     "lists in cells, as JSON, Python and numpy write them": Nasty(
         name="t.csv",
