@@ -198,7 +198,7 @@ def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]
         reason = " ".join(str(part) for part in error.args)
         raise InputError(f"{reason}: no whole tar file; write or fetch it again") from error
     if num_samples == 0:
-        raise InputError(f"{', '.join(shards)}: no samples; the set is empty")
+        raise InputError(f"{shards[0] if len(shards) == 1 else some_names(shards)}: no samples; the set is empty")
 
 
 def _fault(shard: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx.data.index.shard_index import build_index, load_index
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 from clipx.prepare.dialects import TextFormat
 from clipx.prepare.folders import FolderRows
 from clipx.prepare.imagefolder import ImagefolderRows
@@ -74,10 +74,11 @@ def open_rows(
         except OSError as error:
             raise InputError(f"{source} cannot be read: {error.strerror or error}") from error
     rows = parts[0] if len(parts) == 1 else Chain(parts)
+    origin = sources[0] if len(sources) == 1 else some_names(sources)
     if not len(rows):
-        raise InputError(f"{', '.join(sources)}: no row in it; give a source with pictures and captions")
+        raise InputError(f"{origin}: no row in it; give a source with pictures and captions")
     if unused := [option for option in options.given() if option not in rows.uses]:
-        raise InputError(f"{', '.join(sources)}: {unused[0]} has no meaning for such a source; leave it out")
+        raise InputError(f"{origin}: {unused[0]} has no meaning for such a source; leave it out")
     return rows
 
 

@@ -60,3 +60,10 @@ def test_an_option_that_one_of_several_sources_uses_is_fine(tmp_path: Path) -> N
     (tmp_path / "0.png").write_bytes(png(0))
     options = SourceOptions(text_format=TextFormat(header=["image", "caption"]))
     assert len(open_rows([str(tmp_path / "t.csv"), str(tmp_path)], options)) == 2
+
+
+def test_of_many_sources_without_a_row_ten_are_named(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number}.csv").write_text("image,caption\n")
+    with pytest.raises(InputError, match=r"and 20 more: no row in it; give a source"):
+        open_rows([str(path) for path in tmp_path.iterdir()], SourceOptions())
