@@ -209,8 +209,8 @@ def _fault(shard: str) -> str | None:
             scan = scan_tar(file)
         finally:
             file.close()
-    except NotTarError:
-        return "is no tar file"
+    except NotTarError as error:
+        return str(error).partition(";")[0]  # a shard of the layout is not left out
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if faults := [fault.text for fault in scan.faults() if fault.kind != "many members"]:
