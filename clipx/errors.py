@@ -5,7 +5,7 @@ Raised anywhere, printed by the command line as one line without a traceback (`-
 
 from collections.abc import Iterable
 
-from clipx.printable import shown
+from clipx.printable import printable, shown
 
 _MAX_NAMED = 10
 _MAX_LENGTH = 80  # of a name
@@ -32,12 +32,12 @@ class RunError(ClipxError, RuntimeError):
 
 
 def some_names(names: Iterable[str], count: int | None = None) -> str:
-    """At most ten of `names`, long ones cut, joined by commas, and how many more there are.
+    """At most ten of `names`, long ones cut, in one line, joined by commas, and how many more there are.
 
     Args:
         count: how many there are; None means as many as `names`.
     """
     listed = list(names)
-    shown = [name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in listed[:_MAX_NAMED]]
+    named = [name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in listed[:_MAX_NAMED]]
     total = len(listed) if count is None else count
-    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")
+    return ", ".join(map(printable, named)) + (f" and {total - len(named)} more" if total > len(named) else "")

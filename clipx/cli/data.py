@@ -14,7 +14,7 @@ from clipx.cli.data_tables import print_counts, print_figures, print_made, progr
 from clipx.cli.early import require_shards, require_writable
 from clipx.cli.output import say, write_text
 from clipx.errors import InputError
-from clipx.printable import json_text, redacted
+from clipx.printable import json_text, printable, redacted
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
@@ -262,7 +262,7 @@ def check(
         return
     print_counts("bad", "times", health.by_fault())
     for problem in health.problems[:5]:
-        say(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}")
+        say(printable(f"{problem.shard}{' ' + problem.key if problem.key else ''}: {problem.fault}: {problem.detail}"))
     if len(health.problems) > 5:
         say(f"... {len(health.problems) - 5:,} more" + ("" if report else "; --report FILE.jsonl lists them"))
     if repair is not None:

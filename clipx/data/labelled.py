@@ -198,7 +198,7 @@ def _read_samples(shards: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]
         reason = " ".join(str(part) for part in error.args)
         raise InputError(f"{reason}: no whole tar file; write or fetch it again") from error
     if num_samples == 0:
-        raise InputError(f"{', '.join(shards)}: no samples; the set is empty")
+        raise InputError(f"{shards[0] if len(shards) == 1 else some_names(shards)}: no samples; the set is empty")
 
 
 def _fault(shard: str) -> str | None:
@@ -209,8 +209,8 @@ def _fault(shard: str) -> str | None:
             scan = scan_tar(file)
         finally:
             file.close()
-    except NotTarError:
-        return "is no tar file"
+    except NotTarError as error:
+        return str(error).partition(";")[0]  # a shard of the layout is not left out
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if faults := [fault.text for fault in scan.faults() if fault.kind != "many members"]:

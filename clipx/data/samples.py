@@ -264,6 +264,9 @@ class BatchReader:
                 f"looked for a picture under {source.image_key!r} and a caption under {source.caption_key!r}: "
                 "set data.image_key and data.caption_key to what the shards hold; `clipx data check` looks through them"
             )
+            kinds = {extension for extension, _ in alternatives(source.image_key)}
+            if any(dot and kind in kinds for _, dot, kind in (member.rpartition(".") for member in members)):
+                hint += f"; {KEYS_END_AT_DOTS}"
         return RunError(
             f"none of {tries} samples in a row is a readable pair, from {first.key} of {first.shard} on "
             f"({first.reason}; members there: {some_names(members)}); {hint}"

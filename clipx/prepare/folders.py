@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from clipx.data.parallel import in_threads
 from clipx.errors import InputError
 from clipx.prepare.rows import LeftOutError, Row, Rows, TableColumns, captions_of, plain
 from clipx.prepare.source_files import decode_text, read_regular
@@ -28,17 +29,20 @@ _OF_OTHERS = frozenset(  # what archives of macOS, Synology, and the roots of fi
     ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
 )
 _BESIDE = ("txt", "json")
+_STATES_AT_ONCE = 1024  # by a thread: the answers may come over a network
 
 
 class FolderRows(Rows):
     """The images of a folder and of those below it, in the order of their names; each real folder once.
 
     `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions if there is no text
-    file: those of `columns`, or one of a usual name. The case of extensions does not matter.
+    file or `columns` names those of captions; else one of a usual name. The case of extensions does not matter.
 
     Raises:
         InputError: no image, or a folder that cannot be read.
     """
+
+    uses = ("--caption-column",)
 
     def __init__(self, folder: Path, *, columns: TableColumns) -> None:
         self._folder, self._columns = folder, columns
@@ -70,10 +74,11 @@ class FolderRows(Rows):
         if extension.lower() in _NOT_DECODED:
             raise LeftOutError("unreadable picture", name, f"pictures of the kind .{extension.lower()} are not decoded")
         record = self._json(f"{stem}.json", name)
-        text = self._read_beside(f"{stem}.txt", name)
+        text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
         captions = self._captions_in(record, name) if text is None else captions_of([text])
         if not captions:
-            raise LeftOutError("no caption", name, "no NAME.txt or NAME.json beside it has one")
+            files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
+            raise LeftOutError("no caption", name, f"no {files} beside it has one")
         return Row(name, self._folder / name, captions, plain({"file_name": name, **record}))
 
     def _read_beside(self, usual: str, name: str) -> str | None:
@@ -119,8 +124,30 @@ class FolderRows(Rows):
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
-        names = hashlib.sha256("\0".join(self._names).encode("utf-8", "surrogateescape"))
-        return [str(self._folder), len(self._names), names.hexdigest(), asdict(self._columns)]
+        digest = hashlib.sha256()
+        parts = (self._names[start : start + _STATES_AT_ONCE] for start in range(0, len(self), _STATES_AT_ONCE))
+        for states in in_threads(self._states, parts):
+            digest.update(states)
+        return [str(self._folder), len(self._names), digest.hexdigest(), asdict(self._columns)]
+
+    def _states(self, names: Sequence[str]) -> bytes:
+        """Changes when one of these images does, or a file beside it."""
+        return repr([(name, *map(self._state, self._files_of(name))) for name in names]).encode()
+
+    def _files_of(self, name: str) -> Iterator[str]:
+        yield name
+        for extension in _BESIDE:
+            usual = f"{name.rpartition('.')[0]}.{extension}"
+            yield usual
+            if usual in self._beside:
+                yield self._beside[usual]
+
+    def _state(self, name: str) -> tuple[int, int] | None:
+        try:
+            status = os.stat(os.path.join(self._folder, name))
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
 
 
 def files_in(folder: Path) -> Iterator[str]:
@@ -131,13 +158,16 @@ def files_in(folder: Path) -> Iterator[str]:
             raise InputError(f"{error.filename} cannot be read: {error.strerror}; mend that or name other folders")
 
     seen = {_identity(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        near = Path(parent)
-        # of two names of one folder the first is taken: one that is not hidden, and no link
-        folders.sort(key=lambda name: (is_hidden(name), (near / name).is_symlink(), name))
-        folders[:] = [name for name in folders if _is_new(_identity(near / name), seen)]
-        for name in sorted(files):
-            yield os.path.relpath(os.path.join(parent, name), folder)
+    try:
+        for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+            near = Path(parent)
+            # of two names of one folder the first is taken: one that is not hidden, and no link
+            folders.sort(key=lambda name: (is_hidden(name), (near / name).is_symlink(), name))
+            folders[:] = [name for name in folders if _is_new(_identity(near / name), seen)]
+            for name in sorted(files):
+                yield os.path.relpath(os.path.join(parent, name), folder)
+    except RecursionError as error:  # Python 3.11's walk calls itself
+        raise InputError(f"{folder} holds some thousand folders, one within the other; name others") from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -156,8 +186,8 @@ def _is_new(identity: tuple[int, int] | None, seen: set[tuple[int, int] | None])
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name is that of a picture, of a kind that can be decoded or not."""
-    extension = name.rpartition(".")[2].lower()
+    """Whether a file's name is that of a picture, of a kind that can be decoded or not; spaces behind it aside."""
+    extension = name.rpartition(".")[2].strip().lower()
     return extension in _DECODED or extension in _NOT_DECODED
 
 

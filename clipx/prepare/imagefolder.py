@@ -14,7 +14,7 @@ class ImagefolderRows(Rows):
 
     def __init__(self, table: Table, folder: Path) -> None:
         self._table, self._folder = table, folder
-        self.block_rows = table.block_rows
+        self.block_rows, self.uses = table.block_rows, table.uses
 
     def __len__(self) -> int:
         return len(self._table)

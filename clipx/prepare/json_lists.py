@@ -13,11 +13,14 @@ from clipx.storage.files import file_state
 class CocoRows(Rows):
     """The images of a COCO captions file in its order, each with all of its captions (arXiv 1504.00325).
 
-    Images that only captions name follow as rows without a picture.
+    Images that only captions name follow as rows without a picture. Of images of one id, as joined files have them,
+    nobody can say whose the captions are.
 
     Raises:
         InputError: no captions in it.
     """
+
+    uses = ("--image-folder",)
 
     def __init__(self, path: Path, content: Mapping[str, list[dict[str, object]]], *, image_folder: Path) -> None:
         self._path, self._image_folder = path, image_folder
@@ -33,8 +36,10 @@ class CocoRows(Rows):
                 f"{path} is not COCO's captions file: {lacks}; give the one with captions (captions_*.json), or a list "
                 "of objects"
             ) from error
-        known = {image["id"] for image in self._images}
-        self._without_image = [image_id for image_id in captions if image_id not in known]
+        self._names: defaultdict[object, set[object]] = defaultdict(set)
+        for image in self._images:
+            self._names[image["id"]].add(image.get("file_name"))
+        self._without_image = [image_id for image_id in captions if image_id not in self._names]
 
     def __len__(self) -> int:
         return len(self._images) + len(self._without_image)
@@ -48,6 +53,9 @@ class CocoRows(Rows):
         name = record.get("file_name")
         if not isinstance(name, str):
             raise LeftOutError("no picture", f"image_id {record['id']}")
+        if len(names := self._names[record["id"]]) > 1:
+            others = some_names(sorted(str(other) for other in names if other != name))
+            raise LeftOutError("unreadable row", name, f"its id {record['id']!r} is also that of {others}")
         if not self._captions[row]:
             raise LeftOutError("no caption", name)
         record = {"image_id": record.pop("id"), **record}
@@ -73,6 +81,8 @@ class KarpathyRows(Rows):
     Raises:
         InputError: it has none of these splits.
     """
+
+    uses = ("--image-folder",)
 
     def __init__(self, path: Path, images: Sequence[Record], *, image_folder: Path, splits: Sequence[str]) -> None:
         self._path, self._image_folder, self._splits = path, image_folder, list(splits)

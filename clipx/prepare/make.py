@@ -7,6 +7,7 @@ Every row is a sample, has joined that of an earlier row of the same picture, or
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +25,10 @@ from clipx.prepare.groups import Groups, group_rows
 from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
 from clipx.prepare.out_folder import REPORT, claimed, finish
 from clipx.prepare.rows import Rows
-from clipx.printable import json_text, redacted
+from clipx.printable import json_text, printable, redacted
 from clipx.storage.files import is_local, write_file
+
+log = logging.getLogger(__name__)
 
 _MIN_ROWS_FOR_LIMIT = 100
 _SHUFFLED_BLOCKS = 8  # of rows that can only be read together, so many are mixed: a shard reads parts of all of them
@@ -74,6 +77,9 @@ def make_shards(
     request = _request(rows, options)
     with claimed(folder, request) as made:
         if made is not None:
+            log.warning(
+                "%s was made before and stays as it is; if pictures changed since, choose another --out", folder
+            )
             return Made(**made)
         groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
         stretches = _stretches(rows, options, groups)
@@ -151,12 +157,13 @@ def _too_many(reports: Sequence[ShardReport], num_rows: int, max_bad: float, fol
     """What is left out, and what to do."""
     reasons = _by_reason(reports)
     first = next(row for report in reports for row in report.left_out)
-    detail = f" ({first['detail']})" if first["detail"] else ""
+    detail = f" ({printable(str(first['detail']))})" if first["detail"] else ""
     limited = num_rows >= _MIN_ROWS_FOR_LIMIT and max_bad < 1
     return RunError(
         f"{sum(reasons.values()):,} of {num_rows:,} rows make no sample{f', more than --max-bad {max_bad}' * limited}: "
-        f"{', '.join(f'{reason} {count:,}' for reason, count in reasons.items())}; the first is {first['name']}: "
-        f"{first['reason']}{detail}; all are in {folder / REPORT}: mend them and choose a new --out"
+        f"{', '.join(f'{reason} {count:,}' for reason, count in reasons.items())}; the first is "
+        f"{printable(str(first['name']))}: {first['reason']}{detail}; all are in {folder / REPORT}: "
+        "mend them and choose a new --out"
         f"{', or raise --max-bad to go on' * limited}"
     )
 

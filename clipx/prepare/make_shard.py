@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipx.data.captions import alternatives
+from clipx.data.captions import MAX_TEXT, alternatives
 from clipx.data.decode import UndecodableError
 from clipx.data.shard_writer import write_shard
 from clipx.errors import RunError
@@ -170,13 +170,19 @@ class ShardMaker:
     def _new(self, number: int, row: Row) -> tuple[str, dict[str, bytes], str]:
         """Key, members and the image's extension of a row."""
         extension, image = self._image(image_of(row), row.name)
-        record = dict(row.record)
+        # `json:captions;txt` must read all captions of a sample, and nobody's field that is called so, too
+        record = {"captions.1" if name == "captions" else name: value for name, value in row.record.items()}
         if len(row.captions) > 1:
             record["captions"] = row.captions
         fields = {extension: image, "txt": row.captions[0].encode()}
         if record:
             # a lone surrogate from somebody's JSON has no encoding
             fields["json"] = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
+        texts = [caption.encode() for caption in row.captions]
+        if len(texts) > 1:
+            texts.append(fields["json"])
+        if (size := max(map(len, texts))) > MAX_TEXT:
+            raise LeftOutError("unreadable row", row.name, f"{size} bytes of text; training reads at most {MAX_TEXT}")
         return f"{number:09}", fields, extension
 
     def _stored(self, sample: StoredSample) -> tuple[str, dict[str, bytes], str]:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate, chain, repeat
@@ -80,6 +80,8 @@ class Rows(ABC):
 
     block_rows = 1
     """Rows that can only be read together; 1 if each is read alone."""
+    uses: Collection[str] = ()
+    """Options of `clipx data make`, of those that say how a source is read, that have a meaning for this kind."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -120,6 +122,7 @@ class Chain(Rows):
         self._parts = parts
         self._ends = list(accumulate(map(len, parts)))
         self.block_rows = max(part.block_rows for part in parts)
+        self.uses = {option for part in parts for option in part.uses}
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -247,10 +250,18 @@ def picture_key(image: object, folder: str) -> bytes | None:
         return blake2b(image, digest_size=16).digest()
     if isinstance(image, str) and image.strip():
         path = _path_of(image, folder)
-        if "/." in path or "//" in path:  # a/./b is a/b
-            path = str(Path(path))
+        if "/." in path or "//" in path:
+            path = _usual(path)
         return blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16, person=b"path").digest()
     return None
+
+
+def _usual(path: str) -> str:
+    """One spelling of a path: a/./b and a/c/../b are a/b, the latter if c is no link to elsewhere."""
+    if "/.." not in path or "\0" in path:
+        return str(Path(path))
+    usual, real = os.path.normpath(path), os.path.realpath(path)
+    return usual if os.path.realpath(usual) == real else real
 
 
 def captions_of(values: Sequence[object]) -> list[str]:
@@ -258,13 +269,20 @@ def captions_of(values: Sequence[object]) -> list[str]:
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     # JSON can spell half of a surrogate pair, which is no character and has no encoding
     strings = [text.encode("utf-8", "ignore").decode() for text in texts if isinstance(text, str)]
-    return [text.lstrip("\ufeff").strip() for text in strings if not is_blank(text)]
+    stripped = [text.lstrip("\ufeff").strip() for text in strings]
+    return [text for text in stripped if not is_blank(text)]  # \x85 is white space, but cleaned alone an ellipsis
 
 
 def plain(record: Record) -> dict[str, object]:
-    """The values of a record that JSON can hold: no bytes, no missing values, NaN among them."""
-    return {key: value for key, value in record.items() if not _is_missing(value) and not isinstance(value, bytes)}
+    """The values of a record that JSON can hold: no bytes, no missing values, NaN among them; within lists null."""
+    values = {key: _plain(value) for key, value in record.items()}
+    return {key: value for key, value in values.items() if value is not None and value != ""}
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return plain(value)
+    if isinstance(value, list | tuple):  # parquet's maps are tuples of key and value
+        return [_plain(item) for item in value]
+    no_value = isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value))
+    return None if no_value else value

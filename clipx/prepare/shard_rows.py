@@ -21,6 +21,8 @@ class _OpenShard(NamedTuple):
 class ShardRows(Rows):
     """The samples of indexed shards in the index's order, all members of each; what its filter leaves out is no row."""
 
+    uses = ("--index",)
+
     def __init__(self, index: ShardIndex) -> None:
         self._index = index
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx.data.index.shard_index import build_index, load_index
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 from clipx.prepare.dialects import TextFormat
 from clipx.prepare.folders import FolderRows
 from clipx.prepare.imagefolder import ImagefolderRows
@@ -43,6 +43,18 @@ class SourceOptions:
     index: str | None = None
     """Folder of an index of the shards; None means the index beside them, which is made if it is missing."""
 
+    def given(self) -> list[str]:
+        """The options, as people write them, that some kinds of source have no use for; splits are looked at there."""
+        given = {
+            "--image-column": self.columns.image,
+            "--caption-column": self.columns.captions,
+            "--image-folder": self.image_folder,
+            "--header": self.text_format.header,
+            "--quoting none": not self.text_format.quoting,
+            "--index": self.index,
+        }
+        return [option for option, value in given.items() if value]
+
 
 def open_rows(
     sources: Sequence[str], options: SourceOptions, *, on_progress: Callable[[int, int], None] | None = None
@@ -53,7 +65,7 @@ def open_rows(
     saved HF data sets, shards.
 
     Raises:
-        InputError: a source that is not there, is of no known kind, or has no row.
+        InputError: a source that is not there, is of no known kind, or has no row; an option that none has a use for.
     """
     parts: list[Rows] = []
     for source in sources:
@@ -62,8 +74,11 @@ def open_rows(
         except OSError as error:
             raise InputError(f"{source} cannot be read: {error.strerror or error}") from error
     rows = parts[0] if len(parts) == 1 else Chain(parts)
+    origin = sources[0] if len(sources) == 1 else some_names(sources)
     if not len(rows):
-        raise InputError(f"{', '.join(sources)}: no row in it; give a source with pictures and captions")
+        raise InputError(f"{origin}: no row in it; give a source with pictures and captions")
+    if unused := [option for option in options.given() if option not in rows.uses]:
+        raise InputError(f"{origin}: {unused[0]} has no meaning for such a source; leave it out")
     return rows
 
 

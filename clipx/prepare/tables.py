@@ -6,7 +6,7 @@ Of parquet one row group at a time is in memory, and arrow files are mapped into
 import importlib
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -26,6 +26,8 @@ class Table(Rows):
     Raises:
         InputError: the file is not what its name says, or lacks such columns.
     """
+
+    uses: Collection[str] = ("--image-column", "--caption-column", "--image-folder")
 
     def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path) -> None:
         self._path, self._image_folder = path, image_folder

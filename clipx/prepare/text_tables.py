@@ -7,6 +7,7 @@ takes all that follows a quote that is never closed, and makes a number of 007.
 import csv
 import io
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from pathlib import Path
 from clipx.errors import InputError
 from clipx.prepare.cells import number_or_text, text_or_texts
 from clipx.prepare.dialects import TextFormat, find_dialect
+from clipx.prepare.folders import is_picture
 from clipx.prepare.rows import Record, TableColumns
 from clipx.prepare.source_files import is_wide
 from clipx.prepare.tables import ROWS_WITH_NAMES, Table
@@ -50,6 +52,8 @@ class CsvTable(_TextTable):
     Values become numbers if JSON writes them back as they are; a caption that is a list of texts, several captions.
     """
 
+    uses = (*Table.uses, "--header", "--quoting none")
+
     def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path, format: TextFormat) -> None:
         self._format = format
         super().__init__(path, columns=columns, image_folder=image_folder)
@@ -63,11 +67,7 @@ class CsvTable(_TextTable):
                 self._starts.append(start)
             else:
                 self._names = [name.strip() for name in values]
-        names = list(self._names)
-        for place, name in enumerate(self._names):  # pandas' names for those that come again
-            if count := self._names[:place].count(name):
-                names[place] = f"{name}.{count}"
-        names, self._names = self._names, names
+        names, self._names = self._names, _different(self._names)
         return names
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
@@ -116,18 +116,24 @@ class CsvTable(_TextTable):
             raise ValueError(f"its quotes take in {num_lines} lines, which look like rows; is it --quoting none?")
 
     def _takes_in_rows(self, values: Sequence[str], row: int, num_lines: int) -> bool:
-        """Whether two lines of a row look like rows: a picture of the row's extension stands where it should."""
+        """Whether two lines of a row look like rows: something like the row's picture stands where it should."""
         place, num_columns = self._image_place(), len(self._names)
-        extension = Path(values[place]).suffix.lower() if place < len(values) else ""
-        if not extension:
+        if place >= len(values):
             return False
+        extension = Path(values[place]).suffix.lower()
         num_alike = 0
         for line in self._read(row).decode("utf-8-sig").split("\n")[:num_lines]:
             parts = line.split(self._dialect.delimiter)
             if len(parts) >= num_columns:
                 names = [parts[at].strip('" \r') for at in (place, place - num_columns)]
-                num_alike += any(Path(name).suffix.lower() == extension for name in names)
+                num_alike += any(self._is_like(name, extension) for name in names)
         return num_alike > 1
+
+    def _is_like(self, name: str, extension: str) -> bool:
+        """Whether a text may name a picture, in a table of which one has this extension; without one it must exist."""
+        if extension:
+            return is_picture(name) or Path(name).suffix.lower() == extension
+        return name != "" and os.path.isfile(os.path.join(self._image_folder, name))
 
     def _images(self) -> Iterator[object]:
         place, rows = self._image_place(), self._rows()
@@ -138,6 +144,17 @@ class CsvTable(_TextTable):
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
         return [*super().identity(), asdict(self._format)]
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """The names, with pandas' numbers for those that come again: none becomes another's."""
+    different: list[str] = []
+    for name in names:
+        count = names[: len(different)].count(name)
+        while (new := f"{name}.{count}" if count else name) in different or (count and new in names):
+            count += 1
+        different.append(new)
+    return different
 
 
 class _Lines:

@@ -1,8 +1,9 @@
 """Tar files of samples: where each sample's members lie, by the headers alone (`tar_headers.py`).
 
 A sample is a run of neighbouring members whose names are equal up to the first dot behind the last slash, as in
-webdataset. Two things differ. Hidden files (`._p.jpg`, which macOS adds) are no members: webdataset takes those in
-folders for samples of their own. And a name that is there twice in a row begins a sample, where webdataset ends.
+webdataset. Three things differ. Hidden files (`._p.jpg`, which macOS adds) are no members: webdataset takes those in
+folders for samples of their own. A name that is there twice in a row begins a sample, where webdataset ends. And files
+in a folder with a dot and a line break in its name are members, which webdataset passes over.
 """
 
 import re
@@ -120,8 +121,8 @@ class TarScan:
         extension_id = self.extension_ids.setdefault(lower, len(self.extension_ids))
         self._add(folder + slash + stem, extension_id, offset, size)
 
-    def _add(self, key: bytes, extension_id: int, offset: int, size: int) -> None:
-        if not self.keys or self.keys[-1] != key or extension_id in self._seen:
+    def _add(self, key: bytes, extension_id: int, offset: int, size: int, *, begins: bool = False) -> None:
+        if begins or not self.keys or self.keys[-1] != key or extension_id in self._seen:
             self.keys.append(key)
             self.first_member.append(len(self.offsets))
             self._seen.clear()
@@ -157,9 +158,9 @@ class TarScan:
         """The samples with all members of each key together, by their first members."""
         result = TarScan(extension_ids=self.extension_ids, damage=self.damage)
         for group in self._runs:
-            result._seen = set()
-            for row in (row for i in group for row in self._rows(i)):
-                result._add(self.keys[group[0]], self.extensions[row], self.offsets[row], self.sizes[row])
+            for number, row in enumerate(row for i in group for row in self._rows(i)):
+                columns = self.extensions[row], self.offsets[row], self.sizes[row]
+                result._add(self.keys[group[0]], *columns, begins=number == 0)
         return result
 
     def faults(self) -> list[ShardFault]:

@@ -57,7 +57,7 @@ class _Extended:
     def take(self, records: dict[bytes, bytes]) -> None:
         """Takes the records of a pax header."""
         if self.name is None:
-            self.name = records.get(b"path")
+            self.name = records.get(b"GNU.sparse.name", records.get(b"path"))
         if self.size is None and b"size" in records:
             self.size = _digits(records[b"size"])
         self.sparse = self.sparse or any(key.startswith(b"GNU.sparse.") for key in records)

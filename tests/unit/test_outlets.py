@@ -63,6 +63,21 @@ def test_check_prints_and_reports_keys_of_strangers_as_text(clipx: Any, tmp_path
     assert json.loads(report)["key"] == NASTY
 
 
+def test_a_name_with_a_line_break_adds_no_line(clipx: Any, tmp_path: Path) -> None:
+    """Which would look like a message of ours."""
+    name = "a\nclipx: error: b"
+    write_tar(tmp_path / "0.tar", [(f"{name}.txt", b"x"), (f"0.{name}", b"y"), ("0.txt", b"x")])
+    _, text = clipx("data", "check", tmp_path, "--workers", 1)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / f"{name}.png").write_bytes(b"no picture")
+    (folder / f"{name}.txt").write_text("a")
+    _, error = clipx("data", "make", folder, "--out", tmp_path / "out", "--workers", 1)
+    assert text.count(r"a\nclipx: error: b") == 2
+    assert error.count(r"a\nclipx: error: b") == 1
+    assert "\nclipx: error: b" not in text + error
+
+
 def test_an_error_names_them_as_text_with_its_traceback(clipx: Any, tmp_path: Path) -> None:
     for arguments in (["data", "check", tmp_path / NASTY], ["--debug", "data", "check", tmp_path / NASTY]):
         code, text = clipx(*arguments)

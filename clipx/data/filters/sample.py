@@ -11,7 +11,7 @@ from typing import Any
 from clipx.data.captions import MAX_TEXT, alternatives, decode_captions
 from clipx.data.decode import UndecodableError, open_image
 from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Value
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 from clipx.storage.failures import hint
 from clipx.storage.files import RangeReader, read_file
 from clipx.storage.remote import ASK
@@ -138,7 +138,7 @@ def parquet_rows(shard: str, columns: Sequence[str]) -> Mapping[str, Mapping[str
         file = parquet.ParquetFile(io.BytesIO(read_file(path, remote=ASK)))
         names = file.schema_arrow.names
         if missing := [name for name in wanted if name not in names]:
-            raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}")
+            raise InputError(f"{path} has no column {missing[0]!r}; it has {some_names(names)}")
         rows = file.read(columns=wanted).to_pylist()
     except OSError as error:
         fault = f"{path}, which conditions on parquet: need, cannot be read"

@@ -1,3 +1,4 @@
+import gzip
 import tarfile
 
 import pytest
@@ -97,11 +98,13 @@ def test_truncated_absent_and_empty_shards_are_bad_input(tmp_path):
     empty = write_tar(tmp_path / "empty.tar", [])
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "text.tar").write_bytes(b"no tar" * 200)
+    (tmp_path / "packed.tar").write_bytes(gzip.compress(whole.read_bytes()).ljust(600, b"\0"))
     for shard, message in (
         (cut, r"cut.tar ends inside a member"),
         (tmp_path / "none.tar", "none.tar cannot be read"),
         (tmp_path / "folder.tar", "folder.tar cannot be read"),
-        (tmp_path / "text.tar", "text.tar is no tar file"),
+        (tmp_path / "text.tar", "text.tar is no tar file; write or fetch it again"),
+        (tmp_path / "packed.tar", "packed.tar is compressed; write or fetch it again"),
         (empty, "no samples"),
     ):
         with pytest.raises(InputError, match=message) as raised:

@@ -92,3 +92,10 @@ def test_names_with_dots_are_blamed_in_few_words(tmp_path):
     assert len(str(caught.value)) < 800
     assert "members there: 000.png, 001.png, " in str(caught.value)
     assert "009.png and 91 more)" in str(caught.value)
+
+
+def test_names_with_dots_are_blamed_with_the_keys_if_they_are_few(tmp_path):
+    write_tar(tmp_path / "0.tar", [(f"{i:03d}.v2.{e}", b"x") for i in range(30) for e in ("png", "txt")])
+    index = build_index([str(tmp_path)])
+    with pytest.raises(RunError, match=r"members there: v2\.png, v2\.txt.*data\.image_key.*; a sample's key ends at"):
+        next(make_stream(index, make_order(index)).batches())

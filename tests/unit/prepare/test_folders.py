@@ -128,6 +128,22 @@ def test_each_real_folder_is_visited_once(tmp_path: Path) -> None:
     assert (made.num_samples, made.left_out) == (4, {"missing file": 1})
 
 
+def test_spaces_behind_a_name_hide_no_picture(tmp_path: Path) -> None:
+    pair(tmp_path, "0.png", "zero")
+    (tmp_path / "1.png ").write_bytes(png(1))
+    (tmp_path / "1.txt").write_text("one")
+    assert captions(tmp_path) == {"0.png": "zero", "1.png ": "one"}
+
+
+def test_folders_too_deep_to_be_walked_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(os, "walk", walk)
+    with pytest.raises(InputError, match="one within the other"):
+        captions(tmp_path)
+
+
 def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair(tmp_path, "good.png", "good")
     for name in ("a.jpg", "b.txt", "c.json"):

@@ -238,12 +238,16 @@ class TestGoingOn:
         assert shards(tmp_path / "out") == shards(tmp_path / "whole")
         assert not list((tmp_path / "out").glob(".*"))
 
-    def test_what_is_complete_is_left_alone(self, tmp_path: Path) -> None:
+    def test_what_is_complete_is_left_alone(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         folder = write_pairs(tmp_path / "in", 3)
         (folder / "001.txt").unlink()
         first = make(folder, tmp_path / "out")
         before = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
+        assert not caplog.messages
         assert make(folder, tmp_path / "out", workers=2) == first
+        assert caplog.messages == [
+            f"{tmp_path}/out was made before and stays as it is; if pictures changed since, choose another --out"
+        ]
         assert (tmp_path / "out" / "00000.tar").stat().st_mtime_ns == before
 
     @pytest.mark.parametrize(
@@ -267,10 +271,13 @@ class TestGoingOn:
         with pytest.raises(InputError, match=f"was begun otherwise: {message}; restore that or choose a new folder"):
             make(rows, tmp_path / "out", **{"shard_size": 5, **options})
 
-    def test_another_source_is_refused(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["new.png", "000.png", "000.txt", "000.TXT", "001.txt", "001.JSON"])
+    def test_another_source_is_refused(self, tmp_path: Path, name: str) -> None:
+        """Pictures and captions that are new or other, whatever their names."""
         folder = write_pairs(tmp_path / "in", 2)
+        (folder / "001.txt").unlink()
         make(folder, tmp_path / "out")
-        (folder / "new.png").write_bytes(png(9))
+        (folder / name).write_bytes(png(9))
         with pytest.raises(InputError, match="the source is another or has changed"):
             make(folder, tmp_path / "out")
 

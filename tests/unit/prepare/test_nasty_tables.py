@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from shard_files import png
 
+from clipx.data.captions import MAX_TEXT
 from clipx.prepare.dialects import TextFormat
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
@@ -126,6 +127,31 @@ NASTY = {
         samples=[(0, ["a", "b", "c", "d"]), (1, ["e"])],
         rows=5,
     ),
+    "one file by way of the folder above, which is another behind a link": Nasty(
+        name="t.csv",
+        content=lambda path: (
+            (path.parent / "sub" / "deep").mkdir(parents=True),
+            (path.parent / "link").symlink_to("sub/deep"),
+            (path.parent / "sub" / "0.png").write_bytes(png(1)),
+            path.write_text("image,caption\nsub/../0.png,a\n0.png,b\nlink/../0.png,c\nsub/0.png,d\n../\0,e\n"),
+        ),
+        samples=[(0, ["a", "b"]), (1, ["c", "d"])],
+        left_out={"unreadable picture": 1},
+        rows=5,
+    ),
+    "a column that is called as the captions of a sample are": Nasty(
+        name="t.csv",
+        content="image,caption,captions\n0.png,a,other\n1.png,b,other\n1.png,c,other\n",
+        samples=[(0, ["a"]), (1, ["b", "c"])],
+        rows=3,
+    ),
+    "columns of one name beside one that has pandas' name for the second": Nasty(
+        name="t.csv",
+        content="image,note.1,note,note\n0.png,a,x,y\n",
+        samples=[(0, ["a"])],
+        columns=TableColumns(captions=["note.1"]),
+        rows=1,
+    ),
     "rows of pictures that are not there or none": Nasty(
         name="t.csv",
         content="image,caption\nno.png,a\n0.png,b\nno.png,c\nt.csv,d\nt.csv,e\n",
@@ -183,6 +209,23 @@ NASTY = {
         left_out={"unreadable row": 1},
         rows=2,
     ),
+    "a quote that takes in a row of a picture of another kind": Nasty(
+        name="t.csv",
+        content='image,caption\n0.png,"a\n1.jpg,b"\n2.png,c\n',
+        samples=[(2, ["c"])],
+        left_out={"unreadable row": 1},
+        rows=2,
+    ),
+    "a quote that takes in rows of pictures without an extension": Nasty(
+        name="t.csv",
+        content=lambda path: (
+            [(path.parent / f"pic{number}").write_bytes(png(number)) for number in range(3)],
+            path.write_text('image,caption\npic0,"a\npic1,b\npic2,c"\npic2,"in two lines,\nwith commas, too"\n'),
+        ),
+        samples=[(2, ["in two lines,\nwith commas, too"])],
+        left_out={"unreadable row": 1},
+        rows=2,
+    ),
     "CC3M's TSV, without names of columns": Nasty(
         name="Train_GCC.tsv",
         content="a , dog\thttp://x.org/0.png\na cat\t1.png\n",
@@ -212,10 +255,11 @@ NASTY = {
     ),
     "captions of nothing": Nasty(
         name="t.csv",
-        content="image,caption\n0.png,&nbsp;\n1.png,\u200b\n2.png,\0\n3.png,&amp;nbsp; \u00a0\n0.png,a dog\n",
+        content="image,caption\n0.png,&nbsp;\n1.png,\u200b\n2.png,\0\n3.png,&amp;nbsp; \u00a0\n"
+        "0.png,a dog\n0.png,&nbsp;\x85\n",
         samples=[(0, ["a dog"])],
-        left_out={"no caption": 4},
-        rows=5,
+        left_out={"no caption": 5},
+        rows=6,
     ),
     "lists in cells, as JSON, Python and numpy write them": Nasty(
         name="t.csv",
@@ -239,6 +283,17 @@ NASTY = {
         content=f"image,caption,note\n0.png,a,{'x' * 200_000}\n",
         samples=[(0, ["a"])],
         rows=1,
+    ),
+    "more text than training reads": Nasty(
+        name="t.jsonl",
+        content=lines(
+            {"image": "0.png", "caption": "é" * (1 + MAX_TEXT // 2)},
+            {"image": "1.png", "caption": ["a", "b"], "note": "x" * MAX_TEXT},
+            {"image": "2.png", "caption": "c", "note": "x" * MAX_TEXT},
+        ),
+        samples=[(2, ["c"])],
+        left_out={"unreadable row": 2},
+        rows=3,
     ),
     "JSONL with broken lines": Nasty(
         name="t.jsonl",
@@ -269,6 +324,18 @@ NASTY = {
         samples=[(1, ["one", "two"]), (0, ["three"])],
         left_out={"no caption": 1, "no picture": 2},
         rows=5,
+    ),
+    "COCO files joined, with images of one id": Nasty(
+        name="captions.json",
+        content=json.dumps(
+            {
+                "images": [{"id": n, "file_name": f"{name}.png"} for n, name in ((1, 0), (1, 1), (2, 2), (2, 2))],
+                "annotations": [{"image_id": n, "caption": c} for n, c in ((1, "of 0"), (1, "of 1"), (2, "a"))],
+            }
+        ),
+        samples=[(2, ["a"])],
+        left_out={"unreadable row": 2},
+        rows=4,
     ),
     "Karpathy's json": Nasty(
         name="dataset_flickr30k.json",

@@ -93,6 +93,11 @@ class TestFolder:
         row = opened(folder).read(0)
         assert row.captions == ["from the text"]
         assert row.record["caption"] == "from json"
+        row = opened(folder, captions=["caption"]).read(0)
+        assert (row.captions, row.record) == (["from json"], {"file_name": "0.png"})
+        (folder / "0.json").unlink()
+        with pytest.raises(LeftOutError, match=r"no NAME\.json beside it"):
+            opened(folder, captions=["caption"]).read(0)
 
     def test_what_is_left_out(self, folder: Path) -> None:
         (folder / "0.txt").write_text(" \n")
@@ -207,6 +212,18 @@ class TestBinary:
         assert [row.record["n"] for row in rows] == [0, 1, 2, 3]
         assert rows[0].record["image"] == "0.png"
         assert rows[3].name == str(folder / "3.png")
+
+    def test_fields_are_what_json_can_hold(self, folder: Path, tmp_path: Path) -> None:
+        fields = {
+            "f": [1.0, float("nan")],
+            "b": [b"x"],
+            "s": {"b": b"\xff", "f": float("inf"), "i": 1},
+            "e": ["", None],
+        }
+        columns = {"image": ["0.png"], "caption": ["a"], **{name: [value] for name, value in fields.items()}}
+        pq.write_table(pa.table(columns), folder / "t.parquet")
+        record = all_of(opened(folder / "t.parquet"))[0].record
+        assert record == {"image": "0.png", "f": [1.0, None], "b": [None], "s": {"i": 1}, "e": ["", None]}
 
     def test_bytes_alone(self, tmp_path: Path) -> None:
         table = pa.table({"jpg": [png(0), b""], "txt": ["a", "b"]})

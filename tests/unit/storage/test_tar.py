@@ -164,6 +164,18 @@ def test_members_apart_are_pieces_that_can_be_put_together(tmp_path):
     assert "(of '00' first); make the tar with `tar --sort=name`" in text
 
 
+def test_samples_of_one_key_that_follow_each_other_stay_apart_when_pieces_are_put_together(tmp_path):
+    """As where the sets of two tars that were joined meet: one would have the other's picture with its own caption."""
+    names = ["b.jpg", "a.jpg", "a.txt", "a.jpg", "a.json", "b.txt"]
+    path = write_tar(tmp_path / "a.tar", [(name, b"%d" % number) for number, name in enumerate(names)])
+    whole, file = scan(path).grouped(), open_ranges(str(path))
+    assert [(whole.key(i), read_members(file, whole.members(i))) for i in range(len(whole.keys))] == [
+        ("b", {"jpg": b"0", "txt": b"5"}),
+        ("a", {"jpg": b"1", "txt": b"2"}),
+        ("a", {"jpg": b"3", "json": b"4"}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("names", "pieces"),
     [

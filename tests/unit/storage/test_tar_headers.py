@@ -178,7 +178,8 @@ def test_links_and_sparse_files_are_told_apart_from_files():
     tables = bytes(504) + b"\1" + bytes(7) + bytes(512)
     content = FIRST + sparse + tables + b"x" + bytes(511)
     content += member(b"h.jpg", b"", kind=b"1") + header(b"l.jpg", kind=b"2", size=b"00000001000\0")
-    content += pax(record(b"GNU.sparse.major", b"1") + record(b"path", b"p.jpg")) + member(b"GNUSparseFile.0/p.jpg")
+    names = record(b"GNU.sparse.name", b"p.jpg") + record(b"path", b"./GNUSparseFile.0/p.jpg")
+    content += pax(record(b"GNU.sparse.major", b"1") + names) + member(b"GNUSparseFile.0/p.jpg")
     content += header(b"d.x", kind=b"5") + header(b"f.jpg", kind=b"6") + LAST + END
     assert [(entry.name, entry.kind) for entry in walk(Counted(content))] == [
         (b"0.txt", None), (b"s.jpg", "sparse file"), (b"h.jpg", "hard link"), (b"l.jpg", "symbolic link"),
