@@ -132,56 +132,64 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
         adopt_ranks(os.environ)
         warn_if_alone(os.environ)
     _quiet_libraries()
-    threads = _fix_threads()
+    with _torch_settings(config):
+        accelerator = _join(
+            config,
+            # without this, accelerate starts no process group on a machine without GPUs: N ranks would be N runs
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=_MIXED_PRECISION[config.precision],
+            log_with=_trackers(config),
+            project_dir=config.run_dir,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    # without a launcher accelerate makes no group, and if it is given a backend it asks for one
+                    backend=_backend(config) if "LOCAL_RANK" in os.environ else None,
+                    timeout=timedelta(seconds=config.parallel.timeout_s),
+                ),
+                # buffers are constants, except BatchNorm's statistics, which each rank has for itself: nothing to send
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            ],
+        )
+        try:
+            if isinstance(config.parallel, Fsdp2Config) and not dist.is_initialized():
+                store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
+                # FSDP2 needs a group on one process, too.
+                dist.init_process_group(_backend(config), store=store, rank=0, world_size=1)
+            yield Runtime(accelerator, config.parallel, _host_group(config))
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            # accelerate keeps its state as long as the process; a second run in it may have another precision
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _torch_settings(config: RunConfig) -> Iterator[None]:
+    """torch's global settings for a run; those that the program had come back after it.
+
+    A rank without a GPU computes in one thread: sums over several depend on their number, which cores, affinity and
+    variables would decide. More cores take more ranks.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property
+    if not torch.cuda.is_available():
+        os.environ["OMP_NUM_THREADS"] = "1"  # or accelerate chooses a number
+        torch.set_num_threads(1)
     if config.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
         # filling all that is allocated, to show who reads what nobody wrote, doubles the launches of a step
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Its gradients may be NaN (clipx.models.attention.backends, which admits it where it was tried).
     torch.backends.cuda.enable_cudnn_sdp(False)
-    accelerator = _join(
-        config,
-        # without this, accelerate starts no process group on a machine without GPUs: N ranks would be N separate runs
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=_MIXED_PRECISION[config.precision],
-        log_with=_trackers(config),
-        project_dir=config.run_dir,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(
-                # without a launcher accelerate makes no group, and if it is given a backend it asks for one
-                backend=_backend(config) if "LOCAL_RANK" in os.environ else None,
-                timeout=timedelta(seconds=config.parallel.timeout_s),
-            ),
-            # buffers are constants, except BatchNorm's statistics, which each rank has for itself: nothing to send
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-        ],
-    )
     try:
-        if isinstance(config.parallel, Fsdp2Config) and not dist.is_initialized():
-            store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
-            # FSDP2 needs a group on one process, too.
-            dist.init_process_group(_backend(config), store=store, rank=0, world_size=1)
-        yield Runtime(accelerator, config.parallel, _host_group(config))
+        yield
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
-        # accelerate keeps its state as long as the process; a second run in it may have another precision
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def _fix_threads() -> int:
-    """Makes a rank without a GPU compute in one thread; returns the number of threads before.
-
-    Sums over several threads depend on their number, which cores, affinity and variables would decide. More cores take
-    more ranks.
-    """
-    before = torch.get_num_threads()
-    if not torch.cuda.is_available():
-        os.environ["OMP_NUM_THREADS"] = "1"  # or accelerate chooses a number
-        torch.set_num_threads(1)
-    return before
 
 
 def _join(config: RunConfig, **options: Any) -> Accelerator:

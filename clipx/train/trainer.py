@@ -67,16 +67,21 @@ def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> St
                 check_folder(run_dir)
                 held.enter_context(run_lock(run_dir))
         # from here on the folder is this start's, and status.json its word
-        run: Run | None = None
-        status: Status | None = None
-        pending_rollback: Rollback | None = None
-        step = 0
+        return _run_phases(config, runtime, stop, objective)
 
-        def note(reason: str) -> None:
-            reached = step if run is None else run.progress.step
-            write_failure(run_dir, RunError(reason), step=reached, rank=runtime.rank)
 
-        watchdog = held.enter_context(_watchdog(config, runtime, note))
+def _run_phases(config: RunConfig, runtime: Runtime, stop: StopRequest, objective: BuildObjective) -> Status:
+    """Builds the run for each of its phases, and after each rollback, until it ends."""
+    run: Run | None = None
+    status: Status | None = None
+    pending_rollback: Rollback | None = None
+    step = 0
+
+    def note_failure(error: Exception) -> None:
+        reached = step if run is None else run.progress.step
+        write_failure(Path(config.run_dir), error, step=reached, rank=runtime.rank)
+
+    with _watchdog(config, runtime, lambda reason: note_failure(RunError(reason))) as watchdog:
         try:
             while status is None:
                 watchdog.set_activity("start", step=step)
@@ -91,8 +96,7 @@ def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> St
                     runtime.release()
         except Exception as error:
             explained = explain(error)
-            reached = step if run is None else run.progress.step
-            write_failure(run_dir, explained, step=reached, rank=runtime.rank)
+            note_failure(explained)
             raise explained from error
         assert run is not None
         watchdog.set_activity("end", step=step)

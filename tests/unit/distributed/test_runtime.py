@@ -102,11 +102,16 @@ def test_hosts_without_a_way_by_gloo_are_one_line(
     assert not dist.is_initialized()
 
 
-def test_deterministic_fills_no_memory_that_nobody_reads(tmp_path: Path) -> None:
+def test_deterministic_fills_no_memory_that_nobody_reads_and_ends_with_the_run(tmp_path: Path) -> None:
+    def settings() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+    before = settings()
+    assert before == (False, True)
     try:
         with start_runtime(tiny_config(tmp_path, "none.tar", "deterministic=true")):
-            assert torch.are_deterministic_algorithms_enabled()
-            assert not torch.utils.deterministic.fill_uninitialized_memory
+            assert settings() == (True, False)
+        assert settings() == before
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True
