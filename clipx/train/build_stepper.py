@@ -100,10 +100,7 @@ def build_stepper(
     ranks, and then compiling, because FSDP2 changes the dtype of what is compiled.
 
     Args:
-        config: the run's.
-        runtime: the ranks.
         objective: its model has the weights of the start; a checkpoint is loaded into what this returns.
-        length: of the run.
         phase: what holds for these steps.
         micro_batch_size: what `auto` found when this phase began; None means to be found.
 
@@ -117,10 +114,7 @@ def build_stepper(
     optimizer = build_optimizer(config.optim, model)
     lock(model, phase.locked)
     _choose_attention(config, runtime, model, phase)
-    if config.precision == "fp8":
-        float8_blocks(blocks)
-    for tower_blocks in block_lists:
-        checkpoint_blocks(tower_blocks, fraction=config.activation_checkpointing)
+    _transform(block_lists, config)
     half_weights = HalfWeights(model, dtype=copied_dtype(config, runtime))
     run = half_weights.around(_dry_run(config, runtime, objective, phase))
     if micro_batch_size is None:
@@ -141,6 +135,14 @@ def build_stepper(
         half_weights=half_weights,
         ema=None if config.ema is None else Ema(model, decay=config.ema.decay),
     )
+
+
+def _transform(block_lists: Sequence[Sequence[nn.Module]], config: RunConfig) -> None:
+    """Makes the blocks compute in float8, and forget activations, as the config says."""
+    for tower_blocks in block_lists:
+        if config.precision == "fp8":
+            float8_blocks(tower_blocks)
+        checkpoint_blocks(tower_blocks, fraction=config.activation_checkpointing)
 
 
 def _choose_attention(config: RunConfig, runtime: Runtime, model: CLIP, phase: Phase) -> None:
