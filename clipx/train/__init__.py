@@ -11,6 +11,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from clipx.errors import InputError
+
 if TYPE_CHECKING:
     from clipx.config.schema import RunConfig
     from clipx.objectives.objective import BuildObjective
@@ -22,6 +24,12 @@ class _Training(ModuleType):
 
     def __call__(self, config: "RunConfig", *, objective: "BuildObjective | None" = None) -> "Status":
         """Does what `clipx.train.trainer.run` does."""
+        from clipx.config.schema import RunConfig
+
+        if not isinstance(config, RunConfig):
+            raise InputError(
+                f"train takes a RunConfig, not {type(config).__name__}; clipx.load_config makes one of files"
+            )
         from clipx.train.trainer import run
 
         return run(config) if objective is None else run(config, objective=objective)

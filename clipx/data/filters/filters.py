@@ -216,8 +216,8 @@ class SampleFilter:
             new = write_new_file(posixpath.join(folder, FILTER_FILE), json.dumps(content, indent=1).encode())
         except OSError as error:
             raise InputError(
-                f"the index in {folder} cannot be written: {error.strerror or error}; make room there or choose another "
-                "folder"
+                f"the index in {folder} cannot be written: {error.strerror or error}; make room there or choose "
+                "another folder"
             ) from error
         if not new:
             self.require_same(SampleFilter.load(folder), folder)
