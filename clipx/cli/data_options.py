@@ -25,8 +25,8 @@ Sources = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
-        "JSONL or parquet of paths and captions; COCO's captions_*.json or Karpathy's dataset_*.json; a data set of "
-        "HF datasets or its hub; shards.",
+        "JSONL or parquet of paths and captions; COCO's `captions_*.json` or Karpathy's `dataset_*.json`; a data "
+        "set of HF datasets or its hub; shards.",
         show_default=False,
     ),
 ]

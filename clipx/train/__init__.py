@@ -2,7 +2,9 @@
 
 trainer                 the loop: steps, saves, evaluations, stops and rollbacks; status.json says how it ended
 saving, evaluations     what happens between steps
+run_folder              whose files lie in the run folder, and how they stand when the steps begin
 build                   config to `Run`: data by build_data, the step by build_stepper (step, accumulate, micro_batch)
+resume                  the checkpoint that a run goes on from, and what of its config has changed since
 loss_spikes             the detector and the rollback
 liveness, metrics       watchdog, stops, lock, status; metrics.jsonl, trackers, warnings, bad samples
 """
