@@ -42,6 +42,7 @@ from clipx.printable import json_text, redacted
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
+    from clipx.prepare.stats import Description
 
 data_app = typer.Typer(help="Prepare training data and look at it.", no_args_is_help=True)
 
@@ -249,18 +250,7 @@ def stats(
         )
     print_figures(description.figures, description.context_length)
     if out is not None:
-        from clipx.prepare.plots import draw_stats
-
-        figures = {name: asdict(source) for name, source in description.figures.items()}
-        content = {"context_length": description.context_length, "sources": figures}
-        write_text(out / "stats.json", json.dumps(content, indent=2) + "\n", option="--out")
-        draw_stats(
-            description.measured,
-            out / "stats.png",
-            context_length=description.context_length,
-            image_size=None if config is None else config.model.image.image_size,
-        )
-        say(f"wrote {out / 'stats.json'} and {out / 'stats.png'}")
+        _write_stats(description, out, image_size=None if config is None else config.model.image.image_size)
 
 
 @data_app.command()
@@ -325,3 +315,15 @@ def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str |
 def _given(**options: str | None) -> dict[str, Any]:
     """Those that are not None; the library knows the defaults of the others."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _write_stats(description: "Description", out: Path, *, image_size: int | None) -> None:
+    """Writes stats.json and stats.png into the folder `out`."""
+    from clipx.prepare.plots import draw_stats
+
+    figures = {name: asdict(source) for name, source in description.figures.items()}
+    content = {"context_length": description.context_length, "sources": figures}
+    write_text(out / "stats.json", json.dumps(content, indent=2) + "\n", option="--out")
+    path = out / "stats.png"
+    draw_stats(description.measured, path, context_length=description.context_length, image_size=image_size)
+    say(f"wrote {out / 'stats.json'} and {path}")
