@@ -58,4 +58,4 @@ if not TYPE_CHECKING:  # or every name would be there for a type checker
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

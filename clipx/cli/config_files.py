@@ -38,6 +38,14 @@ def is_config(arguments: Sequence[str]) -> bool:
     return any(argument.endswith((".yaml", ".yml")) for argument in arguments)
 
 
+def names_config(arguments: Sequence[str]) -> bool:
+    """Whether arguments that may be shards name a config instead: a file, or one of clipx's own."""
+    from clipx.config.shipped import shipped_names
+
+    own = shipped_names()
+    return is_config(arguments) or any(name in own and not Path(name).exists() for name in arguments)
+
+
 def is_override(argument: str) -> bool:
     """Whether the argument is `key.sub=value`, and no config file that is there, in a folder called lr=3e-4."""
     return _OVERRIDE.match(argument) is not None and not (is_config([argument]) and Path(argument).is_file())

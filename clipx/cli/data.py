@@ -1,103 +1,50 @@
 """`clipx data`: prepares training data and looks at it."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipx.cli.config_files import ConfigArguments, is_config, load_arguments
+from clipx.cli.config_files import ConfigArguments, load_arguments, names_config
+from clipx.cli.data_options import (
+    CaptionColumns,
+    CaptionKey,
+    GroupRows,
+    Header,
+    ImageColumn,
+    ImageFolder,
+    ImageKey,
+    IndexOfShards,
+    MaxBad,
+    NumShards,
+    OutFolder,
+    Quality,
+    Quoting,
+    ShardImageKey,
+    ShardsArgument,
+    ShardSize,
+    ShardsOrConfig,
+    ShortSide,
+    Shuffle,
+    Sources,
+    Splits,
+    Verify,
+    Workers,
+)
 from clipx.cli.data_tables import print_counts, print_figures, print_made, progress_bar
-from clipx.cli.early import require_shards, require_writable
+from clipx.cli.early import require_folder, require_shards, require_writable
 from clipx.cli.output import say, write_text
 from clipx.errors import InputError
 from clipx.printable import json_text, printable, redacted
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
+    from clipx.prepare.stats import Description
 
 data_app = typer.Typer(help="Prepare training data and look at it.", no_args_is_help=True)
-
-_PathLike = TypeVar("_PathLike", str, Path)
-
-
-def _from_home(value: _PathLike | None) -> _PathLike | None:
-    """A path whose `~` no shell has replaced, as in `--out=~/shards`."""
-    return value if value is None else type(value)(os.path.expanduser(value))
-
-
-ShardsArgument = Annotated[
-    list[str], typer.Argument(metavar="SHARDS", help="Tar files, folders, globs, braces, URLs.", show_default=False)
-]
-ShardsOrConfig = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SHARDS|CONFIG.yaml",
-        help="Shards, or a run's config (with KEY=VALUE) for its sources.",
-        show_default=False,
-    ),
-]
-ImageKey = Annotated[str | None, typer.Option(metavar="KEY", help="As data.image_key.")]
-CaptionKey = Annotated[str | None, typer.Option(metavar="KEY", help="As data.caption_key.")]
-Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; default: one per core.")]
-
-
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SOURCE",
-        help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
-        "JSONL or parquet of paths and captions; COCO's captions_*.json or Karpathy's dataset_*.json; a data set of "
-        "HF datasets or its hub; shards.",
-        show_default=False,
-    ),
-]
-OutFolder = Annotated[
-    str,
-    typer.Option(
-        callback=_from_home, metavar="DIR", help="Folder of the shards; begun before, it goes on.", show_default=False
-    ),
-]
-ShardSize = Annotated[int, typer.Option(min=1, metavar="N", help="Samples per shard.")]
-NumShards = Annotated[int | None, typer.Option(min=1, metavar="N", help="Shards, instead of --shard-size.")]
-Shuffle = Annotated[
-    int | None, typer.Option(min=0, metavar="SEED", help="Random order of this seed; default: as in the source.")
-]
-ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the pictures.")]
-CaptionColumns = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
-]
-Header = Annotated[
-    str | None,
-    typer.Option(metavar="NAME,NAME", help="Columns of a CSV or TSV whose first row does not name them, in its order."),
-]
-Quoting = Annotated[
-    Literal["double", "none"], typer.Option(help="Of CSV and TSV; none: quotes are a part of the texts.")
-]
-Splits = Annotated[
-    list[str] | None, typer.Option("--split", metavar="NAME", help="Of a source with several; repeatable.")
-]
-GroupRows = Annotated[bool, typer.Option(help="Make one sample of all rows of a picture, with all their captions.")]
-ImageFolder = Annotated[
-    Path | None,
-    typer.Option(callback=_from_home, metavar="DIR", help="Where paths start from; default: the table's folder."),
-]
-ShortSide = Annotated[
-    int | None, typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never.")
-]
-Quality = Annotated[
-    int | None, typer.Option(min=1, max=100, help="Encode all pictures anew as JPEG; default: only reduced ones, 95.")
-]
-Verify = Annotated[bool, typer.Option(help="Decode each picture, to leave out broken ones.")]
-IndexOfShards = Annotated[
-    str | None,
-    typer.Option("--index", callback=_from_home, metavar="DIR", help="Of shards: take only what this index holds."),
-]
-ShardImageKey = Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")]
-MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of rows that may be left out (from 100 on).")]
 
 
 @data_app.command()
@@ -175,9 +122,7 @@ def index(
     *,
     out: Annotated[
         str | None,
-        typer.Option(
-            callback=_from_home, metavar="DIR", help="Folder for the index (as data.index); default: beside the shards."
-        ),
+        typer.Option(metavar="DIR", help="Folder for the index (as data.index); default: beside the shards."),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -186,12 +131,8 @@ def index(
             help='Keep samples of which this is true, e.g. "min_side >= 200", "json:similarity >= 0.28"; repeatable.',
         ),
     ] = None,
-    keys: Annotated[
-        Path | None, typer.Option(callback=_from_home, metavar="FILE", help="Keep only these keys, one per line.")
-    ] = None,
-    without_keys: Annotated[
-        Path | None, typer.Option(callback=_from_home, metavar="FILE", help="Leave out these keys.")
-    ] = None,
+    keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep only these keys, one per line.")] = None,
+    without_keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Leave out these keys.")] = None,
     unique: Annotated[
         Literal["image", "caption", "pair"] | None, typer.Option(help="Of exact duplicates keep the first.")
     ] = None,
@@ -205,6 +146,7 @@ def index(
 
     A run with `data.index: DIR` then sees only what passed.
     """
+    require_folder(out, option="--out")
     from clipx.data.filters.filters import SampleFilter
     from clipx.data.index.shard_index import build_index
 
@@ -225,12 +167,10 @@ def index(
 def check(
     shards: ShardsOrConfig,
     *,
-    report: Annotated[
-        Path | None, typer.Option(callback=_from_home, metavar="FILE.jsonl", help="Write each problem here.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write each problem here.")] = None,
     repair: Annotated[
         Path | None,
-        typer.Option(callback=_from_home, metavar="DIR", help="Write bad shards anew here, with their good samples."),
+        typer.Option(metavar="DIR", help="Write bad shards anew here, with their good samples."),
     ] = None,
     image_key: ImageKey = None,
     caption_key: CaptionKey = None,
@@ -243,6 +183,7 @@ def check(
     described = _sources(shards, image_key, caption_key)
     require_shards(described)
     require_writable(report, option="--report")
+    require_folder(repair, option="--repair")
     from clipx.data.parallel import num_cores
     from clipx.prepare.check import check_shards
 
@@ -274,9 +215,7 @@ def check(
 def stats(
     shards: ShardsOrConfig,
     *,
-    out: Annotated[
-        Path | None, typer.Option(callback=_from_home, metavar="DIR", help="Write stats.json and stats.png here.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write stats.json and stats.png here.")] = None,
     sample: Annotated[
         int, typer.Option(min=0, metavar="N", help="Samples of each source to read, evenly spread; 0: all.")
     ] = 100_000,
@@ -288,17 +227,16 @@ def stats(
 
     Tokens are those of the config's tokenizer; without a config, CLIP's with a context of 77.
     """
-    config = load_arguments(shards) if is_config(shards) else None
+    config = load_arguments(shards) if names_config(shards) else None
     described = _sources(shards, image_key, caption_key)
     require_shards(described)
     if out is not None:
         require_writable(out / "stats.json", option="--out")
-        from clipx.prepare.own_files import require_own_json, require_own_png
-        from clipx.prepare.plots import require_matplotlib
+        from clipx.prepare.own_files import require_matplotlib, require_own_json, require_own_png
 
-        require_matplotlib()
         require_own_json(out / "stats.json", {"context_length", "sources"})
         require_own_png(out / "stats.png")
+        require_matplotlib()
     from clipx.data.parallel import num_cores
     from clipx.prepare.stats import describe
 
@@ -312,18 +250,7 @@ def stats(
         )
     print_figures(description.figures, description.context_length)
     if out is not None:
-        from clipx.prepare.plots import draw_stats
-
-        figures = {name: asdict(source) for name, source in description.figures.items()}
-        content = {"context_length": description.context_length, "sources": figures}
-        write_text(out / "stats.json", json.dumps(content, indent=2) + "\n", option="--out")
-        draw_stats(
-            description.measured,
-            out / "stats.png",
-            context_length=description.context_length,
-            image_size=None if config is None else config.model.image.image_size,
-        )
-        say(f"wrote {out / 'stats.json'} and {out / 'stats.png'}")
+        _write_stats(description, out, image_size=None if config is None else config.model.image.image_size)
 
 
 @data_app.command()
@@ -333,7 +260,7 @@ def show(
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of it to show.")] = 48,
     out: Annotated[
         Path | None,
-        typer.Option(callback=_from_home, metavar="FILE.png", help="Where to draw them; default: batch-N.png here."),
+        typer.Option(metavar="FILE.png", help="Where to draw them; default: batch-N.png here."),
     ] = None,
 ) -> None:
     """Draw pictures and captions of a batch exactly as the model will see them."""
@@ -341,9 +268,13 @@ def show(
 
     config = load_arguments(arguments)
     require_shards(sources(config.data))
+    path = out or Path(f"batch-{batch}.png")
+    require_writable(path, option="--out")
+    from clipx.prepare.own_files import require_own_png
+
+    require_own_png(path)
     from clipx.prepare.show import draw_batch
 
-    path = out or Path(f"batch-{batch}.png")
     say(draw_batch(config, path, batch=batch, count=count))
     say(f"wrote {path}")
 
@@ -352,7 +283,7 @@ def show(
 def synth(
     out: Annotated[
         Path,
-        typer.Option(callback=_from_home, metavar="DIR", help="Folder to make; must not exist.", show_default=False),
+        typer.Option(metavar="DIR", help="Folder to make; must not exist.", show_default=False),
     ],
     train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 20_000,
     eval_per_class: Annotated[int, typer.Option(min=1, help="Pictures per class in the evaluation sets.")] = 20,
@@ -374,7 +305,7 @@ def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str |
     from clipx.config.data import DataConfig, sources
 
     given = _given(image_key=image_key, caption_key=caption_key)
-    if not is_config(arguments):
+    if not names_config(arguments):
         return sources(replace(DataConfig(train=list(arguments)), **given))
     for name in given:
         raise InputError(f"--{name.replace('_', '-')} goes with shards; to a config add data.{name}={given[name]}")
@@ -384,3 +315,15 @@ def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str |
 def _given(**options: str | None) -> dict[str, Any]:
     """Those that are not None; the library knows the defaults of the others."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _write_stats(description: "Description", out: Path, *, image_size: int | None) -> None:
+    """Writes stats.json and stats.png into the folder `out`."""
+    from clipx.prepare.plots import draw_stats
+
+    figures = {name: asdict(source) for name, source in description.figures.items()}
+    content = {"context_length": description.context_length, "sources": figures}
+    write_text(out / "stats.json", json.dumps(content, indent=2) + "\n", option="--out")
+    path = out / "stats.png"
+    draw_stats(description.measured, path, context_length=description.context_length, image_size=image_size)
+    say(f"wrote {out / 'stats.json'} and {path}")

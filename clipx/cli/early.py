@@ -82,7 +82,14 @@ def require_inputs(config: "RunConfig") -> None:
 
 def _require_inputs(config: "RunConfig") -> None:
     from clipx.config.data import sources
+    from clipx.config.geometry import resolve_geometry
+    from clipx.config.phases import check_stages
 
+    captions = config.data.captions_per_image
+    resolve_geometry(config.global_batch_size, config.micro_batch_size, 1, captions_per_image=captions)
+    check_stages(config)
+    require_folder(config.run_dir, option="run_dir")
+    require_folder(config.checkpoint.folder, option="checkpoint.folder")
     require_shards(sources(config.data))
     for evaluation in config.evaluate.values():
         if evaluation.type == "zeroshot" or (Path(evaluation.data) / "test").is_dir():
@@ -122,6 +129,19 @@ def require_writable(path: Path | None, *, option: str) -> None:
     else:
         return
     raise InputError(f"{option} {path}: cannot be written: {os.strerror(reason)}")
+
+
+@_alone
+def require_folder(path: Path | str | None, *, option: str) -> None:
+    """Raises InputError if a folder for results, if one is asked for and is local, cannot be there."""
+    from clipx.storage.files import is_local
+
+    if path is None or not is_local(str(path)):
+        return
+    folder = Path(path)
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise InputError(f"{option} {path} cannot be used: {nearest} is no folder; choose another")
 
 
 def _require(pattern: str) -> None:

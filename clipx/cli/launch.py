@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipx.cli.config_files import ConfigArguments, load_arguments
+from clipx.errors import InputError
 
 if TYPE_CHECKING:
     from clipx.launching.commands import LaunchCommand
@@ -40,13 +41,17 @@ def slurm(
     from clipx.launching.files import LAUNCH_FILES, slurm_sizes
     from clipx.launching.nodes import Nodes, check_batch
 
-    config = load_arguments(arguments)
+    config, options = load_arguments(arguments), _words(sbatch, "--sbatch")
     file = LAUNCH_FILES / "slurm" / ("torchrun.sbatch" if torchrun else "train.sbatch")
     default_nodes, default_gpus = slurm_sizes(file)
     num_nodes, gpus = Nodes.parse(nodes or str(default_nodes)), gpus_per_node or default_gpus
     check_batch(config, num_nodes, processes_per_node=gpus)
     command = sbatch_command(
-        arguments, file=file, nodes=num_nodes.one_number("Slurm"), gpus_per_node=gpus, options=shlex.split(sbatch)
+        arguments,
+        file=file,
+        nodes=num_nodes.one_number("Slurm"),
+        gpus_per_node=gpus,
+        options=options,
     )
     if not _printed(command, dry_run=dry_run):
         command.replace_process()
@@ -90,7 +95,7 @@ def accelerate(
     from clipx.launching.nodes import check_batch, nodes_from, processes_from
     from clipx.launching.supervise import supervise
 
-    config = load_arguments(arguments)
+    config, options = load_arguments(arguments), _words(accelerate, "--accelerate")
     num_nodes, processes = nodes_from(os.environ, nodes), processes_from(os.environ, gpus_per_node)
     check_batch(config, num_nodes, processes_per_node=processes)
     command = accelerate_command(
@@ -99,7 +104,7 @@ def accelerate(
         nodes=num_nodes.one_number("accelerate"),
         processes_per_node=processes,
         environment=os.environ,
-        options=shlex.split(accelerate),
+        options=options,
     )
     if not _printed(command, dry_run=dry_run):
         environment = {**os.environ, **command.environment}
@@ -114,6 +119,13 @@ def files(
     from clipx.launching.files import copy_files
 
     copy_files(folder)
+
+
+def _words(options: str, name: str) -> list[str]:
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise InputError(f"{name} {options}: {error}; quote as in a shell") from error
 
 
 def _printed(command: "LaunchCommand", *, dry_run: bool) -> bool:

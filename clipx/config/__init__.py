@@ -1,1 +1,1 @@
-"""Config: what can be set (`schema`), how it is read and checked (`load`), how the batch divides (`geometry`)."""
+"""Config: what can be set (`schema`), how it is read and checked (`load`, `validate`), the batch (`geometry`)."""

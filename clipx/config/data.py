@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from clipx.config.field_types import (
+    NO_BOOL,
     STRICT,
     Count,
     FilePath,
     Fraction,
     Interval,
     NonNegative,
-    Number,
     Positive,
     ShardPath,
     Text,
@@ -51,7 +51,7 @@ class JitterConfig:
     """Like brightness."""
     saturation: NonNegative = 0.4
     """Like brightness."""
-    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
+    hue: Annotated[float, Field(ge=0, le=0.5), NO_BOOL] = 0.1
     """Shifts of the hue from -value to value, in turns."""
 
 
@@ -64,7 +64,7 @@ class RandAugmentConfig:
 
     num_ops: Count = 2
     """Operations on each picture, one after the other."""
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    magnitude: Annotated[int, Field(ge=0, le=30), NO_BOOL] = 9
     """Strength of all operations, of 31 steps from 0 to 30."""
 
 

@@ -1,5 +1,6 @@
 """Types of single values with their limits, and the pydantic settings that all parts of the schema share."""
 
+import os
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -43,9 +44,15 @@ def _expand_shards(text: str) -> str:
     return "::".join(map(expand_home, text.split("::")))
 
 
-FilePath = Annotated[Text, AfterValidator(_in_one_line), AfterValidator(expand_home)]
+def _plain(path: Any) -> Any:
+    """The text of a `pathlib.Path`, which people write in Python."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+PLAIN = BeforeValidator(_plain)
+FilePath = Annotated[Text, AfterValidator(_in_one_line), AfterValidator(expand_home), PLAIN]
 """A file or folder; may begin with ~. Addresses of fsspec stay as they are."""
-ShardPath = Annotated[Text, AfterValidator(_expand_shards)]
+ShardPath = Annotated[Text, AfterValidator(_expand_shards), PLAIN]
 """Like `FilePath`, or several joined by `::`, or a command."""
-HubName = Annotated[str, AfterValidator(expand_home)]
+HubName = Annotated[str, AfterValidator(expand_home), PLAIN]
 """A name at a hub, or a folder, which may begin with ~."""

@@ -1,7 +1,11 @@
-"""Files that clipx draws and writes again under the same name, and the marks by which it knows its own."""
+"""Files that clipx draws and writes again under the same name, and the marks by which it knows its own.
+
+Needs no torch, nor what it asks for: it is called before they are imported.
+"""
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
@@ -10,6 +14,12 @@ from clipx.errors import InputError
 
 PNG_MARK = {"Software": "clipx"}
 """Text chunk of every PNG that clipx draws."""
+
+
+def require_matplotlib() -> None:
+    """Raises InputError if plots cannot be drawn: better said before the data is read than after."""
+    if find_spec("matplotlib") is None:
+        raise InputError("plots need matplotlib: pip install matplotlib, or leave out --out")
 
 
 def require_own_png(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Draws what `stats` measured; owns matplotlib, which is optional."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,6 @@ if TYPE_CHECKING:
 _BINS = 61  # odd: a ratio of 1 lies within a bin and not between two
 # Okabe and Ito's colours, told apart by the colour-blind too (Color Universal Design, 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-def require_matplotlib() -> None:
-    """Raises InputError if plots cannot be drawn: better said before the data is read than after."""
-    if find_spec("matplotlib") is None:
-        raise InputError("plots need matplotlib: pip install matplotlib, or leave out --out")
 
 
 def draw_stats(measured: Mapping[str, Measured], path: Path, *, context_length: int, image_size: int | None) -> None:

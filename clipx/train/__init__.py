@@ -2,7 +2,9 @@
 
 trainer                 the loop: steps, saves, evaluations, stops and rollbacks; status.json says how it ended
 saving, evaluations     what happens between steps
+run_folder              whose files lie in the run folder, and how they stand when the steps begin
 build                   config to `Run`: data by build_data, the step by build_stepper (step, accumulate, micro_batch)
+resume                  the checkpoint that a run goes on from, and what of its config has changed since
 loss_spikes             the detector and the rollback
 liveness, metrics       watchdog, stops, lock, status; metrics.jsonl, trackers, warnings, bad samples
 """
@@ -10,6 +12,8 @@ liveness, metrics       watchdog, stops, lock, status; metrics.jsonl, trackers, 
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from clipx.errors import InputError
 
 if TYPE_CHECKING:
     from clipx.config.schema import RunConfig
@@ -22,6 +26,12 @@ class _Training(ModuleType):
 
     def __call__(self, config: "RunConfig", *, objective: "BuildObjective | None" = None) -> "Status":
         """Does what `clipx.train.trainer.run` does."""
+        from clipx.config.schema import RunConfig
+
+        if not isinstance(config, RunConfig):
+            raise InputError(
+                f"train takes a RunConfig, not {type(config).__name__}; clipx.load_config makes one of files"
+            )
         from clipx.train.trainer import run
 
         return run(config) if objective is None else run(config, objective=objective)

@@ -72,6 +72,8 @@ def compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrde
             begun.run_dir,
         )
     if wrong := changes_between(_shape(begun.model), _shape(config.model)):
+        values = changes_between(begun.model, config.model)
+        wrong = {key: values[key] for key in wrong}
         raise InputError(f"{named(wrong, 'model.')}: not the model of {checkpoint}; restore it or choose a new run_dir")
     changes = saved.data_order.differences(record)
     if changes and not config.data.allow_change:

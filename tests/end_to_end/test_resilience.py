@@ -183,11 +183,12 @@ def test_a_resume_says_what_else_is_computed_in_another_way(
 
 def test_another_model_is_not_resumed(tmp_path: Path, scenes: Path) -> None:
     assert train(tiny_config(tmp_path / "run", scenes / "train", "steps=3")) == 0
-    changed = ["steps=6", "model.text.activation=quick_gelu"]  # the same shapes: the weights would load
-    with pytest.raises(
-        InputError, match=r"^model.text.activation: gelu -> quick_gelu: not the model of .*step-00000003; restore it"
-    ):
-        train(tiny_config(tmp_path / "run", scenes / "train", *changed))
+    for change, named in {
+        "model.text.activation=quick_gelu": "text.activation: gelu -> quick_gelu",  # the weights would load
+        "model.init_logit_bias=-10": "init_logit_bias: None -> -10.0",
+    }.items():
+        with pytest.raises(InputError, match=rf"^model\.{named}: not the model of .*step-00000003; restore it"):
+            train(tiny_config(tmp_path / "run", scenes / "train", "steps=6", change))
     assert status(tmp_path / "run")["status"] == "failed"
     unmasked = ["steps=6", "model.image.patch_drop=0.25"]  # a change that people make on purpose
     assert train(tiny_config(tmp_path / "run", scenes / "train", *unmasked)) == 0

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import typer.main
+import typer.rich_utils
 
 from clipx import cli
 from clipx.cli import output
@@ -307,3 +311,22 @@ def test_figures_replace_figures_and_nothing_else(tmp_path: Path) -> None:
             output.write_json(path, {})
         assert path.read_text() == mine
     output.write_json(Path("/dev/null"), {})
+
+
+def named(command: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield names, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from named(inner, *names, name)
+
+
+@pytest.mark.parametrize(("names", "command"), named(typer.main.get_command(cli.app)))
+def test_help_shows_every_character_of_its_texts(
+    clipx, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], command: Any
+) -> None:
+    """Markdown would take *.json and *.csv for emphasis."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", 300)
+    shown = re.sub(r"[\s│]", "", clipx(*names, "--help")[1])
+    for text in filter(None, (command.help, *(option.help for option in command.params))):
+        for paragraph in re.split(r"\n\s*\n|\f", text):
+            assert re.sub(r"[\s`]", "", paragraph) in shown

@@ -112,6 +112,24 @@ CASES: list[tuple[str, str]] = [
     ("data stats bad.yaml", "shards 'absent.tar' match no tar file"),
     ("data show absent.yaml", "absent.yaml: cannot read the config file"),
     ("data show bad.yaml", "shards 'absent.tar' match no tar file"),
+    ("data show good.yaml --out empty", "--out empty: cannot be written: Is a directory"),
+    ("data show good.yaml --out file", "file is there, and clipx did not write it"),
+    ("data show tiny", "shards 'data/scenes/train' match no tar file"),
+    ("data stats tiny", "shards 'data/scenes/train' match no tar file"),
+    ("data check tiny", "shards 'data/scenes/train' match no tar file"),
+    ("data stats set/test --out theirs", "theirs/stats.json is there, and clipx did not write it"),
+    ("data check set/test --repair file", "--repair file cannot be used: file is no folder"),
+    ("data check set/test --repair file/a", "--repair file/a cannot be used: "),
+    ("data index set/test --out file --where width>3", "--out file cannot be used: file is no folder"),
+    ("train good.yaml run_dir=file", "run_dir file cannot be used: file is no folder; choose another"),
+    ("train good.yaml checkpoint.folder=file/a", "checkpoint.folder file/a cannot be used: "),
+    ("train good.yaml data.captions_per_image=3", "global_batch_size=8 is not divisible by the 1 processes with 3"),
+    (
+        "train good.yaml stages.a.until_step=5 stages.b.until_step=5",
+        "stages a and b both end at step 5; give them different ends",
+    ),
+    ("launch slurm good.yaml --sbatch 'a", "--sbatch 'a: No closing quotation; quote as in a shell"),
+    ("launch accelerate good.yaml --accelerate 'a", "--accelerate 'a: No closing quotation"),
     ("data synth --out empty", "empty exists"),
     ("data synth --out new --size 3", "Invalid value for '--size'"),
 ]
@@ -138,6 +156,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str,
     scenes = write_scenes(folder / "scenes", num_train=2)
     (folder / "file").write_text("no folder")
     (folder / "empty").mkdir()
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "stats.json").write_text("{}")
     (folder / "set").symlink_to(scenes / "wds_scenes")
     (folder / "good.yaml").write_text(CONFIG.replace("SHARDS", str(scenes / "train")))
     (folder / "bad.yaml").write_text(CONFIG.replace("SHARDS", "absent.tar"))

@@ -54,7 +54,7 @@ class TestNames:
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
-        assert {*typed, "__version__"} == set(clipx.__all__) <= set(dir(clipx))
+        assert {*typed, "__version__"} == set(clipx.__all__) == set(dir(clipx))
         for name, (module, original) in typed.items():
             if name != "train":
                 assert getattr(clipx, name) is getattr(sys.modules[module or ""], original)
@@ -128,6 +128,11 @@ class TestTrain:
         thread.start()
         thread.join()
         assert ends == [clipx.Status.COMPLETE]
+
+    @pytest.mark.parametrize("config", ["tiny.yaml", {"steps": 3}, None])
+    def test_what_is_no_config_is_said(self, config: object) -> None:
+        with pytest.raises(clipx.InputError, match=r"train takes a RunConfig, not .*; clipx\.load_config makes one"):
+            clipx.train(config)  # type: ignore[arg-type]
 
     def test_what_is_wrong_is_an_error_and_no_exit(self, tmp_path: Path) -> None:
         with pytest.raises(clipx.InputError, match="match no tar file"):

@@ -199,11 +199,8 @@ class SampleFilter:
         """Keeps the filter in the folder of its index.
 
         Raises:
-            InputError: another filter was put there meanwhile.
-            OSError: it cannot be written.
+            InputError: it cannot be written, or another filter was put there meanwhile.
         """
-        for keys in filter(None, (self.keys, self.without_keys)):
-            write_file(posixpath.join(folder, _keys_file(keys.digest)), keys.to_bytes())
         content = {
             "version": _VERSION,
             "where": [condition.text for condition in self.where],
@@ -213,8 +210,16 @@ class SampleFilter:
             "caption_key": self.caption_key,
             "image_key": self.image_key,
         }
-        path = posixpath.join(folder, FILTER_FILE)
-        if not write_new_file(path, json.dumps(content, indent=1).encode()):
+        try:
+            for keys in filter(None, (self.keys, self.without_keys)):
+                write_file(posixpath.join(folder, _keys_file(keys.digest)), keys.to_bytes())
+            new = write_new_file(posixpath.join(folder, FILTER_FILE), json.dumps(content, indent=1).encode())
+        except OSError as error:
+            raise InputError(
+                f"the index in {folder} cannot be written: {error.strerror or error}; make room there or choose "
+                "another folder"
+            ) from error
+        if not new:
             self.require_same(SampleFilter.load(folder), folder)
 
     def require_same(self, stored: "SampleFilter | None", folder: str) -> None:

@@ -12,6 +12,7 @@ from clipx.config.describe import json_schema
 from clipx.config.load import dump_config, load_config
 from clipx.config.schema import RunConfig
 from clipx.config.sections import ANY_NAME, Section, sections
+from clipx.config.validate import validate
 from clipx.config.yaml_text import read_yaml
 from clipx.errors import InputError
 
@@ -30,7 +31,11 @@ stages: {small: {until_step: 5}}
 
 
 def accepts(text: str) -> bool:
-    return bool(SCHEMA.is_valid(read_yaml(text)))
+    return accepts_tree(read_yaml(text))
+
+
+def accepts_tree(tree: Any) -> bool:
+    return bool(SCHEMA.is_valid(tree))
 
 
 def test_the_schema_is_one() -> None:
@@ -109,6 +114,10 @@ def mappings() -> Iterator[Section]:
     return (section for section in sections(RunConfig) if section.path)
 
 
+def name_of(section: Section) -> str:
+    return ".".join((*section.path, section.tag or ""))
+
+
 def within(section: Section, **values: Any) -> dict[str, Any]:
     """A file with these values in a section."""
     tree: Any = values if section.tag is None else {"type": section.tag, **values}
@@ -117,7 +126,7 @@ def within(section: Section, **values: Any) -> dict[str, Any]:
     return copy.deepcopy(tree)
 
 
-@pytest.mark.parametrize("section", mappings(), ids=lambda section: ".".join((*section.path, section.tag or "")))
+@pytest.mark.parametrize("section", mappings(), ids=name_of)
 def test_every_section_knows_its_keys_and_no_other(section: Section) -> None:
     assert SCHEMA.is_valid(within(section))
     assert not SCHEMA.is_valid(within(section, no_such_key=1))
@@ -126,3 +135,16 @@ def test_every_section_knows_its_keys_and_no_other(section: Section) -> None:
             assert not SCHEMA.is_valid(within(section, **{knob.name: {"a": {"mapping": "of mappings"}}})), knob.name
         if knob.default is not None and knob.name != "type":
             assert SCHEMA.is_valid(within(section, **{knob.name: read_yaml(knob.default)})), knob.name
+
+
+@pytest.mark.parametrize("section", sections(RunConfig), ids=name_of)
+def test_every_value_is_refused_by_both_or_by_none(section: Section) -> None:
+    for knob in (knob for knob in section.knobs if knob.name != "type"):
+        key = ".".join((*section.path, knob.name)).replace(ANY_NAME, "anything")
+        for value in (None, True, -1, 0.5, 1.5, 1000, "x", [], {}):
+            part = within(section, **{knob.name: value})
+            with pytest.raises(InputError) as error:  # at least, keys are missing
+                validate(RunConfig, part)
+            lines = str(error.value).splitlines()
+            refused = any(line.startswith(f"{key}=") and ": expected " in line for line in lines)
+            assert accepts_tree(part) is not refused, (knob.name, value)

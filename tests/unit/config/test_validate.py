@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -114,6 +115,11 @@ def test_values_are_converted_as_those_of_a_file() -> None:
     assert config.optim == AdamWConfig(lr=1.0, betas=(0.9, 0.95))
     assert config.stages["small"].until_step == 5
     assert isinstance(config.optim.lr, float)
+
+
+def test_paths_of_pathlib_are_paths() -> None:
+    config = run_config(run_dir=Path("~/runs"), data=DataConfig(train=[Path("a") / "b.tar"], index=Path("i")))  # type: ignore[list-item, arg-type]
+    assert (config.run_dir, config.data.train, config.data.index) == (str(Path.home() / "runs"), ["a/b.tar"], "i")
 
 
 def test_configs_stay_frozen_equal_and_copyable(tmp_path) -> None:

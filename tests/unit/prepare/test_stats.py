@@ -12,7 +12,7 @@ from clipx.config.data import DataConfig, SourceConfig, sources
 from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError, RunError
-from clipx.prepare import plots
+from clipx.prepare import own_files, plots
 from clipx.prepare.stats import describe
 
 CAPTIONS = ["a cat", "a dog", "a cat", "a very long caption about cats and dogs and birds"]
@@ -104,7 +104,7 @@ def test_plot_shows_each_source_in_its_colour(data: DataConfig, tmp_path: Path, 
 
 
 def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    plots.require_matplotlib()
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    own_files.require_matplotlib()
+    monkeypatch.setattr(own_files, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"plots need matplotlib: pip install matplotlib"):
-        plots.require_matplotlib()
+        own_files.require_matplotlib()

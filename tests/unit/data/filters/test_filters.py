@@ -287,6 +287,16 @@ def test_a_filtered_index_is_one_of_its_own(tmp_path):
         build_index(shards, index_dir=tmp_path / "i")
 
 
+@pytest.mark.parametrize("where", [["width>3"], []])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, where):
+    shards = write_shards(tmp_path / "shards", [2])
+    listed = tmp_path / "keys.txt"
+    listed.write_text("000000\n")
+    filters = SampleFilter.parse(where, keys=None if where else listed)
+    with pytest.raises(InputError, match=r"the index in .*keys.txt/a cannot be written: .*; make room there or choose"):
+        build_index(shards, index_dir=listed / "a", filters=filters)
+
+
 def test_a_filter_that_nothing_passes_says_why(tmp_path):
     write_shards(tmp_path / "s", [3, 2])
     with pytest.raises(InputError, match=r"no sample of the 2 shards .* passes the filter \(caption.words>=9: 5\)"):
