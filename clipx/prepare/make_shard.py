@@ -189,6 +189,8 @@ class ShardMaker:
         """Key, members and the image's extension of a sample; an image that is not encoded anew stays as it is."""
         extension = next((key for key, _ in alternatives(self.options.image_key) if key in sample.fields), None)
         if not self.options.images.changes_images:
+            if extension is not None and self.options.images.verify:
+                self._image(sample.fields[extension], sample.name)
             return sample.key, sample.fields, extension or ""
         if extension is None:
             raise LeftOutError("no picture", sample.name, f"none of its members is {self.options.image_key}")

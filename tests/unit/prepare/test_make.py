@@ -298,6 +298,11 @@ class TestFromShards:
         expected = [(name, data) for name, data in members(tmp_path / "in")]
         assert members(tmp_path / "out") == [(name, data) for name, data in sorted(expected)]
 
+    def test_broken_pictures_of_shards_are_left_out_if_they_are_looked_at(self, tmp_path: Path) -> None:
+        write_shards(tmp_path / "in", [3], replaced={1: {"png": b"no picture", "txt": b"a"}})
+        assert make(tmp_path / "in", tmp_path / "a").left_out == {"unreadable picture": 1}
+        assert make(tmp_path / "in", tmp_path / "b", images=ImageOptions(verify=False)).num_samples == 3
+
     def test_equal_keys_of_two_shards_stay_apart(self, tmp_path: Path) -> None:
         for shard in ("a", "b"):
             write_tar(tmp_path / f"{shard}.tar", [("0.txt", shard.encode()), ("0.png", png(1))])
