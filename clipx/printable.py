@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 REDACTED = "REDACTED"
 """What stands where a secret was left out."""
@@ -22,6 +23,9 @@ _CONTROL = re.compile(
 
 _REFERENCE = re.compile(r"\$\{\w+\}\Z")
 _resolved: dict[str, str] = {}  # references to the environment by the value that this process has seen
+_met: dict[str, None] = {}
+"""The latest secrets of addresses: a library's message may name a part of an address that is none by itself."""
+_MOST_MET, _LEAST_MET = 16, 8  # secrets, and characters of one: shorter ones stand in many words
 _NO_REFERENCE = r"(?!\$[{(\w]|REDACTED)"  # in a command: $NAME, ${NAME} and $(COMMAND) are the shell's
 _USER = re.compile(r"(?<=://)([^/?#\s:@'\"]*):([^/?#\s'\"]*)@")
 _LONE_USER = re.compile(r"(?<=://)[^/?#\s:@'\"${}]{20,}@")  # a token; shorter ones are names
@@ -59,7 +63,10 @@ _KNOWN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|(AKIA|AS
 
 def shown(text: object) -> str:
     """The text for a person, its lines kept: secrets left out, control characters visible."""
-    return "\n".join(map(printable, redact(str(text)).split("\n")))
+    clean = redact(str(text))
+    for secret in list(_met):  # not in `redact`: what is stored must not depend on what was shown before
+        clean = clean.replace(secret, REDACTED)
+    return "\n".join(map(printable, clean.split("\n")))
 
 
 def printable(text: str) -> str:
@@ -100,7 +107,7 @@ def redact(text: str) -> str:
         text = text.replace(secret, reference)
     if "://" in text:
         text = _USER.sub(_without_password, text)
-        text = _LONE_USER.sub(f"{REDACTED}@", text)
+        text = _LONE_USER.sub(_without_user, text)
         text = _QUERY.sub(_without_value, text)
     if "://" in text or "pipe:" in text:  # nowhere else: a caption or a class may be called `cookie: bitten`
         for pattern in _IN_COMMANDS:
@@ -147,11 +154,32 @@ def _escape(match: re.Match[str]) -> str:
 
 def _without_password(match: re.Match[str]) -> str:
     user, password = match.groups()
-    return match[0] if not password or _REFERENCE.match(password) else f"{user}:{REDACTED}@"
+    if not password or _REFERENCE.match(password):
+        return match[0]
+    _meet(password)
+    return f"{user}:{REDACTED}@"
+
+
+def _without_user(match: re.Match[str]) -> str:
+    _meet(match[0].removesuffix("@"))
+    return f"{REDACTED}@"
 
 
 def _without_value(match: re.Match[str]) -> str:
     name, value = match.groups()
     if _REFERENCE.match(value) or _PUBLIC_QUERY.match(name):
         return match[0]
-    return f"{name}={REDACTED}" if _SECRET_QUERY.search(name) or len(value) >= _LONG else match[0]
+    if not _SECRET_QUERY.search(name) and len(value) < _LONG:
+        return match[0]
+    _meet(value)
+    return f"{name}={REDACTED}"
+
+
+def _meet(secret: str) -> None:
+    """Remembers a secret, in the form of addresses and in its own."""
+    for form in {secret, unquote(secret)}:
+        if len(form) >= _LEAST_MET and REDACTED not in form:
+            _met.pop(form, None)
+            _met[form] = None
+    while len(_met) > _MOST_MET:
+        del _met[next(iter(_met))]

@@ -98,7 +98,7 @@ def read_manifest(folder: Folder) -> dict[str, Entry]:
     try:
         content = json.loads(folder.read(MANIFEST))
         return {name: Entry(size=entry["size"], sha256=entry["sha256"]) for name, entry in content.items()}
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{MANIFEST} has another form") from error
 
 

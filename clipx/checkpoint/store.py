@@ -28,6 +28,7 @@ from clipx.checkpoint.manifest import MANIFEST, Entry, find_problem, read_manife
 from clipx.checkpoint.state import RunState
 from clipx.config.load import load_config
 from clipx.config.schema import RunConfig
+from clipx.errors import InputError
 from clipx.storage.folders import Folder, folder_at
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,18 @@ class Checkpoint:
         return find_problem(self.folder, checksums=True)
 
     def state(self) -> RunState:
-        """The content of its state.json."""
-        return RunState.from_json(json.loads(self.folder.read(STATE)))
+        """The content of its state.json.
+
+        Raises:
+            InputError: it has another form.
+            OSError: the storage did not answer.
+        """
+        try:
+            return RunState.from_json(json.loads(self.folder.read(STATE)))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{self}: {STATE} is not what clipx writes; take another checkpoint (move this one away)"
+            ) from error
 
     def is_scheduled(self) -> bool:
         """Whether it is whole enough to say that it was saved by the count of steps (`RunState.scheduled`).
@@ -78,7 +89,7 @@ class Checkpoint:
         Raises:
             OSError: the storage did not answer.
         """
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        with suppress(FileNotFoundError, InputError):
             return self.state().scheduled
         return False
 
@@ -301,7 +312,10 @@ def stored_config(folder: Folder, name: str = CONFIG) -> RunConfig:
         OSError: the file cannot be read.
     """
     if folder.path is not None:
-        return load_config([folder.path / name])
+        path = folder.path / name
+        if path.exists() and not path.is_file():  # a stranger's pipe would be waited for
+            raise InputError(f"{path} is not a regular file; take another model")
+        return load_config([path])
     with TemporaryDirectory() as scratch:
         copy = Path(scratch) / name
         copy.write_bytes(folder.read(name))

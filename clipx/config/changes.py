@@ -21,6 +21,8 @@ def changes_between(before: "DataclassInstance", after: "DataclassInstance") -> 
     changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     retyped = tuple(key.removesuffix("type") for key in changed if key.endswith(".type"))
     lacking = {key for key in changed if key.startswith(retyped) and (key not in old or key not in new)}
+    # a mapping with free keys that was empty, or is now: its keys say it
+    lacking |= {key for key in changed if {} in (old.get(key), new.get(key)) and (key not in old or key not in new)}
     return {key: (old.get(key), new.get(key)) for key in changed if key not in lacking}
 
 

@@ -2,14 +2,17 @@
 
 So `3e-4` is a number, `010` is ten, and `no`, `on`, `12:30` and `2026-01-31` are strings. A key that occurs twice in a
 mapping is an error. The dumper quotes by the rules of both versions, so that its text reads back equal here and has the
-same meaning for any other reader.
+same meaning for any other reader. What a stranger's few lines may grow to, by aliases of aliases, has a limit.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.events import AliasEvent
 
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
@@ -24,7 +27,34 @@ _SCALARS = {
 """Pattern by tag; the first match wins (YAML 1.2.2, section 10.3.2; merge keys are those of 1.1)."""
 
 
+_MAX_DEPTH = 64  # mappings and lists in each other; a config has less than ten
+_MAX_REPEATED = 1_000_000  # characters and values by which aliases may make a text longer
+
+
 class _Loader(yaml.SafeLoader):
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._repeated = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Composes like PyYAML, within limits."""
+        event: Any = self.peek_event()
+        is_alias, mark = isinstance(event, AliasEvent), event.start_mark
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise ComposerError(None, None, f"more than {_MAX_DEPTH} values in each other", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is not None and is_alias:
+            self._repeated += self._sizes.get(node, _MAX_REPEATED)  # not composed yet: it is in itself
+            if self._repeated >= _MAX_REPEATED:
+                raise ComposerError(None, None, f"the alias {event.anchor!r} repeats too much", mark)
+        elif node is not None:
+            self._sizes[node] = _size(node, self._sizes)
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Composes like PyYAML, but reads every plain key as a string, and refuses a key that occurs twice."""
         node = super().compose_mapping_node(anchor)
@@ -40,6 +70,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _size(node: yaml.Node, sizes: Mapping[yaml.Node, int]) -> int:
+    """Characters and values of a node, in all that it holds."""
+    if isinstance(node, yaml.MappingNode):
+        return 1 + sum(sizes[key] + sizes[value] for key, value in node.value)
+    return 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else sum(sizes[item] for item in node.value))
+
+
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         """Writes a value at each of its places, without anchors."""
@@ -50,7 +87,8 @@ def read_yaml(text: str) -> Any:
     """The value of YAML text.
 
     Raises:
-        yaml.YAMLError: not YAML, more than one document, or a key that occurs twice.
+        yaml.YAMLError: not YAML, more than one document, a key that occurs twice, or values in each other
+            or repeated by aliases beyond all need.
     """
     return yaml.load(text, Loader=_Loader)
 
@@ -61,7 +99,10 @@ def write_yaml(value: Any) -> str:
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))
+    try:
+        return int(loader.construct_scalar(node))
+    except ValueError as error:  # thousands of digits
+        raise ConstructorError(None, None, "a number of too many digits", node.start_mark) from error
 
 
 def _represent_list(dumper: yaml.SafeDumper, items: Any) -> yaml.SequenceNode:

@@ -71,6 +71,8 @@ def publish(draft: Path, to: Path, parity: dict[str, Any]) -> None:
 
 def _recorded(folder: Path) -> Mapping[str, str]:
     """Checksums of an export's files by name; empty without a mark that fits."""
+    if not (folder / PARITY).is_file():
+        return {}
     try:
         parity = json.loads((folder / PARITY).read_bytes())
         mark, files = parity.pop("mark"), parity["files"]

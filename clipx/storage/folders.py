@@ -78,11 +78,15 @@ class Folder:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        return (self._path / name).read_bytes()
+        with self.open(name) as file:
+            return file.read()
 
     def open(self, name: str) -> BinaryIO:
-        """Opens a file for reading from any position."""
-        return (self._path / name).open("rb")
+        """Opens a file for reading from any position; a pipe or a device, which may never end, is an OSError."""
+        path = self._path / name
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} is not a regular file")
+        return path.open("rb")
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:

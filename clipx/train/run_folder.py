@@ -42,7 +42,8 @@ def check_folder(run_dir: Path) -> None:
         "rollbacks.jsonl": _rows_with("step", "back_to"),
     }
     try:
-        others = [name for name, is_own in own.items() if (run_dir / name).exists() and not is_own(run_dir / name)]
+        found = {name: run_dir / name for name in own if (run_dir / name).exists()}
+        others = [name for name, path in found.items() if not path.is_file() or not own[name](path)]
     except OSError as error:
         raise InputError(f"run_dir={run_dir} cannot be read ({error}); mend the storage or choose another") from error
     if others:
@@ -131,5 +132,5 @@ def _rows_with(*names: str) -> Callable[[Path], bool]:
 def _json(path: Path) -> object:
     try:
         return json.loads(path.read_text(errors="replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -89,7 +89,8 @@ class Saver:
 
         Waits for the disk when saves are not asynchronous, when the run is `stopping`, and at the end of a phase. While
         losses are not finite, the weights may be the cause. So nothing is saved then unless the run or its phase ends,
-        and no old checkpoint is removed.
+        and no old checkpoint is removed. With `spikes` a save of the schedule waits for the one before instead of being
+        left out: a rollback must not depend on the speed of the storage.
 
         Raises:
             RunError: from `wait`.
@@ -97,7 +98,7 @@ class Saver:
         began = time.perf_counter()
         run, progress = self._run, self._run.progress
         final = stopping or progress.step == run.phase.until
-        if final or not self._is_busy():
+        if final or (run.config.spikes is not None and self.is_due()) or not self._is_busy():
             self.wait()
             if self.saved_step != progress.step and (final or not progress.skipped_in_row):
                 self._save(began, wait=final)

@@ -222,7 +222,7 @@ class Loop:
         figures = run.data_figures(outcome.batch + 1)
         run.monitor.record(outcome, progress, bad_samples=len(run.quarantine), data=figures)
         run.quarantine.check(
-            samples_seen=run.length.samples_seen(outcome.step) // run.config.data.captions_per_image,
+            samples_seen=(outcome.batch + 1) * run.plan.global_batch_size,
             num_samples=run.state.data_order.num_samples,
             max_bad_fraction=run.config.data.max_bad_fraction,
         )

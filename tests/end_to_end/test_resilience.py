@@ -24,6 +24,7 @@ from clipx.errors import InputError, RunError
 from clipx.pretrained import load
 from clipx.train import build_stepper, run_folder, trainer
 from clipx.train.build import build_run
+from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.trainer import train
 
 
@@ -296,6 +297,17 @@ def test_pairs_end_a_run_whose_global_batch_has_changed_and_drive_its_learning_r
     back = ["samples=504", "steps=null"]
     assert train(tiny_config(*run, *back)) == 0
     assert metrics(tmp_path / "run")[15:][0]["samples_seen"] == 504
+
+
+def test_the_share_of_bad_samples_is_of_pictures_whatever_captions_a_resume_takes(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(Quarantine, "check", lambda _, *, samples_seen, **__: read.append(samples_seen))
+    run = [tmp_path / "run", scenes / "train"]
+    assert train(tiny_config(*run, "steps=2")) == 0
+    assert train(tiny_config(*run, "steps=4", "data.captions_per_image=2", "global_batch_size=48")) == 0
+    assert read == [24, 48, 72, 96]
 
 
 def test_a_micro_batch_that_was_set_is_none_that_was_found(

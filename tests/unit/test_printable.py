@@ -5,7 +5,18 @@ import json
 import pytest
 
 from clipx.errors import InputError, RunError
-from clipx.printable import REDACTED, json_text, label, printable, redact, redacted, shown, unsigned
+from clipx.printable import (
+    _MOST_MET,
+    REDACTED,
+    _met,
+    json_text,
+    label,
+    printable,
+    redact,
+    redacted,
+    shown,
+    unsigned,
+)
 
 SECRET = "s3cr3tV4lue"
 SIGNED = "https://b.s3.amazonaws.com/a/00000.tar?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={0}%2F20260101"
@@ -154,3 +165,29 @@ def test_json_for_people_has_the_same_value_and_nothing_that_a_terminal_obeys() 
     assert json.loads(text) == row
     assert printable(text) == text
     assert "Zürich" in text
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://k:p4ssw0rd-1@b/0.tar", 'Invalid bucket name "k:p4ssw0rd-1@b"'),
+        ("https://u:p%40ss-w0rd@h/0.tar", "no host h for user u (p@ss-w0rd)"),
+        ("https://h/0.tar?sig=s1gn4ture-2", "GET /0.tar?sig=s1gn4ture-2 HTTP/1.1: 403"),
+        ("https://t0k3n-t0k3n-t0k3n-t0k3n@h/0.tar", "t0k3n-t0k3n-t0k3n-t0k3n@h does not answer"),
+    ],
+)
+def test_a_part_of_an_address_in_a_message_keeps_its_secret_too(address: str, said: str) -> None:
+    secrets = ("p4ssw0rd-1", "p@ss-w0rd", "s1gn4ture-2", "t0k3n-t0k3n-t0k3n-t0k3n")
+    assert not any(secret in shown(f"{address} cannot be read: {said}") for secret in secrets)
+    assert not any(secret in shown(said) for secret in secrets)  # in the next line, too
+
+
+def test_what_is_remembered_of_many_signatures_has_a_limit() -> None:
+    for number in range(100):
+        redact(f"https://h/{number}.tar?sig=signature-{number}")
+    assert len(_met) == _MOST_MET
+    shown("https://u:short@h/0.tar")
+    assert shown("a short caption") == "a short caption"
+    assert (
+        label("https://h/signature-99/0.tar") == "https://h/signature-99/0.tar"
+    )  # a name is the same in every process

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from clipx.errors import ClipxError, InputError, RunError
-from clipx.printable import redacted
+from clipx.printable import redacted, shown
 from clipx.storage.folders import write_atomically
 
 
@@ -56,7 +56,7 @@ def write_failure(run_dir: Path, error: Exception, *, step: int, rank: int) -> N
     with suppress(OSError):  # a full disk may be the very reason; the error itself goes on to the person
         if not path.exists() or (isinstance(error, ClipxError) and not isinstance(error, LostContactError)):
             exit_code = 2 if isinstance(error, InputError) else Status.FAILED.exit_code  # which torchrun turns into 1
-            write_status(run_dir, Status.FAILED, step=step, reason=f"rank {rank}: {error}", exit_code=exit_code)
+            write_status(run_dir, Status.FAILED, step=step, reason=shown(f"rank {rank}: {error}"), exit_code=exit_code)
 
 
 def explain(error: Exception) -> Exception:

@@ -188,6 +188,37 @@ def test_a_pickle_cannot_change_the_classes_that_it_names(good: Path) -> None:
     read_metadata((good / ".metadata").open("rb"))
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "config.yaml"])
+@pytest.mark.parametrize("content", ["fifo", "deep", "list"])
+def test_a_file_that_never_ends_or_has_another_form_is_one_line(
+    tmp_path: Path, good: Path, name: str, content: str
+) -> None:
+    folder = tmp_path / "step-00000001"
+    shutil.copytree(good, folder)
+    (folder / name).unlink()
+    if content == "fifo":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).write_text("[" * 100_000 if content == "deep" else "[1]")
+    if name != "manifest.json":
+        (folder / "manifest.json").write_text("{}")
+    for way in (clipx.load, partial(start, _scratch=tmp_path)):
+        with pytest.raises(InputError, match="step-00000001") as raised:
+            way(folder)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "[" * 100_000, '{"progress": {"no": 1}}', '{"progress": 3}'])
+def test_a_state_of_another_form_is_one_line(tmp_path: Path, good: Path, content: str) -> None:
+    folder = tmp_path / "step-00000001"
+    shutil.copytree(good, folder)
+    rewrite(folder, **{"state.json": content.encode()})
+    checkpoint = CheckpointStore(tmp_path).checkpoint(1)
+    with pytest.raises(InputError, match=r"step-00000001: state.json is not what clipx writes"):
+        checkpoint.state()
+    assert not checkpoint.is_scheduled()
+
+
 def timm_weights(folder: Path, program: Program) -> None:
     torch.save({"state_dict": program}, folder / "weights.pth")
     image = replace(tiny_model_config().image, pretrained=str(folder / "weights.pth"))

@@ -49,3 +49,32 @@ def test_writes_in_order_without_anchors_and_with_numbers_on_one_line() -> None:
     shared = ["x", "y"]
     text = write_yaml({"b": shared, "a": shared, "n": (1, 2.5), "long": "w " * 100 + "w", "none": None, "e": []})
     assert text == f"b:\n- x\n- y\na:\n- x\n- y\nn: [1, 2.5]\nlong: {'w ' * 100}w\nnone: null\ne: []\n"
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "the alias 'a[0-9]' repeats too much"),
+        (f"a: &a {'x' * 1000}\nb: [{', '.join(['*a'] * 1000)}]", "the alias 'a' repeats too much"),
+        ("a: &a [*a]", "the alias 'a' repeats too much"),
+        ("a: &a {<<: *a}", "the alias 'a' repeats too much"),
+        ("[" * 5000 + "]" * 5000, "more than 64 values in each other"),
+        ("{a: " * 5000 + "}" * 5000, "more than 64 values in each other"),
+        ("9" * 5000, "a number of too many digits"),
+    ],
+    ids=["bomb", "long text", "itself", "merged with itself", "lists", "mappings", "digits"],
+)
+def test_what_grows_beyond_all_need_is_an_error(text: str, reason: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=reason):
+        read_yaml(text)
+
+
+def test_length_and_aliases_of_what_people_write_have_no_limit() -> None:
+    assert len(read_yaml(f"[{', '.join(['shards/00000.tar'] * 5000)}]")) == 5000
+    stages = read_yaml("\n".join(["a: &a {x: 1, y: [2, 3]}", *(f"b{n}: {{<<: *a, z: {n}}}" for n in range(500))]))
+    assert stages["b499"] == {"x": 1, "y": [2, 3], "z": 499}

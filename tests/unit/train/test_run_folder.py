@@ -1,5 +1,6 @@
 """Files of others in a run folder are named before anything is written; a run's own are gone over."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_what_clipx_has_not_written_is_refused_by_name_and_stays(tmp_path: Path,
         with pytest.raises(InputError, match=rf"holds {name}, not written by clipx, .* move what is there or"):
             train(tiny_config(tmp_path, tmp_path / "none.tar"))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, OTHERS[name])]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"holds {name}, not written by clipx"):
+        check_folder(tmp_path)
 
 
 def test_all_of_them_are_named(tmp_path: Path) -> None:

@@ -123,6 +123,20 @@ def test_never_two_at_once_and_what_was_left_out_comes_when_there_is_room(
         assert not saver.is_late()
 
 
+def test_with_spikes_the_storage_does_not_decide_what_is_saved(tmp_path: Path, shards: Path, gate: Gate) -> None:
+    """A rollback chooses from what is there; so a save of the schedule waits for the one before it."""
+    settings = ["checkpoint.async_save=true", "checkpoint.every_steps=1", "checkpoint.keep_last=9", "spikes={}"]
+    with opened(tmp_path, shards, *settings) as (run, saver):
+        gate.opened.clear()
+        save_at(run, saver, 1)
+        threading.Timer(0.2, gate.opened.set).start()
+        for step in (2, 3):
+            save_at(run, saver, step)
+        saver.wait()
+        assert steps_on_disk(saver) == [1, 2, 3]
+        assert all(checkpoint.is_scheduled() for checkpoint in saver.store.checkpoints())
+
+
 def test_a_stop_waits_for_the_save_before_it_and_for_its_own(tmp_path: Path, shards: Path, gate: Gate) -> None:
     with opened(tmp_path, shards, "checkpoint.async_save=true") as (run, saver):
         gate.opened.clear()
