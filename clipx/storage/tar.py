@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import sub
 from typing import Literal, NamedTuple
 
 from clipx.errors import some_names
@@ -20,7 +21,7 @@ from clipx.storage.tar_headers import DamageError, walk
 
 MAX_SAMPLE_BYTES = 512 << 20
 """Of the members of a sample that are read: more is a fault of its header, or no picture that anybody trains on."""
-MANY_MEMBERS = 100
+MANY_MEMBERS = 20
 """Of a sample: of more it is probable that the first dot in their names was not meant as the key's end."""
 KEYS_END_AT_DOTS = (
     "a sample's key ends at the first dot of a file's name; if each is a sample, name them without dots, or make "
@@ -189,10 +190,11 @@ class TarScan:
         return faults
 
     def _many_members(self) -> list[ShardFault]:
-        largest = max(range(len(self.keys)), key=lambda i: len(self._rows(i)))
-        rows = self._rows(largest)
-        if len(rows) <= MANY_MEMBERS:
+        counts = list(map(sub, [*self.first_member[1:], len(self.offsets)], self.first_member))
+        largest = counts.index(max(counts))
+        if counts[largest] <= MANY_MEMBERS:
             return []
+        rows = self._rows(largest)
         names = [self._extensions[i] for i in self.extensions[rows.start : rows.start + _NAMED]]
         return [
             ShardFault(

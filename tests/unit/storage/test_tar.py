@@ -204,8 +204,10 @@ def test_many_members_under_one_key_are_said_in_few_words(tmp_path):
     assert (fault.kind, len(fault.text) < 500) == ("many members", True)
     assert "has a sample 'frame' of 40000 members (000000.jpg, 000000.txt, " in fault.text
     assert "000004.txt and 39990 more): a sample's key ends at the first dot" in fault.text
-    few = write_tar(tmp_path / "a.tar", [(f"{i}.{n}.jpg", b"") for i in range(9) for n in range(30)])
+    few = write_tar(tmp_path / "a.tar", [(f"{i}.{n}.jpg", b"") for i in range(9) for n in range(20)])
     assert fault_texts(few) == {}
+    many = write_tar(tmp_path / "b.tar", [(f"frame.{n}.jpg", b"") for n in range(21)])
+    assert "of 21 members" in fault_texts(many)["many members"]
 
 
 def test_links_are_counted_by_their_kind(tmp_path):
