@@ -3,10 +3,13 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 # Set before any library reads them; a person's own values win.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("clipx", deadline=None)  # hypothesis would fail examples that a busy machine makes slow
+settings.load_profile("clipx")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -87,14 +87,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("config") / "config.yaml"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(config=CONFIGS)
 def test_dumped_config_loads_back_equal(path: Path, config: RunConfig) -> None:
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config([path]) == config
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(config=CONFIGS, optim=OPTIMS)
 def test_override_of_a_section_equals_the_section(path: Path, config: RunConfig, optim: AdamWConfig) -> None:
     path.write_text(dump_config(config), encoding="utf-8")
@@ -102,7 +102,7 @@ def test_override_of_a_section_equals_the_section(path: Path, config: RunConfig,
     assert load_config([path], overrides) == replace(config, optim=optim)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(value=TREES)
 def test_yaml_reads_back_equal_here_and_elsewhere(value: Any) -> None:
     text = write_yaml(value)

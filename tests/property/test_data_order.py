@@ -47,7 +47,7 @@ def read_epoch(order, epoch):
     return [ref.sample_id for ref in read if ref.epoch == epoch]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(orders(), st.integers(0, 40))
 def test_order_equals_the_definition(order, batch_index):
     expected = global_batch(
@@ -61,7 +61,7 @@ def test_order_equals_the_definition(order, batch_index):
     assert order.sample_refs(batch_index).sample_id_B.tolist() == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(orders(), st.integers(0, 3))
 def test_an_epoch_reads_every_sample_once_but_fewer_than_lanes(order, epoch):
     read = read_epoch(order, epoch)
@@ -87,7 +87,7 @@ def mixtures(draw):
     }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(mixtures(), st.data())
 def test_any_split_of_the_slots_reads_the_same_batch(arguments, data):
     order = DataOrder(**arguments)
@@ -101,7 +101,7 @@ def test_any_split_of_the_slots_reads_the_same_batch(arguments, data):
         np.testing.assert_array_equal(np.concatenate([vars(part)[column] for part in parts]), vars(whole)[column])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(mixtures(), st.integers(0, 10**6))
 def test_a_mixture_equals_the_definition(arguments, batch_index):
     order = DataOrder(**arguments)
@@ -118,7 +118,7 @@ def test_a_mixture_equals_the_definition(arguments, batch_index):
 WEIGHTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=40)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(WEIGHTS, st.integers(0, 10**12), st.integers(1, 10**6))
 def test_every_range_of_slots_holds_the_proportions(weights, start, length):
     total = sum(weights)
@@ -130,7 +130,7 @@ def test_every_range_of_slots_holds_the_proportions(weights, start, length):
         assert abs((last - first) * total - length * weight) <= 2 * limit * total
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(WEIGHTS, st.integers(0, 10**12))
 def test_each_slot_belongs_to_one_source(weights, slot):
     steps = [last - first for first, last in zip(shares(slot, weights), shares(slot + 1, weights), strict=True)]

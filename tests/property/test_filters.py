@@ -16,7 +16,7 @@ from clipx.data.index.shard_paths import naturally_sorted, packed
 Captions = st.lists(st.text(alphabet="ab ", max_size=6), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     captions=Captions, cut=st.integers(1, 5), words=st.integers(1, 3), threads=st.integers(1, 4), part=st.integers(1, 8)
 )
@@ -47,7 +47,7 @@ def test_what_passes_is_what_the_rule_says(captions, cut, words, threads, part):
         parallel.THREADS, duplicates._AT_ONCE = threads_before, part_before
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(names=st.lists(st.from_regex(r"[a-c.]{0,2}[0-9]{1,4}[a-c.-]{0,2}[0-9]{0,3}\.tar", fullmatch=True), max_size=12))
 def test_natural_order_keeps_names_and_puts_smaller_numbers_first(names):
     ordered = [name.decode() for name in naturally_sorted(packed(names)).tolist()]

@@ -44,7 +44,7 @@ def value_and_gradients(loss: ContrastiveLoss, parts: tuple[Tensor, ...], group:
 
 
 @either_loss
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds, size=st.integers(1, 33), tile_size=tile_sizes)
 def test_unchanged_by_tile_size(loss_name: str, seed: int, size: int, tile_size: int) -> None:
     pairs = draw_pairs(seed, size)
@@ -54,7 +54,7 @@ def test_unchanged_by_tile_size(loss_name: str, seed: int, size: int, tile_size:
 
 
 @either_loss
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds, size=st.integers(1, 33), tile_size=tile_sizes, data=st.data())
 def test_unchanged_by_the_order_of_the_pairs(
     loss_name: str, seed: int, size: int, tile_size: int, data: st.DataObject
@@ -78,7 +78,7 @@ def on_this_rank(
 
 
 @either_loss
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     seed=seeds,
     size=st.integers(1, 9),

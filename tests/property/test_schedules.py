@@ -26,7 +26,7 @@ def schedules(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(schedules())
 def test_rises_to_the_peak_then_never_rises_and_never_leaves_its_bounds(schedule: dict[str, Any]) -> None:
     rates = [learning_rate(step, **schedule) for step in range(schedule["num_steps"] + 1)]
@@ -40,7 +40,7 @@ def test_rises_to_the_peak_then_never_rises_and_never_leaves_its_bounds(schedule
         assert rates[warmup - 1] == pytest.approx(peak)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(schedules())
 def test_ends_at_the_minimum_where_it_falls(schedule: dict[str, Any]) -> None:
     falls = schedule["schedule"] == "cosine" or schedule["cooldown_steps"] > 0
@@ -49,7 +49,7 @@ def test_ends_at_the_minimum_where_it_falls(schedule: dict[str, Any]) -> None:
         assert end == pytest.approx(schedule["minimum"] if falls else schedule["peak"])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(schedules(), st.integers(2, 9))
 def test_a_run_of_k_times_the_length_has_the_same_shape(schedule: dict[str, Any], times: int) -> None:
     lengths = ("num_steps", "warmup_steps", "cooldown_steps")

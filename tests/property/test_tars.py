@@ -78,7 +78,7 @@ def by_training(path: Path) -> list[Sample]:
     return [(reader.name(ref).key, reader.read(ref)) for ref in refs]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     tars=st.lists(Members | Pairs, min_size=1, max_size=2), format=st.sampled_from(FORMATS), padding=st.integers(0, 300)
 )
@@ -120,7 +120,7 @@ def check_one(tars, *, format: int, padding: int) -> None:
         assert bool(scan.pieces) == bool(pieces) or len(samples) > 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(order=st.permutations([f"{i}.{e}" for i in range(4) for e in ("jpg", "txt")]))
 def test_members_in_any_order_are_grouped_to_the_same_samples(order):
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +140,7 @@ Patches = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(patches=Patches, cut=st.integers(0, 4000), tail=st.binary(max_size=40))
 def test_no_header_makes_a_scan_endless_or_an_index_that_leads_outside(patches, cut, tail):
     """Each patch is a header with its checksum: a kind, a size and a start of the data that mean anything."""

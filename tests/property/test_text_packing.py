@@ -28,7 +28,7 @@ MODEL = build()
     bucketed=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_packed_is_padded(lengths: list[int], slack: int, bucketed: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tokens_T = torch.randint(20, (sum(lengths),), generator=generator)
@@ -44,7 +44,7 @@ def test_packed_is_padded(lengths: list[int], slack: int, bucketed: bool, seed: 
 
 
 @given(lengths=st.lists(st.integers(1, 77), min_size=1, max_size=400))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_padding_to_a_bucket_always_fits(lengths: list[int]) -> None:
     before, lengths_B = sum(lengths), torch.tensor(lengths)
     tokens, all_lengths, longest = pad_to_bucket(

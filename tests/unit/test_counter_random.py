@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clipx.counter_random import Stream, fold, key, permutation, start, uniform
@@ -8,7 +8,6 @@ from clipx.counter_random import Stream, fold, key, permutation, start, uniform
 INT64 = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 
 
-@settings(deadline=None)
 @given(st.lists(INT64, min_size=1, max_size=5), INT64, INT64)
 def test_numpy_and_torch_draw_the_same(bits: list[int], first: int, second: int) -> None:
     host = fold(np.array(bits, dtype=np.int64), first, second)
@@ -22,7 +21,6 @@ def test_values_are_fixed_for_ever() -> None:
     assert key(0, Stream.AUGMENT, 1, 2) == key(0, Stream.AUGMENT, 1, 2)
 
 
-@settings(deadline=None)
 @given(INT64, st.sampled_from(Stream), st.lists(INT64, max_size=3))
 def test_a_key_is_the_hash_of_arrays_without_its_lowest_bit(seed: int, stream: Stream, keys: list[int]) -> None:
     whole = int(fold(start(seed, stream), *keys)[0]) % 2**64

@@ -32,7 +32,7 @@ def drawn(augment, count):
         AugmentConfig(rand_augment=RandAugmentConfig(num_ops=3, magnitude=30)),
     ],
 )
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_picture_does_not_depend_on_its_batch(augment, data):
     images, seeds = noise(40), torch.arange(40) * 2**50

@@ -175,7 +175,7 @@ def test_threads_end_when_there_is_nothing_to_do(shards, monkeypatch):
 spans = st.lists(st.builds(lambda start, length: Span(start, start + length), st.integers(0, 500), st.integers(0, 60)))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(spans, st.integers(0, 40), st.integers(1, 200))
 def test_merged_ranges_hold_every_span_and_little_else(wanted, gap, longest):
     merged = merge_spans(wanted, gap=gap, longest=longest)
@@ -193,7 +193,7 @@ def test_merged_ranges_hold_every_span_and_little_else(wanted, gap, longest):
         assert reach == range_.stop
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=30), st.data())
 def test_members_are_cut_out_of_merged_reads(sizes, data):
     content = bytes(i % 251 for i in range(sum(sizes)))

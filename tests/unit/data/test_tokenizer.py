@@ -111,7 +111,7 @@ def test_a_full_cache_of_words_is_emptied(monkeypatch):
         assert len(tokenizer._word_ids) <= 3
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(max_size=60))
 @example("&")
 @example("a\x1fb")

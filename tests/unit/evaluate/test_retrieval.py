@@ -27,7 +27,7 @@ def textbook(scores, right):
     return [float(sorted_right[:, :k].any(axis=1).mean()) for k in DEPTHS]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
 def test_recall_equals_the_whole_matrix_for_every_size_of_tile(num_queries, num_candidates, rows, columns, seed):
     generator = np.random.default_rng(seed)
@@ -66,7 +66,7 @@ def test_of_one_row_the_first_is_nearer_and_other_ties_count_against():
     assert recall(query, rows, pairs, group=None, row_C=others, ties="by order") == [1 / 4, 1, 1]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31))
 def test_recall_by_order_equals_clip_benchmarks_for_every_size_of_tile(num_images, num_texts, rows, columns, seed):
     """Few different scores, several candidates with one row, and images without text."""

@@ -151,7 +151,7 @@ def test_fill_leaves_other_braces_alone():
     assert fill("{c} {x} {} {c}", "a{c}") == "a{c} {x} {} a{c}"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=6), st.data())
 def test_place_counts_classes_that_are_not_below(scores, data):
     label = data.draw(st.integers(0, len(scores) - 1))
@@ -159,7 +159,7 @@ def test_place_counts_classes_that_are_not_below(scores, data):
     assert int(place) == sum(score >= scores[label] for i, score in enumerate(scores) if i != label)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 2)), min_size=1, max_size=7), st.data())
 def test_of_equals_the_first_comes_first(classes, data):
     label = data.draw(st.integers(0, len(classes) - 1))
