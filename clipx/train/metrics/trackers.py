@@ -1,5 +1,6 @@
 """Starts the run's trackers, wandb and tensorboard, through accelerate, whose object (in `Runtime`) holds them."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 from clipx.config.paths import expand_home
 from clipx.distributed.runtime import Runtime
 from clipx.printable import redacted
+
+log = logging.getLogger(__name__)
 
 _LESS_TO_MORE = ("disabled", "offline", "online")
 # What the config says, and wandb reads from the environment as well, some of it before what it is told.
@@ -23,8 +26,10 @@ def start_trackers(
     `wandb_id` is the same at each start of a run, which so continues its own wandb run; `run_dir` names it there.
     """
     mode = least_tracking(wandb_mode, os.environ)
-    for name in _GIVEN:
-        os.environ.pop(name, None)
+    given = {name: value for name in _GIVEN if (value := os.environ.pop(name, ""))}
+    ignored = [name for name in given if name != "WANDB_DISABLED" and given[name].lower() not in (mode, "dryrun")]
+    if ignored and mode != "disabled":
+        log.warning("wandb goes by the config; ignored from the environment: %s", ", ".join(ignored))
     os.environ.setdefault("WANDB_SILENT", "true")
     if not _has_user_cache():  # else wandb's service writes its log to the terminal
         os.environ.setdefault("WANDB_CACHE_DIR", str(run_dir / "wandb" / "cache"))
