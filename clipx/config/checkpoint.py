@@ -36,7 +36,8 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True)
 class SpikeConfig:
     """Leaps of the loss: the run goes back to a checkpoint from before that checkpoint.every_steps made, and leaves
-    batches out (as PaLM did by hand, arXiv 2204.02311, section 5.1)."""
+    batches out (as PaLM did by hand, arXiv 2204.02311, section 5.1). With every_steps: 0 it is what every_minutes made,
+    and so depends on time."""
 
     __pydantic_config__ = STRICT
 
