@@ -306,6 +306,13 @@ def test_the_default_lies_in_the_users_cache(tmp_path, monkeypatch):
     assert ShardCache.default().folder == tmp_path / "cache" / "shards"
 
 
+def test_a_user_s_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLIPX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match=r"file/cache/shards' cannot be written: .*; give another .*CLIPX_CACHE"):
+        ShardCache.default()
+
+
 def test_what_others_put_into_the_folder_stays(tmp_path):
     for name in ("thesis.txt", "film.mp4.part", "0" * 32, "0" * 31 + "-a.tar"):
         (tmp_path / name).write_bytes(b"mine" * 100)
