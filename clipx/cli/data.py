@@ -84,12 +84,10 @@ def make(
     from clipx.prepare.sources import SourceOptions, open_rows
 
     names = [] if header is None else [name.strip() for name in header.split(",")]
+    columns = TableColumns(image=image_column, captions=caption_column or ())
+    text_format = TextFormat(quoting=quoting == "double", header=names)
     options = SourceOptions(
-        columns=TableColumns(image=image_column, captions=caption_column or ()),
-        text_format=TextFormat(quoting=quoting == "double", header=names),
-        image_folder=image_folder,
-        splits=split or (),
-        index=index_dir,
+        columns=columns, text_format=text_format, image_folder=image_folder, splits=split or (), index=index_dir
     )
     with progress_bar("reading") as on_progress:
         rows = open_rows(sources, options, on_progress=on_progress)
@@ -103,16 +101,9 @@ def make(
         images=ImageOptions(size=size, quality=quality, verify=verify),
         image_key=image_key,
     )
-    with progress_bar("rows") as on_progress:
-        made = make_shards(
-            rows,
-            out,
-            make_options,
-            workers=workers or num_cores(),
-            max_bad=max_bad,
-            on_grouping=on_progress,
-            on_progress=on_progress,
-        )
+    with progress_bar("rows") as show:
+        jobs = workers or num_cores()
+        made = make_shards(rows, out, make_options, workers=jobs, max_bad=max_bad, on_grouping=show, on_progress=show)
     print_made(made, out, image_key=image_key)
 
 

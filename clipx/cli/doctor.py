@@ -43,7 +43,6 @@ def doctor(
     if path is not None and not path.is_dir():
         raise InputError(f"--path {path} is no folder; give one that is there")
     require_writable(json_file, option="--json")
-
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment(config)

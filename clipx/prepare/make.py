@@ -77,9 +77,7 @@ def make_shards(
     request = _request(rows, options)
     with claimed(folder, request) as made:
         if made is not None:
-            log.warning(
-                "%s was made before and stays as it is; if pictures changed since, choose another --out", folder
-            )
+            log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
         groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
         stretches = _stretches(rows, options, groups)

@@ -246,7 +246,7 @@ class TestGoingOn:
         assert not caplog.messages
         assert make(folder, tmp_path / "out", workers=2) == first
         assert caplog.messages == [
-            f"{tmp_path}/out was made before and stays as it is; if pictures changed since, choose another --out"
+            f"{tmp_path}/out was made before and stays as it is; for changed pictures choose another --out"
         ]
         assert (tmp_path / "out" / "00000.tar").stat().st_mtime_ns == before
 
