@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipx.config.paths import expand_home
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 
 if TYPE_CHECKING:
     from clipx.config.schema import RunConfig
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
-_MAX_NAMES = 10
 
 ConfigArguments = Annotated[
     list[str],
@@ -66,6 +65,6 @@ def load_arguments(arguments: Sequence[str]) -> "RunConfig":
         if not is_config([file]) and file not in (shipped := shipped_names()):
             raise InputError(
                 f"{file!r} is neither a config file (.yaml, .yml) nor an override (key=value) nor a config of clipx's "
-                f"own ({', '.join(shipped[:_MAX_NAMES])})"
+                f"own ({some_names(shipped)})"
             )
     return load_config(files, overrides)

@@ -1,12 +1,12 @@
 """Progress and tables of `clipx data`; rich is imported when something is shown."""
 
-import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipx.cli.output import say
+from clipx.config.paths import expand_home
 from clipx.printable import shown
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def print_made(made: "Made", out: str, *, image_key: str) -> None:
         )
     if made.left_out:
         print_counts("left out", "rows", made.left_out)
-        say(f"each of them: {Path(os.path.expanduser(out)) / REPORT}")
+        say(f"each of them: {Path(expand_home(out)) / REPORT}")
     if others := [key for key in made.extensions if key and key not in image_key.split(";")]:
         say(f"to train on them: data.image_key={';'.join([image_key, *others])}")
 

@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from clipx.config.parallel import Fsdp2Config
 from clipx.config.schema import RunConfig
 from clipx.distributed.launchers import is_first_rank
-from clipx.errors import InputError
+from clipx.errors import InputError, some_names
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ _HARMLESS = re.compile(
 )
 
 _OFF = ("", "0", "no", "false", "none", "default")  # as accelerate launch sets those that nobody asked for
-_MOST_NAMED = 10
 
 
 def overrule_environment(config: RunConfig | None = None, environment: MutableMapping[str, str] | None = None) -> None:
@@ -68,9 +67,7 @@ def overrule_environment(config: RunConfig | None = None, environment: MutableMa
             named.append(name)
         del environment[name]
     if named and first:
-        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-        listed = ", ".join(named[:_MOST_NAMED]) + more
-        log.warning("the config alone says what is computed; ignored from the environment: %s", listed)
+        log.warning("the config alone says what is computed; ignored from the environment: %s", some_names(named))
 
 
 def _check_fsdp(config: RunConfig, environment: MutableMapping[str, str]) -> None:

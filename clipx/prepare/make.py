@@ -8,7 +8,6 @@ Every row is a sample, has joined that of an earlier row of the same picture, or
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from clipx import counter_random
+from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
 from clipx.errors import InputError, RunError, some_names
@@ -73,7 +73,7 @@ def make_shards(
     """
     if not is_local(out):
         raise InputError(f"--out {out}: shards are made in a local folder; copy them to where they belong afterwards")
-    folder = Path(os.path.expanduser(out))
+    folder = Path(expand_home(out))
     request = _request(rows, options)
     with claimed(folder, request) as made:
         if made is not None:

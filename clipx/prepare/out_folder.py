@@ -10,8 +10,6 @@ was this command that began it. Only what stands here is ever removed. A shard l
 `.making` until its report is there: what is in OUT without a report was written by somebody else.
 """
 
-import errno
-import fcntl
 import filecmp
 import json
 import logging
@@ -25,13 +23,13 @@ from typing import IO, Any
 
 from clipx.errors import InputError, RunError
 from clipx.storage.files import write_file
+from clipx.storage.locks import is_at, try_lock
 
 MAKING = ".making"
 MADE = "make.json"
 REPORT = "left_out.jsonl"
 _REQUEST, _LOCK = "request.json", "lock"
 _OWN = re.compile(r"lock|\.?(request\.json|[0-9]+\.(json|tar))(\.[0-9a-f]{16})?")
-_HELD = (errno.EACCES, errno.EAGAIN)
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +110,10 @@ def _made(folder: Path, request: dict[str, object]) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with suppress(ValueError):
         content = json.loads(path.read_bytes())
         if isinstance(content, dict) and isinstance(content.get("request"), dict):
             return content
-    except ValueError:
-        pass
     raise InputError(f"{path} is not of clipx data make; choose a new folder for --out")
 
 
@@ -147,17 +143,16 @@ def _lock(folder: Path) -> IO[str]:
         except FileNotFoundError:  # another process has just finished
             continue
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = try_lock(file.fileno())
         except OSError as error:
-            if error.errno in _HELD:
-                holder = path.read_text(errors="replace") or "another process"
-                file.close()
-                raise InputError(
-                    f"--out {folder} is being made by {holder}; wait for it or choose another folder"
-                ) from None
             log.warning("%s cannot be locked (%s); see to it that one command at a time uses it", folder, error)
+            is_ours = True
+        if not is_ours:
+            holder = path.read_text(errors="replace") or "another process"
+            file.close()
+            raise InputError(f"--out {folder} is being made by {holder}; wait for it or choose another folder")
         with suppress(OSError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if is_at(file.fileno(), path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()

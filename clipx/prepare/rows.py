@@ -16,6 +16,7 @@ from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Literal
 
+from clipx.config.paths import expand_home
 from clipx.data.captions import is_blank
 from clipx.errors import InputError, some_names
 
@@ -40,7 +41,6 @@ _IMAGE_COLUMNS = (
 _CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "txt", "title", "alt_text", "alt", "description", "comment"),
 )
-_MAX_NAMES = 10  # in a message
 _URL = re.compile(r"(https?|ftp|s3|gs|gcs|hf|az)://", re.IGNORECASE)
 
 
@@ -236,7 +236,7 @@ def _image(value: object, folder: Path, name: str) -> bytes | Path:
 
 def _path_of(value: str, folder: str) -> str:
     """The path that a table names, relative ones from `folder`."""
-    return os.path.join(folder, os.path.expanduser(value.removeprefix("file://")))
+    return os.path.join(folder, expand_home(value.removeprefix("file://")))
 
 
 def picture_key(image: object, folder: str) -> bytes | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import build_index, load_index
 from clipx.errors import InputError, some_names
 from clipx.prepare.dialects import TextFormat
@@ -84,13 +85,13 @@ def open_rows(
 
 def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int], None] | None) -> list[Rows]:
     if is_local(source):
-        source = os.path.expanduser(source)
+        source = expand_home(source)
     path = Path(source)
     if _is_shards(source, path):
         if options.splits:
             raise InputError(f"{source} has no splits; leave out --split")
         if options.index is not None:
-            return [ShardRows(load_index([source], index_dir=os.path.expanduser(options.index)))]
+            return [ShardRows(load_index([source], index_dir=expand_home(options.index)))]
         return [ShardRows(build_index([source], index_dir=None, on_progress=on_progress))]
     if path.is_dir():
         return _open_folder(path, options)
@@ -134,7 +135,7 @@ def _open_file(path: Path, options: SourceOptions, *, is_split: bool = False) ->
     """The rows of a file; `is_split`: the splits that are wanted have been chosen."""
     image_folder = path.parent
     if options.image_folder is not None:
-        image_folder = Path(os.path.expanduser(options.image_folder))
+        image_folder = Path(expand_home(str(options.image_folder)))
     if not path.is_file():
         raise InputError(f"{path} is no file; the data set that names it is not whole")
     suffix = path.suffix.lower()

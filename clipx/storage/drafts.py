@@ -4,7 +4,6 @@ A mark in an unfinished folder proves that clipx made it. What a killed process 
 somebody's, and stays.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipx.errors import InputError
+from clipx.storage.locks import is_at, try_lock
 
 _MARK = ".clipx-unfinished"
 
@@ -28,7 +28,7 @@ def draft_of(to: Path) -> Iterator[Path]:
     draft.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if not _lock(descriptor) or not _is_at(descriptor, draft):
+        if not _lock(descriptor) or not is_at(descriptor, draft):
             raise InputError(f"another process writes {to}; wait for it, or name another folder")
         if (names := os.listdir(draft)) and _MARK not in names:
             raise InputError(f"{draft} is in the way, and clipx did not make it; move it away")
@@ -39,7 +39,7 @@ def draft_of(to: Path) -> Iterator[Path]:
         try:
             yield draft
         finally:
-            if _is_at(descriptor, draft):
+            if is_at(descriptor, draft):
                 shutil.rmtree(draft, ignore_errors=True)
     finally:
         os.close(descriptor)
@@ -51,18 +51,7 @@ def finish(draft: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Takes a lock that ends with this process; False if another has it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks: two at once are on their own there
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
+        return try_lock(descriptor)
+    except OSError:  # a file system without locks: two at once are on their own there
+        return True

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from clipx.config.paths import CACHE_VARIABLE, cache_folder
 from clipx.errors import InputError
 from clipx.printable import redact, unsigned
+from clipx.storage.locks import is_at, try_lock
 
 DEFAULT_MAX_BYTES = 100 * 10**9
 _PART = ".part"
@@ -80,8 +81,7 @@ class ShardCache:
         self._logged: set[str] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / _LOCK, "ab"):
-                pass
+            (self.folder / _LOCK).open("ab").close()
         except OSError as error:
             raise InputError(
                 f"cache folder {str(self.folder)!r} cannot be written: {error.strerror}; give another {moved_by}"
@@ -163,7 +163,7 @@ class ShardCache:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._wait_for_lock(descriptor, path)
-            if not path.exists() and _is_same(descriptor, temporary):
+            if not path.exists() and is_at(descriptor, temporary):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -174,7 +174,7 @@ class ShardCache:
     def _wait_for_lock(self, descriptor: int, path: Path) -> None:
         """Takes the lock; its holder may take its time as long as it goes on writing."""
         seen, stalls_at = 0, time.monotonic() + self._stall_s
-        while not _try_lock(descriptor):
+        while not try_lock(descriptor):
             if (changed := os.fstat(descriptor).st_mtime_ns) != seen:
                 seen, stalls_at = changed, time.monotonic() + self._stall_s
             if time.monotonic() > stalls_at:
@@ -252,26 +252,11 @@ def mark_used(descriptor: int) -> None:
         os.utime(descriptor)
 
 
-def _is_same(descriptor: int, path: str | Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _remove_if_abandoned(path: str) -> bool:
     """Removes a part that no process holds."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        abandoned = _try_lock(descriptor) and _is_same(descriptor, path)  # or it was renamed, and this is the next part
+        abandoned = try_lock(descriptor) and is_at(descriptor, path)  # or it was renamed, and this is the next part
         if abandoned:
             os.unlink(path)
         return abandoned

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from clipx.config.paths import expand_home
 from clipx.data.filters import FilterResult, filter_id
 from clipx.data.filters.conditions import CAPTION_FIELDS, IMAGE_FIELDS, Condition, Value
 from clipx.data.filters.key_list import KeyList, hashed
@@ -82,8 +83,8 @@ class SampleFilter:
             raise InputError("a filter without condition, keys or unique leaves nothing out; give one of them")
         return cls(
             where=tuple(map(Condition.parse, where)),
-            keys=None if keys is None else KeyList.from_file(keys.expanduser()),
-            without_keys=None if without_keys is None else KeyList.from_file(without_keys.expanduser()),
+            keys=None if keys is None else KeyList.from_file(Path(expand_home(str(keys)))),
+            without_keys=None if without_keys is None else KeyList.from_file(Path(expand_home(str(without_keys)))),
             unique=chosen,
             caption_key=caption_key,
             image_key=image_key,

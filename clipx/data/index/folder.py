@@ -4,7 +4,6 @@ The shard counts and the offsets of each shard stand in one folder, local or rem
 fetched into the user's cache when they are first opened, and mapped from there.
 """
 
-import fcntl
 import hashlib
 import os
 import posixpath
@@ -24,6 +23,7 @@ from clipx.data.index.shard_paths import ShardGroup, packed_bytes
 from clipx.errors import InputError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
+from clipx.storage.locks import try_lock
 from clipx.storage.remote import ASK, PIPE
 
 COUNTS_FILE = "clipx-index.bin"
@@ -192,12 +192,9 @@ def find_index_folder(prefix: str, index_dir: str | None, *, may_write: bool) ->
 def _lock(descriptor: int) -> None:
     """Takes a lock that others hold for moments only; one that is held for long is not waited for."""
     for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_POLL_S)
-        else:
+        if try_lock(descriptor):
             return
+        time.sleep(_LOCK_POLL_S)
 
 
 def _canonical(folder: str) -> str:

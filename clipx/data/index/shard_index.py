@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipx.config.data import RemoteConfig
+from clipx.config.paths import expand_home
 from clipx.data.filters import filter_id
 from clipx.data.index.folder import IndexedGroup, IndexFolder
 from clipx.data.index.offsets import ShardOffsets
@@ -218,7 +219,7 @@ def _directory(index_dir: str | os.PathLike[str] | None) -> str | None:
     if index_dir is None:
         return None
     path = os.fspath(index_dir)
-    return os.path.expanduser(path) if is_local(path) else path
+    return expand_home(path) if is_local(path) else path
 
 
 def _resolve_filter(filters: "SampleFilter | None", index_dir: str | None) -> "SampleFilter | None":

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipx.config.paths import expand_home
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_paths import ShardGroup, ShardPaths, decoded, naturally_sorted, packed
 from clipx.data.index.shard_patterns import expand_pattern, no_shard
@@ -96,7 +97,7 @@ def _is_one(pattern: str) -> bool:
     """Whether `::` does not separate patterns: in commands, and in a path that exists as it is written."""
     if "::" not in pattern or pattern.startswith(PIPE):
         return True
-    return is_local(pattern) and os.path.lexists(os.path.expanduser(pattern))
+    return is_local(pattern) and os.path.lexists(expand_home(pattern))
 
 
 def shard_states(named: NamedShards, folders: RemoteFolders) -> ShardStates:

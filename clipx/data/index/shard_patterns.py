@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from braceexpand import braceexpand
 
+from clipx.config.paths import expand_home
 from clipx.data.index.remote_folder import RemoteFolders
 from clipx.data.index.shard_paths import ShardGroup, decoded, packed, packed_bytes, split_query
 from clipx.errors import InputError
@@ -40,7 +41,7 @@ def expand_pattern(pattern: str, folders: RemoteFolders) -> Iterator[ShardGroup]
         if all(name for _, name in with_query):
             yield from (ShardGroup(prefix, packed([name])) for prefix, name in with_query)
             return
-    path = os.path.expanduser(pattern.removeprefix("file://"))
+    path = expand_home(pattern.removeprefix("file://"))
     literal, rest = _literal_part(path, folders)
     folder, slash, name = rest.rpartition("/")
     if not rest:

@@ -248,3 +248,10 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path):
     for pattern in (root, f"{root}/*.tar", f"{root}/1.tar"):
         with pytest.raises(InputError, match=r"a/1.tar' .*it is a link that leads nowhere: mend or remove it"):
             expand_shards([pattern])
+
+
+def test_an_empty_home_is_not_the_root(tmp_path, monkeypatch):
+    (tmp_path / "0.tar").write_bytes(b"")
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("clipx.config.paths._home_of_account", lambda path: str(tmp_path))
+    assert list(expand_shards(["~/0.tar"])) == [f"{tmp_path}/0.tar"]

@@ -22,20 +22,6 @@ from clipx.data.shards import ShardReader
 from clipx.errors import InputError, RunError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def scanned(monkeypatch):
-    """Paths of the shards that are scanned, in any order."""
-    paths, real = [], scan_module._scan
-    monkeypatch.setattr(scan_module, "_scan", lambda job, *rest: paths.append(job.path) or real(job, *rest))
-    return paths
-
-
 def warnings(caplog):
     return [record.getMessage() for record in caplog.records]
 
