@@ -11,9 +11,9 @@ import re
 import struct
 
 MAX_SCANS = 100
-"""Of a JPEG; as in libtiff. Encoders write ten or some more."""
+"""Of a JPEG; libjpeg's own script for progressive colour pictures has ten."""
 MAX_SCANNED_PIXELS = 1 << 31
-"""Scans times pixels of a JPEG, some two seconds."""
+"""Scans times pixels of a JPEG."""
 MAX_READS = 1 << 20
 """How often a decoder may ask for bytes: once for each chunk, tag, block of 64 KiB, or badly parsed byte."""
 _MAX_SEGMENTS = 10_000  # of a JPEG
