@@ -7,7 +7,6 @@ cannot say what depends on the whole text: other encodings, other spellings of e
 of `clean_words`' own `fix`, so it follows the ftfy that is installed.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from html.entities import name2codepoint
