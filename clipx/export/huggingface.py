@@ -6,14 +6,15 @@ from typing import Any
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.export.options import ExportOptions
-from clipx.export.parity.transformers import CONSUMERS
+from clipx.export.parity import sentence_transformers, transformers
 from clipx.export.shape import ClipShape, TowerShape, read_shape
 from clipx.export.weights import save_weights
 from clipx.models.key_maps.huggingface import CLIP
 from clipx.pretrained import Pretrained
 from clipx.pretrained.huggingface import WEIGHTS
 
-__all__ = ["CONSUMERS", "problem", "write"]
+CONSUMERS = (*transformers.CONSUMERS, *sentence_transformers.CONSUMERS)
+"""Who loads the folder."""
 
 
 def problem(pretrained: Pretrained) -> str | None:
