@@ -15,8 +15,9 @@ from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.export.parity import Outputs
 from clipx.export.shape import ClipShape, TowerShape
-from clipx.models.key_maps import HUGGINGFACE
-from clipx.pretrained import HUGGINGFACE_WEIGHTS, Pretrained
+from clipx.models.key_maps.huggingface import CLIP
+from clipx.pretrained import Pretrained
+from clipx.pretrained.huggingface import WEIGHTS
 
 NOTES = (
     "load the processor with backend='pil': the default backend resizes with other roundings, up to 0.015 a pixel",
@@ -57,7 +58,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
         dtype="float32",
     )
     config.save_pretrained(folder)
-    save_file(HUGGINGFACE.to_theirs(pretrained.model.state_dict()), folder / HUGGINGFACE_WEIGHTS, {"format": "pt"})
+    save_file(CLIP.to_theirs(pretrained.model.state_dict()), folder / WEIGHTS, {"format": "pt"})
     pretrained.tokenizer.save(folder)
     square = {"height": shape.image_size, "width": shape.image_size}
     image_processor = CLIPImageProcessorPil(

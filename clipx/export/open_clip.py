@@ -18,8 +18,9 @@ from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.export.parity import Outputs
 from clipx.export.shape import ClipShape, TowerShape
-from clipx.models.key_maps import OPEN_CLIP
-from clipx.pretrained import OPEN_CLIP_WEIGHTS, Pretrained
+from clipx.models.key_maps.open_clip import CLIP
+from clipx.pretrained import Pretrained
+from clipx.pretrained.open_clip import WEIGHTS
 
 NOTES: tuple[str, ...] = ()
 """Notes in parity.json for people who use the export with open_clip: none, since preprocessing and tokens are equal."""
@@ -62,7 +63,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
     if bias is not None:  # open_clip builds the parameter only if the config has this key
         config["model_cfg"]["init_logit_bias"] = bias.item()
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(OPEN_CLIP.to_theirs(pretrained.model.state_dict()), folder / OPEN_CLIP_WEIGHTS, {"format": "pt"})
+    save_file(CLIP.to_theirs(pretrained.model.state_dict()), folder / WEIGHTS, {"format": "pt"})
 
 
 @torch.no_grad()
