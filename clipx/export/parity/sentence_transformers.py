@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from clipx.export.parity.consumer import Consumer, Outputs, batches, library_version
-from clipx.export.parity.transformers import model_type, quiet
+from clipx.export.parity.transformers import as_padded, model_type, quiet, until_end
 
 
 def _library() -> str | None:
@@ -29,22 +29,21 @@ def _outputs(folder: Path, pictures: Sequence[Image.Image], texts: Sequence[str]
             model_kwargs={"dtype": torch.float32},
             processor_kwargs={"backend": "pil"},
         )
-    if padded := model_type(folder) == "siglip":
+    if model_type(folder) == "siglip":
         model[0].processing_kwargs = {"text": {"padding": "max_length"}}
     arguments: Any = {"normalize_embeddings": True, "convert_to_tensor": True, "show_progress_bar": False}
     return Outputs(
-        tokens=[row for some in batches(texts) for row in _ids(model, some, padded=padded)],
+        tokens=[row for some in batches(texts) for row in _ids(model, folder, some)],
         image_BD=torch.cat([model.encode(some, **arguments) for some in batches(pictures)]),
         text_ND=torch.cat([model.encode(some, **arguments) for some in batches(texts)]),
     )
 
 
-def _ids(model: Any, texts: list[str], *, padded: bool) -> list[list[int]]:
-    written = model.preprocess(texts)
-    if padded:  # which counts as text
-        return written["input_ids"].tolist()
-    lengths = written["attention_mask"].sum(dim=1).tolist()
-    return [row[:length].tolist() for row, length in zip(written["input_ids"], lengths, strict=True)]
+def _ids(model: Any, folder: Path, texts: list[str]) -> list[list[int]]:
+    rows = model.preprocess(texts)["input_ids"].tolist()
+    if model_type(folder) == "siglip":
+        return [as_padded(row, folder) for row in rows]
+    return [until_end(row, model[0].config.text_config.eos_token_id) for row in rows]
 
 
 def _clip(folder: Path) -> bool:
@@ -60,5 +59,5 @@ _PAD = "set model[0].processing_kwargs = {'text': {'padding': 'max_length'}}: th
 _NAME = "sentence-transformers"
 CONSUMERS = (
     Consumer(name=_NAME, library=_library, applies=_clip, outputs=_outputs, crop="floor", notes=(_PIL,)),
-    Consumer(name=_NAME, library=_library, applies=_siglip, outputs=_outputs, notes=(_PIL, _PAD)),
+    Consumer(name=_NAME, library=_library, applies=_siglip, outputs=_outputs, crop="floor", notes=(_PIL, _PAD)),
 )

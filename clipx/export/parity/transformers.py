@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from clipx.export.huggingface_config import PAD
 from clipx.export.parity.consumer import BATCH, Consumer, Outputs, batches, library_version
 from clipx.export.parity.ours import NUM_HIDDEN
+from clipx.pretrained.huggingface_config import LOGIT_BIAS
 
 Family = Literal["CLIP", "Siglip"]
 Outcome = Callable[[Path, Sequence[Image.Image], Sequence[str]], Outputs]
@@ -90,15 +92,25 @@ def _positions(folder: Path) -> int:
     return int(config.get("text_config", config).get("max_position_embeddings", 64))
 
 
-def _ids(written: Sequence[dict[str, Tensor]], family: Family) -> list[list[int]]:
-    """The ids of each text up to its end token; with the padding where that counts as text."""
-    rows: list[list[int]] = []
-    for some in written:
-        ids_NL = some["input_ids"]
-        full = [ids_NL.shape[1]] * len(ids_NL)
-        lengths = some["attention_mask"].sum(dim=1).tolist() if family == "CLIP" else full
-        rows += [row[:length].tolist() for row, length in zip(ids_NL, lengths, strict=True)]
-    return rows
+def _ids(folder: Path, written: Sequence[dict[str, Tensor]], family: Family) -> list[list[int]]:
+    """The ids of each text up to its first end token, where CLIP pools; SigLIP's with the padding, which it sees."""
+    rows = [row for some in written for row in some["input_ids"].tolist()]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if family == "CLIP":
+        end = config.get("text_config", config)["eos_token_id"]
+        return [until_end(row, end) for row in rows]
+    return [as_padded(row, folder) for row in rows]
+
+
+def until_end(row: list[int], end: int) -> list[int]:
+    """The ids up to the first end token."""
+    return row[: row.index(end) + 1]
+
+
+def as_padded(row: list[int], folder: Path) -> list[int]:
+    """The ids with the model's own padding, which is 0 with CLIP's tokenizer, and a token of its own in the folder."""
+    written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
+    return [0 if number == PAD[1] else number for number in row] if written == PAD[0] else row
 
 
 @torch.no_grad()
@@ -110,11 +122,12 @@ def _whole(
     image = [model.get_image_features(pixel_values=some).pooler_output for some in pixels_B3SS.split(BATCH)]
     text = [model.get_text_features(**some).pooler_output for some in written]
     image_BD, text_ND = normalize(torch.cat(image), dim=-1), normalize(torch.cat(text), dim=-1)
-    bias = getattr(model, "logit_bias", None)
+    # a CLIP trained with the sigmoid loss has its bias in the config, since the class has no place for it
+    bias = getattr(model.config, LOGIT_BIAS, None) if family == "CLIP" else model.logit_bias
     logits_BN = model.logit_scale.exp() * image_BD @ text_ND.T
     return Outputs(
         pixels_B3SS=pixels_B3SS,
-        tokens=_ids(written, family),
+        tokens=_ids(folder, written, family),
         image_BD=image_BD,
         text_ND=text_ND,
         logits_BN=logits_BN if bias is None else logits_BN + bias,
@@ -138,7 +151,7 @@ def _text(folder: Path, pictures: Sequence[Image.Image], texts: Sequence[str], *
     written = _written(folder, texts, family)
     found = [model(**some) for some in written]
     text = [some.text_embeds if family == "CLIP" else some.pooler_output for some in found]
-    return Outputs(tokens=_ids(written, family), text_ND=normalize(torch.cat(text), dim=-1))
+    return Outputs(tokens=_ids(folder, written, family), text_ND=normalize(torch.cat(text), dim=-1))
 
 
 @torch.no_grad()
@@ -187,13 +200,12 @@ def _consumers(family: Family) -> tuple[Consumer, ...]:
     def row(title: str, outputs: Outcome, *types: str, notes: tuple[str, ...], limit: bool = True) -> Consumer:
         applies = partial(_is_one_of, types=(name, *types))
         bound = {} if limit else {"limit": None}
-        crop: Any = "floor" if family == "CLIP" else "round"  # Siglip's processor cuts nothing out
         return Consumer(
             name=f"transformers {title}",
             library=library,
             applies=applies,
             outputs=outputs,
-            crop=crop,
+            crop="floor",
             notes=notes,
             **bound,
         )
