@@ -38,7 +38,7 @@ def clip_folder(folder: Path, *, activation: str = "quick_gelu", seed: int = 0, 
     text = {"hidden_size": 24, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
     vision = {"hidden_size": 32, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = CLIPConfig(
-        text_config=text | ids | {"hidden_act": activation, "max_position_embeddings": 16},
+        text_config=text | ids | {"hidden_act": activation, "max_position_embeddings": 22},
         vision_config=vision | {"hidden_act": activation, "image_size": IMAGE_SIZE, "patch_size": 16},
         projection_dim=20,
         **top,
@@ -160,7 +160,7 @@ def _clip_tokenizer() -> Any:
     symbols = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *map("".join, merges)]
     symbols += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=22)
 
 
 def _unigram() -> Any:

@@ -24,6 +24,7 @@ from clipx.pretrained.huggingface_config import LOGIT_BIAS
 Family = Literal["CLIP", "Siglip"]
 Outcome = Callable[[Path, Sequence[Image.Image], Sequence[str]], Outputs]
 
+_PIPELINE_PADS = 64  # tokens, every text of a SigLIP, whatever its model has: others fail there
 _IN_PIPELINE = 16  # pictures, and texts, which it encodes anew for every picture
 _PIL = "load its processor with backend='pil': the default backend resizes with other roundings"
 _CROP = "it rounds the corner of the centre square down, which is one pixel aside where 4n + 3 pixels are left over"
@@ -188,8 +189,9 @@ def _pipeline(folder: Path, pictures: Sequence[Image.Image], texts: Sequence[str
     return Outputs(tokens=tokens, scores_BN=scores_BN, pictures=first, texts=chosen, are_sigmoids=family == "Siglip")
 
 
-def _is_one_of(folder: Path, *, types: tuple[str, ...]) -> bool:
-    return model_type(folder) in types
+def _is_one_of(folder: Path, *, types: tuple[str, ...], positions: int | None = None) -> bool:
+    """Whether a folder's model is of one of these types, and has texts of so many positions."""
+    return model_type(folder) in types and positions in (None, _positions(folder))
 
 
 def _consumers(family: Family) -> tuple[Consumer, ...]:
@@ -197,8 +199,15 @@ def _consumers(family: Family) -> tuple[Consumer, ...]:
     vision, text = f"{name}_vision_model", f"{name}_text_model"
     projected = "WithProjection" if family == "CLIP" else ""
 
-    def row(title: str, outputs: Outcome, *types: str, notes: tuple[str, ...], limit: bool = True) -> Consumer:
-        applies = partial(_is_one_of, types=(name, *types))
+    def row(
+        title: str,
+        outputs: Outcome,
+        *types: str,
+        notes: tuple[str, ...],
+        limit: bool = True,
+        positions: int | None = None,
+    ) -> Consumer:
+        applies = partial(_is_one_of, types=(name, *types), positions=positions)
         bound = {} if limit else {"limit": None}
         return Consumer(
             name=f"transformers {title}",
@@ -222,6 +231,7 @@ def _consumers(family: Family) -> tuple[Consumer, ...]:
             'pipeline("zero-shot-image-classification")',
             partial(_pipeline, family=family),
             notes=(*seen, _NO_TRUNCATION) if family == "CLIP" else seen,
+            positions=None if family == "CLIP" else _PIPELINE_PADS,
         ),
     )
 

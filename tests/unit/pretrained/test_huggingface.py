@@ -23,10 +23,10 @@ from transformers_folders import (
 from clipx.config.model import TransformerTextConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError
+from clipx.models.clip import build_model
 from clipx.models.vision_tower import build_vision_tower
-from clipx.pretrained import timm_names
+from clipx.pretrained import Pretrained, load, start_from, timm_names
 from clipx.pretrained.huggingface import read_config, read_weights
-from clipx.pretrained.loading import load
 
 CLIP_IDS = 529
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -124,7 +124,7 @@ def test_the_config_says_what_the_folder_says(folders: dict[str, Path]) -> None:
         width=24,
         layers=3,
         heads=4,
-        context_length=16,
+        context_length=22,
         mlp_ratio=80 / 24,
         activation="quick_gelu",
         tokenizer=str(folders["clip, quick_gelu"]),
@@ -182,7 +182,7 @@ def test_weights_may_be_stored_in_old_ways(clip: Path) -> None:
     expected = load(clip).model.state_dict()
 
     def write(tensors: dict[str, torch.Tensor]) -> None:
-        positions = {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+        positions = {"text_model.embeddings.position_ids": torch.arange(22)[None]}
         torch.save(tensors | positions, clip / "pytorch_model.bin")
 
     rewrite(clip, write)
@@ -353,7 +353,7 @@ def test_old_configs_are_read_as_the_library_reads_them(clip: Path) -> None:
     unread = {"num_hidden_layers": 9, "hidden_size": 512}  # text_config_dict counts
     junk = {"add_cross_attention": False, "bad_words_ids": None, "num_beams": 1, "top_k": 50, "pruned_heads": {}}
     change(clip / "config.json", text_config=inner | unread, text_config_dict=inner | junk)
-    change(clip / "config.json", section="text_config_dict", eos_token_id=2, max_position_embeddings=16)
+    change(clip / "config.json", section="text_config_dict", eos_token_id=2, max_position_embeddings=22)
     assert read_config(clip) == expected
     texts = ["a photo", "<|endoftext|> within", "b" * 50]
     theirs = library_results(clip, photographs(1), texts)
@@ -399,3 +399,33 @@ def test_reading_weights_checks_them_against_the_config(siglip: Path) -> None:
     config = read_config(siglip)
     with pytest.raises(InputError, match=r"have no place for text_model\.encoder\.layers\.2\."):
         read_weights(siglip, replace(config, text=replace(config.text, layers=2)))
+
+
+@pytest.mark.parametrize("kind", ["clip, quick_gelu", "siglip 2"])
+def test_a_run_starts_from_a_folder_in_the_same_architecture(folders: dict[str, Path], kind: str) -> None:
+    config = read_config(folders[kind])
+    tokenizer = build_tokenizer(config.text)
+    model = build_model(config, vocab_size=tokenizer.vocab_size, seed=5)
+    start_from(folders[kind], model, config=config, tokenizer=tokenizer)
+    begun, loaded = Pretrained(model.eval(), config), load(folders[kind])
+    pictures, texts = photographs(3), ["a photo of a cat", "two"]
+    assert torch.equal(begun.encode_image(pictures), loaded.encode_image(pictures))
+    assert torch.equal(begun.encode_text(texts), loaded.encode_text(texts))
+    assert (begun.logit_scale, kind.startswith("clip")) == (loaded.logit_scale, begun.model.logit_bias is None)
+
+
+def test_a_run_may_have_larger_pictures_and_shorter_texts_but_no_longer_ones(folders: dict[str, Path]) -> None:
+    folder = folders["clip, gelu"]
+    config = read_config(folder)
+    longer = replace(config, text=replace(config.text, context_length=23))
+    config = replace(config, image=replace(config.image, image_size=64), text=replace(config.text, context_length=18))
+    tokenizer = build_tokenizer(config.text)
+    model = build_model(config, vocab_size=tokenizer.vocab_size, seed=5)
+    start_from(folder, model, config=config, tokenizer=tokenizer)
+    texts = ["a photo", "two"]
+    begun = Pretrained(model.eval(), config)
+    torch.testing.assert_close(begun.encode_text(texts), load(folder).encode_text(texts), atol=1e-6, rtol=0)
+    assert begun.encode_image(photographs(2)).shape == (2, 20)
+    model = build_model(longer, vocab_size=tokenizer.vocab_size, seed=5)
+    with pytest.raises(InputError, match=r"position_embedding\.weight differ"):
+        start_from(folder, model, config=longer, tokenizer=build_tokenizer(longer.text))
