@@ -102,17 +102,18 @@ def quantize(graph: Graph) -> Graph:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder, quiet():
-        path = Path(folder) / "quantized.onnx"
+        folded, quantized = Path(folder) / "folded.onnx", Path(folder) / "quantized.onnx"
+        _fold_constants(graph, Path(folder) / "whole.onnx", folded)
         quantize_dynamic(
-            graph,
-            path,
+            folded,
+            quantized,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            use_external_data_format=_num_bytes(graph) > MAX_BYTES,
+            use_external_data_format=num_bytes(graph) > MAX_BYTES,
             extra_options={"MatMulConstBOnly": True},
         )
-        return onnx.load(path)
+        return onnx.load(quantized)
 
 
 def save_graph(graph: Graph, path: Path, settings: Mapping[str, Any]) -> None:
@@ -121,15 +122,35 @@ def save_graph(graph: Graph, path: Path, settings: Mapping[str, Any]) -> None:
     from onnx import helper
 
     helper.set_model_props(graph, {name: str(value) for name, value in settings.items() if value is not None})
-    if _num_bytes(graph) <= MAX_BYTES:
+    if num_bytes(graph) <= MAX_BYTES:
         onnx.save_model(graph, path)
         return
     beside = f"{path.name}_data"
     onnx.save_model(graph, path, save_as_external_data=True, all_tensors_to_one_file=True, location=beside)
 
 
-def _num_bytes(graph: Graph) -> int:
+def num_bytes(graph: Graph) -> int:
+    """Of the weights."""
     return sum(len(weight.raw_data) for weight in graph.graph.initializer)
+
+
+def _fold_constants(graph: Graph, whole: Path, folded: Path) -> None:
+    """Saves a graph in which weights that are cut or turned before their use are constants themselves.
+
+    torch's converter leaves that to the runtime, but only constants are quantized.
+    """
+    import onnxruntime
+
+    large = num_bytes(graph) > MAX_BYTES
+    copied = type(graph)()
+    copied.CopyFrom(graph)  # saving moves large weights out of a graph
+    save_graph(copied, whole, {})
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    if large:
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "folded.data")
+    onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
 
 
 def _name_axes(graph: Graph, inputs: Mapping[str, tuple[str, ...]]) -> None:
