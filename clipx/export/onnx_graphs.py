@@ -49,6 +49,7 @@ def convert(program: ExportedProgram, output: str, inputs: Mapping[str, tuple[st
         graph = converted.model_proto
     except Exception as error:  # a converter may raise anything
         raise conversion_error(error, f"ONNX has no form of the tower that gives {output}") from error
+    _forget_origin(graph)
     _name_axes(graph, inputs)
     return graph
 
@@ -153,9 +154,18 @@ def _fold_constants(graph: Graph, whole: Path, folded: Path) -> None:
     onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
 
 
+def _forget_origin(graph: Graph) -> None:
+    """Removes the lines of code that every node came from, which are longer than a small model, and name folders."""
+    for part in (graph, graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for weight in graph.graph.initializer:
+        weight.ClearField("metadata_props")
+    del graph.graph.value_info[:]
+
+
 def _name_axes(graph: Graph, inputs: Mapping[str, tuple[str, ...]]) -> None:
     """Gives the free axes of inputs and outputs their names, and forgets the shapes in between, which have others."""
-    del graph.graph.value_info[:]
     names: dict[str, str] = {}
     for value in graph.graph.input:
         for axis, name in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=False):

@@ -102,7 +102,7 @@ def plain_problem(model: CLIP) -> str | None:
     tower = model.text_tower
     if isinstance(tower, TextTower | HuggingFaceTextTower):
         return None
-    return f"its text tower is a {type(tower).__name__}, of which clipx knows no padded form"
+    return f"its text tower is of type {type(tower).__name__}, of which clipx knows no padded form"
 
 
 def plain_image(tower: VisionTower, *, dtype: torch.dtype = torch.float32, unit_length: bool = False) -> PlainImage:

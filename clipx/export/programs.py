@@ -56,8 +56,10 @@ def text_program(
     return _program(tower, (ids_BL, torch.ones_like(ids_BL)), (shape, shape), "text")
 
 
-def conversion_error(error: Exception, what: str) -> RunError:
-    """The one line of a conversion that failed: what, and the library's reason."""
+def conversion_error(error: BaseException, what: str) -> RunError:
+    """The one line of a conversion that failed: what, and the library's first reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return RunError(f"{what} ({reason}); export without this format, or choose another model")
 
