@@ -14,9 +14,9 @@ from torch.export import ExportedProgram
 from clipx.export.programs import conversion_error, quiet
 
 OPSET = 18
-"""The operators' version: what torch converts to without a second conversion, and every onnxruntime-web since 1.14 has."""
+"""Version of the operators: what torch converts to at once, and every onnxruntime-web since 1.14 has."""
 MAX_BYTES = 1_900_000_000
-"""Of the weights of a graph in one file: a file may have 2 GiB; above, they lie beside, as transformers.js finds them."""
+"""Of the weights within a graph's file, which may have 2 GiB; more lie beside, where transformers.js finds them."""
 
 Graph = Any
 """An onnx.ModelProto."""
@@ -204,7 +204,9 @@ def _head_weights(logit_scale: float, logit_bias: float | None) -> list[Any]:
 
     scalars = {"smallest_length": 1e-12, "logit_scale": logit_scale, "logit_bias": logit_bias}
     floats = [
-        helper.make_tensor(name, TensorProto.FLOAT, [1], [value]) for name, value in scalars.items() if value is not None
+        helper.make_tensor(name, TensorProto.FLOAT, [1], [value])
+        for name, value in scalars.items()
+        if value is not None
     ]
     return [*floats, helper.make_tensor("last_axis", TensorProto.INT64, [1], [-1])]
 

@@ -54,16 +54,19 @@ class PlainImage(Plain):
 class PlainText(Plain):
     """Maps input_ids, int64 (B, L), to embeddings (B, D), like `TextTower`.
 
-    attention_mask, int64 (B, L), is 1 for the tokens of a text and 0 after them; without it all L are the text.
+    attention_mask, int64 (B, L), is 1 for the tokens of a text and 0 after them; without it all L are the text, and
+    `pad`, if there is one, is the id that stands for the model's own padding, 0.
     """
 
-    def __init__(self, tower: TextTower, **kind: Any) -> None:
+    def __init__(self, tower: TextTower, *, pad: int | None = None, **kind: Any) -> None:
         super().__init__(**kind)
-        self.tower = tower
+        self.tower, self.pad = tower, pad
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Padded, without packing."""
         tower = self.tower
+        if self.pad is not None:
+            input_ids = input_ids.masked_fill(input_ids == self.pad, 0)
         x_BLC = tower.token_embedding(input_ids) + tower.position_embedding.weight[: input_ids.shape[1]]
         for block in tower.blocks:
             x_BLC = _run_block(cast(Block, block), x_BLC, attention_mask)
@@ -110,11 +113,13 @@ def plain_image(tower: VisionTower, *, dtype: torch.dtype = torch.float32, unit_
     return PlainImage(_copied(tower, dtype), dtype=dtype, unit_length=unit_length)
 
 
-def plain_text(tower: nn.Module, *, dtype: torch.dtype = torch.float32, unit_length: bool = False) -> Plain:
-    """A plain copy of a text tower, on the CPU, for evaluation; for the arguments see `Plain`."""
+def plain_text(
+    tower: nn.Module, *, dtype: torch.dtype = torch.float32, unit_length: bool = False, pad: int | None = None
+) -> Plain:
+    """A plain copy of a text tower, on the CPU, for evaluation; for the arguments see `Plain` and `PlainText`."""
     copied = _copied(tower, dtype)
     if isinstance(copied, TextTower):
-        return PlainText(copied, dtype=dtype, unit_length=unit_length)
+        return PlainText(copied, dtype=dtype, unit_length=unit_length, pad=pad)
     assert isinstance(copied, HuggingFaceTextTower), f"a text tower of type {type(tower).__name__}"
     cast(Any, copied.encoder).set_attn_implementation("eager")  # our packed attention has no padded form
     return PlainEncoder(copied, dtype=dtype, unit_length=unit_length)

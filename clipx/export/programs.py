@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from clipx.errors import RunError
 from clipx.export.plain import plain_image, plain_text
-from clipx.export.serving import padded_length
+from clipx.export.serving import own_padding, padded_length
 from clipx.pretrained import Pretrained
 
 _EXAMPLE = (3, 5)
@@ -46,8 +46,12 @@ def text_program(
     Raises:
         RunError: torch.export does not take the encoder.
     """
-    tower = plain_text(pretrained.model.text_tower, dtype=dtype, unit_length=unit_length)
-    if (length := padded_length(pretrained.config.text)) is not None:
+    length = padded_length(pretrained.config.text)
+    pad = own_padding(pretrained)
+    tower = plain_text(
+        pretrained.model.text_tower, dtype=dtype, unit_length=unit_length, pad=None if pad is None else pad[1]
+    )
+    if length is not None:
         ids_BL = torch.ones(_EXAMPLE[0], length, dtype=torch.int64)
         return _program(tower, (ids_BL,), ({0: Dim("batch")},), "text")
     longest = pretrained.config.text.context_length

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from clipx.config.model import TextConfig, TimmImageConfig, TransformerTextConfig
+from clipx.data.tokenizer import ClipTokenizer
 from clipx.export import huggingface
+from clipx.export.huggingface_config import PAD
 from clipx.export.options import ExportOptions
 from clipx.pretrained import Pretrained
 
@@ -51,14 +53,24 @@ def padded_length(text: TextConfig) -> int | None:
     return text.pad if isinstance(text, TransformerTextConfig) else None
 
 
+def own_padding(pretrained: Pretrained) -> tuple[str, int] | None:
+    """The token that pads, and its id, where CLIP's tokenizer fills texts up: the folder has one for that alone."""
+    fills = padded_length(pretrained.config.text) is not None and isinstance(pretrained.tokenizer, ClipTokenizer)
+    return PAD if fills else None
+
+
 def _write_plain(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
     if options.only != "text":
         (folder / PREPROCESSOR).write_text(json.dumps(_preprocessor(pretrained.config.image), indent=2) + "\n")
     if options.only != "image":
-        pretrained.tokenizer.save(folder)
+        tokenizer = pretrained.tokenizer
+        if isinstance(tokenizer, ClipTokenizer):
+            tokenizer.save(folder, pad=own_padding(pretrained))
+        else:
+            tokenizer.save(folder)
         path = folder / _TOKENIZER_CONFIG
         described = json.loads(path.read_text(encoding="utf-8"))
-        described["model_max_length"] = pretrained.tokenizer.context_length  # a tokenizer's own may be longer
+        described["model_max_length"] = tokenizer.context_length  # a tokenizer's own may be longer
         path.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from clipx.export.parity.consumer import BATCH, LIMIT, Consumer, Outputs, library_version
 from clipx.export.parity.serving import pixel_values, token_rows, unpadded
+from clipx.export.parity.transformers import as_padded
 
 FOLDER = "onnx"
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
@@ -46,7 +47,7 @@ def _outputs(folder: Path, pictures: Sequence[Image.Image], texts: Sequence[str]
         length = int(settings["text_length"]) if "text_length" in settings else None
         ids_NL, mask_NL = token_rows(folder, texts, length=length)
         written = {"input_ids": ids_NL} | ({"attention_mask": mask_NL} if length is None else {})
-        tokens = unpadded(ids_NL, mask_NL) if length is None else ids_NL.tolist()
+        tokens = unpadded(ids_NL, mask_NL) if length is None else [as_padded(row, folder) for row in ids_NL.tolist()]
         text_ND = normalize(_run(session, "text_embeds", written), dim=-1)
         inputs |= written
     if image_BD is not None and text_ND is not None:

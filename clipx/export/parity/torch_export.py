@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clipx.export.parity.consumer import BATCH, Consumer, Outputs, library_version
 from clipx.export.parity.serving import pixel_values, token_rows, unpadded
+from clipx.export.parity.transformers import as_padded
 
 IMAGE_PROGRAM = "pt2/image_encoder.pt2"
 TEXT_PROGRAM = "pt2/text_encoder.pt2"
@@ -41,7 +42,7 @@ def _outputs(folder: Path, pictures: Sequence[Image.Image], texts: Sequence[str]
         encode, settings = _load(folder / TEXT_PROGRAM)
         length = settings["text_length"]
         ids_NL, mask_NL = token_rows(folder, texts, length=length)
-        tokens = unpadded(ids_NL, mask_NL) if length is None else ids_NL.tolist()
+        tokens = unpadded(ids_NL, mask_NL) if length is None else [as_padded(row, folder) for row in ids_NL.tolist()]
         inputs = [torch.from_numpy(x).split(BATCH) for x in ((ids_NL, mask_NL) if length is None else (ids_NL,))]
         text_ND = torch.cat([encode(*some) for some in zip(*inputs, strict=True)])
     if image_BD is not None and text_ND is not None:

@@ -173,14 +173,13 @@ def test_siglips_shape_has_no_mask_and_pooled_outputs(tmp_path):
     assert names(whole.get_inputs()).keys() == {"pixel_values", "input_ids"}
     assert names(text.get_inputs()) == {"input_ids": ["text_batch_size", 16]}
     for tower, output in ((text, "text_embeds"), (session(tmp_path, "vision_model"), "image_embeds")):
-        assert names(tower.get_outputs()) == dict.fromkeys(
-            (output, "pooler_output"), [f"{output.removesuffix('_embeds')}_batch_size", 32]
-        )
-    inputs = random_inputs(pretrained, images=2, texts=3, length=16) | {"attention_mask": np.ones((3, 16), np.int64)}
-    wanted = ours(pretrained, inputs)
-    del inputs["attention_mask"]
-    for name, found in zip(wanted, whole.run(list(wanted), inputs), strict=True):
-        np.testing.assert_allclose(found, wanted[name], rtol=0, atol=2e-5, err_msg=name)
+        shape = [f"{output.removesuffix('_embeds')}_batch_size", 32]
+        assert names(tower.get_outputs()) == {output: shape, "pooler_output": shape}
+    ids_NL, _ = token_rows(tmp_path, ["a cat"], length=16)
+    assert ids_NL[0, -1] == 49_408  # the folder's own padding, which transformers does not read as `!`
+    row = check(pretrained, tmp_path, ["onnx"])["consumers"]["onnxruntime"]
+    assert row["same_token_ids"] > 0.6
+    assert max(row["largest_difference"].values()) < 2e-5
 
 
 def test_weights_that_fill_no_file_lie_beside(clip, tmp_path, monkeypatch):
