@@ -1,3 +1,4 @@
+import json
 import pickle
 import random
 
@@ -182,6 +183,24 @@ def test_a_tokenizer_of_transformers_is_flat_without_padding_and_cut(word_tokeni
     again = tmp_path_factory.mktemp("saved")
     tokenizer.save(again)
     assert torch.equal(HuggingFaceTokenizer(str(again), 4).encode(["blue red"])[0], torch.tensor([1, 5, 4, 2]))
+
+
+@pytest.mark.parametrize(
+    ("special", "end", "ids"),
+    [
+        ({"bos_token": "[CLS]", "eos_token": "[SEP]"}, 2, [1, 4, 2]),
+        ({"cls_token": "[CLS]", "sep_token": "[SEP]"}, 2, [1, 4, 2]),
+        ({"bos_token": "[SEP]", "eos_token": "[SEP]"}, None, [1, 4, 2, 5, 2]),
+    ],
+)
+def test_a_text_that_is_pooled_at_its_end_ends_at_the_first_one(word_tokenizer, special, end, ids):
+    file = word_tokenizer / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | special))
+    tokenizer = build_tokenizer(TransformerTextConfig(tokenizer=str(word_tokenizer), context_length=8))
+    assert (tokenizer.end_id, tokenizer.pad_id) == (end, 3)
+    assert tokenizer.encode(["red [SEP] blue"])[0].tolist() == ids
+    uncut = HuggingFaceTokenizer(str(word_tokenizer), 8)
+    assert uncut.encode(["red [SEP] blue"])[0].tolist() == [1, 4, 2, 5, 2]
 
 
 def test_the_config_picks_the_tokenizer(word_tokenizer):
