@@ -14,13 +14,14 @@ from clipx.config.changes import Changes, changes_between
 from clipx.config.model import ModelConfig
 from clipx.models.clip import CLIP
 
-# where a run begins, what is resampled or cut to fit, and what happens in training only
+# where a run begins, what is resampled or cut to fit, what happens in training only, and one pixel in evaluation
 _MAY_DIFFER = frozenset(
     {
         "init_logit_scale",
         "max_logit_scale",
         "init_logit_bias",
         "image.image_size",
+        "image.crop",
         "image.patch_drop",
         "image.pretrained",
         "text.context_length",
@@ -56,8 +57,8 @@ _NO_FUNCTION = frozenset(
 def model_differences(config: ModelConfig, model: CLIP, *, before: ModelConfig, model_before: CLIP) -> Changes:
     """Keys of `model` in the config by which the models compute different embeddings.
 
-    The size of pictures, the context length, the tokenizer, what is dropped in training and the starting values of the
-    logits are not compared.
+    The size of pictures and the rounding of their crop, the context length, the tokenizer, what is dropped in training
+    and the starting values of the logits are not compared.
 
     Args:
         config: of the one model.

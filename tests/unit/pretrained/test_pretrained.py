@@ -4,8 +4,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
 
 import clipx
@@ -101,6 +103,17 @@ def test_pictures_come_alone_as_a_list_or_preprocessed(pretrained):
     assert torch.equal(pretrained.encode_image(torch.stack([pretrained.preprocess(i) for i in images])), together)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
     assert pretrained.preprocess(images[0]).shape == (24, 24, 3)
+
+
+def test_pictures_are_made_square_as_the_config_says(pretrained):
+    image = picture(5, (31, 24))  # 7 pixels too wide
+    columns = np.asarray(image)
+    assert torch.equal(pretrained.preprocess(image), torch.tensor(columns[:, 4:28]))
+    floor = Pretrained(pretrained.model, tiny_model_config(image={"crop": "floor"}))
+    assert torch.equal(floor.preprocess(image), torch.tensor(columns[:, 3:27]))
+    squash = Pretrained(pretrained.model, tiny_model_config(image={"resize": "squash", "interpolation": "bilinear"}))
+    expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR))
+    assert torch.equal(squash.preprocess(image), torch.tensor(expected))
 
 
 def test_texts_come_alone_or_as_a_list(pretrained):
