@@ -25,6 +25,7 @@ _MAY_DIFFER = frozenset(
         "image.patch_drop",
         "image.pretrained",
         "text.context_length",
+        "text.pad",  # the same number; whether there is one shows in text.pool
         "text.pretrained",
         "text.tokenizer",  # compared by what it does, where it is built
         "text.vocab_size",  # shows in the weights

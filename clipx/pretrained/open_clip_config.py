@@ -49,6 +49,7 @@ _OWN_TEXT = (
     *("block_type", "output_tokens"),
     *_CUSTOM_ATTENTION,
 )
+_SIGMOID_LIMIT = 1000.0  # of the multiplier; published models of the sigmoid loss lie above CLIP's 100
 _TRANSFORMERS_TEXT = ("hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type")
 
 
@@ -72,6 +73,7 @@ def read_config(folder: Path) -> ModelConfig:
         image=_image(vision, _pictures(preprocess), embed_dim=embed_dim, quick_gelu=quick_gelu),
         text=_text(text, folder, quick_gelu=quick_gelu),
         init_logit_bias=bias,
+        max_logit_scale=_SIGMOID_LIMIT if bias is not None else 100.0,
     )
     for keys in (model, vision, text, preprocess):
         keys.end()
