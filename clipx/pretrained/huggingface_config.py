@@ -188,9 +188,8 @@ def _activation(keys: Keys, default: str) -> Activation:
 
 def _projection_dim(content: Mapping[str, Any], folder: Path) -> int:
     """Of the shared space; some old files say it in the towers alone."""
-    towers = {(content.get(key) or {}).get("projection_dim") for key in _TOWERS} - {None}
-    default = towers.pop() if len(towers) == 1 else 512
-    return _keys(folder, "", content).whole("projection_dim", default)
+    towers: set[Any] = {(content.get(key) or {}).get("projection_dim") for key in _TOWERS} - {None}
+    return _keys(folder, "", content).whole("projection_dim", towers.pop() if len(towers) == 1 else 512)
 
 
 def _width(content: Mapping[str, Any]) -> int:
