@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,20 @@ def test_the_first_loss_is_the_librarys(folders: dict[str, Path], shards: Path, 
     assert clipx.train(config) is clipx.Status.COMPLETE
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     assert first == pytest.approx(library_loss(kind, folders[kind], batch), abs=1e-5)
+
+
+def test_a_run_goes_on_without_the_folder_that_it_started_from(
+    folders: dict[str, Path], shards: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["open_clip"], tmp_path / "before")
+    given = ("model.image.image_size=24", "model.text.context_length=9")
+    begun = run_config(folder, tmp_path / "run", *given, shards=shards)
+    assert clipx.train(begun) is clipx.Status.COMPLETE
+    shutil.rmtree(folder)
+    config = run_config(folder, tmp_path / "run", *given, "steps=2", shards=shards)
+    assert config.model == begun.model
+    assert clipx.train(config) is clipx.Status.COMPLETE
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_positions_of_transformers_are_resampled_as_there(folders: dict[str, Path], tmp_path: Path) -> None:
