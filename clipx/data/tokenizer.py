@@ -21,6 +21,7 @@ from torch import Tensor
 from clipx.config.model import Cleaning, HuggingFaceTextConfig, TextConfig, TransformerTextConfig
 from clipx.data.text_cleaning import CLEANINGS
 from clipx.errors import InputError
+from clipx.storage.hub import local_name
 
 # Word pieces of CLIP's tokenizer; the first two are its control tokens as open_clip spells them.
 _PIECE = regex.compile(
@@ -121,7 +122,7 @@ class HuggingFaceTokenizer:
     """A tokenizer of transformers, with its own special tokens.
 
     Args:
-        name: hub name or folder.
+        name: hub name, address at the hub (hf://ORG/NAME@REVISION) or folder.
         context_length: maximum tokens of a text with its special tokens; a longer text is cut and keeps them.
         pad: whether every text is filled up to `context_length` with the tokenizer's token for that.
         cut: whether a text ends at its first end token, where CLIP pools: one may be spelt out within a text.
@@ -142,8 +143,9 @@ class HuggingFaceTokenizer:
     ) -> None:
         from transformers import AutoTokenizer
 
+        place = local_name(name)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # None would ask
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)  # None would ask
         except Exception as error:  # a folder may hold anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(

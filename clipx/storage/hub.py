@@ -89,6 +89,24 @@ def hub_folder(model: HubModel, *, weights: bool = True) -> Path:
     return fetched
 
 
+def hub_address(folder: Path) -> str | None:
+    """The address, with its commit, of a model's folder in huggingface_hub's cache: it is the same on every machine."""
+    match = re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", folder.parent.parent.name)
+    if match is None or folder.parent.name != "snapshots":
+        return None
+    return str(HubModel(f"{match[1]}/{match[2]}", folder.name))
+
+
+def local_name(name: str) -> str:
+    """A name that transformers loads a tokenizer by: of a model at the hub, by its address, the folder in the cache.
+
+    Raises:
+        InputError: see `hub_folder`.
+    """
+    model = hub_model(name)
+    return name if model is None else str(hub_folder(model, weights=False))
+
+
 def _cached(model: HubModel) -> Path | None:
     """The folder of the revision in the cache, if it has a config."""
     from huggingface_hub import try_to_load_from_cache

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from tiny_clip import run_config_text, tiny_model_config
+from transformers import AutoTokenizer
+from transformers_folders import siglip_folder
 
 import clipx
 from clipx.config.load import dump_config
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
+from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError
 
 CONFIG = """
@@ -100,6 +103,18 @@ def test_a_run_that_goes_on_needs_the_start_no_more(write, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"^start_from: .*before: no such folder") as caught:
         clipx.load_config(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_at_the_hub_is_named_by_its_commit(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "models--org--na.me"
+    snapshot = siglip_folder(repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    text = clipx.load_config(write(tiny_model_config()), ["start_from=hf://org/na.me"]).model.text
+    assert text.tokenizer == f"hf://org/na.me@{'a' * 40}"
+    ids = AutoTokenizer.from_pretrained(snapshot)(["a cat"], padding="max_length", max_length=12)["input_ids"]
+    assert build_tokenizer(text).encode(["a cat"])[0].tolist() == ids[0]
 
 
 def test_what_is_wrong_is_said_by_its_key(write) -> None:
