@@ -10,5 +10,11 @@ WeightsOption = Annotated[
     typer.Option(help="Of a run that kept an average of its weights (ema): which to take; default: the average."),
 ]
 ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, or an export folder.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run folder, a checkpoint, an export, a CLIP or SigLIP of transformers or open_clip, or "
+        "hf://ORG/NAME[@REVISION].",
+        show_default=False,
+    ),
 ]

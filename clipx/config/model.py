@@ -14,6 +14,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 Crop = Literal["round", "floor"]
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Projection = Literal["linear", "mlp", "none"]
+Cleaning = Literal["lower", "whitespace", "canonicalize"]
 
 
 @validated
@@ -88,6 +89,10 @@ class TransformerTextConfig:
     """A bias of the projection (SigLIP)."""
     tokenizer: HubName = "clip"
     """`clip`, or a folder or hub name that transformers' AutoTokenizer loads."""
+    cleaning: Cleaning | None = None
+    """What is done to a text before it is tokenized, by open_clip's names. All repair broken encodings, resolve HTML
+    entities and make white space single; lower also lowers; canonicalize also removes punctuation (SigLIP). null: lower
+    for `clip`, nothing for others."""
     vocab_size: Count | None = None
     """Rows of the token embedding, at least the tokenizer's ids; null: as many."""
 
@@ -130,6 +135,8 @@ class HuggingFaceTextConfig:
     """A bias of the projection."""
     tokenizer: HubName | None = None
     """Folder or hub name of the tokenizer; default: `name`."""
+    cleaning: Cleaning | None = None
+    """What is done to a text before it is tokenized, as for `type: transformer`; null: nothing."""
 
 
 TextConfig = Annotated[TransformerTextConfig | HuggingFaceTextConfig, Field(discriminator="type")]

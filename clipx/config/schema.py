@@ -130,7 +130,8 @@ class RunConfig:
     loss: LossConfig = field(default_factory=InfoNCEConfig)
     """Objective."""
     start_from: FilePath | None = None
-    """A run folder, checkpoint or export folder whose weights this run begins with."""
+    """A model whose weights this run begins with: a run folder, a checkpoint, an export, a CLIP or SigLIP of
+    transformers or open_clip, or hf://ORG/NAME[@REVISION]. `model` may then be left out, or hold what shall differ."""
     start_from_anyway: bool = False
     """Begin with them though `model` computes something else from them than what they were trained in."""
     optim: OptimConfig = field(default_factory=AdamWConfig)

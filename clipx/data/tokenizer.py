@@ -19,10 +19,11 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.config.model import Cleaning, HuggingFaceTextConfig, TextConfig, TransformerTextConfig
 from clipx.data.straightening import normalizer
-from clipx.data.text_cleaning import clean_words
+from clipx.data.text_cleaning import CLEANINGS
 from clipx.errors import InputError
+from clipx.storage.hub import local_name
 
 # Word pieces of CLIP's tokenizer; the first two are its control tokens as open_clip spells them.
 _PIECE = regex.compile(
@@ -53,25 +54,27 @@ class Tokenizer(Protocol):
 class ClipTokenizer:
     """OpenAI CLIP's byte-pair encoding of cleaned, lower-case text (arXiv 2103.00020, section 2.4), 49,408 ids.
 
-    Ids equal open_clip's `SimpleTokenizer`. A text that spells out `<end_of_text>` ends there: CLIP pools at the first
-    end token, so what follows it in open_clip's row has no effect.
+    Ids equal open_clip's `SimpleTokenizer`. A text that spells out `<end_of_text>` ends there, unless it is padded:
+    CLIP pools at the first end token, so what follows it in open_clip's row has no effect.
 
     Args:
         context_length: maximum tokens of a text; a longer text is cut and keeps its end token.
         pad: whether every text is filled up to `context_length` with id 0, as open_clip does it.
+        cleaning: of a text before its words are encoded; CLIP's is "lower".
     """
 
     start_id = 49_406
     end_id = 49_407
     vocab_size = 49_408
 
-    def __init__(self, context_length: int, *, pad: bool = False) -> None:
+    def __init__(self, context_length: int, *, pad: bool = False, cleaning: Cleaning = "lower") -> None:
         self.context_length = context_length
         self._pad = pad
+        self._cleaning: Cleaning = cleaning
         self._word_ids = _WordIds()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), pad=self._pad), (self.context_length,)
+        return partial(type(self), pad=self._pad, cleaning=self._cleaning), (self.context_length,)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 2 to `context_length`."""
@@ -100,8 +103,10 @@ class ClipTokenizer:
         _change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
     def _encode_text(self, text: str) -> list[int]:
-        ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, clean_words(text))), self.end_id]
-        ids = ids[: ids.index(self.end_id) + 1]
+        words = CLEANINGS[self._cleaning](text)
+        ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, words)), self.end_id]
+        if not self._pad:  # where the last position counts, so does what follows an end token
+            ids = ids[: ids.index(self.end_id) + 1]
         if len(ids) > self.context_length:
             ids = [*ids[: self.context_length - 1], self.end_id]
         return ids + [0] * (self.context_length - len(ids)) if self._pad else ids
@@ -122,20 +127,30 @@ class HuggingFaceTokenizer:
     """A tokenizer of transformers, with its own special tokens.
 
     Args:
-        name: hub name or folder.
+        name: hub name, address at the hub (hf://ORG/NAME@REVISION) or folder.
         context_length: maximum tokens of a text with its special tokens; a longer text is cut and keeps them.
         pad: whether every text is filled up to `context_length` with the tokenizer's token for that.
         cut: whether a text ends at its first end token, where CLIP pools: one may be spelt out within a text.
+        cleaning: of a text before it is tokenized; None means none.
 
     Raises:
         InputError: AutoTokenizer cannot load it, or it has no token to pad with.
     """
 
-    def __init__(self, name: str, context_length: int, *, pad: bool = False, cut: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        context_length: int,
+        *,
+        pad: bool = False,
+        cut: bool = False,
+        cleaning: Cleaning | None = None,
+    ) -> None:
         from transformers import AutoTokenizer
 
+        place = local_name(name)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # None would ask
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)  # None would ask
         except Exception as error:  # a folder may hold anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
@@ -147,6 +162,7 @@ class HuggingFaceTokenizer:
         self.context_length = context_length
         self._pad = pad
         self._cut = cut
+        self._cleaning = cleaning
 
     @property
     def vocab_size(self) -> int:
@@ -180,7 +196,8 @@ class HuggingFaceTokenizer:
             "max_length": self.context_length,
         }
         options["padding"] = "max_length" if self._pad else False
-        rows = self._tokenizer(list(texts), truncation=True, **options)["input_ids"]
+        given = list(texts) if self._cleaning is None else [" ".join(CLEANINGS[self._cleaning](text)) for text in texts]
+        rows = self._tokenizer(given, truncation=True, **options)["input_ids"]
         if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
             raise InputError(f"tokenizer {self.name!r} gives no tokens for {empty[0]!r}; choose one with an end token")
         if self._cut and (end := self.end_id) is not None:
@@ -206,10 +223,12 @@ def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pa
         case TransformerTextConfig():
             pad = pad and config.pad is not None
             if config.tokenizer == "clip":
-                return ClipTokenizer(length, pad=pad)
-            return HuggingFaceTokenizer(config.tokenizer, length, pad=pad, cut=config.pool == "end")
+                return ClipTokenizer(length, pad=pad, cleaning=config.cleaning or "lower")
+            return HuggingFaceTokenizer(
+                config.tokenizer, length, pad=pad, cut=config.pool == "end", cleaning=config.cleaning
+            )
         case HuggingFaceTextConfig():
-            return HuggingFaceTokenizer(config.tokenizer or config.name, length)
+            return HuggingFaceTokenizer(config.tokenizer or config.name, length, cleaning=config.cleaning)
         case _:
             assert_never(config)
 

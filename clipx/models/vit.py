@@ -126,11 +126,15 @@ def vit_forward(
         return trunk.forward_head(trunk.norm(x_BNC))
 
 
-def fit_positions(trunk: Any, table_1NC: Tensor) -> Tensor:
-    """The position embedding of a plain ViT of another square image size, resampled to the grid of this one."""
+def fit_positions(trunk: Any, table_1NC: Tensor, *, antialias: bool) -> Tensor:
+    """The position embedding of a plain ViT of another square image size, resampled to the grid of this one.
+
+    timm and open_clip resample with antialiasing, transformers without; torch's weights for the two differ, also where
+    the grid grows.
+    """
     num_prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
     grid = list(trunk.patch_embed.grid_size)
-    return resample_abs_pos_embed(table_1NC, new_size=grid, num_prefix_tokens=num_prefix)
+    return resample_abs_pos_embed(table_1NC, new_size=grid, num_prefix_tokens=num_prefix, antialias=antialias)
 
 
 def _is_plain_block(block: Any) -> bool:

@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from torch import Tensor
+
 from clipx.checkpoint.find import find_model
 from clipx.checkpoint.tensors import load_tensors_by_name
 from clipx.config.changes import named
@@ -19,9 +21,10 @@ log = logging.getLogger(__name__)
 
 _TOWERS = ("image_tower.", "text_tower.")
 _SCALE = "log_logit_scale"
+_ROUNDED = 1.001  # OpenAI's models were stored at 100 as log 4.6055, in half precision
 _IMAGE_POSITIONS = "image_tower.trunk.pos_embed"
 _TEXT_POSITIONS = "text_tower.position_embedding.weight"
-# short, so that two lengths of context do not cut them in two ways; with what tokenizers treat differently
+# what tokenizers treat differently
 _WORDS = (
     "a photo",
     "Zebra CROSSING",
@@ -41,9 +44,11 @@ def start_from(
 ) -> None:
     """Copies the weights stored at `path` into a model, to start another run from them.
 
-    The position embeddings may have other sizes: that of images is resampled, that of texts is cut. What an objective
-    adds to the towers, and a bias of the logits, keep their initial values if they are not stored. The model is not
-    wrapped or sharded yet.
+    The position embeddings may have other sizes. That of images is resampled as the library of the folder does it:
+    bicubic without antialiasing in transformers' folders, with it in all others. That of texts is cut, as transformers
+    does it, so that a text that still fits has the embedding that it had; open_clip would stretch it, and change every
+    text. What an objective adds to the towers, and a bias of the logits, keep their initial values if they are not
+    stored. The model is not wrapped or sharded yet.
 
     Args:
         path: of a model.
@@ -53,14 +58,16 @@ def start_from(
         anyway: go on, with a warning, where equal weights of equal names compute something else in this model.
 
     Raises:
-        InputError: the path has no model, or one of another architecture or function.
+        InputError: the path has no model, one of another architecture or function, one with fewer positions of texts,
+            or one whose multiplier of similarities is above the limit, to which the first step would set it.
     """
     wanted = model.state_dict()
     own = {name: tensor for name, tensor in wanted.items() if not name.startswith(_TOWERS) and name != _SCALE}
     try:
         before = load(path)
         stored = before.model.state_dict()
-        if (files := find_model(path)).kind == "checkpoint":
+        files = find_model(path)
+        if files.kind == "checkpoint":
             stored |= load_tensors_by_name(files.folder, own, average=choose_average(files.folder, None))
     except InputError as error:
         raise InputError(f"start_from: {error}") from error
@@ -70,9 +77,11 @@ def start_from(
     stored = own | stored
     fitted = {name: stored[name] for name in wanted.keys() & stored.keys()}
     if _IMAGE_POSITIONS in fitted and model.image_tower.is_plain_vit:
-        fitted[_IMAGE_POSITIONS] = fit_positions(model.image_tower.trunk, fitted[_IMAGE_POSITIONS])
-    if _TEXT_POSITIONS in fitted:
-        fitted[_TEXT_POSITIONS] = fitted[_TEXT_POSITIONS][: len(wanted[_TEXT_POSITIONS])]
+        antialias = files.kind != "transformers"
+        fitted[_IMAGE_POSITIONS] = fit_positions(model.image_tower.trunk, fitted[_IMAGE_POSITIONS], antialias=antialias)
+    if _TEXT_POSITIONS in fitted and _TEXT_POSITIONS in wanted:
+        fitted[_TEXT_POSITIONS] = _cut(fitted[_TEXT_POSITIONS], len(wanted[_TEXT_POSITIONS]), path)
+    _check_scale(before, config, path)
     misfits = [name for name, tensor in wanted.items() if name not in fitted or fitted[name].shape != tensor.shape]
     if misfits:
         raise InputError(
@@ -80,6 +89,24 @@ def start_from(
             f"{f' and {len(misfits) - 1} more' if len(misfits) > 1 else ''} differ; set `model` as it was trained"
         )
     model.load_state_dict(fitted)
+
+
+def _cut(positions_LC: Tensor, length: int, path: Path | str) -> Tensor:
+    """The first positions of texts."""
+    if length > len(positions_LC):
+        raise InputError(
+            f"start_from={path} has positions for texts of {len(positions_LC)} tokens, fewer than "
+            f"model.text.context_length={length}; lower it to at most {len(positions_LC)}"
+        )
+    return positions_LC[:length]
+
+
+def _check_scale(before: Pretrained, config: ModelConfig, path: Path | str) -> None:
+    if before.logit_scale > _ROUNDED * config.max_logit_scale:
+        raise InputError(
+            f"start_from={path} multiplies similarities by {before.logit_scale:.1f}, and the first step would set that "
+            f"to model.max_logit_scale={config.max_logit_scale:g}; raise the limit (1000 is as good as none)"
+        )
 
 
 def _check_function(path: Path | str, before: Pretrained, now: Pretrained, *, anyway: bool) -> None:
@@ -103,7 +130,19 @@ def _check_function(path: Path | str, before: Pretrained, now: Pretrained, *, an
 
 
 def _same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers, whatever their names, have one vocabulary and cut some words in the same way."""
+    """Whether two tokenizers, whatever their names, have one vocabulary and cut some words in the same way.
+
+    Of two lengths of context, the shorter ends or fills up texts earlier; what is before that is compared.
+    """
     if one.vocab_size != other.vocab_size:
         return False
-    return all(a.equal(b) for a, b in zip(one.encode(_WORDS), other.encode(_WORDS), strict=True))
+    rows, others = (
+        [ids_T.tolist() for ids_T in tokens_T.split(lengths_B.tolist())]
+        for tokens_T, lengths_B in (one.encode(_WORDS), other.encode(_WORDS))
+    )
+    if (shared := min(one.context_length, other.context_length)) == max(one.context_length, other.context_length):
+        return rows == others
+    return all(
+        row == twin or (max(len(row), len(twin)) >= shared and row[: shared - 1] == twin[: shared - 1])
+        for row, twin in zip(rows, others, strict=True)
+    )

@@ -7,6 +7,7 @@ from clipx.checkpoint.find import ModelFiles
 from clipx.checkpoint.store import stored_config
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.pretrained import huggingface, open_clip
+from clipx.storage.hub import hub_address
 
 TEXT_ENCODER = "text_encoder"
 """The folder of an export with the config and the tokenizer of a transformers text encoder."""
@@ -20,13 +21,27 @@ def stored_model(files: ModelFiles) -> ModelConfig:
     """
     match files.kind:
         case "transformers":
-            return huggingface.read_config(files.local)
+            return _named_by_hub(huggingface.read_config(files.local), files.local)
         case "open_clip":
-            return open_clip.read_config(files.local)
+            return _named_by_hub(open_clip.read_config(files.local), files.local)
         case "export":
             return _with_own_files(stored_config(files.folder, files.config).model, files.local)
         case _:
             return stored_config(files.folder, files.config).model
+
+
+def _named_by_hub(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The config with the address at the hub for a tokenizer in the hub's cache, which others have elsewhere."""
+    address = hub_address(folder)
+    if address is None or config.text.tokenizer != str(folder):
+        return config
+    return replace(config, text=replace(config.text, tokenizer=address))
+
+
+def without_download(config: ModelConfig) -> ModelConfig:
+    """The same config without pretrained weights, because stored weights replace them."""
+    text = replace(config.text, pretrained=False) if isinstance(config.text, HuggingFaceTextConfig) else config.text
+    return replace(config, image=replace(config.image, pretrained=False), text=text)
 
 
 def _with_own_files(config: ModelConfig, folder: Path) -> ModelConfig:

@@ -20,6 +20,7 @@ from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.models.clip import build_model
 from clipx.pretrained import Pretrained, load, start_from
+from clipx.pretrained.stored_model import without_download
 
 TEXTS = ["a photo of a cat", "x"]
 
@@ -177,11 +178,9 @@ def test_the_tokenizer_may_be_given(pretrained):
 
 
 def test_loading_needs_none_of_the_weights_that_training_started_from():
-    from clipx.pretrained.loading import _without_download
-
     config = tiny_model_config(image={"pretrained": "gone.safetensors"})
     config = replace(config, text=HuggingFaceTextConfig(name="any"))
-    stripped = _without_download(config)
+    stripped = without_download(config)
     assert stripped.image.pretrained is False
     assert isinstance(stripped.text, HuggingFaceTextConfig)
     assert stripped.text.pretrained is False
