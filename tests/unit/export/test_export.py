@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
+from tiny_clip import encoded, picture, run_config_text, tiny_model_config, tiny_pretrained
 
 from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.errors import InputError, RunError
@@ -116,12 +116,12 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, source
 def test_files_beside_an_earlier_export_are_not_lost(tmp_path, source):
     to = tmp_path / "export"
     for _ in range(2):
-        export_model(source, to, BOTH)
+        export_model(source, to, ["open_clip"])
     files = json.loads((to / "parity.json").read_text())["files"]
     assert sorted([*files, "parity.json"]) == sorted(path.name for path in to.iterdir())
     (to / "README.md").write_text("model card")
     with pytest.raises(InputError, match=r"export holds README.md, which no export wrote; move that away"):
-        export_model(source, to, BOTH)
+        export_model(source, to, ["open_clip"])
     assert (to / "README.md").read_text() == "model card"
 
 
@@ -203,13 +203,67 @@ def test_other_models_are_refused_before_anything_is_written(tmp_path, changes, 
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_logit_bias_goes_along(tmp_path):
+def test_a_logit_bias_goes_to_both(tmp_path):
     pretrained = stored(tmp_path / "source", replace(tiny_model_config(), init_logit_bias=-10.0))
-    parity = export_model(tmp_path / "source", tmp_path / "export", BOTH)
-    for name in ("open_clip", "transformers CLIPModel"):
-        assert parity["consumers"][name]["largest_difference"]["logits"] < 1e-5
-    bias = load(tmp_path / "export").model.logit_bias
-    assert torch.equal(bias, pretrained.model.logit_bias)
+    consumers = export_model(tmp_path / "source", tmp_path / "export", BOTH)["consumers"]
+    for name in ("transformers CLIPModel", "open_clip"):
+        assert consumers[name]["largest_difference"]["logits"] < 1e-4
+    assert torch.equal(load(tmp_path / "export").model.logit_bias, pretrained.model.logit_bias)
+
+
+@pytest.mark.parametrize("only", ["image", "text"])
+def test_one_tower_alone_is_what_its_consumers_compute(tmp_path, source, only):
+    to = tmp_path / "export"
+    parity = export_model(source, to, ["hf"], options=ExportOptions(only=only))
+    compared = {name for name, row in parity["consumers"].items() if row["checked"]}
+    both = {
+        "image": {
+            "transformers CLIPVisionModelWithProjection",
+            "transformers CLIPVisionModel, last but one hidden state",
+        },
+        "text": {"transformers CLIPTextModelWithProjection"},
+    }
+    assert compared == both[only]
+    prefix = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}[only]
+    assert all(name.startswith(prefix) for name in load_file(to / "model.safetensors"))
+    assert not (to / EXPORT_CONFIG).exists()
+
+
+def test_open_clip_has_no_place_for_one_tower(tmp_path, source):
+    with pytest.raises(InputError, match=r"--only image: open_clip has no place for one tower alone; give --format hf"):
+        export_model(source, tmp_path / "export", BOTH, options=ExportOptions(only="image"))
+    assert not (tmp_path / "export").exists()
+
+
+def test_half_precision_is_compared_with_rounded_weights_and_its_cost_is_told(tmp_path, source):
+    to = tmp_path / "export"
+    parity = export_model(source, to, BOTH, options=ExportOptions(dtype="fp16"))
+    assert {str(w.dtype) for w in load_file(to / "model.safetensors").values()} == {"torch.float16"}
+    assert {str(w.dtype) for w in load_file(to / OPEN_CLIP_WEIGHTS).values()} == {"torch.float16"}
+    bound = [row for row in parity["consumers"].values() if row["limit"] is not None]
+    assert all(value < 1e-5 for row in bound for value in row["largest_difference"].values())
+    assert parity["half_precision"]["largest_difference"]["image_embeddings"] > 1e-6
+    rounded = load(to).encode_text(TEXTS)
+    assert (rounded * load(source).encode_text(TEXTS)).sum(dim=1).min() > 0.9999
+
+
+def test_pictures_that_transformers_cuts_aside_are_told_and_hold_for_open_clip(tmp_path, source):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for rest in range(4):
+        (folder / f"{rest}.png").write_bytes(encoded(picture(rest, (24 + rest, 24))))
+    consumers = export_model(source, tmp_path / "export", BOTH, pictures=str(folder))["consumers"]
+    row = consumers["transformers CLIPModel"]
+    assert (row["pictures"], row["same_crop"], row["other_crop"]["pictures"]) == (4, 0.75, 1)
+    assert row["other_crop"]["largest_difference"] > 1e-4
+    assert consumers["open_clip"]["same_crop"] == 1.0
+
+
+def test_a_model_that_floors_its_crop_agrees_with_transformers_everywhere(tmp_path):
+    stored(tmp_path / "source", tiny_model_config(image={"crop": "floor"}))
+    consumers = export_model(tmp_path / "source", tmp_path / "export", BOTH)["consumers"]
+    assert consumers["transformers CLIPModel"]["same_crop"] == 1.0
+    assert consumers["open_clip"]["other_crop"]["pictures"] > 0
 
 
 @pytest.mark.parametrize("formats", [[], ["tflite"], ["hf", "nonsense"]])

@@ -160,3 +160,28 @@ def test_at_most_ten_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"08.txt, 09.txt and 20 more, which no export wrote") as raised:
         require_own(tmp_path)
     assert "10.txt" not in str(raised.value)
+
+
+def export_with_subfolder(to: Path, text: str) -> None:
+    require_own(to)
+    with draft_of(to) as draft:
+        (draft / "onnx").mkdir()
+        (draft / "onnx" / "model.onnx").write_text(text)
+        (draft / "config.json").write_text("{}")
+        publish(draft, to, {})
+
+
+def test_files_in_subfolders_are_marked_and_replaced(tmp_path: Path) -> None:
+    to = tmp_path / "export"
+    export_with_subfolder(to, "first")
+    assert list(json.loads((to / "parity.json").read_text())["files"]) == ["config.json", "onnx/model.onnx"]
+    export_with_subfolder(to, "second")
+    assert (to / "onnx" / "model.onnx").read_text() == "second"
+    (to / "onnx" / "notes.onnx").write_text("mine")
+    with pytest.raises(InputError, match=r"export holds onnx/notes\.onnx, which no export wrote"):
+        export_with_subfolder(to, "third")
+    (to / "onnx" / "notes.onnx").unlink()
+    (to / "onnx" / "model.onnx").write_text("mine")
+    with pytest.raises(InputError, match=r"export holds onnx/model\.onnx, changed since the export"):
+        export_with_subfolder(to, "third")
+    assert (to / "onnx" / "model.onnx").read_text() == "mine"
