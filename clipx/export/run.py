@@ -1,7 +1,6 @@
 """Exports a trained model: one folder for all consumers, loaded by each and compared before it gets its name."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from clipx.checkpoint.find import EXPORT_CONFIG, find_model
 from clipx.checkpoint.store import stored_config
 from clipx.config.load import dump_config
 from clipx.errors import InputError, RunError
-from clipx.export.folder import publish, require_own
+from clipx.export.folder import publish, readable_errors, require_own
 from clipx.export.formats import Format, check_formats, format_module
 from clipx.export.options import ExportOptions
 from clipx.export.parity.compare import above_limit, compare
@@ -52,7 +51,7 @@ def export_model(
     to = to.resolve()
     options = options or ExportOptions()
     check_formats(formats, options)
-    with _readable_errors(to):
+    with readable_errors(to):
         require_own(to)
     files = find_model(model_path)
     pretrained = load(model_path, weights=weights)
@@ -61,7 +60,7 @@ def export_model(
             raise InputError(f"this model cannot be exported to {name}: {reason}")
     if options.dtype == "fp16":
         round_to_half(pretrained.model)
-    with _readable_errors(to), draft_of(to) as draft:
+    with readable_errors(to), draft_of(to) as draft:
         for name in formats:
             format_module(name).write(pretrained, draft, options)
         config = stored_config(files.folder, files.config)  # written anew: an old run's file may hold secrets
@@ -112,11 +111,3 @@ def _row(consumer: Consumer, pretrained: Pretrained, folder: Path, ours: Outputs
             f"{_REPORT}"
         )
     return {"checked": True, "library": library, "limit": consumer.limit} | row | {"notes": list(consumer.notes)}
-
-
-@contextmanager
-def _readable_errors(to: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{to} cannot be written: {error.strerror or error}; check path, rights and space") from error
