@@ -268,10 +268,3 @@ def _load_encoder(config: HuggingFaceTextConfig) -> Any:
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # a parameter without gradient would stop DDP
     return encoder
-
-
-def save_encoder_config(name: str, folder: Path) -> None:
-    """Writes the config of an encoder that could be built into a folder, whose path then serves as its name."""
-    from transformers import AutoConfig
-
-    AutoConfig.from_pretrained(name, trust_remote_code=False).save_pretrained(folder)

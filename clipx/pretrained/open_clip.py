@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipx.config.model import ModelConfig, TransformerTextConfig
 from clipx.errors import InputError, some_names
-from clipx.pretrained.open_clip_config import CLIP_VOCABULARY, CONFIG, read_config, sections
+from clipx.pretrained.open_clip_config import CLIP_VOCABULARY, read_config, sections
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,16 +44,20 @@ def read_weights(folder: Path, config: ModelConfig) -> "dict[str, Tensor]":
     """
     import torch
 
-    from clipx.models.key_maps.open_clip import key_map
-
     file = _file(folder)
-    towers = _towers(folder)
-    theirs = _as_written_now(_read(file), towers)
+    theirs = _as_written_now(_read(file), _towers(folder))
     if config.init_logit_bias is not None:  # weights of a model without one: open_clip begins with 0
         theirs.setdefault("logit_bias", torch.zeros(1))
-    names = key_map(towers)
+    names = names_of(folder)
     _check(theirs, _expected(names, config, folder), file)
     return names.to_ours(theirs)
+
+
+def names_of(folder: Path) -> "KeyMap":
+    """The map between our names and open_clip's for the model that a folder's config describes."""
+    from clipx.models.key_maps.open_clip import key_map
+
+    return key_map(_towers(folder))
 
 
 def _expected(names: "KeyMap", config: ModelConfig, folder: Path) -> dict[str, tuple[int, ...]]:
@@ -79,7 +83,7 @@ def _check(theirs: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...
         "have another shape of": {name for name in other if name not in scalars or theirs[name].numel() != 1},
     }
     if listed := [f"{fault} {some_names(sorted(names))}" for fault, names in faults.items() if names]:
-        raise InputError(f"{file}: the weights do not fit {CONFIG}: they {' and '.join(listed)}; take a whole model")
+        raise InputError(f"{file}: the weights do not fit the config: they {' and '.join(listed)}; take a whole model")
 
 
 def _file(folder: Path) -> Path:
