@@ -43,10 +43,9 @@ def _canonical_words(text: str) -> list[str]:
 
 
 def _repaired(text: str) -> str:
-    """The text without mojibake and HTML entities."""
     if text.isascii() and text.isprintable() and "&" not in text:  # such texts need no repair
         return text
-    return html.unescape(html.unescape(ftfy.fix_text(text)))
+    return fix(text)
 
 
 CLEANINGS: Mapping[Cleaning, Callable[[str], list[str]]] = {
@@ -55,6 +54,11 @@ CLEANINGS: Mapping[Cleaning, Callable[[str], list[str]]] = {
     "canonicalize": _canonical_words,
 }
 """From a text to its cleaned words, by the name of the cleaning (`model.text.cleaning`)."""
+
+
+def fix(text: str) -> str:
+    """The text with mojibake repaired and HTML entities resolved."""
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def is_blank(text: str) -> bool:

@@ -5,6 +5,7 @@ Shapes: B texts, T tokens of all of them.
 """
 
 import gzip
+import json
 from collections.abc import Sequence
 from functools import cache, partial
 from importlib.resources import files
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clipx.config.model import Cleaning, HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.data.straightening import normalizer
 from clipx.data.text_cleaning import CLEANINGS
 from clipx.errors import InputError
 
@@ -77,17 +79,27 @@ class ClipTokenizer:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 2 to `context_length`."""
         return _flat([self._encode_text(text) for text in texts])
 
-    def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json for transformers' CLIPTokenizer.
+    def save(self, folder: Path, *, pad: tuple[str, int] | None = None) -> None:
+        """Writes tokenizer.json and tokenizer_config.json for transformers.
 
-        transformers lowers and splits text like CLIP but does not clean it: text with mojibake, HTML entities or
-        leading white space has the same ids only after `clipx.data.text_cleaning.clean`.
+        Its CLIPTokenizer would build its own normalizer whatever the file says, and does not clean texts; as a
+        PreTrainedTokenizerFast the file's own is used, which cleans them as far as rules can (`straightening.py`). It
+        cuts at `context_length` where it is asked for `truncation`.
+
+        Args:
+            folder: takes the files.
+            pad: a further token and its id, for models that see what texts are filled up with; None means that they
+                are filled up with end tokens, and a mask says so.
         """
         from transformers import CLIPTokenizer
 
         vocabulary, merges = _vocabulary()
-        parts = {"vocab": dict(vocabulary), "merges": list(merges)}
+        parts: dict[str, Any] = {"vocab": dict(vocabulary), "merges": list(merges)}
+        if pad is not None:
+            parts |= {"vocab": vocabulary | dict([pad]), "pad_token": pad[0], "model_input_names": ["input_ids"]}
         CLIPTokenizer(**parts, model_max_length=self.context_length).save_pretrained(folder)
+        _change(folder / "tokenizer.json", normalizer=normalizer())
+        _change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
     def _encode_text(self, text: str) -> list[int]:
         words = CLEANINGS[self._cleaning](text)
@@ -117,13 +129,22 @@ class HuggingFaceTokenizer:
         name: hub name or folder.
         context_length: maximum tokens of a text with its special tokens; a longer text is cut and keeps them.
         pad: whether every text is filled up to `context_length` with the tokenizer's token for that.
+        cut: whether a text ends at its first end token, where CLIP pools: one may be spelt out within a text.
         cleaning: of a text before it is tokenized; None means none.
 
     Raises:
         InputError: AutoTokenizer cannot load it, or it has no token to pad with.
     """
 
-    def __init__(self, name: str, context_length: int, *, pad: bool = False, cleaning: Cleaning | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        context_length: int,
+        *,
+        pad: bool = False,
+        cut: bool = False,
+        cleaning: Cleaning | None = None,
+    ) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -138,6 +159,7 @@ class HuggingFaceTokenizer:
         self.name = name
         self.context_length = context_length
         self._pad = pad
+        self._cut = cut
         self._cleaning = cleaning
 
     @property
@@ -146,10 +168,19 @@ class HuggingFaceTokenizer:
         return len(self._tokenizer)
 
     @property
-    def pad_token_id(self) -> int | None:
-        """The id of padding, if the tokenizer has one."""
-        found: int | None = self._tokenizer.pad_token_id
-        return found
+    def end_id(self) -> int | None:
+        """The token that ends a text; None if there is none, or if texts begin with the same one."""
+        tokenizer = self._tokenizer
+        end, first = tokenizer.eos_token_id, tokenizer.bos_token_id
+        if end is None:  # BERT's name for it
+            end, first = tokenizer.sep_token_id, tokenizer.cls_token_id
+        return None if end == first else end
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that fills up texts."""
+        pad_id: int | None = self._tokenizer.pad_token_id
+        return pad_id
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 1 to `context_length`.
@@ -167,10 +198,13 @@ class HuggingFaceTokenizer:
         rows = self._tokenizer(given, truncation=True, **options)["input_ids"]
         if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
             raise InputError(f"tokenizer {self.name!r} gives no tokens for {empty[0]!r}; choose one with an end token")
+        if self._cut and (end := self.end_id) is not None:
+            rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         return _flat(rows)
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files for transformers' AutoTokenizer."""
+        """Writes the tokenizer's files for transformers' AutoTokenizer; they name a longest text at least."""
+        self._tokenizer.model_max_length = min(self._tokenizer.model_max_length, self.context_length)
         self._tokenizer.save_pretrained(folder)
 
 
@@ -188,11 +222,18 @@ def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pa
             pad = pad and config.pad is not None
             if config.tokenizer == "clip":
                 return ClipTokenizer(length, pad=pad, cleaning=config.cleaning or "lower")
-            return HuggingFaceTokenizer(config.tokenizer, length, pad=pad, cleaning=config.cleaning)
+            cut = config.pool == "end"
+            return HuggingFaceTokenizer(config.tokenizer, length, pad=pad, cut=cut, cleaning=config.cleaning)
         case HuggingFaceTextConfig():
             return HuggingFaceTokenizer(config.tokenizer or config.name, length, cleaning=config.cleaning)
         case _:
             assert_never(config)
+
+
+def _change(path: Path, **entries: Any) -> None:
+    """Replaces entries of a JSON file."""
+    content = json.loads(path.read_text(encoding="utf-8")) | entries
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -1,72 +1,101 @@
 """The export for transformers: writes its files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
+from clipx.export.huggingface_config import PAD, config_of, family_of
 from clipx.export.options import ExportOptions
-from clipx.export.parity.transformers import CONSUMERS
-from clipx.export.shape import ClipShape, TowerShape, read_shape
+from clipx.export.parity import sentence_transformers, transformers
 from clipx.export.weights import save_weights
-from clipx.models.key_maps.huggingface import CLIP
+from clipx.models.key_maps.huggingface import CLIP, SIGLIP
 from clipx.pretrained import Pretrained
-from clipx.pretrained.huggingface import WEIGHTS
+from clipx.pretrained.huggingface import TOKEN_TABLE, WEIGHTS
+from clipx.pretrained.timm_names import Family
 
-__all__ = ["CONSUMERS", "problem", "write"]
+CONSUMERS = (*transformers.CONSUMERS, *sentence_transformers.CONSUMERS)
+"""Who loads the folder."""
+
+_PARTS = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
 
 
 def problem(pretrained: Pretrained) -> str | None:
     """Why transformers has no class for a model; None: it has."""
-    if pretrained.model.logit_bias is not None:
-        return "a model with a logit_bias has no place in transformers' CLIPModel; use --format open_clip"
     try:
-        read_shape(pretrained)
-        CLIP.to_theirs(pretrained.model.state_dict())
+        family = family_of(pretrained)
+        _weights({name: value.to("meta") for name, value in pretrained.model.state_dict().items()}, family)
     except InputError as error:
         return str(error)
     return None
 
 
 def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
-    """Writes config, weights, processor and tokenizer for `CLIPModel`, `CLIPProcessor` and the Auto classes."""
-    from transformers import CLIPConfig, CLIPProcessor, CLIPTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    """Writes config, weights, processor and tokenizer for `CLIPModel` or `SiglipModel` and the Auto classes.
 
-    shape = read_shape(pretrained)
-    config = CLIPConfig(
-        text_config=_tower(shape.text, shape)
-        | {
-            "vocab_size": shape.vocab_size,
-            "max_position_embeddings": shape.context_length,
-            "bos_token_id": ClipTokenizer.start_id,
-            "eos_token_id": ClipTokenizer.end_id,  # the default of old configs, 2, selects another pooling
-            "pad_token_id": ClipTokenizer.end_id,
-        },
-        vision_config=_tower(shape.vision, shape) | {"image_size": shape.image_size, "patch_size": shape.patch_size},
-        projection_dim=shape.embed_dim,
-        architectures=["CLIPModel"],
-        dtype="float16" if options.dtype == "fp16" else "float32",
-    )
+    With `only`, those of the class of one tower: `CLIPVisionModelWithProjection`, `SiglipTextModel` and so on.
+    """
+    family = family_of(pretrained)
+    config = config_of(pretrained, family)
+    weights = _weights(pretrained.model.state_dict(), family)
+    if config.text_config.vocab_size > len(weights[TOKEN_TABLE]):
+        weights[TOKEN_TABLE] = torch.cat([weights[TOKEN_TABLE], weights[TOKEN_TABLE][:1]])
+    if options.only:
+        config = config.vision_config if options.only == "image" else config.text_config
+        kind = "Vision" if options.only == "image" else "Text"
+        config.architectures = [f"CLIP{kind}ModelWithProjection" if family == "clip" else f"Siglip{kind}Model"]
+        weights = {name: value for name, value in weights.items() if name.startswith(_PARTS[options.only])}
+    config.dtype = "float16" if options.dtype == "fp16" else "float32"
     config.save_pretrained(folder)
-    save_weights(CLIP.to_theirs(pretrained.model.state_dict()), folder / WEIGHTS, options)
-    pretrained.tokenizer.save(folder)
-    square = {"height": shape.image_size, "width": shape.image_size}
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": shape.image_size}, crop_size=square, image_mean=shape.mean, image_std=shape.std
-    )
-    image_processor.save_pretrained(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    save_weights(weights, folder / WEIGHTS, options)
+    if options.only != "image":
+        _save_tokenizer(pretrained, family, folder)
+    if options.only != "text":
+        _save_processor(pretrained, family, folder, whole=options.only is None)
 
 
-def _tower(tower: TowerShape, shape: ClipShape) -> dict[str, Any]:
-    return {
-        "hidden_size": tower.width,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "intermediate_size": tower.hidden,
-        "hidden_act": "quick_gelu" if tower.quick_gelu else "gelu",
-        "layer_norm_eps": tower.eps,
-        "projection_dim": shape.embed_dim,
+def _weights(ours: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Under transformers' names; a CLIP's bias of the logits stands in its config, a SigLIP without one gets 0."""
+    bias = "logit_bias"
+    if family == "clip":
+        return CLIP.to_theirs({name: value for name, value in ours.items() if name != bias})
+    return SIGLIP.to_theirs({bias: torch.zeros(1), **ours})
+
+
+def _save_tokenizer(pretrained: Pretrained, family: Family, folder: Path) -> None:
+    tokenizer = pretrained.tokenizer
+    if family == "siglip" and isinstance(tokenizer, ClipTokenizer):
+        tokenizer.save(folder, pad=PAD)
+    else:
+        tokenizer.save(folder)
+
+
+def _save_processor(pretrained: Pretrained, family: Family, folder: Path, *, whole: bool) -> None:
+    """Writes how pictures are prepared, and with the tokenizer the file of the two together."""
+    from transformers import AutoTokenizer, CLIPProcessor, SiglipProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    image = pretrained.config.image
+    square = {"height": image.image_size, "width": image.image_size}
+    settings: dict[str, Any] = {
+        "size": square if image.resize == "squash" else {"shortest_edge": image.image_size},
+        "resample": 2 if image.interpolation == "bilinear" else 3,  # Pillow's numbers
+        "image_mean": list(image.mean),
+        "image_std": list(image.std),
     }
+    if image.resize == "shortest":
+        settings |= {"do_center_crop": True, "crop_size": square}
+    elif family == "clip":
+        settings |= {"do_center_crop": False}
+    pictures: Any = (CLIPImageProcessorPil if family == "clip" else SiglipImageProcessorPil)(**settings)
+    pictures.save_pretrained(folder)
+    if whole:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # another class changes its rules
+        processor: Any = CLIPProcessor if family == "clip" else SiglipProcessor
+        processor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder)
+        _save_tokenizer(pretrained, family, folder)  # again: transformers 4 lacks the class that the processor names

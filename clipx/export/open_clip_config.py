@@ -185,7 +185,7 @@ def _transformers_text(pretrained: Pretrained, config: HuggingFaceTextConfig) ->
         raise InputError(f"open_clip does not pool a transformers text by model.text.pool={config.pool}")
     if config.bias:
         raise InputError("open_clip's projection of a transformers text has no bias (model.text.bias=true)")
-    pad = pretrained.tokenizer.pad_token_id
+    pad = pretrained.tokenizer.pad_id
     if pad != encoder.config.pad_token_id:
         raise InputError(
             f"open_clip knows padding by the encoder's pad_token_id={encoder.config.pad_token_id}, and the tokenizer "
@@ -205,7 +205,7 @@ def _tokenizer(pretrained: Pretrained, name: str) -> Section:
     cleaning = pretrained.config.text.cleaning
     if isinstance(pretrained.tokenizer, ClipTokenizer):
         return {} if cleaning in (None, "lower") else {"tokenizer_kwargs": {"clean": cleaning}}
-    if pretrained.tokenizer.pad_token_id is None:
+    if pretrained.tokenizer.pad_id is None:
         raise InputError(f"open_clip pads every text, and the tokenizer {name} has no token to pad with")
     return {
         "hf_tokenizer_name": "." if Path(name).is_dir() else name,

@@ -63,8 +63,9 @@ def export_model(
     with readable_errors(to), draft_of(to) as draft:
         for name in formats:
             format_module(name).write(pretrained, draft, options)
-        config = stored_config(files.folder, files.config)  # written anew: an old run's file may hold secrets
-        (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
+        if files.kind in ("checkpoint", "export"):  # another library's model has no run, and its files say all
+            config = stored_config(files.folder, files.config)  # written anew: an old run's file may hold secrets
+            (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
         parity = check(pretrained, draft, formats)
         publish(draft, to, parity)
     return parity

@@ -18,11 +18,11 @@ def compare(ours: Outputs, theirs: Outputs, *, same_crop: Sequence[bool]) -> dic
     """The row of a consumer: shares, the largest differences where its inputs are the same, and what is elsewhere.
 
     Args:
-        ours: every field is given.
-        theirs: of the same pictures and texts.
+        ours: of all pictures and texts; hidden states maybe of the first pictures alone.
+        theirs: of the same pictures and texts, or of some of them.
         same_crop: of each picture, whether the consumer cuts out the square that the model sees.
     """
-    pictures_B = torch.tensor(same_crop, dtype=torch.bool)
+    ours, pictures_B = _of(theirs, ours, torch.tensor(same_crop, dtype=torch.bool))
     texts_N = _same_ids(ours, theirs)
     row: dict[str, Any] = {}
     if _sees_pictures(theirs):
@@ -37,6 +37,26 @@ def compare(ours: Outputs, theirs: Outputs, *, same_crop: Sequence[bool]) -> dic
     if (changed := _other_best_text(ours, theirs)) is not None:
         row["other_best_text"] = changed
     return row
+
+
+def _of(theirs: Outputs, ours: Outputs, same_B: Tensor) -> tuple[Outputs, Tensor]:
+    """Our outputs, and a row for every picture, of the pictures and texts that the others are of."""
+    b = list(range(len(same_B))) if theirs.pictures is None else theirs.pictures
+    assert ours.tokens is not None
+    n = list(range(len(ours.tokens))) if theirs.texts is None else theirs.texts
+    some = Outputs(
+        pixels_B3SS=_rows(ours.pixels_B3SS, b),
+        tokens=[ours.tokens[i] for i in n],
+        image_BD=_rows(ours.image_BD, b),
+        text_ND=_rows(ours.text_ND, n),
+        logits_BN=None if ours.logits_BN is None else ours.logits_BN[b][:, n],
+        hidden_BPC=_rows(ours.hidden_BPC, b) if theirs.hidden_BPC is not None else None,
+    )
+    return some, same_B[b]
+
+
+def _rows(values: Tensor | None, rows: list[int]) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def above_limit(row: dict[str, Any], limit: float | None) -> list[str]:
@@ -75,18 +95,26 @@ def _largest_differences(ours: Outputs, theirs: Outputs, pictures_B: Tensor, tex
     ):
         if a is not None and b is not None:
             found[name] = _largest(a[pictures_B], b[pictures_B])
-    if ours.hidden_BPC is not None and theirs.hidden_BPC is not None:
-        rows = pictures_B[: len(theirs.hidden_BPC)]
-        a, b = ours.hidden_BPC[: len(rows)][rows], theirs.hidden_BPC[rows]
-        # Hidden states have a few channels of hundreds: their rounding is measured against the largest.
-        found["hidden_state"] = _largest(a, b) / max(a.abs().max().item() if a.numel() else 0.0, 1.0)
+    if ours.hidden_BPC is not None and theirs.hidden_BPC is not None and pictures_B.any():
+        a = ours.hidden_BPC[pictures_B]
+        # A few channels of hidden states are in the hundreds: rounding is measured against the largest.
+        found["hidden_state"] = _largest(a, theirs.hidden_BPC[pictures_B]) / max(a.abs().max().item(), 1.0)
     if ours.text_ND is not None and theirs.text_ND is not None:
         found["text_embeddings"] = _largest(ours.text_ND[texts_N], theirs.text_ND[texts_N])
     if ours.logits_BN is not None and theirs.logits_BN is not None:
         found["logits"] = _largest(ours.logits_BN[pictures_B][:, texts_N], theirs.logits_BN[pictures_B][:, texts_N])
-    if ours.scores_BN is not None and theirs.scores_BN is not None and texts_N.all():  # a softmax is over all texts
-        found["scores"] = _largest(ours.scores_BN[pictures_B], theirs.scores_BN[pictures_B])
+    if ours.logits_BN is not None and theirs.scores_BN is not None:
+        logits_BN, scores_BN = ours.logits_BN[pictures_B][:, texts_N], theirs.scores_BN[pictures_B][:, texts_N]
+        found["scores"] = _largest(*_alike(logits_BN, scores_BN, are_sigmoids=theirs.are_sigmoids))
     return found
+
+
+def _alike(logits_BN: Tensor, scores_BN: Tensor, *, are_sigmoids: bool) -> tuple[Tensor, Tensor]:
+    """Both as scores; those of a softmax over more texts are brought to a sum of 1 over these."""
+    if are_sigmoids:
+        return logits_BN.sigmoid(), scores_BN
+    scores = scores_BN.double()
+    return logits_BN.double().softmax(dim=1), scores / scores.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
 
 def _apart(ours_BD: Tensor | None, theirs_BD: Tensor, rows_B: Tensor) -> dict[str, float]:

@@ -23,7 +23,10 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a consumer computes for pictures and texts, in their order; None where it has none of it."""
+    """What a consumer computes for pictures and texts, in their order; None where it has none of it.
+
+    Of which pictures and texts, if not of all, say `pictures` and `texts`.
+    """
 
     pixels_B3SS: Tensor | None = None
     """The preprocessed pictures, normalised."""
@@ -34,9 +37,14 @@ class Outputs:
     text_ND: Tensor | None = None
     logits_BN: Tensor | None = None
     hidden_BPC: Tensor | None = None
-    """The last but one hidden state of the image tower; maybe of the first pictures alone."""
+    """The last but one hidden state of the image tower."""
     scores_BN: Tensor | None = None
-    """The share of each text in a picture's softmax over all texts, or its sigmoid in a model with a bias."""
+    """The share of each text in a picture's softmax over all texts."""
+    are_sigmoids: bool = False
+    """The scores are the logits' sigmoids instead."""
+    pictures: list[int] | None = None
+    """The numbers of the pictures; None: of all."""
+    texts: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

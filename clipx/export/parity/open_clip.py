@@ -52,11 +52,13 @@ def _encoder_of(folder: Path, text_cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_text(row: list[int], tokenizer: Any, text_cfg: dict[str, Any]) -> list[int]:
-    """A row up to its end: at CLIP's end token, before its padding, or whole where padding counts as text."""
+    """A row up to its end: at its end token, before its padding, or whole where padding counts as text."""
     if text_cfg.get("pool_type") == "last":
         return row
     if "hf_tokenizer_name" not in text_cfg:
         return row[: row.index(ClipTokenizer.end_id) + 1]
+    if (end := text_cfg.get("eos_id")) in row:
+        return row[: row.index(end) + 1]
     pad = tokenizer.tokenizer.pad_token_id
     return row[: max((position for position, token in enumerate(row, start=1) if token != pad), default=0)]
 

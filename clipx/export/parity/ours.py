@@ -19,7 +19,7 @@ NUM_HIDDEN = 64
 
 @torch.no_grad()
 def our_outputs(pretrained: Pretrained, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Outputs:
-    """The outputs of the trained model; every field is given, but for hidden states of a trunk without blocks."""
+    """The outputs of the trained model; hidden states of the first pictures, if its trunk has blocks; no scores."""
     pixels: list[Tensor] = []
     images: list[Tensor] = []
     hidden: list[Tensor] = []
@@ -41,7 +41,6 @@ def our_outputs(pretrained: Pretrained, pictures: Sequence[Image.Image], texts: 
         text_ND=text_ND,
         logits_BN=logits_BN,
         hidden_BPC=torch.cat(hidden)[:NUM_HIDDEN] if hidden else None,
-        scores_BN=logits_BN.softmax(dim=1) if pretrained.model.logit_bias is None else logits_BN.sigmoid(),
     )
 
 
