@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clipx.config.model import HuggingFaceTextConfig, TimmImageConfig, TransformerTextConfig
-from clipx.data.tokenizer import ClipTokenizer
+from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer
 from clipx.errors import InputError
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.models.key_maps.open_clip import Towers, key_map
@@ -146,6 +146,7 @@ def _text(pretrained: Pretrained, text_encoder: str) -> tuple[Section, dict[str,
 
 def _own_text(pretrained: Pretrained, config: TransformerTextConfig) -> Section:
     tower = cast(TextTower, pretrained.model.text_tower)
+    hidden = cast(Any, tower.blocks[0]).mlp.fc1.out_features
     projection = config.projection or pretrained.config.projection
     if projection == "mlp":
         raise InputError("open_clip's own text tower has no projection of two layers (model.text.projection=mlp)")
@@ -157,7 +158,7 @@ def _own_text(pretrained: Pretrained, config: TransformerTextConfig) -> Section:
         "width": config.width,
         "layers": config.layers,
         "heads": config.heads,
-        "mlp_ratio": _ratio(config.width, tower.blocks[0].mlp.fc1.out_features),
+        "mlp_ratio": _ratio(config.width, hidden),
         "norm_kwargs": {"eps": config.eps},
         "context_length": tower.context_length,
         "vocab_size": tower.token_embedding.num_embeddings,
@@ -185,7 +186,7 @@ def _transformers_text(pretrained: Pretrained, config: HuggingFaceTextConfig) ->
         raise InputError(f"open_clip does not pool a transformers text by model.text.pool={config.pool}")
     if config.bias:
         raise InputError("open_clip's projection of a transformers text has no bias (model.text.bias=true)")
-    pad = pretrained.tokenizer.pad_id
+    pad = cast(HuggingFaceTokenizer, pretrained.tokenizer).pad_id
     if pad != encoder.config.pad_token_id:
         raise InputError(
             f"open_clip knows padding by the encoder's pad_token_id={encoder.config.pad_token_id}, and the tokenizer "
@@ -205,7 +206,7 @@ def _tokenizer(pretrained: Pretrained, name: str) -> Section:
     cleaning = pretrained.config.text.cleaning
     if isinstance(pretrained.tokenizer, ClipTokenizer):
         return {} if cleaning in (None, "lower") else {"tokenizer_kwargs": {"clean": cleaning}}
-    if pretrained.tokenizer.pad_id is None:
+    if cast(HuggingFaceTokenizer, pretrained.tokenizer).pad_id is None:
         raise InputError(f"open_clip pads every text, and the tokenizer {name} has no token to pad with")
     return {
         "hf_tokenizer_name": "." if Path(name).is_dir() else name,
@@ -219,7 +220,7 @@ def _end_id(pretrained: Pretrained) -> int:
     rows = [row.tolist() for row in tokens_T.split(lengths_B.tolist())]
     if rows[0][-1] != rows[1][-1] or any(rows[0][-1] in row[:-1] for row in rows):
         raise InputError(
-            f"open_clip pools texts at an end token, and the tokenizer {pretrained.tokenizer.name} has none"
+            f"open_clip pools texts at an end token, and the tokenizer {pretrained.config.text.tokenizer} has none"
         )
     return int(rows[0][-1])
 
