@@ -48,6 +48,11 @@ def check_formats(formats: Sequence[str], options: ExportOptions | None = None) 
         raise InputError(f"--int8 is for onnx, and the formats are {', '.join(formats)}; add onnx to --format")
 
 
+def formats_of(pretrained: "Pretrained") -> dict[Format, str | None]:
+    """Every format, with the reason why a model cannot be exported to it; None: it can. Nothing is converted."""
+    return {name: format_module(name).problem(pretrained) for name in get_args(Format)}
+
+
 def format_module(name: Format) -> FormatModule:
     """The module that writes a format."""
     match name:

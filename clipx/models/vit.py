@@ -156,7 +156,9 @@ def _embed(trunk: Any, images_BHWC: Tensor, kept_BK: Tensor | None, *, normalize
         tokens_BKC = tokens_BKC + (positions_PC if kept_BK is None else functional.embedding(kept_BK, positions_PC))
         if prefix and not trunk.no_embed_class:
             prefix = [torch.cat(prefix, dim=1) + prefix_1NC]
-    return trunk.pos_drop(torch.cat((*(token.expand(len(images_BHWC), -1, -1) for token in prefix), tokens_BKC), dim=1))
+    return trunk.pos_drop(
+        torch.cat((*(token.expand(images_BHWC.shape[0], -1, -1) for token in prefix), tokens_BKC), dim=1)
+    )
 
 
 def _cut(images_BHWC: Tensor, patch_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:

@@ -22,6 +22,7 @@ from clipx.data.stream import PairStream
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
+from clipx.export.formats import formats_of
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
@@ -192,6 +193,8 @@ def _prepare(
     check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
         start_from(config.start_from, model, config=config.model, tokenizer=tokenizer, anyway=config.start_from_anyway)
+    if runtime.is_main and saved is None and rollback is None:
+        _log_formats(Pretrained(model, config.model, tokenizer=tokenizer))
     return _Parts(
         saved=saved,
         record=record,
@@ -203,6 +206,17 @@ def _prepare(
         reader=reader,
         tokenizer=tokenizer,
     )
+
+
+def _log_formats(pretrained: Pretrained) -> None:
+    """Says at the start of a run what its model can be exported to, and why not to the others."""
+    try:
+        formats = formats_of(pretrained)
+    except Exception as error:  # a person's own objective may have a model of any kind; a line ends no run
+        log.info("formats of an export: not known for this model (%s)", " ".join(str(error).split()))
+        return
+    reasons = "".join(f"; not {name}: {reason}" for name, reason in formats.items() if reason is not None)
+    log.info("formats of an export: %s%s", ", ".join(n for n, reason in formats.items() if reason is None), reasons)
 
 
 def _diagnosis(config: RunConfig, runtime: Runtime, length: RunLength, *, workers: int) -> Diagnosis:
