@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clipx.checkpoint.find import EXPORT_CONFIG
@@ -20,7 +19,7 @@ from clipx.errors import RunError
 from clipx.export.folder import AVERAGE, publish, readable_errors
 from clipx.models.huggingface_text import save_encoder_config
 from clipx.pretrained import Pretrained, load
-from clipx.pretrained.load import OWN_WEIGHTS
+from clipx.pretrained.own import write_weights
 from clipx.pretrained.stored_model import TEXT_ENCODER
 from clipx.storage.drafts import draft_of
 
@@ -41,8 +40,7 @@ def write_average(
         RunError: what was written does not load as these weights.
     """
     with readable_errors(to), draft_of(to) as draft:
-        separate = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        save_file(separate, draft / OWN_WEIGHTS, {"format": "pt"})
+        write_weights(tensors, draft)
         (draft / EXPORT_CONFIG).write_text(config_text, encoding="utf-8")
         _write_texts(model, draft)
         _check(draft, tensors)

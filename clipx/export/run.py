@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from clipx import __version__
 from clipx.checkpoint.find import EXPORT_CONFIG, find_model
-from clipx.checkpoint.store import stored_config
 from clipx.config.load import dump_config
 from clipx.errors import InputError, RunError
 from clipx.export.folder import publish, readable_errors, require_own
@@ -19,6 +18,7 @@ from clipx.export.parity.ours import our_outputs
 from clipx.export.parity.samples import Samples, drawn_samples
 from clipx.export.weights import round_to_half
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.stored_model import described
 from clipx.storage.drafts import draft_of
 
 _REPORT = "nothing was exported, please report this with the run's config.yaml"
@@ -63,7 +63,7 @@ def export_model(
     with readable_errors(to), draft_of(to) as draft:
         for name in formats:
             format_module(name).write(pretrained, draft, options)
-        config = stored_config(files.folder, files.config)  # written anew: an old run's file may hold secrets
+        config = described(files)  # written anew: an old run's file may hold secrets
         (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
         parity = check(pretrained, draft, formats)
         publish(draft, to, parity)

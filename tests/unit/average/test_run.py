@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from clipx.pretrained.load import OWN_WEIGHTS
 from safetensors.torch import load_file, save_file
 from tiny_clip import (
     picture,
@@ -27,6 +26,7 @@ from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.errors import InputError, RunError
 from clipx.evaluate.run import evaluate_folder
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.own import WEIGHTS
 
 TEXTS = ["a photo of a cat", "x"]
 State = dict[str, Tensor]
@@ -38,7 +38,7 @@ def stored(folder: Path, pretrained: Pretrained | None = None, *, seed: int = 0)
     folder.mkdir()
     (folder / EXPORT_CONFIG).write_text(run_config_text(pretrained.config))
     state = {name: tensor.clone() for name, tensor in pretrained.model.state_dict().items()}
-    save_file(state, folder / OWN_WEIGHTS)
+    save_file(state, folder / WEIGHTS)
     return state
 
 
@@ -85,7 +85,7 @@ def test_the_ends_of_the_way_are_the_models_bit_for_bit(
 ) -> None:
     options = AverageOptions(models=paths(tmp_path, "b"), start=tmp_path / "a", alphas=(alpha,))
     average_models(options, tmp_path / "to")
-    assert checksum(load_file(tmp_path / "to" / OWN_WEIGHTS)) == checksum(three[end])
+    assert checksum(load_file(tmp_path / "to" / WEIGHTS)) == checksum(three[end])
 
 
 def test_a_way_leads_to_the_mean_of_several_and_beyond(tmp_path: Path, three: list[State]) -> None:
@@ -231,8 +231,8 @@ def test_a_path_without_a_model_is_named_and_an_earlier_average_stays(tmp_path: 
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty is neither"):
         average_models(replace(options, models=(tmp_path / "a", tmp_path / "empty")), tmp_path / "to")
-    (tmp_path / "b" / OWN_WEIGHTS).write_bytes(b"short")
-    with pytest.raises(InputError, match=OWN_WEIGHTS):
+    (tmp_path / "b" / WEIGHTS).write_bytes(b"short")
+    with pytest.raises(InputError, match=WEIGHTS):
         average_models(options, tmp_path / "to")
     assert {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()} == before
 
@@ -254,7 +254,7 @@ def test_other_files_stay_and_an_average_is_replaced(tmp_path: Path, three: list
 def test_what_would_not_load_is_not_put_there(
     tmp_path: Path, three: list[State], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipx.average.write.save_file", lambda tensors, path, _: save_file(three[2], path))
+    monkeypatch.setattr("clipx.average.write.write_weights", lambda _, folder: save_file(three[2], folder / WEIGHTS))
     with pytest.raises(RunError, match=r"was not stored as it was averaged"):
         average_models(AverageOptions(models=paths(tmp_path, "ab")), tmp_path / "to")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
