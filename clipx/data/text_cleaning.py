@@ -27,8 +27,13 @@ def clean(text: str) -> str:
 def clean_words(text: str) -> list[str]:
     """The words of the cleaned text."""
     if not (text.isascii() and text.isprintable() and "&" not in text):  # other texts are clean
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = fix(text)
     return text.lower().split()
+
+
+def fix(text: str) -> str:
+    """The text with mojibake repaired and HTML entities resolved."""
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def is_blank(text: str) -> bool:

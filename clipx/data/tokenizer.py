@@ -5,6 +5,7 @@ Shapes: B texts, T tokens of all of them.
 """
 
 import gzip
+import json
 from collections.abc import Sequence
 from functools import cache, partial
 from importlib.resources import files
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.data.straightening import normalizer
 from clipx.data.text_cleaning import clean_words
 from clipx.errors import InputError
 
@@ -76,16 +78,19 @@ class ClipTokenizer:
         return _flat([self._encode_text(text) for text in texts])
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json for transformers' CLIPTokenizer.
+        """Writes tokenizer.json and tokenizer_config.json for transformers.
 
-        transformers lowers and splits text like CLIP but does not clean it: text with mojibake, HTML entities or
-        leading white space has the same ids only after `clipx.data.text_cleaning.clean`.
+        Its CLIPTokenizer would build its own normalizer whatever the file says, and does not clean texts; as a
+        PreTrainedTokenizerFast the file's own is used, which cleans them as far as rules can (`straightening.py`). It
+        cuts at `context_length` where it is asked for `truncation`, and pads with the end token.
         """
         from transformers import CLIPTokenizer
 
         vocabulary, merges = _vocabulary()
         parts = {"vocab": dict(vocabulary), "merges": list(merges)}
         CLIPTokenizer(**parts, model_max_length=self.context_length).save_pretrained(folder)
+        _change(folder / "tokenizer.json", normalizer=normalizer())
+        _change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
     def _encode_text(self, text: str) -> list[int]:
         ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, clean_words(text))), self.end_id]
@@ -180,6 +185,12 @@ def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pa
             return HuggingFaceTokenizer(config.tokenizer or config.name, length)
         case _:
             assert_never(config)
+
+
+def _change(path: Path, **entries: Any) -> None:
+    """Replaces entries of a JSON file."""
+    content = json.loads(path.read_text(encoding="utf-8")) | entries
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ def problem(pretrained: Pretrained) -> str | None:
 
 def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
     """Writes config, weights, processor and tokenizer for `CLIPModel`, `CLIPProcessor` and the Auto classes."""
-    from transformers import CLIPConfig, CLIPProcessor, CLIPTokenizer
+    from transformers import AutoTokenizer, CLIPConfig, CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     shape = read_shape(pretrained)
@@ -56,8 +56,9 @@ def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
         size={"shortest_edge": shape.image_size}, crop_size=square, image_mean=shape.mean, image_std=shape.std
     )
     image_processor.save_pretrained(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # another class would save its own normalizer
     CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    pretrained.tokenizer.save(folder)  # again: the processor saved it under a class that transformers 4 lacks
 
 
 def _tower(tower: TowerShape, shape: ClipShape) -> dict[str, Any]:
