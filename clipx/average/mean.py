@@ -16,24 +16,48 @@ NamedTensors = Iterator[tuple[str, Tensor]]
 
 
 class RunningMean:
-    """The mean of the models that were added; it holds one set of tensors, in float64 from the second model on."""
+    """The mean of the models that were added: sums in float64, divided by the sum of the weights.
+
+    It holds one set of tensors, whatever the number of models. What is no floating-point tensor (counters of batch
+    norms) has no mean: it is that of the first model, or of one that weighs more than all before it.
+    """
 
     def __init__(self) -> None:
         self.total = 0.0
         """The sum of the weights."""
-        self.tensors: dict[str, Tensor] = {}
-        """The mean: of a single model its own tensors, bit for bit."""
+        self._tensors: dict[str, Tensor] = {}
+        self._is_sum = False  # otherwise they are the tensors of a single model
 
     def add(self, tensors: Tensors, weight: float) -> None:
         """Takes a model in; its tensors must not change any more, as the first ones are kept."""
-        for name, tensor in self.mean_with(tensors, weight):
-            self.tensors[name] = tensor
+        if self.total == 0:
+            self._tensors = dict(tensors)
+        elif weight != 0:
+            for name, tensor in tensors.items():
+                self._tensors[name] = self._sum_with(name, tensor, weight)
+            self._is_sum = True
         self.total += weight
 
+    def mean(self) -> NamedTensors:
+        """The mean in float64; of a single model its own tensors, bit for bit."""
+        for name, tensor in self._tensors.items():
+            yield name, tensor / self.total if self._is_sum and tensor.is_floating_point() else tensor
+
     def mean_with(self, tensors: Tensors, weight: float) -> NamedTensors:
-        """The mean as it would be with another model, which is not taken in."""
-        share = 1.0 if self.total == 0 else weight / (self.total + weight)
-        return between(self.tensors, tensors, alpha=share)
+        """The mean as it would be with another model, of a weight above 0, which is not taken in."""
+        for name, tensor in tensors.items():
+            if self.total == 0:
+                yield name, tensor
+            else:
+                total = self._sum_with(name, tensor, weight)
+                yield name, total / (self.total + weight) if total.is_floating_point() else total
+
+    def _sum_with(self, name: str, tensor: Tensor, weight: float) -> Tensor:
+        held = self._tensors[name]
+        if not tensor.is_floating_point():
+            return tensor if weight > self.total else held
+        summed = held if self._is_sum else held.double() * self.total
+        return summed.add(tensor.double(), alpha=weight)
 
 
 def between(start: Tensors, end: Tensors, *, alpha: float) -> NamedTensors:
@@ -55,5 +79,5 @@ def checksum(tensors: Tensors) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

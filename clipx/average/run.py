@@ -56,7 +56,7 @@ def average_models(
         average = _towards(options, options.start, sources, group)
     else:
         mean, models = _mean(options, sources)
-        average = _Average(tensors=iter(mean.tensors.items()), record={"models": models})
+        average = _Average(tensors=mean.mean(), record={"models": models})
     record = {"clipx": __version__, **average.record}
     dtypes = {name: tensor.dtype for name, tensor in sources.frame.model.state_dict().items()}
     tensors = {name: tensor.to(dtypes[name]) for name, tensor in average.tensors}
@@ -87,20 +87,18 @@ def _mean(options: AverageOptions, sources: Sources) -> tuple[RunningMean, list[
 def _towards(options: AverageOptions, path: Path, sources: Sources, group: ProcessGroup | None) -> _Average:
     """The average at the alpha with the best mean score, of equal ones the first that was named."""
     mean, models = _mean(options, sources)
+    end = dict(mean.mean())
+    del mean
     start, entry = sources.load(path)
-    alpha, table = options.alphas[0], []
+    record: dict[str, Any] = {"models": models, "start": entry, "alpha": options.alphas[0]}
     if options.on:
         judge = _judge(options, sources, group)
-        table = [
-            {"alpha": alpha, "scores": (scores := judge.score(between(start, mean.tensors, alpha=alpha)))}
-            | {"mean": mean_score(scores)}
-            for alpha in options.alphas
-        ]
-        alpha = max(table, key=lambda row: row["mean"])["alpha"]
-    record: dict[str, Any] = {"models": models, "start": entry, "alpha": alpha}
-    return _Average(
-        tensors=between(start, mean.tensors, alpha=alpha), record=record | ({"alphas": table} if table else {})
-    )
+        table: list[dict[str, Any]] = []
+        for alpha in options.alphas:
+            scores = judge.score(between(start, end, alpha=alpha))
+            table.append({"alpha": alpha, "scores": scores, "mean": mean_score(scores)})
+        record |= {"alpha": max(table, key=lambda row: row["mean"])["alpha"], "alphas": table}
+    return _Average(tensors=between(start, end, alpha=record["alpha"]), record=record)
 
 
 def _greedy(options: AverageOptions, sources: Sources, group: ProcessGroup | None) -> _Average:
@@ -129,7 +127,7 @@ def _greedy(options: AverageOptions, sources: Sources, group: ProcessGroup | Non
         models[index] |= {"taken": taken, "scores_with_it": scores, "mean_with_it": mean_score(scores)}
     for entry in models:
         entry["share"] = entry["taken"] / mean.total
-    return _Average(tensors=iter(mean.tensors.items()), record={"models": models, "mean": best})
+    return _Average(tensors=mean.mean(), record={"models": models, "mean": best})
 
 
 def _judge(options: AverageOptions, sources: Sources, group: ProcessGroup | None) -> Judge:

@@ -10,9 +10,11 @@ from clipx.average.compare import require_alike
 from clipx.average.mean import checksum
 from clipx.average.options import Take
 from clipx.checkpoint.find import find_model
-from clipx.checkpoint.tensors import holds_average
+from clipx.config.load import dump_config
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.loading import choose_average
+from clipx.pretrained.stored_model import described
 from clipx.printable import redact
 
 
@@ -28,6 +30,8 @@ class Sources:
         self._take = take
         self._device = device
         self._frame: tuple[str, Pretrained] | None = None
+        self.config_text = ""
+        """The config file of the first model, without secrets."""
 
     @property
     def frame(self) -> Pretrained:
@@ -48,13 +52,13 @@ class Sources:
         _require_finite(pretrained, name)
         if self._frame is None:
             tensors = {key: tensor.clone() for key, tensor in tensors.items()}  # the frame's will be written over
-            self._frame = (name, pretrained)
+            self._frame, self.config_text = (name, pretrained), dump_config(described(files))
             pretrained.model.to(self._device)
         else:
             require_alike(self.frame, pretrained, names=(self._frame[0], name))
         entry = {"model": name, "sha256": checksum(tensors)}
         if files.kind == "checkpoint":
-            averaged = self._take != "trained" and holds_average(files.folder)
+            averaged = choose_average(files.folder, self._take)
             entry |= {"checkpoint": files.folder.name, "weights": "average" if averaged else "trained"}
         return tensors, entry
 

@@ -1,9 +1,10 @@
 """The folder of an average: whole, and loaded once, before it has its name.
 
-clipx_config.yaml         the config of the first model, as in an export
-clipx_model.safetensors   the weights by our names
-text_encoder/ or tokenizer files, where texts are not CLIP's: nothing outside the folder is needed
-average.json              what went into it: models, checksums, shares, scores; the mark of the folder
+    clipx_config.yaml         the config of the first model, as in an export, under a heading that says what went in
+    clipx_model.safetensors   the weights by our names
+    average.json              what went in: models, checksums, shares, scores; the mark of the folder
+
+Nothing outside the folder is needed: where texts are not CLIP's it has the tokenizer, and the text encoder's config.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clipx.checkpoint.find import EXPORT_CONFIG
@@ -20,8 +20,9 @@ from clipx.errors import RunError
 from clipx.export.folder import AVERAGE, publish, readable_errors
 from clipx.models.huggingface_text import save_encoder_config
 from clipx.pretrained import Pretrained, load
-from clipx.pretrained.load import OWN_WEIGHTS
+from clipx.pretrained.own import write_weights
 from clipx.pretrained.stored_model import TEXT_ENCODER
+from clipx.printable import printable
 from clipx.storage.drafts import draft_of
 
 
@@ -33,7 +34,7 @@ def write_average(
     Args:
         tensors: the weights, on the CPU.
         model: has their architecture, and the tokenizer.
-        config_text: of the config file.
+        config_text: of the config file, without a heading.
         record: of average.json; gets the checksums of the files.
 
     Raises:
@@ -41,12 +42,20 @@ def write_average(
         RunError: what was written does not load as these weights.
     """
     with readable_errors(to), draft_of(to) as draft:
-        separate = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        save_file(separate, draft / OWN_WEIGHTS, {"format": "pt"})
-        (draft / EXPORT_CONFIG).write_text(config_text, encoding="utf-8")
+        write_weights(tensors, draft)
+        (draft / EXPORT_CONFIG).write_text(_heading(record) + config_text, encoding="utf-8")
         _write_texts(model, draft)
         _check(draft, tensors)
         publish(draft, to, record, AVERAGE)
+
+
+def _heading(record: Mapping[str, Any]) -> str:
+    """What went in, as the first lines of the config."""
+    alpha = record.get("alpha", 1.0)
+    parts = [(1 - alpha, record["start"])] if "start" in record else []
+    parts += [(alpha * entry["share"], entry) for entry in record["models"] if entry["share"]]
+    lines = [f"{share:.6g} of {printable(entry['model'])}, weights {entry['sha256'][:16]}" for share, entry in parts]
+    return "".join(f"# {line}\n" for line in [f"An average; {AVERAGE.name} tells of it in full:", *lines])
 
 
 def _write_texts(model: Pretrained, folder: Path) -> None:

@@ -70,6 +70,8 @@ def publish(draft: Path, to: Path, content: dict[str, Any], record: Record = EXP
     content["files"] = {name: _sha256(draft / name) for name in _names(draft)}
     content["mark"] = _mark(content)
     (draft / record.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name in content["files"]:  # safetensors 0.8 leaves files that nobody else may read
+        (draft / name).chmod((draft / record.name).stat().st_mode)
     old = to.with_name(f".{to.name}.old")
     require_own(old, record)
     require_own(to, record)  # a file may have come meanwhile

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipx.checkpoint.find import EXPORT_CONFIG, find_model
-from clipx.checkpoint.store import stored_config
 from clipx.config.load import dump_config
 from clipx.errors import InputError
 from clipx.export.check import check
@@ -18,6 +17,7 @@ from clipx.export.parity.ours import our_outputs
 from clipx.export.parity.samples import Samples, drawn_samples
 from clipx.export.weights import round_to_half
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.stored_model import described
 from clipx.storage.drafts import draft_of
 
 
@@ -79,11 +79,9 @@ def export_model(
 
 
 def _write_config(model_path: Path, draft: Path) -> None:
-    """Writes the config of the run, anew, since an old run's file may hold secrets."""
-    files = find_model(model_path)
-    if files.kind in ("checkpoint", "export"):  # another library's model has no run, and its files say all
-        config = stored_config(files.folder, files.config)
-        (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
+    """Writes the model's config, anew, since an old run's file may hold secrets."""
+    config = described(find_model(model_path))
+    (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
 def _half(pretrained: Pretrained, samples: Samples) -> dict[str, Any]:

@@ -17,27 +17,38 @@ def state(seed: int, *, steps: int = 0) -> dict[str, torch.Tensor]:
 
 
 def test_a_running_mean_is_the_textbooks_to_1e_12() -> None:
-    weights = [1.0, 2.0, 0.0, 0.25, 7.0]
+    weights = [0.3, 2.0, 0.0, 0.25, 7.0]
     states = [state(seed) for seed in range(5)]
     mean = RunningMean()
     for tensors, weight in zip(states, weights, strict=True):
         mean.add(tensors, weight)
+    found = dict(mean.mean())
     for name in ("weight", "log_logit_scale"):
         stacked = torch.stack([tensors[name].double() for tensors in states])
         shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
         expected = torch.tensordot(shares, stacked, dims=1)
-        assert mean.tensors[name].dtype == torch.float64
-        assert (mean.tensors[name] - expected).abs().max() < 1e-12
+        assert found[name].dtype == torch.float64
+        assert (found[name] - expected).abs().max() < 1e-12
 
 
 def test_a_trial_changes_nothing() -> None:
     mean = RunningMean()
     mean.add(state(0), 1.0)
-    before = checksum(mean.tensors)
-    trial = dict(mean.mean_with(state(1), 1.0))
-    assert checksum(mean.tensors) == before
-    mean.add(state(1), 1.0)
-    assert checksum(mean.tensors) == checksum(trial) != before
+    for seed in (1, 2):
+        before = checksum(dict(mean.mean()))
+        trial = dict(mean.mean_with(state(seed), 1.0))
+        assert checksum(dict(mean.mean())) == before
+        mean.add(state(seed), 1.0)
+        assert checksum(dict(mean.mean())) == checksum(trial) != before
+
+
+def test_counters_are_those_of_the_first_or_of_one_that_outweighs_all_before_it() -> None:
+    mean = RunningMean()
+    found = []
+    for seed, weight in enumerate((1.0, 1.0, 3.0, 4.0)):
+        mean.add(state(seed, steps=seed), weight)
+        found.append(dict(mean.mean())["num_batches_tracked"].item())
+    assert found == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 3.0)])
@@ -45,7 +56,7 @@ def test_a_weight_of_0_leaves_the_other_as_it_is(weights: tuple[float, float]) -
     mean = RunningMean()
     for seed, weight in enumerate(weights):
         mean.add(state(seed), weight)
-    assert checksum(mean.tensors) == checksum(state(weights.index(max(weights))))
+    assert checksum(dict(mean.mean())) == checksum(state(weights.index(max(weights))))
 
 
 def odd(sign: float, count: int) -> dict[str, torch.Tensor]:
