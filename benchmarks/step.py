@@ -36,7 +36,7 @@ from workload import MODELS, Steps, make_batch, open_run
 from clipx.config.optim import AdamWConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.export import open_clip as open_clip_export
-from clipx.export.shape import read_shape
+from clipx.export.options import ExportOptions
 from clipx.train.build import Run
 from clipx.types import Batch, Embeddings
 
@@ -123,7 +123,7 @@ def as_open_clips_main_sets() -> None:
 def open_clip_model(run: Run) -> Any:
     """open_clip's model with the run's weights, by way of a clipx export, in training mode."""
     with tempfile.TemporaryDirectory() as folder:
-        open_clip_export.write(run.encoder, read_shape(run.encoder), Path(folder))
+        open_clip_export.write(run.encoder, Path(folder), ExportOptions())
         model = open_clip.create_model(
             f"local-dir:{folder}",
             precision="amp_bf16" if run.config.precision == "bf16" else "fp32",

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from clipx import __version__
+from clipx.cli.average import average
 from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
@@ -133,6 +134,7 @@ def zeroshot(
         write_json(json_file, metrics)
 
 
+app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from clipx.config.model import ModelConfig
-from clipx.config.schema import RunConfig
+from clipx.config.schema import ModelFile, RunConfig
 from clipx.config.shipped import config_path
 from clipx.config.validate import Keys, Tree, is_one_value, validate, with_default_types
 from clipx.config.yaml_text import read_yaml, write_yaml
@@ -68,8 +68,18 @@ def load_config(
     return validate(RunConfig, tree)
 
 
-def dump_config(config: RunConfig) -> str:
-    """YAML of every value in the order of the schema; `load_config` reads it into an equal config.
+def load_stored(file: Path) -> RunConfig | ModelFile:
+    """The config beside a stored model: of its run, or where the file has nothing else, of the model alone.
+
+    Raises:
+        InputError: the cases of `load_config`.
+    """
+    tree = _read_file(file)
+    return validate(ModelFile, tree) if tree.keys() == {"model"} else load_config(file)
+
+
+def dump_config(config: RunConfig | ModelFile) -> str:
+    """YAML of every value in the order of the schema; what read the config reads it into an equal one.
 
     Secrets are left out: what is written of a config is read by more people than the config. `${NAME}` stays.
     """

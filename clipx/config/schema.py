@@ -175,3 +175,14 @@ class RunConfig:
         return RunLength(
             global_batch_size=self.global_batch_size, steps=self.steps, samples=self.samples, changes=tuple(changes)
         )
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """The config file of a model that no run of clipx trained: as a run's, without all that is about training."""
+
+    __pydantic_config__ = STRICT
+
+    model: ModelConfig
+    """Towers."""

@@ -43,7 +43,6 @@ def _canonical_words(text: str) -> list[str]:
 
 
 def _repaired(text: str) -> str:
-    """The text without mojibake and HTML entities."""
     if text.isascii() and text.isprintable() and "&" not in text:  # such texts need no repair
         return text
     return fix(text)

@@ -1,14 +1,16 @@
-"""The folder of an export: which files in it are an export's own, and how a new one takes its place.
+"""The folder of an export or an average: which files in it are its own, and how a new one takes its place.
 
-parity.json is the mark: it holds the SHA-256 of every other file of the export, and one of itself. What it does not
-name, or what has changed since, is somebody's, and is never removed or replaced.
+Its record (parity.json, average.json) is the mark: it holds the SHA-256 of every other file, and one of itself. What it
+does not name, or what has changed since, is somebody's, and is never removed or replaced.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,21 @@ _SUFFIXES = {".json", ".safetensors", ".txt", ".yaml", ".jinja", ".onnx", ".onnx
 _CARD = "README.md"
 
 
-def require_own(folder: Path) -> None:
-    """Checks that a folder, if there is one, holds nothing but what an export wrote, as it wrote it.
+@dataclass(frozen=True)
+class Record:
+    """The file that marks a folder as written by clipx, with the checksums of all others in it."""
+
+    name: str
+    by: str
+    """What writes such folders, in one word."""
+
+
+EXPORT = Record(PARITY, by="export")
+AVERAGE = Record("average.json", by="average")
+
+
+def require_own(folder: Path, record: Record = EXPORT) -> None:
+    """Checks that a folder, if there is one, holds nothing but what an export (an average) wrote, as it wrote it.
 
     Raises:
         InputError: it is a file, or holds other files or changed ones; at most ten of each are named.
@@ -30,34 +45,36 @@ def require_own(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for the export")
-    recorded = _recorded(folder)
+        raise InputError(f"{folder} is a file; name a folder for the {record.by}")
+    recorded = _recorded(folder, record)
     names = _names(folder, within=recorded)
-    unknown = [name for name in names if name not in recorded and not (recorded and name == PARITY)]
+    unknown = [name for name in names if name not in recorded and not (recorded and name == record.name)]
     changed = [name for name in names if name in recorded and _sha256(folder / name) != recorded[name]]
-    faults = [f"{some_names(unknown)}, which no export wrote"] if unknown else []
-    faults += [f"{some_names(changed)}, changed since the export"] if changed else []
+    faults = [f"{some_names(unknown)}, which no {record.by} wrote"] if unknown else []
+    faults += [f"{some_names(changed)}, changed since the {record.by}"] if changed else []
     if faults:
-        hint = " (parity.json was edited, or is of an older clipx)" if PARITY in unknown else ""
+        hint = f" ({record.name} was edited, or is of an older clipx)" if record.name in unknown else ""
         raise InputError(f"{folder} holds {' and '.join(faults)}{hint}; move that away or name another folder")
 
 
-def publish(draft: Path, to: Path, parity: dict[str, Any]) -> None:
-    """Marks the draft and renames it to `to`, in place of an export that is there.
+def publish(draft: Path, to: Path, content: dict[str, Any], record: Record = EXPORT) -> None:
+    """Marks the draft by its record, with this content, and renames it to `to`, in place of an earlier one of its kind.
 
-    If the process dies between the renames, the export that was there is in `.NAME.old`.
+    If the process dies between the renames, the one that was there is in `.NAME.old`.
 
     Raises:
-        InputError: what is at `to`, or at `.NAME.old`, is not an export's alone; both stay as they are.
+        InputError: what is at `to`, or at `.NAME.old`, is not such a folder alone; both stay as they are.
         OSError: it cannot be renamed.
     """
     finish(draft)
-    parity["files"] = {name: _sha256(draft / name) for name in _names(draft)}
-    parity["mark"] = _mark(parity)
-    (draft / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
+    content["files"] = {name: _sha256(draft / name) for name in _names(draft)}
+    content["mark"] = _mark(content)
+    (draft / record.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name in content["files"]:  # safetensors 0.8 leaves files that nobody else may read
+        (draft / name).chmod((draft / record.name).stat().st_mode)
     old = to.with_name(f".{to.name}.old")
-    require_own(old)
-    require_own(to)  # a file may have come while the export was compared
+    require_own(old, record)
+    require_own(to, record)  # a file may have come meanwhile
     if old.exists():
         shutil.rmtree(old)
     if to.exists():
@@ -87,14 +104,14 @@ def _names(folder: Path, *, within: Collection[str] | None = None, prefix: str =
     return sorted(names)
 
 
-def _recorded(folder: Path) -> Mapping[str, str]:
-    """Checksums of an export's files by name; empty without a mark that fits."""
-    if not (folder / PARITY).is_file():
+def _recorded(folder: Path, record: Record) -> Mapping[str, str]:
+    """Checksums of the files by name; empty without a mark that fits."""
+    if not (folder / record.name).is_file():
         return {}
     try:
-        parity = json.loads((folder / PARITY).read_bytes())
-        mark, files = parity.pop("mark"), parity["files"]
-        if mark != _mark(parity):
+        content = json.loads((folder / record.name).read_bytes())
+        mark, files = content.pop("mark"), content["files"]
+        if mark != _mark(content):
             return {}
         return {
             name: str(checksum)
@@ -105,8 +122,21 @@ def _recorded(folder: Path) -> Mapping[str, str]:
         return {}
 
 
-def _mark(parity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parity, sort_keys=True).encode()).hexdigest()
+def _mark(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def readable_errors(to: Path) -> Iterator[None]:
+    """Turns errors of the disk within the block into one line for a person.
+
+    Raises:
+        InputError: `to` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{to} cannot be written: {error.strerror or error}; check path, rights and space") from error
 
 
 def _sha256(path: Path) -> str:

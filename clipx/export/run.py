@@ -1,16 +1,14 @@
 """Exports a trained model: one folder for all consumers, loaded by each and compared before it gets its name."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from clipx.checkpoint.find import EXPORT_CONFIG, find_model
-from clipx.checkpoint.store import stored_config
 from clipx.config.load import dump_config
 from clipx.errors import InputError
 from clipx.export.check import check
-from clipx.export.folder import publish, require_own
+from clipx.export.folder import publish, readable_errors, require_own
 from clipx.export.formats import Format, check_formats, format_module
 from clipx.export.options import ExportOptions
 from clipx.export.parity.given import given_samples
@@ -19,6 +17,7 @@ from clipx.export.parity.ours import our_outputs
 from clipx.export.parity.samples import Samples, drawn_samples
 from clipx.export.weights import round_to_half
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.stored_model import described
 from clipx.storage.drafts import draft_of
 
 
@@ -58,7 +57,7 @@ def export_model(
     to = to.resolve()
     options = options or ExportOptions()
     check_formats(formats, options)
-    with _readable_errors(to):
+    with readable_errors(to):
         require_own(to)
     given = None if pictures is None else given_samples(pictures)
     pretrained = load(model_path, weights=weights)
@@ -69,7 +68,7 @@ def export_model(
     chosen: dict[str, Any] = {"formats": list(formats), "only": options.only, "dtype": options.dtype}
     if options.dtype == "fp16":
         chosen["half_precision"] = _half(pretrained, samples)
-    with _readable_errors(to), draft_of(to) as draft:
+    with readable_errors(to), draft_of(to) as draft:
         for name in formats:
             format_module(name).write(pretrained, draft, options)
         if not options.only:  # one tower is no MODEL
@@ -80,11 +79,9 @@ def export_model(
 
 
 def _write_config(model_path: Path, draft: Path) -> None:
-    """Writes the config of the run, anew, since an old run's file may hold secrets."""
-    files = find_model(model_path)
-    if files.kind in ("checkpoint", "export"):  # another library's model has no run, and its files say all
-        config = stored_config(files.folder, files.config)
-        (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
+    """Writes the model's config, anew, since an old run's file may hold secrets."""
+    config = described(find_model(model_path))
+    (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
 def _half(pretrained: Pretrained, samples: Samples) -> dict[str, Any]:
@@ -92,11 +89,3 @@ def _half(pretrained: Pretrained, samples: Samples) -> dict[str, Any]:
     trained = our_outputs(pretrained, samples.pictures, samples.texts)
     round_to_half(pretrained.model)
     return rounding(trained, our_outputs(pretrained, samples.pictures, samples.texts))
-
-
-@contextmanager
-def _readable_errors(to: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{to} cannot be written: {error.strerror or error}; check path, rights and space") from error

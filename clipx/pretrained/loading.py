@@ -13,7 +13,7 @@ from clipx.config.model import ModelConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError, some_names
 from clipx.models.clip import CLIP, build_model
-from clipx.pretrained import huggingface, open_clip
+from clipx.pretrained import huggingface, open_clip, own
 from clipx.pretrained.model import Pretrained
 from clipx.pretrained.stored_model import stored_model, without_download
 from clipx.storage.folders import Folder
@@ -25,8 +25,8 @@ def load(
     """Loads a model in float32.
 
     Args:
-        path: a run folder, a checkpoint (also by address, s3://...), an export, or a folder of transformers' or
-            open_clip's.
+        path: a run folder, a checkpoint (also by address, s3://...), an export, an average, or a folder of
+            transformers' or open_clip's.
         device: the device for the model.
         weights: of a checkpoint, "trained" or their "average" (`ema`); None means the average if there is one.
 
@@ -57,10 +57,10 @@ def choose_average(checkpoint: Folder, weights: Literal["average", "trained"] | 
 
 
 def _read_weights(files: ModelFiles, config: ModelConfig) -> dict[str, Tensor]:
-    """Weights under our names, from the file of either library; an export may have both."""
+    """Weights under our names, from a file of our own or of either library; an export may have several."""
     folder = files.local
     if files.kind == "export":
-        libraries = [library for library in (huggingface, open_clip) if (folder / library.WEIGHTS).is_file()]
+        libraries = [library for library in (own, huggingface, open_clip) if (folder / library.WEIGHTS).is_file()]
         if not libraries:
             raise InputError(f"{folder} has neither {huggingface.WEIGHTS} nor {open_clip.WEIGHTS}; export it again")
         return libraries[0].read_weights(folder, config)
@@ -86,4 +86,4 @@ def _fill(model: CLIP, weights: Mapping[str, Tensor], folder: Path) -> None:
         raise InputError(
             f"{folder}: the weights do not fit the config: they {' and '.join(listed)}; take a whole model"
         )
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    model.load_state_dict(weights)  # which casts; counters of batch norms stay whole numbers

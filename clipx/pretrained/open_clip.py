@@ -1,13 +1,12 @@
 """Models of open_clip: their config, and their weights under our names."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipx.config.model import ModelConfig, TransformerTextConfig
 from clipx.errors import InputError, some_names
-from clipx.pretrained.open_clip_config import CLIP_VOCABULARY, CONFIG, read_config, sections
+from clipx.pretrained.open_clip_config import CLIP_VOCABULARY, read_config, sections
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,16 +43,21 @@ def read_weights(folder: Path, config: ModelConfig) -> "dict[str, Tensor]":
     """
     import torch
 
-    from clipx.models.key_maps.open_clip import key_map
+    from clipx.pretrained.weight_files import read_tensors
 
-    file = _file(folder)
-    towers = _towers(folder)
-    theirs = _as_written_now(_read(file), towers)
+    theirs = _as_written_now(read_tensors(folder, _FILES), _towers(folder))
     if config.init_logit_bias is not None:  # weights of a model without one: open_clip begins with 0
         theirs.setdefault("logit_bias", torch.zeros(1))
-    names = key_map(towers)
-    _check(theirs, _expected(names, config, folder), file)
+    names = names_of(folder)
+    _check(theirs, _expected(names, config, folder), folder)
     return names.to_ours(theirs)
+
+
+def names_of(folder: Path) -> "KeyMap":
+    """The map between our names and open_clip's for the model that a folder's config describes."""
+    from clipx.models.key_maps.open_clip import key_map
+
+    return key_map(_towers(folder))
 
 
 def _expected(names: "KeyMap", config: ModelConfig, folder: Path) -> dict[str, tuple[int, ...]]:
@@ -69,7 +73,7 @@ def _expected(names: "KeyMap", config: ModelConfig, folder: Path) -> dict[str, t
     return {name: tuple(tensor.shape) for name, tensor in names.to_theirs(model.state_dict()).items()}
 
 
-def _check(theirs: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...]], file: Path) -> None:
+def _check(theirs: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """Raises InputError if weights are missing, are more than the model has, or have other shapes."""
     scalars = ("logit_scale", "logit_bias")  # of one number, whatever their axes
     other = [name for name in theirs if name in expected and tuple(theirs[name].shape) != expected[name]]
@@ -79,40 +83,9 @@ def _check(theirs: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...
         "have another shape of": {name for name in other if name not in scalars or theirs[name].numel() != 1},
     }
     if listed := [f"{fault} {some_names(sorted(names))}" for fault, names in faults.items() if names]:
-        raise InputError(f"{file}: the weights do not fit {CONFIG}: they {' and '.join(listed)}; take a whole model")
-
-
-def _file(folder: Path) -> Path:
-    found = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-    if found is None:
-        raise InputError(f"{folder} has no weights: none of {', '.join(_FILES)}; take a whole model")
-    return found
-
-
-def _read(file: Path) -> "dict[str, Tensor]":
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        stored: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file} holds more than tensors, and could run a program; it was not opened, take one with safetensors"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, EOFError) as error:
-        raise InputError(f"{file} cannot be read ({_line(error)}); take a whole model") from error
-    if isinstance(stored, Mapping):
-        stored = stored.get("state_dict", stored)
-    if not isinstance(stored, Mapping) or not all(isinstance(one, torch.Tensor) for one in stored.values()):
-        raise InputError(f"{file} is no table of tensors by name; take a whole model")
-    return {str(name): tensor for name, tensor in stored.items()}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+            f"{folder}: the weights do not fit the config: they {' and '.join(listed)}; take a whole model"
+        )
 
 
 def _towers(folder: Path) -> "Towers":

@@ -116,7 +116,7 @@ def _check_function(path: Path | str, before: Pretrained, now: Pretrained, *, an
         InputError: something differs, and is not wanted `anyway`.
     """
     changed = model_differences(now.config, now.model, before=before.config, model_before=before.model)
-    if not _same_tokens(before.tokenizer, now.tokenizer):
+    if not same_tokens(before.tokenizer, now.tokenizer):
         changed["text.tokenizer"] = (before.config.text.tokenizer, now.config.text.tokenizer)
     if not changed:
         return
@@ -129,7 +129,7 @@ def _check_function(path: Path | str, before: Pretrained, now: Pretrained, *, an
     log.warning("start_from: %s was trained in another model: %s", path, listed)
 
 
-def _same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers, whatever their names, have one vocabulary and cut some words in the same way.
 
     Of two lengths of context, the shorter ends or fills up texts earlier; what is before that is compared.

@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import assert_never
 
 from clipx.checkpoint.find import ModelFiles
 from clipx.checkpoint.store import stored_config
+from clipx.config.load import load_stored
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
+from clipx.config.schema import ModelFile, RunConfig
+from clipx.errors import InputError
 from clipx.pretrained import huggingface, open_clip
 from clipx.storage.hub import hub_address
 
@@ -19,15 +23,30 @@ def stored_model(files: ModelFiles) -> ModelConfig:
     Raises:
         InputError: the file is not what it is called, or describes a model that clipx does not have.
     """
+    config = described(files).model
+    return _with_own_files(config, files.local) if files.kind == "export" else config
+
+
+def described(files: ModelFiles) -> RunConfig | ModelFile:
+    """What the files say of a model, for another folder of it: its run's config, else the architecture alone.
+
+    Raises:
+        InputError: the cases of `stored_model`.
+    """
     match files.kind:
         case "transformers":
-            return _named_by_hub(huggingface.read_config(files.local), files.local)
+            return ModelFile(model=_named_by_hub(huggingface.read_config(files.local), files.local))
         case "open_clip":
-            return _named_by_hub(open_clip.read_config(files.local), files.local)
+            return ModelFile(model=_named_by_hub(open_clip.read_config(files.local), files.local))
         case "export":
-            return _with_own_files(stored_config(files.folder, files.config).model, files.local)
+            path = files.local / files.config
+            if not path.is_file():  # a stranger's pipe would be waited for
+                raise InputError(f"{path} is not a regular file; take another model")
+            return load_stored(path)
+        case "checkpoint":
+            return stored_config(files.folder, files.config)
         case _:
-            return stored_config(files.folder, files.config).model
+            assert_never(files.kind)
 
 
 def _named_by_hub(config: ModelConfig, folder: Path) -> ModelConfig:

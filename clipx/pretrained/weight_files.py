@@ -66,6 +66,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"{path} cannot be read ({_line(error)}); fetch it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, no tensors by name; give a file of weights")
+    if isinstance(inner := content.get("state_dict"), dict):  # as open_clip saves while it trains
+        content = inner
     if other := [str(name) for name, value in content.items() if not isinstance(value, Tensor)]:
         raise InputError(f"{path} holds more than tensors, {other[0]!r} first; give a file of weights")
     return content

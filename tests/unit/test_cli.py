@@ -260,6 +260,46 @@ class TestCommands:
         for word in ("CLIPModel", "81.0%", "100.0%", "2.0e-07", "0.864", "absent", "not compared", "drawn by clipx"):
             assert word in words
 
+    def test_average_hands_over_numbers_and_prints_what_was_kept(
+        self, clipx, library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name in ("require_model", "require_evaluation_set"):
+            monkeypatch.setattr(sys.modules["clipx.cli.average"], name, lambda *_: None)
+        rows = [{"alpha": alpha, "scores": {"d/wds_a": alpha}, "mean": alpha} for alpha in (0.25, 0.5)]
+        record = {"models": [], "start": {"model": "runs/s"}, "alpha": 0.5, "alphas": rows}
+        seen = []
+
+        def average_models(options, to, **_):
+            seen.append(options)
+            return record
+
+        library("clipx.average.run", average_models=average_models)
+        there = ("average", "runs/x", "--to", tmp_path / "to", "--json", tmp_path / "figures.json")
+        way = ("--with", "runs/s", "--alphas", "0.25,0.5", "--on", "d/wds_a", "--take", "trained")
+        code, out, err = clipx(*there, *way)
+        assert (code, err) == (0, "")
+        assert re.search(r"0\.5 +│ +50\.00% +│ +50\.00% +│ +kept", out)
+        assert "to: alpha 0.5 from runs/s" in "".join(out.split("\n"))
+        assert json.loads((tmp_path / "figures.json").read_text()) == record
+        alone = {"scores": {"d/wds_a": 0.5}, "mean_with_it": 0.75}
+        record = {
+            "models": [
+                {"model": "a", "taken": True, "share": 1.0, **alone},
+                {"model": "b", "taken": False, "share": 0.0, **alone},
+            ],
+            "mean": 0.75,
+        }
+        code, out, err = clipx("average", "a", "b", "--to", tmp_path / "to", "--greedy", "--on", "d/wds_a")
+        assert re.search(r"a +│ +50\.00% +│ +75\.00% +│ +taken", out)
+        assert "to: a 1" in "".join(out.split("\n"))
+        record = {"models": [{"model": "a", "share": 0.25}, {"model": "b", "share": 0.75}]}
+        code, out, err = clipx("average", "a", "b", "--to", tmp_path / "to", "--weights", "1,3")
+        assert "to: a 0.25, b 0.75" in "".join(out.split("\n"))
+        assert [options.alphas for options in seen] == [(0.25, 0.5), (), ()]
+        assert [options.weights for options in seen] == [None, None, (1.0, 3.0)]
+        assert (seen[0].start, seen[0].on, seen[0].take) == (Path("runs/s"), (Path("d/wds_a"),), "trained")
+        assert seen[1].greedy
+
     def test_demo_runs_in_the_folder_given(self, clipx, library) -> None:
         seen = []
         library("clipx.demo.run", run_demo=lambda out: seen.append(out) or 0)
@@ -277,7 +317,7 @@ class TestCommands:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "train", "zeroshot", "export", "config", "data", "data index", "data synth"]
+    "command", ["", "demo", "train", "zeroshot", "average", "export", "config", "data", "data index", "data synth"]
 )
 def test_help_of_every_command(clipx, command: str) -> None:
     code, out, err = clipx(*command.split(), "--help")

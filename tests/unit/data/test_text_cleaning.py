@@ -7,7 +7,7 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clipx.data.text_cleaning import clean, is_blank, without_bom
+from clipx.data.text_cleaning import CLEANINGS, clean, is_blank, without_bom
 
 NOTHING = [
     "",
@@ -76,3 +76,13 @@ def test_the_short_way_gives_what_the_cleaning_leaves(text):
 def test_a_bom_is_taken_away_at_the_start_alone():
     assert without_bom("\ufeff\ufeffa\ufeff") == "a\ufeff"
     assert json.loads(without_bom('\ufeff{"a": 1}')) == {"a": 1}
+
+
+ODD = ["a_b", "Don't!", "&amp;_", "“Yes”", "Ã©", "<b>", "ΣΑΣ", "\u3000", "\x1c", "日本。", "🙂!", "#$%", "", " A\tB "]
+
+
+@pytest.mark.parametrize("name", CLEANINGS)
+@given(st.lists(st.sampled_from(ODD) | st.text(max_size=5), max_size=6).map("".join))
+def test_every_cleaning_is_open_clips_of_that_name(name, text):
+    theirs = pytest.importorskip("open_clip.tokenizer").get_clean_fn(name)(text)
+    assert " ".join(CLEANINGS[name](text)) == theirs

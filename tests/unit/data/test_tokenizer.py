@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from open_clip_models import byte_tokenizer
 
 from clipx.config.model import HuggingFaceTextConfig, TransformerTextConfig
 from clipx.data.text_cleaning import clean
@@ -99,6 +100,46 @@ def test_ids_equal_open_clip_on_random_texts_of_all_kinds(open_clip_tokenizer, c
     texts = [random_text(draw) for _ in range(count)]
     assert_equal_to_open_clip(open_clip_tokenizer, texts)
     assert_equal_to_open_clip(open_clip_tokenizer, texts[: count // 10], context_length=8)
+
+
+@pytest.fixture(scope="module")
+def byte_folder(tmp_path_factory):
+    """The files of a tokenizer of transformers that gives other ids to any other text."""
+    folder = tmp_path_factory.mktemp("bytes")
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("cleaning", ["lower", "whitespace", "canonicalize"])
+def test_ids_equal_open_clip_under_every_cleaning(byte_folder, cleaning, count):
+    open_clip = pytest.importorskip("open_clip")
+    draw = random.Random(1)
+    special = ["[SEP]", "[PAD] ", " [CLS]", "<end_of_text>", "&amp;[SEP]"]
+    texts = [random_text(draw) + (draw.choice(special) if draw.random() < 0.2 else "") for _ in range(count)]
+    texts += [*TEXTS, *special]
+    of_clip = open_clip.SimpleTokenizer(context_length=20, clean=cleaning)(texts)
+    assert rows(ClipTokenizer(20, pad=True, cleaning=cleaning), texts) == of_clip.tolist()
+    of_others = open_clip.tokenizer.HFTokenizer(str(byte_folder), context_length=20, clean=cleaning)(texts)
+    assert rows(HuggingFaceTokenizer(str(byte_folder), 20, pad=True, cleaning=cleaning), texts) == of_others.tolist()
+
+
+def rows(tokenizer, texts):
+    tokens_T, lengths_B = tokenizer.encode(texts)
+    return [row.tolist() for row in tokens_T.split(lengths_B.tolist())]
+
+
+def test_the_config_names_the_cleaning_and_a_copy_has_it(byte_folder):
+    for config in (
+        TransformerTextConfig(cleaning="canonicalize"),
+        TransformerTextConfig(tokenizer=str(byte_folder), cleaning="canonicalize", vocab_size=420),
+        HuggingFaceTextConfig(name=str(byte_folder), cleaning="canonicalize"),
+    ):
+        tokenizer = build_tokenizer(config)
+        assert rows(tokenizer, ["A_b, c!"]) == rows(tokenizer, ["a b c"])
+        assert rows(pickle.loads(pickle.dumps(tokenizer)), ["A_b, c!"]) == rows(tokenizer, ["a b c"])
+    kept = build_tokenizer(HuggingFaceTextConfig(name=str(byte_folder)))
+    assert rows(kept, ["A  b"]) != rows(kept, ["A b"]) != rows(kept, ["a b"])
 
 
 def test_a_full_cache_of_words_is_emptied(monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipx.errors import InputError
-from clipx.export.folder import publish, require_own
+from clipx.export.folder import AVERAGE, publish, require_own
 from clipx.storage.drafts import draft_of
 
 
@@ -32,6 +32,24 @@ def test_an_export_replaces_the_one_before(tmp_path: Path) -> None:
     assert [path.name for path in to.parent.iterdir()] == ["export"]
     parity = json.loads((to / "parity.json").read_text())
     assert list(parity["files"]) == ["config.json", "model.safetensors"]
+
+
+def test_all_files_are_for_whoever_may_read_a_new_file(tmp_path: Path) -> None:
+    with draft_of(tmp_path / "export") as draft:
+        (draft / "onnx").mkdir()
+        for name in ("model.safetensors", "onnx/model.onnx"):
+            (draft / name).touch(mode=0o600)
+        publish(draft, tmp_path / "export", {})
+    files = [path for path in (tmp_path / "export").rglob("*") if path.is_file()]
+    assert len(files) == 3
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "new").stat().st_mode}
+
+
+def test_what_one_kind_wrote_is_anothers(tmp_path: Path) -> None:
+    export(tmp_path / "export")
+    with pytest.raises(InputError, match=r"export holds config.json, model.safetensors, parity.json, which no average"):
+        require_own(tmp_path / "export", AVERAGE)
 
 
 def edit(to: Path) -> None:

@@ -55,7 +55,8 @@ def test_it_computes_what_open_clip_computes(folders, pictures, shape):
     logits_BN = ours.logit_scale * image_BD @ text_ND.T
     if ours.model.logit_bias is not None:
         logits_BN = logits_BN + ours.model.logit_bias
-    assert_near(logits_BN, theirs.get_logits(pixels_B3SS, tokens_NL)[0])
+    # of numbers up to 100, so also as a share of them
+    torch.testing.assert_close(logits_BN, theirs.get_logits(pixels_B3SS, tokens_NL)[0], atol=1e-5, rtol=1e-5)
     assert image_BD.std(dim=0).min() > 1e-4 < text_ND.std(dim=0).min()  # neither tower gives one answer to all
 
 
