@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from clipx.errors import InputError, some_names
 from clipx.storage.drafts import finish
 
 PARITY = "parity.json"
-_SUFFIXES = {".json", ".safetensors", ".txt", ".yaml", ".jinja"}  # of all that an export writes, whatever a list says
+# of all that an export writes, whatever a list says; README.md is the model card
+_SUFFIXES = {".json", ".safetensors", ".txt", ".yaml", ".jinja", ".onnx", ".onnx_data", ".data", ".pt2"}
+_CARD = "README.md"
 
 
 def require_own(folder: Path) -> None:
@@ -30,7 +32,7 @@ def require_own(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the export")
     recorded = _recorded(folder)
-    names = sorted(os.listdir(folder))
+    names = _names(folder, within=recorded)
     unknown = [name for name in names if name not in recorded and not (recorded and name == PARITY)]
     changed = [name for name in names if name in recorded and _sha256(folder / name) != recorded[name]]
     faults = [f"{some_names(unknown)}, which no export wrote"] if unknown else []
@@ -50,7 +52,7 @@ def publish(draft: Path, to: Path, parity: dict[str, Any]) -> None:
         OSError: it cannot be renamed.
     """
     finish(draft)
-    parity["files"] = {name: _sha256(draft / name) for name in sorted(os.listdir(draft))}
+    parity["files"] = {name: _sha256(draft / name) for name in _names(draft)}
     parity["mark"] = _mark(parity)
     (draft / PARITY).write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
     old = to.with_name(f".{to.name}.old")
@@ -69,6 +71,22 @@ def publish(draft: Path, to: Path, parity: dict[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _names(folder: Path, *, within: Collection[str] | None = None, prefix: str = "") -> list[str]:
+    """The paths, from the folder, of its files and those of its subfolders, sorted; an empty folder's, too.
+
+    With `within`, a subfolder that has none of these paths is named itself and not read: it may be anybody's.
+    """
+    names: list[str] = []
+    for entry in os.scandir(folder):
+        path = f"{prefix}{entry.name}"
+        inside: list[str] = []
+        wanted = within is None or any(name.startswith(f"{path}/") for name in within)
+        if wanted and entry.is_dir(follow_symlinks=False):
+            inside = _names(Path(entry.path), within=within, prefix=f"{path}/")
+        names += inside or [path]
+    return sorted(names)
+
+
 def _recorded(folder: Path) -> Mapping[str, str]:
     """Checksums of an export's files by name; empty without a mark that fits."""
     if not (folder / PARITY).is_file():
@@ -78,7 +96,11 @@ def _recorded(folder: Path) -> Mapping[str, str]:
         mark, files = parity.pop("mark"), parity["files"]
         if mark != _mark(parity):
             return {}
-        return {name: str(checksum) for name, checksum in files.items() if Path(name).suffix in _SUFFIXES}
+        return {
+            name: str(checksum)
+            for name, checksum in files.items()
+            if Path(name).suffix in _SUFFIXES or Path(name).name == _CARD
+        }
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
 

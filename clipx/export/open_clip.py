@@ -1,43 +1,38 @@
-"""The export for open_clip: writes its files, and computes its outputs from them.
+"""The export for open_clip: writes its files.
 
 The exported model uses open_clip's VisionTransformer, not its wrapper of timm, so `local-dir:` builds it without timm.
 """
 
 import json
-from collections.abc import Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from safetensors.torch import save_file
-
-from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
-from clipx.export.parity import Outputs
-from clipx.export.shape import ClipShape, TowerShape
+from clipx.export.options import ExportOptions
+from clipx.export.parity.open_clip import CONSUMERS
+from clipx.export.shape import TowerShape, read_shape
+from clipx.export.weights import save_weights
 from clipx.models.key_maps import OPEN_CLIP
 from clipx.pretrained import OPEN_CLIP_WEIGHTS, Pretrained
 
-NOTES: tuple[str, ...] = ()
-"""Notes in parity.json for people who use the export with open_clip: none, since preprocessing and tokens are equal."""
+__all__ = ["CONSUMERS", "problem", "write"]
 
 
-def library() -> str | None:
-    """Name and version of the library; None if it is not installed."""
-    return f"open_clip_torch {version('open_clip_torch')}" if find_spec("open_clip") else None
-
-
-def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
-    """Writes config and weights for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`.
-
-    Raises:
-        InputError: the towers have different activations, and open_clip has one setting for both.
-    """
+def problem(pretrained: Pretrained) -> str | None:
+    """Why open_clip has no class for a model; None: it has."""
+    try:
+        shape = read_shape(pretrained)
+        OPEN_CLIP.to_theirs(pretrained.model.state_dict())
+    except InputError as error:
+        return str(error)
     if shape.vision.quick_gelu != shape.text.quick_gelu:
-        raise InputError("open_clip has one activation for both towers, these differ; use --format hf")
+        return "open_clip has one activation for both towers, these differ; use --format hf"
+    return None
+
+
+def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
+    """Writes config and weights for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
+    shape = read_shape(pretrained)
     config: dict[str, Any] = {
         "model_cfg": {
             "embed_dim": shape.embed_dim,
@@ -62,30 +57,7 @@ def write(pretrained: Pretrained, shape: ClipShape, folder: Path) -> None:
     if bias is not None:  # open_clip builds the parameter only if the config has this key
         config["model_cfg"]["init_logit_bias"] = bias.item()
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(OPEN_CLIP.to_theirs(pretrained.model.state_dict()), folder / OPEN_CLIP_WEIGHTS, {"format": "pt"})
-
-
-@torch.no_grad()
-def outputs(folder: Path, images: Sequence[Image.Image], texts: Sequence[str]) -> Outputs:
-    """The outputs of open_clip for images and texts, computed only from the files in `folder`."""
-    import open_clip
-
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    pixels_B3SS = torch.stack([preprocess(image) for image in images])
-    tokens_BL = open_clip.get_tokenizer(f"local-dir:{folder}")(list(texts))
-    model.eval()
-    logits_BN, _ = model.get_logits(pixels_B3SS, tokens_BL)
-    return Outputs(
-        pixels_B3SS=pixels_B3SS,
-        tokens=[_until_end(row) for row in tokens_BL.tolist()],
-        image_BD=model.encode_image(pixels_B3SS, normalize=True),
-        text_ND=model.encode_text(tokens_BL, normalize=True),
-        logits_BN=logits_BN,
-    )
-
-
-def _until_end(row: list[int]) -> list[int]:
-    return row[: row.index(ClipTokenizer.end_id) + 1]
+    save_weights(OPEN_CLIP.to_theirs(pretrained.model.state_dict()), folder / OPEN_CLIP_WEIGHTS, options)
 
 
 def _tower(tower: TowerShape) -> dict[str, Any]:

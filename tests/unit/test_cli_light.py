@@ -93,7 +93,7 @@ CASES: list[tuple[str, str]] = [
     ("data check set/test --report empty", "--report empty: cannot be written: Is a directory"),
     ("data stats set/test --out file", "--out file/stats.json: cannot be written: Not a directory"),
     ("zeroshot model set empty", "empty/zeroshot_classification_templates.txt"),
-    ("export model --to out --format nonsense", "formats nonsense: known are hf and open_clip"),
+    ("export model --to out --format nonsense", "formats nonsense: known are hf, open_clip, onnx, pt2"),
     ("export absent --to out", "absent: no such folder"),
     ("export file --to out", "file: is a file"),
     (
