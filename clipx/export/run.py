@@ -10,6 +10,7 @@ from clipx.checkpoint.find import EXPORT_CONFIG, find_model
 from clipx.checkpoint.store import stored_config
 from clipx.config.load import dump_config
 from clipx.errors import InputError, RunError
+from clipx.export import card
 from clipx.export.folder import publish, require_own
 from clipx.export.formats import Format, check_formats, format_module
 from clipx.export.options import ExportOptions
@@ -18,6 +19,7 @@ from clipx.export.parity.consumer import LIMIT, Consumer, Outputs
 from clipx.export.parity.crops import same_crop
 from clipx.export.parity.ours import our_outputs
 from clipx.export.parity.samples import Samples, drawn_samples
+from clipx.export.run_record import read_run
 from clipx.export.weights import round_to_half
 from clipx.pretrained import Pretrained, load
 from clipx.storage.drafts import draft_of
@@ -67,6 +69,7 @@ def export_model(
         config = stored_config(files.folder, files.config)  # written anew: an old run's file may hold secrets
         (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
         parity = check(pretrained, draft, formats)
+        card.write(draft, parity, name=to.name, config=config, run=read_run(files), only=options.only)
         publish(draft, to, parity)
     return parity
 
