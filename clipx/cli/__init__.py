@@ -22,6 +22,7 @@ from clipx.cli.early import require_evaluation_set, require_inputs, require_mode
 from clipx.cli.launch import launch_app
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.cli.plan import plan
+from clipx.cli.push import push
 from clipx.errors import ClipxError
 from clipx.printable import shown
 from clipx.storage.standard_error import surviving_stderr
@@ -165,6 +166,9 @@ def export(
 
     parity = export_model(model, to, cast("list[Format]", names), weights=weights)
     typer.echo(json.dumps(parity, indent=2))
+
+
+app.command(rich_help_panel=_MODEL)(push)
 
 
 @app.command(rich_help_panel=_PREPARE)

@@ -190,7 +190,7 @@ def _parity(parity: Mapping[str, Any]) -> str:
 
 def _limits(parity: Mapping[str, Any], model: ModelConfig) -> str:
     points = [
-        f"A picture is seen at {model.image.image_size} x {model.image.image_size} pixels, and nothing smaller in it counts.",
+        f"A picture is seen at {model.image.image_size} x {model.image.image_size} pixels: what is small is lost.",
         f"A text of more than {model.text.context_length} tokens is cut.",
         "The scores above hold for their data alone; how the model treats people, languages and pictures unlike those "
         "it was trained on was not measured.",

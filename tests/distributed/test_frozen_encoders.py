@@ -13,7 +13,26 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from clipx.config.schema import RunConfig
 from clipx.train.trainer import train
 
-WORDS = "[PAD] [UNK] a an and the photo picture of red green blue yellow circle square triangle small large".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "a",
+    "an",
+    "and",
+    "the",
+    "photo",
+    "picture",
+    "of",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "circle",
+    "square",
+    "triangle",
+    "small",
+    "large",
+]
 
 
 @pytest.fixture(scope="module")
