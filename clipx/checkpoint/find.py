@@ -1,4 +1,4 @@
-"""Finds what a person calls a model: a run folder, a checkpoint, or an export.
+"""Finds what a person calls a model: a run folder, a checkpoint, an export, or another library's folder.
 
 Imports no torch, so that a wrong name is said at once.
 """
@@ -17,20 +17,30 @@ from clipx.storage.folders import Folder, folder_at
 
 EXPORT_CONFIG = "clipx_config.yaml"
 """The file of an export that has the resolved config of the run."""
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+TRANSFORMERS_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """The folder of a stored model, and its kind."""
 
-    kind: Literal["checkpoint", "export"]
+    kind: Literal["checkpoint", "export", "transformers", "open_clip"]
     folder: Folder
     config: str
-    """Name of the file, in the folder, with the resolved config of the run that trained the model."""
+    """Name of the file, in the folder, that describes the model: of the run that trained it, or the library's."""
+
+    @property
+    def local(self) -> Path:
+        """The folder on the disk; only checkpoints may lie elsewhere."""
+        assert self.folder.path is not None, f"{self.folder} is not on the disk"
+        return self.folder.path
 
 
 def find_model(path: Path | str) -> ModelFiles:
-    """Finds a stored model, the MODEL of the command line: a run folder, a checkpoint, or an export.
+    """Finds a stored model, the MODEL of the command line.
+
+    That is a run folder, a checkpoint, an export, or a folder of transformers' or open_clip's with a config.
 
     For a run folder it is the newest good checkpoint. Checkpoints, and a folder of them, may have an address
     (s3://...); a run folder knows the address of its own.
@@ -79,7 +89,9 @@ def _look(folder: Folder) -> ModelFiles | CheckpointStore:
     """The files of a model, or the store that may hold them; no checkpoint is read."""
     if folder.path is not None and not folder.path.is_dir():
         fault = "is a file" if folder.path.exists() else "no such folder"
-        raise InputError(f"{folder}: {fault}; give a run folder, a checkpoint, or an export folder")
+        raise InputError(
+            f"{folder}: {fault}; give a run folder, a checkpoint, an export, or a model of transformers or open_clip"
+        )
     names = folder.names()
     if EXPORT_CONFIG in names:
         return ModelFiles("export", folder, EXPORT_CONFIG)
@@ -89,10 +101,15 @@ def _look(folder: Folder) -> ModelFiles | CheckpointStore:
         return checkpoints_of(replace(stored_config(folder), run_dir=folder.address))  # it may have been moved
     if "checkpoints" in names:
         return CheckpointStore(f"{folder}/checkpoints")
+    if OPEN_CLIP_CONFIG in names and folder.path is not None:  # the two together: what open_clip puts on the hub
+        return ModelFiles("open_clip", folder, OPEN_CLIP_CONFIG)
+    if TRANSFORMERS_CONFIG in names and folder.path is not None:
+        return ModelFiles("transformers", folder, TRANSFORMERS_CONFIG)
     store = CheckpointStore(folder.address)
     if not store.checkpoints():
         raise InputError(
-            f"{folder} is neither a run folder, nor a checkpoint, nor an export folder (none has its files)"
+            f"{folder} is neither a run folder, nor a checkpoint, nor an export, nor a model of transformers or "
+            "open_clip (it has none of their files)"
         )
     return store
 

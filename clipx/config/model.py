@@ -9,6 +9,9 @@ from clipx.config.field_types import STRICT, ContextLength, Count, FractionBelow
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+Projection = Literal["linear", "mlp", "none"]
+
 
 @validated
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,21 @@ class TimmImageConfig:
     """Channel means of the normalisation, in [0, 1] (CLIP's)."""
     std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
     """Channel standard deviations of the normalisation (CLIP's)."""
+    resize: Literal["shortest", "squash"] = "shortest"
+    """How evaluation makes a picture square. shortest: the short side to image_size, then the centre; squash: both
+    sides, whatever the proportions (SigLIP)."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pictures are resized."""
+    eps: Positive | None = None
+    """Of all layer norms; null: the timm model's own."""
+    projection: Projection | None = None
+    """From the tower's features to the shared space; null: as model.projection."""
 
 
 @validated
 @dataclass(frozen=True, kw_only=True)
 class TransformerTextConfig:
-    """The CLIP-shaped text tower: causal, pre-LN, learned positions, pooled at the end token."""
+    """A pre-LN Transformer with learned positions; as it stands CLIP's, causal and pooled at the end token."""
 
     __pydantic_config__ = STRICT
 
@@ -52,15 +64,39 @@ class TransformerTextConfig:
     """Most tokens of a text, with start and end; longer texts are cut and keep their end token."""
     mlp_ratio: Positive = 4.0
     """Hidden over outer channels of the feed-forward layers."""
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    """quick_gelu as in OpenAI's weights."""
+    activation: Activation = "gelu"
+    """quick_gelu as in OpenAI's weights, gelu_tanh as in SigLIP's."""
+    eps: Positive = 1e-5
+    """Of all layer norms; SigLIP has 1e-6."""
+    causal: bool = True
+    """Whether a token sees those before it only."""
+    pool: Literal["end", "last"] = "end"
+    """Which state becomes the text's: that of the end token, or of the last position, padding too (SigLIP)."""
+    pad: ContextLength | None = None
+    """Tokens to which every text is padded; they count as text, seen and pooled (SigLIP: 64). null: none."""
+    projection: Projection | None = None
+    """From the tower's features to the shared space; null: as model.projection."""
+    bias: bool = False
+    """A bias of the projection (SigLIP)."""
     tokenizer: HubName = "clip"
     """`clip`, or a folder or hub name that transformers' AutoTokenizer loads."""
+    vocab_size: Count | None = None
+    """Rows of the token embedding, at least the tokenizer's ids; null: as many."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise InputError(
                 f"model.text.heads={self.heads} does not divide model.text.width={self.width}; choose a divisor"
+            )
+        if self.pad is not None and self.pad != self.context_length:
+            raise InputError(
+                f"model.text.pad={self.pad} is not model.text.context_length={self.context_length}; set both to one "
+                "number, or pad to null"
+            )
+        if (self.pool == "last") != (self.pad is not None):
+            raise InputError(
+                f"model.text.pool={self.pool} with pad={self.pad}: the last position is that of padded texts; set "
+                "`pool: last` and `pad` together"
             )
 
 
@@ -80,6 +116,10 @@ class HuggingFaceTextConfig:
     """Which hidden state becomes the text's: the first, the mean of the real ones, or the last real one."""
     pretrained: bool = True
     """Load the weights; false takes the architecture only."""
+    projection: Projection | None = None
+    """From the tower's features to the shared space; null: as model.projection."""
+    bias: bool = False
+    """A bias of the projection."""
     tokenizer: HubName | None = None
     """Folder or hub name of the tokenizer; default: `name`."""
 
@@ -101,6 +141,9 @@ class ModelConfig:
     """Image tower."""
     text: TextConfig = field(default_factory=TransformerTextConfig)
     """Text tower."""
+    projection: Projection = "linear"
+    """From each tower's features to the shared space. mlp: two layers, to align encoders that were trained apart; none:
+    the features themselves, which must then have embed_dim channels (SigLIP's images)."""
     init_logit_scale: Positive = 1 / 0.07
     """The multiplier of the similarities at the start (CLIP, arXiv 2103.00020, section 2.5)."""
     max_logit_scale: Positive = 100.0

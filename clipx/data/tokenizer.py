@@ -6,7 +6,7 @@ Shapes: B texts, T tokens of all of them.
 
 import gzip
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -56,18 +56,20 @@ class ClipTokenizer:
 
     Args:
         context_length: maximum tokens of a text; a longer text is cut and keeps its end token.
+        pad: whether every text is filled up to `context_length` with id 0, as open_clip does it.
     """
 
     start_id = 49_406
     end_id = 49_407
     vocab_size = 49_408
 
-    def __init__(self, context_length: int) -> None:
+    def __init__(self, context_length: int, *, pad: bool = False) -> None:
         self.context_length = context_length
+        self._pad = pad
         self._word_ids = _WordIds()
 
-    def __reduce__(self) -> tuple[type["ClipTokenizer"], tuple[int]]:
-        return type(self), (self.context_length,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), pad=self._pad), (self.context_length,)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 2 to `context_length`."""
@@ -90,7 +92,7 @@ class ClipTokenizer:
         ids = ids[: ids.index(self.end_id) + 1]
         if len(ids) > self.context_length:
             ids = [*ids[: self.context_length - 1], self.end_id]
-        return ids
+        return ids + [0] * (self.context_length - len(ids)) if self._pad else ids
 
 
 class _WordIds(dict[str, tuple[int, ...]]):
@@ -110,12 +112,13 @@ class HuggingFaceTokenizer:
     Args:
         name: hub name or folder.
         context_length: maximum tokens of a text with its special tokens; a longer text is cut and keeps them.
+        pad: whether every text is filled up to `context_length` with the tokenizer's token for that.
 
     Raises:
-        InputError: AutoTokenizer cannot load it.
+        InputError: AutoTokenizer cannot load it, or it has no token to pad with.
     """
 
-    def __init__(self, name: str, context_length: int) -> None:
+    def __init__(self, name: str, context_length: int, *, pad: bool = False) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -125,8 +128,11 @@ class HuggingFaceTokenizer:
             raise InputError(
                 f"tokenizer {name!r} cannot be loaded ({reason}); give `clip`, a hub name, or a tokenizer's folder"
             ) from error
+        if pad and self._tokenizer.pad_token_id is None:
+            raise InputError(f"tokenizer {name!r} has no token to pad with, which model.text.pad needs; choose another")
         self.name = name
         self.context_length = context_length
+        self._pad = pad
 
     @property
     def vocab_size(self) -> int:
@@ -139,8 +145,13 @@ class HuggingFaceTokenizer:
         Raises:
             InputError: a text without tokens, which a tower cannot pool.
         """
-        only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
-        rows = self._tokenizer(list(texts), truncation=True, max_length=self.context_length, **only_ids)["input_ids"]
+        options: dict[str, Any] = {
+            "return_attention_mask": False,
+            "return_token_type_ids": False,
+            "max_length": self.context_length,
+        }
+        options["padding"] = "max_length" if self._pad else False
+        rows = self._tokenizer(list(texts), truncation=True, **options)["input_ids"]
         if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
             raise InputError(f"tokenizer {self.name!r} gives no tokens for {empty[0]!r}; choose one with an end token")
         return _flat(rows)
@@ -150,15 +161,23 @@ class HuggingFaceTokenizer:
         self._tokenizer.save_pretrained(folder)
 
 
-def build_tokenizer(config: TextConfig) -> Tokenizer:
-    """The tokenizer that the text tower's config names."""
+def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pad: bool = True) -> Tokenizer:
+    """The tokenizer that the text tower's config names.
+
+    Args:
+        config: of the tower.
+        context_length: maximum tokens of a text; None means the config's.
+        pad: whether texts are padded where the config says so; to `context_length`.
+    """
+    length = context_length or config.context_length
     match config:
-        case TransformerTextConfig(tokenizer="clip"):
-            return ClipTokenizer(config.context_length)
         case TransformerTextConfig():
-            return HuggingFaceTokenizer(config.tokenizer, config.context_length)
+            pad = pad and config.pad is not None
+            if config.tokenizer == "clip":
+                return ClipTokenizer(length, pad=pad)
+            return HuggingFaceTokenizer(config.tokenizer, length, pad=pad)
         case HuggingFaceTextConfig():
-            return HuggingFaceTokenizer(config.tokenizer or config.name, config.context_length)
+            return HuggingFaceTokenizer(config.tokenizer or config.name, length)
         case _:
             assert_never(config)
 

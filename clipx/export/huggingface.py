@@ -9,8 +9,9 @@ from clipx.export.options import ExportOptions
 from clipx.export.parity.transformers import CONSUMERS
 from clipx.export.shape import ClipShape, TowerShape, read_shape
 from clipx.export.weights import save_weights
-from clipx.models.key_maps import HUGGINGFACE
-from clipx.pretrained import HUGGINGFACE_WEIGHTS, Pretrained
+from clipx.models.key_maps.huggingface import CLIP
+from clipx.pretrained import Pretrained
+from clipx.pretrained.huggingface import WEIGHTS
 
 __all__ = ["CONSUMERS", "problem", "write"]
 
@@ -21,7 +22,7 @@ def problem(pretrained: Pretrained) -> str | None:
         return "a model with a logit_bias has no place in transformers' CLIPModel; use --format open_clip"
     try:
         read_shape(pretrained)
-        HUGGINGFACE.to_theirs(pretrained.model.state_dict())
+        CLIP.to_theirs(pretrained.model.state_dict())
     except InputError as error:
         return str(error)
     return None
@@ -48,7 +49,7 @@ def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
         dtype="float16" if options.dtype == "fp16" else "float32",
     )
     config.save_pretrained(folder)
-    save_weights(HUGGINGFACE.to_theirs(pretrained.model.state_dict()), folder / HUGGINGFACE_WEIGHTS, options)
+    save_weights(CLIP.to_theirs(pretrained.model.state_dict()), folder / WEIGHTS, options)
     pretrained.tokenizer.save(folder)
     square = {"height": shape.image_size, "width": shape.image_size}
     image_processor = CLIPImageProcessorPil(

@@ -12,8 +12,9 @@ from clipx.export.options import ExportOptions
 from clipx.export.parity.open_clip import CONSUMERS
 from clipx.export.shape import TowerShape, read_shape
 from clipx.export.weights import save_weights
-from clipx.models.key_maps import OPEN_CLIP
-from clipx.pretrained import OPEN_CLIP_WEIGHTS, Pretrained
+from clipx.models.key_maps.open_clip import CLIP
+from clipx.pretrained import Pretrained
+from clipx.pretrained.open_clip import WEIGHTS
 
 __all__ = ["CONSUMERS", "problem", "write"]
 
@@ -22,7 +23,7 @@ def problem(pretrained: Pretrained) -> str | None:
     """Why open_clip has no class for a model; None: it has."""
     try:
         shape = read_shape(pretrained)
-        OPEN_CLIP.to_theirs(pretrained.model.state_dict())
+        CLIP.to_theirs(pretrained.model.state_dict())
     except InputError as error:
         return str(error)
     if shape.vision.quick_gelu != shape.text.quick_gelu:
@@ -57,7 +58,7 @@ def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
     if bias is not None:  # open_clip builds the parameter only if the config has this key
         config["model_cfg"]["init_logit_bias"] = bias.item()
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_weights(OPEN_CLIP.to_theirs(pretrained.model.state_dict()), folder / OPEN_CLIP_WEIGHTS, options)
+    save_weights(CLIP.to_theirs(pretrained.model.state_dict()), folder / WEIGHTS, options)
 
 
 def _tower(tower: TowerShape) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def read_shape(pretrained: Pretrained) -> ClipShape:
         raise InputError(f"{named} cannot be exported; {EXPORTABLE}")
     text_tower = cast(TextTower, model.text_tower)
     return ClipShape(
-        embed_dim=model.image_tower.projection.out_features,
+        embed_dim=config.embed_dim,
         vision=_tower(trunk.blocks, heads=trunk.blocks[0].attn.num_heads, quick_gelu=_is_quick_gelu(trunk)),
         image_size=config.image.image_size,
         patch_size=trunk.patch_embed.proj.kernel_size[0],

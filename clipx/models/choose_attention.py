@@ -116,20 +116,21 @@ def _choose_for_texts(
         num_checked=8,
         heads=heads,
         channels=channels,
-        causal=True,
+        causal=layers[0].causal,
         dtype=dtype,
         device=device,
     )
-    candidates: dict[Kernel, Attention] = {"flash": partial(_text_attention, None, device=device)}
+    attention = partial(_text_attention, causal=shape.causal, device=device)
+    candidates: dict[Kernel, Attention] = {"flash": partial(attention, None)}
     if has_one_tile(num_tokens=phase.context_length, channels=channels):
-        candidates["one_tile"] = partial(_text_attention, dtype, device=device)
+        candidates["one_tile"] = partial(attention, dtype)
     kernel = fastest(shape, candidates, group=group)
     for layer in layers:
         layer.one_tile = dtype if kernel == "one_tile" else None
 
 
 def _text_attention(
-    one_tile: torch.dtype | None, lengths: Sequence[int], *, device: torch.device
+    one_tile: torch.dtype | None, lengths: Sequence[int], *, causal: bool, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     packing = pack(torch.tensor(lengths, device=device), num_tokens=sum(lengths), max_length=max(lengths))
-    return partial(attend_packed, packing=packing, one_tile=one_tile)
+    return partial(attend_packed, packing=packing, causal=causal, one_tile=one_tile)

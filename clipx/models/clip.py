@@ -140,8 +140,10 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int, kind: type[C
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device as well
         return kind(
-            build_vision_tower(config.image, embed_dim=config.embed_dim),
-            text_tower=build_text_tower(config.text, vocab_size=vocab_size, embed_dim=config.embed_dim),
+            build_vision_tower(config.image, embed_dim=config.embed_dim, projection=config.projection),
+            text_tower=build_text_tower(
+                config.text, vocab_size=vocab_size, embed_dim=config.embed_dim, projection=config.projection
+            ),
             init_logit_scale=config.init_logit_scale,
             max_logit_scale=config.max_logit_scale,
             init_logit_bias=config.init_logit_bias,

@@ -26,6 +26,7 @@ _MAY_DIFFER = frozenset(
         "text.context_length",
         "text.pretrained",
         "text.tokenizer",  # compared by what it does, where it is built
+        "text.vocab_size",  # shows in the weights
     }
 )
 _BUILT = ("image.name", "image.options", "text.name")

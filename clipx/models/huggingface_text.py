@@ -15,9 +15,10 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor, nn
 
-from clipx.config.model import HuggingFaceTextConfig
+from clipx.config.model import HuggingFaceTextConfig, Projection
 from clipx.errors import InputError
 from clipx.models.packing import Packing, as_rows, attend, pack, take
+from clipx.models.projection import build_projection, initialise_projection
 
 Pool = Literal["cls", "mean", "last"]
 
@@ -28,11 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class HuggingFaceTextTower(nn.Module):
-    """A transformers encoder, a pooling of its hidden states, and a projection without bias.
+    """A transformers encoder, a pooling of its hidden states, and a projection.
 
     Args:
         encoder: maps input_ids to an output with `last_hidden_state`; to run packed, its attention must be PACKED.
-        hidden_size: the encoder's channels C.
+        projection: maps (B, C) to (B, D).
         pool: "cls" takes the first hidden state, "mean" the mean over a text's tokens, "last" that of the last token.
         pad_token_id: the id of padding (some encoders compute positions from it).
         first_position: the position of a text's first token in a packed row; None means that texts are padded.
@@ -42,10 +43,9 @@ class HuggingFaceTextTower(nn.Module):
         self,
         encoder: nn.Module,
         *,
-        hidden_size: int,
+        projection: nn.Module,
         pool: Pool,
         pad_token_id: int,
-        embed_dim: int,
         context_length: int,
         first_position: int | None = None,
     ) -> None:
@@ -55,8 +55,7 @@ class HuggingFaceTextTower(nn.Module):
         self.pad_token_id = pad_token_id
         self.context_length = context_length
         self.first_position = first_position
-        self.projection = nn.Linear(hidden_size, embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=hidden_size**-0.5)
+        self.projection = projection
 
     def forward(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
         """Embeds B texts: for arguments and result see `TextTower.forward`."""
@@ -122,7 +121,9 @@ def _attention(
     return attend(q_THK, k_THK, v_THK, packing, causal=causal, scale=scaling)[None], None
 
 
-def build_huggingface_tower(config: HuggingFaceTextConfig, *, vocab_size: int, embed_dim: int) -> HuggingFaceTextTower:
+def build_huggingface_tower(
+    config: HuggingFaceTextConfig, *, vocab_size: int, embed_dim: int, projection: Projection
+) -> HuggingFaceTextTower:
     """Builds the text tower from its config, on the CPU: see `build_text_tower` for arguments and errors."""
     encoder = _load_encoder(config)
     shape = encoder.config
@@ -139,12 +140,13 @@ def build_huggingface_tower(config: HuggingFaceTextConfig, *, vocab_size: int, e
             f"set at most {longest}"
         )
     pad_token_id = shape.pad_token_id if shape.pad_token_id is not None else 0
+    to_space = build_projection(projection, shape.hidden_size, embed_dim, tower="text", bias=config.bias)
+    initialise_projection(to_space)
     return HuggingFaceTextTower(
         encoder,
-        hidden_size=shape.hidden_size,
+        projection=to_space,
         pool=config.pool,
         pad_token_id=pad_token_id,
-        embed_dim=embed_dim,
         context_length=config.context_length,
         first_position=_make_packed(encoder, pad_token_id=pad_token_id, context_length=config.context_length),
     )

@@ -200,19 +200,20 @@ def attend(
     return take(mixed_N[0] if len(mixed_N) == 1 else torch.cat(mixed_N), packing.place_T)
 
 
-def attend_packed(qkv_T3HK: Tensor, packing: Packing, *, one_tile: torch.dtype | None) -> Tensor:
-    """Attention of every token to itself and the earlier ones of its text; (T, 3, H, K) to (T, H, K).
+def attend_packed(qkv_T3HK: Tensor, packing: Packing, *, causal: bool, one_tile: torch.dtype | None) -> Tensor:
+    """Attention as `attend` computes it, (T, 3, H, K) to (T, H, K).
 
     Args:
         qkv_T3HK: queries, keys and values, as one linear layer returns them.
         packing: where the texts stand.
+        causal: whether later tokens are left out.
         one_tile: the dtype in which `one_tile_attention` computes it; None means never.
     """
     longest = packing.filled[0].shape[1]
     if _one_tile_takes(qkv_T3HK, one_tile, longest=longest):
-        return one_tile_attention(qkv_T3HK, packing.bounds, longest=longest, causal=True)
+        return one_tile_attention(qkv_T3HK, packing.bounds, longest=longest, causal=causal)
     q_THK, k_THK, v_THK = qkv_T3HK.unbind(1)
-    return attend(q_THK, k_THK, v_THK, packing, causal=True)
+    return attend(q_THK, k_THK, v_THK, packing, causal=causal)
 
 
 def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:

@@ -1,23 +1,26 @@
 """Text towers: from flat token ids with lengths to one unnormalised embedding per text.
 
-`TextTower` is CLIP's text Transformer (arXiv 2103.00020, section 2.4): pre-LN, causal, learned positions, pooled at the
-end token. It runs packed: its linear layers get real tokens only, and the last block computes little more than the end
-tokens.
+`TextTower` is a pre-LN Transformer with learned positions, pooled at a text's last token. Causal, and with the end
+token as the last, it is CLIP's (arXiv 2103.00020, section 2.4); not causal, and with padding that counts as text,
+SigLIP's (arXiv 2303.15343). It runs packed: its linear layers get the tokens of texts only, and the last block computes
+little more than the last tokens.
 
 Shape suffixes: B texts, T tokens of all texts, R tokens that a block returns, H heads, K channels of a head,
 C channels, D embedding.
 """
 
 from collections.abc import Callable
-from typing import Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.config.model import Activation, HuggingFaceTextConfig, Projection, TextConfig, TransformerTextConfig
+from clipx.errors import InputError
 from clipx.models.initialise import initialise_blocks
 from clipx.models.packing import Packing, attend_once, attend_packed, group_by_length, pack, pad_to_bucket, take
+from clipx.models.projection import build_projection, initialise_projection
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -25,18 +28,28 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "quick_gelu": quick_gelu}
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The approximation of GELU by a hyperbolic tangent, in SigLIP's weights (arXiv 1606.08415, section 2)."""
+    return functional.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": gelu_tanh,
+}
 
 
 class Attention(nn.Module):
-    """Causal self-attention with one fused projection to queries, keys and values, in this order."""
+    """Self-attention with one fused projection to queries, keys and values, in this order."""
 
     one_tile: torch.dtype | None = None
     """The dtype in which `one_tile_attention` computes it (`choose_attention`); None means never."""
 
-    def __init__(self, width: int, *, heads: int) -> None:
+    def __init__(self, width: int, *, heads: int, causal: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -44,7 +57,7 @@ class Attention(nn.Module):
         """Maps (T, C) to (T, C), or to (R, C): only the rows `rows_R`, the last tokens of the first R texts."""
         qkv_T3HK = self.qkv(x_TC).unflatten(-1, (3, self.heads, -1))
         if rows_R is None:
-            mixed_RHK = attend_packed(qkv_T3HK, packing, one_tile=self.one_tile)
+            mixed_RHK = attend_packed(qkv_T3HK, packing, causal=self.causal, one_tile=self.one_tile)
         else:
             q_THK, k_THK, v_THK = qkv_T3HK.unbind(1)
             mixed_RHK = attend_once(take(q_THK, rows_R), k_THK, v_THK, packing)
@@ -68,11 +81,13 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-LN residual block; its parameters have the names of timm's ViT blocks, so that one key map fits both."""
 
-    def __init__(self, width: int, *, heads: int, hidden: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, width: int, *, heads: int, hidden: int, activation: Callable[[Tensor], Tensor], causal: bool, eps: float
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-5)
-        self.attn = Attention(width, heads=heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-5)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads=heads, causal=causal)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, hidden=hidden, activation=activation)
 
     def forward(self, x_TC: Tensor, packing: Packing, last_R: Tensor | None = None) -> Tensor:
@@ -86,39 +101,44 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text Transformer with a projection without bias; it returns the result at each text's last token.
+    """A text Transformer with a projection; it returns the result at each text's last token.
 
-    Arguments are those of `TransformerTextConfig`: C is `width`, which `heads` divides, D is `embed_dim`.
+    Args:
+        config: sizes and kind of the blocks.
+        vocab_size: number of the tokenizer's ids.
+        embed_dim: D.
+        projection: from the last token's channels to the shared space.
     """
 
     bucketed: bool = False
     """Whether texts are padded to few different shapes (`pad_to_bucket`), for compiled blocks."""
 
     def __init__(
-        self,
-        vocab_size: int,
-        *,
-        context_length: int,
-        width: int,
-        layers: int,
-        heads: int,
-        embed_dim: int,
-        mlp_ratio: float = 4.0,
-        activation: Literal["gelu", "quick_gelu"] = "gelu",
+        self, config: TransformerTextConfig, *, vocab_size: int, embed_dim: int, projection: Projection = "linear"
     ) -> None:
         super().__init__()
-        self.context_length = context_length
-        self.token_embedding = nn.Embedding(vocab_size, width)
-        self.position_embedding = nn.Embedding(context_length, width)
-        shape = {"heads": heads, "hidden": int(width * mlp_ratio)}
-        self.blocks = nn.ModuleList(Block(width, activation=ACTIVATIONS[activation], **shape) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, eps=1e-5)
-        self.projection = nn.Linear(width, embed_dim, bias=False)
+        width = config.width
+        self.context_length = config.context_length
+        self.token_embedding = nn.Embedding(config.vocab_size or vocab_size, width)
+        self.position_embedding = nn.Embedding(config.context_length, width)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads=config.heads,
+                hidden=int(width * config.mlp_ratio),
+                activation=ACTIVATIONS[config.activation],
+                causal=config.causal,
+                eps=config.eps,
+            )
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.eps)
+        self.projection = build_projection(projection, width, embed_dim, tower="text", bias=config.bias)
         # CLIP's initialisation, with the constants of OpenAI's published model code; biases are 0, gains are 1.
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
         initialise_blocks(self.blocks)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        initialise_projection(self.projection)
 
     def forward(self, tokens_T: Tensor, lengths_B: Tensor, *, max_length: int) -> Tensor:
         """Embeds B texts given as one flat array.
@@ -148,28 +168,34 @@ class TextTower(nn.Module):
         return x_BD if index_B is None else take(x_BD, index_B)
 
 
-def build_text_tower(config: TextConfig, *, vocab_size: int, embed_dim: int) -> nn.Module:
+def build_text_tower(
+    config: TextConfig, *, vocab_size: int, embed_dim: int, projection: Projection = "linear"
+) -> nn.Module:
     """Builds a text tower from its config, on the CPU, with weights from torch's current generator.
+
+    Args:
+        config: of the tower.
+        vocab_size: number of the tokenizer's ids.
+        embed_dim: of the shared space.
+        projection: to the shared space, where the tower's config names none.
 
     Raises:
         InputError: a transformers model cannot be loaded, is not a text encoder, or is too small for the tokenizer or
-            the context length.
+            the context length; a `vocab_size` below the tokenizer's; or a tower without projection has other channels
+            than the shared space.
     """
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "embed_dim": embed_dim}
     match config:
         case TransformerTextConfig():
-            return TextTower(
-                vocab_size,
-                context_length=config.context_length,
-                width=config.width,
-                layers=config.layers,
-                heads=config.heads,
-                mlp_ratio=config.mlp_ratio,
-                activation=config.activation,
-                embed_dim=embed_dim,
-            )
+            if config.vocab_size is not None and config.vocab_size < vocab_size:
+                raise InputError(
+                    f"model.text.vocab_size={config.vocab_size} is below the {vocab_size} ids of the tokenizer "
+                    f"{config.tokenizer}; set at least {vocab_size}, or null"
+                )
+            return TextTower(config, projection=config.projection or projection, **sizes)
         case HuggingFaceTextConfig():
             from clipx.models.huggingface_text import build_huggingface_tower
 
-            return build_huggingface_tower(config, vocab_size=vocab_size, embed_dim=embed_dim)
+            return build_huggingface_tower(config, projection=config.projection or projection, **sizes)
         case unknown:
             assert_never(unknown)

@@ -15,16 +15,17 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from clipx.config.model import TimmImageConfig
+from clipx.config.model import Projection, TimmImageConfig
 from clipx.errors import InputError
 from clipx.models.dry_run import run_on_meta
 from clipx.models.initialise import initialise_blocks
 from clipx.models.patch_drop import kept_patches
+from clipx.models.projection import build_projection, initialise_projection
 from clipx.models.vit import is_plain_vit, num_patches, use_fast_blocks, vit_forward
 
 
 class VisionTower(nn.Module):
-    """Normalises pixels on the device, runs the trunk, and projects its pooled features without bias.
+    """Normalises pixels on the device, runs the trunk, and projects its pooled features.
 
     The trunk maps float (B, 3, H, W) to pooled features (B, F). timm's plain ViT uses the forward pass of `vit`, which
     gives the same result for less work. `mean` and `std` are those of channels in [0, 1].
@@ -33,16 +34,13 @@ class VisionTower(nn.Module):
     mean_C: Tensor
     std_C: Tensor
 
-    def __init__(
-        self, trunk: nn.Module, *, num_features: int, embed_dim: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, trunk: nn.Module, *, projection: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.trunk = trunk
         self.is_plain_vit = is_plain_vit(trunk)
         if self.is_plain_vit:
             use_fast_blocks(trunk)
-        self.projection = nn.Linear(num_features, embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=num_features**-0.5)  # CLIP, OpenAI's model code
+        self.projection = projection
         # Constants of the preprocessing, in units of the uint8 values; not saved with the weights.
         self.register_buffer("mean_C", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std_C", 255 * torch.tensor(std), persistent=False)
@@ -73,21 +71,33 @@ class VisionTower(nn.Module):
         return self.projection(vit_forward(self.trunk, images_BHWC, kept_BK, normalize=self.normalize))
 
 
-def build_vision_tower(config: TimmImageConfig, *, embed_dim: int) -> VisionTower:
+def build_vision_tower(config: TimmImageConfig, *, embed_dim: int, projection: Projection = "linear") -> VisionTower:
     """Builds an image tower from its config, on the CPU, with weights from torch's current generator.
 
     A trunk of CLIP's shape (class token, norm before the blocks) without pretrained weights gets CLIP's initialisation;
     any other trunk keeps timm's.
 
+    Args:
+        config: of the tower.
+        embed_dim: of the shared space.
+        projection: to the shared space, where the tower's config names none.
+
     Raises:
         InputError: an unknown model name, options that the model does not accept, a weight file that is missing or does
-            not fit, or patch dropout for a model that is not a plain ViT.
+            not fit, patch dropout for a model that is not a plain ViT, or a tower without projection that has other
+            channels than the shared space.
     """
     trunk = _create_trunk(config)
+    if config.eps is not None:
+        for module in trunk.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.eps
     if not config.pretrained and _has_clip_shape(trunk):
         _initialise_as_clip(trunk)
     num_features = getattr(trunk, "head_hidden_size", None) or trunk.num_features
-    tower = VisionTower(trunk, num_features=num_features, embed_dim=embed_dim, mean=config.mean, std=config.std)
+    to_space = build_projection(config.projection or projection, num_features, embed_dim, tower="image")
+    initialise_projection(to_space)
+    tower = VisionTower(trunk, projection=to_space, mean=config.mean, std=config.std)
     check_patch_drop(tower, config.patch_drop, name="model.image.patch_drop")
     return tower
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipx.config.model import HuggingFaceTextConfig
+from clipx.config.model import HuggingFaceTextConfig, TransformerTextConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
@@ -75,6 +75,8 @@ class PhaseModel:
         self.objective = _on_meta_device(config, phase, build)
         text_tower = self.objective.model.text_tower
         self._tokens = computed_tokens(text_tower, mean=caption_tokens, longest=phase.context_length)
+        if isinstance(config.model.text, TransformerTextConfig) and config.model.text.pad is not None:
+            self._tokens = phase.context_length
         self.work = _work(config, self.objective, tokens=self._tokens)
 
     def blocks(self) -> list[nn.Module]:

@@ -1,7 +1,7 @@
 """Draws pictures of a training batch with their captions, read through the stream that training reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,7 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     described = sources(config.data)
     indexes = [build_index(source.shards, index_dir=source.index) for source in described]
     plan = build_order(config, indexes)
-    texts = _RecordedTexts(build_tokenizer(replace(config.model.text, context_length=phase.context_length)))
+    texts = _RecordedTexts(build_tokenizer(config.model.text, context_length=phase.context_length))
     reader = open_reader(indexes, plan, data=config.data, image_size=phase.image_size, tokenizer=texts)
     count = min(count, plan.global_batch_size)
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)

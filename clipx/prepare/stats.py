@@ -5,7 +5,7 @@ Of a large source as many samples as asked for are read, evenly spread over its 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 
@@ -117,7 +117,7 @@ def describe(
     text = TransformerTextConfig() if model is None else model.text
     indexes = [build_index(source.shards, index_dir=source.index) for source in sources]
     measure = _Measure(
-        tuple(sources), tuple(map(ShardRows, indexes)), build_tokenizer(replace(text, context_length=_UNCUT))
+        tuple(sources), tuple(map(ShardRows, indexes)), build_tokenizer(text, context_length=_UNCUT, pad=False)
     )
     parts = _measure(measure, indexes, sample=sample, workers=workers, on_progress=on_progress)
     measured = {source.name: part for source, part in zip(sources, parts, strict=True)}

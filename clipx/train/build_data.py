@@ -97,7 +97,7 @@ def phase_reader(
         plan,
         data=config.data,
         image_size=phase.image_size,
-        tokenizer=build_tokenizer(replace(config.model.text, context_length=phase.context_length)),
+        tokenizer=build_tokenizer(config.model.text, context_length=phase.context_length),
         column_readers=column_readers,
     )
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.text_tower import padded
 
+from clipx.config.model import TransformerTextConfig
 from clipx.models.packing import pad_to_bucket
 from clipx.models.text_tower import TextTower
 
@@ -13,7 +14,9 @@ CONTEXT = 20
 
 def build() -> TextTower:
     torch.manual_seed(0)
-    model = TextTower(20, context_length=CONTEXT, width=8, layers=2, heads=2, embed_dim=4).double()
+    model = TextTower(
+        TransformerTextConfig(context_length=CONTEXT, width=8, layers=2, heads=2), vocab_size=20, embed_dim=4
+    ).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model

@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
 
+from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.errors import InputError, RunError
 from clipx.export import export_model, open_clip
 from clipx.export import run as export_run
 from clipx.export.options import ExportOptions
-from clipx.pretrained import EXPORT_CONFIG, OPEN_CLIP_WEIGHTS, load
+from clipx.pretrained import load
+from clipx.pretrained.open_clip import WEIGHTS as OPEN_CLIP_WEIGHTS
 
 BOTH = ("hf", "open_clip")
 TEXTS = ["a photo of a cat", "an owl & a fox, at dusk"]
@@ -221,11 +223,11 @@ def test_an_unknown_format_is_bad_input(tmp_path, source, formats):
 def test_weights_that_do_not_fit_the_config_are_bad_input(tmp_path, source):
     config = run_config_text(tiny_model_config(text={"layers": 1}))
     (source / EXPORT_CONFIG).write_text(config)
-    with pytest.raises(InputError, match="does not fit") as raised:
+    with pytest.raises(InputError, match="do not fit the config: they lack") as raised:
         load(source)
     assert "\n" not in str(raised.value)
     (source / OPEN_CLIP_WEIGHTS).write_bytes(b"short")
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="cannot be read"):
         load(source)
     (source / OPEN_CLIP_WEIGHTS).unlink()
     with pytest.raises(InputError, match="export it again"):

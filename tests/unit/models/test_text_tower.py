@@ -1,6 +1,8 @@
 """Text towers: exactness of the packed interface, agreement with transformers, initialisation, bad input."""
 
 import dataclasses
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from reference.text_tower import padded
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, SiglipTextConfig, SiglipTextModel
 
 from clipx.config.model import TransformerTextConfig
+from clipx.errors import InputError
 from clipx.models.text_tower import TextTower, build_text_tower
 
 VOCABULARY = 30
@@ -124,6 +127,53 @@ def test_agrees_with_transformers_clip(activation: str) -> None:
     torch.testing.assert_close(ours, theirs.eval()(input_ids=rows).text_embeds, rtol=1e-10, atol=1e-10)
 
 
+def test_agrees_with_transformers_siglip() -> None:
+    changes = {"causal": False, "pool": "last", "pad": 12, "bias": True, "activation": "gelu_tanh", "eps": 1e-6}
+    model = tower(replace(CONFIG, **changes)).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs = SiglipTextModel(
+        SiglipTextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=128,
+            projection_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=12,
+        )
+    ).double()
+    renamed = {
+        name.replace("text_projection", "text_model.head"): value
+        for name, value in transformers_names(model.state_dict()).items()
+    }
+    prefix = "text_model." if any(name.startswith("text_model.") for name in theirs.state_dict()) else ""
+    renamed = {name.replace("text_model.", prefix): value for name, value in renamed.items()}
+    theirs.load_state_dict(renamed, strict=True)
+    rows = torch.stack([functional.pad(text, (0, 12 - len(text))) for text in texts()])
+    ours = model(rows.flatten(), torch.full((len(rows),), 12), max_length=12)
+    torch.testing.assert_close(ours, theirs.eval()(input_ids=rows).pooler_output, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pad": 8, "pool": "last"}, "pad=8 is not model.text.context_length=12"),
+        ({"pad": 12}, "`pool: last` and `pad` together"),
+        ({"pool": "last"}, "`pool: last` and `pad` together"),
+    ],
+)
+def test_padding_that_contradicts_itself_is_bad_input(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_a_vocabulary_below_the_tokenizers_is_bad_input() -> None:
+    assert tower(replace(CONFIG, vocab_size=40)).token_embedding.num_embeddings == 40
+    with pytest.raises(InputError, match="vocab_size=20 is below the 30 ids"):
+        tower(replace(CONFIG, vocab_size=20))
+
+
 def transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our text tower's weights under the names of transformers' CLIPTextModelWithProjection."""
     renamed = {
@@ -131,8 +181,7 @@ def transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "text_model.embeddings.position_embedding.weight": state["position_embedding.weight"],
         "text_model.final_layer_norm.weight": state["norm.weight"],
         "text_model.final_layer_norm.bias": state["norm.bias"],
-        "text_projection.weight": state["projection.weight"],
-    }
+    } | {name.replace("projection", "text_projection"): state[name] for name in state if name.startswith("projection")}
     parts = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj", "mlp": "mlp"}
     for name, value in state.items():
         if not name.startswith("blocks."):

@@ -131,10 +131,9 @@ def test_the_gradient_cache_repeats_all_forward_passes_but_the_last(tmp_path: Pa
 def test_texts_of_an_encoder_that_runs_padded_are_all_long(first_position: int | None, expected: int) -> None:
     tower = HuggingFaceTextTower(
         torch.nn.Identity(),
-        hidden_size=4,
+        projection=torch.nn.Identity(),
         pool="last",
         pad_token_id=0,
-        embed_dim=4,
         context_length=24,
         first_position=first_position,
     )

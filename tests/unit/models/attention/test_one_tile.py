@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipx.config.model import TimmImageConfig
+from clipx.config.model import TimmImageConfig, TransformerTextConfig
 from clipx.models import packing, text_tower, vit
 from clipx.models.attention import one_tile, trial
 from clipx.models.attention.one_tile import has_one_tile, one_tile_attention
@@ -255,7 +255,7 @@ def test_an_image_tower_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bucketed", [False, True])
 def test_a_text_tower_gives_the_same(bucketed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    tower = TextTower(50, context_length=40, width=32, layers=2, heads=2, embed_dim=8)
+    tower = TextTower(TransformerTextConfig(context_length=40, width=32, layers=2, heads=2), vocab_size=50, embed_dim=8)
     lengths = [40, 3, 17]
     batch = (torch.randint(0, 50, (sum(lengths),)), torch.tensor(lengths))
     expected, asked = tower(*batch, max_length=40), []

@@ -4,7 +4,8 @@ from tiny_clip import tiny_model_config, tiny_pretrained
 
 from clipx.errors import InputError
 from clipx.models.clip import build_model
-from clipx.models.key_maps import HUGGINGFACE, OPEN_CLIP
+from clipx.models.key_maps.huggingface import CLIP as HUGGINGFACE
+from clipx.models.key_maps.open_clip import CLIP as OPEN_CLIP
 
 
 @pytest.mark.parametrize("key_map", [HUGGINGFACE, OPEN_CLIP])

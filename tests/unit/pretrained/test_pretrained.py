@@ -9,6 +9,7 @@ import torch
 from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
 
 import clipx
+from clipx.checkpoint.find import find_model
 from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import CheckpointStore
 from clipx.checkpoint.tensors import state_of, write_state
@@ -16,7 +17,7 @@ from clipx.config.model import HuggingFaceTextConfig
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.models.clip import build_model
-from clipx.pretrained import Pretrained, find_model, load, start_from
+from clipx.pretrained import Pretrained, load, start_from
 
 TEXTS = ["a photo of a cat", "x"]
 
@@ -163,7 +164,7 @@ def test_the_tokenizer_may_be_given(pretrained):
 
 
 def test_loading_needs_none_of_the_weights_that_training_started_from():
-    from clipx.pretrained import _without_download
+    from clipx.pretrained.loading import _without_download
 
     config = tiny_model_config(image={"pretrained": "gone.safetensors"})
     config = replace(config, text=HuggingFaceTextConfig(name="any"))

@@ -1,0 +1,1 @@
+"""Names of weights here and in other libraries, one file each."""

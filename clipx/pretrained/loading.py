@@ -1,0 +1,96 @@
+"""Loads a model: a run's, an export's, or another library's."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clipx.checkpoint.find import ModelFiles, find_model
+from clipx.checkpoint.tensors import holds_average, load_weights
+from clipx.config.model import HuggingFaceTextConfig, ModelConfig
+from clipx.data.tokenizer import build_tokenizer
+from clipx.errors import InputError, some_names
+from clipx.models.clip import CLIP, build_model
+from clipx.pretrained import huggingface, open_clip
+from clipx.pretrained.model import Pretrained
+from clipx.pretrained.stored_model import stored_model
+from clipx.storage.folders import Folder
+
+
+def load(
+    path: str | Path, *, device: str | torch.device = "cpu", weights: Literal["average", "trained"] | None = None
+) -> Pretrained:
+    """Loads a model in float32.
+
+    Args:
+        path: a run folder, a checkpoint (also by address, s3://...), an export, or a folder of transformers' or
+            open_clip's.
+        device: the device for the model.
+        weights: of a checkpoint, "trained" or their "average" (`ema`); None means the average if there is one.
+
+    Raises:
+        InputError: the path has no model, the weights do not fit the config, or there is no average.
+    """
+    files = find_model(path)
+    config = stored_model(files)
+    tokenizer = build_tokenizer(config.text)
+    model = build_model(_without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
+    if files.kind == "checkpoint":
+        load_weights(files.folder, model, average=choose_average(files.folder, weights))
+    else:
+        _fill(model, _read_weights(files, config), files.local)
+    return Pretrained(model.to(device).eval(), config, tokenizer=tokenizer)
+
+
+def choose_average(checkpoint: Folder, weights: Literal["average", "trained"] | None) -> bool:
+    """Whether to take the average of a checkpoint's weights; None means if there is one.
+
+    Raises:
+        InputError: there is none, and it is wanted.
+    """
+    has_average = holds_average(checkpoint)
+    if weights == "average" and not has_average:
+        raise InputError(f"{checkpoint} holds no average of the weights; take the trained ones, or train with `ema`")
+    return has_average and weights != "trained"
+
+
+def _without_download(config: ModelConfig) -> ModelConfig:
+    """The same config without pretrained weights, because stored weights replace them."""
+    text = replace(config.text, pretrained=False) if isinstance(config.text, HuggingFaceTextConfig) else config.text
+    return replace(config, image=replace(config.image, pretrained=False), text=text)
+
+
+def _read_weights(files: ModelFiles, config: ModelConfig) -> dict[str, Tensor]:
+    """Weights under our names, from the file of either library; an export may have both."""
+    folder = files.local
+    if files.kind == "export":
+        libraries = [library for library in (huggingface, open_clip) if (folder / library.WEIGHTS).is_file()]
+        if not libraries:
+            raise InputError(f"{folder} has neither {huggingface.WEIGHTS} nor {open_clip.WEIGHTS}; export it again")
+        return libraries[0].read_weights(folder, config)
+    return (huggingface if files.kind == "transformers" else open_clip).read_weights(folder, config)
+
+
+def _fill(model: CLIP, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Copies weights into a model that was built from the config beside them.
+
+    Raises:
+        InputError: some are missing, are more than the model has, or have other shapes.
+    """
+    wanted = model.state_dict()
+    faults = {
+        "lack": wanted.keys() - weights.keys(),
+        "have no place for": weights.keys() - wanted.keys(),
+        "have another shape of": {
+            name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape
+        },
+    }
+    listed = [f"{fault} {some_names(sorted(names))}" for fault, names in faults.items() if names]
+    if listed:
+        raise InputError(
+            f"{folder}: the weights do not fit the config: they {' and '.join(listed)}; take a whole model"
+        )
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})

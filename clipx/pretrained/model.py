@@ -1,0 +1,107 @@
+"""A trained model with its tokenizer and preprocessing, used by evaluation and export.
+
+Shapes: B images or texts, S image size, T tokens, D embedding.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipx.config.model import ModelConfig
+from clipx.data.tokenizer import Tokenizer, build_tokenizer
+from clipx.data.transforms import EvalTransform
+from clipx.errors import InputError
+from clipx.models.clip import CLIP
+
+
+class Pretrained:
+    """Computes embeddings of images and texts; the mode, dtype and device of the model do not change.
+
+    Args:
+        model: may be in training mode, or parts of it; every call evaluates and restores the modes.
+        config: the config that the model was built from.
+        tokenizer: the tokenizer of its training; None means that it is built from the config.
+    """
+
+    def __init__(self, model: CLIP, config: ModelConfig, *, tokenizer: Tokenizer | None = None) -> None:
+        self.model = model
+        self.config = config
+        self.tokenizer = tokenizer if tokenizer is not None else build_tokenizer(config.text)
+        self.transform = EvalTransform(config.image.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's weights."""
+        return self.model.log_logit_scale.device
+
+    @property
+    def logit_scale(self) -> float:
+        """The multiplier of the similarities."""
+        return self.model.log_logit_scale.detach().exp().item()
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Resizes the short side and crops the centre: uint8 (S, S, 3). The model itself normalises.
+
+        Raises:
+            InputError: the argument is not an image of Pillow.
+        """
+        if not isinstance(image, Image.Image):
+            raise InputError(f"a picture must be a PIL.Image, not {type(image).__name__}; open files with Image.open")
+        return self.transform(image)
+
+    def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Flat token ids int64 (T,) and lengths int64 (B,) of one or several texts.
+
+        Raises:
+            InputError: there is no text, or one is not a string.
+        """
+        listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [texts]
+        if wrong := [type(text).__name__ for text in listed if not isinstance(text, str)]:
+            raise InputError(f"a text must be a str, not {wrong[0]}; give one, or a list of them")
+        if not listed:
+            raise InputError("no text to tokenize; give at least one")
+        return self.tokenizer.encode(listed)
+
+    @torch.no_grad()
+    def encode_image(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
+        """Unit-length embeddings (B, D) of one image, of several, or of uint8 (B, S, S, 3) from `preprocess`.
+
+        Raises:
+            InputError: there is no image, one is not an image, or a tensor has another dtype or shape.
+        """
+        if not isinstance(images, Tensor):
+            rows = [self.preprocess(image) for image in (images if isinstance(images, Iterable) else [images])]
+            images = torch.stack(rows) if rows else torch.empty(0)
+        size = self.config.image.image_size
+        if images.dtype != torch.uint8 or images.shape[1:] != (size, size, 3) or images.numel() == 0:
+            raise InputError(
+                f"pictures must be at least one PIL.Image or uint8 (B, {size}, {size}, 3) as `preprocess` makes them, "
+                f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
+        with self._evaluating():
+            return self.model.encode_image(images.to(self.device))
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Unit-length embeddings (B, D) of one or several texts.
+
+        Raises:
+            InputError: the cases of `tokenize`.
+        """
+        tokens_T, lengths_B = self.tokenize(texts)
+        max_length = int(lengths_B.max())
+        with self._evaluating():
+            return self.model.encode_text(tokens_T.to(self.device), lengths_B.to(self.device), max_length=max_length)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = [module for module in self.model.modules() if module.training]  # not those of a locked tower
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
