@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipx.config.load import dump_config, load_config
+    from clipx.config.load import dump_config
     from clipx.config.schema import RunConfig
     from clipx.errors import ClipxError, InputError, RunError
     from clipx.pretrained import Pretrained, load
+    from clipx.pretrained.run_config import load_config
     from clipx.train.liveness.status import Status
     from clipx.train.trainer import run as train
 
@@ -43,7 +44,7 @@ _MODULES = {
     "Status": "clipx.train.liveness.status",
     "dump_config": "clipx.config.load",
     "load": "clipx.pretrained",
-    "load_config": "clipx.config.load",
+    "load_config": "clipx.pretrained.run_config",
 }
 
 

@@ -27,6 +27,8 @@ class WebServer:
         delay_s: of each answer.
         ranges: whether parts are given; otherwise the whole file is the answer to every request.
         with_length: whether an answer says its length.
+        headers: of every answer, besides.
+        refusals: by path, the status and the headers of an answer that is no file.
         requests: (path, value of the Range header or "") of each request so far.
         bytes_sent: of all bodies so far.
     """
@@ -38,6 +40,8 @@ class WebServer:
         self.failure_status = 503
         self.delay_s = 0.0
         self.ranges = self.with_length = True
+        self.headers: dict[str, str] = {}
+        self.refusals: dict[str, tuple[int, dict[str, str]]] = {}
         self.requests: list[tuple[str, str]] = []
         self.bytes_sent = 0
         self.closing = threading.Event()
@@ -95,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif failing:
             self._answer(server.failure_status, b"")
+        elif path in server.refusals:
+            status, headers = server.refusals[path]
+            self._answer(status, b"", headers)
         elif path not in server.files:
             self._answer(404, b"")
         elif span and server.ranges:
@@ -113,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         server = self.owner
         self.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in (server.headers | (headers or {})).items():
             self.send_header(name, value)
         if server.with_length:
             self.send_header("Content-Length", str(len(body)))
@@ -121,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
             self.close_connection = True
         self.end_headers()
+        if self.command == "HEAD":
+            return
         broken = server.mode != "serve" and len(body) > 1
         sent = body[: len(body) // 2] if broken else body
         self.wfile.write(sent)

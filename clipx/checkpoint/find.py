@@ -14,6 +14,7 @@ from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
 from clipx.errors import InputError
 from clipx.storage.folders import Folder, folder_at
+from clipx.storage.hub import hub_folder, hub_model
 
 EXPORT_CONFIG = "clipx_config.yaml"
 """The file of an export that has the resolved config of the run."""
@@ -40,7 +41,8 @@ class ModelFiles:
 def find_model(path: Path | str) -> ModelFiles:
     """Finds a stored model, the MODEL of the command line.
 
-    That is a run folder, a checkpoint, an export, or a folder of transformers' or open_clip's with a config.
+    That is a run folder, a checkpoint, an export, a folder of transformers' or open_clip's with a config, or one of the
+    last three at the hub (hf://ORG/NAME[@REVISION]), which is downloaded if it is not in the cache.
 
     For a run folder it is the newest good checkpoint. Checkpoints, and a folder of them, may have an address
     (s3://...); a run folder knows the address of its own.
@@ -58,13 +60,30 @@ def find_model(path: Path | str) -> ModelFiles:
         return found
 
 
+def find_config(path: Path | str) -> ModelFiles:
+    """Finds what describes a stored model: no weights are read, not even to see whether they are whole.
+
+    Raises:
+        InputError: the path is none of `find_model`'s or cannot be read, or the run has no checkpoint.
+    """
+    folder = _folder(path, weights=False)
+    with _readable_errors(folder):
+        found = _look(folder)
+        if isinstance(found, ModelFiles):
+            return found
+        named = reversed(found.checkpoints())
+        whole = (checkpoint for checkpoint in named if {MANIFEST, CONFIG} <= set(checkpoint.folder.names()))
+        newest = next(whole, None)
+        return _newest(folder, found) if newest is None else ModelFiles("checkpoint", newest.folder, CONFIG)
+
+
 def require_model(path: Path | str) -> None:
-    """Looks whether a local folder has the files of a model; their content is not read, as it may be long.
+    """Looks whether a local folder, or a model at the hub, has the files of a model; their content may be long.
 
     Raises:
         InputError: `find_model` would raise it, too.
     """
-    folder = _folder(path)
+    folder = _folder(path, weights=False)
     if folder.path is None:
         return
     with _readable_errors(folder):
@@ -73,8 +92,11 @@ def require_model(path: Path | str) -> None:
             _newest(folder, found)
 
 
-def _folder(path: Path | str) -> Folder:
-    return folder_at(re.sub(r"^(\w+):/(?!/)", r"\1://", str(path)))  # pathlib takes a slash from addresses
+def _folder(path: Path | str, *, weights: bool = True) -> Folder:
+    """The folder at a path or address; that of a model at the hub, with weights or without, lies in its cache."""
+    address = re.sub(r"^(\w+):/(?!/)", r"\1://", str(path))  # pathlib takes a slash from addresses
+    model = hub_model(address)
+    return folder_at(address if model is None else hub_folder(model, weights=weights))
 
 
 @contextmanager
@@ -90,7 +112,8 @@ def _look(folder: Folder) -> ModelFiles | CheckpointStore:
     if folder.path is not None and not folder.path.is_dir():
         fault = "is a file" if folder.path.exists() else "no such folder"
         raise InputError(
-            f"{folder}: {fault}; give a run folder, a checkpoint, an export, or a model of transformers or open_clip"
+            f"{folder}: {fault}; give a run folder, a checkpoint, an export, a model of transformers or open_clip, or "
+            "hf://ORG/NAME"
         )
     names = folder.names()
     if EXPORT_CONFIG in names:

@@ -56,8 +56,8 @@ def load_arguments(arguments: Sequence[str]) -> "RunConfig":
     Raises:
         InputError: an argument is neither a file nor an override, or the config is wrong.
     """
-    from clipx.config.load import load_config
     from clipx.config.shipped import shipped_names
+    from clipx.pretrained.run_config import load_config
 
     overrides = [argument for argument in arguments if is_override(argument)]
     files = [argument for argument in arguments if not is_override(argument)]

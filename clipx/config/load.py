@@ -5,7 +5,7 @@ validated once.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from clipx.config.model import ModelConfig
 from clipx.config.schema import RunConfig
 from clipx.config.shipped import config_path
 from clipx.config.validate import Keys, Tree, is_one_value, validate, with_default_types
@@ -23,16 +24,28 @@ from clipx.printable import redact, redacted
 log = logging.getLogger(__name__)
 
 
-def load_config(files: Path | str | Sequence[Path | str], overrides: str | Sequence[str] = ()) -> RunConfig:
+StartingModel = Callable[[str, str], ModelConfig]
+"""From `start_from` and `run_dir`, as they are written, to the config of the model that is there."""
+
+
+def load_config(
+    files: Path | str | Sequence[Path | str],
+    overrides: str | Sequence[str] = (),
+    *,
+    starting_model: StartingModel | None = None,
+) -> RunConfig:
     """The config of a run: the files merged from left to right, then changed by the overrides.
 
     If a mapping's `type` changes, the mapping is replaced, so that no field of the other variant remains; mappings with
     free keys (model.image.options) are always replaced. Overrides form one layer: their order does not matter, except
     that the later of two for the same key wins.
 
+    A `model` that does not name its image tower, or that is null, lies over that of `start_from`.
+
     Args:
         files: a YAML file, or several; a file that comes with clipx also by its name, e.g. `tiny`.
         overrides: `key.sub=value`, one or several, the value in YAML (`optim.lr=3e-4`, `data.train=[a.tar, b.tar]`).
+        starting_model: what looks at the model of `start_from`; without it `model` must be whole.
 
     Raises:
         InputError: a file is missing or is not a YAML mapping, an override has no `=`, or the config breaks a rule, in
@@ -44,7 +57,14 @@ def load_config(files: Path | str | Sequence[Path | str], overrides: str | Seque
         raise InputError("no config file given: name at least one .yaml file")
     layers = [_read_file(config_path(file)) for file in files]
     layers.append(reduce(_merge, map(_read_override, overrides), {}))
-    tree: Tree = reduce(lambda below, above: _merge(with_default_types(RunConfig, below), above), layers, {})
+    tree = _merged(layers)
+    start, model = tree.get("start_from"), tree.get("model")
+    if starting_model is not None and isinstance(start, str) and start.strip() and not _is_whole(model):
+        loaded = {"model": asdict(starting_model(start, str(tree.get("run_dir", ""))))}
+        nulled = ("model" in layer and layer["model"] is None for layer in layers)
+        tree = _merged(
+            [loaded, *(layer | loaded if null else layer for layer, null in zip(layers, nulled, strict=True))]
+        )
     return validate(RunConfig, tree)
 
 
@@ -77,6 +97,18 @@ def _hidden(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _hidden(item)
+
+
+def _merged(layers: Sequence[Tree]) -> Tree:
+    return reduce(lambda below, above: _merge(with_default_types(RunConfig, below), above), layers, {})
+
+
+def _is_whole(model: Any) -> bool:
+    """Whether a tree of `model` says what its towers are; what is no mapping is left to the rules."""
+    if not isinstance(model, dict):
+        return model is not None
+    image = model.get("image", {})
+    return not isinstance(image, dict) or "name" in image
 
 
 def _read_file(path: Path) -> Tree:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from clipx.config.data import DataConfig, sources
+from clipx.config.model import Interpolation
 from clipx.config.schema import RunConfig
 from clipx.data.captions import CaptionReader
 from clipx.data.columns import ColumnReader, check_columns
@@ -47,9 +48,19 @@ def open_reader(
     data: DataConfig,
     image_size: int,
     tokenizer: Tokenizer,
+    interpolation: Interpolation = "bicubic",
     column_readers: Sequence[ColumnReader] = (),
 ) -> BatchReader:
-    """The reader of parts of batches that the config describes; images have `image_size` x `image_size` pixels.
+    """The reader of parts of batches that the config describes.
+
+    Args:
+        indexes: of the shards of each source.
+        order: of the samples.
+        data: what is read, and how.
+        image_size: pixels of an image's side.
+        tokenizer: of the captions.
+        interpolation: with which crops of images are resized.
+        column_readers: of what an objective wants of every sample besides.
 
     Raises:
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
@@ -61,7 +72,7 @@ def open_reader(
             image_key=source.image_key,
             caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
             captions=CaptionReader(source, captions_per_image=data.captions_per_image, seed=order.seed),
-            transform=TrainTransform(image_size, source.augment, decode=data.decode),
+            transform=TrainTransform(image_size, source.augment, decode=data.decode, interpolation=interpolation),
         )
         for source in described
     ]

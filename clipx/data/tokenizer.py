@@ -18,8 +18,8 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from clipx.config.model import HuggingFaceTextConfig, TextConfig, TransformerTextConfig
-from clipx.data.text_cleaning import clean_words
+from clipx.config.model import Cleaning, HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.data.text_cleaning import CLEANINGS
 from clipx.errors import InputError
 
 # Word pieces of CLIP's tokenizer; the first two are its control tokens as open_clip spells them.
@@ -51,45 +51,56 @@ class Tokenizer(Protocol):
 class ClipTokenizer:
     """OpenAI CLIP's byte-pair encoding of cleaned, lower-case text (arXiv 2103.00020, section 2.4), 49,408 ids.
 
-    Ids equal open_clip's `SimpleTokenizer`. A text that spells out `<end_of_text>` ends there: CLIP pools at the first
-    end token, so what follows it in open_clip's row has no effect.
+    Ids equal open_clip's `SimpleTokenizer`. A text that spells out `<end_of_text>` ends there, unless it is padded:
+    CLIP pools at the first end token, so what follows it in open_clip's row has no effect.
 
     Args:
         context_length: maximum tokens of a text; a longer text is cut and keeps its end token.
         pad: whether every text is filled up to `context_length` with id 0, as open_clip does it.
+        cleaning: of a text before its words are encoded; CLIP's is "lower".
     """
 
     start_id = 49_406
     end_id = 49_407
     vocab_size = 49_408
 
-    def __init__(self, context_length: int, *, pad: bool = False) -> None:
+    def __init__(self, context_length: int, *, pad: bool = False, cleaning: Cleaning = "lower") -> None:
         self.context_length = context_length
         self._pad = pad
+        self._cleaning: Cleaning = cleaning
         self._word_ids = _WordIds()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), pad=self._pad), (self.context_length,)
+        return partial(type(self), pad=self._pad, cleaning=self._cleaning), (self.context_length,)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 2 to `context_length`."""
         return _flat([self._encode_text(text) for text in texts])
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, pad: tuple[str, int] | None = None) -> None:
         """Writes tokenizer.json and tokenizer_config.json for transformers' CLIPTokenizer.
 
         transformers lowers and splits text like CLIP but does not clean it: text with mojibake, HTML entities or
         leading white space has the same ids only after `clipx.data.text_cleaning.clean`.
+
+        Args:
+            folder: takes the files.
+            pad: a further token and its id, for models that see what texts are filled up with; None means that they
+                are filled up with end tokens, and a mask says so.
         """
         from transformers import CLIPTokenizer
 
         vocabulary, merges = _vocabulary()
-        parts = {"vocab": dict(vocabulary), "merges": list(merges)}
+        parts: dict[str, Any] = {"vocab": dict(vocabulary), "merges": list(merges)}
+        if pad is not None:
+            parts |= {"vocab": vocabulary | dict([pad]), "pad_token": pad[0], "model_input_names": ["input_ids"]}
         CLIPTokenizer(**parts, model_max_length=self.context_length).save_pretrained(folder)
 
     def _encode_text(self, text: str) -> list[int]:
-        ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, clean_words(text))), self.end_id]
-        ids = ids[: ids.index(self.end_id) + 1]
+        words = CLEANINGS[self._cleaning](text)
+        ids = [self.start_id, *chain.from_iterable(map(self._word_ids.__getitem__, words)), self.end_id]
+        if not self._pad:  # where the last position counts, so does what follows an end token
+            ids = ids[: ids.index(self.end_id) + 1]
         if len(ids) > self.context_length:
             ids = [*ids[: self.context_length - 1], self.end_id]
         return ids + [0] * (self.context_length - len(ids)) if self._pad else ids
@@ -113,12 +124,22 @@ class HuggingFaceTokenizer:
         name: hub name or folder.
         context_length: maximum tokens of a text with its special tokens; a longer text is cut and keeps them.
         pad: whether every text is filled up to `context_length` with the tokenizer's token for that.
+        cut: whether a text ends at its first end token, where CLIP pools: one may be spelt out within a text.
+        cleaning: of a text before it is tokenized; None means none.
 
     Raises:
         InputError: AutoTokenizer cannot load it, or it has no token to pad with.
     """
 
-    def __init__(self, name: str, context_length: int, *, pad: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        context_length: int,
+        *,
+        pad: bool = False,
+        cut: bool = False,
+        cleaning: Cleaning | None = None,
+    ) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -133,11 +154,28 @@ class HuggingFaceTokenizer:
         self.name = name
         self.context_length = context_length
         self._pad = pad
+        self._cut = cut
+        self._cleaning = cleaning
 
     @property
     def vocab_size(self) -> int:
         """Ids lie in [0, vocab_size); added tokens count."""
         return len(self._tokenizer)
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text; None if there is none, or if texts begin with the same one."""
+        tokenizer = self._tokenizer
+        end, first = tokenizer.eos_token_id, tokenizer.bos_token_id
+        if end is None:  # BERT's name for it
+            end, first = tokenizer.sep_token_id, tokenizer.cls_token_id
+        return None if end == first else end
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that fills up texts."""
+        pad_id: int | None = self._tokenizer.pad_token_id
+        return pad_id
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat ids int64 (T,) and lengths int64 (B,), each from 1 to `context_length`.
@@ -151,13 +189,17 @@ class HuggingFaceTokenizer:
             "max_length": self.context_length,
         }
         options["padding"] = "max_length" if self._pad else False
-        rows = self._tokenizer(list(texts), truncation=True, **options)["input_ids"]
+        given = list(texts) if self._cleaning is None else [" ".join(CLEANINGS[self._cleaning](text)) for text in texts]
+        rows = self._tokenizer(given, truncation=True, **options)["input_ids"]
         if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
             raise InputError(f"tokenizer {self.name!r} gives no tokens for {empty[0]!r}; choose one with an end token")
+        if self._cut and (end := self.end_id) is not None:
+            rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         return _flat(rows)
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files for transformers' AutoTokenizer."""
+        """Writes the tokenizer's files for transformers' AutoTokenizer; they name a longest text at least."""
+        self._tokenizer.model_max_length = min(self._tokenizer.model_max_length, self.context_length)
         self._tokenizer.save_pretrained(folder)
 
 
@@ -174,10 +216,12 @@ def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pa
         case TransformerTextConfig():
             pad = pad and config.pad is not None
             if config.tokenizer == "clip":
-                return ClipTokenizer(length, pad=pad)
-            return HuggingFaceTokenizer(config.tokenizer, length, pad=pad)
+                return ClipTokenizer(length, pad=pad, cleaning=config.cleaning or "lower")
+            return HuggingFaceTokenizer(
+                config.tokenizer, length, pad=pad, cut=config.pool == "end", cleaning=config.cleaning
+            )
         case HuggingFaceTextConfig():
-            return HuggingFaceTokenizer(config.tokenizer or config.name, length)
+            return HuggingFaceTokenizer(config.tokenizer or config.name, length, cleaning=config.cleaning)
         case _:
             assert_never(config)
 

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 squares: the training crop and flip, and the evaluation preprocessing; owns torchvision.
+"""Encoded images to uint8 squares: the training crop and flip, and the evaluation preprocessing.
 
 Both stop at uint8, a quarter of float32's bytes on the way to the device, where the image tower normalises. Colours and
 RandAugment are computed there too (`device_augment.py`).
@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms import v2
 
 from clipx import counter_random
 from clipx.config.data import AugmentConfig
-from clipx.data.centre_square import centre_square, long_side
+from clipx.config.model import Crop, Interpolation, Resize
+from clipx.data.centre_square import PILLOW_FILTERS, centre_square, long_side
 from clipx.data.decode import can_scale, decode_any, decode_jpeg, jpeg_size, to_tensor
 from clipx.data.eight_bits import to_rgb
 from clipx.errors import InputError
@@ -26,7 +26,8 @@ from clipx.errors import InputError
 _MAX_RESIZED = 1 << 24  # pixels of an image that is resized whole; at 224 it is 334 times as long as wide
 _TRIES = 10  # of torchvision's RandomResizedCrop
 _KEYS = np.arange(3 + 2 * _TRIES, dtype=np.int64)
-_resize = torch.ops.aten._upsample_bicubic2d_aa.out  # interpolate calls it; here it writes into existing memory
+# interpolate calls them; here they write into existing memory
+_RESIZE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa.out, "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out}
 
 
 class Box(NamedTuple):
@@ -52,17 +53,26 @@ class TrainTransform:
 
     The crop has the distribution of torchvision's RandomResizedCrop; a seed gives the same box for every `decode`. Mean
     differences to Pillow, of 255, on images like photographs of 256 to 1500 pixels (benchmarks/LOG.md): "fast" 0.002 to
-    0.004, two roundings; "scaled" 0.5 to 0.7 (0.7 to 1.1 on harder ones), in the box that it was snapped to.
+    0.004, two roundings; "scaled" 0.5 to 0.7 (0.7 to 1.1 on harder ones), in the box that it was snapped to. Those are
+    bicubic's; bilinear, "fast" stays below 0.06.
 
     Args:
         image_size: S, pixels of the square result.
+        augment: shares of area, ratios of the sides, flip.
+        decode: how much of the work Pillow does.
+        interpolation: of the crop that is resized.
 
     Raises:
         InputError: "scaled" without simplejpeg.
     """
 
     def __init__(
-        self, image_size: int, augment: AugmentConfig, *, decode: Literal["fast", "scaled", "pil"] = "fast"
+        self,
+        image_size: int,
+        augment: AugmentConfig,
+        *,
+        decode: Literal["fast", "scaled", "pil"] = "fast",
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         if decode == "scaled" and not can_scale():
             raise InputError(
@@ -71,6 +81,7 @@ class TrainTransform:
         self._size = image_size
         self._augment = augment
         self._decode = decode
+        self._interpolation: Interpolation = interpolation
 
     def __call__(self, data: bytes, *, seed: int, out: Tensor) -> Decoding:
         """Writes the augmented image into `out`: uint8 (S, S, 3), contiguous, perhaps a row of a batch; seed < 2^63.
@@ -87,7 +98,7 @@ class TrainTransform:
         elif not self._crop_fast(data, numbers, out):
             image, deep = decode_any(data)
             pixels_HWC = to_tensor(image)
-            _crop(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out)
+            _crop(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out, interpolation=self._interpolation)
             by_pillow = True
         if numbers[0] < self._augment.flip:
             out.copy_(out.flip(1))
@@ -103,13 +114,13 @@ class TrainTransform:
         pixels_HWC = decode_jpeg(data, size, divisor=divisor)
         if pixels_HWC is None:
             return False
-        _crop(pixels_HWC, snapped(box, divisor), out)
+        _crop(pixels_HWC, snapped(box, divisor), out, interpolation=self._interpolation)
         return True
 
     def _crop_on_pillow(self, image: Image.Image, numbers: Sequence[float], out: Tensor) -> None:
         box = self._box((image.height, image.width), numbers)
         cut = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        out.copy_(to_tensor(cut.resize((self._size, self._size), Image.Resampling.BICUBIC)))
+        out.copy_(to_tensor(cut.resize((self._size, self._size), PILLOW_FILTERS[self._interpolation])))
 
     def _box(self, size: Sequence[int], numbers: Sequence[float]) -> Box:
         height, width = size
@@ -117,20 +128,33 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Short side to S, bicubic, then the centre square: OpenAI's and open_clip's preprocessing, on Pillow.
+    """The evaluation preprocessing of OpenAI, open_clip and transformers, on Pillow: equal to theirs to the pixel.
 
-    transformers' CLIPImageProcessor (backend "pil") gives the same pixels with one exception: if the resized image is
-    4n + 3 pixels longer than S, torchvision rounds half of the margin up and transformers down, one pixel apart.
+    "shortest" resizes the short side to S and cuts out the centre square, "squash" resizes both sides to S. open_clip
+    and transformers' processors of backend "pil" give the same pixels, with one exception: if the resized image is
+    4n + 3 pixels longer than S, open_clip's crop begins at the pixel after half of the margin ("round") and
+    transformers' at the one before ("floor"). In pictures with transparency they differ: transformers puts white behind
+    them, here and in open_clip it is ignored.
+
+    Args:
+        image_size: S, pixels of the square result.
+        resize: what becomes of the longer side.
+        interpolation: of Pillow, with antialiasing.
+        crop: where the centre square begins if it could begin at either of two pixels.
     """
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        resize: Resize = "shortest",
+        interpolation: Interpolation = "bicubic",
+        crop: Crop = "round",
+    ) -> None:
         self._size = image_size
-        self._transform = v2.Compose(
-            [
-                v2.Resize(image_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-                v2.CenterCrop(image_size),
-            ]
-        )
+        self._resize: Resize = resize
+        self._interpolation: Interpolation = interpolation
+        self._crop: Crop = crop
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The preprocessed image, uint8 (S, S, 3); `image` of any mode is converted to RGB.
@@ -138,10 +162,16 @@ class EvalTransform:
         Raises:
             ValueError: grey values of more than 8 bits without a known range (`eight_bits`).
         """
-        image = to_rgb(image)
-        if self._size * long_side(*image.size, self._size) > _MAX_RESIZED:
-            return to_tensor(centre_square(image, self._size))
-        return to_tensor(self._transform(image))
+        image, size, resample = to_rgb(image), self._size, PILLOW_FILTERS[self._interpolation]
+        if self._resize == "squash":
+            return to_tensor(image.resize((size, size), resample))
+        length = long_side(*image.size, size)
+        first = round((length - size) / 2) if self._crop == "round" else (length - size) // 2  # 1.5 becomes 2 or 1
+        if size * length > _MAX_RESIZED:
+            return to_tensor(centre_square(image, size, first=first, interpolation=self._interpolation))
+        if image.height > image.width:
+            return to_tensor(image.resize((size, length), resample).crop((0, first, size, first + size)))
+        return to_tensor(image.resize((length, size), resample).crop((first, 0, first + size, size)))
 
 
 def random_box(
@@ -187,8 +217,8 @@ def snapped(box: Box, divisor: int) -> Box:
     return Box(top, left, bottom - top, right - left)
 
 
-def _crop(pixels_HWC: Tensor, box: Box, out_SSC: Tensor) -> None:
-    """Writes the box, resized, bicubic and antialiased like Pillow's.
+def _crop(pixels_HWC: Tensor, box: Box, out_SSC: Tensor, *, interpolation: Interpolation) -> None:
+    """Writes the box, resized and antialiased like Pillow's.
 
     It works on uint8 in channels-last order: a copy to channels-first would cost three times the resize.
     """
@@ -197,5 +227,5 @@ def _crop(pixels_HWC: Tensor, box: Box, out_SSC: Tensor) -> None:
     # Rounding between the passes makes their order visible (0.2 of 255). torch resizes rows first; Pillow 13 (found by
     # trying; older ones never) begins with the columns of images so much taller than wide, which is also less work.
     if box.height > size and box.height - size > 2 * (box.width - size):
-        crop_BCHW = interpolate(crop_BCHW, (size, box.width), mode="bicubic", antialias=True)
-    _resize(crop_BCHW, [size, size], False, out=out_SSC[None].permute(0, 3, 1, 2))
+        crop_BCHW = interpolate(crop_BCHW, (size, box.width), mode=interpolation, antialias=True)
+    _RESIZE[interpolation](crop_BCHW, [size, size], False, out=out_SSC[None].permute(0, 3, 1, 2))

@@ -14,13 +14,14 @@ from clipx.config.changes import Changes, changes_between
 from clipx.config.model import ModelConfig
 from clipx.models.clip import CLIP
 
-# where a run begins, what is resampled or cut to fit, and what happens in training only
+# where a run begins, what is resampled or cut to fit, what happens in training only, and one pixel in evaluation
 _MAY_DIFFER = frozenset(
     {
         "init_logit_scale",
         "max_logit_scale",
         "init_logit_bias",
         "image.image_size",
+        "image.crop",
         "image.patch_drop",
         "image.pretrained",
         "text.context_length",
@@ -56,8 +57,8 @@ _NO_FUNCTION = frozenset(
 def model_differences(config: ModelConfig, model: CLIP, *, before: ModelConfig, model_before: CLIP) -> Changes:
     """Keys of `model` in the config by which the models compute different embeddings.
 
-    The size of pictures, the context length, the tokenizer, what is dropped in training and the starting values of the
-    logits are not compared.
+    The size of pictures and the rounding of their crop, the context length, the tokenizer, what is dropped in training
+    and the starting values of the logits are not compared.
 
     Args:
         config: of the one model.
@@ -66,19 +67,19 @@ def model_differences(config: ModelConfig, model: CLIP, *, before: ModelConfig, 
         model_before: built from that.
     """
     wrong = {key: values for key, values in changes_between(before, config).items() if key not in _MAY_DIFFER}
-    if any(key.startswith("image.") for key in wrong) and _same(
+    if any(key.startswith("image.") for key in wrong) and same_function(
         model_before.image_tower.trunk, model.image_tower.trunk
     ):
         wrong = {key: values for key, values in wrong.items() if not key.startswith(_BUILT[:2])}
     towers = (model_before.text_tower, model.text_tower)
     encoder_before, encoder = (getattr(tower, "encoder", None) for tower in towers)
-    if encoder_before is not None and encoder is not None and _same(encoder_before, encoder):
+    if encoder_before is not None and encoder is not None and same_function(encoder_before, encoder):
         wrong.pop(_BUILT[2], None)
     return wrong
 
 
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules with equal weights have the same function in evaluation."""
+def same_function(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules with equal weights have the same function in evaluation; either may be on the meta device."""
     modules = [dict(_computing(module)) for module in (one, other)]
     if modules[0].keys() != modules[1].keys():
         return False
@@ -113,6 +114,7 @@ def _same_constants(one: nn.Module, other: nn.Module) -> bool:
     for name in one._non_persistent_buffers_set & other._non_persistent_buffers_set:
         before, after = getattr(one, name), getattr(other, name)
         comparable = isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape
-        if comparable and not torch.equal(before.cpu(), after.cpu()):
+        known = comparable and not (before.is_meta or after.is_meta)
+        if known and not torch.equal(before.cpu(), after.cpu()):
             return False
     return True

@@ -9,6 +9,8 @@ Shape suffixes: B texts, L positions, T tokens of all texts, H heads, K channels
 
 import logging
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -26,6 +28,8 @@ PACKED = "clipx_packed"
 """The name of our attention in transformers."""
 
 log = logging.getLogger(__name__)
+
+_NO_CODE: Any = {"trust_remote_code": False}  # None would ask whether the programs beside the weights may run
 
 
 class HuggingFaceTextTower(nn.Module):
@@ -164,6 +168,8 @@ def _make_packed(encoder: Any, *, pad_token_id: int, context_length: int) -> int
     """
     from transformers import AttentionInterface
 
+    if encoder.get_input_embeddings().weight.device.type == "meta":  # built for its shapes alone
+        return None
     AttentionInterface.register(PACKED, _attention)
     before, training = encoder.config._attn_implementation, encoder.training
     tokens_T, packing = _probe(encoder, pad_token_id=pad_token_id, context_length=context_length)
@@ -198,13 +204,56 @@ def _probe(encoder: Any, *, pad_token_id: int, context_length: int) -> tuple[Ten
     return tokens_T, pack(lengths_B, num_tokens=num_tokens, max_length=context_length)
 
 
+def kind_of_encoder(name: str) -> str:
+    """transformers' name for the kind of a text encoder, as in "bert".
+
+    Raises:
+        InputError: there is none, or it is not in the cache of a machine without network.
+    """
+    with _readable_errors(name):
+        return str(_read_shape(name).model_type)
+
+
+def save_encoder_config(name: str, folder: Path) -> None:
+    """Writes a text encoder's config, so that others can build it without the hub; the weights are float32.
+
+    Raises:
+        InputError: as `kind_of_encoder`.
+    """
+    with _readable_errors(name):
+        shape = _read_shape(name)
+        shape.dtype = torch.float32
+        shape.save_pretrained(folder)
+
+
+def _read_shape(name: str) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name, **_NO_CODE)
+
+
+@contextmanager
+def _readable_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a folder may hold anything
+        is_folder = Path(name).exists()
+        kind = "folder" if is_folder else "hub name (or folder that is not there)"
+        hint = "" if is_folder else f"; where there is a network, `hf download {name}` puts it into the cache"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # transformers advises to let it run
+            reason = "its weights are not only tensors, and could run a program; take one with safetensors"
+        raise InputError(f"model.text.name={name}: transformers cannot load this {kind}: {reason}{hint}") from error
+
+
 def _load_encoder(config: HuggingFaceTextConfig) -> Any:
     """Loads the encoder in float32, without dropout and without layers that the tower does not use."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    no_code: Any = {"trust_remote_code": False}  # None would ask whether the programs beside the weights may run
-    try:
-        shape = AutoConfig.from_pretrained(config.name, **no_code)
+    with _readable_errors(config.name):
+        shape = _read_shape(config.name)
         if hasattr(shape, "vision_config") or not hasattr(shape, "hidden_size"):
             raise InputError(f"model.text.name={config.name}: a {shape.model_type} model is no text encoder; name one")
         for name, value in shape.to_dict().items():
@@ -212,17 +261,9 @@ def _load_encoder(config: HuggingFaceTextConfig) -> Any:
                 setattr(shape, name, 0.0)
         shape.use_cache = False  # a decoder would keep keys and values for a next token that never comes
         if config.pretrained:
-            model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32, **no_code)
+            model = AutoModel.from_pretrained(config.name, config=shape, dtype=torch.float32, **_NO_CODE)
         else:
-            model = AutoModel.from_config(shape, dtype=torch.float32, **no_code)
-    except InputError:
-        raise
-    except Exception as error:  # a folder may hold anything
-        kind = "folder" if Path(config.name).exists() else "hub name (or folder that is not there)"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError):  # transformers advises to let it run
-            reason = "its weights are not only tensors, and could run a program; take one with safetensors"
-        raise InputError(f"model.text.name={config.name}: transformers cannot load this {kind}: {reason}") from error
+            model = AutoModel.from_config(shape, dtype=torch.float32, **_NO_CODE)
     encoder = model.get_encoder() if shape.is_encoder_decoder else model
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # a parameter without gradient would stop DDP

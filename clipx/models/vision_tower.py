@@ -87,15 +87,17 @@ def build_vision_tower(config: TimmImageConfig, *, embed_dim: int, projection: P
             not fit, patch dropout for a model that is not a plain ViT, or a tower without projection that has other
             channels than the shared space.
     """
-    trunk = _create_trunk(config)
+    kind = config.projection or projection
+    trunk = _create_trunk(config, own_classifier=kind == "none")
     if config.eps is not None:
         for module in trunk.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = config.eps
     if not config.pretrained and _has_clip_shape(trunk):
         _initialise_as_clip(trunk)
-    num_features = getattr(trunk, "head_hidden_size", None) or trunk.num_features
-    to_space = build_projection(config.projection or projection, num_features, embed_dim, tower="image")
+    classes = config.options.get("num_classes", 0)
+    num_features = classes or getattr(trunk, "head_hidden_size", None) or trunk.num_features
+    to_space = build_projection(kind, num_features, embed_dim, tower="image")
     initialise_projection(to_space)
     tower = VisionTower(trunk, projection=to_space, mean=config.mean, std=config.std)
     check_patch_drop(tower, config.patch_drop, name="model.image.patch_drop")
@@ -166,13 +168,16 @@ def _initialise_as_clip(trunk: Any) -> None:
     initialise_blocks(trunk.blocks)
 
 
-def _create_trunk(config: TimmImageConfig) -> Any:
+def _create_trunk(config: TimmImageConfig, *, own_classifier: bool) -> Any:
+    """Builds the trunk; its `own_classifier` may be the projection (EVA and MobileCLIP of open_clip)."""
     name = config.name.split(".")[0]
     if ":" not in name and not timm.is_model(name):  # timm checks `hf-hub:` and `local-dir:` names
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "`timm.list_models()` lists them"
         raise InputError(f"model.image.name={config.name} is no timm model; {hint}")
     ours = {"img_size", "num_classes", "pretrained", "patch_drop_rate"} & config.options.keys()
+    if own_classifier:
+        ours.discard("num_classes")
     if ours:
         raise InputError(
             f"model.image.options may not hold {', '.join(sorted(ours))}; "

@@ -57,7 +57,14 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     indexes = [build_index(source.shards, index_dir=source.index) for source in described]
     plan = build_order(config, indexes)
     texts = _RecordedTexts(build_tokenizer(config.model.text, context_length=phase.context_length))
-    reader = open_reader(indexes, plan, data=config.data, image_size=phase.image_size, tokenizer=texts)
+    reader = open_reader(
+        indexes,
+        plan,
+        data=config.data,
+        image_size=phase.image_size,
+        tokenizer=texts,
+        interpolation=config.model.image.interpolation,
+    )
     count = min(count, plan.global_batch_size)
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)
     part = reader.read(batch, range(count), out=images_IHWC, prefetch=False)

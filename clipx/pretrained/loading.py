@@ -1,7 +1,6 @@
 """Loads a model: a run's, an export's, or another library's."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,13 +9,13 @@ from torch import Tensor
 
 from clipx.checkpoint.find import ModelFiles, find_model
 from clipx.checkpoint.tensors import holds_average, load_weights
-from clipx.config.model import HuggingFaceTextConfig, ModelConfig
+from clipx.config.model import ModelConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError, some_names
 from clipx.models.clip import CLIP, build_model
 from clipx.pretrained import huggingface, open_clip
 from clipx.pretrained.model import Pretrained
-from clipx.pretrained.stored_model import stored_model
+from clipx.pretrained.stored_model import stored_model, without_download
 from clipx.storage.folders import Folder
 
 
@@ -37,7 +36,7 @@ def load(
     files = find_model(path)
     config = stored_model(files)
     tokenizer = build_tokenizer(config.text)
-    model = build_model(_without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
+    model = build_model(without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
     if files.kind == "checkpoint":
         load_weights(files.folder, model, average=choose_average(files.folder, weights))
     else:
@@ -55,12 +54,6 @@ def choose_average(checkpoint: Folder, weights: Literal["average", "trained"] | 
     if weights == "average" and not has_average:
         raise InputError(f"{checkpoint} holds no average of the weights; take the trained ones, or train with `ema`")
     return has_average and weights != "trained"
-
-
-def _without_download(config: ModelConfig) -> ModelConfig:
-    """The same config without pretrained weights, because stored weights replace them."""
-    text = replace(config.text, pretrained=False) if isinstance(config.text, HuggingFaceTextConfig) else config.text
-    return replace(config, image=replace(config.image, pretrained=False), text=text)
 
 
 def _read_weights(files: ModelFiles, config: ModelConfig) -> dict[str, Tensor]:

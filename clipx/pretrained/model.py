@@ -30,7 +30,10 @@ class Pretrained:
         self.model = model
         self.config = config
         self.tokenizer = tokenizer if tokenizer is not None else build_tokenizer(config.text)
-        self.transform = EvalTransform(config.image.image_size)
+        image = config.image
+        self.transform = EvalTransform(
+            image.image_size, resize=image.resize, interpolation=image.interpolation, crop=image.crop
+        )
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +46,7 @@ class Pretrained:
         return self.model.log_logit_scale.detach().exp().item()
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Resizes the short side and crops the centre: uint8 (S, S, 3). The model itself normalises.
+        """Makes a square of a picture as the config says: uint8 (S, S, 3). The model itself normalises.
 
         Raises:
             InputError: the argument is not an image of Pillow.

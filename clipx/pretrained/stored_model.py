@@ -29,6 +29,12 @@ def stored_model(files: ModelFiles) -> ModelConfig:
             return stored_config(files.folder, files.config).model
 
 
+def without_download(config: ModelConfig) -> ModelConfig:
+    """The same config without pretrained weights, because stored weights replace them."""
+    text = replace(config.text, pretrained=False) if isinstance(config.text, HuggingFaceTextConfig) else config.text
+    return replace(config, image=replace(config.image, pretrained=False), text=text)
+
+
 def _with_own_files(config: ModelConfig, folder: Path) -> ModelConfig:
     """The config with the tokenizer and the text encoder that an export holds; others may be gone."""
     text = config.text

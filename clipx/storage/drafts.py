@@ -14,6 +14,7 @@ from clipx.errors import InputError
 from clipx.storage.locks import is_at, try_lock
 
 _MARK = ".clipx-unfinished"
+_SUFFIX = ".unfinished"
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def draft_of(to: Path) -> Iterator[Path]:
         InputError: another process writes `to`, or something else has the draft's name.
         OSError: it cannot be made.
     """
-    draft = to.with_name(f".{to.name}.unfinished")
+    draft = to.with_name(f".{to.name}{_SUFFIX}")
     draft.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -43,6 +44,13 @@ def draft_of(to: Path) -> Iterator[Path]:
                 shutil.rmtree(draft, ignore_errors=True)
     finally:
         os.close(descriptor)
+
+
+def becomes(folder: Path) -> Path:
+    """The name that a draft will have; any other folder's own."""
+    if (folder / _MARK).exists():
+        return folder.with_name(folder.name.removeprefix(".").removesuffix(_SUFFIX))
+    return folder
 
 
 def finish(draft: Path) -> None:

@@ -98,6 +98,7 @@ def phase_reader(
         data=config.data,
         image_size=phase.image_size,
         tokenizer=build_tokenizer(config.model.text, context_length=phase.context_length),
+        interpolation=config.model.image.interpolation,
         column_readers=column_readers,
     )
 

@@ -29,6 +29,8 @@ _SAME_CURVE = (
     *("micro_batch_size", "activation_checkpointing", "attention", "compile", "deterministic", "parallel.*"),
     # the start, which is over
     *("start_from", "start_from_anyway", "model.init_*", "model.image.pretrained", "model.text.pretrained"),
+    # what evaluation alone does
+    *("model.image.resize", "model.image.crop"),
     # what DataOrderRecord compares
     *("seed", "global_batch_size", "data.train", "data.sources", "data.sources.*.shards", "data.sources.*.weight"),
     *("data.sources.*.index", "data.lanes", "data.shuffle_window", "data.allow_*"),
@@ -123,10 +125,10 @@ def _go_on(saved: RunState, config: RunConfig, record: DataOrderRecord) -> None:
 
 
 def _shape(model: ModelConfig) -> ModelConfig:
-    """The model without what may change in the middle of a run: starting points, the clamp, patch dropout."""
+    """The model without what may change in a run: starting points, the clamp, patch dropout, evaluation's crop."""
     return replace(
         model,
-        image=replace(model.image, patch_drop=0.0, pretrained=False),
+        image=replace(model.image, patch_drop=0.0, pretrained=False, resize="shortest", crop="round"),
         init_logit_scale=1.0,
         init_logit_bias=None if model.init_logit_bias is None else 0.0,
         max_logit_scale=1.0,

@@ -4,6 +4,7 @@ All commands run in one process in which torch and the like cannot be imported a
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,8 +83,8 @@ CASES: list[tuple[str, str]] = [
     ("launch slurm good.yaml --nodes 3 --gpus-per-node 3", "global_batch_size=8 is not divisible by the 9"),
     ("launch accelerate absent.yaml", "absent.yaml: cannot read the config file"),
     ("launch files empty", "empty is there already"),
-    ("zeroshot absent set", "absent: no such folder; give a run folder, a checkpoint, or an export folder"),
-    ("zeroshot empty set", "empty is neither a run folder, nor a checkpoint, nor an export folder"),
+    ("zeroshot absent set", "absent: no such folder; give a run folder, a checkpoint, an export, a model of"),
+    ("zeroshot empty set", "empty is neither a run folder, nor a checkpoint, nor an export, nor a model of"),
     ("zeroshot begun set", "begun: the run has no good checkpoint; train until its first save"),
     ("zeroshot model absent", "absent: no such folder; give one in CLIP_benchmark's wds_* layout"),
     ("zeroshot model set --json empty", "--json empty: cannot be written: Is a directory"),
@@ -100,6 +101,9 @@ CASES: list[tuple[str, str]] = [
         "export model --to set",
         "set holds classnames.txt, test, zeroshot_classification_templates.txt, which no export wrote",
     ),
+    ("export hf://org/name --to out", "hf://org/name is not in the cache (HF_HOME), and HF_HUB_OFFLINE forbids to"),
+    ("train good.yaml start_from=hf://org/name@v2", "start_from: hf://org/name@v2 is not in the cache (HF_HOME), and"),
+    ("config good.yaml model=null start_from=absent", "start_from: absent: no such folder"),
     ("config absent.yaml", "absent.yaml: cannot read the config file"),
     ("config good.yaml steps=many", "steps=many: expected integer >= 1 or null"),
     ("data make absent --out out", "absent: no such file or folder"),
@@ -167,6 +171,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str,
     runs = [[word.replace("\xa0", " ") for word in case.split(" ")] for case, _ in CASES]
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
+        env=os.environ | {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"},
         input=json.dumps([HEAVY, runs]),
         cwd=folder,
         capture_output=True,

@@ -4,8 +4,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
 
 import clipx
@@ -18,6 +20,7 @@ from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.models.clip import build_model
 from clipx.pretrained import Pretrained, load, start_from
+from clipx.pretrained.stored_model import without_download
 
 TEXTS = ["a photo of a cat", "x"]
 
@@ -103,6 +106,17 @@ def test_pictures_come_alone_as_a_list_or_preprocessed(pretrained):
     assert pretrained.preprocess(images[0]).shape == (24, 24, 3)
 
 
+def test_pictures_are_made_square_as_the_config_says(pretrained):
+    image = picture(5, (31, 24))  # 7 pixels too wide
+    columns = np.asarray(image)
+    assert torch.equal(pretrained.preprocess(image), torch.tensor(columns[:, 4:28]))
+    floor = Pretrained(pretrained.model, tiny_model_config(image={"crop": "floor"}))
+    assert torch.equal(floor.preprocess(image), torch.tensor(columns[:, 3:27]))
+    squash = Pretrained(pretrained.model, tiny_model_config(image={"resize": "squash", "interpolation": "bilinear"}))
+    expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR))
+    assert torch.equal(squash.preprocess(image), torch.tensor(expected))
+
+
 def test_texts_come_alone_or_as_a_list(pretrained):
     together = pretrained.encode_text(TEXTS)
     torch.testing.assert_close(pretrained.encode_text(TEXTS[1]), together[1:2], atol=1e-6, rtol=0)
@@ -164,11 +178,9 @@ def test_the_tokenizer_may_be_given(pretrained):
 
 
 def test_loading_needs_none_of_the_weights_that_training_started_from():
-    from clipx.pretrained.loading import _without_download
-
     config = tiny_model_config(image={"pretrained": "gone.safetensors"})
     config = replace(config, text=HuggingFaceTextConfig(name="any"))
-    stripped = _without_download(config)
+    stripped = without_download(config)
     assert stripped.image.pretrained is False
     assert isinstance(stripped.text, HuggingFaceTextConfig)
     assert stripped.text.pretrained is False

@@ -4,14 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from shard_files import write_shards
 from tiny import tiny_config
+from tiny_clip import encoded, picture
 
 from clipx.checkpoint.state import Progress
+from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex, build_index
-from clipx.train.build_data import plan_record
+from clipx.train.build_data import phase_reader, plan_record
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +77,17 @@ def test_of_a_mixture_the_most_lanes_are_kept(shards: Path, index: ShardIndex) -
     assert plan_record(config, [index, index], begun=begun) == begun
     kept = build_order(config, [index, index], lanes=begun.lanes, shuffle_window=begun.shuffle_window)
     assert ([source.lanes for source in kept.sources], kept.window) == ([4, 4], 9)
+
+
+def test_crops_are_resized_as_the_model_says(tmp_path: Path) -> None:
+    write_shards(tmp_path, [30], replaced={i: {"png": encoded(picture(i)), "txt": b"noise"} for i in range(30)})
+    index = build_index([str(tmp_path)], index_dir=None)
+    images = []
+    for interpolation in ("bicubic", "bilinear"):
+        config = config_of(tmp_path, f"model.image.interpolation={interpolation}")
+        order = build_order(config, [index])
+        reader = phase_reader(config, [index], order, phase=phase_at(config, 0), column_readers=())
+        images.append(torch.empty(24, 32, 32, 3, dtype=torch.uint8))
+        reader.read(0, range(24), out=images[-1])
+    spread = [image.float().std(dim=(1, 2)).mean() for image in images]
+    assert spread[1] < 0.9 * spread[0]  # of noise that is enlarged
