@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx import __version__
+from clipx.config.data import SourceConfig
 from clipx.config.model import ModelConfig
 from clipx.config.schema import RunConfig
 from clipx.config.yaml_text import write_yaml
@@ -26,7 +27,8 @@ def write(
     parity: Mapping[str, Any],
     *,
     name: str,
-    config: RunConfig,
+    model: ModelConfig,
+    config: RunConfig | None,
     run: RunRecord | None,
     only: Tower | None = None,
 ) -> None:
@@ -36,26 +38,29 @@ def write(
         folder: of the export.
         parity: the content of parity.json, without checksums.
         name: of the model, for the title.
-        config: of the run that trained it; of a model that came from elsewhere, what is known.
+        model: the exported one.
+        config: of the run that trained it; None if no run of clipx's did.
         run: what its folder tells; None if it is not there.
         only: the tower that was exported; None: both.
     """
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     sections = {
-        "Use": "" if only else _use(files, config.model),
-        "Training": _training(config, run),
-        "Data": _data(config, run),
+        "Use": "" if only else _use(files, model),
+        "Training": "" if config is None else _training(config, run),
+        "Data": _data({} if config is None else config.data.sources, run),
         "Curve": _curve(run),
         "Evaluation": _evaluation(run),
         "Parity": _parity(parity),
-        "Limits": _limits(parity, config.model),
+        "Limits": _limits(parity, model),
     }
     text = "".join(f"\n## {title}\n\n{body.strip()}\n" for title, body in sections.items() if body)
-    head = write_yaml(_metadata(files, config, only))
-    (folder / CARD).write_text(f"---\n{head}---\n\n# {_cell(name)}\n\n{_summary(config)}\n{text}", encoding="utf-8")
+    head = write_yaml(_metadata(files, model, config=config, only=only))
+    (folder / CARD).write_text(f"---\n{head}---\n\n# {_cell(name)}\n\n{_summary(model)}\n{text}", encoding="utf-8")
 
 
-def _metadata(files: Iterable[str], config: RunConfig, only: Tower | None) -> dict[str, Any]:
+def _metadata(
+    files: Iterable[str], model: ModelConfig, *, config: RunConfig | None, only: Tower | None
+) -> dict[str, Any]:
     """What the hub reads: https://huggingface.co/docs/hub/model-cards#model-card-metadata."""
     libraries = {
         "transformers": "config.json",
@@ -63,25 +68,25 @@ def _metadata(files: Iterable[str], config: RunConfig, only: Tower | None) -> di
         "onnx": "onnx/model.onnx",
     }
     present = [library for library, file in libraries.items() if file in files]
-    kind = "siglip" if config.loss.type == "sigmoid" else "clip"
+    kind = "clip" if model.init_logit_bias is None else "siglip"
     metadata: dict[str, Any] = {
         "library_name": present[0] if present else "clipx",
         "pipeline_tag": _TASKS[only],
         "tags": list(dict.fromkeys([kind, "clipx", *present])),
     }
-    if config.start_from is not None and config.start_from.startswith("hf://"):
-        metadata["base_model"] = config.start_from.removeprefix("hf://").partition("@")[0]
+    if config is not None and (config.start_from or "").startswith("hf://"):
+        metadata["base_model"] = str(config.start_from).removeprefix("hf://").partition("@")[0]
     return metadata
 
 
-def _summary(config: RunConfig) -> str:
-    image, text = config.model.image, config.model.text
+def _summary(model: ModelConfig) -> str:
+    image, text = model.image, model.text
     words = f"`{_code(text.name)}`" if text.type == "huggingface" else f"a Transformer of {text.layers} layers"
     return (
         f"An image tower (`{_code(image.name)}`, {image.image_size} pixels) and a text tower ({words}, "
-        f"{text.context_length} tokens) with a shared space of {config.model.embed_dim} dimensions: pictures and texts "
-        f"are compared by the cosine of their embeddings. Trained and exported by clipx {__version__}; "
-        "`clipx_config.yaml` has every setting."
+        f"{text.context_length} tokens) with a shared space of {model.embed_dim} dimensions: pictures and texts "
+        f"are compared by the cosine of their embeddings. Exported by clipx {__version__}; `clipx_config.yaml` has all "
+        "settings."
     )
 
 
@@ -120,17 +125,15 @@ def _begun(config: RunConfig) -> str:
     return start if start.startswith("hf://") else f"another model, {Path(start).name}"
 
 
-def _data(config: RunConfig, run: RunRecord | None) -> str:
+def _data(sources: Mapping[str, SourceConfig], run: RunRecord | None) -> str:
     if run is None:
         return "What the model was trained on is not known here."
     last = run.curve[-1] if run.curve else {}
     told = f"{run.num_samples:,} pictures with captions or labels in {run.num_shards:,} shards."
-    names = config.data.sources or {"train": None}
-    rows = []
-    for name, source in names.items():
-        seen = last.get(f"samples/{name}") if config.data.sources else run.samples_seen
-        epochs = last.get(f"epoch/{name}" if config.data.sources else "epoch")
-        rows.append((name, "1" if source is None else f"{source.weight:g}", _count(seen), _short(epochs)))
+    rows = [
+        (name, f"{source.weight:g}", _count(last.get(f"samples/{name}")), _short(last.get(f"epoch/{name}")))
+        for name, source in sources.items()
+    ] or [("train", "1", _count(run.samples_seen), _short(last.get("epoch")))]
     return f"{told}\n\n{_table(('source', 'weight', 'read', 'epochs'), rows)}"
 
 

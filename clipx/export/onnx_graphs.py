@@ -194,7 +194,9 @@ def _head_weights(logit_scale: float, logit_bias: float | None) -> list[Any]:
 
     scalars = {"smallest_length": 1e-12, "logit_scale": logit_scale, "logit_bias": logit_bias}
     floats = [
-        helper.make_tensor(name, TensorProto.FLOAT, [1], [value]) for name, value in scalars.items() if value is not None
+        helper.make_tensor(name, TensorProto.FLOAT, [1], [value])
+        for name, value in scalars.items()
+        if value is not None
     ]
     return [*floats, helper.make_tensor("last_axis", TensorProto.INT64, [1], [-1])]
 

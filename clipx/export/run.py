@@ -69,7 +69,8 @@ def export_model(
         config = stored_config(files.folder, files.config)  # written anew: an old run's file may hold secrets
         (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
         parity = check(pretrained, draft, formats)
-        card.write(draft, parity, name=to.name, config=config, run=read_run(files), only=options.only)
+        run = read_run(files)
+        card.write(draft, parity, name=to.name, model=pretrained.config, config=config, run=run, only=options.only)
         publish(draft, to, parity)
     return parity
 

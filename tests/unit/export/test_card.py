@@ -50,7 +50,7 @@ RECORD = RunRecord(
 
 def written(folder: Path, config: RunConfig, run: RunRecord | None = RECORD, name: str = "mine") -> str:
     folder.mkdir(exist_ok=True)
-    card.write(folder, PARITY, name=name, config=config, run=run)
+    card.write(folder, PARITY, name=name, model=config.model, config=config, run=run)
     return (folder / "README.md").read_text()
 
 
@@ -101,10 +101,14 @@ def test_paths_and_secrets_stay_with_the_person(tmp_path: Path, config: RunConfi
     assert "another model, run" in text
 
 
-def test_without_a_run_it_says_so(tmp_path: Path, config: RunConfig) -> None:
-    text = written(tmp_path, config, None)
+def test_of_a_model_from_elsewhere_it_says_what_is_known(tmp_path: Path, config: RunConfig) -> None:
+    model = replace(config.model, init_logit_bias=-10.0)
+    card.write(tmp_path, PARITY, name="mine", model=model, config=None, run=None)
+    text = (tmp_path / "README.md").read_text()
+    assert head(text)["tags"] == ["siglip", "clipx"]
     assert "not known here" in text
     assert "## Curve" not in text
+    assert "## Training" not in text
 
 
 def test_code_of_every_library_runs_in_the_folder(

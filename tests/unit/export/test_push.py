@@ -23,11 +23,9 @@ ROW = {"checked": True, "limit": 1e-4, "largest_difference": {"logits": 2e-6}}
 HOLDS = {"clipx": "0.1", "consumers": {"transformers CLIPModel": ROW, "open_clip": {"checked": False}}}
 
 
-def export(
-    to: Path, parity: dict[str, Any] = HOLDS, files: tuple[str, ...] = ("config.json", "onnx/model.onnx")
-) -> Path:
+def export(to: Path, parity: dict[str, Any] = HOLDS, beside: str = "onnx/model.onnx") -> Path:
     with draft_of(to) as draft:
-        for name in ("README.md", *files):
+        for name in ("README.md", "config.json", beside):
             (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_text(f"content of {name}")
         publish(draft, to, json.loads(json.dumps(parity)))
