@@ -51,7 +51,7 @@ def code_blocks(files: AbstractSet[str], *, image_size: int) -> dict[str, str]:
         files: paths of the export's files from its folder.
         image_size: pixels of the model's square input.
     """
-    blocks = {}
+    blocks: dict[str, str] = {}
     if {"config.json", "tokenizer_config.json", "preprocessor_config.json"} <= files:
         blocks |= {"transformers": _TRANSFORMERS, "sentence-transformers": _SENTENCE_TRANSFORMERS}
     if "open_clip_config.json" in files:

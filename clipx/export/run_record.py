@@ -57,7 +57,7 @@ def read_run(files: ModelFiles) -> RunRecord | None:
 
 def _curve(path: Path, step: int) -> list[Mapping[str, float]]:
     by_step = {row["step"]: row for row in _rows(path) if row["step"] <= step}  # a resumed run writes a step again
-    rows = [by_step[number] for number in sorted(by_step)]
+    rows: list[Mapping[str, float]] = [by_step[number] for number in sorted(by_step)]
     if len(rows) <= _CURVE_ROWS:
         return rows
     return [rows[round(place * (len(rows) - 1) / (_CURVE_ROWS - 1))] for place in range(_CURVE_ROWS)]
