@@ -58,6 +58,6 @@ def code_blocks(files: AbstractSet[str], *, image_size: int) -> dict[str, str]:
         blocks["open_clip"] = _OPEN_CLIP
     if "onnx/vision_model.onnx" in files:
         blocks["ONNX Runtime"] = _ONNX.format(size=image_size)
-    if "clipx_config.yaml" in files:
+    if {"model.safetensors", "open_clip_model.safetensors"} & files:
         blocks["clipx"] = _CLIPX
     return blocks

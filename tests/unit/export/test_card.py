@@ -14,6 +14,7 @@ from clipx.checkpoint.find import EXPORT_CONFIG, ModelFiles
 from clipx.config.data import SourceConfig
 from clipx.config.schema import RunConfig
 from clipx.export import card, export_model, open_clip
+from clipx.export.card_code import code_blocks
 from clipx.export.options import ExportOptions
 from clipx.export.run_record import RunRecord, read_run
 from clipx.storage.folders import folder_at
@@ -133,6 +134,12 @@ def test_code_of_every_library_runs_in_the_folder(
     similarities = [list(map(float, re.findall(r"-?\d\.\d+", line))) for line in printed if line.startswith("tensor")]
     assert len(similarities) == 3
     assert all(row == pytest.approx(similarities[0], abs=2e-3) for row in similarities)
+
+
+def test_code_is_of_what_the_folder_has() -> None:
+    onnx = code_blocks({"onnx/vision_model.onnx", "clipx_config.yaml", "tokenizer_config.json"}, image_size=64)
+    assert list(onnx) == ["ONNX Runtime"]
+    assert "(1, 3, 64, 64)" in onnx["ONNX Runtime"]
 
 
 def test_the_record_of_a_run_ends_at_its_checkpoint(tmp_path: Path) -> None:
