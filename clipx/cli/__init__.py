@@ -25,6 +25,7 @@ from clipx.cli.launch import launch_app
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.cli.plan import plan
+from clipx.cli.push import push
 from clipx.errors import ClipxError
 from clipx.printable import shown
 from clipx.storage.standard_error import surviving_stderr
@@ -136,6 +137,9 @@ def zeroshot(
 
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
+
+
+app.command(rich_help_panel=_MODEL)(push)
 
 
 @app.command(rich_help_panel=_PREPARE)

@@ -57,6 +57,29 @@ def require_own(folder: Path, record: Record = EXPORT) -> None:
         raise InputError(f"{folder} holds {' and '.join(faults)}{hint}; move that away or name another folder")
 
 
+def exported_files(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The content of parity.json and the paths of all files of an export, sorted; what else lies there is left out.
+
+    Raises:
+        InputError: no export is there, or a file of it is gone or changed. The card may have been edited: it is a text
+            for people, and lacks what only they know.
+    """
+    recorded = _recorded(folder, EXPORT)
+    if not recorded:
+        raise InputError(
+            f"{folder} is no export: it has no parity.json that holds (it is missing, or was edited); write one with "
+            "`clipx export`"
+        )
+    found = {name: _sha256(folder / name) for name in sorted(recorded)}
+    gone = [name for name, checksum in found.items() if not checksum]
+    changed = [name for name, checksum in found.items() if checksum not in ("", recorded[name]) and name != _CARD]
+    faults = [f"without {some_names(gone)}"] if gone else []
+    faults += [f"with {some_names(changed)} changed since"] if changed else []
+    if faults:
+        raise InputError(f"{folder} is an export {' and '.join(faults)}: what was compared is not there; export again")
+    return json.loads((folder / PARITY).read_bytes()), sorted([*recorded, PARITY])
+
+
 def publish(draft: Path, to: Path, content: dict[str, Any], record: Record = EXPORT) -> None:
     """Marks the draft by its record, with this content, and renames it to `to`, in place of an earlier one of its kind.
 
@@ -116,7 +139,7 @@ def _recorded(folder: Path, record: Record) -> Mapping[str, str]:
         return {
             name: str(checksum)
             for name, checksum in files.items()
-            if Path(name).suffix in _SUFFIXES or Path(name).name == _CARD
+            if (Path(name).suffix in _SUFFIXES or name == _CARD) and _is_inside(name)
         }
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
@@ -137,6 +160,10 @@ def readable_errors(to: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{to} cannot be written: {error.strerror or error}; check path, rights and space") from error
+
+
+def _is_inside(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _sha256(path: Path) -> str:

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from clipx.checkpoint.find import EXPORT_CONFIG, find_model
 from clipx.config.load import dump_config
+from clipx.config.schema import RunConfig
 from clipx.errors import InputError
+from clipx.export import card
 from clipx.export.check import check
 from clipx.export.folder import publish, readable_errors, require_own
 from clipx.export.formats import Format, check_formats, format_module
@@ -15,6 +17,7 @@ from clipx.export.parity.given import given_samples
 from clipx.export.parity.half import rounding
 from clipx.export.parity.ours import our_outputs
 from clipx.export.parity.samples import Samples, drawn_samples
+from clipx.export.run_record import read_run
 from clipx.export.weights import round_to_half
 from clipx.pretrained import Pretrained, load
 from clipx.pretrained.stored_model import described
@@ -71,17 +74,22 @@ def export_model(
     with readable_errors(to), draft_of(to) as draft:
         for name in formats:
             format_module(name).write(pretrained, draft, options)
-        if not options.only:  # one tower is no MODEL
-            _write_config(model_path, draft)
+        files = find_model(model_path)
+        config = described(files)
+        if not options.only:  # one tower is no MODEL; written anew, since an old run's file may hold secrets
+            (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
         parity = check(pretrained, draft, formats, samples=samples) | chosen
+        card.write(
+            draft,
+            parity,
+            name=to.name,
+            model=pretrained.config,
+            config=config if isinstance(config, RunConfig) else None,
+            run=read_run(files),
+            only=options.only,
+        )
         publish(draft, to, parity)
     return parity
-
-
-def _write_config(model_path: Path, draft: Path) -> None:
-    """Writes the model's config, anew, since an old run's file may hold secrets."""
-    config = described(find_model(model_path))
-    (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
 def _half(pretrained: Pretrained, samples: Samples) -> dict[str, Any]:

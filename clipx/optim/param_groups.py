@@ -89,7 +89,10 @@ def _is_stack(module: nn.Module) -> bool:
 
 
 def lock(model: nn.Module, towers: frozenset[TowerName]) -> None:
-    """Turns gradients off for the parameters of `towers`, except for their projections.
+    """Turns gradients off for the parameters of `towers`, except for their projections, and evaluates what they are in.
+
+    In evaluation a batch norm keeps its statistics, which have no gradient to turn off, and nothing is dropped: a
+    locked tower gives a picture one embedding, and comes out as it went in.
 
     Args:
         model: not wrapped, with `image_tower` and `text_tower`. DDP must wrap it after this call, because it decides
@@ -97,6 +100,10 @@ def lock(model: nn.Module, towers: frozenset[TowerName]) -> None:
         towers: the towers to lock.
     """
     for tower in towers:
-        for name, parameter in getattr(model, f"{tower}_tower").named_parameters():
+        module: nn.Module = getattr(model, f"{tower}_tower")
+        for name, parameter in module.named_parameters():
             if not name.startswith("projection."):
                 parameter.requires_grad_(False)
+        for name, child in module.named_children():
+            if name != "projection":
+                child.eval()

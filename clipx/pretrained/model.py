@@ -21,7 +21,7 @@ class Pretrained:
     """Computes embeddings of images and texts; the mode, dtype and device of the model do not change.
 
     Args:
-        model: may be in training mode; every call evaluates and restores the mode.
+        model: may be in training mode, or parts of it; every call evaluates and restores the modes.
         config: the config that the model was built from.
         tokenizer: the tokenizer of its training; None means that it is built from the config.
     """
@@ -101,9 +101,10 @@ class Pretrained:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        was_training = self.model.training
+        training = [module for module in self.model.modules() if module.training]  # not those of a locked tower
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(was_training)
+            for module in training:
+                module.training = True

@@ -11,7 +11,7 @@ from clipx.config.data import DataConfig, device_part, sources
 from clipx.config.geometry import micro_batch_sizes, resolve_geometry
 from clipx.config.optim import TimmOptimConfig
 from clipx.config.parallel import Fsdp2Config
-from clipx.config.phases import Phase
+from clipx.config.phases import TOWERS, Phase
 from clipx.config.run_length import RunLength
 from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
@@ -69,7 +69,10 @@ def check_step(config: RunConfig, runtime: Runtime, objective: Objective) -> Non
 
 
 def _warn_of_batch_statistics(config: RunConfig, runtime: Runtime, model: CLIP) -> None:
-    kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    towers = {"image": model.image_tower, "text": model.text_tower}
+    learning = {"image": config.optim.image, "text": config.optim.text}
+    modules = [module for name in TOWERS if learning[name].locked_steps != "all" for module in towers[name].modules()]
+    kinds = {type(module).__name__ for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     if kinds and runtime.is_main:
         log.warning(
             "%s has %s: it normalises by the pairs of one rank and micro-batch, so results depend on their number",

@@ -119,6 +119,8 @@ CASES: list[tuple[str, str]] = [
     ("export hf://org/name --to out", "hf://org/name is not in the cache (HF_HOME), and HF_HUB_OFFLINE forbids to"),
     ("train good.yaml start_from=hf://org/name@v2", "start_from: hf://org/name@v2 is not in the cache (HF_HOME), and"),
     ("config good.yaml model=null start_from=absent", "start_from: absent: no such folder"),
+    ("push empty hf://org/name", "empty is no export: it has no parity.json that holds"),
+    ("push empty org/name", "org/name is no model at the hub; give hf://ORG/NAME"),
     ("config absent.yaml", "absent.yaml: cannot read the config file"),
     ("config good.yaml steps=many", "steps=many: expected integer >= 1 or null"),
     ("data make absent --out out", "absent: no such file or folder"),

@@ -11,6 +11,7 @@ from clipx.config.model import TransformerTextConfig
 from clipx.config.phases import check_stages, phase_at
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FINETUNE = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
 OVERLAYS = sorted((Path(__file__).parents[2] / "configs" / "overlays").glob("*.yaml"))
 SHIPPED = {
     "tiny",
@@ -21,8 +22,12 @@ SHIPPED = {
 }
 
 
+TO_TUNE = {"whole_model", "locked_image_tower", "frozen_encoders", "labelled_data"}
+
+
 def test_all_presets_are_shipped() -> None:
     assert {path.stem for path in CONFIGS} >= SHIPPED
+    assert {path.stem for path in FINETUNE} == TO_TUNE
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -30,6 +35,20 @@ def test_config_loads(path: Path) -> None:
     config = load_config([path])
     assert config.num_steps > config.optim.warmup_steps
     assert config.run_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def test_a_config_to_tune_with_says_what_it_begins_with_and_what_stays(path: Path) -> None:
+    config = load_config([path], ["model.image.name=vit_base_patch32_clip_224"])  # instead of the one it begins with
+    assert config.num_steps > config.optim.warmup_steps
+    assert config.run_dir == f"runs/finetune_{path.stem}"
+    frozen = {"locked_image_tower": {"image"}, "frozen_encoders": {"image", "text"}}.get(path.stem, set())
+    assert {phase_at(config, step).locked for step in (0, config.num_steps - 1)} == {frozenset(frozen)}
+    assert (config.start_from is None) == (path.stem == "frozen_encoders")
+    if path.stem == "labelled_data":
+        assert config.data.class_names
+        assert config.data.templates
+        assert config.data.equal_captions == "ignored"
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
@@ -44,7 +63,7 @@ def test_overlay_fits_the_config_that_its_header_names(path: Path) -> None:
     assert {phase_at(config, step).image_size % 14 for step in (0, config.num_steps - 1)} <= {0}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *FINETUNE], ids=lambda path: path.stem)
 def test_header_says_command_hardware_time_and_score(path: Path) -> None:
     header = re.match(r"(#.*\n)+", path.read_text())
     assert header is not None

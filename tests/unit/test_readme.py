@@ -15,7 +15,15 @@ from clipx.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/python.md", "CHANGELOG.md")
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/python.md",
+        "docs/finetune.md",
+        "CHANGELOG.md",
+    )
 ]
 README = DOCUMENTS[0].read_text()
 
@@ -111,7 +119,7 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"there is no `make {target}`"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS[:4], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS[:5], ids=lambda path: path.name)
 def test_files_named_are_there(document: Path) -> None:
     text = document.read_text()
     named = re.findall(r"\b(?:tests|configs|launch|benchmarks|clipx|docs|examples)/[\w./]*\w", text)

@@ -65,6 +65,7 @@ def test_both_libraries_compute_what_was_trained(tmp_path, changes):
 def test_the_folder_holds_the_files_of_both_libraries(tmp_path, source):
     export_model(source, tmp_path / "export", BOTH)
     assert {path.name for path in (tmp_path / "export").iterdir()} == {
+        "README.md",
         "clipx_config.yaml",
         "config.json",
         "model.safetensors",
@@ -119,10 +120,10 @@ def test_files_beside_an_earlier_export_are_not_lost(tmp_path, source):
         export_model(source, to, ["open_clip"])
     files = json.loads((to / "parity.json").read_text())["files"]
     assert sorted([*files, "parity.json"]) == sorted(path.name for path in to.iterdir())
-    (to / "README.md").write_text("model card")
-    with pytest.raises(InputError, match=r"export holds README.md, which no export wrote; move that away"):
+    (to / "notes.txt").write_text("of mine")
+    with pytest.raises(InputError, match=r"export holds notes.txt, which no export wrote; move that away"):
         export_model(source, to, ["open_clip"])
-    assert (to / "README.md").read_text() == "model card"
+    assert (to / "notes.txt").read_text() == "of mine"
 
 
 @pytest.mark.parametrize("place", ["file/export", "/proc/export"])

@@ -149,3 +149,19 @@ def test_a_locked_tower_keeps_its_weights_but_trains_its_projection() -> None:
     locked = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert "text_tower.token_embedding.weight" in locked
     assert not {"text_tower.projection.weight", "image_tower.projection.weight", "log_logit_scale"} & locked
+
+
+def test_a_locked_tower_is_evaluated_so_that_no_statistics_move() -> None:
+    image = {"name": "test_resnet", "options": {"drop_rate": 0.5}}
+    model = build_model(tiny_model_config(image=image), vocab_size=CLIP_VOCABULARY, seed=0)
+    before = {name: value.clone() for name, value in model.image_tower.state_dict().items()}
+    images_BHWC = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    lock(model, frozenset({"image"}))
+    first_BD, second_BD = model.image_tower(images_BHWC), model.image_tower(images_BHWC)
+    assert torch.equal(first_BD, second_BD)
+    assert all(torch.equal(value, before[name]) for name, value in model.image_tower.state_dict().items())
+    assert model.image_tower.projection.training
+    assert all(module.training for module in model.text_tower.modules())
+    model.image_tower.train()
+    assert not torch.equal(model.image_tower(images_BHWC), first_BD)  # the test would see them move
+    assert not torch.equal(model.image_tower.state_dict()["trunk.bn1.running_mean"], before["trunk.bn1.running_mean"])

@@ -7,12 +7,15 @@ from typing import Any, cast
 import pytest
 import torch
 from tiny import tiny_config
+from tiny_clip import CLIP_VOCABULARY
 from torch import nn
 
 from clipx.config.parallel import DdpConfig, Fsdp2Config
+from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
+from clipx.models.clip import build_model
 from clipx.train import build_stepper
-from clipx.train.build_stepper import copied_dtype, odd_sizes
+from clipx.train.build_stepper import _warn_of_batch_statistics, copied_dtype, odd_sizes
 
 
 def test_widths_that_tensor_cores_cannot_fill_are_named() -> None:
@@ -87,3 +90,15 @@ def test_weights_are_copied_where_autocast_would_cast_them_on_cuda() -> None:
     assert (dtype("fp32"), dtype("fp8")) == (None, None)
     assert dtype("bf16", device="cpu") is None
     assert dtype("bf16", parallel=Fsdp2Config()) is None
+
+
+@pytest.mark.parametrize(("locked", "warns"), [("0", True), ("5", True), ("all", False)])
+def test_statistics_of_a_batch_are_warned_of_unless_they_never_move(
+    locked: str, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = "model.image={name: test_resnet, image_size: 32, options: {}}"
+    config = tiny_config(tmp_path, "none.tar", image, f"optim.image.locked_steps={locked}")
+    model = build_model(config.model, vocab_size=CLIP_VOCABULARY, seed=0)
+    runtime = cast(Runtime, SimpleNamespace(is_main=True))
+    _warn_of_batch_statistics(config, runtime, model)
+    assert ("test_resnet has BatchNorm2d" in caplog.text) == warns

@@ -1,0 +1,238 @@
+"""The model card of an export, its README.md: the hub's metadata, what trained the model, how exact the export is.
+
+It says what the run and the comparison know. A licence, a language or a purpose that nobody told is not made up, and
+where shards lie stays with the person: sources stand here by name.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipx import __version__
+from clipx.config.data import SourceConfig
+from clipx.config.model import ModelConfig
+from clipx.config.schema import RunConfig
+from clipx.config.yaml_text import write_yaml
+from clipx.export.card_code import code_blocks
+from clipx.export.options import Tower
+from clipx.export.run_record import RunRecord
+from clipx.printable import printable, shown
+
+CARD = "README.md"
+_TASKS = {None: "zero-shot-image-classification", "image": "image-feature-extraction", "text": "feature-extraction"}
+
+
+def write(
+    folder: Path,
+    parity: Mapping[str, Any],
+    *,
+    name: str,
+    model: ModelConfig,
+    config: RunConfig | None,
+    run: RunRecord | None,
+    only: Tower | None = None,
+) -> None:
+    """Writes the card into an export whose other files are there.
+
+    Args:
+        folder: of the export.
+        parity: the content of parity.json, without checksums.
+        name: of the model, for the title.
+        model: the exported one.
+        config: of the run that trained it; None if no run of clipx's did.
+        run: what its folder tells; None if it is not there.
+        only: the tower that was exported; None: both.
+    """
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    sections = {
+        "Use": "" if only else _use(files, model),
+        "Training": "" if config is None else _training(config, run),
+        "Data": _data({} if config is None else config.data.sources, run),
+        "Curve": _curve(run),
+        "Evaluation": _evaluation(run),
+        "Parity": _parity(parity),
+        "Limits": _limits(parity, model),
+    }
+    text = "".join(f"\n## {title}\n\n{body.strip()}\n" for title, body in sections.items() if body)
+    head = write_yaml(_metadata(files, model, config=config, only=only))
+    (folder / CARD).write_text(f"---\n{head}---\n\n# {_cell(name)}\n\n{_summary(model)}\n{text}", encoding="utf-8")
+
+
+def _metadata(
+    files: Iterable[str], model: ModelConfig, *, config: RunConfig | None, only: Tower | None
+) -> dict[str, Any]:
+    """What the hub reads: https://huggingface.co/docs/hub/model-cards#model-card-metadata."""
+    libraries = {
+        "transformers": "config.json",
+        "open_clip": "open_clip_config.json",
+        "onnx": "onnx/model.onnx",
+    }
+    present = [library for library, file in libraries.items() if file in files]
+    kind = "clip" if model.init_logit_bias is None else "siglip"
+    metadata: dict[str, Any] = {
+        "library_name": present[0] if present else "clipx",
+        "pipeline_tag": _TASKS[only],
+        "tags": list(dict.fromkeys([kind, "clipx", *present])),
+    }
+    if config is not None and (config.start_from or "").startswith("hf://"):
+        metadata["base_model"] = str(config.start_from).removeprefix("hf://").partition("@")[0]
+    return metadata
+
+
+def _summary(model: ModelConfig) -> str:
+    image, text = model.image, model.text
+    words = f"`{_code(text.name)}`" if text.type == "huggingface" else f"a Transformer of {text.layers} layers"
+    return (
+        f"An image tower (`{_code(image.name)}`, {image.image_size} pixels) and a text tower ({words}, "
+        f"{text.context_length} tokens) with a shared space of {model.embed_dim} dimensions: pictures and texts "
+        f"are compared by the cosine of their embeddings. Exported by clipx {__version__}; `clipx_config.yaml` has all "
+        "settings."
+    )
+
+
+def _use(files: Iterable[str], model: ModelConfig) -> str:
+    blocks = code_blocks(set(files), image_size=model.image.image_size)
+    if not blocks:
+        return ""
+    told = "Beside these files, with a picture `photo.jpg`; elsewhere put this folder's path for `.`."
+    return "\n\n".join([told, *(f"With {library}:\n\n```python\n{code}```" for library, code in blocks.items())])
+
+
+def _training(config: RunConfig, run: RunRecord | None) -> str:
+    optim = config.optim
+    rows: dict[str, object] = {
+        "begun with": "random weights, or those that `model` names" if config.start_from is None else _begun(config),
+        "pairs of a step": f"{config.global_batch_size:,}",
+        "loss": config.loss.type,
+        "optimizer": f"{optim.type}, rate {optim.lr:g}, weight decay {optim.weight_decay:g}, {optim.schedule}",
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    for tower, learning in (("image", optim.image), ("text", optim.text)):
+        if learning.locked_steps:
+            rows[f"{tower} tower"] = f"locked for {learning.locked_steps} steps, all but its projection"
+    if config.ema is not None:
+        rows["average of the weights"] = f"decay {config.ema.decay:g}"
+    if run is not None:
+        rows |= {"steps": f"{run.step:,}", "pairs seen": f"{run.samples_seen:,}"}
+        rows |= {"software": ", ".join(f"{name} {version}" for name, version in run.versions.items())}
+    return _table(("setting", "value"), rows.items())
+
+
+def _begun(config: RunConfig) -> str:
+    """The start, without where on somebody's machine it lay."""
+    start = config.start_from or ""
+    return start if start.startswith("hf://") else f"another model, {Path(start).name}"
+
+
+def _data(sources: Mapping[str, SourceConfig], run: RunRecord | None) -> str:
+    if run is None:
+        return "What the model was trained on is not known here."
+    last = run.curve[-1] if run.curve else {}
+    told = f"{run.num_samples:,} pictures with captions or labels in {run.num_shards:,} shards."
+    rows = [
+        (name, f"{source.weight:g}", _count(last.get(f"samples/{name}")), _short(last.get(f"epoch/{name}")))
+        for name, source in sources.items()
+    ] or [("train", "1", _count(run.samples_seen), _short(last.get("epoch")))]
+    return f"{told}\n\n{_table(('source', 'weight', 'read', 'epochs'), rows)}"
+
+
+def _curve(run: RunRecord | None) -> str:
+    if run is None or not run.curve:
+        return ""
+    columns = ("step", "samples_seen", "loss", "lr", "logit_scale")
+    return _table(columns, ([_short(row.get(name)) for name in columns] for row in run.curve))
+
+
+def _evaluation(run: RunRecord | None) -> str:
+    if run is None or not run.scores:
+        return ""
+    rows = [
+        (name, f"{step:,}", metric.replace("_", " "), f"{value:.2%}")
+        for name, (step, metrics) in run.scores.items()
+        for metric, value in metrics.items()
+    ]
+    told = "Measured by the run itself; `ema` is the average of the weights, where one was kept."
+    return f"{told}\n\n{_table(('evaluation', 'step', 'metric', 'value'), rows)}"
+
+
+def _parity(parity: Mapping[str, Any]) -> str:
+    rows = []
+    for name, row in parity["consumers"].items():
+        if not row["checked"]:
+            rows.append((name, "not compared", "", "", "", "", ""))
+            continue
+        elsewhere = [row[key]["largest_difference"] for key in ("other_crop", "other_token_ids") if key in row]
+        rows.append(
+            (
+                f"{name} ({row['library']})",
+                _percent(row.get("same_crop")),
+                _percent(row.get("same_token_ids")),
+                _short(max(row["largest_difference"].values(), default=None)),
+                _short(row["limit"]),
+                _short(max(elsewhere, default=None)),
+                _short(row.get("other_best_text")),
+            )
+        )
+    columns = (
+        "who loads it",
+        "same crop",
+        "same token ids",
+        "largest difference there",
+        "its limit",
+        "largest difference elsewhere",
+        "pictures with another best text",
+    )
+    told = (
+        f"Each was loaded from these files and compared with the trained model on {parity['pictures']} pictures and "
+        f"{parity['texts']} texts ({parity['compared_on']}). Differences are those of an element of an embedding, a "
+        "logit or a pixel; `parity.json` has each."
+    )
+    return f"{told}\n\n{_table(columns, rows)}"
+
+
+def _limits(parity: Mapping[str, Any], model: ModelConfig) -> str:
+    points = [
+        f"A picture is seen at {model.image.image_size} x {model.image.image_size} pixels: what is small is lost.",
+        f"A text of more than {model.text.context_length} tokens is cut.",
+        "The scores above hold for their data alone; how the model treats people, languages and pictures unlike those "
+        "it was trained on was not measured.",
+        "No licence is stated: whoever publishes the model adds `license` to the head of this file, in keeping with "
+        "the terms of the data and of the weights that it began with.",
+    ]
+    for name, row in parity["consumers"].items():
+        points += [f"{name}: {note}." for note in row.get("notes", ())]
+    return "\n".join(f"- {_line(point)}" for point in points)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _line(value: object) -> str:
+    """The value in one line, without secrets and without what a terminal or a page obeys."""
+    return printable(" ".join(shown(value).split())).replace("<", "&lt;")
+
+
+def _cell(value: object) -> str:
+    return _line(value).replace("|", "\\|")
+
+
+def _code(name: str) -> str:
+    """A name between backticks; of a local path its last part."""
+    return _line(Path(name).name if Path(name).is_absolute() else name).replace("`", "'")
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
