@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,15 +19,14 @@ from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.early import require_evaluation_set, require_inputs, require_model, require_writable
+from clipx.cli.export import export
 from clipx.cli.launch import launch_app
+from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.cli.plan import plan
 from clipx.errors import ClipxError
 from clipx.printable import shown
 from clipx.storage.standard_error import surviving_stderr
-
-if TYPE_CHECKING:
-    from clipx.export.formats import Format
 
 app = typer.Typer(
     name="clipx",
@@ -41,14 +40,6 @@ _RUN, _MODEL, _PREPARE = "Train", "Use a trained model", "Data and config"
 
 app.add_typer(data_app, name="data", rich_help_panel=_PREPARE)
 app.add_typer(launch_app, name="launch", rich_help_panel=_RUN)
-
-WeightsOption = Annotated[
-    Literal["average", "trained"] | None,
-    typer.Option(help="Of a run that kept an average of its weights (ema): which to take; default: the average."),
-]
-ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, or an export folder.", show_default=False)
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -142,29 +133,7 @@ def zeroshot(
         write_json(json_file, metrics)
 
 
-@app.command(rich_help_panel=_MODEL)
-def export(
-    model: ModelArgument,
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.", show_default=False)],
-    formats: Annotated[
-        str, typer.Option("--format", metavar="NAMES", help="Libraries that will load it: hf, open_clip, or both.")
-    ] = "hf,open_clip",
-    weights: WeightsOption = None,
-) -> None:
-    """Write a folder that transformers and open_clip load, and compare it with the model (parity.json)."""
-    from clipx.distributed.environment import overrule_environment
-    from clipx.export.folder import require_own
-    from clipx.export.formats import check_formats
-
-    names = [name.strip() for name in formats.split(",")]
-    check_formats(names)
-    require_own(to)
-    require_model(model)
-    overrule_environment()
-    from clipx.export.run import export_model
-
-    parity = export_model(model, to, cast("list[Format]", names), weights=weights)
-    typer.echo(json.dumps(parity, indent=2))
+app.command(rich_help_panel=_MODEL)(export)
 
 
 @app.command(rich_help_panel=_PREPARE)

@@ -63,6 +63,17 @@ def require_shards(sources: "Iterable[Source]") -> None:
 
 
 @_alone
+def require_pictures(place: str | None) -> None:
+    """Raises InputError if the local folder or shards that --pictures names are not there."""
+    if place is None:
+        return
+    try:
+        _require(place)
+    except InputError as error:
+        raise InputError(f"--pictures: {error}") from error
+
+
+@_alone
 def require_inputs(config: "RunConfig") -> None:
     """Raises InputError if local shards or evaluation data of a run are not there, or the model that it starts from.
 

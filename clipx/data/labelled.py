@@ -170,6 +170,18 @@ def read_captioned(
         yield CaptionedImage(name=name, data=_member(fields, image_key, name), captions=tuple(captions))
 
 
+def read_pictures(shards: Sequence[str]) -> Iterator[tuple[EncodedImage, str | None]]:
+    """Every image with its first caption, a line of `txt`; None without one.
+
+    Raises:
+        InputError: a shard is not whole, or a sample lacks its picture.
+    """
+    for name, fields in _read_samples(shards):
+        captions = _text_lines(fields["txt"], name) if "txt" in fields else []
+        first = next((line.strip() for line in captions if not is_blank(line)), None)
+        yield EncodedImage(name=name, data=_member(fields, IMAGE_KEY, name)), first
+
+
 def _text_lines(data: bytes, name: str) -> list[str]:
     try:
         return without_bom(data.decode("utf-8")).splitlines()

@@ -19,6 +19,7 @@ from clipx import cli
 from clipx.cli import output
 from clipx.config.load import load_config
 from clipx.errors import InputError, RunError
+from clipx.export.options import ExportOptions
 
 CONFIG = """
 run_dir: runs/x
@@ -71,9 +72,9 @@ def library(monkeypatch: pytest.MonkeyPatch):
 def there(monkeypatch: pytest.MonkeyPatch):
     """Lets checks of what the arguments name find everything."""
 
-    def pass_all(*checks: str) -> None:
+    def pass_all(*checks: str, of: ModuleType = cli) -> None:
         for name in checks:
-            monkeypatch.setattr(cli, name, lambda path: None)
+            monkeypatch.setattr(of, name, lambda path: None)
 
     return pass_all
 
@@ -224,16 +225,40 @@ class TestCommands:
     def test_export_splits_the_formats(self, clipx, library, there) -> None:
         seen = []
 
-        def export_model(*arguments, weights):
-            seen.append((*arguments, weights))
+        def export_model(*arguments, **options):
+            seen.append((*arguments, options))
             return {"hf": 1e-6}
 
-        there("require_model")
+        there("require_model", "require_pictures", of=sys.modules["clipx.cli.export"])
         library("clipx.export.run", export_model=export_model)
-        code, out, _ = clipx("export", "runs/x", "--to", "out", "--format", "hf, open_clip", "--weights", "trained")
+        chosen = ("--weights", "trained", "--only", "image", "--dtype", "fp16", "--pictures", "shards", "--json")
+        code, out, _ = clipx("export", "runs/x", "--to", "out", "--format", "hf, onnx", *chosen)
         assert code == 0
         assert json.loads(out) == {"hf": 1e-6}
-        assert seen == [(Path("runs/x"), Path("out"), ["hf", "open_clip"], "trained")]
+        options = {"weights": "trained", "options": ExportOptions(only="image", dtype="fp16"), "pictures": "shards"}
+        assert seen == [(Path("runs/x"), Path("out"), ["hf", "onnx"], options)]
+
+    def test_export_shows_who_computes_what(self, clipx, library, there) -> None:
+        compared = {
+            "checked": True,
+            "limit": 1e-4,
+            "pictures": 7,
+            "same_crop": 0.81,
+            "texts": 9,
+            "same_token_ids": 1.0,
+            "largest_difference": {"pixels": 2e-7, "image_embeddings": 9e-8},
+            "other_crop": {"pictures": 2, "lowest_cosine": 0.864},
+            "other_best_text": 3,
+        }
+        consumers = {"CLIPModel": compared, "absent": {"checked": False, "reason": "not installed"}}
+        parity = {"consumers": consumers, "pictures": 7, "texts": 9, "compared_on": "drawn by clipx"}
+        there("require_model", of=sys.modules["clipx.cli.export"])
+        library("clipx.export.run", export_model=lambda *_, **__: parity)
+        code, out, err = clipx("export", "runs/x", "--to", "out")
+        assert (code, err) == (0, "")
+        words = " ".join(out.split())
+        for word in ("CLIPModel", "81.0%", "100.0%", "2.0e-07", "0.864", "absent", "not compared", "drawn by clipx"):
+            assert word in words
 
     def test_demo_runs_in_the_folder_given(self, clipx, library) -> None:
         seen = []

@@ -26,13 +26,19 @@ def outputs() -> Outputs:
         text_ND=text_ND,
         logits_BN=logits_BN,
         hidden_BPC=torch.randn(B, 5, 6, generator=generator),
-        scores_BN=logits_BN.softmax(dim=1),
     )
 
 
-def changed(field: str, row: int, by: float) -> Outputs:
-    """Our outputs with one row of one field moved."""
+def theirs() -> Outputs:
+    """The same, with scores."""
     ours = outputs()
+    assert ours.logits_BN is not None
+    return dataclasses.replace(ours, scores_BN=ours.logits_BN.softmax(dim=1))
+
+
+def changed(field: str, row: int, by: float) -> Outputs:
+    """A consumer's outputs with one row of one field moved."""
+    ours = theirs()
     moved = getattr(ours, field).clone()
     moved[row] += by
     return dataclasses.replace(ours, **{field: moved})
@@ -57,14 +63,13 @@ def test_pictures_that_are_cut_elsewhere_are_told_and_not_bound(field: str) -> N
 
 
 def test_texts_with_other_ids_are_told_and_not_bound() -> None:
-    theirs = dataclasses.replace(changed("text_ND", 2, 0.5), tokens=[[1, 5, 2], [1, 6, 2], [1, 9, 2]])
-    row = compare(outputs(), theirs, same_crop=[True] * B)
+    other = dataclasses.replace(changed("text_ND", 2, 0.5), tokens=[[1, 5, 2], [1, 6, 2], [1, 9, 2]])
+    row = compare(outputs(), other, same_crop=[True] * B)
     assert above_limit(row, LIMIT) == []
     assert row["same_token_ids"] == pytest.approx(2 / 3, abs=1e-4)
     assert row["other_token_ids"]["texts"] == 1
     assert row["other_token_ids"]["largest_difference"] == pytest.approx(0.5)
     assert row["other_token_ids"]["lowest_cosine"] < 1
-    assert "scores" not in row["largest_difference"]  # a softmax has every text in it
 
 
 def test_other_best_texts_are_counted_and_equal_ones_are_no_change() -> None:
@@ -87,12 +92,42 @@ def test_a_consumer_has_only_what_it_computes() -> None:
     assert set(row["largest_difference"]) == {"text_embeddings"}
 
 
-def test_hidden_states_may_be_of_the_first_pictures_and_are_measured_against_the_largest() -> None:
+def test_scores_are_compared_over_the_texts_with_the_same_ids() -> None:
+    ours = outputs()
+    assert ours.logits_BN is not None
+    logits_BN = ours.logits_BN.clone()
+    logits_BN[:, 2] += 3  # what other ids do to a softmax over all texts
+    ids = [[1, 5, 2], [1, 6, 2], [1, 9, 2]]
+    other = Outputs(tokens=ids, scores_BN=logits_BN.softmax(dim=1))
+    assert above_limit(compare(ours, other, same_crop=[True] * B), LIMIT) == []
+    sigmoids = Outputs(scores_BN=ours.logits_BN.sigmoid(), are_sigmoids=True)
+    assert above_limit(compare(ours, sigmoids, same_crop=[True] * B), LIMIT) == []
+    assert above_limit(compare(ours, dataclasses.replace(sigmoids, are_sigmoids=False), same_crop=[True] * B), LIMIT)
+
+
+def test_outputs_may_be_of_some_pictures_and_texts() -> None:
+    ours = outputs()
+    assert ours.logits_BN is not None
+    assert ours.tokens is not None
+    assert ours.hidden_BPC is not None
+    some = Outputs(
+        tokens=[ours.tokens[2], ours.tokens[0]],
+        logits_BN=ours.logits_BN[[3, 1]][:, [2, 0]],
+        hidden_BPC=ours.hidden_BPC[[3, 1]],
+        pictures=[3, 1],
+        texts=[2, 0],
+    )
+    row = compare(ours, some, same_crop=[True, False, True, True])
+    assert above_limit(row, LIMIT) == []
+    assert (row["pictures"], row["same_crop"], row["texts"], row["same_token_ids"]) == (2, 0.5, 2, 1.0)
+
+
+def test_hidden_states_are_measured_against_the_largest() -> None:
     ours = outputs()
     assert ours.hidden_BPC is not None
     large = dataclasses.replace(ours, hidden_BPC=ours.hidden_BPC * 1000)
     assert large.hidden_BPC is not None
-    row = compare(large, Outputs(hidden_BPC=large.hidden_BPC[:2] + 0.01), same_crop=[True] * B)
+    row = compare(large, Outputs(hidden_BPC=large.hidden_BPC + 0.01), same_crop=[True] * B)
     assert 0 < row["largest_difference"]["hidden_state"] < 1e-4
 
 
