@@ -24,7 +24,7 @@ from clipx.evaluate.run import evaluate_folder
 from clipx.export import onnx, pt2
 from clipx.export.options import ExportOptions
 from clipx.export.parity.onnxruntime import FOLDER, SUFFIXES
-from clipx.export.parity.torch_export import IMAGE_PROGRAM
+from clipx.export.parity.torch_export import program_file
 from clipx.pretrained import Pretrained, load
 
 BATCHES = (1, 32)
@@ -66,7 +66,7 @@ def contenders(
     size = pretrained.config.image.image_size
     pixels_BHWC = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
     pixels_B3SS = pretrained.model.image_tower.normalize(pixels_BHWC).permute(0, 3, 1, 2).contiguous()
-    program = torch.export.load(folder / IMAGE_PROGRAM).module()
+    program = torch.export.load(program_file(folder, "image", "")).module()
     calls: dict[str, Callable[[], Any]] = {
         "torch": torch.no_grad()(lambda: pretrained.model.encode_image(pixels_BHWC)),
         "pt2": torch.no_grad()(lambda: program(pixels_B3SS)),
