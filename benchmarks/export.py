@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             on = arguments.on if kind != "pt2" else []
             scores = {path.name: evaluate_folder(model, path, batch_size=64, group=None)["acc1"] for path in on}
             rows.append(row(kind, folder, scores, times))
-    write_rows("export", [{"model": str(arguments.model), **found} for found in rows], arguments.out)
+    write_rows("export", [{"model": Path(arguments.model).name, **found} for found in rows], arguments.out)
     columns = [name for name in rows[-1] if not name.endswith(("_p20", "_p80"))]
     print_table(rows, columns)
 
