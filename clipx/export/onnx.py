@@ -41,7 +41,7 @@ def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
     (folder / FOLDER).mkdir(exist_ok=True)
     half = options.dtype == "fp16"
     towers = _convert_towers(pretrained, options, torch.float16 if half else torch.float32)
-    _write_graphs(pretrained, towers, folder / FOLDER, SUFFIXES["fp16" if half else "fp32"])
+    _write_graphs(pretrained, towers, folder / FOLDER, SUFFIXES[options.dtype])
     if options.int8:
         if half:
             towers = _convert_towers(pretrained, options, torch.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from clipx.export.options import ExportOptions
-from clipx.export.parity.torch_export import CONSUMERS, IMAGE_PROGRAM, SETTINGS, TEXT_PROGRAM
+from clipx.export.parity.torch_export import CONSUMERS, FOLDER, SETTINGS, SUFFIXES, program_file
 from clipx.export.plain import plain_problem
 from clipx.export.programs import image_program, quiet, text_program
 from clipx.export.serving import serving_settings, write_serving
@@ -23,18 +23,20 @@ def problem(pretrained: Pretrained) -> str | None:
 def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
     """Writes pt2/image_encoder.pt2 and pt2/text_encoder.pt2; both give embeddings of unit length, in float32.
 
-    Each has a file settings.json inside, with what makes logits of similarities, `logit_scale` and `logit_bias`, and
-    the length to which every text is padded, `text_length`; null: no bias, any length.
+    With half precision their names end with `_fp16`. Each has a file settings.json inside, with what makes logits of
+    similarities, `logit_scale` and `logit_bias`, and the length to which every text is padded, `text_length`; null: no
+    bias, any length.
 
     Raises:
         RunError: torch.export does not take a tower.
     """
     dtype = torch.float16 if options.dtype == "fp16" else torch.float32
     settings = json.dumps(serving_settings(pretrained))
-    (folder / IMAGE_PROGRAM).parent.mkdir(exist_ok=True)
-    for tower, name, program_of in (("image", IMAGE_PROGRAM, image_program), ("text", TEXT_PROGRAM, text_program)):
+    (folder / FOLDER).mkdir(exist_ok=True)
+    for tower, program_of in (("image", image_program), ("text", text_program)):
         if options.only in (None, tower):
             program = program_of(pretrained, dtype=dtype, unit_length=True)
             with quiet():
-                torch.export.save(program, folder / name, extra_files={SETTINGS: settings})
+                file = program_file(folder, tower, SUFFIXES[options.dtype])
+                torch.export.save(program, file, extra_files={SETTINGS: settings})
     write_serving(pretrained, folder, options)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clipx.export.parity.consumer import BATCH, LIMIT, Consumer, Outputs, library_version
-from clipx.export.parity.serving import pixel_values, token_rows, unpadded
+from clipx.export.parity.serving import pixel_values, require_finite, token_rows, unpadded
 from clipx.export.parity.transformers import as_padded
 
 FOLDER = "onnx"
@@ -54,9 +54,7 @@ def _outputs(folder: Path, pictures: Sequence[Image.Image], texts: Sequence[str]
         logits_BN = float(settings["logit_scale"]) * image_BD @ text_ND.T + float(settings.get("logit_bias", 0))
         first = {name: rows[:BATCH] for name, rows in inputs.items()}
         logits_BN[:BATCH, :BATCH] = _run(_session(folder, "model", suffix), "logits_per_image", first)
-    for values in (image_BD, text_ND, logits_BN):
-        if values is not None and not values.isfinite().all():
-            raise ValueError("it gives numbers that are not finite")
+    require_finite(image_BD, text_ND, logits_BN)
     return Outputs(pixels_B3SS=pixels_B3SS, tokens=tokens, image_BD=image_BD, text_ND=text_ND, logits_BN=logits_BN)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 
 def pixel_values(folder: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -44,6 +45,16 @@ def token_rows(folder: Path, texts: Sequence[str], *, length: int | None) -> tup
 def unpadded(ids_NL: np.ndarray, mask_NL: np.ndarray) -> list[list[int]]:
     """The ids of each text alone."""
     return [ids[: mask.sum()].tolist() for ids, mask in zip(ids_NL, mask_NL, strict=True)]
+
+
+def require_finite(*outputs: Tensor | None) -> None:
+    """Checks outputs for which no difference is too large: in few bits numbers may leave their range.
+
+    Raises:
+        ValueError: infinity, or NaN.
+    """
+    if any(values is not None and not values.isfinite().all() for values in outputs):
+        raise ValueError("it gives numbers that are not finite")
 
 
 def _square(picture: Image.Image, settings: dict[str, Any]) -> Image.Image:

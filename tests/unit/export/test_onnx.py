@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.errors import RunError
 from clipx.export import onnx, onnx_graphs, pt2
+from clipx.export.check import check
 from clipx.export.options import ExportOptions
 from clipx.export.parity import onnxruntime as served
 from clipx.export.parity.serving import pixel_values, token_rows
-from clipx.export.run import check
 from clipx.models.clip import build_model
 from clipx.pretrained import Pretrained
 
