@@ -156,6 +156,11 @@ class HuggingFaceTokenizer:
             raise InputError(
                 f"tokenizer {name!r} cannot be loaded ({reason}); give `clip`, a hub name, or a tokenizer's folder"
             ) from error
+        if not _has_vocabulary(self._tokenizer, Path(place)):
+            raise InputError(
+                f"tokenizer {name!r}: the folder has no vocabulary ({_files_of(self._tokenizer)}); save the model's "
+                "tokenizer there"
+            )
         if pad and self._tokenizer.pad_token_id is None:
             raise InputError(f"tokenizer {name!r} has no token to pad with, which model.text.pad needs; choose another")
         self.name = name
@@ -231,6 +236,19 @@ def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pa
             return HuggingFaceTokenizer(config.tokenizer or config.name, length, cleaning=config.cleaning)
         case _:
             assert_never(config)
+
+
+def _has_vocabulary(tokenizer: Any, folder: Path) -> bool:
+    """Whether a folder holds what a tokenizer was loaded from: without it transformers makes one that knows no word."""
+    own = tokenizer.vocab_files_names.values()  # none of byte-level tokenizers
+    names = [path.name for path in folder.iterdir()] if own and folder.is_dir() else []
+    return not names or any(
+        name in own or name.startswith("vocab.") or name.endswith((".model", ".tiktoken")) for name in names
+    )
+
+
+def _files_of(tokenizer: Any) -> str:
+    return " or ".join(sorted(tokenizer.vocab_files_names.values()))
 
 
 def _change(path: Path, **entries: Any) -> None:
