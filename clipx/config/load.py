@@ -23,6 +23,7 @@ from clipx.printable import redact, redacted
 
 log = logging.getLogger(__name__)
 
+_PADDED: Keys = ("model", "text")
 
 StartingModel = Callable[[str, str], ModelConfig]
 """From `start_from` and `run_dir`, as they are written, to the config of the model that is there."""
@@ -179,7 +180,8 @@ def _problem(error: yaml.YAMLError) -> str:
 def _merge(below: Tree, above: Tree, path: Keys = ()) -> Tree:
     """Merges two trees, which are at `path`, into a new one: values of `above` win.
 
-    Mappings merge, unless their types differ or their keys are free.
+    Mappings merge, unless their types differ or their keys are free. Texts that are padded are padded to their length,
+    whichever layer says it.
     """
     if "type" in below and above.get("type", below["type"]) != below["type"]:
         return above
@@ -190,4 +192,6 @@ def _merge(below: Tree, above: Tree, path: Keys = ()) -> Tree:
             merged[key] = _merge(old, value, key_path)
         else:
             merged[key] = value
+    if path == _PADDED and "pad" not in above and below.get("pad") is not None and "context_length" in above:
+        merged["pad"] = above["context_length"]
     return merged

@@ -82,7 +82,8 @@ class TransformerTextConfig:
     pool: Literal["end", "last"] = "end"
     """Which state becomes the text's: that of the end token, or of the last position, padding too (SigLIP)."""
     pad: ContextLength | None = None
-    """Tokens to which every text is padded; they count as text, seen and pooled (SigLIP: 64). null: none."""
+    """Tokens to which every text is padded; they count as text, seen and pooled (SigLIP: 64). null: none. It
+    follows a `context_length` that is changed over another config or `start_from`."""
     projection: Projection | None = None
     """From the tower's features to the shared space; null: as model.projection."""
     bias: bool = False
@@ -104,7 +105,7 @@ class TransformerTextConfig:
         if self.pad is not None and self.pad != self.context_length:
             raise InputError(
                 f"model.text.pad={self.pad} is not model.text.context_length={self.context_length}; set both to one "
-                "number, or pad to null"
+                "number"
             )
         if (self.pool == "last") != (self.pad is not None):
             raise InputError(

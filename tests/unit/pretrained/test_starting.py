@@ -203,7 +203,8 @@ def test_a_shorter_context_leaves_texts_that_fit_as_they_are(folders: dict[str, 
 def test_a_shorter_context_of_padded_texts_is_transformers(folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    model = begun(folders["siglip"], tmp_path, "model.text.context_length=8", "model.text.pad=8")
+    model = begun(folders["siglip"], tmp_path, "model.text.context_length=8")  # `pad` follows
+    assert model.config.text.pad == 8
     tokenizer = AutoTokenizer.from_pretrained(folders["siglip"])
     ids = tokenizer(SHORT, padding="max_length", truncation=True, max_length=8, return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -214,9 +215,9 @@ def test_a_shorter_context_of_padded_texts_is_transformers(folders: dict[str, Pa
 
 def test_texts_cannot_be_longer_than_the_positions(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"has positions for texts of 16 tokens, fewer than model.text.context_length=17"
+        InputError, match=r"has positions for texts of 22 tokens, fewer than model.text.context_length=23"
     ) as caught:
-        begun(folders["clip"], tmp_path, "model.text.context_length=17")
+        begun(folders["clip"], tmp_path, "model.text.context_length=23")
     assert "\n" not in str(caught.value)
 
 
