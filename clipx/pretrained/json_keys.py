@@ -57,7 +57,7 @@ class Keys:
         """The value of a key, which must be among those accepted; the first of them where it is missing."""
         value = self.take(key, accepted[0])
         if not any(value is one or (value == one and type(value) is type(one)) for one in accepted):
-            self.refuse(key, value, f"{why}, only {' or '.join(map(_shown, accepted))}")
+            self.refuse(key, value, f"{why}, only {' or '.join(dict.fromkeys(map(_shown, accepted)))}")
         return value
 
     def pass_over(self, *keys: str) -> None:
