@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from clipx.config.changes import changes_between, named
+from clipx.data.same_tokens import same_tokens
 from clipx.errors import InputError
 from clipx.models.differences import model_differences
 from clipx.pretrained import Pretrained
-from clipx.pretrained.starting import same_tokens
 
 _INPUTS = ("image.image_size", "text.context_length")  # may differ where a run starts from another, and not here
 

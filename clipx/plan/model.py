@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import optimizer_bytes
 from clipx.optim.param_groups import lock
+from clipx.pretrained.kept_texts import with_kept_texts
 
 _FLOAT = 4  # bytes
 _NUM_IMAGES = (4, 256)
@@ -177,7 +179,8 @@ def computed_tokens(text_tower: nn.Module, *, mean: int, longest: int) -> int:
 
 def _on_meta_device(config: RunConfig, phase: Phase, build: BuildObjective) -> Objective:
     """The objective on the meta device; in memory if it has a transformers encoder, which runs while it is built."""
-    model = replace(config.model, image=replace(config.model.image, pretrained=False))
+    model = with_kept_texts(config.model, [Path(config.run_dir)])
+    model = replace(model, image=replace(model.image, pretrained=False))
     if isinstance(model.text, HuggingFaceTextConfig):
         model = replace(model, text=replace(model.text, pretrained=False))
         objective = build(replace(config, model=model), phase, vocab_size=0)  # its vocabulary is its own

@@ -19,6 +19,7 @@ from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import InputError
 from clipx.prepare.own_files import PNG_MARK, require_own_png
+from clipx.pretrained.kept_texts import with_kept_texts
 from clipx.printable import printable
 
 _CELL = 208  # pixels from one picture to the next
@@ -56,14 +57,15 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
     described = sources(config.data)
     indexes = [build_index(source.shards, index_dir=source.index) for source in described]
     plan = build_order(config, indexes)
-    texts = _RecordedTexts(build_tokenizer(config.model.text, context_length=phase.context_length))
+    model = with_kept_texts(config.model, [Path(config.run_dir)])
+    texts = _RecordedTexts(build_tokenizer(model.text, context_length=phase.context_length))
     reader = open_reader(
         indexes,
         plan,
         data=config.data,
         image_size=phase.image_size,
         tokenizer=texts,
-        interpolation=config.model.image.interpolation,
+        interpolation=model.image.interpolation,
     )
     count = min(count, plan.global_batch_size)
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)

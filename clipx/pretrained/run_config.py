@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from clipx.checkpoint.find import find_config
@@ -13,7 +14,7 @@ from clipx.config.model import ModelConfig
 from clipx.config.paths import expand_home
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
-from clipx.pretrained.stored_model import stored_model, without_download
+from clipx.pretrained.stored_model import described, stored_model, without_download
 
 
 def load_config(files: Path | str | Sequence[Path | str], overrides: str | Sequence[str] = ()) -> RunConfig:
@@ -37,13 +38,25 @@ def load_config(files: Path | str | Sequence[Path | str], overrides: str | Seque
 
 def _starting_model(start_from: str, run_dir: str) -> ModelConfig:
     path = expand_home(start_from)
+    own = _model_of_run(Path(expand_home(run_dir)), start_from=path)
     try:
-        return without_download(stored_model(find_config(path)))
+        files = find_config(path)
+        model = stored_model(files)
     except InputError as error:
-        own = _model_of_run(Path(expand_home(run_dir)), start_from=path)
         if own is None:
             raise InputError(f"start_from: {error}") from error
         return own
+    if own is not None and files.kind == "checkpoint":
+        model = _as_named(model, own=own, other=described(files).model)
+    return without_download(model)
+
+
+def _as_named(model: ModelConfig, *, own: ModelConfig, other: ModelConfig) -> ModelConfig:
+    """The model with the names of folders that the run began with: the start may have had copies of its own since."""
+    text, own_text, other_text = asdict(model.text), asdict(own.text), asdict(other.text)
+    names = {key: own_text[key] for key in ("name", "tokenizer") if key in text and own_text.get(key)}
+    same = {key: name for key, name in names.items() if name == other_text.get(key)}
+    return replace(model, text=replace(model.text, **same))
 
 
 def _model_of_run(run_dir: Path, *, start_from: str) -> ModelConfig | None:

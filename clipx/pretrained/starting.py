@@ -9,6 +9,7 @@ from clipx.checkpoint.find import find_model
 from clipx.checkpoint.tensors import load_tensors_by_name
 from clipx.config.changes import named
 from clipx.config.model import ModelConfig
+from clipx.data.same_tokens import same_tokens
 from clipx.data.tokenizer import Tokenizer
 from clipx.errors import InputError
 from clipx.models.clip import CLIP
@@ -24,19 +25,6 @@ _SCALE = "log_logit_scale"
 _ROUNDED = 1.001  # OpenAI's models were stored at 100 as log 4.6055, in half precision
 _IMAGE_POSITIONS = "image_tower.trunk.pos_embed"
 _TEXT_POSITIONS = "text_tower.position_embedding.weight"
-# what tokenizers treat differently
-_WORDS = (
-    "a photo",
-    "Zebra CROSSING",
-    "don't",
-    "3.14%",
-    "naïve café",
-    "&amp; so",
-    "日本",
-    "🙂",
-    "un-believable",
-    "a  b",
-)
 
 
 def start_from(
@@ -127,22 +115,3 @@ def _check_function(path: Path | str, before: Pretrained, now: Pretrained, *, an
             "its weights all the same by start_from_anyway=true"
         )
     log.warning("start_from: %s was trained in another model: %s", path, listed)
-
-
-def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers, whatever their names, have one vocabulary and cut some words in the same way.
-
-    Of two lengths of context, the shorter ends or fills up texts earlier; what is before that is compared.
-    """
-    if one.vocab_size != other.vocab_size:
-        return False
-    rows, others = (
-        [ids_T.tolist() for ids_T in tokens_T.split(lengths_B.tolist())]
-        for tokens_T, lengths_B in (one.encode(_WORDS), other.encode(_WORDS))
-    )
-    if (shared := min(one.context_length, other.context_length)) == max(one.context_length, other.context_length):
-        return rows == others
-    return all(
-        row == twin or (max(len(row), len(twin)) >= shared and row[: shared - 1] == twin[: shared - 1])
-        for row, twin in zip(rows, others, strict=True)
-    )

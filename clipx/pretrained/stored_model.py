@@ -11,6 +11,7 @@ from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.config.schema import ModelFile, RunConfig
 from clipx.errors import InputError
 from clipx.pretrained import huggingface, open_clip
+from clipx.pretrained.kept_texts import with_kept_texts
 from clipx.storage.hub import hub_address
 
 TEXT_ENCODER = "text_encoder"
@@ -23,8 +24,15 @@ def stored_model(files: ModelFiles) -> ModelConfig:
     Raises:
         InputError: the file is not what it is called, or describes a model that clipx does not have.
     """
-    config = described(files).model
-    return _with_own_files(config, files.local) if files.kind == "export" else config
+    described_by = described(files)
+    config = described_by.model
+    if files.kind == "export":
+        return _with_own_files(config, files.local)
+    if isinstance(described_by, RunConfig):
+        path = files.folder.path
+        beside = [] if path is None else [path.parent.parent]  # the run folder may have been moved
+        return with_kept_texts(config, [*beside, Path(described_by.run_dir)])
+    return config
 
 
 def described(files: ModelFiles) -> RunConfig | ModelFile:

@@ -4,7 +4,7 @@ import logging
 import socket
 import uuid
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
@@ -28,6 +28,7 @@ from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
 from clipx.optim.schedules import warmup_of
 from clipx.pretrained import Pretrained, start_from
+from clipx.pretrained.kept_texts import with_kept_texts
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
 from clipx.train.build_stepper import build_stepper, check_step
 from clipx.train.loss_spikes import Rollback
@@ -172,7 +173,8 @@ def _prepare(
         from clipx.evaluate.run import check_evaluation
 
         check_evaluation(evaluation)
-    tokenizer = build_tokenizer(config.model.text)
+    readable = config if checkpoint is None else _with_kept_texts(config)
+    tokenizer = build_tokenizer(readable.model.text)
     record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
     plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
     saved = None if checkpoint is None else compatible_state(config, checkpoint, record)
@@ -182,13 +184,13 @@ def _prepare(
     if rollback is not None:
         rollback.apply(progress)
     phase = phase_at(config, progress.step, length)
-    objective = build(config, phase, vocab_size=tokenizer.vocab_size)
+    objective = build(readable, phase, vocab_size=tokenizer.vocab_size)
     if saved is not None and saved.objective not in (None, type(objective).__qualname__):
         raise InputError(
             f"{config.run_dir} was begun with the objective {saved.objective}, not {type(objective).__qualname__}; go "
             "on with the program that began it, or choose a new run_dir"
         )
-    reader = phase_reader(config, indexes, plan, phase=phase, column_readers=objective.column_readers)
+    reader = phase_reader(readable, indexes, plan, phase=phase, column_readers=objective.column_readers)
     model = objective.model.to(runtime.device)
     check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
@@ -206,6 +208,11 @@ def _prepare(
         reader=reader,
         tokenizer=tokenizer,
     )
+
+
+def _with_kept_texts(config: RunConfig) -> RunConfig:
+    """The config with which a run that goes on builds its model, where folders that it names may be gone."""
+    return replace(config, model=with_kept_texts(config.model, [Path(config.run_dir)]))
 
 
 def _log_formats(pretrained: Pretrained) -> None:

@@ -16,6 +16,7 @@ from clipx.checkpoint.store import CONFIG, CheckpointStore, checkpoints_of
 from clipx.config.load import dump_config, warn_of_secrets
 from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError, RunError
+from clipx.pretrained.kept_texts import TEXTS, is_kept, keep_texts
 from clipx.storage.folders import write_atomically
 from clipx.train.build import Run
 from clipx.train.metrics.json_lines import read_rows
@@ -54,7 +55,7 @@ def check_folder(run_dir: Path) -> None:
 
 
 def open_folder(run: Run) -> None:
-    """The config as it now is; nothing left of an unfinished save, or of steps that will be trained again.
+    """The config as it now is, what reads texts; nothing left of an unfinished save, or of steps that come again.
 
     Written by rank 0.
 
@@ -67,6 +68,8 @@ def open_folder(run: Run) -> None:
             return
         write_atomically(run.run_dir / CONFIG, _MARK + dump_config(run.config))
         warn_of_secrets(run.config)
+        if run.progress.step == 0 or not is_kept(run.run_dir / TEXTS):
+            keep_texts(run.run_dir, run.config.model, run.encoder.tokenizer)
         (run.run_dir / "status.json").unlink(missing_ok=True)
         for path in (run.run_dir / "eval").glob("*.json"):
             if _result_step(path) > run.progress.step:
