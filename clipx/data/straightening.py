@@ -1,4 +1,4 @@
-"""CLIP's cleaning of texts as rules of a tokenizer.json, for libraries that read one and do not clean texts.
+"""The cleanings of texts as rules of a tokenizer.json, for libraries that read one and do not clean texts.
 
 A rule replaces a string, or what a pattern matches. Rules say what ftfy does to a single character (curly quotes,
 ligatures, full width, control characters), the commonest entities of HTML, and the commonest broken encodings. They
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from html.entities import name2codepoint
 from typing import Any
 
+from clipx.config.model import Cleaning
 from clipx.data.text_cleaning import fix
 
 Rule = dict[str, Any]
@@ -24,15 +25,22 @@ _RANGES = (
 )  # fmt: skip
 _TERMINAL_ESCAPES = r"\x1b\[[\d;]*[a-zA-Z]"
 _FINAL_SIGMA = r"(?<=\p{L})Σ(?!\p{L})"  # Python lowers it to another letter than one within a word
+_ASCII_PUNCTUATION = r"[!-/:-@\[-`{-~]"
+STRIP: Rule = {"type": "Strip", "strip_left": True, "strip_right": True}
+"""White space at both ends, which no cleaning leaves; CLIP's tokenizer passes over it."""
 _PUNCTUATION = "\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u20ac\u2122"
 _CONTEXTS = ("{}", "a{}b", "it {} is", "The caf{}, 1997")
 """Texts in which a broken encoding must be repaired for a rule to do it."""
 
 
-def normalizer() -> Rule:
-    """The `normalizer` of a tokenizer.json that does `clean`, as far as rules can."""
-    rules = [_pattern(_TERMINAL_ESCAPES, ""), *_broken_encodings(), *_entities(), *_characters()]
-    rules += [{"type": "NFC"}, _pattern(r"\s+", " "), _pattern(_FINAL_SIGMA, "ς"), {"type": "Lowercase"}]
+def normalizer(cleaning: Cleaning = "lower") -> Rule:
+    """The `normalizer` of a tokenizer.json that does a cleaning, as far as rules can."""
+    rules = [_pattern(_TERMINAL_ESCAPES, ""), *_broken_encodings(), *_entities(), *_characters(), {"type": "NFC"}]
+    if cleaning == "canonicalize":
+        rules += [_string("_", " "), _pattern(_ASCII_PUNCTUATION, "")]
+    rules.append(_pattern(r"\s+", " "))
+    if cleaning != "whitespace":
+        rules += [_pattern(_FINAL_SIGMA, "ς"), {"type": "Lowercase"}]
     return {"type": "Sequence", "normalizers": rules}
 
 

@@ -5,7 +5,6 @@ Shapes: B texts, T tokens of all of them.
 """
 
 import gzip
-import json
 from collections.abc import Sequence
 from functools import cache, partial
 from importlib.resources import files
@@ -22,6 +21,7 @@ from torch import Tensor
 from clipx.config.model import Cleaning, HuggingFaceTextConfig, TextConfig, TransformerTextConfig
 from clipx.data.straightening import normalizer
 from clipx.data.text_cleaning import CLEANINGS
+from clipx.data.tokenizer_files import change, clean_in_file, has_vocabulary, vocabulary_files
 from clipx.errors import InputError
 from clipx.storage.hub import local_name
 
@@ -99,8 +99,8 @@ class ClipTokenizer:
         if pad is not None:
             parts |= {"vocab": vocabulary | dict([pad]), "pad_token": pad[0], "model_input_names": ["input_ids"]}
         CLIPTokenizer(**parts, model_max_length=self.context_length).save_pretrained(folder)
-        _change(folder / "tokenizer.json", normalizer=normalizer())
-        _change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+        change(folder / "tokenizer.json", normalizer=normalizer(self._cleaning))
+        change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
     def _encode_text(self, text: str) -> list[int]:
         words = CLEANINGS[self._cleaning](text)
@@ -156,10 +156,10 @@ class HuggingFaceTokenizer:
             raise InputError(
                 f"tokenizer {name!r} cannot be loaded ({reason}); give `clip`, a hub name, or a tokenizer's folder"
             ) from error
-        if not _has_vocabulary(self._tokenizer, Path(place)):
+        if not has_vocabulary(self._tokenizer, Path(place)):
             raise InputError(
-                f"tokenizer {name!r}: the folder has no vocabulary ({_files_of(self._tokenizer)}); save the model's "
-                "tokenizer there"
+                f"tokenizer {name!r}: the folder has no vocabulary ({vocabulary_files(self._tokenizer)}); save the "
+                "model's tokenizer there"
             )
         if pad and self._tokenizer.pad_token_id is None:
             raise InputError(f"tokenizer {name!r} has no token to pad with, which model.text.pad needs; choose another")
@@ -209,10 +209,17 @@ class HuggingFaceTokenizer:
             rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         return _flat(rows)
 
-    def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files for transformers' AutoTokenizer; they name a longest text at least."""
+    def save(self, folder: Path, *, cleaned: bool = False) -> None:
+        """Writes the tokenizer's files for transformers' AutoTokenizer; they name a longest text at least.
+
+        Args:
+            folder: takes the files.
+            cleaned: whether they also do this tokenizer's cleaning, as far as rules can, for who does not clean texts.
+        """
         self._tokenizer.model_max_length = min(self._tokenizer.model_max_length, self.context_length)
         self._tokenizer.save_pretrained(folder)
+        if cleaned and self._cleaning is not None:
+            clean_in_file(folder, self._cleaning)
 
 
 def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pad: bool = True) -> Tokenizer:
@@ -236,25 +243,6 @@ def build_tokenizer(config: TextConfig, *, context_length: int | None = None, pa
             return HuggingFaceTokenizer(config.tokenizer or config.name, length, cleaning=config.cleaning)
         case _:
             assert_never(config)
-
-
-def _has_vocabulary(tokenizer: Any, folder: Path) -> bool:
-    """Whether a folder holds what a tokenizer was loaded from: without it transformers makes one that knows no word."""
-    own = tokenizer.vocab_files_names.values()  # none of byte-level tokenizers
-    names = [path.name for path in folder.iterdir()] if own and folder.is_dir() else []
-    return not names or any(
-        name in own or name.startswith("vocab.") or name.endswith((".model", ".tiktoken")) for name in names
-    )
-
-
-def _files_of(tokenizer: Any) -> str:
-    return " or ".join(sorted(tokenizer.vocab_files_names.values()))
-
-
-def _change(path: Path, **entries: Any) -> None:
-    """Replaces entries of a JSON file."""
-    content = json.loads(path.read_text(encoding="utf-8")) | entries
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

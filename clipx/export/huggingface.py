@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipx.data.tokenizer import ClipTokenizer
+from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer
 from clipx.errors import InputError
 from clipx.export.huggingface_config import PAD, config_of, family_of
 from clipx.export.options import ExportOptions
@@ -70,6 +70,8 @@ def _save_tokenizer(pretrained: Pretrained, family: Family, folder: Path) -> Non
     tokenizer = pretrained.tokenizer
     if family == "siglip" and isinstance(tokenizer, ClipTokenizer):
         tokenizer.save(folder, pad=PAD)
+    elif isinstance(tokenizer, HuggingFaceTokenizer):
+        tokenizer.save(folder, cleaned=True)
     else:
         tokenizer.save(folder)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx.config.model import TextConfig, TimmImageConfig, TransformerTextConfig
-from clipx.data.tokenizer import ClipTokenizer
+from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer
 from clipx.export import huggingface
 from clipx.export.huggingface_config import PAD
 from clipx.export.options import ExportOptions
@@ -66,6 +66,8 @@ def _write_plain(pretrained: Pretrained, folder: Path, options: ExportOptions) -
         tokenizer = pretrained.tokenizer
         if isinstance(tokenizer, ClipTokenizer):
             tokenizer.save(folder, pad=own_padding(pretrained))
+        elif isinstance(tokenizer, HuggingFaceTokenizer):
+            tokenizer.save(folder, cleaned=True)
         else:
             tokenizer.save(folder)
         path = folder / _TOKENIZER_CONFIG

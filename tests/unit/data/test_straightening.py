@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from open_clip_models import byte_tokenizer
 
-from clipx.data.tokenizer import ClipTokenizer
+from clipx.config.model import Cleaning
+from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer
 
 HALF_WIDTH = range(0xFF5F, 0xFFF0)  # left out, as every rule takes time of every text
 # Two letters that ftfy takes for a broken encoding before a space, and a mark that Python's `regex` takes for a letter.
@@ -68,3 +70,32 @@ def test_long_texts_are_cut_and_short_ones_padded_by_the_end(saved: Path) -> Non
 
 def test_the_class_is_one_that_transformers_4_has(saved: Path) -> None:
     assert json.loads((saved / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize("cleaning", ["whitespace", "canonicalize"])
+def test_other_cleanings_are_done_as_well(tmp_path: Path, cleaning: Cleaning) -> None:
+    from transformers import AutoTokenizer
+
+    texts = [*TEXTS, "A photo, of_a (big) DOG's bowl!", " ~`^|\\{}[]<>@#$%&*+=/?:;\"' -- ", "3.14% of Ö_ü"]
+    ours = ClipTokenizer(77, cleaning=cleaning)
+    ours.save(tmp_path)
+    tokens, lengths = ours.encode(texts)
+    rows = [row.tolist() for row in tokens.split(lengths.tolist())]
+    assert AutoTokenizer.from_pretrained(tmp_path)(texts, truncation=True)["input_ids"] == rows
+    assert rows != ids_of(texts)
+
+
+@pytest.mark.parametrize("cleaning", ["lower", "whitespace", "canonicalize"])
+def test_another_tokenizer_cleans_where_it_shall(tmp_path: Path, cleaning: Cleaning) -> None:
+    from transformers import AutoTokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path / "before")  # spaces and case count
+    ours = HuggingFaceTokenizer(str(tmp_path / "before"), 77, cleaning=cleaning)
+    texts = [*TEXTS[:-1], "A photo, of_a (big) DOG's bowl! "]
+    tokens, lengths = ours.encode(texts)
+    rows = [row.tolist() for row in tokens.split(lengths.tolist())]
+    for cleaned in (True, False):
+        ours.save(folder := tmp_path / str(cleaned), cleaned=cleaned)
+        theirs = AutoTokenizer.from_pretrained(folder)
+        assert (theirs(texts, truncation=True, max_length=77)["input_ids"] == rows) == cleaned
+    assert theirs.backend_tokenizer.normalizer is None  # a copy is what it was
