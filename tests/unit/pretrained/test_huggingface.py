@@ -429,3 +429,9 @@ def test_a_run_may_have_larger_pictures_and_shorter_texts_but_no_longer_ones(fol
     model = build_model(longer, vocab_size=tokenizer.vocab_size, seed=5)
     with pytest.raises(InputError, match=r"has positions for texts of 22 tokens, fewer than .*context_length=23"):
         start_from(folder, model, config=longer, tokenizer=build_tokenizer(longer.text))
+
+
+def test_another_activation_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    folder = clip_folder(tmp_path / "relu", activation="relu")
+    with pytest.raises(InputError, match=r'only "quick_gelu" or "gelu" or "gelu_pytorch_tanh"$'):
+        read_config(folder)

@@ -58,6 +58,16 @@ def test_keys_of_the_model_lie_over_it(write) -> None:
     )
 
 
+def test_padding_follows_a_changed_length(write) -> None:
+    model = tiny_model_config(text={"pool": "last", "pad": 16})
+    text = clipx.load_config(write(model), ["model.text.context_length=9"]).model.text
+    assert (text.context_length, text.pad) == (9, 9)
+    with pytest.raises(InputError, match=r"pad=8 is not model.text.context_length=9; set both to one number$"):
+        clipx.load_config(write(model), ["model.text.context_length=9", "model.text.pad=8"])
+    plain = clipx.load_config(write(tiny_model_config()), ["model.text.context_length=9"]).model.text
+    assert plain.pad is None
+
+
 def test_options_and_towers_are_replaced_whole(write) -> None:
     model = replace(tiny_model_config(), text=HuggingFaceTextConfig(name="some/encoder", context_length=12))
     merged = clipx.load_config(write(model, "model: {image: {options: {depth: 1}}, text: {context_length: 9}}")).model
