@@ -1,6 +1,8 @@
 """Options and rules of all tests: no network, one thread per process, GPU tests only where there is a GPU."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -24,3 +26,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in gpu_items:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def transformers_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Of each kind of `transformers_folders.KINDS` a folder, made when it is first asked for; no test changes it."""
+    from transformers_folders import KINDS
+
+    return _made_once(lambda kind: KINDS[kind](tmp_path_factory.mktemp("transformers") / "model"))
+
+
+@pytest.fixture(scope="session")
+def open_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Of each shape of `open_clip_models.MODELS` a folder, made when it is first asked for; no test changes it."""
+    from open_clip_models import MODELS, write_model
+
+    return _made_once(lambda shape: write_model(tmp_path_factory.mktemp("open_clip") / shape, MODELS[shape]))
+
+
+def _made_once(make: Callable[[str], Path]) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = make(kind)
+        return made[kind]
+
+    return folder

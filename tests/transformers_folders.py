@@ -1,6 +1,6 @@
 """Freshly initialised folders of transformers' CLIP and SigLIP, made by the library itself, and what it computes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,14 @@ def siglip_folder(folder: Path, *, second: bool = False, seed: int = 0) -> Path:
     pictures = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, resample=2 if second else 3)
     SiglipProcessor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder)
     return folder
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "clip, quick_gelu": clip_folder,
+    "clip, gelu": lambda folder: clip_folder(folder, activation="gelu"),
+    "siglip": siglip_folder,
+    "siglip 2": lambda folder: siglip_folder(folder, second=True),
+}
 
 
 def library_results(folder: Path, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Results:

@@ -16,6 +16,13 @@ Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Projection = Literal["linear", "mlp", "none"]
 Cleaning = Literal["lower", "whitespace", "canonicalize"]
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_VOCABULARY = 49_408
+"""Ids of CLIP's tokenizer; the highest ends a text."""
+SIGMOID_MAX_LOGIT_SCALE = 1000.0
+"""As good as no limit: published models of the sigmoid loss lie above CLIP's 100."""
+
 
 @validated
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +42,9 @@ class TimmImageConfig:
     """Start from timm's weights (true) or from a local weight file."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm.create_model, e.g. {embed_dim: 192, depth: 6, num_heads: 3, patch_size: 8}."""
-    mean: tuple[Number, Number, Number] = (0.48145466, 0.4578275, 0.40821073)
+    mean: tuple[Number, Number, Number] = CLIP_MEAN
     """Channel means of the normalisation, in [0, 1] (CLIP's)."""
-    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[Positive, Positive, Positive] = CLIP_STD
     """Channel standard deviations of the normalisation (CLIP's)."""
     resize: Resize = "shortest"
     """How evaluation makes a picture square. shortest: the short side to image_size, then the centre; squash: both

@@ -18,7 +18,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from clipx.config.model import Cleaning, HuggingFaceTextConfig, TextConfig, TransformerTextConfig
+from clipx.config.model import CLIP_VOCABULARY, Cleaning, HuggingFaceTextConfig, TextConfig, TransformerTextConfig
 from clipx.data.straightening import normalizer
 from clipx.data.text_cleaning import CLEANINGS
 from clipx.data.tokenizer_files import change, clean_in_file, has_vocabulary, vocabulary_files
@@ -63,9 +63,9 @@ class ClipTokenizer:
         cleaning: of a text before its words are encoded; CLIP's is "lower".
     """
 
-    start_id = 49_406
-    end_id = 49_407
-    vocab_size = 49_408
+    start_id = CLIP_VOCABULARY - 2
+    end_id = CLIP_VOCABULARY - 1
+    vocab_size = CLIP_VOCABULARY
 
     def __init__(self, context_length: int, *, pad: bool = False, cleaning: Cleaning = "lower") -> None:
         self.context_length = context_length

@@ -31,7 +31,8 @@ _HALF = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
 """The dtype of attention by the run's precision; other precisions leave it to torch."""
 _NUM_SEQUENCES = 256
 _NUM_TOKENS = 16_384
-"""Most sequences, and tokens of images, that are timed: enough for all multiprocessors, and done in milliseconds."""
+"""Most sequences, and tokens where all have one length, that are timed: enough for all multiprocessors, and done in
+milliseconds."""
 
 
 def choose_attention(
@@ -110,6 +111,8 @@ def _choose_for_texts(
         return
     # As captions are: most of them short, a few of them long. The first ones reach every tile.
     lengths = tuple(max(1, phase.context_length * (number % 8 + 1) ** 3 // 512) for number in range(_NUM_SEQUENCES))
+    if tower.is_padded:
+        lengths = (phase.context_length,) * min(_NUM_SEQUENCES, -(-_NUM_TOKENS // phase.context_length))
     shape = Shape(
         name=f"texts of at most {phase.context_length} tokens, {heads} heads of {channels}",
         lengths=lengths,

@@ -6,6 +6,7 @@ differ, the built modules decide.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ _MAY_DIFFER = frozenset(
         "text.vocab_size",  # shows in the weights
     }
 )
-_BUILT = ("image.name", "image.options", "text.name")
+_TRUNK = ("image.name", "image.options", "image.eps")
+_ENCODER = "text.name"
 _IN_TRAINING_ONLY = (nn.Identity, nn.Dropout)
 # of timm's and transformers' modules: sizes of inputs, which follow from the images, and how the same is computed
 _NO_FUNCTION = frozenset(
@@ -67,16 +69,29 @@ def model_differences(config: ModelConfig, model: CLIP, *, before: ModelConfig, 
         before: config of the other.
         model_before: built from that.
     """
-    wrong = {key: values for key, values in changes_between(before, config).items() if key not in _MAY_DIFFER}
+    changes = changes_between(_spelt_out(before), _spelt_out(config))
+    wrong = {key: values for key, values in changes.items() if key not in _MAY_DIFFER}
     if any(key.startswith("image.") for key in wrong) and same_function(
         model_before.image_tower.trunk, model.image_tower.trunk
     ):
-        wrong = {key: values for key, values in wrong.items() if not key.startswith(_BUILT[:2])}
+        wrong = {key: values for key, values in wrong.items() if not key.startswith(_TRUNK)}
     towers = (model_before.text_tower, model.text_tower)
     encoder_before, encoder = (getattr(tower, "encoder", None) for tower in towers)
     if encoder_before is not None and encoder is not None and same_function(encoder_before, encoder):
-        wrong.pop(_BUILT[2], None)
+        wrong.pop(_ENCODER, None)
     return wrong
+
+
+def _spelt_out(config: ModelConfig) -> ModelConfig:
+    """The same model with the values that null stands for, of the projections and the cleaning of texts."""
+    image, text = config.image, config.text
+    cleaning = text.cleaning or ("lower" if text.tokenizer == "clip" else None)
+    return replace(
+        config,
+        image=replace(image, projection=image.projection or config.projection),
+        text=replace(text, projection=text.projection or config.projection, cleaning=cleaning),
+        projection="linear",  # of no tower any more
+    )
 
 
 def same_function(one: nn.Module, other: nn.Module) -> bool:

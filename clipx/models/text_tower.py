@@ -110,6 +110,8 @@ class TextTower(nn.Module):
         projection: from the last token's channels to the shared space.
     """
 
+    is_padded: bool
+    """Whether every text has as many tokens as the phase admits, padding included."""
     bucketed: bool = False
     """Whether texts are padded to few different shapes (`pad_to_bucket`), for compiled blocks."""
 
@@ -119,6 +121,7 @@ class TextTower(nn.Module):
         super().__init__()
         width = config.width
         self.context_length = config.context_length
+        self.is_padded = config.pad is not None
         self.token_embedding = nn.Embedding(config.vocab_size or vocab_size, width)
         self.position_embedding = nn.Embedding(config.context_length, width)
         self.blocks = nn.ModuleList(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipx.config.model import HuggingFaceTextConfig, TransformerTextConfig
+from clipx.config.model import HuggingFaceTextConfig
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.data.columns import blank_columns
@@ -27,6 +27,7 @@ from clipx.distributed.parallelize import num_weights
 from clipx.models.dry_run import DryRun, LiveBytes, dry_run
 from clipx.models.flops import flop_counter
 from clipx.models.huggingface_text import HuggingFaceTextTower
+from clipx.models.text_tower import TextTower
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
 from clipx.optim.optimizers import optimizer_bytes
@@ -77,8 +78,6 @@ class PhaseModel:
         self.objective = _on_meta_device(config, phase, build)
         text_tower = self.objective.model.text_tower
         self._tokens = computed_tokens(text_tower, mean=caption_tokens, longest=phase.context_length)
-        if isinstance(config.model.text, TransformerTextConfig) and config.model.text.pad is not None:
-            self._tokens = phase.context_length
         self.work = _work(config, self.objective, tokens=self._tokens)
 
     def blocks(self) -> list[nn.Module]:
@@ -169,11 +168,13 @@ class PhaseModel:
 def computed_tokens(text_tower: nn.Module, *, mean: int, longest: int) -> int:
     """Tokens of a text as the tower computes it.
 
-    A packed tower computes the tokens of the mean caption. Other towers pad texts to the longest of their micro-batch,
-    which is assumed to be `longest`; useful work in a plan then includes the padding, as it costs time, and MFU in
-    metrics.jsonl does not.
+    A packed tower computes the tokens of the mean caption, or `longest` where padding counts as text. Other towers pad
+    texts to the longest of their micro-batch, which is assumed to be `longest`; useful work in a plan then includes the
+    padding, as it costs time, and MFU in metrics.jsonl does not.
     """
-    is_padded = isinstance(text_tower, HuggingFaceTextTower) and text_tower.first_position is None
+    is_padded = text_tower.is_padded if isinstance(text_tower, TextTower) else False
+    if isinstance(text_tower, HuggingFaceTextTower):
+        is_padded = text_tower.first_position is None
     return longest if is_padded else min(mean, longest)
 
 

@@ -85,15 +85,20 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
         )
         for i, (source, sample_id) in enumerate(zip(source_I, sample_id_I, strict=True))
     ]
+    _save(_draw(shown, printable(title)), path)
+    return title
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    """Writes the sheet with the marks by which `require_own_png` knows it."""
+    marks = PngInfo()
+    for name, value in PNG_MARK.items():
+        marks.add_text(name, value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        marks = PngInfo()
-        for name, value in PNG_MARK.items():
-            marks.add_text(name, value)
-        _draw(shown, printable(title)).save(path, "PNG", pnginfo=marks)
+        sheet.save(path, "PNG", pnginfo=marks)
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written: {error.strerror or error}; choose another") from error
-    return title
 
 
 class _RecordedTexts:

@@ -1,12 +1,10 @@
 """Models of transformers: their weights under our names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipx.config.model import ModelConfig, TransformerTextConfig
-from clipx.errors import InputError, some_names
+from clipx.config.model import CLIP_VOCABULARY, ModelConfig, TransformerTextConfig
 from clipx.pretrained.huggingface_config import CONFIG, LOGIT_BIAS, family_of, read_config, tower
 from clipx.pretrained.json_file import read_json
 from clipx.pretrained.json_keys import Keys
@@ -38,6 +36,7 @@ def read_weights(folder: Path, config: ModelConfig) -> "dict[str, Tensor]":
     import torch
 
     from clipx.pretrained.weight_files import read_tensors
+    from clipx.pretrained.whole_weights import check_whole, expected_shapes
 
     content = read_json(folder / CONFIG)
     family = family_of(content, folder)
@@ -54,7 +53,7 @@ def read_weights(folder: Path, config: ModelConfig) -> "dict[str, Tensor]":
     else:
         _take_back(theirs, config)
     rows = theirs.get(TOKEN_TABLE, torch.empty(1))
-    _check_names(theirs, _expected(key_map, config, vocab_size=len(rows)), folder)
+    check_whole(theirs, expected_shapes(key_map, config, vocab_size=len(rows)), place=folder)
     ours = key_map.to_ours(theirs)
     if family == "clip" and bias is not None:
         ours["logit_bias"] = torch.tensor([content.get(LOGIT_BIAS, bias)])
@@ -86,34 +85,9 @@ def _check_end(folder: Path, text: Keys, config: ModelConfig) -> None:
     if not isinstance(config.text, TransformerTextConfig) or config.text.tokenizer == "clip":
         return  # an export of ours with CLIP's own tokenizer
     tokenizer = HuggingFaceTokenizer(str(folder), config.text.context_length)
-    end = text.take("eos_token_id", 49407)
+    end = text.take("eos_token_id", CLIP_VOCABULARY - 1)
     tokens_T, _ = tokenizer.encode(["a"])
     last = int(tokens_T[-1])
     legacy = end == _LEGACY_END and last == tokenizer.vocab_size - 1  # the highest id is that of the end token
     if end != last and not legacy:
         text.refuse("eos_token_id", end, f"the tokenizer beside it ends every text with {last}")
-
-
-def _expected(key_map: "KeyMap", config: ModelConfig, *, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of all weights of a model, under the library's names."""
-    import torch
-
-    from clipx.models.clip import build_model
-
-    with torch.device("meta"):
-        model = build_model(config, vocab_size=vocab_size, seed=0)
-    return {name: tuple(tensor.shape) for name, tensor in key_map.to_theirs(model.state_dict()).items()}
-
-
-def _check_names(theirs: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    faults = {
-        "lack": [name for name in expected if name not in theirs],
-        "have no place for": [name for name in theirs if name not in expected],
-        "have another shape of": [
-            f"{name} ({'x'.join(map(str, theirs[name].shape))} instead of {'x'.join(map(str, shape))})"
-            for name, shape in expected.items()
-            if name in theirs and theirs[name].shape != shape
-        ],
-    }
-    if listed := [f"{fault} {some_names(sorted(names))}" for fault, names in faults.items() if names]:
-        raise InputError(f"{folder}: the weights do not fit {CONFIG}: they {' and '.join(listed)}; take a whole model")

@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipx.config.model import Activation, ModelConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.model import (
+    CLIP_VOCABULARY,
+    SIGMOID_MAX_LOGIT_SCALE,
+    Activation,
+    ModelConfig,
+    TimmImageConfig,
+    TransformerTextConfig,
+)
 from clipx.errors import InputError
 from clipx.pretrained.huggingface_images import read_preprocessing
 from clipx.pretrained.json_file import read_json
@@ -18,7 +25,6 @@ from clipx.pretrained.timm_names import NORM_EPS, Family, Vit, ratio, timm_vit
 CONFIG = "config.json"
 LOGIT_BIAS = "logit_bias"
 """The key of a CLIP's config.json that keeps the bias of a model trained with the sigmoid loss: its class has none."""
-_SIGLIP_LIMIT = 1000.0  # of the multiplier; the paper has none, and published models lie above CLIP's 100
 _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _TOWERS = ("vision_config", "text_config")
 _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -27,7 +33,7 @@ _DEFAULTS: dict[Family, dict[str, dict[str, Any]]] = {
     "clip": {
         "vision_config": _VISION | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         "text_config": {
-            "vocab_size": 49408,
+            "vocab_size": CLIP_VOCABULARY,
             "hidden_size": 512,
             "intermediate_size": 2048,
             "num_hidden_layers": 12,
@@ -204,6 +210,6 @@ def _siglip(image: TimmImageConfig, text: TransformerTextConfig, *, embed_dim: i
         image=replace(image, projection="none"),
         text=text,
         init_logit_scale=10.0,  # arXiv 2303.15343, section 3.2, also the bias
-        max_logit_scale=_SIGLIP_LIMIT,
+        max_logit_scale=SIGMOID_MAX_LOGIT_SCALE,
         init_logit_bias=-10.0,
     )

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from clipx.config.model import CLIP_MEAN, CLIP_STD
 from clipx.errors import InputError
 from clipx.pretrained.json_file import read_json
 from clipx.pretrained.json_keys import Keys
@@ -15,8 +16,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 224},
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},
-        "image_mean": (0.48145466, 0.4578275, 0.40821073),
-        "image_std": (0.26862954, 0.26130258, 0.27577711),
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
     },
     "SiglipImageProcessor": {
         "size": {"height": 224, "width": 224},

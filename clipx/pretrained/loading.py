@@ -11,11 +11,12 @@ from clipx.checkpoint.find import ModelFiles, find_model
 from clipx.checkpoint.tensors import holds_average, load_weights
 from clipx.config.model import ModelConfig
 from clipx.data.tokenizer import build_tokenizer
-from clipx.errors import InputError, some_names
+from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
 from clipx.pretrained import huggingface, open_clip, own
 from clipx.pretrained.model import Pretrained
 from clipx.pretrained.stored_model import stored_model, without_download
+from clipx.pretrained.whole_weights import check_whole
 from clipx.storage.folders import Folder
 
 
@@ -73,17 +74,5 @@ def _fill(model: CLIP, weights: Mapping[str, Tensor], folder: Path) -> None:
     Raises:
         InputError: some are missing, are more than the model has, or have other shapes.
     """
-    wanted = model.state_dict()
-    faults = {
-        "lack": wanted.keys() - weights.keys(),
-        "have no place for": weights.keys() - wanted.keys(),
-        "have another shape of": {
-            name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape
-        },
-    }
-    listed = [f"{fault} {some_names(sorted(names))}" for fault, names in faults.items() if names]
-    if listed:
-        raise InputError(
-            f"{folder}: the weights do not fit the config: they {' and '.join(listed)}; take a whole model"
-        )
+    check_whole(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, place=folder)
     model.load_state_dict(weights)  # which casts; counters of batch norms stay whole numbers

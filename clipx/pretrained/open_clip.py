@@ -1,12 +1,10 @@
 """Models of open_clip: their config, and their weights under our names."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipx.config.model import ModelConfig, TransformerTextConfig
-from clipx.errors import InputError, some_names
-from clipx.pretrained.open_clip_config import CLIP_VOCABULARY, read_config, sections
+from clipx.config.model import CLIP_VOCABULARY, ModelConfig, TransformerTextConfig
+from clipx.pretrained.open_clip_config import read_config, sections
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,12 +42,16 @@ def read_weights(folder: Path, config: ModelConfig) -> "dict[str, Tensor]":
     import torch
 
     from clipx.pretrained.weight_files import read_tensors
+    from clipx.pretrained.whole_weights import check_whole, expected_shapes
 
     theirs = _as_written_now(read_tensors(folder, _FILES), _towers(folder))
     if config.init_logit_bias is not None:  # weights of a model without one: open_clip begins with 0
         theirs.setdefault("logit_bias", torch.zeros(1))
     names = names_of(folder)
-    _check(theirs, _expected(names, config, folder), folder)
+    own_text = isinstance(config.text, TransformerTextConfig)  # an encoder of transformers has its own vocabulary
+    vocab_size = sections(folder)[2].get("vocab_size", CLIP_VOCABULARY) if own_text else 1
+    expected = expected_shapes(names, config, vocab_size=vocab_size)
+    check_whole(theirs, expected, place=folder, scalars=("logit_scale", "logit_bias"))
     return names.to_ours(theirs)
 
 
@@ -58,34 +60,6 @@ def names_of(folder: Path) -> "KeyMap":
     from clipx.models.key_maps.open_clip import key_map
 
     return key_map(_towers(folder))
-
-
-def _expected(names: "KeyMap", config: ModelConfig, folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all weights of a model, under open_clip's names."""
-    import torch
-
-    from clipx.models.clip import build_model
-
-    own_text = isinstance(config.text, TransformerTextConfig)  # an encoder of transformers has its own vocabulary
-    vocab_size = sections(folder)[2].get("vocab_size", CLIP_VOCABULARY) if own_text else 1
-    with torch.device("meta"):
-        model = build_model(config, vocab_size=vocab_size, seed=0)
-    return {name: tuple(tensor.shape) for name, tensor in names.to_theirs(model.state_dict()).items()}
-
-
-def _check(theirs: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Raises InputError if weights are missing, are more than the model has, or have other shapes."""
-    scalars = ("logit_scale", "logit_bias")  # of one number, whatever their axes
-    other = [name for name in theirs if name in expected and tuple(theirs[name].shape) != expected[name]]
-    faults = {
-        "lack": expected.keys() - theirs.keys(),
-        "have no place for": theirs.keys() - expected.keys(),
-        "have another shape of": {name for name in other if name not in scalars or theirs[name].numel() != 1},
-    }
-    if listed := [f"{fault} {some_names(sorted(names))}" for fault, names in faults.items() if names]:
-        raise InputError(
-            f"{folder}: the weights do not fit the config: they {' and '.join(listed)}; take a whole model"
-        )
 
 
 def _towers(folder: Path) -> "Towers":

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipx.config.model import ModelConfig
-from clipx.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,14 +18,9 @@ def read_weights(folder: Path, config: ModelConfig) -> "dict[str, Tensor]":
     Raises:
         InputError: the file is broken.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from clipx.pretrained.weight_files import read_tensors
 
-    try:
-        return load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder / WEIGHTS} cannot be read ({reason}); take a whole model") from error
+    return read_tensors(folder, (WEIGHTS,))
 
 
 def write_weights(tensors: "Mapping[str, Tensor]", folder: Path) -> None:

@@ -53,6 +53,37 @@ def test_patch_dropout_does_not_depend_on_ranks_or_micro_batches(shards: Path, t
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 
+SIGLIP = [
+    "steps=6",
+    "loss={type: sigmoid}",
+    "model={embed_dim: 32, init_logit_bias: -10, image: {name: vit_base_patch16_siglip_224, image_size: 32, "
+    "patch_drop: 0.5, projection: none, options: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}}, "
+    "text: {width: 32, layers: 2, heads: 2, context_length: 24, pad: 24, pool: last, causal: false, bias: true}}",
+    "stages={small: {until_step: 3, image_size: 16, context_length: 12}}",
+    "optim={lr: 0.002, warmup_steps: 1, weight_decay: 0.2, image: {layer_decay: 0.8}}",
+    "ema.decay=0.9",
+]
+
+
+def test_a_model_of_siglips_shape_learns_the_same_on_any_ranks_in_any_micro_batches(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Attention pooling of the kept patches, no projection of pictures, texts padded to each stage's length."""
+    curves = {}
+    for name, world_size, size, more in (
+        ("whole", 1, 24, []),
+        ("pieces", 1, 12, ["activation_checkpointing=1"]),
+        ("ranks", 2, 12, []),
+        ("shards", 2, 6, ["parallel.type=fsdp2", "activation_checkpointing=0.5"]),
+    ):
+        config = tiny_config(tmp_path / name, shards, *SIGLIP, f"micro_batch_size={size}", *more)
+        assert (run_ranks(train, 2, config) if world_size == 2 else [train(config)] * 2) == [0, 0]
+        curves[name] = losses(tmp_path / name)
+    assert len(curves["whole"]) == 6
+    assert all(curve == pytest.approx(curves["whole"], rel=1e-5) for curve in curves.values())
+    assert curves["whole"][-1] < curves["whole"][0] - 0.1
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_resumes_on_another_number_of_processes(
     before: int, after: int, alone: RunConfig, shards: Path, tmp_path: Path

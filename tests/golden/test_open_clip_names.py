@@ -1,9 +1,9 @@
 """Names and shapes of every weight of small open_clip models, with ours beside them; `--update-golden` writes anew."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from open_clip_models import MODELS, write_model
 from safetensors.torch import load_file
 
 from clipx.pretrained import load
@@ -14,9 +14,11 @@ SHAPES = ("gelu", "own_varied", "timm_vit_avg_mlp", "siglip", "bert_mlp", "bert_
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_names_are_as_recorded(tmp_path: Path, shape: str, request: pytest.FixtureRequest) -> None:
+def test_names_are_as_recorded(
+    open_clip_folder: Callable[[str], Path], shape: str, request: pytest.FixtureRequest
+) -> None:
     pytest.importorskip("open_clip")
-    folder = write_model(tmp_path / shape, MODELS[shape])
+    folder = open_clip_folder(shape)
     names = names_of(folder)
     ours = load(folder).model.state_dict()
     lines = []

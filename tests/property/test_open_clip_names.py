@@ -70,7 +70,6 @@ def test_there_and_back_is_the_identity(encoders: Path, data: st.DataObject) -> 
     weights = build_model(config, vocab_size=11, seed=data.draw(st.integers(0, 9))).state_dict()
     names = key_map(Towers(**image_words, **text_words))
     theirs = names.to_theirs(weights)
-    assert names.unknown(theirs) == []
     assert len(theirs) == len(weights)
     back = names.to_ours(theirs)
     assert back.keys() == weights.keys()

@@ -6,7 +6,7 @@ are short.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -66,7 +66,7 @@ class KeyMap:
         return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
 
     def to_ours(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The library's weights under our names, without entries that no rule knows (`unknown` lists them).
+        """The library's weights under our names, without entries that no rule knows.
 
         Raises:
             KeyError: one of several that belong together is missing.
@@ -79,11 +79,6 @@ class KeyMap:
                     ours |= _converted(weights, theirs, _names(rule.ours), rule.to_ours, rule.shares, parts)
                     break
         return ours
-
-    def unknown(self, weights: Iterable[str]) -> list[str]:
-        """Those of the library's names that no rule knows."""
-        known = [name for rule in self._rules for name in _names(rule.theirs)]
-        return [name for name in weights if not any(_match(pattern, name) is not None for pattern in known)]
 
 
 def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -92,7 +92,3 @@ def _blocks(ours: str, theirs: str) -> tuple[Rule, ...]:
         Rule(f"{ours}.*.mlp.fc1.*", (f"{theirs}.*.mlp.c_fc.*",)),
         Rule(f"{ours}.*.mlp.fc2.*", (f"{theirs}.*.mlp.c_proj.*",)),
     )
-
-
-CLIP = key_map(Towers())
-"""The names in open_clip's `CLIP` with its own towers."""

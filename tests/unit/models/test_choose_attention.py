@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ SMALL = {"patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 2}
 ALL = ["cudnn", "efficient", "flash", "one_tile"]
 
 
-def model(name: str = "vit_base_patch32_clip_224", **options: Any) -> CLIP:
+TEXT = TransformerTextConfig(width=64, layers=2, heads=2, context_length=24)
+
+
+def model(name: str = "vit_base_patch32_clip_224", *, text: TransformerTextConfig = TEXT, **options: Any) -> CLIP:
     image = TimmImageConfig(name=name, image_size=32, options=SMALL | options)
-    text = TransformerTextConfig(width=64, layers=2, heads=2, context_length=24)
     return build_model(ModelConfig(image=image, text=text, embed_dim=16), vocab_size=10, seed=0)
 
 
@@ -86,6 +89,12 @@ def test_the_shapes_are_those_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> N
     (images, _), (texts, _) = choose(monkeypatch, built, image_size=48, patch_drop=0.5, context_length=8)
     assert set(images.lengths) == {3 + 18}
     assert max(texts.lengths) == 8
+
+
+def test_padded_texts_that_see_all_are_tried_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = model(text=replace(TEXT, causal=False, pool="last", pad=24))
+    _, (texts, _) = choose(monkeypatch, built, context_length=12)
+    assert (set(texts.lengths), texts.causal) == ({12}, False)
 
 
 @pytest.mark.parametrize(

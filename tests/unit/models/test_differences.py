@@ -49,3 +49,20 @@ def test_an_encoder_is_known_by_what_it_computes_and_not_by_its_folder(encoder: 
     assert changed("heads", num_attention_heads=4) == {"text.name"}
     assert changed("eps", layer_norm_eps=1e-3) == {"text.name"}
     assert changed("pool", pool="cls") == {"text.pool"}
+
+
+def test_what_null_stands_for_may_be_written_out() -> None:
+    image = {"eps": 1e-5, "projection": "linear"}  # timm's own, and the model's
+    text = {"projection": "linear", "cleaning": "lower"}
+    before, config = tiny_model_config(), tiny_model_config(image=image, text=text)
+    assert changed_keys(config, before) == set() == changed_keys(before, config)
+    assert changed_keys(replace(config, projection="none"), before) == set()  # which holds for no tower
+    other = tiny_model_config(image={"eps": 1e-6}, text={"cleaning": "whitespace", "bias": True})
+    assert changed_keys(other, before) == {"image.eps", "text.cleaning", "text.bias"}
+    both = replace(before, projection="mlp")
+    assert changed_keys(both, before) == {"image.projection", "text.projection"}
+
+
+def changed_keys(config: ModelConfig, before: ModelConfig) -> set[str]:
+    models = [build_model(one, vocab_size=VOCABULARY, seed=0) for one in (config, before)]
+    return set(model_differences(config, models[0], before=before, model_before=models[1]))

@@ -75,6 +75,19 @@ def test_images_are_counted_as_torch_counts_timms_own_model(name: str, options: 
     assert image_flops(model, image_size=32) == counted(plain, torch.zeros(1, 3, 32, 32)) + 2 * width * 8
 
 
+def test_every_kind_of_projection_counts() -> None:
+    none, linear, mlp = (
+        build_vision_tower(
+            TimmImageConfig(name="vit_base_patch16_siglip_224", image_size=32, options=OPTIONS, projection=kind),
+            embed_dim=32,
+        )
+        for kind in ("none", "linear", "mlp")
+    )
+    trunk = image_flops(none, image_size=32)
+    assert image_flops(linear, image_size=32) - trunk == 2 * 32 * 32
+    assert image_flops(mlp, image_size=32) - trunk == 2 * (32 * 64 + 64 * 32)
+
+
 def test_only_kept_patches_and_the_images_own_size_count() -> None:
     model = vision_tower("vit_base_patch32_clip_224", OPTIONS)
     larger = vision_tower("vit_base_patch32_clip_224", OPTIONS, image_size=64)

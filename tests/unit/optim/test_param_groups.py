@@ -151,6 +151,24 @@ def test_a_locked_tower_keeps_its_weights_but_trains_its_projection() -> None:
     assert not {"text_tower.projection.weight", "image_tower.projection.weight", "log_logit_scale"} & locked
 
 
+def test_attention_pooling_and_projections_learn_at_the_full_rate_and_single_tokens_do_not_decay() -> None:
+    """Of a tower of SigLIP's shape, and of one with two layers between it and the shared space."""
+    options = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
+    image = {"name": "vit_base_patch16_siglip_224", "options": options, "projection": "none"}
+    model = build_model(tiny_model_config(image=image, text={"projection": "mlp", "bias": True}), vocab_size=9, seed=0)
+    found = heights(model.image_tower)
+    pool = {name: height for name, height in found.items() if name.startswith("trunk.attn_pool.")}
+    assert set(pool.values()) == {0}
+    assert (found["trunk.pos_embed"], found["trunk.blocks.1.norm1.weight"]) == (3, 1)
+    text = heights(model.text_tower)
+    assert {text[f"projection.{name}"] for name in ("0.weight", "2.weight", "2.bias")} == {0}
+    groups = parameter_groups(model, AdamWConfig(lr=1.0, weight_decay=0.1))
+    kept = {id(parameter) for group in groups if not group["weight_decay"] for parameter in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in kept}
+    assert {"image_tower.trunk.attn_pool.latent", "text_tower.projection.2.bias", "log_logit_scale"} < names
+    assert not {"image_tower.trunk.attn_pool.q.weight", "text_tower.projection.0.weight"} & names
+
+
 def test_a_locked_tower_is_evaluated_so_that_no_statistics_move() -> None:
     image = {"name": "test_resnet", "options": {"drop_rate": 0.5}}
     model = build_model(tiny_model_config(image=image), vocab_size=CLIP_VOCABULARY, seed=0)

@@ -1,6 +1,7 @@
 """A pass without arithmetic beside a real one: memory, FLOPs, the optimizer's state."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import transformers
 from tiny import tiny_config
 from torch import Tensor
 
+from clipx.config.model import TransformerTextConfig
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import checkpoint_blocks
@@ -16,6 +18,7 @@ from clipx.models.clip import build_model
 from clipx.models.dry_run import LiveBytes, dry_run
 from clipx.models.flops import flop_counter
 from clipx.models.huggingface_text import HuggingFaceTextTower
+from clipx.models.text_tower import build_text_tower
 from clipx.plan.model import PhaseModel, computed_tokens
 from clipx.types import Batch, tensors_of
 
@@ -138,6 +141,15 @@ def test_texts_of_an_encoder_that_runs_padded_are_all_long(first_position: int |
         first_position=first_position,
     )
     assert computed_tokens(tower, mean=8, longest=24) == expected
+
+
+def test_padding_that_counts_as_text_is_planned_for() -> None:
+    sizes = {"width": 8, "heads": 2, "layers": 1, "context_length": 24}
+    packed = TransformerTextConfig(**sizes)
+    padded = replace(packed, causal=False, pool="last", pad=24)
+    for config, expected in ((packed, 8), (padded, 12)):
+        tower = build_text_tower(config, vocab_size=9, embed_dim=4)
+        assert computed_tokens(tower, mean=8, longest=12) == expected
 
 
 def test_captions_are_as_long_as_they_are_said_to_be(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers_folders import (
-    clip_folder,
+    KINDS,
     library_results,
     photographs,
     save_clip_processor,
-    siglip_folder,
     varied_strings,
 )
 
@@ -29,18 +28,12 @@ from clipx.pretrained import Pretrained, load, start_from, timm_names
 from clipx.pretrained.huggingface import read_config, read_weights
 
 CLIP_IDS = 529
-KINDS: dict[str, Callable[[Path], Path]] = {
-    "clip, quick_gelu": clip_folder,
-    "clip, gelu": lambda folder: clip_folder(folder, activation="gelu"),
-    "siglip": siglip_folder,
-    "siglip 2": lambda folder: siglip_folder(folder, second=True),
-}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def folders(transformers_folder: Callable[[str], Path]) -> dict[str, Path]:
     """A folder of each kind; no test changes them."""
-    return {kind: make(tmp_path_factory.mktemp("folders") / "model") for kind, make in KINDS.items()}
+    return {kind: transformers_folder(kind) for kind in KINDS}
 
 
 @pytest.fixture
@@ -90,7 +83,8 @@ def test_pixels_embeddings_and_logits_are_the_librarys(folders: dict[str, Path],
     assert float(theirs.logits_BN.std()) > 0.5  # they tell pictures and texts apart
 
 
-@pytest.mark.parametrize(("kind", "count"), [("clip, gelu", 10_000), ("siglip", 10_000), ("siglip 2", 2_000)])
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", ["clip, gelu", "siglip", "siglip 2"])
 def test_token_ids_are_the_librarys_on_many_strings(folders: dict[str, Path], kind: str, count: int) -> None:
     from transformers import AutoTokenizer
 
@@ -136,33 +130,36 @@ def test_the_config_says_what_the_folder_says(folders: dict[str, Path]) -> None:
     assert siglip.init_logit_bias == -10
 
 
-def known_vits() -> list[Any]:
-    found = []
-    for family, table in (("clip", timm_names._CLIP), ("siglip", timm_names._SIGLIP)):
-        for pattern, vit in table.items():
-            marks = [pytest.mark.full] if vit.depth > 24 else []  # seconds to build, even without weights
-            found += [pytest.param(family, pattern, vit, id=pattern, marks=marks)]
-    return found
+VITS = [
+    pytest.param(family, pattern, vit, id=pattern, marks=[pytest.mark.full] if vit.depth > 12 else [])
+    for family, table in (("clip", timm_names._CLIP), ("siglip", timm_names._SIGLIP))
+    for pattern, vit in table.items()
+]  # the deep ones take seconds to build, even without weights
 
 
-@pytest.mark.parametrize(("family", "pattern", "vit"), known_vits())
-def test_a_known_model_has_its_own_name_and_timm_builds_its_sizes(family: Any, pattern: str, vit: Any) -> None:
+@pytest.mark.parametrize(("family", "pattern", "vit"), VITS)
+def test_timm_builds_a_known_model_in_its_sizes(family: Any, pattern: str, vit: Any) -> None:
     from clipx.config.model import TimmImageConfig
 
     size = timm_names._SIZES.get(pattern, (224,))[-1]
-    name, options = timm_names.timm_vit(family, vit, image_size=size)
-    assert (name, options) == (pattern.format(size), {})
-    other: Any = "gelu_tanh" if vit.activation == "gelu" else "gelu"
-    changed = timm_names.timm_vit(family, vit._replace(activation=other), image_size=size)
-    assert changed[1] in ({}, {"act_layer": other})
-    assert timm_names.timm_vit(family, vit._replace(depth=vit.depth + 1), image_size=size)[1]["depth"] == vit.depth + 1
     with torch.device("meta"):
-        trunk: Any = build_vision_tower(TimmImageConfig(name=name, image_size=size), embed_dim=8).trunk
+        trunk: Any = build_vision_tower(TimmImageConfig(name=pattern.format(size), image_size=size), embed_dim=8).trunk
     block = trunk.blocks[0]
     activation = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}[type(block.mlp.act).__name__]
     sizes = (trunk.patch_embed.patch_size[0], trunk.embed_dim, len(trunk.blocks), block.attn.num_heads)
     assert (*sizes, block.mlp.fc1.out_features, activation) == vit
     assert block.norm1.eps == timm_names.NORM_EPS[family]
+
+
+def test_a_known_model_has_its_own_name_and_another_says_what_is_other() -> None:
+    for family, pattern, vit in (param.values for param in VITS):
+        size = timm_names._SIZES.get(pattern, (224,))[-1]
+        assert timm_names.timm_vit(family, vit, image_size=size) == (pattern.format(size), {})
+        other: Any = "gelu_tanh" if vit.activation == "gelu" else "gelu"
+        changed = timm_names.timm_vit(family, vit._replace(activation=other), image_size=size)
+        assert changed[1] in ({}, {"act_layer": other})
+        deeper = vit._replace(depth=vit.depth + 1)
+        assert timm_names.timm_vit(family, deeper, image_size=size)[1]["depth"] == vit.depth + 1
 
 
 @pytest.mark.parametrize(("hidden", "width"), [(4304, 1152), (80, 24), (49, 20), (7, 3), (1, 1)])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from open_clip_models import MODELS, photographs, write_model
+from open_clip_models import MODELS, photographs
 from safetensors.torch import load_file, save_file
 
 from clipx.errors import InputError
@@ -24,23 +24,18 @@ def pictures():
     return photographs(64)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+@pytest.fixture(scope="session")
+def folders(open_clip_folder):
     """Of each shape a folder, made when it is asked for."""
-    root, made = tmp_path_factory.mktemp("open_clip"), {}
-
-    def folder(shape):
-        if shape not in made:
-            made[shape] = write_model(root / shape, MODELS[shape])
-        return made[shape]
-
-    return folder
+    return open_clip_folder
 
 
 @pytest.mark.parametrize("shape", MODELS)
 @torch.no_grad()
 def test_it_computes_what_open_clip_computes(folders, pictures, shape):
     folder = folders(shape)
+    if shape not in ("gelu", "timm_vit_avg_mlp", "siglip", "bert_mlp"):  # the others differ in few layers
+        pictures = pictures[:12]
     theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     theirs.eval()
     ours = load(folder)
@@ -125,7 +120,7 @@ def test_weights_that_do_not_fit_are_named_by_open_clips_names(folders, tmp_path
     assert "and 2 more" in str(raised.value)
     assert "\n" not in str(raised.value)
     cut = weights | {first: weights[first][:-1].clone()}
-    with pytest.raises(InputError, match=f"have another shape of {first};"):
+    with pytest.raises(InputError, match=rf"have another shape of {first} \("):
         load(copied(folders(shape), tmp_path / "cut", cut))
 
 

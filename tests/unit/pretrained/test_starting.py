@@ -3,18 +3,18 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from open_clip_models import MODELS, write_model
 from shard_files import write_shards
 from tiny_clip import encoded, picture
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers_folders import clip_folder, photographs, siglip_folder
+from transformers_folders import photographs
 
 import clipx
 from clipx.config.schema import RunConfig
@@ -29,15 +29,14 @@ from clipx.types import Batch
 SHORT = ["a photo of a cat", "two dogs"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def folders(transformers_folder: Callable[[str], Path], open_clip_folder: Callable[[str], Path]) -> dict[str, Path]:
     """A folder of each kind."""
-    root = tmp_path_factory.mktemp("models")
     return {
-        "clip": clip_folder(root / "clip"),
-        "siglip": siglip_folder(root / "siglip"),
-        "open_clip": write_model(root / "open_clip", MODELS["quick_gelu"]),
-        "open_clip_timm": write_model(root / "open_clip_timm", MODELS["siglip"]),
+        "clip": transformers_folder("clip, quick_gelu"),
+        "siglip": transformers_folder("siglip"),
+        "open_clip": open_clip_folder("quick_gelu"),
+        "open_clip_timm": open_clip_folder("siglip"),
     }
 
 

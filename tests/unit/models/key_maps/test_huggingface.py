@@ -31,7 +31,8 @@ def weights(family: str, *, heads: int, head: int, depth: int, grid: int, vocabu
             ),
             init_logit_bias=-10.0,
         )
-    model = build_model(config, vocab_size=vocabulary, seed=0)
+    with torch.device("meta"):
+        model = build_model(config, vocab_size=vocabulary, seed=0)
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in model.state_dict().items()}
 
@@ -39,14 +40,14 @@ def weights(family: str, *, heads: int, head: int, depth: int, grid: int, vocabu
 SIZES = {
     "heads": st.integers(1, 3),
     "head": st.integers(1, 5).map(lambda half: 2 * half),
-    "depth": st.integers(1, 11),
+    "depth": st.sampled_from([1, 2, 11]),
     "grid": st.integers(1, 4),
     "vocabulary": st.integers(1, 30),
 }
 
 
 @pytest.mark.parametrize(("family", "key_map"), [("clip", CLIP), ("siglip", SIGLIP)])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(sizes=st.fixed_dictionaries(SIZES))
 def test_there_and_back_is_the_identity(family: str, key_map: KeyMap, sizes: dict[str, int]) -> None:
     ours = weights(family, **sizes)
@@ -55,12 +56,12 @@ def test_there_and_back_is_the_identity(family: str, key_map: KeyMap, sizes: dic
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[name], ours[name]) for name in ours)
     again = key_map.to_theirs(back)
+    assert again.keys() == theirs.keys()
     assert all(torch.equal(again[name], theirs[name]) for name in theirs)
-    assert not key_map.unknown(theirs)
 
 
-def library_names(family: str) -> str:
-    """Names and shapes of every weight of a tiny model, as the library itself has them."""
+def library_weights(family: str) -> dict[str, torch.Tensor]:
+    """Every weight of a tiny model, as the library itself has them."""
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     tower = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -71,20 +72,21 @@ def library_names(family: str) -> str:
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=6))
     else:
         model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-    return "".join(f"{name} {tuple(tensor.shape)}\n" for name, tensor in sorted(model.state_dict().items()))
+    return dict(sorted(model.state_dict().items()))
 
 
 @pytest.mark.parametrize(("family", "key_map"), [("CLIPModel", CLIP), ("SiglipModel", SIGLIP)])
 def test_the_librarys_names_are_as_recorded_and_all_known(
     family: str, key_map: KeyMap, request: pytest.FixtureRequest
 ) -> None:
-    names = library_names(family)
+    weights = library_weights(family)
+    names = "".join(f"{name} {tuple(tensor.shape)}\n" for name, tensor in weights.items())
     file = GOLDEN / f"transformers_{family}.txt"
     if request.config.getoption("--update-golden"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(names)
     assert names == file.read_text(), f"{family} has other weights than recorded: --update-golden if that is meant"
-    assert not key_map.unknown(line.split()[0] for line in names.splitlines())
+    assert key_map.to_theirs(key_map.to_ours(weights)).keys() == weights.keys()
 
 
 def test_a_parameter_without_a_place_is_named() -> None:

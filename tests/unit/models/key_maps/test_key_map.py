@@ -5,22 +5,24 @@ from tiny_clip import tiny_model_config, tiny_pretrained
 from clipx.errors import InputError
 from clipx.models.clip import build_model
 from clipx.models.key_maps.huggingface import CLIP as HUGGINGFACE
-from clipx.models.key_maps.open_clip import CLIP as OPEN_CLIP
+from clipx.models.key_maps.open_clip import Towers, key_map
+
+OPEN_CLIP = key_map(Towers())
 
 
-@pytest.mark.parametrize("key_map", [HUGGINGFACE, OPEN_CLIP])
-def test_there_and_back_is_the_identity(key_map):
+@pytest.mark.parametrize("names", [HUGGINGFACE, OPEN_CLIP])
+def test_there_and_back_is_the_identity(names):
     weights = tiny_pretrained().model.state_dict()
-    back = key_map.to_ours(key_map.to_theirs(weights))
+    back = names.to_ours(names.to_theirs(weights))
     assert back.keys() == weights.keys()
     for name, tensor in weights.items():
         assert torch.equal(back[name], tensor), name
 
 
-@pytest.mark.parametrize("key_map", [HUGGINGFACE, OPEN_CLIP])
-def test_what_goes_there_shares_no_memory(key_map):
+@pytest.mark.parametrize("names", [HUGGINGFACE, OPEN_CLIP])
+def test_what_goes_there_shares_no_memory(names):
     weights = tiny_pretrained().model.state_dict()
-    theirs = key_map.to_theirs(weights)
+    theirs = names.to_theirs(weights)
     pointers = [tensor.data_ptr() for tensor in (*weights.values(), *theirs.values())]
     assert len(set(pointers)) == len(pointers)
     assert all(tensor.is_contiguous() for tensor in theirs.values())
