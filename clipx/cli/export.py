@@ -64,7 +64,7 @@ def _print_parity(parity: Mapping[str, Any], to: Path) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    numbers = ("pictures", "crop", "texts", "ids", "differs by")
+    numbers = ("pictures", "crop", "texts", "ids", "differs")
     table = Table(Column("loaded by", overflow="fold"), *(Column(name, justify="right") for name in numbers))
     lines: dict[str, list[str]] = {}
     for name, row in parity["consumers"].items():
@@ -75,7 +75,7 @@ def _print_parity(parity: Mapping[str, Any], to: Path) -> None:
     if half := parity.get("half_precision"):
         lowest = min(half["lowest_cosine"].values())
         told.append(f"weights in half precision: cosine to the trained model's embeddings down to {lowest:.6f}")
-    told.append("crop, ids: how many see the same pixels and tokens as the model; differs by: the most where they do")
+    told.append("crop, ids: how many see the same pixels and tokens as the model; differs: by the most where they do")
     told.append(f"compared on {parity['pictures']} pictures and {parity['texts']} texts: {parity['compared_on']}")
     told.append(f"exported to {to}; all figures are in parity.json there")
     console = Console()

@@ -188,7 +188,7 @@ def _parity(parity: Mapping[str, Any]) -> str:
                 _percent(row.get("same_crop")),
                 _percent(row.get("same_token_ids")),
                 _short(max(row["largest_difference"].values(), default=None)),
-                _short(row["limit"]),
+                _short(row["limit"]) or "told only",
                 _short(max(elsewhere, default=None)),
                 _short(row.get("other_best_text")),
             )
@@ -228,8 +228,11 @@ def _limits(parity: Mapping[str, Any], model: ModelConfig, *, only: Tower | None
             f"{_CLIP_MODEL}: it was trained with the sigmoid loss, whose bias has no place in this class: add "
             "`model.config.logit_bias` to its logits before a sigmoid; a softmax over texts needs it not."
         )
+    notes: dict[str, list[str]] = {}
     for name, row in parity["consumers"].items():
-        points += [f"{name}: {note}." for note in row.get("notes", ())]
+        for note in row.get("notes", ()):
+            notes.setdefault(note, []).append(name)
+    points += [f"{', '.join(names)}: {note}." for note, names in notes.items()]
     return "\n".join(f"- {_line(point)}" for point in points)
 
 

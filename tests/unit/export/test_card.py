@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from clipx.export.options import ExportOptions, Tower
 from clipx.export.run_record import RunRecord, read_run
 from clipx.storage.folders import folder_at
 
-PARITY = {
+PARITY: dict[str, Any] = {
     "pictures": 6,
     "texts": 5,
     "compared_on": "drawn",
@@ -90,6 +91,15 @@ def test_it_tells_of_data_curve_scores_and_parity(tmp_path: Path, config: RunCon
     assert "| transformers CLIPModel (transformers 5.0) | 81.0% | 100.0% | 2e-06 | 0.0001 | 0.11 | 1 |" in text
     assert "| open_clip | not compared |" in text
     assert "backend='pil'" in text
+
+
+def test_what_several_must_know_stands_there_once_and_no_limit_has_a_word(tmp_path: Path, config: RunConfig) -> None:
+    row = PARITY["consumers"]["transformers CLIPModel"] | {"limit": None}
+    parity = PARITY | {"consumers": PARITY["consumers"] | {"its default": row}}
+    card.write(tmp_path, parity, name="mine", model=config.model, config=config, run=None)
+    text = (tmp_path / "README.md").read_text()
+    assert "\n- transformers CLIPModel, its default: load the processor with backend='pil'.\n" in text
+    assert "| its default (transformers 5.0) | 81.0% | 100.0% | 2e-06 | told only |" in text
 
 
 def test_paths_and_secrets_stay_with_the_person(tmp_path: Path, config: RunConfig) -> None:
