@@ -71,7 +71,7 @@ def _print_parity(parity: Mapping[str, Any], to: Path) -> None:
         table.add_row(*(Text(shown(cell)) for cell in (name, *_numbers(row))))
         for line in _remarks(row):
             lines.setdefault(line, []).append(name)
-    told = [f"{line} ({', '.join(names)})" for line, names in lines.items()]
+    told = [f"{line} ({'; '.join(names)})" for line, names in lines.items()]
     if half := parity.get("half_precision"):
         lowest = min(half["lowest_cosine"].values())
         told.append(f"weights in half precision: cosine to the trained model's embeddings down to {lowest:.6f}")
