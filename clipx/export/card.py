@@ -144,7 +144,7 @@ def _training(config: RunConfig, run: RunRecord | None) -> str:
 def _average(shares: Sequence[tuple[str, float]]) -> str:
     if not shares:
         return ""
-    told = "The weights are an average of those of these models; the training below is that of the first one named."
+    told = "The weights are an average of those of these models; the training below is that of one of them alone."
     return f"{told}\n\n{_table(('model', 'share'), [(_code(name), f'{share:.4g}') for name, share in shares])}"
 
 
