@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipx.export import huggingface
+from clipx.export import huggingface, open_clip, pt2
 
 WHOLE_MODELS = ("transformers CLIPModel", "transformers SiglipModel")
 
@@ -15,6 +15,7 @@ def whole_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def nobody_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody compares an export's files for transformers."""
-    monkeypatch.setattr(huggingface, "CONSUMERS", ())
+def nobody_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody loads what an export writes for transformers and open_clip, nor its programs."""
+    for module in (huggingface, open_clip, pt2):
+        monkeypatch.setattr(module, "CONSUMERS", ())

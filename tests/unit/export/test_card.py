@@ -126,7 +126,7 @@ def test_of_a_model_from_elsewhere_it_says_what_is_known(tmp_path: Path, config:
     assert "## Training" not in text
 
 
-@pytest.mark.usefixtures("nobody_of_transformers")
+@pytest.mark.usefixtures("nobody_compares")
 def test_code_of_every_library_runs_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +178,7 @@ def test_code_is_of_what_the_folder_has() -> None:
 
 
 @pytest.mark.parametrize("only", ["image", "text"])
-@pytest.mark.usefixtures("nobody_of_transformers")
+@pytest.mark.usefixtures("nobody_compares")
 def test_one_tower_has_its_own_code_and_nothing_of_the_other(
     tmp_path: Path, only: Tower, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

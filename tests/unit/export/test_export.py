@@ -122,7 +122,7 @@ def test_transformers_auto_classes_load_it(export):
     torch.testing.assert_close(features / features.norm(), ours.encode_image(image), atol=1e-5, rtol=0)
 
 
-@pytest.mark.usefixtures("nobody_of_transformers")
+@pytest.mark.usefixtures("nobody_compares")
 def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, source):
     to = tmp_path / "export"
     to.mkdir()
@@ -140,6 +140,7 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, source
         export_model(source, other / "thesis.txt", BOTH)
 
 
+@pytest.mark.usefixtures("nobody_compares")
 def test_files_beside_an_earlier_export_are_not_lost(tmp_path, source):
     to = tmp_path / "export"
     for _ in range(2):
