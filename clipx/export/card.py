@@ -33,7 +33,6 @@ def write(
     model: ModelConfig,
     config: RunConfig | None,
     run: RunRecord | None,
-    average: Sequence[tuple[str, float]] = (),
     only: Tower | None = None,
 ) -> None:
     """Writes the card into an export whose other files are there.
@@ -45,13 +44,11 @@ def write(
         model: the exported one.
         config: of the run that trained it; None if no run of clipx's did.
         run: what its folder tells; None if it is not there.
-        average: models of which this one is the average, with the share of each; the config is then the first one's.
         only: the tower that was exported; None: both.
     """
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     sections = {
         "Use": _use(code_blocks(files, model, tower_class=_tower_class(folder, files) if only else None)),
-        "Average": _average(average),
         "Training": "" if config is None else _training(config, run),
         "Data": _data({} if config is None else config.data.sources, run),
         "Curve": _curve(run),
@@ -139,13 +136,6 @@ def _training(config: RunConfig, run: RunRecord | None) -> str:
         rows |= {"steps": f"{run.step:,}", "pairs seen": f"{run.samples_seen:,}"}
         rows |= {"software": ", ".join(f"{name} {version}" for name, version in run.versions.items())}
     return _table(("setting", "value"), rows.items())
-
-
-def _average(shares: Sequence[tuple[str, float]]) -> str:
-    if not shares:
-        return ""
-    told = "The weights are an average of those of these models; the training below is that of one of them alone."
-    return f"{told}\n\n{_table(('model', 'share'), [(_code(name), f'{share:.4g}') for name, share in shares])}"
 
 
 def _begun(config: RunConfig) -> str:

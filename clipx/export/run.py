@@ -17,7 +17,7 @@ from clipx.export.parity.given import given_samples
 from clipx.export.parity.half import rounding
 from clipx.export.parity.ours import our_outputs
 from clipx.export.parity.samples import Samples, drawn_samples
-from clipx.export.run_record import read_average, read_run
+from clipx.export.run_record import read_run
 from clipx.export.weights import round_to_half
 from clipx.pretrained import Pretrained, load
 from clipx.pretrained.stored_model import described
@@ -86,7 +86,6 @@ def export_model(
             model=pretrained.config,
             config=config if isinstance(config, RunConfig) else None,
             run=read_run(files),
-            average=read_average(files),
             only=options.only,
         )
         publish(draft, to, parity)

@@ -9,7 +9,6 @@ from typing import Any
 from clipx.checkpoint.find import ModelFiles
 from clipx.checkpoint.store import Checkpoint
 from clipx.errors import ClipxError
-from clipx.export.folder import AVERAGE
 
 _CURVE_ROWS = 10
 
@@ -54,27 +53,6 @@ def read_run(files: ModelFiles) -> RunRecord | None:
         curve=() if run_dir is None else tuple(_curve(run_dir / "metrics.jsonl", step)),
         scores={} if run_dir is None else _scores(run_dir / "eval", step),
     )
-
-
-def read_average(files: ModelFiles) -> list[tuple[str, float]]:
-    """The models of which a model is the average, without the folders where they lay, with the share of each.
-
-    Empty for any other model, and for a record that cannot be read.
-    """
-    if files.kind != "export":
-        return []
-    record = _object(_text(files.local / AVERAGE.name))
-    try:
-        alpha = float(record.get("alpha", 1.0))
-        parts = [(1 - alpha, record["start"])] if "start" in record else []
-        parts += [(alpha * entry["share"], entry) for entry in record["models"] if entry["share"]]
-        return [(_without_folder(str(entry["model"])), share) for share, entry in parts]
-    except (LookupError, TypeError, ValueError):
-        return []
-
-
-def _without_folder(model: str) -> str:
-    return model if model.startswith("hf://") else Path(model).name
 
 
 def _curve(path: Path, step: int) -> list[Mapping[str, float]]:

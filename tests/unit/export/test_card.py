@@ -18,7 +18,7 @@ from clipx.export import card, export_model, open_clip
 from clipx.export import run as export_run
 from clipx.export.card_code import code_blocks
 from clipx.export.options import ExportOptions, Tower
-from clipx.export.run_record import RunRecord, read_average, read_run
+from clipx.export.run_record import RunRecord, read_run
 from clipx.storage.folders import folder_at
 
 PARITY: dict[str, Any] = {
@@ -149,20 +149,6 @@ def test_code_of_every_library_runs_in_the_folder(
     similarities = [list(map(float, re.findall(r"-?\d\.\d+", line))) for line in printed if line.startswith("tensor")]
     assert len(similarities) == 3
     assert all(row == pytest.approx(similarities[0], abs=2e-3) for row in similarities)
-
-
-def test_an_average_says_what_went_in(tmp_path: Path, config: RunConfig) -> None:
-    models = [{"model": "/home/me/tuned", "share": 0.75}, {"model": "b", "share": 0.25}, {"model": "c", "share": 0.0}]
-    record = {"models": models, "start": {"model": "hf://some/model"}, "alpha": 0.5}
-    (tmp_path / "average.json").write_text(json.dumps(record))
-    shares = read_average(ModelFiles("export", folder_at(str(tmp_path)), EXPORT_CONFIG))
-    assert shares == [("hf://some/model", 0.5), ("tuned", 0.375), ("b", 0.125)]
-    card.write(tmp_path, PARITY, name="mine", model=config.model, config=config, run=None, average=shares)
-    text = (tmp_path / "README.md").read_text()
-    assert "| tuned | 0.375 |" in text
-    (tmp_path / "average.json").write_text('{"models": [1]}')
-    assert read_average(ModelFiles("export", folder_at(str(tmp_path)), EXPORT_CONFIG)) == []
-    assert "## Average" not in written(tmp_path, config)
 
 
 def test_code_is_of_what_the_folder_has() -> None:
