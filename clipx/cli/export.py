@@ -64,18 +64,18 @@ def _print_parity(parity: Mapping[str, Any], to: Path) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    numbers = ("pictures", "crop", "texts", "ids", "differs by")
+    numbers = ("pictures", "crop", "texts", "ids", "differs")
     table = Table(Column("loaded by", overflow="fold"), *(Column(name, justify="right") for name in numbers))
     lines: dict[str, list[str]] = {}
     for name, row in parity["consumers"].items():
         table.add_row(*(Text(shown(cell)) for cell in (name, *_numbers(row))))
         for line in _remarks(row):
             lines.setdefault(line, []).append(name)
-    told = [f"{line} ({', '.join(names)})" for line, names in lines.items()]
+    told = [f"{line} ({'; '.join(names)})" for line, names in lines.items()]
     if half := parity.get("half_precision"):
         lowest = min(half["lowest_cosine"].values())
         told.append(f"weights in half precision: cosine to the trained model's embeddings down to {lowest:.6f}")
-    told.append("crop, ids: how many see the same pixels and tokens as the model; differs by: the most where they do")
+    told.append("crop, ids: how many see the same pixels and tokens as the model; differs: by the most where they do")
     told.append(f"compared on {parity['pictures']} pictures and {parity['texts']} texts: {parity['compared_on']}")
     told.append(f"exported to {to}; all figures are in parity.json there")
     console = Console()

@@ -100,7 +100,8 @@ class ClipTokenizer:
             parts |= {"vocab": vocabulary | dict([pad]), "pad_token": pad[0], "model_input_names": ["input_ids"]}
         CLIPTokenizer(**parts, model_max_length=self.context_length).save_pretrained(folder)
         change(folder / "tokenizer.json", normalizer=normalizer(self._cleaning))
-        change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+        # split: a text that spells out <|endoftext|> has these characters, and no end
+        change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", split_special_tokens=True)
 
     def _encode_text(self, text: str) -> list[int]:
         words = CLEANINGS[self._cleaning](text)

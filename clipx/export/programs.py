@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from clipx.errors import RunError
 from clipx.export.plain import plain_image, plain_text
@@ -91,6 +92,14 @@ def _program(
 ) -> ExportedProgram:
     try:
         with quiet():
-            return torch.export.export(module, example, dynamic_shapes=shapes)
+            return _without_origin(torch.export.export(module, example, dynamic_shapes=shapes))
     except Exception as error:  # a model may hold anything
         raise conversion_error(error, f"torch.export does not take the {tower} tower") from error
+
+
+def _without_origin(program: ExportedProgram) -> ExportedProgram:
+    """Removes the lines of code that every operation came from, which name folders of this machine."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers_folders import (
+from transformers_folders import KINDS, clip_folder
     KINDS,
     library_results,
     photographs,
