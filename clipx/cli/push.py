@@ -31,5 +31,7 @@ def push(
         say(f"the page was there before and stays {seen}; its settings at the hub change that")
     if done.removed:
         say(f"removed there, as the export has them no more: {some_names(done.removed)}")
+    if pushed.shortened:
+        say(f"whole paths of this machine went by their last part alone: {some_names(pushed.shortened)}")
     if pushed.left_out:
         say(f"not of the export, and left here: {some_names(pushed.left_out)}")

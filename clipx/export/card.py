@@ -4,7 +4,9 @@ It says what the run and the comparison know. A licence, a language or a purpose
 where shards lie stays with the person: sources stand here by name.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from clipx.export.run_record import RunRecord
 from clipx.printable import printable, shown
 
 CARD = "README.md"
+_CLIP_MODEL = "transformers CLIPModel"
 _TASKS = {None: "zero-shot-image-classification", "image": "image-feature-extraction", "text": "feature-extraction"}
 
 
@@ -45,30 +48,39 @@ def write(
     """
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     sections = {
-        "Use": "" if only else _use(files, model),
+        "Use": _use(code_blocks(files, model, tower_class=_tower_class(folder, files) if only else None)),
         "Average": _average(parity.get("average")),
         "Training": "" if config is None else _training(config, run, averaged="average" in parity),
         "Data": _data({} if config is None else config.data.sources, run),
         "Curve": _curve(run),
         "Evaluation": _evaluation(run),
         "Parity": _parity(parity),
-        "Limits": _limits(parity, model),
+        "Limits": _limits(parity, model, only=only),
     }
     text = "".join(f"\n## {title}\n\n{body.strip()}\n" for title, body in sections.items() if body)
     head = write_yaml(_metadata(files, model, config=config, only=only))
-    (folder / CARD).write_text(f"---\n{head}---\n\n# {_cell(name)}\n\n{_summary(model)}\n{text}", encoding="utf-8")
+    (folder / CARD).write_text(
+        f"---\n{head}---\n\n# {_cell(name)}\n\n{_summary(model, only)}\n{text}", encoding="utf-8"
+    )
+
+
+def _tower_class(folder: Path, files: AbstractSet[str]) -> str | None:
+    """The class of transformers for the one tower in the folder; None: its weights are not there."""
+    if "model.safetensors" not in files:
+        return None
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0])
 
 
 def _metadata(
-    files: Iterable[str], model: ModelConfig, *, config: RunConfig | None, only: Tower | None
+    files: AbstractSet[str], model: ModelConfig, *, config: RunConfig | None, only: Tower | None
 ) -> dict[str, Any]:
     """What the hub reads: https://huggingface.co/docs/hub/model-cards#model-card-metadata."""
     libraries = {
-        "transformers": "config.json",
-        "open_clip": "open_clip_config.json",
-        "onnx": "onnx/model.onnx",
+        "transformers": "model.safetensors" in files,
+        "open_clip": "open_clip_config.json" in files,
+        "onnx": any(file.startswith("onnx/") for file in files),
     }
-    present = [library for library, file in libraries.items() if file in files]
+    present = [library for library, is_there in libraries.items() if is_there]
     kind = "clip" if model.init_logit_bias is None else "siglip"
     metadata: dict[str, Any] = {
         "library_name": present[0] if present else "clipx",
@@ -80,19 +92,26 @@ def _metadata(
     return metadata
 
 
-def _summary(model: ModelConfig) -> str:
+def _summary(model: ModelConfig, only: Tower | None) -> str:
     image, text = model.image, model.text
     words = f"`{_code(text.name)}`" if text.type == "huggingface" else f"a Transformer of {text.layers} layers"
+    towers = {
+        "image": f"image tower (`{_code(image.name)}`, {image.image_size} pixels)",
+        "text": f"text tower ({words}, {text.context_length} tokens)",
+    }
+    by = f"Exported by clipx {__version__}"
+    if only:
+        return (
+            f"The {towers[only]} of a model with two, without the other one: embeddings of {model.embed_dim} "
+            f"dimensions, which are compared with those of the other tower by their cosine. {by}."
+        )
     return (
-        f"An image tower (`{_code(image.name)}`, {image.image_size} pixels) and a text tower ({words}, "
-        f"{text.context_length} tokens) with a shared space of {model.embed_dim} dimensions: pictures and texts "
-        f"are compared by the cosine of their embeddings. Exported by clipx {__version__}; `clipx_config.yaml` has all "
-        "settings."
+        f"An {towers['image']} and a {towers['text']} with a shared space of {model.embed_dim} dimensions: pictures "
+        f"and texts are compared by the cosine of their embeddings. {by}; `clipx_config.yaml` has all settings."
     )
 
 
-def _use(files: Iterable[str], model: ModelConfig) -> str:
-    blocks = code_blocks(set(files), image_size=model.image.image_size)
+def _use(blocks: Mapping[str, str]) -> str:
     if not blocks:
         return ""
     told = "Beside these files, with a picture `photo.jpg`; elsewhere put this folder's path for `.`."
@@ -203,15 +222,24 @@ def _parity(parity: Mapping[str, Any]) -> str:
     return f"{told}\n\n{_table(columns, rows)}"
 
 
-def _limits(parity: Mapping[str, Any], model: ModelConfig) -> str:
+def _limits(parity: Mapping[str, Any], model: ModelConfig, *, only: Tower | None) -> str:
+    size = model.image.image_size
+    seen = {
+        "image": f"A picture is seen at {size} x {size} pixels: what is small is lost.",
+        "text": f"A text of more than {model.text.context_length} tokens is cut.",
+    }
     points = [
-        f"A picture is seen at {model.image.image_size} x {model.image.image_size} pixels: what is small is lost.",
-        f"A text of more than {model.text.context_length} tokens is cut.",
+        *(limit for tower, limit in seen.items() if only in (None, tower)),
         "The scores above hold for their data alone; how the model treats people, languages and pictures unlike those "
         "it was trained on was not measured.",
         "No licence is stated: whoever publishes the model adds `license` to the head of this file, in keeping with "
         "the terms of the data and of the weights that it began with.",
     ]
+    if model.init_logit_bias is not None and _CLIP_MODEL in parity["consumers"]:
+        points.append(
+            f"{_CLIP_MODEL}: it was trained with the sigmoid loss, whose bias has no place in this class: add "
+            "`model.config.logit_bias` to its logits before a sigmoid; a softmax over texts needs it not."
+        )
     for name, row in parity["consumers"].items():
         points += [f"{name}: {note}." for note in row.get("notes", ())]
     return "\n".join(f"- {_line(point)}" for point in points)

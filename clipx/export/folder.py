@@ -80,6 +80,13 @@ def exported_files(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return json.loads((folder / PARITY).read_bytes()), sorted([*recorded, PARITY])
 
 
+def with_replaced(parity: Mapping[str, Any], replaced: Mapping[str, bytes]) -> bytes:
+    """parity.json of an export in which these files have another content."""
+    content = {name: value for name, value in parity.items() if name != "mark"}
+    content["files"] = content["files"] | {name: hashlib.sha256(data).hexdigest() for name, data in replaced.items()}
+    return (json.dumps(content | {"mark": _mark(content)}, indent=2) + "\n").encode()
+
+
 def publish(draft: Path, to: Path, content: dict[str, Any], record: Record = EXPORT) -> None:
     """Marks the draft by its record, with this content, and renames it to `to`, in place of an earlier one of its kind.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, assert_never, get_args
 
 from clipx.errors import InputError
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 
 if TYPE_CHECKING:
     from clipx.export.parity.consumer import Consumer
@@ -22,8 +22,8 @@ class FormatModule(Protocol):
     def CONSUMERS(self) -> "tuple[Consumer, ...]":  # noqa: N802 (a constant of the module)
         """Those who load the format's files, each a row of parity.json."""
 
-    def problem(self, pretrained: "Pretrained") -> str | None:
-        """Why a model cannot be exported to the format, in words that end an InputError; None: it can."""
+    def problem(self, pretrained: "Pretrained", only: Tower | None = None) -> str | None:
+        """Why a model, or its one tower, cannot be exported to the format, for the end of a line; None: it can."""
 
     def write(self, pretrained: "Pretrained", folder: Path, options: ExportOptions) -> None:
         """Writes the format's files into a folder, perhaps beside those of others; `problem` gave None."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.export.huggingface_config import PAD, config_of, family_of
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity import sentence_transformers, transformers
 from clipx.export.weights import save_weights
 from clipx.models.key_maps.huggingface import CLIP, SIGLIP
@@ -21,14 +21,12 @@ from clipx.pretrained.timm_names import Family
 CONSUMERS = (*transformers.CONSUMERS, *sentence_transformers.CONSUMERS)
 """Who loads the folder."""
 
-_PARTS = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
 
-
-def problem(pretrained: Pretrained) -> str | None:
-    """Why transformers has no class for a model; None: it has."""
+def problem(pretrained: Pretrained, only: Tower | None = None) -> str | None:
+    """Why transformers has no class for a model, or for its one tower; None: it has."""
     try:
-        family = family_of(pretrained)
-        _weights({name: value.to("meta") for name, value in pretrained.model.state_dict().items()}, family)
+        family = family_of(pretrained, only)
+        _weights({name: value.to("meta") for name, value in pretrained.model.state_dict().items()}, family, only)
     except InputError as error:
         return str(error)
     return None
@@ -39,16 +37,11 @@ def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
 
     With `only`, those of the class of one tower: `CLIPVisionModelWithProjection`, `SiglipTextModel` and so on.
     """
-    family = family_of(pretrained)
-    config = config_of(pretrained, family)
-    weights = _weights(pretrained.model.state_dict(), family)
-    if config.text_config.vocab_size > len(weights[TOKEN_TABLE]):
+    family = family_of(pretrained, options.only)
+    config = config_of(pretrained, family, options.only)
+    weights = _weights(pretrained.model.state_dict(), family, options.only)
+    if TOKEN_TABLE in weights and getattr(config, "text_config", config).vocab_size > len(weights[TOKEN_TABLE]):
         weights[TOKEN_TABLE] = torch.cat([weights[TOKEN_TABLE], weights[TOKEN_TABLE][:1]])
-    if options.only:
-        config = config.vision_config if options.only == "image" else config.text_config
-        kind = "Vision" if options.only == "image" else "Text"
-        config.architectures = [f"CLIP{kind}ModelWithProjection" if family == "clip" else f"Siglip{kind}Model"]
-        weights = {name: value for name, value in weights.items() if name.startswith(_PARTS[options.only])}
     config.dtype = "float16" if options.dtype == "fp16" else "float32"
     config.save_pretrained(folder)
     save_weights(weights, folder / WEIGHTS, options)
@@ -58,9 +51,12 @@ def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
         _save_processor(pretrained, family, folder, whole=options.only is None)
 
 
-def _weights(ours: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+def _weights(ours: Mapping[str, Tensor], family: Family, only: Tower | None) -> dict[str, Tensor]:
     """Under transformers' names; a CLIP's bias of the logits stands in its config, a SigLIP without one gets 0."""
     bias = "logit_bias"
+    if only:
+        ours = {name: value for name, value in ours.items() if name.startswith(f"{only}_tower.")}
+        return (CLIP if family == "clip" else SIGLIP).to_theirs(ours)
     if family == "clip":
         return CLIP.to_theirs({name: value for name, value in ours.items() if name != bias})
     return SIGLIP.to_theirs({bias: torch.zeros(1), **ours})

@@ -8,6 +8,7 @@ from torch import nn
 from clipx.config.model import TransformerTextConfig
 from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer
 from clipx.errors import InputError
+from clipx.export.options import Tower
 from clipx.models.text_tower import TextTower
 from clipx.pretrained import Pretrained
 from clipx.pretrained.huggingface_config import LOGIT_BIAS
@@ -20,53 +21,73 @@ PAD = ("<|pad|>", ClipTokenizer.vocab_size)
 """What pads in a SigLIP with CLIP's tokenizer, and its id. Here that is id 0, but transformers would read `!` as it."""
 
 
-def family_of(pretrained: Pretrained) -> Family:
-    """Which of transformers' two models a model is.
+def family_of(pretrained: Pretrained, only: Tower | None = None) -> Family:
+    """Which of transformers' two models a model is, or with `only` of which one its tower is a part.
 
     Raises:
         InputError: neither; the message says what differs from the nearer one.
     """
     trunk = cast(Any, pretrained.model.image_tower.trunk)
-    family: Family = "siglip" if getattr(trunk, "global_pool", None) == "map" else "clip"
-    name = "SiglipModel" if family == "siglip" else "CLIPModel"
-    if missing := _missing_in_image(pretrained, family):
+    pools_texts_last = getattr(pretrained.config.text, "causal", True) is False
+    is_siglip = pools_texts_last if only == "text" else getattr(trunk, "global_pool", None) == "map"
+    family: Family = "siglip" if is_siglip else "clip"
+    name = "SiglipModel" if is_siglip else "CLIPModel"
+    if only != "text" and (missing := _missing_in_image(pretrained, family)):
         raise InputError(
             f"transformers' {name} is not model.image.name={pretrained.config.image.name}: {missing}; {_KNOWN}"
         )
-    if missing := _missing_in_text(pretrained, family):
+    if only != "image" and (missing := _missing_in_text(pretrained, family)):
         raise InputError(f"transformers' {name} is not this model.text: {missing}; {_KNOWN}")
     return family
 
 
-def config_of(pretrained: Pretrained, family: Family) -> Any:
-    """transformers' config of a model of the family."""
-    from transformers import CLIPConfig, SiglipConfig
+def config_of(pretrained: Pretrained, family: Family, only: Tower | None = None) -> Any:
+    """transformers' config of a model of the family, or of its one tower."""
+    import transformers as library
 
-    model, image = pretrained.model, pretrained.config.image
-    trunk, text_tower = cast(Any, model.image_tower.trunk), cast(TextTower, model.text_tower)
-    vision = _tower(trunk.blocks, heads=trunk.blocks[0].attn.num_heads) | {
+    embed_dim, bias = pretrained.config.embed_dim, pretrained.model.logit_bias
+    match family, only:
+        case "clip", None:
+            towers = {"text_config": _text(pretrained, family), "vision_config": _vision(pretrained, family)}
+            stored = {} if bias is None else {LOGIT_BIAS: bias.item()}
+            return library.CLIPConfig(**towers, projection_dim=embed_dim, architectures=["CLIPModel"], **stored)
+        case "clip", "image":
+            name = "CLIPVisionModelWithProjection"
+            return library.CLIPVisionConfig(**_vision(pretrained, family), architectures=[name])
+        case "clip", _:
+            return library.CLIPTextConfig(**_text(pretrained, family), architectures=["CLIPTextModelWithProjection"])
+        case _, None:
+            towers = {"text_config": _text(pretrained, family), "vision_config": _vision(pretrained, family)}
+            return library.SiglipConfig(**towers, architectures=["SiglipModel"])
+        case _, "image":
+            return library.SiglipVisionConfig(**_vision(pretrained, family), architectures=["SiglipVisionModel"])
+        case _:
+            return library.SiglipTextConfig(**_text(pretrained, family), architectures=["SiglipTextModel"])
+
+
+def _vision(pretrained: Pretrained, family: Family) -> dict[str, Any]:
+    trunk = cast(Any, pretrained.model.image_tower.trunk)
+    projection = {"projection_dim": pretrained.config.embed_dim} if family == "clip" else {}
+    return _tower(trunk.blocks, heads=trunk.blocks[0].attn.num_heads) | {
         "hidden_act": _ACTIVATIONS[type(trunk.blocks[0].mlp.act).__name__],
-        "image_size": image.image_size,
+        "image_size": pretrained.config.image.image_size,
         "patch_size": trunk.patch_embed.proj.kernel_size[0],
+        **projection,
     }
-    text = _tower(text_tower.blocks, heads=_text_config(pretrained).heads) | {
-        "hidden_act": _TEXT_ACTIVATIONS[_text_config(pretrained).activation],
-        "max_position_embeddings": text_tower.context_length,
-        "vocab_size": text_tower.token_embedding.num_embeddings,
+
+
+def _text(pretrained: Pretrained, family: Family) -> dict[str, Any]:
+    tower, config = cast(TextTower, pretrained.model.text_tower), _text_config(pretrained)
+    num_ids, embed_dim = tower.token_embedding.num_embeddings, pretrained.config.embed_dim
+    if family == "siglip" and isinstance(pretrained.tokenizer, ClipTokenizer):
+        num_ids += 1  # what pads
+    return _tower(tower.blocks, heads=config.heads) | {
+        "hidden_act": _TEXT_ACTIVATIONS[config.activation],
+        "max_position_embeddings": tower.context_length,
+        "vocab_size": num_ids,
+        "projection_dim" if family == "clip" else "projection_size": embed_dim,
         **_special_tokens(pretrained, family),
     }
-    embed_dim = pretrained.config.embed_dim
-    if family == "siglip":
-        text["projection_size"] = embed_dim
-        if isinstance(pretrained.tokenizer, ClipTokenizer):
-            text["vocab_size"] += 1
-        return SiglipConfig(text_config=text, vision_config=vision, architectures=["SiglipModel"])
-    towers = {
-        "text_config": text | {"projection_dim": embed_dim},
-        "vision_config": vision | {"projection_dim": embed_dim},
-    }
-    bias = {} if model.logit_bias is None else {LOGIT_BIAS: model.logit_bias.item()}
-    return CLIPConfig(**towers, projection_dim=embed_dim, architectures=["CLIPModel"], **bias)
 
 
 def _special_tokens(pretrained: Pretrained, family: Family) -> dict[str, int | None]:

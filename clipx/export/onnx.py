@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from clipx.export.onnx_graphs import Graph, also_named, convert, join, quantize, save_graph
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.onnxruntime import CONSUMERS, FOLDER, SUFFIXES
 from clipx.export.plain import plain_problem
 from clipx.export.programs import image_program, text_program
@@ -22,12 +22,12 @@ __all__ = ["CONSUMERS", "problem", "write"]
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def problem(pretrained: Pretrained) -> str | None:
-    """Why a model cannot be exported to ONNX here; None: it can."""
+def problem(pretrained: Pretrained, only: Tower | None = None) -> str | None:
+    """Why a model, or its one tower, cannot be exported to ONNX here; None: it can."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed; pip install 'clipx-train[onnx]'"
-    return plain_problem(pretrained.model)
+    return plain_problem(pretrained.model, only)
 
 
 def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:

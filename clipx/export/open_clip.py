@@ -11,7 +11,7 @@ from clipx.config.model import HuggingFaceTextConfig
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.export.open_clip_config import describe
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.open_clip import CONSUMERS
 from clipx.export.weights import save_weights
 from clipx.models.huggingface_text import save_encoder_config
@@ -25,8 +25,10 @@ from clipx.storage.drafts import becomes
 __all__ = ["CONSUMERS", "problem", "write"]
 
 
-def problem(pretrained: Pretrained) -> str | None:
+def problem(pretrained: Pretrained, only: Tower | None = None) -> str | None:
     """Why open_clip cannot build a model; None: it can."""
+    if only:
+        return "it has no place for one tower alone"
     try:
         describe(pretrained, text_encoder=TEXT_ENCODER)
     except InputError as error:

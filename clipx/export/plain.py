@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipx.export.options import Tower
 from clipx.models.clip import CLIP
 from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.models.text_tower import Block, TextTower
@@ -100,10 +101,10 @@ class PlainEncoder(Plain):
                 assert_never(unknown)
 
 
-def plain_problem(model: CLIP) -> str | None:
-    """Why a model has no plain form, in words that end an InputError; None: it has."""
+def plain_problem(model: CLIP, only: Tower | None = None) -> str | None:
+    """Why a model, or its one tower, has no plain form, in words that end an InputError; None: it has."""
     tower = model.text_tower
-    if isinstance(tower, TextTower | HuggingFaceTextTower):
+    if only == "image" or isinstance(tower, TextTower | HuggingFaceTextTower):
         return None
     return f"its text tower is of type {type(tower).__name__}, of which clipx knows no padded form"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.torch_export import CONSUMERS, FOLDER, SETTINGS, SUFFIXES, program_file
 from clipx.export.plain import plain_problem
 from clipx.export.programs import image_program, quiet, text_program
@@ -15,9 +15,9 @@ from clipx.pretrained import Pretrained
 __all__ = ["CONSUMERS", "problem", "write"]
 
 
-def problem(pretrained: Pretrained) -> str | None:
-    """Why a model has no plain form; None: it has."""
-    return plain_problem(pretrained.model)
+def problem(pretrained: Pretrained, only: Tower | None = None) -> str | None:
+    """Why a model, or its one tower, has no plain form; None: it has."""
+    return plain_problem(pretrained.model, only)
 
 
 def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:

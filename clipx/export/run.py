@@ -67,7 +67,7 @@ def export_model(
     given = None if pictures is None else given_samples(pictures)
     pretrained = load(model_path, weights=weights)
     for name in formats:
-        if reason := format_module(name).problem(pretrained):
+        if reason := format_module(name).problem(pretrained, options.only):
             raise InputError(f"this model cannot be exported to {name}: {reason}")
     samples = given or drawn_samples(pretrained.config.image.image_size)
     chosen: dict[str, Any] = {"formats": list(formats), "only": options.only, "dtype": options.dtype}

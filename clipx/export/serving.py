@@ -27,7 +27,7 @@ def write_serving(pretrained: Pretrained, folder: Path, options: ExportOptions) 
     """Writes preprocessor, tokenizer and, where transformers has a class for the model, config.json, if not there."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".serving") as name:
         draft = Path(name)
-        if huggingface.problem(pretrained) is None:
+        if huggingface.problem(pretrained, options.only) is None:
             huggingface.write(pretrained, draft, options)
             for weights in draft.glob("*.safetensors*"):
                 weights.unlink()

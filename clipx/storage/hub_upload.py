@@ -1,7 +1,7 @@
 """Puts files of a folder on the Hugging Face hub, as one commit; with `hub`, all that uses huggingface_hub."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,7 +22,15 @@ class Uploaded(NamedTuple):
     """Files of an earlier upload that the new one has not."""
 
 
-def upload(folder: Path, names: Sequence[str], to: HubModel, *, private: bool, listed_in: str) -> Uploaded:
+def upload(
+    folder: Path,
+    names: Sequence[str],
+    to: HubModel,
+    *,
+    private: bool,
+    listed_in: str,
+    replaced: Mapping[str, bytes] | None = None,
+) -> Uploaded:
     """Uploads files in one commit; makes the model's page and the branch if they are not there.
 
     Args:
@@ -32,6 +40,7 @@ def upload(folder: Path, names: Sequence[str], to: HubModel, *, private: bool, l
         private: whether a new page is to be seen by its owners alone; one that is there stays as it is.
         listed_in: one of the files, JSON whose `files` has all others by path. What the one at the hub lists and the
             new one does not is removed in the same commit; other files at the hub stay.
+        replaced: what goes in place of the content of some of the files.
 
     Raises:
         InputError: no network, no token, no rights, or a name that the hub does not take.
@@ -40,12 +49,13 @@ def upload(folder: Path, names: Sequence[str], to: HubModel, *, private: bool, l
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi()
+    content: dict[str, Path | bytes] = {name: folder / name for name in names} | dict(replaced or {})
     try:
         url = str(api.create_repo(to.name, private=private, exist_ok=True))
         if to.revision is not None:
             api.create_branch(to.name, branch=to.revision, exist_ok=True)
         removed = sorted(_listed(api, to, listed_in) - set(names))
-        changes = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+        changes = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content[name]) for name in names]
         api.create_commit(
             to.name,
             [*changes, *(CommitOperationDelete(path_in_repo=name) for name in removed)],

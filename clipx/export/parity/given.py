@@ -12,6 +12,7 @@ from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled import EncodedImage, read_pictures
 from clipx.errors import InputError
 from clipx.export.parity.samples import TEXTS, Samples
+from clipx.printable import redact
 from clipx.storage.files import is_local
 
 MOST = 1000
@@ -57,7 +58,7 @@ def given_samples(place: str) -> Samples:
     except (InputError, OSError) as error:
         raise InputError(f"--pictures: {error}") from error
     texts = [caption for _, caption in encoded if caption]
-    origin = f"{place}, {'with its captions' if texts else 'and texts of clipx'}"
+    origin = f"{Path(redact(place)).name}, {'with its captions' if texts else 'and texts of clipx'}"
     return Samples(_Pictures([picture for picture, _ in encoded]), sizes, texts or list(TEXTS), origin)
 
 

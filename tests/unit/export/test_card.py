@@ -9,7 +9,7 @@ import pytest
 import yaml
 from stored_averages import stored, weights_of
 from tiny import tiny_config
-from tiny_clip import picture, run_config_text, tiny_pretrained, write_classification_set
+from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained, write_classification_set
 
 from clipx.average.mean import checksum
 from clipx.average.options import AverageOptions
@@ -18,9 +18,10 @@ from clipx.checkpoint.find import EXPORT_CONFIG, ModelFiles
 from clipx.config.data import SourceConfig
 from clipx.config.schema import RunConfig
 from clipx.export import card, export_model, open_clip
+from clipx.export import run as export_run
 from clipx.export.averaged import read_average
 from clipx.export.card_code import code_blocks
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 from clipx.export.run_record import RunRecord, read_run
 from clipx.storage.folders import folder_at
 
@@ -43,6 +44,7 @@ PARITY = {
         "open_clip": {"checked": False, "reason": "not installed"},
     },
 }
+SERVING = ("config.json", "clipx_config.yaml", "tokenizer_config.json", "preprocessor_config.json")
 RECORD = RunRecord(
     step=40,
     samples_seen=960,
@@ -72,7 +74,9 @@ def config() -> RunConfig:
 
 
 def test_the_head_is_what_the_hub_reads_and_nothing_made_up(tmp_path: Path, config: RunConfig) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")  # which a graph's users need, too
+    assert head(written(tmp_path, config))["library_name"] == "clipx"
+    (tmp_path / "model.safetensors").touch()
     found = head(written(tmp_path, config))
     assert found == {
         "library_name": "transformers",
@@ -143,6 +147,7 @@ def test_what_an_average_of_a_stranger_says_is_left_out_if_it_makes_no_sense(tmp
         assert read_average(files) is None
 
 
+@pytest.mark.usefixtures("nobody_of_transformers")
 def test_code_of_every_library_runs_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,9 +173,46 @@ def test_code_of_every_library_runs_in_the_folder(
 
 
 def test_code_is_of_what_the_folder_has() -> None:
-    onnx = code_blocks({"onnx/vision_model.onnx", "clipx_config.yaml", "tokenizer_config.json"}, image_size=64)
+    model = tiny_model_config()
+    onnx = code_blocks({"onnx/vision_model_fp16.onnx", "onnx/model_fp16.onnx", *SERVING}, model)
     assert list(onnx) == ["ONNX Runtime"]
-    assert "(1, 3, 64, 64)" in onnx["ONNX Runtime"]
+    assert "(1, 3, 24, 24)" in onnx["ONNX Runtime"]
+    assert '"onnx/vision_model_fp16.onnx"' in onnx["ONNX Runtime"]
+    padded = tiny_model_config(text={"causal": False, "pool": "last", "pad": 16})
+    siglip = code_blocks({"model.safetensors", *SERVING}, padded)
+    assert '"padding": "max_length"' in siglip["transformers"]  # its pipeline would pad to 64
+    assert '"padding": "max_length"' in siglip["sentence-transformers"]
+
+
+@pytest.mark.parametrize("only", ["image", "text"])
+@pytest.mark.usefixtures("nobody_of_transformers")
+def test_one_tower_has_its_own_code_and_nothing_of_the_other(
+    tmp_path: Path, only: Tower, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other tower is one that transformers does not have."""
+    changes = {"text": {"causal": False}} if only == "image" else {"image": {"name": "resnet10t", "options": {}}}
+    pretrained = tiny_pretrained(tiny_model_config(**changes))
+    monkeypatch.setattr(export_run, "load", lambda _path, **_: pretrained)
+    (tmp_path / EXPORT_CONFIG).write_text(run_config_text(pretrained.config))
+    options = ExportOptions(only=only)
+    export_model(tmp_path, tmp_path / "export", ["hf", "pt2"], options=options)
+    text = (tmp_path / "export" / "README.md").read_text()
+    blocks = dict(re.findall(r"With ([\w.-]+):\n\n```python\n(.*?)```", text, re.DOTALL))
+    assert list(blocks) == ["transformers", "torch.export"]
+    assert ("A picture is seen" in text, "tokens is cut" in text) == (only == "image", only == "text")
+    assert "clipx_config.yaml" not in text
+    picture(0, (24, 24)).save(tmp_path / "export" / "photo.jpg")
+    monkeypatch.chdir(tmp_path / "export")
+    capsys.readouterr()
+    for code in blocks.values():
+        exec(code, {})
+    assert f"torch.Size([{1 if only == 'image' else 2}, 24])" in capsys.readouterr().out
+
+
+def test_a_sigmoid_clip_says_where_its_bias_is(tmp_path: Path, config: RunConfig) -> None:
+    assert "model.config.logit_bias" not in written(tmp_path, config)
+    sigmoid = replace(config, model=replace(config.model, init_logit_bias=-10.0))
+    assert "`model.config.logit_bias`" in written(tmp_path, sigmoid)
 
 
 def test_the_record_of_a_run_ends_at_its_checkpoint(tmp_path: Path) -> None:

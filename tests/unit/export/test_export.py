@@ -45,26 +45,52 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-@pytest.mark.parametrize("changes", [{}, QUICK, ODD], ids=["plain", "quick_gelu", "odd_sizes"])
-def test_both_libraries_compute_what_was_trained(tmp_path, changes):
-    pretrained = stored(tmp_path / "source", tiny_model_config(**changes))
-    to = tmp_path / "deep" / "export"
-    parity = export_model(tmp_path / "source", to, BOTH)
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """A source, and its export for all who load one of both libraries, in a folder that was not there."""
+    folder = tmp_path_factory.mktemp("shared")
+    stored(folder / "source")
+    to = folder / "deep" / "export"
+    return folder / "source", to, export_model(folder / "source", to, BOTH)
+
+
+def assert_is_what_was_trained(source, to, parity):
     assert {row["format"] for row in parity["consumers"].values()} == set(BOTH)
     for row in parity["consumers"].values():
         assert row["checked"]
         assert row["limit"] is None or all(value < 1e-5 for value in row["largest_difference"].values())
     assert json.loads((to / "parity.json").read_text()) == parity
-    again = load(to)
+    again, pretrained = load(to), load(source)
     assert again.config == pretrained.config
     assert torch.equal(again.encode_text(TEXTS), pretrained.encode_text(TEXTS))
     assert torch.equal(again.encode_image(picture(0)), pretrained.encode_image(picture(0)))
     assert [path.name for path in to.parent.iterdir()] == ["export"]
 
 
-def test_the_folder_holds_the_files_of_both_libraries(tmp_path, source):
-    export_model(source, tmp_path / "export", BOTH)
-    assert {path.name for path in (tmp_path / "export").iterdir()} == {
+def test_all_who_load_it_compute_what_was_trained(export):
+    assert_is_what_was_trained(*export)
+    assert list(export[2]["consumers"]) == [
+        "transformers CLIPModel",
+        "transformers CLIPModel, default image backend",
+        "transformers CLIPVisionModelWithProjection",
+        "transformers CLIPTextModelWithProjection",
+        "transformers CLIPVisionModel, last but one hidden state",
+        'transformers pipeline("zero-shot-image-classification")',
+        "sentence-transformers",
+        "open_clip",
+    ]
+
+
+@pytest.mark.usefixtures("whole_models_alone")
+@pytest.mark.parametrize("changes", [QUICK, ODD], ids=["quick_gelu", "odd_sizes"])
+def test_both_libraries_compute_what_was_trained(tmp_path, changes):
+    stored(tmp_path / "source", tiny_model_config(**changes))
+    to = tmp_path / "deep" / "export"
+    assert_is_what_was_trained(tmp_path / "source", to, export_model(tmp_path / "source", to, BOTH))
+
+
+def test_the_folder_holds_the_files_of_both_libraries(export):
+    assert {path.name for path in export[1].iterdir()} == {
         "README.md",
         "clipx_config.yaml",
         "config.json",
@@ -77,26 +103,26 @@ def test_the_folder_holds_the_files_of_both_libraries(tmp_path, source):
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    config = json.loads((export[1] / "config.json").read_text())
     assert config["text_config"]["eos_token_id"] == 49_407
     assert {config[key]["projection_dim"] for key in ("text_config", "vision_config")} == {config["projection_dim"]}
 
 
-def test_transformers_auto_classes_load_it(tmp_path, source):
+def test_transformers_auto_classes_load_it(export):
     from transformers import AutoModel, AutoProcessor
 
-    export_model(source, tmp_path / "export", ["hf"])
+    source, to, _ = export
     ours = load(source)
-    model = AutoModel.from_pretrained(tmp_path / "export")
-    processor = AutoProcessor.from_pretrained(tmp_path / "export", backend="pil")
+    model = AutoModel.from_pretrained(to)
+    processor = AutoProcessor.from_pretrained(to, backend="pil")
     image = picture(0, (40, 30))
     inputs = processor(images=image, return_tensors="pt")
     with torch.no_grad():
         features = model.get_image_features(**inputs).pooler_output
     torch.testing.assert_close(features / features.norm(), ours.encode_image(image), atol=1e-5, rtol=0)
-    assert load(tmp_path / "export").encode_text(TEXTS).equal(ours.encode_text(TEXTS))
 
 
+@pytest.mark.usefixtures("nobody_of_transformers")
 def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, source):
     to = tmp_path / "export"
     to.mkdir()
@@ -201,6 +227,7 @@ def test_other_models_are_refused_before_anything_is_written(tmp_path, changes, 
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.usefixtures("whole_models_alone")
 def test_a_logit_bias_goes_to_both(tmp_path):
     pretrained = stored(tmp_path / "source", replace(tiny_model_config(), init_logit_bias=-10.0))
     consumers = export_model(tmp_path / "source", tmp_path / "export", BOTH)["consumers"]
@@ -233,6 +260,7 @@ def test_open_clip_has_no_place_for_one_tower(tmp_path, source):
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.usefixtures("whole_models_alone")
 def test_half_precision_is_compared_with_rounded_weights_and_its_cost_is_told(tmp_path, source):
     to = tmp_path / "export"
     parity = export_model(source, to, BOTH, options=ExportOptions(dtype="fp16"))
@@ -245,18 +273,23 @@ def test_half_precision_is_compared_with_rounded_weights_and_its_cost_is_told(tm
     assert (rounded * load(source).encode_text(TEXTS)).sum(dim=1).min() > 0.9999
 
 
+@pytest.mark.usefixtures("whole_models_alone")
 def test_pictures_that_transformers_cuts_aside_are_told_and_hold_for_open_clip(tmp_path, source):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for rest in range(4):
         (folder / f"{rest}.png").write_bytes(encoded(picture(rest, (24 + rest, 24))))
-    consumers = export_model(source, tmp_path / "export", BOTH, pictures=str(folder))["consumers"]
+    parity = export_model(source, tmp_path / "export", BOTH, pictures=str(folder))
+    assert parity["compared_on"] == "pictures, and texts of clipx"  # where they lie is nobody's business
+    assert str(tmp_path) not in (tmp_path / "export" / "README.md").read_text()
+    consumers = parity["consumers"]
     row = consumers["transformers CLIPModel"]
     assert (row["pictures"], row["same_crop"], row["other_crop"]["pictures"]) == (4, 0.75, 1)
     assert row["other_crop"]["largest_difference"] > 1e-4
     assert consumers["open_clip"]["same_crop"] == 1.0
 
 
+@pytest.mark.usefixtures("whole_models_alone")
 def test_a_model_that_floors_its_crop_agrees_with_transformers_everywhere(tmp_path):
     stored(tmp_path / "source", tiny_model_config(image={"crop": "floor"}))
     consumers = export_model(tmp_path / "source", tmp_path / "export", BOTH)["consumers"]

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from clipx.cli import app
+from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import ClipxError, InputError, RunError
-from clipx.export.folder import publish
+from clipx.export.folder import exported_files, publish
 from clipx.export.push import push
 from clipx.storage.drafts import draft_of
 
@@ -60,7 +61,8 @@ class Hub:
         self.calls.append(("create_commit", options))
         for change in operations:
             if hasattr(change, "path_or_fileobj"):
-                self.files[change.path_in_repo] = Path(change.path_or_fileobj).read_bytes()
+                content = change.path_or_fileobj
+                self.files[change.path_in_repo] = content if isinstance(content, bytes) else Path(content).read_bytes()
             else:
                 del self.files[change.path_in_repo]
 
@@ -90,11 +92,11 @@ def test_an_export_goes_whole_and_nothing_else_with_it(tmp_path: Path, hub: type
 
 
 def test_what_an_earlier_export_had_goes_and_what_others_put_there_stays(tmp_path: Path, hub: type[Hub]) -> None:
-    push(export(tmp_path / "one", beside="open_clip_config.json"), "hf://me/model")
+    push(export(tmp_path / "one", beside="pt2/image_encoder.pt2"), "hf://me/model")
     hub.files["picture.png"] = b"of the owner"
     pushed = push(export(tmp_path / "two"), "hf://me/model", private=False)
     assert set(hub.files) == {"README.md", "config.json", "onnx/model.onnx", "parity.json", "picture.png"}
-    assert pushed.uploaded.removed == ["open_clip_config.json"]
+    assert pushed.uploaded.removed == ["pt2/image_encoder.pt2"]
     assert pushed.uploaded.private  # a page that is there stays as it is
     hub.files["parity.json"] = b"[somebody's own"
     assert push(tmp_path / "two", "hf://me/model").uploaded.removed == []
@@ -105,6 +107,32 @@ def test_the_card_may_be_edited(tmp_path: Path, hub: type[Hub]) -> None:
     (folder / "README.md").write_text("license: mit")
     push(folder, "hf://me/model")
     assert hub.files["README.md"] == b"license: mit"
+
+
+def test_folders_of_this_machine_stay_here_and_what_is_pushed_is_whole(tmp_path: Path, hub: type[Hub]) -> None:
+    shards = [
+        "/data/secret/{0..9}.tar::/data/secret/b.tar",
+        "pipe:cat /data/secret/c.tar",
+        "s3://bucket/secret_not/d.tar",
+    ]
+    config = {"run_dir": "/data/secret/run/", "steps": 3, "data": {"train": shards, "model": "org/name"}}
+    with draft_of(tmp_path / "export") as draft:
+        (draft / "clipx_config.yaml").write_text(write_yaml(config))
+        (draft / "open_clip_config.json").write_text('{"hf_model_name": "/data/secret/export/text_encoder"}')
+        (draft / "config.json").write_text("{}")
+        publish(draft, tmp_path / "export", json.loads(json.dumps(HOLDS)))
+    result = CliRunner().invoke(app, ["push", str(tmp_path / "export"), "hf://me/model"])
+    assert "went by their last part alone: clipx_config.yaml, open_clip_config.json" in result.output
+    assert not [name for name, content in hub.files.items() if b"secret/" in content]
+    pushed = read_yaml(hub.files["clipx_config.yaml"].decode())
+    kept = ["{0..9}.tar::b.tar", "pipe:cat c.tar", "s3://bucket/secret_not/d.tar"]
+    assert pushed == {"run_dir": "run/", "steps": 3, "data": {"train": kept, "model": "org/name"}}
+    assert json.loads(hub.files["open_clip_config.json"]) == {"hf_model_name": "text_encoder"}
+    (tmp_path / "there").mkdir()
+    for name, content in hub.files.items():
+        (tmp_path / "there" / name).write_bytes(content)
+    assert exported_files(tmp_path / "there")[1] == sorted(hub.files)
+    assert b"/data/secret" in (tmp_path / "export" / "clipx_config.yaml").read_bytes()
 
 
 def change(folder: Path) -> None:
