@@ -10,7 +10,7 @@ from torch import Tensor
 from clipx.average.compare import require_alike
 from clipx.average.mean import checksum
 from clipx.average.options import Take
-from clipx.checkpoint.find import find_model
+from clipx.checkpoint.find import address_of, find_model
 from clipx.config.load import dump_config
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained, load
@@ -48,7 +48,7 @@ class Sources:
         """
         files = find_model(path)
         pretrained = load(files.folder.address, weights=self._take)
-        name = redact(str(path))
+        name = redact(address_of(path))
         tensors = pretrained.model.state_dict()
         _require_finite(tensors, name)
         if self._frame is None:

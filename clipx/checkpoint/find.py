@@ -92,9 +92,14 @@ def require_model(path: Path | str) -> None:
             _newest(folder, found)
 
 
+def address_of(path: Path | str) -> str:
+    """A path as it is; an address with both its slashes, of which pathlib takes one."""
+    return re.sub(r"^(\w+):/(?!/)", r"\1://", str(path))
+
+
 def _folder(path: Path | str, *, weights: bool = True) -> Folder:
     """The folder at a path or address; that of a model at the hub, with weights or without, lies in its cache."""
-    address = re.sub(r"^(\w+):/(?!/)", r"\1://", str(path))  # pathlib takes a slash from addresses
+    address = address_of(path)
     model = hub_model(address)
     return folder_at(address if model is None else hub_folder(model, weights=weights))
 

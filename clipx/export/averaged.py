@@ -52,4 +52,4 @@ def _told(parts: Iterable[tuple[float, Mapping[str, Any]]], sets: Iterable[str])
 
 
 def _name(address: str) -> str:
-    return address if address.startswith("hf:/") else Path(address).name
+    return address if address.startswith("hf://") else Path(address).name

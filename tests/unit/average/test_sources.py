@@ -19,6 +19,8 @@ from torch import Tensor
 from clipx.average.mean import checksum
 from clipx.average.options import AverageOptions
 from clipx.average.run import average_models
+from clipx.average.sources import Sources
+from clipx.checkpoint.find import find_model
 from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import CheckpointStore
 from clipx.checkpoint.tensors import state_of, write_state
@@ -75,6 +77,15 @@ def test_a_model_with_broken_weights_is_named(tmp_path: Path, value: float) -> N
     stored(tmp_path / "b", pretrained)
     with pytest.raises(InputError, match=r"b: text_tower.projection.weight holds NaN or infinite numbers; leave this"):
         average_models(AverageOptions(models=paths(tmp_path, "ab"), weights=(1, 0)), tmp_path / "to")
+
+
+def test_a_model_has_the_name_that_was_given_to_it(
+    tmp_path: Path, three: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find_model(tmp_path / "a")
+    monkeypatch.setattr("clipx.average.sources.find_model", lambda _: found)
+    for given in ("hf://org/name@main", "s3://bucket/run", str(tmp_path / "a"), "a"):
+        assert Sources(take=None).load(Path(given))[1]["model"] == given
 
 
 def test_no_more_than_two_models_are_there_at_a_time(
