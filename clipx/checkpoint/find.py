@@ -33,9 +33,9 @@ class ModelFiles:
 
     @property
     def local(self) -> Path:
-        """The folder on the disk; only checkpoints may lie elsewhere."""
+        """The folder on the disk, wherever a later process stands; only checkpoints may lie elsewhere."""
         assert self.folder.path is not None, f"{self.folder} is not on the disk"
-        return self.folder.path
+        return self.folder.path.absolute()
 
 
 def find_model(path: Path | str) -> ModelFiles:
