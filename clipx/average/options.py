@@ -89,7 +89,10 @@ class AverageOptions:
         if what and not self.on:
             raise InputError(f"{what} needs something to choose by; give evaluation sets by --on DATASET_DIR")
         if self.on and not what:
-            raise InputError("--on serves --alphas or --greedy; measure an average by `clipx zeroshot`")
+            raise InputError(
+                "--on chooses, among several --alphas or by --greedy, and there is no choice; measure an average by "
+                "`clipx zeroshot`"
+            )
 
 
 def read_weights(text: str) -> tuple[float, ...]:

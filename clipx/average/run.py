@@ -119,7 +119,7 @@ def _greedy(options: AverageOptions, sources: Sources, group: ProcessGroup | Non
         tensors, entry = sources.load(options.models[index])
         if entry["sha256"] != models[index]["sha256"]:
             raise InputError(f"{entry['model']} changed meanwhile; name a checkpoint of it, not the run")
-        scores = judge.score(mean.mean_with(tensors, 1.0))
+        scores = models[index]["scores"] if mean.total == 0 else judge.score(mean.mean_with(tensors, 1.0))
         taken = mean_score(scores) >= best
         if taken:
             mean.add(tensors, 1.0)

@@ -1,5 +1,6 @@
 """The models that are averaged: loaded one at a time, each compared with the first."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from clipx.average.compare import require_alike
 from clipx.average.mean import checksum
 from clipx.average.options import Take
-from clipx.checkpoint.find import find_model
+from clipx.checkpoint.find import address_of, find_model
 from clipx.config.load import dump_config
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained, load
@@ -47,9 +48,9 @@ class Sources:
         """
         files = find_model(path)
         pretrained = load(files.folder.address, weights=self._take)
-        name = redact(str(path))
+        name = redact(address_of(path))
         tensors = pretrained.model.state_dict()
-        _require_finite(pretrained, name)
+        _require_finite(tensors, name)
         if self._frame is None:
             tensors = {key: tensor.clone() for key, tensor in tensors.items()}  # the frame's will be written over
             self._frame, self.config_text = (name, pretrained), dump_config(described(files))
@@ -63,7 +64,7 @@ class Sources:
         return tensors, entry
 
 
-def _require_finite(pretrained: Pretrained, name: str) -> None:
-    for key, parameter in pretrained.model.named_parameters():
-        if not parameter.isfinite().all():
+def _require_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
             raise InputError(f"{name}: {key} holds NaN or infinite numbers; leave this model out")

@@ -33,9 +33,9 @@ class ModelFiles:
 
     @property
     def local(self) -> Path:
-        """The folder on the disk; only checkpoints may lie elsewhere."""
+        """The folder on the disk, wherever a later process stands; only checkpoints may lie elsewhere."""
         assert self.folder.path is not None, f"{self.folder} is not on the disk"
-        return self.folder.path
+        return self.folder.path.absolute()
 
 
 def find_model(path: Path | str) -> ModelFiles:
@@ -92,9 +92,14 @@ def require_model(path: Path | str) -> None:
             _newest(folder, found)
 
 
+def address_of(path: Path | str) -> str:
+    """A path as it is; an address with both its slashes, of which pathlib takes one."""
+    return re.sub(r"^(\w+):/(?!/)", r"\1://", str(path))
+
+
 def _folder(path: Path | str, *, weights: bool = True) -> Folder:
     """The folder at a path or address; that of a model at the hub, with weights or without, lies in its cache."""
-    address = re.sub(r"^(\w+):/(?!/)", r"\1://", str(path))  # pathlib takes a slash from addresses
+    address = address_of(path)
     model = hub_model(address)
     return folder_at(address if model is None else hub_folder(model, weights=weights))
 

@@ -71,7 +71,7 @@ class RandAugmentConfig:
 @validated
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Training augmentation; evaluation always resizes the short side and crops the centre."""
+    """Training augmentation; evaluation draws nothing, and resizes as `model.image.resize` says."""
 
     __pydantic_config__ = STRICT
 

@@ -49,7 +49,8 @@ def write(
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     sections = {
         "Use": _use(code_blocks(files, model, tower_class=_tower_class(folder, files) if only else None)),
-        "Training": "" if config is None else _training(config, run),
+        "Average": _average(parity.get("average")),
+        "Training": "" if config is None else _training(config, run, averaged="average" in parity),
         "Data": _data({} if config is None else config.data.sources, run),
         "Curve": _curve(run),
         "Evaluation": _evaluation(run),
@@ -117,7 +118,17 @@ def _use(blocks: Mapping[str, str]) -> str:
     return "\n\n".join([told, *(f"With {library}:\n\n```python\n{code}```" for library, code in blocks.items())])
 
 
-def _training(config: RunConfig, run: RunRecord | None) -> str:
+def _average(average: Mapping[str, Any] | None) -> str:
+    if average is None:
+        return ""
+    rows = [(part["model"], f"{part['share']:.4g}", part["sha256"][:16]) for part in average["parts"]]
+    told = "The weights are the mean of these models' weights."
+    if sets := average.get("chosen_by"):
+        told += f" It was chosen by scores on {_line(', '.join(sets))}, which are therefore no evidence of its quality."
+    return f"{told}\n\n{_table(('model', 'share', 'SHA-256 of its weights'), rows)}"
+
+
+def _training(config: RunConfig, run: RunRecord | None, *, averaged: bool) -> str:
     optim = config.optim
     rows: dict[str, object] = {
         "begun with": "random weights, or those that `model` names" if config.start_from is None else _begun(config),
@@ -135,7 +146,8 @@ def _training(config: RunConfig, run: RunRecord | None) -> str:
     if run is not None:
         rows |= {"steps": f"{run.step:,}", "pairs seen": f"{run.samples_seen:,}"}
         rows |= {"software": ", ".join(f"{name} {version}" for name, version in run.versions.items())}
-    return _table(("setting", "value"), rows.items())
+    told = "Of the first model that was named for the average; the others' settings may differ.\n\n" if averaged else ""
+    return told + _table(("setting", "value"), rows.items())
 
 
 def _begun(config: RunConfig) -> str:

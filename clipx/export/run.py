@@ -9,6 +9,7 @@ from clipx.config.load import dump_config
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.export import card
+from clipx.export.averaged import read_average
 from clipx.export.check import check
 from clipx.export.folder import publish, readable_errors, require_own
 from clipx.export.formats import Format, check_formats, format_module
@@ -50,7 +51,8 @@ def export_model(
     Returns:
         The content of parity.json: under `consumers`, for each by its name, the library, shares and differences
         (`clipx.export.parity.compare`), or `checked: false` and the reason, if the library is not installed; under
-        `half_precision` what rounded weights cost; under `files` the SHA-256 of all other files of the export.
+        `half_precision` what rounded weights cost; under `average` what went into a model that is one; under `files`
+        the SHA-256 of all other files of the export.
 
     Raises:
         InputError: an unknown format, a kind of model that cannot be exported, pictures that cannot be read, another
@@ -78,6 +80,8 @@ def export_model(
         config = described(files)
         if not options.only:  # one tower is no MODEL; written anew, since an old run's file may hold secrets
             (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
+        if average := read_average(files):
+            chosen["average"] = average
         parity = check(pretrained, draft, formats, samples=samples) | chosen
         card.write(
             draft,

@@ -64,8 +64,11 @@ def test_weights_are_numbers() -> None:
         ({"start": START, "alphas": (0.0, 1.0)}, "--alphas needs something to choose by"),
         ({"start": START, "alphas": (0.5,), "greedy": True, "on": (SET,)}, "give one of the two"),
         ({"greedy": True}, "--greedy needs something to choose by"),
-        ({"on": (SET,)}, "--on serves --alphas or --greedy"),
-        ({"start": START, "alphas": (0.5,), "on": (SET,)}, "--on serves --alphas or --greedy"),
+        ({"on": (SET,)}, "--on chooses, among several"),
+        (
+            {"start": START, "alphas": (0.5,), "on": (SET,)},
+            "--on chooses, among several",
+        ),
     ],
 )
 def test_choices_that_say_nothing_are_refused(choices: dict[str, object], message: str) -> None:

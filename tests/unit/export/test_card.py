@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 import yaml
+from stored_averages import stored, weights_of
 from tiny import tiny_config
-from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
+from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained, write_classification_set
 
+from clipx.average.mean import checksum
+from clipx.average.options import AverageOptions
+from clipx.average.run import average_models
 from clipx.checkpoint.find import EXPORT_CONFIG, ModelFiles
 from clipx.config.data import SourceConfig
 from clipx.config.schema import RunConfig
 from clipx.export import card, export_model, open_clip
 from clipx.export import run as export_run
+from clipx.export.averaged import read_average
 from clipx.export.card_code import code_blocks
 from clipx.export.options import ExportOptions, Tower
 from clipx.export.run_record import RunRecord, read_run
@@ -124,6 +129,32 @@ def test_of_a_model_from_elsewhere_it_says_what_is_known(tmp_path: Path, config:
     assert "not known here" in text
     assert "## Curve" not in text
     assert "## Training" not in text
+
+
+def test_of_an_average_it_says_what_went_in_and_what_chose_it(tmp_path: Path) -> None:
+    models = tmp_path / "secret_project"
+    for number in range(2):
+        stored(models / f"m{number}", seed=number)
+    eggs = write_classification_set(tmp_path / "eggs", [0, 1, 0], class_names=["hen", "owl"])
+    options = AverageOptions(models=(models / "m0",), start=models / "m1", alphas=(0.25,))
+    record = average_models(options, tmp_path / "between")
+    average_models(replace(options, alphas=(0.25, 0.25), on=(eggs,)), tmp_path / "chosen")
+    for source, to in (("between", "once"), ("once", "twice"), ("chosen", "third")):
+        parity = export_model(tmp_path / source, tmp_path / to, ["open_clip"])
+        assert checksum(weights_of(tmp_path / to)) == checksum(weights_of(tmp_path / source))
+        text = (tmp_path / to / "README.md").read_text()
+        assert f"| m1 | 0.75 | {record['start']['sha256'][:16]} |" in text
+        assert f"| m0 | 0.25 | {record['models'][0]['sha256'][:16]} |" in text
+        assert "the others' settings may differ" in text
+        assert "secret_project" not in text + json.dumps(parity)
+        assert ("chosen by scores on eggs" in text) == (to == "third")
+
+
+def test_what_an_average_of_a_stranger_says_is_left_out_if_it_makes_no_sense(tmp_path: Path) -> None:
+    files = ModelFiles("export", folder_at(str(tmp_path)), EXPORT_CONFIG)
+    for text in ("{", "[]", '{"models": [{"share": {}}]}', '{"models": [{"share": "x", "model": 1, "sha256": 1}]}'):
+        (tmp_path / "average.json").write_text(text)
+        assert read_average(files) is None
 
 
 @pytest.mark.usefixtures("nobody_compares")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers_folders import KINDS, clip_folder
+from transformers_folders import (
     KINDS,
+    clip_folder,
     library_results,
     photographs,
     save_clip_processor,

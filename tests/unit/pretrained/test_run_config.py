@@ -12,10 +12,12 @@ from transformers import AutoTokenizer
 from transformers_folders import siglip_folder
 
 import clipx
+from clipx.checkpoint.find import find_config
 from clipx.config.load import dump_config
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError
+from clipx.pretrained.stored_model import stored_model
 
 CONFIG = """
 run_dir: RUN
@@ -113,6 +115,14 @@ def test_a_run_that_goes_on_needs_the_start_no_more(write, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"^start_from: .*before: no such folder") as caught:
         clipx.load_config(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_the_start_holds_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    siglip_folder(tmp_path / "theirs")
+    monkeypatch.chdir(tmp_path)
+    assert stored_model(find_config("theirs")).text.tokenizer == str(tmp_path / "theirs")
 
 
 def test_a_tokenizer_at_the_hub_is_named_by_its_commit(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
