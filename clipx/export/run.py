@@ -74,25 +74,42 @@ def export_model(
     if options.dtype == "fp16":
         chosen["half_precision"] = _half(pretrained, samples)
     with readable_errors(to), draft_of(to) as draft:
-        for name in formats:
-            format_module(name).write(pretrained, draft, options)
-        files = find_model(model_path)
-        config = described(files)
-        if not options.only:  # one tower is no MODEL; written anew, since an old run's file may hold secrets
-            (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
-        if average := read_average(files):
-            chosen["average"] = average
-        parity = check(pretrained, draft, formats, samples=samples) | chosen
-        card.write(
-            draft,
-            parity,
-            name=to.name,
-            model=pretrained.config,
-            config=config if isinstance(config, RunConfig) else None,
-            run=read_run(files),
-            only=options.only,
+        parity = _write(
+            pretrained, draft, model_path=model_path, samples=samples, options=options, chosen=chosen, name=to.name
         )
         publish(draft, to, parity)
+    return parity
+
+
+def _write(
+    pretrained: Pretrained,
+    draft: Path,
+    *,
+    model_path: Path,
+    samples: Samples,
+    options: ExportOptions,
+    chosen: dict[str, Any],
+    name: str,
+) -> dict[str, Any]:
+    """Writes all files of the export but its record, which it returns after every consumer was compared."""
+    for format_name in chosen["formats"]:
+        format_module(format_name).write(pretrained, draft, options)
+    files = find_model(model_path)
+    config = described(files)
+    if not options.only:  # one tower is no MODEL; written anew, since an old run's file may hold secrets
+        (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
+    if average := read_average(files):
+        chosen["average"] = average
+    parity = check(pretrained, draft, chosen["formats"], samples=samples) | chosen
+    card.write(
+        draft,
+        parity,
+        name=name,
+        model=pretrained.config,
+        config=config if isinstance(config, RunConfig) else None,
+        run=read_run(files),
+        only=options.only,
+    )
     return parity
 
 
