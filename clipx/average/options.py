@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipx.errors import InputError
+from clipx.export.folder import AVERAGE, require_own
 
 Take = Literal["average", "trained"]
 
@@ -93,6 +94,19 @@ class AverageOptions:
                 "--on chooses, among several --alphas or by --greedy, and there is no choice; measure an average by "
                 "`clipx zeroshot`"
             )
+
+
+def require_place(options: AverageOptions, to: Path) -> None:
+    """Checks that an average may be written to a folder.
+
+    Raises:
+        InputError: it is one of the models, or holds what no average wrote.
+        OSError: it cannot be read.
+    """
+    for path in (*options.models, *([options.start] if options.start else [])):
+        if path.resolve() == to.resolve():
+            raise InputError(f"--to {to} is one of the models, and would be lost; name another folder")
+    require_own(to, AVERAGE)
 
 
 def read_weights(text: str) -> tuple[float, ...]:

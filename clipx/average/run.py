@@ -1,5 +1,6 @@
 """Averages models, chooses among averages by evaluation sets, and writes the best as a model."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from torch.distributed import ProcessGroup
 
 from clipx import __version__
 from clipx.average.mean import NamedTensors, RunningMean, Tensors, between
-from clipx.average.options import AverageOptions
+from clipx.average.options import AverageOptions, require_place
 from clipx.average.scores import Judge, mean_score
 from clipx.average.sources import Sources
 from clipx.average.write import write_average
 from clipx.distributed.collectives import rank
 from clipx.errors import InputError
-from clipx.export.folder import AVERAGE, readable_errors, require_own
+from clipx.export.folder import readable_errors
+
+OnScores = Callable[[str, Mapping[str, float]], None]
+"""Gets the name of what was scored, and the score of each set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,12 @@ class _Average:
 
 
 def average_models(
-    options: AverageOptions, to: Path, *, device: torch.device | str = "cpu", group: ProcessGroup | None = None
+    options: AverageOptions,
+    to: Path,
+    *,
+    device: torch.device | str = "cpu",
+    group: ProcessGroup | None = None,
+    on_scores: OnScores | None = None,
 ) -> dict[str, Any]:
     """Writes the folder `to`: a model whose weights are an average, replacing an earlier one there.
 
@@ -37,23 +46,26 @@ def average_models(
     Args:
         device: of the evaluations.
         group: the ranks that share the evaluations; the first writes.
+        on_scores: gets each alpha or model as it was scored, with the score of each set; on the first rank.
 
     Returns:
         The content of average.json: each model with its share, its checksum and, where sets chose, its scores.
 
     Raises:
         InputError: a path has no model, models differ in architecture or hold NaN, a set cannot be evaluated, or `to`
-            holds other files or cannot be written.
+            is one of the models, holds other files or cannot be written.
         RunError: what was written does not load as what was averaged.
     """
     to = to.resolve()
     with readable_errors(to):
-        require_own(to, AVERAGE)
+        require_place(options, to)
+    if on_scores is None or rank(group) > 0:
+        on_scores = _tell_nobody
     sources = Sources(take=options.take, device=device)
     if options.greedy:
-        average = _greedy(options, sources, group)
+        average = _greedy(options, sources, group, on_scores)
     elif options.start is not None:
-        average = _towards(options, options.start, sources, group)
+        average = _towards(options, options.start, sources, group, on_scores)
     else:
         mean, models = _mean(options, sources)
         average = _Average(tensors=mean.mean(), record={"models": models})
@@ -64,6 +76,10 @@ def average_models(
     if rank(group) == 0:
         write_average(to, tensors, sources.frame, config_text=sources.config_text, record=record)
     return record
+
+
+def _tell_nobody(name: str, scores: Mapping[str, float]) -> None:
+    pass
 
 
 def _require_variances(tensors: Tensors) -> None:
@@ -84,7 +100,9 @@ def _mean(options: AverageOptions, sources: Sources) -> tuple[RunningMean, list[
     return mean, models
 
 
-def _towards(options: AverageOptions, path: Path, sources: Sources, group: ProcessGroup | None) -> _Average:
+def _towards(
+    options: AverageOptions, path: Path, sources: Sources, group: ProcessGroup | None, on_scores: OnScores
+) -> _Average:
     """The average at the alpha with the best mean score, of equal ones the first that was named."""
     mean, models = _mean(options, sources)
     end = dict(mean.mean())
@@ -96,12 +114,13 @@ def _towards(options: AverageOptions, path: Path, sources: Sources, group: Proce
         table: list[dict[str, Any]] = []
         for alpha in options.alphas:
             scores = judge.score(between(start, end, alpha=alpha))
+            on_scores(f"alpha {alpha:g}", scores)
             table.append({"alpha": alpha, "scores": scores, "mean": mean_score(scores)})
         record |= {"alpha": max(table, key=lambda row: row["mean"])["alpha"], "alphas": table}
     return _Average(tensors=between(start, end, alpha=record["alpha"]), record=record)
 
 
-def _greedy(options: AverageOptions, sources: Sources, group: ProcessGroup | None) -> _Average:
+def _greedy(options: AverageOptions, sources: Sources, group: ProcessGroup | None, on_scores: OnScores) -> _Average:
     """Model soups, arXiv 2203.05482, recipe 1: models from the best score down, each taken in unless the score falls.
 
     Of equal scores the model that was named first comes first.
@@ -112,6 +131,7 @@ def _greedy(options: AverageOptions, sources: Sources, group: ProcessGroup | Non
         tensors, entry = sources.load(path)
         judge = judge or _judge(options, sources, group)
         models.append({**entry, "scores": judge.score(iter(tensors.items()))})
+        on_scores(entry["model"], models[-1]["scores"])
     assert judge is not None, "no models"
     alone = [mean_score(entry["scores"]) for entry in models]
     mean, best = RunningMean(), -1.0

@@ -1,11 +1,12 @@
 """`clipx average`: averages the weights of models, or goes from one towards others, and writes a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipx.average.options import AverageOptions, Take, read_alphas, read_weights
+from clipx.average.options import AverageOptions, Take, read_alphas, read_weights, require_place
 from clipx.cli.early import require_evaluation_set, require_model, require_writable
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.errors import InputError
@@ -76,7 +77,7 @@ def average(
     from clipx.distributed.runtime import join_ranks
 
     with join_ranks() as (device, group):
-        record = average_models(options, to, device=device, group=group)
+        record = average_models(options, to, device=device, group=group, on_scores=_tell)
         if rank(group) > 0:
             return
     _print(record, to)
@@ -84,13 +85,19 @@ def average(
         write_json(json_file, record)
 
 
+def _tell(name: str, scores: Mapping[str, float]) -> None:
+    """One line on stderr for each evaluation, which may take minutes; the table comes at the end."""
+    listed = ", ".join(f"{Path(folder).name} {score:.2%}" for folder, score in scores.items())
+    typer.echo(shown(f"{name}: {listed}"), err=True)
+
+
 def _require(options: AverageOptions, to: Path, json_file: Path | None) -> None:
     """Looks whether all that is named is there."""
-    from clipx.export.folder import AVERAGE, readable_errors, require_own
+    from clipx.export.folder import readable_errors
 
     require_writable(json_file, option="--json")
     with readable_errors(to):
-        require_own(to, AVERAGE)
+        require_place(options, to)
     for path in (*options.models, *([options.start] if options.start else [])):
         if options.on and (path / "test" / "nshards.txt").is_file():
             raise InputError(f"{path} is an evaluation set and no model; give --on before each set")

@@ -33,11 +33,10 @@ def family_of(pretrained: Pretrained, only: Tower | None = None) -> Family:
     family: Family = "siglip" if is_siglip else "clip"
     name = "SiglipModel" if is_siglip else "CLIPModel"
     if only != "text" and (missing := _missing_in_image(pretrained, family)):
-        raise InputError(
-            f"transformers' {name} is not model.image.name={pretrained.config.image.name}: {missing}; {_KNOWN}"
-        )
+        image = pretrained.config.image.name
+        raise InputError(f"transformers' {name} has no place for model.image.name={image}: {missing}; {_KNOWN}")
     if only != "image" and (missing := _missing_in_text(pretrained, family)):
-        raise InputError(f"transformers' {name} is not this model.text: {missing}; {_KNOWN}")
+        raise InputError(f"transformers' {name} has no place for this model.text: {missing}; {_KNOWN}")
     return family
 
 

@@ -98,7 +98,9 @@ def test_the_best_mean_over_all_sets_is_kept_and_of_equals_the_first(
     graded(monkeypatch, lambda state: (1 - scale_of(state) ** 2, min(scale_of(state), 0.5)), sets)
     alphas = (0.0, 0.25, 0.5, 0.75, 1.0)
     options = AverageOptions(models=paths(tmp_path, "b"), start=tmp_path / "a", alphas=alphas, on=sets)
-    record = average_models(options, tmp_path / "to")
+    told: list[str] = []
+    record = average_models(options, tmp_path / "to", on_scores=lambda name, _: told.append(name))
+    assert told == ["alpha 0", "alpha 0.25", "alpha 0.5", "alpha 0.75", "alpha 1"]
     assert [row["alpha"] for row in record["alphas"]] == list(alphas)
     assert [row["mean"] for row in record["alphas"]] == pytest.approx([0.5, 0.59375, 0.625, 0.46875, 0.25])
     assert list(record["alphas"][1]["scores"].values()) == pytest.approx([0.9375, 0.25])

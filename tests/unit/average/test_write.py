@@ -55,8 +55,10 @@ def test_other_files_stay_and_an_average_is_replaced(tmp_path: Path, three: list
     with pytest.raises(InputError, match=r"to holds notes\.txt, which no average wrote; move that away"):
         average_models(options, tmp_path / "to")
     assert {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()} == before
-    with pytest.raises(InputError, match=r"a holds clipx_config.yaml, clipx_model.safetensors, which no average wrote"):
-        average_models(options, tmp_path / "a")
+    with pytest.raises(InputError, match=r"a is one of the models, and would be lost"):
+        average_models(AverageOptions(models=paths(tmp_path, "ab")), tmp_path / "x" / ".." / "a")
+    with pytest.raises(InputError, match=r"c holds clipx_config.yaml, clipx_model.safetensors, which no average wrote"):
+        average_models(options, tmp_path / "c")
 
 
 def test_what_would_not_load_is_not_put_there(
