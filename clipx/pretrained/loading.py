@@ -26,8 +26,8 @@ def load(
     """Loads a model in float32.
 
     Args:
-        path: a run folder, a checkpoint (also by address, s3://...), an export, an average, or a folder of
-            transformers' or open_clip's.
+        path: a run folder, a checkpoint (also by address, s3://...), an export, an average, a folder of transformers'
+            or open_clip's, or hf://ORG/NAME[@REVISION].
         device: the device for the model.
         weights: of a checkpoint, "trained" or their "average" (`ema`); None means the average if there is one.
 
