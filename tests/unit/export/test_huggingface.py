@@ -159,7 +159,7 @@ def test_one_tower_alone_loads_as_its_own_class(tmp_path: Path, kind: str, only:
 
 
 PROBLEMS: dict[str, ModelConfig] = {
-    "CLIPModel is not .*resnet18: it is no plain ViT": tiny_model_config(
+    "CLIPModel has no place for .*resnet18: it is no plain ViT": tiny_model_config(
         image={"name": "resnet18", "options": {}, "image_size": 32}
     ),
     "it must have 1 tokens besides the patches": tiny_model_config(image={"options": OPTIONS | {"reg_tokens": 2}}),
@@ -177,7 +177,7 @@ PROBLEMS: dict[str, ModelConfig] = {
     "it must have a linear projection": tiny_model_config(image={"projection": "mlp"}),
     "this model.text: it must have causal=true": tiny_model_config(text={"causal": False}),
     "this model.text: it must have bias=false": tiny_model_config(text={"bias": True}),
-    "SiglipModel is not .*: it must have no projection": tiny_model_config(
+    "SiglipModel has no place for .*: it must have no projection": tiny_model_config(
         image=SIGLIP_IMAGE | {"projection": "linear"}, text=SIGLIP_TEXT
     ),
     "this model.text: it must have causal=false": tiny_model_config(image=SIGLIP_IMAGE),
