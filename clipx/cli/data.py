@@ -76,12 +76,12 @@ def make(
     Interrupted, the same command goes on. What is left out stands with its reason in DIR/left_out.jsonl.
     """
     from clipx.data.parallel import num_cores
-    from clipx.prepare.dialects import TextFormat
+    from clipx.data.rows.dialects import TextFormat
+    from clipx.data.rows.opening import SourceOptions, open_rows
+    from clipx.data.rows.row import TableColumns
     from clipx.prepare.images import ImageOptions
     from clipx.prepare.make import make_shards
     from clipx.prepare.make_shard import MakeOptions
-    from clipx.prepare.rows import TableColumns
-    from clipx.prepare.sources import SourceOptions, open_rows
 
     names = [] if header is None else [name.strip() for name in header.split(",")]
     columns = TableColumns(image=image_column, captions=caption_column or ())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clipx.prepare.rows import Record, Row, Rows
+from clipx.data.rows.row import Record, Row, Rows
 
 _ROWS_PER_REPORT = 10_000
 

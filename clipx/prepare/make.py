@@ -20,11 +20,11 @@ from clipx import counter_random
 from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
+from clipx.data.rows.row import Rows
 from clipx.errors import InputError, RunError, some_names
 from clipx.prepare.groups import Groups, group_rows
 from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
 from clipx.prepare.out_folder import REPORT, claimed, finish
-from clipx.prepare.rows import Rows
 from clipx.printable import json_text, printable, redacted
 from clipx.storage.files import is_local, write_file
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from clipx.data.captions import MAX_TEXT, alternatives
 from clipx.data.decode import UndecodableError
+from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
+from clipx.data.rows.source_files import image_of
 from clipx.data.shard_writer import write_shard
 from clipx.errors import RunError
 from clipx.prepare.groups import merged
 from clipx.prepare.images import ImageOptions, stored_image
 from clipx.prepare.out_folder import MAKING, place
-from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample
-from clipx.prepare.source_files import image_of
 from clipx.storage.files import write_file
 
 

@@ -16,12 +16,12 @@ from clipx.config.model import ModelConfig, TransformerTextConfig
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.parallel import in_processes
+from clipx.data.rows.row import LeftOutError
+from clipx.data.rows.shard_rows import ShardRows
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import RunError
 from clipx.prepare.images import image_header
-from clipx.prepare.rows import LeftOutError
 from clipx.prepare.samples import StoredSampleReader, UnusableSampleError
-from clipx.prepare.shard_rows import ShardRows
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _ROWS_PER_JOB = 500

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from clipx.data.rows.row import Row, Rows
 from clipx.prepare.groups import group_rows, merged
-from clipx.prepare.rows import Row, Rows
 
 
 class Keys(Rows):

@@ -13,13 +13,13 @@ from shard_files import png, write_shards, write_tar
 
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import load_index
+from clipx.data.rows.opening import SourceOptions, open_rows
+from clipx.data.rows.row import Row, Rows
 from clipx.errors import InputError, RunError
 from clipx.prepare import images
 from clipx.prepare.images import ImageOptions
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
-from clipx.prepare.rows import Row, Rows
-from clipx.prepare.sources import SourceOptions, open_rows
 
 
 def rows_of(*sources: Path) -> Rows:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from shard_files import png
 
+from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.errors import InputError, RunError
 from clipx.prepare import out_folder
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
-from clipx.prepare.sources import SourceOptions, open_rows
 
 
 @pytest.fixture

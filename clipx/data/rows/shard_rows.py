@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
+from clipx.data.rows.row import LeftOutError, Rows, StoredSample
 from clipx.errors import RunError
-from clipx.prepare.rows import LeftOutError, Rows, StoredSample
 from clipx.storage.files import RangeReader, open_ranges
 from clipx.storage.tar import CutMemberError, LargeSampleError, read_members
 

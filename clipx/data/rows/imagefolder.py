@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from clipx.prepare.folders import files_in, hidden_file, is_hidden, is_picture
-from clipx.prepare.rows import LeftOutError, Row, Rows, picture_key
-from clipx.prepare.tables import Table
+from clipx.data.rows.folders import files_in, hidden_file, is_hidden, is_picture
+from clipx.data.rows.row import LeftOutError, Row, Rows, picture_key
+from clipx.data.rows.tables import Table
 
 
 class ImagefolderRows(Rows):

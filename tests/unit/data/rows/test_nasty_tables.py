@@ -18,11 +18,11 @@ import pytest
 from shard_files import png
 
 from clipx.data.captions import MAX_TEXT
-from clipx.prepare.dialects import TextFormat
+from clipx.data.rows.dialects import TextFormat
+from clipx.data.rows.opening import SourceOptions, open_rows
+from clipx.data.rows.row import TableColumns
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
-from clipx.prepare.rows import TableColumns
-from clipx.prepare.sources import SourceOptions, open_rows
 
 Samples = list[tuple[int, list[str]]]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipx.data.rows.row import LeftOutError, Record, Row, Rows, captions_of, picture_key, plain
 from clipx.errors import InputError, some_names
-from clipx.prepare.rows import LeftOutError, Record, Row, Rows, captions_of, picture_key, plain
 from clipx.storage.files import file_state
 
 

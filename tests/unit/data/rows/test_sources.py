@@ -10,10 +10,10 @@ import pytest
 from shard_files import png, write_shards, write_tar
 
 from clipx.data.index.shard_index import build_index
+from clipx.data.rows.opening import SourceOptions, open_rows
+from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample, TableColumns
+from clipx.data.rows.source_files import image_of
 from clipx.errors import InputError
-from clipx.prepare.rows import LeftOutError, Row, Rows, StoredSample, TableColumns
-from clipx.prepare.source_files import image_of
-from clipx.prepare.sources import SourceOptions, open_rows
 
 CAPTIONS = ["a cat", 'two "dogs",\nin two lines', "a bird; not a plane", "ein Vögelchen"]
 

@@ -12,8 +12,8 @@ from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any
 
+from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, picture_key, row_of
 from clipx.errors import InputError
-from clipx.prepare.rows import LeftOutError, Record, Row, Rows, TableColumns, picture_key, row_of
 from clipx.storage.files import file_state
 
 ROWS_WITH_NAMES = 1000

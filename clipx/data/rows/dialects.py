@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipx.data.rows.row import TableColumns
 from clipx.errors import InputError, some_names
-from clipx.prepare.rows import TableColumns
 
 if TYPE_CHECKING:
     from _csv import Reader

@@ -9,10 +9,10 @@ import pytest
 from shard_files import png, write_tar
 
 from clipx.data.index.shard_index import build_index
+from clipx.data.rows.dialects import TextFormat
+from clipx.data.rows.opening import SourceOptions, open_rows
+from clipx.data.rows.row import Rows, TableColumns
 from clipx.errors import InputError
-from clipx.prepare.dialects import TextFormat
-from clipx.prepare.rows import Rows, TableColumns
-from clipx.prepare.sources import SourceOptions, open_rows
 
 
 def opened(source: Path, *, image: str | None = None, captions: tuple[str, ...] = (), **options) -> Rows:

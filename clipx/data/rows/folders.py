@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clipx.data.parallel import in_threads
+from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns, captions_of, plain
+from clipx.data.rows.source_files import decode_text, read_regular
 from clipx.errors import InputError
-from clipx.prepare.rows import LeftOutError, Row, Rows, TableColumns, captions_of, plain
-from clipx.prepare.source_files import decode_text, read_regular
 
 _DECODED = frozenset(
     [

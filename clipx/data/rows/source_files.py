@@ -4,7 +4,7 @@ import codecs
 import stat
 from pathlib import Path
 
-from clipx.prepare.rows import LeftOutError, Reason, Row
+from clipx.data.rows.row import LeftOutError, Reason, Row
 
 _BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from shard_files import png
 
+from clipx.data.rows.folders import FolderRows
+from clipx.data.rows.row import LeftOutError, Row, TableColumns
 from clipx.errors import InputError
-from clipx.prepare.folders import FolderRows
 from clipx.prepare.make import Made, make_shards
 from clipx.prepare.make_shard import MakeOptions
-from clipx.prepare.rows import LeftOutError, Row, TableColumns
 
 
 def rows_of(folder: Path) -> FolderRows:

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from shard_files import png, write_shards
 
+from clipx.data.rows.opening import SourceOptions, open_rows
+from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns
 from clipx.errors import InputError
-from clipx.prepare.rows import LeftOutError, Row, Rows, TableColumns
-from clipx.prepare.sources import SourceOptions, open_rows
 
 
 def captions(rows: Rows) -> list[str]:
@@ -203,8 +203,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, source: str, monkeypatc
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("clipx.prepare.sources.CsvTable", refuse)
-    monkeypatch.setattr("clipx.prepare.sources.tables_in", refuse)
+    monkeypatch.setattr("clipx.data.rows.opening.CsvTable", refuse)
+    monkeypatch.setattr("clipx.data.rows.opening.tables_in", refuse)
     with pytest.raises(InputError, match=r"cannot be read: (Permission denied|File name too long)"):
         opened(tmp_path / source)
 

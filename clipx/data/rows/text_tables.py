@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from clipx.data.rows.cells import number_or_text, text_or_texts
+from clipx.data.rows.dialects import TextFormat, find_dialect
+from clipx.data.rows.folders import is_picture
+from clipx.data.rows.row import Record, TableColumns
+from clipx.data.rows.source_files import is_wide
+from clipx.data.rows.tables import ROWS_WITH_NAMES, Table
 from clipx.errors import InputError
-from clipx.prepare.cells import number_or_text, text_or_texts
-from clipx.prepare.dialects import TextFormat, find_dialect
-from clipx.prepare.folders import is_picture
-from clipx.prepare.rows import Record, TableColumns
-from clipx.prepare.source_files import is_wide
-from clipx.prepare.tables import ROWS_WITH_NAMES, Table
 
 
 class _TextTable(Table):

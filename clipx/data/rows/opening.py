@@ -10,16 +10,16 @@ from typing import Any
 
 from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import build_index, load_index
+from clipx.data.rows.dialects import TextFormat
+from clipx.data.rows.folders import FolderRows
+from clipx.data.rows.imagefolder import ImagefolderRows
+from clipx.data.rows.json_lists import CocoRows, KarpathyRows
+from clipx.data.rows.layouts import METADATA, tables_in
+from clipx.data.rows.row import Chain, Rows, TableColumns
+from clipx.data.rows.shard_rows import ShardRows
+from clipx.data.rows.tables import ArrowTable, ListTable, ParquetTable, Table
+from clipx.data.rows.text_tables import CsvTable, JsonlTable
 from clipx.errors import InputError, some_names
-from clipx.prepare.dialects import TextFormat
-from clipx.prepare.folders import FolderRows
-from clipx.prepare.imagefolder import ImagefolderRows
-from clipx.prepare.json_lists import CocoRows, KarpathyRows
-from clipx.prepare.layouts import METADATA, tables_in
-from clipx.prepare.rows import Chain, Rows, TableColumns
-from clipx.prepare.shard_rows import ShardRows
-from clipx.prepare.tables import ArrowTable, ListTable, ParquetTable, Table
-from clipx.prepare.text_tables import CsvTable, JsonlTable
 from clipx.storage.files import is_local
 
 _TEXTS = (".csv", ".tsv", ".tab", ".psv", ".txt", ".token")
