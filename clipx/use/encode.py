@@ -13,17 +13,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from clipx.data.inputs import Inputs
 from clipx.data.parallel import num_cores
 from clipx.pretrained import Pretrained
 from clipx.use.reading import BlockReader, Decode, ItemInfo, LeftOut, ReadBlock, read_blocks
-
-if TYPE_CHECKING:
-    from clipx.data.inputs import Inputs
 
 _ON_DEVICE = 2  # blocks at once on a GPU: one is computed while another is sent or fetched
 
@@ -50,7 +47,7 @@ class Encoded:
 
 def encode(
     pretrained: Pretrained,
-    inputs: "Inputs",
+    inputs: Inputs,
     blocks: Iterable[range],
     *,
     decode: Decode = "pil",
