@@ -1,10 +1,10 @@
 """What a trained model is used for, beside the libraries that people use for it: a row each in results/use.csv.
 
     .venv/bin/python benchmarks/use.py ROW ... --threads 1
-    .venv/bin/python benchmarks/use.py pictures MODEL --shards SHARDS --threads 1
+    .venv/bin/python benchmarks/use.py pictures MODEL --from SHARDS --threads 1
 
 ROW is the file use_ROW.py beside this one: its docstring is its help, `add_arguments` says what it needs, and `measure`
-returns its rows (`harness.speed_rows`). `ratio` is clipx's speed over the peer's, pass by pass: above 1 clipx is faster.
+returns its rows (`harness.speed_rows`). `ratio` is clipx's speed over the peer's, pass by pass; above 1 is faster.
 """
 
 import argparse
