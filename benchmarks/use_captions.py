@@ -27,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def captions(addresses: Sequence[str], count: int) -> list[str]:
     """The first captions that the addresses have."""
     inputs = open_inputs(addresses, InputOptions())
-    items = map(inputs.read, range(len(inputs)))
-    return [
-        caption for _, caption in zip(range(count), (text for item in items for text in item.captions), strict=False)
-    ]
+    found = (text for index in range(len(inputs)) for text in inputs.read(index).captions)
+    return list(islice(found, count))
 
 
 def clipx_pass(pretrained: Pretrained, texts: Sequence[str], batch: int) -> Tensor:
