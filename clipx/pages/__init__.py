@@ -1,8 +1,8 @@
 """Pages for a browser: one file each, without JavaScript, legible in light and dark, with nothing loaded elsewhere.
 
-`page` puts parts together; `text`, `table`, `section`, `picture`, `contact_sheet` and the charts make them; `write_page`
-writes a page where nothing of somebody else's stands. What strangers wrote (captions, names, paths) becomes markup in
-`text` alone, through which every part passes its strings.
+`page` puts parts together; `text`, `table`, `section`, `picture`, `contact_sheet` and the charts make them;
+`write_page` writes a page where nothing of somebody else's stands. What strangers wrote (captions, names, paths)
+becomes markup in `text` alone, through which every part passes its strings.
 """
 
 from clipx.pages.files import require_own_page, write_page

@@ -45,11 +45,8 @@ def fitted(values: Iterable[float], *, start: float, end: float, log: bool, padd
     low, high = (min(shown), max(shown)) if shown else (1.0, 10.0) if log else (0.0, 1.0)
     if log:
         ratio = (high / low) ** _PADDING if high > low else 1.5
-        return (
-            Axis(low / ratio, high * ratio, start, end, log)
-            if padded or high == low
-            else Axis(low, high, start, end, log)
-        )
+        ratio = ratio if padded or high == low else 1.0
+        return Axis(low / ratio, high * ratio, start, end, log)
     room = (high - low) * _PADDING if high > low else max(abs(high) * 0.1, 0.5)
     if padded or high == low:
         below = 0.0 if low >= 0 and low - room < 0 else low - room  # no room below zero where nothing is negative

@@ -29,9 +29,10 @@ def heat_map(values: Sequence[Sequence[float]], names: Sequence[str], *, title: 
         for j, value in enumerate(row):
             if value > 0:
                 what = f"{names[i]} {columns} {names[j]}: {value:.1%}"
+                shade = min(1.0, 0.12 + 0.88 * value)
                 parts.append(
                     f'<rect class="heat" x="{margin + j * side}" y="{margin + i * side}" width="{side}" '
-                    f'height="{side}" fill-opacity="{min(1.0, 0.12 + 0.88 * value):.2f}"><title>{text(what)}</title></rect>'
+                    f'height="{side}" fill-opacity="{shade:.2f}"><title>{text(what)}</title></rect>'
                 )
     for i, name in enumerate(names if labelled else ()):
         middle = margin + (i + 0.5) * side

@@ -81,9 +81,8 @@ max-width:34rem;overflow-wrap:break-word}
 thead th{color:var(--quiet);font-weight:600;border-bottom-width:2px;vertical-align:bottom}
 tbody th{font-weight:500}
 td.n,th.n{text-align:right;white-space:nowrap}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:1px;margin:1rem 0;padding:0;
-background:var(--rule);border:1px solid var(--rule);border-radius:6px;overflow:hidden}
-.facts div{background:var(--paper);padding:.6rem .8rem}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.75rem;margin:1rem 0;padding:0}
+.facts div{background:var(--panel);border-radius:6px;padding:.6rem .8rem}
 .facts dt{color:var(--quiet);font-size:.8rem;line-height:1.3}
 .facts dd{margin:.15rem 0 0;font-size:1.15rem;line-height:1.3;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 """

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from clipx.pages.html import Html, markup, text
 
-_NUMBER = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?( ?(%|s|h|min|kB|MB|GB|GiB|px|points))?\Z")
+_NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( ?(%|s|h|min|kB|MB|GB|GiB|px|points))?\Z")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> Html:
