@@ -96,6 +96,7 @@ svg text{fill:var(--quiet);font-size:12.5px;font-family:inherit;font-variant-num
 svg .grid{stroke:var(--rule);stroke-width:1}
 svg .axis{stroke:var(--quiet);stroke-width:1}
 svg .line{fill:none;stroke-width:1.75;stroke-linejoin:round;stroke-linecap:round}
+svg .faint{opacity:.4}
 svg .dot{stroke:var(--paper);stroke-width:1}
 svg .band{opacity:.22;stroke:none}
 svg .mark{stroke:var(--quiet);stroke-width:1;stroke-dasharray:3 3}
@@ -109,7 +110,7 @@ svg .cell{fill:var(--panel)}
 """
 
 _SHEETS = """
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(10.5rem,1fr));gap:1.25rem 1rem;margin:1rem 0}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(10.5rem,44%),1fr));gap:1.25rem 1rem;margin:1rem 0}
 .cell{break-inside:avoid;min-width:0;font-size:.85rem;line-height:1.4}
 .frame{background:var(--panel);border:1px solid var(--rule);border-radius:6px;height:11rem;display:flex;
 align-items:center;justify-content:center;overflow:hidden;margin-bottom:.4rem}
@@ -123,6 +124,14 @@ align-items:center;justify-content:center;overflow:hidden;margin-bottom:.4rem}
 .verdict.right{color:var(--right)}
 .verdict.wrong{color:var(--wrong)}
 img{image-rendering:auto;vertical-align:middle}
+"""
+
+_NARROW = """
+@media (max-width:34rem){
+body{padding:1.25rem 1rem 3rem}
+.plot text{font-size:16px}
+.facts{grid-template-columns:repeat(auto-fill,minmax(8rem,1fr));gap:.5rem}
+}
 """
 
 _PRINT = """
@@ -141,5 +150,5 @@ STYLE = (
     f":root{{color-scheme:light dark;{_variables(LIGHT)}}}"
     f"@media (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}"
     f"@media print{{:root{{{_variables(LIGHT)}}}}}"
-    f"{_LAYOUT}{_TABLES}{_SERIES}{_CHARTS}{_SHEETS}{_PRINT}"
+    f"{_LAYOUT}{_TABLES}{_SERIES}{_CHARTS}{_SHEETS}{_NARROW}{_PRINT}"
 )
