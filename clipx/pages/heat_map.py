@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from clipx.pages.html import Html, text
 
 _CELL, _SMALLEST = 22, 3
-_WIDTH = 640
-_LABELLED = 40  # names are legible for so many rows
+_WIDTH = 840
+_LABELLED = 60  # names are legible for so many rows
 _LETTERS = 18
 
 

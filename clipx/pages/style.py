@@ -59,7 +59,8 @@ body{max-width:76rem;margin:0 auto;padding:2rem clamp(1rem,4vw,2.5rem) 4rem;
 font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Liberation Sans",sans-serif}
 h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem;overflow-wrap:anywhere;letter-spacing:-.01em}
 h2{font-size:1.25rem;line-height:1.3;margin:3rem 0 .75rem;padding-top:.75rem;border-top:1px solid var(--rule)}
-h3{font-size:1rem;margin:1.75rem 0 .5rem}
+h4{font-size:.95rem;margin:1.25rem 0 .25rem;font-weight:600}
+h3{font-size:1.05rem;margin:1.75rem 0 .5rem}
 p{max-width:46rem;margin:.5rem 0;overflow-wrap:anywhere}
 a{color:var(--link)}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.875em}
@@ -120,6 +121,9 @@ align-items:center;justify-content:center;overflow:hidden;margin-bottom:.4rem}
 .cell.wrong .frame{border:2px solid var(--wrong)}
 .cell b{display:block;font-weight:600;overflow-wrap:anywhere}
 .cell p{margin:0;overflow-wrap:anywhere}
+.map{position:relative;background:var(--panel);border-radius:6px;max-width:52rem;overflow:hidden}
+.map span{position:absolute;width:7%}
+.map img{width:100%;height:auto;border-radius:2px;display:block}
 .verdict{font-weight:600}
 .verdict.right{color:var(--right)}
 .verdict.wrong{color:var(--wrong)}

@@ -4,6 +4,7 @@ Whatever state the run is in: before its first row, training, stopped, failed, c
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -121,7 +122,7 @@ def read_run(folder: Path) -> Recorded:
 def finite(value: object) -> float | None:
     """The value if it is a number that is finite."""
     number = _number(value)
-    return None if number is None or number - number != 0 else number
+    return None if number is None or not math.isfinite(number) else number
 
 
 def _require_run(folder: Path) -> None:
