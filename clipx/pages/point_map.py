@@ -42,10 +42,11 @@ def point_map(points: Sequence[Point], groups: Sequence[str], *, title: str, not
         + "</circle>"
         for point in points
     )
+    shown = [*enumerate(groups), *([(-1, "others")] if groups and any(point.group < 0 for point in points) else [])]
     items = "".join(
-        f'<li><svg viewBox="0 0 26 10" aria-hidden="true"><circle class="{_colour(i)}" cx="13" cy="5" r="4.5"/></svg>'
-        f"{text(name)}</li>"
-        for i, name in enumerate(groups)
+        f'<li><svg viewBox="0 0 16 10" class="short" aria-hidden="true">'
+        f'<circle class="{_colour(i)}" cx="8" cy="5" r="4.5"/></svg>{text(name)}</li>'
+        for i, name in shown
     )
     return Html(
         f'<figure><figcaption>{text(title)}</figcaption><svg viewBox="0 0 {_SIDE} {height:.0f}" role="img" '

@@ -97,7 +97,7 @@ svg text{fill:var(--quiet);font-size:12.5px;font-family:inherit;font-variant-num
 svg .grid{stroke:var(--rule);stroke-width:1}
 svg .axis{stroke:var(--quiet);stroke-width:1}
 svg .line{fill:none;stroke-width:1.75;stroke-linejoin:round;stroke-linecap:round}
-svg .faint{opacity:.4}
+svg .faint{opacity:.45}
 svg .dot{stroke:var(--paper);stroke-width:1}
 svg .band{opacity:.22;stroke:none}
 svg .mark{stroke:var(--quiet);stroke-width:1;stroke-dasharray:3 3}
@@ -107,6 +107,7 @@ svg .cell{fill:var(--panel)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.3rem 0 0;padding:0;font-size:.85rem}
 .legend li{overflow-wrap:anywhere;min-width:0}
 .legend svg{display:inline-block;width:1.6rem;height:.7rem;margin-right:.4rem;vertical-align:baseline}
+.legend svg.short{width:1rem}
 .note{color:var(--quiet);font-size:.8rem;margin:.2rem 0 0}
 """
 
@@ -115,7 +116,7 @@ _SHEETS = """
 .cell{break-inside:avoid;min-width:0;font-size:.85rem;line-height:1.4}
 .frame{background:var(--panel);border:1px solid var(--rule);border-radius:6px;height:11rem;display:flex;
 align-items:center;justify-content:center;overflow:hidden;margin-bottom:.4rem}
-.frame img,.row img{max-width:100%;max-height:100%;object-fit:contain}
+.frame img{width:100%;height:100%;object-fit:contain}
 .frame .quiet{padding:.5rem;text-align:center}
 .cell.right .frame{border:2px solid var(--right)}
 .cell.wrong .frame{border:2px solid var(--wrong)}

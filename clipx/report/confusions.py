@@ -113,7 +113,8 @@ def _largest(guesses: Guesses) -> Html:
 def _sheets(guesses: Guesses) -> Html:
     """The mistakes that the model is surest of, and some of what it has right."""
     wrong = [i for i in guesses.sure_N.argsort(descending=True).tolist() if not guesses.right_N[i]]
-    right = guesses.right_N.nonzero()[:, 0].tolist()
+    of_class = {int(guesses.label_N[i]): i for i in reversed(guesses.right_N.nonzero()[:, 0].tolist())}
+    right = [of_class[label] for label in sorted(of_class)]
     cells = [_cell(guesses, i) for i in wrong[:_WRONG]] + [_cell(guesses, i) for i in evenly(right, _RIGHT)]
     note = "Wrong ones first, those that the model is surest of; the share is its softmax over the classes."
     return joined([contact_sheet(cells), paragraph(note, quiet=True)])

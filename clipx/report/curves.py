@@ -133,7 +133,7 @@ def _chart(
         return Html("")
     if log_y is None:
         log_y = wide(y for points in there.values() for _, y in points)
-    extras = Extras(marks=marks, faint=frozenset({faint}))
+    extras = Extras(marks=marks, faint=frozenset({faint} if faint else ()))
     return line_chart(there, title=title, x_label="step", y_label=y_label, log_y=log_y, extras=extras)
 
 
