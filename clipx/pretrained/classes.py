@@ -1,0 +1,135 @@
+"""Classes as embeddings, and what pictures have to do with them: probabilities of the best classes.
+
+With `multi` off the classes exclude each other: their probabilities are the softmax over `logit_scale` x cosine. With
+`multi` on each class is a question of its own. A model trained with the sigmoid loss (arXiv 2303.15343) answers it as
+in training: sigmoid(`logit_scale` x cosine + bias). A model trained with the softmax loss has no such answer: its
+cosines have no zero, and differ by picture. There the class competes with the same prompts about nothing in particular
+(`NEUTRAL`), alone: sigmoid(`logit_scale` x (cosine - cosine of these)), the softmax over the two.
+
+Shapes: B pictures, C classes, D embedding, K classes that are kept of each picture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipx.errors import RunError
+from clipx.pretrained.prompts import (
+    TextEncoder,
+    checked_classes,
+    checked_templates,
+    mean_embeddings,
+    prompt_numbers,
+    refuse_equals,
+    unit_means,
+)
+
+NEUTRAL = ("object", "thing", "scene")
+"""What stands in the place of the class in prompts that are about nothing in particular."""
+_TILE = 8192  # classes that are compared at once: 8 MB of float32 for 256 pictures
+
+
+class BestClasses(NamedTuple):
+    """The best classes of each picture, from the best on; of equal ones the earlier class comes first."""
+
+    index_BK: Tensor
+    """int64, on the CPU."""
+    probability_BK: Tensor
+    """float64, on the CPU."""
+    cosine_BK: Tensor
+    """float32, on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassEmbeddings:
+    """Classes of one model."""
+
+    names: tuple[str, ...]
+    embedding_CD: Tensor
+    """Of unit length, float32, on the model's device."""
+    neutral_D: Tensor
+    """The embedding of the prompts about nothing in particular; unit length, float32."""
+
+    def best(
+        self, image_BD: Tensor, *, logit_scale: float, logit_bias: float | None, top: int | None, multi: bool
+    ) -> BestClasses:
+        """The best classes of each picture, in memory for some thousand classes at once.
+
+        Args:
+            image_BD: embeddings of pictures, of unit length, at least one.
+            logit_scale: of the model.
+            logit_bias: of the model; None without one.
+            top: K, at least 1; None, or more than there are, means all classes.
+            multi: whether each class is a question of its own.
+
+        Raises:
+            RunError: an embedding is not finite.
+        """
+        image_BD = image_BD.to(self.embedding_CD.device).float()
+        if not bool(image_BD.isfinite().all()):
+            raise RunError("the model's embedding of a picture is not finite; its weights are broken")
+        kept = min(top or len(self.names), len(self.names))
+        best_BK, index_BK = image_BD.new_zeros(len(image_BD), 0), torch.zeros(len(image_BD), 0, dtype=torch.int64)
+        index_BK = index_BK.to(image_BD.device)
+        total_B1 = image_BD.new_full((len(image_BD), 1), -torch.inf, dtype=torch.float64)
+        with torch.autocast(image_BD.device.type, enabled=False):
+            for start in range(0, len(self.names), _TILE):
+                cosine_BT = image_BD @ self.embedding_CD[start : start + _TILE].T
+                if not multi:
+                    total_B1 = torch.logaddexp(total_B1, (cosine_BT.double() * logit_scale).logsumexp(1, keepdim=True))
+                found_BT, place_BT = cosine_BT.topk(min(kept, cosine_BT.shape[1]), dim=1)
+                best_BK = torch.cat([best_BK, found_BT], dim=1)
+                best_BK, index_BK = _first(best_BK, torch.cat([index_BK, place_BT + start], dim=1), kept)
+            neutral_B1 = image_BD @ self.neutral_D[:, None]
+        logit_BK = best_BK.double() * logit_scale
+        if not multi:
+            probability_BK = (logit_BK - total_B1).exp()
+        elif logit_bias is not None:
+            probability_BK = (logit_BK + logit_bias).sigmoid()
+        else:
+            probability_BK = (logit_BK - neutral_B1.double() * logit_scale).sigmoid()
+        return BestClasses(index_BK.cpu(), probability_BK.cpu(), best_BK.cpu())
+
+
+def embed_classes(
+    encoder: TextEncoder,
+    class_names: Sequence[str],
+    *,
+    templates: str | Sequence[str],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ClassEmbeddings:
+    """The embeddings of classes between which the model can tell.
+
+    Args:
+        encoder: the model.
+        class_names: at least one.
+        templates: prompts, each with `{c}` in the place of the class.
+        on_progress: gets (prompts done, prompts) after each forward pass.
+
+    Raises:
+        InputError: no class, a blank one, one twice to the model, or a template without `{c}`.
+    """
+    names, prompts = checked_classes(class_names), checked_templates(templates)
+    refuse_equals(prompt_numbers(encoder, names, templates=prompts), names)
+    return ClassEmbeddings(
+        names=names,
+        embedding_CD=mean_embeddings(encoder, names, templates=prompts, on_progress=on_progress),
+        neutral_D=neutral_embedding(encoder, prompts),
+    )
+
+
+def neutral_embedding(encoder: TextEncoder, templates: Sequence[str]) -> Tensor:
+    """The mean of the prompts about nothing in particular, float32 (D,) of unit length."""
+    mean_CD = mean_embeddings(encoder, NEUTRAL, templates=templates)
+    return unit_means(mean_CD.double().sum(0, keepdim=True))[0]
+
+
+def _first(value_BN: Tensor, index_BN: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The largest values of each row and their indices, from the largest on; of equal ones the lower index first."""
+    by_index_BN = index_BN.argsort(dim=1)
+    value_BN, index_BN = value_BN.gather(1, by_index_BN), index_BN.gather(1, by_index_BN)
+    order_BN = value_BN.argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return value_BN.gather(1, order_BN), index_BN.gather(1, order_BN)
