@@ -42,6 +42,11 @@ class BestClasses(NamedTuple):
     cosine_BK: Tensor
     """float32, on the CPU."""
 
+    def named(self, names: Sequence[str]) -> list[dict[str, float]]:
+        """For each picture the probability by class, the best first."""
+        rows = zip(self.index_BK.tolist(), self.probability_BK.tolist(), strict=True)
+        return [{names[i]: value for i, value in zip(*row, strict=True)} for row in rows]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassEmbeddings:
@@ -69,8 +74,6 @@ class ClassEmbeddings:
             RunError: an embedding is not finite.
         """
         image_BD = image_BD.to(self.embedding_CD.device).float()
-        if not bool(image_BD.isfinite().all()):
-            raise RunError("the model's embedding of a picture is not finite; its weights are broken")
         kept = min(top or len(self.names), len(self.names))
         best_BK, index_BK = image_BD.new_zeros(len(image_BD), 0), torch.zeros(len(image_BD), 0, dtype=torch.int64)
         index_BK = index_BK.to(image_BD.device)
@@ -84,6 +87,8 @@ class ClassEmbeddings:
                 best_BK = torch.cat([best_BK, found_BT], dim=1)
                 best_BK, index_BK = _first(best_BK, torch.cat([index_BK, place_BT + start], dim=1), kept)
             neutral_B1 = image_BD @ self.neutral_D[:, None]
+        if not bool(best_BK.isfinite().all()):  # NaN is the largest of all to torch
+            raise RunError("the model's embeddings are not finite numbers; its weights are broken")
         logit_BK = best_BK.double() * logit_scale
         if not multi:
             probability_BK = (logit_BK - total_B1).exp()
