@@ -1,14 +1,20 @@
 """Classes as embeddings, and what pictures have to do with them: probabilities of the best classes.
 
 With `multi` off the classes exclude each other: their probabilities are the softmax over `logit_scale` x cosine. With
-`multi` on each class is a question of its own. A model trained with the sigmoid loss (arXiv 2303.15343) answers it as
-in training: sigmoid(`logit_scale` x cosine + bias). A model trained with the softmax loss has no such answer: its
-cosines have no zero, and differ by picture. There the class competes with the same prompts about nothing in particular
-(`NEUTRAL`), alone: sigmoid(`logit_scale` x (cosine - cosine of these)), the softmax over the two.
+`multi` on each class is a question of its own:
 
-Shapes: B pictures, C classes, D embedding, K classes that are kept of each picture.
+- A model trained with the sigmoid loss (arXiv 2303.15343) answers it as in training: sigmoid(`logit_scale` x cosine +
+  bias).
+- A model trained with the softmax loss has learned how many times likelier a text is with this picture than with any,
+  up to a factor that only depends on the picture (arXiv 1807.03748, equation 2). Other texts give the factor: the mean
+  of exp(`logit_scale` x cosine) over the other classes and everyday words (`REFERENCE`). The quotient of both is how
+  much the picture changes the odds of the class, and before it is seen they are `PRIOR` / (1 - `PRIOR`). So a class is
+  compared with what else could be said of a picture, and two classes that are both right do not share a sum.
+
+Shapes: B pictures, C classes, R words of the reference, D embedding, K classes that are kept of each picture.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,19 +22,67 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipx.data.class_names import checked_classes, checked_templates
 from clipx.errors import RunError
 from clipx.pretrained.prompts import (
     TextEncoder,
-    checked_classes,
-    checked_templates,
     mean_embeddings,
     prompt_numbers,
     refuse_equals,
-    unit_means,
 )
 
-NEUTRAL = ("object", "thing", "scene")
-"""What stands in the place of the class in prompts that are about nothing in particular."""
+REFERENCE = (
+    *(
+        "person",
+        "face",
+        "crowd",
+        "dog",
+        "cat",
+        "bird",
+        "horse",
+        "fish",
+        "insect",
+        "flower",
+        "tree",
+        "forest",
+        "mountain",
+    ),
+    *(
+        "beach",
+        "lake",
+        "sky",
+        "snow",
+        "field",
+        "street",
+        "house",
+        "tower",
+        "bridge",
+        "room",
+        "kitchen",
+        "chair",
+        "table",
+    ),
+    *(
+        "bed",
+        "lamp",
+        "window",
+        "car",
+        "truck",
+        "bicycle",
+        "train",
+        "boat",
+        "airplane",
+        "food",
+        "fruit",
+        "cake",
+        "drink",
+    ),
+    *("shirt", "dress", "shoe", "hat", "bag", "book", "phone", "computer", "clock", "tool", "toy", "ball", "drawing"),
+    *("fruit", "drink", "painting", "map", "chart", "text", "logo", "sign", "pattern", "object"),
+)
+"""What else a picture may show."""
+PRIOR = 0.1
+"""The probability of a class before the picture is seen."""
 _TILE = 8192  # classes that are compared at once: 8 MB of float32 for 256 pictures
 
 
@@ -55,8 +109,8 @@ class ClassEmbeddings:
     names: tuple[str, ...]
     embedding_CD: Tensor
     """Of unit length, float32, on the model's device."""
-    neutral_D: Tensor
-    """The embedding of the prompts about nothing in particular; unit length, float32."""
+    reference_RD: Tensor
+    """Of the everyday words, in the same prompts."""
 
     def best(
         self, image_BD: Tensor, *, logit_scale: float, logit_bias: float | None, top: int | None, multi: bool
@@ -75,18 +129,16 @@ class ClassEmbeddings:
         """
         image_BD = image_BD.to(self.embedding_CD.device).float()
         kept = min(top or len(self.names), len(self.names))
-        best_BK, index_BK = image_BD.new_zeros(len(image_BD), 0), torch.zeros(len(image_BD), 0, dtype=torch.int64)
-        index_BK = index_BK.to(image_BD.device)
+        best_BK, index_BK = image_BD.new_zeros(len(image_BD), 0), image_BD.new_zeros(len(image_BD), 0).long()
         total_B1 = image_BD.new_full((len(image_BD), 1), -torch.inf, dtype=torch.float64)
         with torch.autocast(image_BD.device.type, enabled=False):
             for start in range(0, len(self.names), _TILE):
                 cosine_BT = image_BD @ self.embedding_CD[start : start + _TILE].T
-                if not multi:
-                    total_B1 = torch.logaddexp(total_B1, (cosine_BT.double() * logit_scale).logsumexp(1, keepdim=True))
+                total_B1 = torch.logaddexp(total_B1, _log_sum(cosine_BT, logit_scale))
                 found_BT, place_BT = cosine_BT.topk(min(kept, cosine_BT.shape[1]), dim=1)
                 best_BK = torch.cat([best_BK, found_BT], dim=1)
                 best_BK, index_BK = _first(best_BK, torch.cat([index_BK, place_BT + start], dim=1), kept)
-            neutral_B1 = image_BD @ self.neutral_D[:, None]
+            reference_B1 = _log_sum(image_BD @ self.reference_RD.T, logit_scale)
         if not bool(best_BK.isfinite().all()):  # NaN is the largest of all to torch
             raise RunError("the model's embeddings are not finite numbers; its weights are broken")
         logit_BK = best_BK.double() * logit_scale
@@ -95,7 +147,10 @@ class ClassEmbeddings:
         elif logit_bias is not None:
             probability_BK = (logit_BK + logit_bias).sigmoid()
         else:
-            probability_BK = (logit_BK - neutral_B1.double() * logit_scale).sigmoid()
+            others_BK = total_B1 + torch.log1p(-(logit_BK - total_B1).exp().clamp(max=1))
+            count = len(self.names) - 1 + len(self.reference_RD)
+            mean_BK = torch.logaddexp(others_BK, reference_B1) - math.log(count)
+            probability_BK = (logit_BK - mean_BK + math.log(PRIOR / (1 - PRIOR))).sigmoid()
         return BestClasses(index_BK.cpu(), probability_BK.cpu(), best_BK.cpu())
 
 
@@ -122,14 +177,13 @@ def embed_classes(
     return ClassEmbeddings(
         names=names,
         embedding_CD=mean_embeddings(encoder, names, templates=prompts, on_progress=on_progress),
-        neutral_D=neutral_embedding(encoder, prompts),
+        reference_RD=mean_embeddings(encoder, REFERENCE, templates=prompts),
     )
 
 
-def neutral_embedding(encoder: TextEncoder, templates: Sequence[str]) -> Tensor:
-    """The mean of the prompts about nothing in particular, float32 (D,) of unit length."""
-    mean_CD = mean_embeddings(encoder, NEUTRAL, templates=templates)
-    return unit_means(mean_CD.double().sum(0, keepdim=True))[0]
+def _log_sum(cosine_BN: Tensor, logit_scale: float) -> Tensor:
+    """The logarithm of the sum of exp(`logit_scale` x cosine) of each row, float64 (B, 1)."""
+    return (cosine_BN.double() * logit_scale).logsumexp(1, keepdim=True)
 
 
 def _first(value_BN: Tensor, index_BN: Tensor, kept: int) -> tuple[Tensor, Tensor]:
