@@ -1,4 +1,4 @@
-"""Zero-shot classification on CLIP_benchmark's `wds_*` folders.
+"""Zero-shot classification of pictures of one class each.
 
 Classes with equal prompts (ImageNet's list in CLIP_benchmark has two such pairs) have one embedding and one score to
 the bit. As no model can tell them apart, the first of them has the credit, as torch's argmax gives it; that gives
@@ -8,14 +8,12 @@ model, unless `like="clip_benchmark"` asks for the first of them, too.
 Shapes: B images of this rank, C classes, U classes with different prompts, D embedding.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from clipx.data.labelled import open_classification_set, read_labelled
-from clipx.distributed.collectives import all_reduce, raise_on_all_ranks
+from clipx.data.labelled import ClassificationSet
+from clipx.distributed.collectives import all_reduce
 from clipx.evaluate.prompts import class_embeddings, prompt_numbers
 from clipx.evaluate.retrieval import Like
 from clipx.evaluate.sharing import embed_images
@@ -23,7 +21,12 @@ from clipx.pretrained import Pretrained
 
 
 def zero_shot(
-    pretrained: Pretrained, folder: Path, *, batch_size: int, group: ProcessGroup | None, like: Like | None = None
+    pretrained: Pretrained,
+    data: ClassificationSet,
+    *,
+    batch_size: int,
+    group: ProcessGroup | None,
+    like: Like | None = None,
 ) -> dict[str, float]:
     """Classifies every image as the class with the nearest embedding of its prompts.
 
@@ -34,10 +37,8 @@ def zero_shot(
         CLIP_benchmark's is NaN.
 
     Raises:
-        InputError: the folder breaks the layout, or an image cannot be decoded.
+        InputError: an image or its class is missing, or cannot be decoded.
     """
-    with raise_on_all_ranks(group):
-        data = open_classification_set(folder)
     num_classes = len(data.class_names)
     numbers = prompt_numbers(pretrained, data.class_names, templates=data.templates)
     first = dict(zip(reversed(numbers), reversed(data.class_names), strict=True))
@@ -46,8 +47,7 @@ def zero_shot(
     number_C = torch.tensor(numbers, device=pretrained.device)
     equals_C = torch.zeros_like(number_C) if like else number_C
     counts_3C = torch.zeros(3, num_classes, dtype=torch.int64, device=pretrained.device)
-    images = read_labelled(data.shards, num_classes=num_classes)
-    for local, image_BD in embed_images(pretrained, images, batch_size=batch_size, group=group):
+    for local, image_BD in embed_images(pretrained, data.images(), batch_size=batch_size, group=group):
         label_B = torch.tensor([image.label for image in local], dtype=torch.int64, device=pretrained.device)
         with torch.autocast(pretrained.device.type, enabled=False):  # in bf16 similar classes would tie
             score_BC = (image_BD @ distinct_UD.T)[:, number_C]
