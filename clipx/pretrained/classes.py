@@ -36,7 +36,7 @@ REFERENCE = (
     *("forest", "mountain", "beach", "lake", "sky", "snow", "field", "street", "house", "tower", "bridge"),
     *("room", "kitchen", "chair", "table", "bed", "lamp", "window", "car", "truck", "bicycle", "train"),
     *("boat", "airplane", "food", "fruit", "cake", "drink", "shirt", "dress", "shoe", "hat", "bag"),
-    *("book", "phone", "computer", "clock", "tool", "toy", "ball", "drawing", "fruit", "drink", "painting"),
+    *("book", "phone", "computer", "clock", "tool", "toy", "ball", "drawing", "painting"),
     *("map", "chart", "text", "logo", "sign", "pattern", "object"),
 )
 """What else a picture may show."""
@@ -70,6 +70,11 @@ class ClassEmbeddings:
     """Of unit length, float32, on the model's device."""
     reference_RD: Tensor
     """Of the everyday words, in the same prompts."""
+
+    @classmethod
+    def of_rows(cls, names: Sequence[str], all_ND: Tensor) -> "ClassEmbeddings":
+        """The classes of these names, from their embeddings with those of `REFERENCE` behind them."""
+        return cls(names=tuple(names), embedding_CD=all_ND[: len(names)], reference_RD=all_ND[len(names) :])
 
     def best(
         self, image_BD: Tensor, *, logit_scale: float, logit_bias: float | None, top: int | None, multi: bool
@@ -133,11 +138,8 @@ def embed_classes(
     """
     names, prompts = checked_classes(class_names), checked_templates(templates)
     refuse_equals(prompt_numbers(encoder, names, templates=prompts), names)
-    return ClassEmbeddings(
-        names=names,
-        embedding_CD=mean_embeddings(encoder, names, templates=prompts, on_progress=on_progress),
-        reference_RD=mean_embeddings(encoder, REFERENCE, templates=prompts),
-    )
+    all_ND = mean_embeddings(encoder, (*names, *REFERENCE), templates=prompts, on_progress=on_progress)
+    return ClassEmbeddings.of_rows(names, all_ND)
 
 
 def _log_sum(cosine_BN: Tensor, logit_scale: float) -> Tensor:

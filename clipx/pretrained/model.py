@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipx.config.model import ModelConfig
+from clipx.data.labelled.sets import DEFAULT_TEMPLATES
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
@@ -20,7 +21,6 @@ from clipx.models.clip import CLIP
 from clipx.pretrained.classes import BestClasses, ClassEmbeddings, embed_classes
 from clipx.pretrained.fingerprint import fingerprint
 from clipx.pretrained.pictures import Pictures, pixel_batches
-from clipx.pretrained.prompts import DEFAULT_TEMPLATES
 
 
 class Pretrained:

@@ -14,9 +14,6 @@ from torch.nn import functional
 
 from clipx.errors import InputError, some_names
 
-DEFAULT_TEMPLATES = ("a photo of a {c}.",)
-"""What is asked of a picture where nobody says more."""
-
 
 class TextEncoder(Protocol):
     """What is needed of a model: `clipx.pretrained.Pretrained` has it."""
