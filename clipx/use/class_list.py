@@ -25,7 +25,7 @@ class ClassList:
     origin: str
     """What to call the list in messages."""
     is_set: bool = False
-    """Whether a set of others has it: where two of its classes are one to a model, as in ImageNet's, no person erred."""
+    """Whether it is a set's: if two of its classes are one to a model, as in ImageNet, the person did nothing wrong."""
 
 
 def read_classes(value: str, templates: Sequence[str] = ()) -> ClassList:
@@ -73,7 +73,8 @@ def read_templates(values: Sequence[str]) -> tuple[str, ...]:
             )
         else:
             raise InputError(
-                f"{_TEMPLATES} {value!r} is no file, and lacks {{c}}, the place of the class; give e.g. 'a photo of a {{c}}.'"
+                f"{_TEMPLATES} {value!r} is no file, and lacks {{c}}, the place of the class; "
+                "give e.g. 'a photo of a {c}.'"
             )
     return tuple(found)
 
