@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipx.config.paths import expand_home
@@ -13,7 +13,8 @@ from clipx.data.labelled.sets import DEFAULT_TEMPLATES
 from clipx.errors import InputError
 
 _CLASSES, _TEMPLATES = "--classes", "--templates"
-_LISTS = (".txt", ".csv", ".tsv", ".json", ".yaml", ".yml")  # nobody calls a class so
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+_LISTS = (*_TABLES, ".txt", ".json", ".yaml", ".yml")  # nobody calls a class so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,32 +29,41 @@ class ClassList:
     """Whether it is a set's: if two of its classes are one to a model, as in ImageNet, the person did nothing wrong."""
 
 
-def read_classes(value: str, templates: Sequence[str] = ()) -> ClassList:
+def read_classes(value: str, templates: Sequence[str] = (), *, multi: bool = False) -> ClassList:
     """The classes that --classes names.
 
     Args:
         value: names with commas between them, in double quotes where a name has a comma of its own; a text file with a
-            name per line; or a folder with a set that has classes, whose prompts are taken too.
+            name per line; or a folder or file with a set that has classes, whose prompts are taken too.
         templates: prompts with `{c}`, or files with one per line; none means those of the set, or "a photo of a {c}.".
+        multi: whether each class is a question of its own; else one alone would have every picture.
 
     Raises:
-        InputError: no class, a blank one, one twice, a file or folder that is not there or has no classes, a template
-            without `{c}`.
+        InputError: no class, one alone without `multi`, a blank one, one twice, a file or folder that is not there or
+            has no classes, a template without `{c}`.
     """
     prompts = read_templates(templates)
+    found = _read(value)
+    if len(found.names) == 1 and not multi:
+        raise InputError(
+            f"{_CLASSES}: {found.names[0]!r} alone would have every picture; name another, or ask for each with --multi"
+        )
+    return replace(found, templates=prompts) if prompts else found
+
+
+def _read(value: str) -> ClassList:
     path = Path(expand_home(value)) if value.strip() else None
-    if path is not None and path.is_dir():
-        names, of_set = _of_folder(path)
-        return ClassList(names=names, templates=prompts or of_set, origin=value, is_set=True)
+    if path is not None and (path.is_dir() or (path.suffix.lower() in _TABLES and path.is_file())):
+        names, templates = _of_set(path)
+        return ClassList(names=names, templates=templates, origin=value, is_set=True)
     if path is not None and path.is_file():
-        names = checked_classes(read_lines(str(path), needed_by=_CLASSES), name=value)
-        origin = value
-    elif path is not None and (("/" in value and "," not in value) or path.suffix.lower() in _LISTS):
+        names, origin = checked_classes(read_lines(str(path), needed_by=_CLASSES), name=value), value
+    elif path is not None and "," not in value and ("/" in value or path.suffix.lower() in _LISTS):
         raise InputError(f"{_CLASSES} {value}: no such file or folder; give one, or names with commas between them")
     else:
         names, origin = checked_classes(_split(value), name=_CLASSES), _CLASSES
     _refuse_twice(names, origin)
-    return ClassList(names=names, templates=prompts or DEFAULT_TEMPLATES, origin=origin)
+    return ClassList(names=names, templates=DEFAULT_TEMPLATES, origin=origin)
 
 
 def read_templates(values: Sequence[str]) -> tuple[str, ...]:
@@ -79,16 +89,16 @@ def read_templates(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _of_folder(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _of_set(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and prompts of a set; its pictures need not be there if its list of classes is."""
-    if (folder / CLASS_NAMES).is_file():
-        names = read_entries(folder / CLASS_NAMES, needed_by=_CLASSES)
-        if not (folder / TEMPLATES).is_file():
+    if (path / CLASS_NAMES).is_file():
+        names = read_entries(path / CLASS_NAMES, needed_by=_CLASSES)
+        if not (path / TEMPLATES).is_file():
             return names, DEFAULT_TEMPLATES
-        templates = read_entries(folder / TEMPLATES, needed_by=_CLASSES)
-        check_templates(templates, name=str(folder / TEMPLATES))
+        templates = read_entries(path / TEMPLATES, needed_by=_CLASSES)
+        check_templates(templates, name=str(path / TEMPLATES))
         return names, templates
-    opened = open_classes(str(folder))
+    opened = open_classes(str(path))
     return opened.class_names, opened.templates
 
 

@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from clipx.errors import InputError
 from clipx.printable import redact
-from clipx.use.classified import Classified, Picture
+
+if TYPE_CHECKING:
+    from clipx.use.classified import Classified, Picture
 
 _FIRST = ("picture", "class", "probability", "cosine")
 
@@ -30,7 +32,7 @@ def require_own_csv(path: Path) -> None:
         raise InputError(f"--csv {path}: a file is there that holds no classes of pictures; name another")
 
 
-def write_csv(path: Path, classified: Classified) -> None:
+def write_csv(path: Path, classified: "Classified") -> None:
     """Writes a line for each picture, with three columns for each of its classes, the most probable first.
 
     Raises:
@@ -49,7 +51,7 @@ def write_csv(path: Path, classified: Classified) -> None:
             writer.writerow([redact(picture.name), *cells, *[""] * (3 * kept - len(cells))])
 
 
-def write_json(path: Path, classified: Classified, about: Mapping[str, object]) -> None:
+def write_json(path: Path, classified: "Classified", about: Mapping[str, object]) -> None:
     """Writes an object with `about`, `pictures` and `left_out`; each picture is a line.
 
     Raises:
@@ -69,7 +71,7 @@ def write_json(path: Path, classified: Classified, about: Mapping[str, object]) 
         file.write("]\n}\n")
 
 
-def _record(picture: Picture) -> dict[str, object]:
+def _record(picture: "Picture") -> dict[str, object]:
     labels = [
         dict(zip(_FIRST[1:], (label.name, *_digits(label.probability, label.cosine)), strict=True))
         for label in picture.labels

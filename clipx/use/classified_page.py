@@ -39,17 +39,7 @@ def write_classified_page(path: Path, classified: Classified, inputs: Inputs, *,
     shown = _shares({name: len(places) for name, places in by_class.items()}, MAX_PICTURES)
     chosen = [place for name, count in shown.items() for place in by_class[name][:count]]
     cells = dict(zip(chosen, _cells([classified[place] for place in chosen], inputs), strict=True))
-    body = [
-        facts(
-            {"pictures": len(classified), "classes asked for": len(classified.class_names), **_unclassified(classified)}
-        ),
-    ]
-    if (hidden := len(classified) - len(chosen)) > 0:
-        body.append(
-            paragraph(
-                f"{len(chosen):,} of the {len(classified):,} pictures are on this page, the surest of each class."
-            )
-        )
+    body = [facts(_facts(classified)), *map(paragraph, _notes(classified, len(chosen)))]
     body.append(section("Classes", _class_table(classified)))
     for name, count in shown.items():
         every = len(by_class[name])

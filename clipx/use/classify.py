@@ -38,6 +38,10 @@ class ClassifyOptions:
     workers: int = 0
     """Processes that read, from 2 on; else threads."""
 
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:  # NaN is not
+            raise InputError(f"threshold={self.threshold} is no probability; give one from 0 to 1")
+
 
 def classify_inputs(
     pretrained: Pretrained,
