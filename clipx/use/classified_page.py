@@ -40,15 +40,16 @@ def write_classified_page(path: Path, classified: Classified, inputs: Inputs, *,
     chosen = [place for name, count in shown.items() for place in by_class[name][:count]]
     cells = dict(zip(chosen, _cells([classified[place] for place in chosen], inputs), strict=True))
     body = [facts(_facts(classified)), *map(paragraph, _notes(classified, len(chosen)))]
-    body.append(section("Classes", _class_table(classified)))
     for name, count in shown.items():
         every = len(by_class[name])
-        said = f"{every:,} pictures" if count == every else f"{every:,} pictures, the {count:,} surest of them here"
+        said = f"{every:,} picture{'s' * (every > 1)}" + (f", the {count:,} surest of them here" if count < every else "")
         sheet = contact_sheet(cells[place] for place in by_class[name][:count])
         body.append(section(name or _WITHOUT, paragraph(said, quiet=True), sheet))
+    body.append(section("Classes", _class_table(classified)))
     if classified.left_out:
         body.append(section("Left out", _left_out_table(classified)))
-    links = [*(name or _WITHOUT for name in islice(shown, _MAX_LINKS)), *["Left out"] * bool(classified.left_out)]
+    links = [name or _WITHOUT for name in islice(shown, _MAX_LINKS)]
+    links += ["Classes", *["Left out"] * bool(classified.left_out)]
     write_page(path, page("Classified pictures", body, subtitle=subtitle, contents=links if len(shown) > 1 else ()))
 
 
