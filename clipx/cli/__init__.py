@@ -16,6 +16,7 @@ import typer
 
 from clipx import __version__
 from clipx.cli.average import average
+from clipx.cli.classify import classify
 from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
@@ -140,6 +141,7 @@ def zeroshot(
 
 
 app.command(rich_help_panel=_MODEL)(embed)
+app.command(rich_help_panel=_MODEL)(classify)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
 
