@@ -31,7 +31,13 @@ _MOST_CHOSEN = 0.004
 _ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 """Half of the distance of 1 to the next number: the relative error of one rounding."""
 
-Floats = NDArray[np.float32] | NDArray[np.float16]
+
+class TooFewError(InputError):
+    """More hits are wanted than there are rows."""
+
+    def __init__(self, k: int, count: int) -> None:
+        super().__init__(f"-k {k}: there are only {count:,} rows to find; ask for at most so many")
+        self.count = count
 
 
 class Hits(NamedTuple):
@@ -44,7 +50,7 @@ class Hits(NamedTuple):
 
 
 def search_rows(
-    shards: Sequence[Floats],
+    shards: Sequence[np.ndarray],
     queries_QD: NDArray[np.float32],
     *,
     k: int,
@@ -56,12 +62,13 @@ def search_rows(
     Args:
         shards: arrays (rows, D) of float16 or float32; of a memory map, pages are given back as soon as they are read.
         queries_QD: the queries, of any length.
-        k: from 1 to the number of rows.
+        k: from 1 to the number of rows; those of zeros alone are none.
         device: where the products are computed.
         bfloat16: whether they are computed in it; None means where that is faster. The result is the same.
 
     Raises:
-        InputError: `k` or D does not fit the rows, or a row or query has numbers that are not finite.
+        TooFewError: there are fewer rows than `k`.
+        InputError: D does not fit the rows, or a row or query has numbers that are not finite.
     """
     queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
     _check(shards, queries_QD, k)
@@ -72,20 +79,26 @@ def search_rows(
         _Block(queries_QD[start : start + _BLOCK], k, device=device, bfloat16=bfloat16)
         for start in range(0, len(queries_QD), _BLOCK)
     ]
+    num_rows = 0
     for first_row, rows_TD in _tiles(shards):
-        norm = _largest_norm(rows_TD, first_row)
-        on_device_TD = rows_TD.to(device)
-        half_TD = on_device_TD.bfloat16() if any(block.uses_bfloat16 for block in blocks) else None
+        norm_T = _norms(rows_TD, first_row)
+        num_rows += int(norm_T.count_nonzero())
+        tile = _Tile(rows_TD, rows_TD.to(device), norm_T, first_row)
+        if any(block.uses_bfloat16 for block in blocks):
+            tile = tile._replace(half_TD=tile.on_device_TD.bfloat16())
         for block in blocks:
-            block.add(first_row, rows_TD, (half_TD if block.uses_bfloat16 else None, on_device_TD), norm=norm)
+            block.add(tile)
+    if k > num_rows:
+        raise TooFewError(k, num_rows)
     found = [block.settle() for block in blocks]
     return Hits(np.concatenate([hits.score_QK for hits in found]), np.concatenate([hits.row_QK for hits in found]))
 
 
-def _check(shards: Sequence[Floats], queries_QD: NDArray[np.float32], k: int) -> None:
-    num_rows = sum(len(shard) for shard in shards)
-    if not 1 <= k <= num_rows:
-        raise InputError(f"-k {k}: there are {num_rows:,} rows; choose a number from 1 to {num_rows:,}")
+def _check(shards: Sequence[np.ndarray], queries_QD: NDArray[np.float32], k: int) -> None:
+    if k < 1:
+        raise InputError(f"-k {k} is not positive; ask for at least one")
+    if k > (num_rows := sum(len(shard) for shard in shards)):
+        raise TooFewError(k, num_rows)
     if len(queries_QD) == 0:
         raise InputError("nothing to search for; give at least one query")
     dims = sorted({shard.shape[1] for shard in shards})
@@ -98,12 +111,12 @@ def _check(shards: Sequence[Floats], queries_QD: NDArray[np.float32], k: int) ->
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than in float32, and added in float32; on CUDA sending rows takes longer."""
+    """Whether products in bfloat16 are faster, and added in float32; on CUDA it is the way there that takes long."""
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private in torch 2.15; without it, float32
     return bool(device.type == "cpu" and supports is not None and supports())
 
 
-def _tiles(shards: Sequence[Floats]) -> Iterator[tuple[int, Tensor]]:
+def _tiles(shards: Sequence[np.ndarray]) -> Iterator[tuple[int, Tensor]]:
     """(number of the first row, rows as float32 (T, D) on the host), in order; the next tile may overwrite a tensor."""
     buffer_TD = torch.empty((_TILE, shards[0].shape[1]))
     first_row = 0
@@ -111,28 +124,41 @@ def _tiles(shards: Sequence[Floats]) -> Iterator[tuple[int, Tensor]]:
         for start in range(0, len(shard), _TILE):
             rows = fresh_rows(shard, start, min(start + _TILE, len(shard)))
             rows_TD = torch.from_numpy(rows)
-            yield (
-                first_row + start,
-                rows_TD if rows_TD.dtype == torch.float32 else buffer_TD[: len(rows)].copy_(rows_TD),
-            )
+            if rows_TD.dtype != torch.float32:
+                rows_TD = buffer_TD[: len(rows)].copy_(rows_TD)
+            yield first_row + start, rows_TD
         first_row += len(shard)
 
 
-def fresh_rows(shard: Floats, start: int, stop: int) -> Floats:
+def fresh_rows(shard: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Rows of a shard; those of a memory map by a map of their own, which gives its memory back when it goes."""
     if not isinstance(shard, np.memmap) or shard.filename is None or start == stop or not shard.flags.c_contiguous:
         return np.ascontiguousarray(shard[start:stop])
     offset = shard.offset + start * shard.strides[0]
     # "c": torch asks for memory that could be written, and never writes it
-    return np.memmap(shard.filename, shard.dtype, "c", offset=offset, shape=(stop - start, shard.shape[1]))
+    rows: np.ndarray = np.memmap(shard.filename, shard.dtype, "c", offset=offset, shape=(stop - start, shard.shape[1]))
+    return rows
 
 
-def _largest_norm(rows_TD: Tensor, first_row: int) -> float:
+def _norms(rows_TD: Tensor, first_row: int) -> Tensor:
     norm_T = torch.linalg.vector_norm(rows_TD, dim=1)
     if not (finite_T := norm_T.isfinite()).all():
         row = first_row + int((~finite_T).nonzero()[0])
         raise InputError(f"row {row:,} of the embeddings has numbers that are not finite; embed it again")
-    return norm_T.max().item()
+    return norm_T
+
+
+class _Tile(NamedTuple):
+    """Some consecutive rows."""
+
+    rows_TD: Tensor
+    """float32, on the host."""
+    on_device_TD: Tensor
+    norm_T: Tensor
+    """Their lengths, on the host."""
+    first_row: int
+    half_TD: Tensor | None = None
+    """On the device, in bfloat16, if somebody wants them so."""
 
 
 class _Block:
@@ -151,26 +177,23 @@ class _Block:
         self._num_settled = self._num = self._num_chosen = self._num_compared = 0
         self._scores_TQ, self._reached_TQ = torch.empty(0), torch.empty(0)
 
-    def add(self, first_row: int, rows_TD: Tensor, on_device: tuple[Tensor | None, Tensor], *, norm: float) -> None:
-        """Takes in a tile.
-
-        Args:
-            rows_TD: float32, on the host.
-            on_device: the same in bfloat16, if it is to be used, and in float32.
-            norm: the largest length of a row.
-        """
-        half_TD, coarse_TD = on_device
-        scores_TQ = self._product(coarse_TD if half_TD is None else half_TD)
-        bound_Q = _rounding_bound(scores_TQ.dtype, rows_TD.shape[1]) * norm * self._norm_Q
+    def add(self, tile: _Tile) -> None:
+        """Takes in the next rows."""
+        scores_TQ = self._product(tile)
+        norm = tile.norm_T.max().item()
+        bound_Q = _rounding_bound(scores_TQ.dtype, tile.rows_TD.shape[1]) * norm * self._norm_Q
         least_Q = self._kth_Q - bound_Q
         if self._num == 0 and len(scores_TQ) >= self._k:  # the tile's own k-th best
             least_Q = scores_TQ.T.float().topk(self._k).values[:, -1].double().cpu().numpy() - 2 * bound_Q
         row_C, query_C = self._at_least(scores_TQ, least_Q)
+        if not tile.norm_T.all():
+            stands_C = tile.norm_T.numpy()[row_C] > 0
+            row_C, query_C = row_C[stands_C], query_C[stands_C]
         for start in range(0, len(query_C), _CHUNK):
             part = slice(start, start + _CHUNK)
-            self._score.append(_exact(self._queries_QD[query_C[part]], rows_TD.numpy()[row_C[part]]))
+            self._score.append(_exact(self._queries_QD[query_C[part]], tile.rows_TD.numpy()[row_C[part]]))
         self._query.append(query_C)
-        self._row.append(row_C + first_row)
+        self._row.append(row_C + tile.first_row)
         self._num += len(query_C)
         self._num_chosen += len(query_C)
         self._num_compared += scores_TQ.numel()
@@ -197,8 +220,12 @@ class _Block:
         self._kth_Q = score_QK[:, -1].copy()
         return Hits(score_QK.astype(np.float32), row_QK)
 
-    def _product(self, rows_TD: Tensor) -> Tensor:
-        """Inner products with all queries, in memory that the next product takes again: new memory costs a tenth."""
+    def _product(self, tile: _Tile) -> Tensor:
+        """Inner products with all queries, in memory that the next product takes again: new memory costs a tenth.
+
+        Those of rows of zeros are minus infinity.
+        """
+        rows_TD = tile.half_TD if self.uses_bfloat16 and tile.half_TD is not None else tile.on_device_TD
         queries_DQ = self._coarse_DQ if rows_TD.dtype == torch.float32 else self._half_DQ
         if self._scores_TQ.dtype != rows_TD.dtype or len(self._scores_TQ) < len(rows_TD):
             shape = (len(rows_TD), queries_DQ.shape[1])
@@ -207,9 +234,12 @@ class _Block:
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")  # whatever the process allows: the bound is float32's
         try:
-            return torch.mm(rows_TD, queries_DQ, out=self._scores_TQ[: len(rows_TD)])
+            scores_TQ = torch.mm(rows_TD, queries_DQ, out=self._scores_TQ[: len(rows_TD)])
         finally:
             torch.set_float32_matmul_precision(precision)
+        if not tile.norm_T.all():
+            scores_TQ[(tile.norm_T == 0).to(scores_TQ.device)] = -torch.inf
+        return scores_TQ
 
     def _at_least(self, scores_TQ: Tensor, least_Q: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Row and query of every score that reaches its query's least one."""
@@ -237,5 +267,5 @@ def _rounding_bound(dtype: torch.dtype, dim: int) -> float:
 
 
 def _exact(queries_CD: NDArray[np.float32], rows_CD: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Inner products of pairs, in float64: a product is exact there, and numpy adds each row alike wherever it stands."""
+    """Inner products of pairs in float64, where a product is exact; numpy adds each row alike, wherever it stands."""
     return np.multiply(queries_CD, rows_CD, dtype=np.float64).sum(axis=1)
