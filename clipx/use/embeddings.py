@@ -13,7 +13,7 @@ Shapes: N rows of all shards, B rows of some kind, D embedding (after a reductio
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -29,6 +29,8 @@ from clipx.use.pca import PCA
 MANIFEST, LEFT_OUT, REDUCTION, WORK = "embeddings.json", "left_out.jsonl", "pca.npz", ".clipx-embed"
 FORMAT = 1
 Column = Literal["image", "text"]
+Dtype = Literal["float16", "float32"]
+COLUMNS: tuple[Column, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,15 @@ class Manifest:
     """The model as it was given."""
     embed_dim: int
     """D."""
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     columns: tuple[Column, ...]
     inputs: str
     """What `Inputs.identity` said."""
     decode: str
     num_rows: int
     """N, the rows that have embeddings."""
+    num_images: int
+    num_texts: int
     num_left_out: int
     rows_per_shard: int
     """Rows of the input that a shard stands for."""
@@ -56,12 +60,9 @@ class Manifest:
     """Of each shard, the rows that have embeddings."""
     reduced: dict[str, Any] | None
     """None, or components, from_dim and explained_variance of a reduction."""
+    request: dict[str, Any]
+    """All that decides the bytes, as `clipx embed` was asked for it."""
     complete: bool = True
-
-
-def manifest_text(manifest: Manifest) -> str:
-    """The content of embeddings.json."""
-    return json.dumps(asdict(manifest), indent=2) + "\n"
 
 
 def shard_file(shard: int, ending: str) -> str:

@@ -8,10 +8,9 @@ Shapes: B rows, D embedding, K components.
 """
 
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,59 +74,66 @@ class PCA:
             raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); embed again") from error
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Sums over embeddings of one kind, in float64."""
 
-    count: int = 0
-    sum_D: Any = 0.0
-    products_DD: Any = 0.0
+    count: int
+    sum_D: np.ndarray
+    products_DD: np.ndarray
     """The sum of each row's outer product with itself."""
 
-    def add(self, x_BD: np.ndarray) -> None:
-        """Takes in some rows; those of zeros are none."""
+    @classmethod
+    def of(cls, x_BD: np.ndarray) -> "Moments":
+        """Those of some embeddings; rows of zeros are none."""
         x_BD = np.asarray(x_BD, np.float64)
         x_BD = x_BD[x_BD.any(axis=1)]
-        self.count += len(x_BD)
-        self.sum_D = self.sum_D + x_BD.sum(axis=0)
-        self.products_DD = self.products_DD + _product(x_BD.T, x_BD)
+        return cls(len(x_BD), x_BD.sum(axis=0), _product(x_BD.T, x_BD))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.count + other.count, self.sum_D + other.sum_D, self.products_DD + other.products_DD)
 
 
-@dataclass
-class Fit:
-    """Fits a `PCA` to embeddings that are given part by part; the order of parts decides the last bits."""
+def encoded_moments(moments: Mapping[str, Moments]) -> bytes:
+    """The moments of each kind as a file."""
+    out = io.BytesIO()
+    arrays = {f"{kind}_{name}": value for kind, of_kind in moments.items() for name, value in vars(of_kind).items()}
+    np.savez(out, **arrays)
+    return out.getvalue()
 
-    moments: dict[str, Moments] = field(default_factory=lambda: {kind: Moments() for kind in _KINDS})
 
-    def add(self, parts: Iterable[np.ndarray], kind: str) -> None:
-        """Takes in embeddings (B, D) of a kind."""
-        for x_BD in parts:
-            self.moments[kind].add(x_BD)
+def read_moments(path: Path) -> dict[str, Moments]:
+    """What `encoded_moments` made."""
+    with np.load(path, allow_pickle=False) as file:
+        kinds = [kind for kind in _KINDS if f"{kind}_count" in file]
+        return {
+            kind: Moments(int(file[f"{kind}_count"]), file[f"{kind}_sum_D"], file[f"{kind}_products_DD"])
+            for kind in kinds
+        }
 
-    def result(self, components: int, *, embed_dim: int) -> PCA:
-        """The K components.
 
-        Raises:
-            InputError: there are more of them than dimensions, or fewer rows.
-        """
-        count = sum(moments.count for moments in self.moments.values())
-        if not 0 < components <= embed_dim:
-            raise InputError(
-                f"--reduce pca:{components}: the model's embeddings have {embed_dim} dimensions; ask for fewer"
-            )
-        if count <= components:
-            raise InputError(f"--reduce pca:{components} needs more than {components} embeddings, and here are {count}")
-        means, scatter_DD = {}, np.zeros((embed_dim, embed_dim))
-        for kind, moments in self.moments.items():
-            means[kind] = moments.sum_D / moments.count if moments.count else np.zeros(embed_dim)
-            if moments.count:
-                scatter_DD += moments.products_DD - moments.count * np.outer(means[kind], means[kind])
-        # torch's, whose number of threads this process has set, which numpy's library does not ask
-        values_D, vectors_DD = (x.numpy() for x in torch.linalg.eigh(torch.from_numpy(scatter_DD / count)))
-        variance_D = np.maximum(values_D[::-1], 0)
-        components_KD = vectors_DD.T[::-1][:components].copy()
-        signs_K = np.sign(components_KD[np.arange(components), np.abs(components_KD).argmax(axis=1)])
-        return PCA(components_KD * signs_K[:, None], means, variance_D[:components], float(variance_D.sum()))
+def fit(moments: Mapping[str, Moments], components: int, *, embed_dim: int) -> PCA:
+    """The K directions in which embeddings with these moments vary most.
+
+    Raises:
+        InputError: there are more of them than dimensions, or too few embeddings.
+    """
+    count = sum(of_kind.count for of_kind in moments.values())
+    if not 0 < components <= embed_dim:
+        raise InputError(f"--reduce pca:{components}: embeddings of this model have {embed_dim} numbers; ask for fewer")
+    if count <= components:
+        raise InputError(f"--reduce pca:{components} needs more than {components} embeddings, and here are {count}")
+    means, scatter_DD = {kind: np.zeros(embed_dim) for kind in _KINDS}, np.zeros((embed_dim, embed_dim))
+    for kind, of_kind in moments.items():
+        if of_kind.count:
+            means[kind] = of_kind.sum_D / of_kind.count
+            scatter_DD += of_kind.products_DD - of_kind.count * np.outer(means[kind], means[kind])
+    # torch's, whose number of threads is one here: numpy's library has a number of its own, and other last bits
+    values_D, vectors_DD = (x.numpy() for x in torch.linalg.eigh(torch.from_numpy(scatter_DD / count)))
+    variance_D = np.maximum(values_D[::-1], 0)
+    components_KD = vectors_DD.T[::-1][:components].copy()
+    signs_K = np.sign(components_KD[np.arange(components), np.abs(components_KD).argmax(axis=1)])
+    return PCA(components_KD * signs_K[:, None], means, variance_D[:components], float(variance_D.sum()))
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
