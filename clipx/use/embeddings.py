@@ -108,7 +108,7 @@ class Embeddings:
 
     def keys(self, rows: Sequence[int]) -> list[KeyRow]:
         """What the rows of these numbers are of, from 0 to N - 1 in any order."""
-        places = sorted((self._place(int(row)), position) for position, row in enumerate(rows))
+        places = sorted((self.place(int(row)), position) for position, row in enumerate(rows))
         found: dict[int, KeyRow] = {}
         for shard, group in groupby(places, key=lambda entry: entry[0][0]):
             entries = list(group)
@@ -133,7 +133,8 @@ class Embeddings:
             return np.array(table.column("has_image").to_pylist(), bool)
         return np.array([caption is not None for caption in table.column("caption").to_pylist()], bool)
 
-    def _place(self, row: int) -> tuple[int, int]:
+    def place(self, row: int) -> tuple[int, int]:
+        """The shard that holds a row, and the row's number in it."""
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row {row} of {self.num_rows}")
         shard = bisect_right(self._ends, row)
