@@ -114,6 +114,10 @@ class Inputs:
             record=content.record,
         )
 
+    def shards(self) -> list[str]:
+        """Paths of the shards whose samples are items."""
+        return [path for part in self._parts for path in part.shards()]
+
     def identity(self) -> str:
         """32 hex digits that change when an address, its files or the way of reading do."""
         identities = [part.identity() for part in self._parts]

@@ -93,6 +93,7 @@ def embed(
         require_pyarrow()
         opened = inputs if isinstance(inputs, Inputs) else open_inputs(inputs)
         request = _request(pretrained, opened, options)
+    request = gather_objects(request, group)[0]
     with ExitStack() as stack, one_thread(pretrained.device.type == "cpu"):
         found = None
         with raise_on_all_ranks(group):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from clipx.errors import InputError
 
@@ -118,6 +117,8 @@ def fit(moments: Mapping[str, Moments], components: int, *, embed_dim: int) -> P
     Raises:
         InputError: there are more of them than dimensions, or too few embeddings.
     """
+    import torch
+
     count = sum(of_kind.count for of_kind in moments.values())
     if not 0 < components <= embed_dim:
         raise InputError(f"--reduce pca:{components}: embeddings of this model have {embed_dim} numbers; ask for fewer")
@@ -137,4 +138,6 @@ def fit(moments: Mapping[str, Moments], components: int, *, embed_dim: int) -> P
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    import torch  # here, so that embeddings are read without it
+
     return (torch.from_numpy(np.ascontiguousarray(a)) @ torch.from_numpy(np.ascontiguousarray(b))).numpy()
