@@ -47,8 +47,8 @@ def zero_shot(
     equals_C = torch.zeros_like(number_C) if like else number_C
     counts_3C = torch.zeros(3, num_classes, dtype=torch.int64, device=pretrained.device)
     images = read_labelled(data.shards, num_classes=num_classes)
-    for local, image_BD in embed_images(pretrained, images, batch_size=batch_size, group=group):
-        label_B = torch.tensor([image.label for image in local], dtype=torch.int64, device=pretrained.device)
+    for block, image_BD in embed_images(pretrained, images, batch_size=batch_size, group=group):
+        label_B = torch.tensor([image.label for image in block.local], dtype=torch.int64, device=pretrained.device)
         with torch.autocast(pretrained.device.type, enabled=False):  # in bf16 similar classes would tie
             score_BC = (image_BD @ distinct_UD.T)[:, number_C]
         above_B = num_classes_above(score_BC, label_B, equals_C=equals_C)
