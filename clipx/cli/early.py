@@ -45,13 +45,10 @@ def require_model(path: Path | str) -> None:
 
 @_alone
 def require_evaluation_set(folder: Path) -> None:
-    """Raises InputError if a folder lacks a file of CLIP_benchmark's layout, or one of them is wrong."""
-    from clipx.data.labelled import benchmark_shards, dataset_type, open_classification_set
+    """Raises InputError if there is no evaluation set, or it lacks a file that its kind needs."""
+    from clipx.data.labelled import open_set
 
-    if dataset_type(folder) == "classification":
-        open_classification_set(folder)
-    else:
-        benchmark_shards(folder)
+    open_set(str(folder))
 
 
 @_alone

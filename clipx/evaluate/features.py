@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,17 +18,18 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from clipx.data.labelled import CaptionedImage, EncodedImage, LabelledImage
+from clipx.data.labelled import CaptionedImage, EncodedImage, LabelledImage, MultiLabelImage
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks
 from clipx.errors import InputError
 from clipx.evaluate.feature_cache import Arrays, read_entry, write_entry
 from clipx.evaluate.mapped_rows import RowSpool, TextList, TextListBuilder
-from clipx.evaluate.sharing import embed_images, gather_round
+from clipx.evaluate.options import Decode
+from clipx.evaluate.sharing import Round, embed_images, gather_round
 from clipx.pretrained import Pretrained
 
-Decode = Literal["pil", "fast"]
 _DIGEST = 16  # bytes
 
 
@@ -90,37 +91,60 @@ def image_features(
         InputError: the set breaks its layout, or an image cannot be decoded.
     """
     num_classes = len(getattr(dataset, "class_names", ()))
-    entry = None
-    if cache is not None:
-        with raise_on_all_ranks(group):
-            entry = cache / _key("images", pretrained.fingerprint, dataset.identity(), decode)
-        found = read_entry(entry)
-        if all(gather_objects(found is not None, group)):
-            assert found is not None
-            return _features(found, num_classes=num_classes)
+    entry = entry_of(cache, "images", pretrained, dataset, decode, group=group)
+    if (found := found_by_all(entry, group=group)) is not None:
+        return _features(found, num_classes=num_classes)
     records = _Records()
-    spool = RowSpool(pretrained.config.embed_dim)
     images = records.collect(dataset.images())
-    for block, image_BD in embed_images(pretrained, images, batch_size=batch_size, group=group, decode=decode):
-        rows_ND = gather_round(image_BD, block.count, batch_size=batch_size, group=group)
-        append(spool, rows_ND.cpu().numpy(), group=group)
-    arrays = {"image": spool.rows(), **records.arrays()}
+    blocks = embed_images(pretrained, images, batch_size=batch_size, group=group, decode=decode)
+    image_ND = gathered(blocks, pretrained.config.embed_dim, batch_size=batch_size, group=group)
+    arrays = {"image": image_ND, **records.arrays()}
     keep(entry, arrays, group=group)
     return _features(arrays, num_classes=num_classes)
 
 
-def append(spool: RowSpool, rows_ND: NDArray[np.float32], *, group: ProcessGroup | None) -> None:
-    """Adds rows on every rank.
+def gathered(
+    blocks: Iterable[tuple[Round[Any], Tensor]], width: int, *, batch_size: int, group: ProcessGroup | None
+) -> NDArray[np.float32]:
+    """The embeddings of all rounds on every rank, float32 (N, D), perhaps a mapped file.
 
     Raises:
-        InputError: any rank has no room; raised on all ranks.
+        InputError: any rank has no room for them; raised on all ranks.
     """
+    spool = RowSpool(width)
+    for block, local_BD in blocks:
+        rows_ND = gather_round(local_BD, block.count, batch_size=batch_size, group=group).cpu().numpy()
+        with raise_on_all_ranks(group):
+            try:
+                spool.append(rows_ND)
+            except OSError as error:
+                reason = error.strerror or error
+                raise InputError(f"embeddings have no room ({reason}); name a folder with room in TMPDIR") from error
+    return spool.rows()
+
+
+def entry_of(
+    cache: Path | None,
+    what: str,
+    pretrained: Pretrained,
+    dataset: EvaluationSet,
+    *content: str,
+    group: ProcessGroup | None,
+) -> Path | None:
+    """Where the cache keeps something of a model and a set; None without a cache."""
+    if cache is None:
+        return None
     with raise_on_all_ranks(group):
-        try:
-            spool.append(rows_ND)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"embeddings cannot be kept: {reason}; name a folder with room in TMPDIR") from error
+        key = json.dumps([1, what, pretrained.fingerprint, dataset.identity(), *content])
+    return cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def found_by_all(entry: Path | None, *, group: ProcessGroup | None) -> dict[str, NDArray[Any]] | None:
+    """An entry of the cache, if every rank has it."""
+    if entry is None:
+        return None
+    found = read_entry(entry)
+    return found if all(gather_objects(found is not None, group)) else None
 
 
 def keep(entry: Path | None, arrays: Arrays, *, group: ProcessGroup | None) -> None:
@@ -130,10 +154,6 @@ def keep(entry: Path | None, arrays: Arrays, *, group: ProcessGroup | None) -> N
     if os.environ.get("LOCAL_RANK", "0") == "0" and read_entry(entry) is None:
         write_entry(entry, arrays)
     gather_objects(None, group)
-
-
-def _key(*content: str) -> str:
-    return hashlib.sha256(json.dumps([1, *content]).encode()).hexdigest()[:32]
 
 
 class _Records:
@@ -160,11 +180,10 @@ class _Records:
                         self._captions.append(caption)
                     self._counts.append(len(image.captions))
                     self._digests += blake2b(image.data, digest_size=_DIGEST).digest()
-                case _:
+                case MultiLabelImage():
                     self._kind = "labels"
-                    labels = image.labels  # type: ignore[attr-defined]
-                    self._labels.extend(labels)
-                    self._counts.append(len(labels))
+                    self._labels.extend(image.labels)
+                    self._counts.append(len(image.labels))
             yield image
 
     def arrays(self) -> dict[str, NDArray[Any]]:
