@@ -48,7 +48,7 @@ def retrieval(
     Returns:
         `image_to_text_recall@k` and `text_to_image_recall@k` for k in `DEPTHS`, shares of the queries; the same on
         all ranks. CLIP_benchmark calls them text_retrieval_recall@k and image_retrieval_recall@k. `mean_recall@k`, the
-        mean of both, is among the resamples alone.
+        mean of both, is derived.
 
     Raises:
         InputError: an image or caption is missing or cannot be decoded.

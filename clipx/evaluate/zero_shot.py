@@ -54,19 +54,21 @@ def zero_shot(
     assert features.label_N is not None
     classes = DistinctClasses(pretrained, data.class_names, data.templates, options.batch_size, group=group)
     equals_C = torch.zeros_like(classes.number_C) if options.like else classes.number_C
-    above_N = torch.zeros(len(features), dtype=torch.int64, device=pretrained.device)
+    above_N, named_N = torch.zeros(2, len(features), dtype=torch.int64, device=pretrained.device)
     for tile, score_BC in classes.scores(features.image_ND, every=world_size(group), first=rank(group)):
         label_B = torch.from_numpy(features.label_N[tile]).to(pretrained.device)
         known_B = ~score_BC.gather(1, label_B[:, None])[:, 0].isnan()
         above_N[tile] = torch.where(known_B, num_classes_above(score_BC, label_B, equals_C=equals_C), _NAN)
-    above_N = all_reduce(above_N, "sum", group)
+        named_N[tile] = score_BC.argmax(dim=1)
+    above_N, named_N = all_reduce(torch.stack([above_N, named_N]), "sum", group)
     counts_C3 = _outcomes(features.label_N, above_N.cpu().numpy(), num_classes=len(data.class_names))
     metrics = {name: float(value[0]) for name, value in _metrics(counts_C3[None]).items()}
     resampled = _resampled(counts_C3, resamples=options.resamples)
     if options.like and len(data.class_names) < 5:
         metrics["acc5"] = float("nan")
         resampled.pop("acc5", None)
-    return Evaluation(task="zeroshot_classification", metrics=metrics, resampled=resampled)
+    derived = {"F1-macro_all": _macro_f1(features.label_N, named_N.cpu().numpy(), len(data.class_names))}
+    return Evaluation(task="zeroshot_classification", metrics=metrics, derived=derived, resampled=resampled)
 
 
 class DistinctClasses:
@@ -149,3 +151,10 @@ def _resampled(counts_C3: NDArray[np.int64], *, resamples: int) -> dict[str, NDA
         for counts_RU in outcome_counts(counts_C3.reshape(-1), resamples=resamples)
     ]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else ())}
+
+
+def _macro_f1(label_N: NDArray[np.int64], named_N: NDArray[np.int64], num_classes: int) -> float:
+    """The mean of the F1 of all classes that have images, as WILDS has it for iWildCam."""
+    images_C, named_C = np.bincount(label_N, minlength=num_classes), np.bincount(named_N, minlength=num_classes)
+    right_C = np.bincount(label_N[label_N == named_N], minlength=num_classes)
+    return float((2 * right_C / np.maximum(1, images_C + named_C))[images_C > 0].mean())
