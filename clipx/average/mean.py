@@ -4,10 +4,8 @@ The multiplier of the similarities is averaged as its logarithm, which is the pa
 it stands: like every other weight.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -71,13 +69,3 @@ def between(start: Tensors, end: Tensors, *, alpha: float) -> NamedTensors:
             yield name, end[name] if alpha > 0.5 else start[name]
         else:
             yield name, start[name].double().mul(1 - alpha).add_(end[name].double(), alpha=alpha)
-
-
-def checksum(tensors: Tensors) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes: the same whatever files they come from."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

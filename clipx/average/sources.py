@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from clipx.average.compare import require_alike
-from clipx.average.mean import checksum
 from clipx.average.options import Take
 from clipx.checkpoint.find import address_of, find_model
 from clipx.config.load import dump_config
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.fingerprint import checksum
 from clipx.pretrained.loading import choose_average
 from clipx.pretrained.stored_model import described
 from clipx.printable import redact

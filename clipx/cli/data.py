@@ -34,9 +34,10 @@ from clipx.cli.data_options import (
     Verify,
     Workers,
 )
-from clipx.cli.data_tables import print_counts, print_figures, print_made, progress_bar
+from clipx.cli.data_tables import print_counts, print_figures, print_made
 from clipx.cli.early import require_folder, require_shards, require_writable
 from clipx.cli.output import say, write_text
+from clipx.cli.progress import progress_bar
 from clipx.errors import InputError
 from clipx.printable import json_text, printable, redacted
 

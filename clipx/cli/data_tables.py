@@ -1,7 +1,6 @@
-"""Progress and tables of `clipx data`; rich is imported when something is shown."""
+"""Tables of `clipx data`; rich is imported when something is shown."""
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,19 +11,6 @@ from clipx.printable import shown
 if TYPE_CHECKING:
     from clipx.prepare.make import Made
     from clipx.prepare.stats import SetStatistics
-
-
-@contextmanager
-def progress_bar(what: str) -> Generator[Callable[[int, int], None]]:
-    """A bar on stderr while it lasts, so that stdout holds results alone."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:

@@ -2,8 +2,7 @@
 
 from clipx.data.tokenizer import Tokenizer
 
-# what tokenizers treat differently
-_WORDS = (
+WORDS = (
     "a photo",
     "Zebra CROSSING",
     "don't",
@@ -15,6 +14,7 @@ _WORDS = (
     "un-believable",
     "a  b",
 )
+"""What tokenizers treat differently."""
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
@@ -26,7 +26,7 @@ def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
         return False
     rows, others = (
         [ids_T.tolist() for ids_T in tokens_T.split(lengths_B.tolist())]
-        for tokens_T, lengths_B in (one.encode(_WORDS), other.encode(_WORDS))
+        for tokens_T, lengths_B in (one.encode(WORDS), other.encode(WORDS))
     )
     if (shared := min(one.context_length, other.context_length)) == max(one.context_length, other.context_length):
         return rows == others

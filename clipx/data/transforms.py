@@ -173,6 +173,14 @@ class EvalTransform:
             return to_tensor(image.resize((size, length), resample).crop((0, first, size, first + size)))
         return to_tensor(image.resize((length, size), resample).crop((first, 0, first + size, size)))
 
+    def decoded(self, data: bytes, *, decode: Literal["pil", "fast"] = "pil") -> Tensor:
+        """The preprocessed image of encoded bytes, uint8 (S, S, 3).
+
+        Raises:
+            UndecodableError: no image that Pillow can read.
+        """
+        return self(decode_any(data).image)
+
 
 def random_box(
     height: int, width: int, numbers: Sequence[float], *, scale: tuple[float, float], ratio: tuple[float, float]

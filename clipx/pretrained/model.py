@@ -5,6 +5,8 @@ Shapes: B images or texts, S image size, T tokens, D embedding.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
 from clipx.models.clip import CLIP
+from clipx.pretrained.fingerprint import fingerprint
 
 
 class Pretrained:
@@ -54,6 +57,22 @@ class Pretrained:
         if not isinstance(image, Image.Image):
             raise InputError(f"a picture must be a PIL.Image, not {type(image).__name__}; open files with Image.open")
         return self.transform(image)
+
+    def pixels(self, data: bytes, *, decode: Literal["pil", "fast"] = "pil") -> Tensor:
+        """Decodes an encoded picture and makes a square of it: uint8 (S, S, 3).
+
+        Args:
+            decode: "pil" gives the pixels of `preprocess`; "fast" nearly those, sooner (`clipx.data.transforms`).
+
+        Raises:
+            UndecodableError: no picture that Pillow can read.
+        """
+        return self.transform.decoded(data, decode=decode)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of weights, architecture and tokenizer: equal for equal models, wherever they lie."""
+        return fingerprint(self.model, self.config, self.tokenizer)
 
     def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
         """Flat token ids int64 (T,) and lengths int64 (B,) of one or several texts.

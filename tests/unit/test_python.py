@@ -1,8 +1,6 @@
-"""clipx as a library: what `import clipx` offers, and docs/python.md, run from top to bottom."""
+"""clipx as a library: what `import clipx` offers. docs/python.md is run by test_docs_pages.py."""
 
 import ast
-import contextlib
-import io
 import logging
 import re
 import signal
@@ -20,23 +18,6 @@ from clipx.config.schema import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python.md"
-
-
-def blocks() -> list[tuple[str, str]]:
-    """Each block of Python with what it prints."""
-    found = re.findall(r"```(python|text)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    pairs = zip(found, [*found[1:], ("", "")], strict=True)
-    return [(code, after if kind == "text" else "") for (first, code), (kind, after) in pairs if first == "python"]
-
-
-def test_the_page_runs_and_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "page"}
-    for code, printed in blocks():
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            exec(compile(code, str(PAGE), "exec"), names)
-        assert out.getvalue() == printed, code
 
 
 def test_the_page_names_what_clipx_offers() -> None:

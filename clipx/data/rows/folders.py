@@ -73,12 +73,18 @@ class FolderRows(Rows):
         stem, _, extension = name.rpartition(".")
         if extension.lower() in _NOT_DECODED:
             raise LeftOutError("unreadable picture", name, f"pictures of the kind .{extension.lower()} are not decoded")
-        record = self._json(f"{stem}.json", name)
-        text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
-        captions = self._captions_in(record, name) if text is None else captions_of([text])
-        if not captions:
-            files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
-            raise LeftOutError("no caption", name, f"no {files} beside it has one")
+        record: dict[str, object] = {}
+        captions: list[str] = []
+        try:
+            record = self._json(f"{stem}.json", name)
+            text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
+            captions = self._captions_in(record, name) if text is None else captions_of([text])
+            if not captions:
+                files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
+                raise LeftOutError("no caption", name, f"no {files} beside it has one")
+        except LeftOutError:
+            if self._columns.needs_captions:
+                raise
         return Row(name, self._folder / name, captions, plain({"file_name": name, **record}))
 
     def _read_beside(self, usual: str, name: str) -> str | None:

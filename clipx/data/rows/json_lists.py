@@ -22,8 +22,15 @@ class CocoRows(Rows):
 
     uses = ("--image-folder",)
 
-    def __init__(self, path: Path, content: Mapping[str, list[dict[str, object]]], *, image_folder: Path) -> None:
-        self._path, self._image_folder = path, image_folder
+    def __init__(
+        self,
+        path: Path,
+        content: Mapping[str, list[dict[str, object]]],
+        *,
+        image_folder: Path,
+        needs_captions: bool = True,
+    ) -> None:
+        self._path, self._image_folder, self._needs_captions = path, image_folder, needs_captions
         captions: defaultdict[object, list[object]] = defaultdict(list)
         try:
             self._images: list[dict[str, object]] = content["images"]
@@ -56,7 +63,7 @@ class CocoRows(Rows):
         if len(names := self._names[record["id"]]) > 1:
             others = some_names(sorted(str(other) for other in names if other != name))
             raise LeftOutError("unreadable row", name, f"its id {record['id']!r} is also that of {others}")
-        if not self._captions[row]:
+        if self._needs_captions and not self._captions[row]:
             raise LeftOutError("no caption", name)
         record = {"image_id": record.pop("id"), **record}
         return Row(name, self._image_folder / name, self._captions[row], plain(record))
@@ -84,8 +91,17 @@ class KarpathyRows(Rows):
 
     uses = ("--image-folder",)
 
-    def __init__(self, path: Path, images: Sequence[Record], *, image_folder: Path, splits: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        images: Sequence[Record],
+        *,
+        image_folder: Path,
+        splits: Sequence[str],
+        needs_captions: bool = True,
+    ) -> None:
         self._path, self._image_folder, self._splits = path, image_folder, list(splits)
+        self._needs_captions = needs_captions
         self._counts = Counter(str(image.get("split")) for image in images)
         for split in splits:
             if split not in self._counts:
@@ -114,7 +130,7 @@ class KarpathyRows(Rows):
         captions = captions_of(
             [sentence.get("raw") for sentence in image["sentences"] if isinstance(sentence, Mapping)]
         )
-        if not captions:
+        if self._needs_captions and not captions:
             raise LeftOutError("no caption", name)
         record = {key: value for key, value in image.items() if key not in ("sentences", "sentids")}
         return Row(name, self._image_folder / name, captions, plain(record))

@@ -159,13 +159,16 @@ def _open_json(path: Path, options: SourceOptions, image_folder: Path) -> Rows:
         if _begins_with_object(path):
             return JsonlTable(path, columns=options.columns, image_folder=image_folder)
         raise InputError(f"{path} is not JSON: {error}; for an object per line name it .jsonl") from error
+    needs_captions = options.columns.needs_captions
     if KarpathyRows.fits(content):
-        return KarpathyRows(path, content["images"], image_folder=image_folder, splits=options.splits)
+        return KarpathyRows(
+            path, content["images"], image_folder=image_folder, splits=options.splits, needs_captions=needs_captions
+        )
     if options.splits:
         raise InputError(f"{path} has no splits; leave out --split")
     if isinstance(content, list) and all(isinstance(record, dict) for record in content):
         return ListTable(path, content, columns=options.columns, image_folder=image_folder)
-    return CocoRows(path, content, image_folder=image_folder)
+    return CocoRows(path, content, image_folder=image_folder, needs_captions=needs_captions)
 
 
 def _begins_with_object(path: Path) -> bool:

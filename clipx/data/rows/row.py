@@ -10,7 +10,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate, chain, repeat
 from pathlib import Path
@@ -61,7 +61,7 @@ class Row:
     image: bytes | Path
     """Encoded, or the file that holds it."""
     captions: list[str]
-    """None of them blank; at least one."""
+    """None of them blank; none at all only if the source was opened with `needs_captions=False`."""
     record: Record = field(default_factory=dict)
     """Whatever else is known: becomes the sample's json member."""
 
@@ -161,6 +161,8 @@ class TableColumns:
 
     image: str | None = None
     captions: Sequence[str] = ()
+    needs_captions: bool = True
+    """Whether rows without a caption are left out; if not, no column has to hold captions."""
 
     def resolve(self, names: Sequence[str], origin: str) -> "TableColumns":
         """Both of them, as `names` of `origin` have them.
@@ -173,7 +175,7 @@ class TableColumns:
         for name in (image, *captions):
             if names.count(name) > 1:
                 raise InputError(f"{origin} has {names.count(name)} columns {name!r}; give each a name of its own")
-        return TableColumns(image=image, captions=captions)
+        return replace(self, image=image, captions=captions)
 
     def caption_names(self, names: Sequence[str], origin: str) -> list[str]:
         """The columns of captions among `names`.
@@ -182,7 +184,13 @@ class TableColumns:
             InputError: see `resolve`.
         """
         wanted: list[Sequence[str]] = [[caption] for caption in self.captions] or [_CAPTION_COLUMNS]
+        if not self.captions and not self.needs_captions and not _has_usual_caption(names):
+            return []
         return [_column(names, choice, origin, "caption") for choice in wanted]
+
+
+def _has_usual_caption(names: Sequence[str]) -> bool:
+    return any(name.lower() in _CAPTION_COLUMNS for name in names)
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str) -> str:
@@ -214,7 +222,7 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
     if isinstance(image, str):
         name = image
     captions = captions_of([values.get(caption) for caption in columns.captions])
-    if not captions:
+    if not captions and columns.needs_captions:
         raise LeftOutError("no caption", name)
     return Row(name, _image(image, folder, name), captions, plain(record))
 

@@ -7,7 +7,7 @@ from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.rows.row import LeftOutError, Rows, StoredSample
 from clipx.errors import RunError
-from clipx.storage.files import RangeReader, open_ranges
+from clipx.storage.files import RangeReader, file_state, is_local, open_ranges
 from clipx.storage.tar import CutMemberError, LargeSampleError, read_members
 
 _MAX_OPEN_SHARDS = 64
@@ -63,4 +63,5 @@ class ShardRows(Rows):
 
     def identity(self) -> list[object]:
         """Changes when the shards do."""
-        return [self._index.num_samples, self._index.fingerprint()]
+        states = [file_state(path) for path in self._index.paths if is_local(path)]
+        return [self._index.num_samples, self._index.fingerprint(), *states]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from clipx.average.mean import RunningMean, between, checksum
+from clipx.average.mean import RunningMean, between
+from clipx.pretrained.fingerprint import checksum
 
 
 def state(seed: int, *, steps: int = 0) -> dict[str, torch.Tensor]:

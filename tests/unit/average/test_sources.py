@@ -16,7 +16,6 @@ from tiny_clip import (
 )
 from torch import Tensor
 
-from clipx.average.mean import checksum
 from clipx.average.options import AverageOptions
 from clipx.average.run import average_models
 from clipx.average.sources import Sources
@@ -27,6 +26,7 @@ from clipx.checkpoint.tensors import state_of, write_state
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.errors import InputError
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.fingerprint import checksum
 
 
 def other(name: str) -> Pretrained:
