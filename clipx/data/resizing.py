@@ -35,36 +35,11 @@ def resize_box(pixels_HWC: Tensor, box: Box, out_SSC: Tensor, *, interpolation: 
     _RESIZE[interpolation](crop_BCHW, [size, size], False, out=out_SSC[None].permute(0, 3, 1, 2))
 
 
-def resize_then_cut(
-    pixels_HWC: Tensor, out_SSC: Tensor, *, length: int, first: int, interpolation: Interpolation
-) -> None:
-    """Writes the square that begins at pixel `first` of the long side, of the whole picture resized to `length` x S.
-
-    Cut out before, its edges would lie between pixels, where torch has no name for them. So the whole is resized, but
-    for what nobody looks at: the second pass of a picture whose first pass has made the long side, and the rows of the
-    first pass that the second does not reach.
-
-    Args:
-        pixels_HWC: uint8 (H, W, C), C innermost in memory.
-        out_SSC: uint8 (S, S, C), contiguous.
-        length: pixels of the long side when the short one has S.
-        first: between 0 and `length` - S.
-        interpolation: the kernel, which is stretched where the picture shrinks.
-    """
-    (height, width), size = pixels_HWC.shape[:2], out_SSC.shape[0]
-    if height <= width:
-        resized_HLC = _resized(pixels_HWC, height, length, interpolation=interpolation)
-        _resize(resized_HLC[:, first : first + size], out_SSC, interpolation=interpolation)
-    elif columns_first(height, width, new_height=length, new_width=size):
-        resized_LWC = _resized(pixels_HWC, length, width, interpolation=interpolation)
-        _resize(resized_LWC[first : first + size], out_SSC, interpolation=interpolation)
-    else:
-        reach = 3 * max(1, -(-height // length))  # above the widest kernel, bicubic's: 2 on either side
-        low = max(first * height // length - reach, 0)
-        high = min((first + size) * height // length + reach + 1, height)
-        narrow_HSC = torch.empty((height, size, 3), dtype=torch.uint8)
-        _resize(pixels_HWC[low:high], narrow_HSC[low:high], interpolation=interpolation)
-        out_SSC.copy_(_resized(narrow_HSC, length, size, interpolation=interpolation)[first : first + size])
+def resize_whole(pixels_HWC: Tensor, height: int, width: int, *, interpolation: Interpolation) -> Tensor:
+    """The picture with `height` x `width` pixels: uint8 (height, width, C)."""
+    if columns_first(*pixels_HWC.shape[:2], new_height=height, new_width=width):
+        pixels_HWC = _resize(pixels_HWC, height, pixels_HWC.shape[1], interpolation=interpolation)
+    return _resize(pixels_HWC, height, width, interpolation=interpolation)
 
 
 def columns_first(height: int, width: int, *, new_height: int, new_width: int) -> bool:
@@ -75,13 +50,10 @@ def columns_first(height: int, width: int, *, new_height: int, new_width: int) -
     return height > new_height and height - new_height > 2 * (width - new_width)
 
 
-def _resized(pixels_HWC: Tensor, height: int, width: int, *, interpolation: Interpolation) -> Tensor:
-    out_HWC = torch.empty((height, width, 3), dtype=torch.uint8)
-    _resize(pixels_HWC, out_HWC, interpolation=interpolation)
-    return out_HWC
-
-
-def _resize(pixels_HWC: Tensor, out_HWC: Tensor, *, interpolation: Interpolation) -> None:
+def _resize(pixels_HWC: Tensor, height: int, width: int, *, interpolation: Interpolation) -> Tensor:
     """Resizes rows first."""
-    new_size = list(out_HWC.shape[:2])
-    _RESIZE[interpolation](pixels_HWC[None].permute(0, 3, 1, 2), new_size, False, out=out_HWC[None].permute(0, 3, 1, 2))
+    out_HWC = torch.empty((height, width, 3), dtype=torch.uint8)
+    _RESIZE[interpolation](
+        pixels_HWC[None].permute(0, 3, 1, 2), [height, width], False, out=out_HWC[None].permute(0, 3, 1, 2)
+    )
+    return out_HWC

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from clipx.config.model import Crop, Interpolation, Resize
 from clipx.data.centre_square import PILLOW_FILTERS, centre_square, long_side
 from clipx.data.decode import can_scale, decode_any, decode_jpeg, jpeg_size, to_tensor
 from clipx.data.eight_bits import to_rgb
-from clipx.data.resizing import Box, resize_box, resize_then_cut
+from clipx.data.resizing import Box, resize_box, resize_whole
 from clipx.errors import InputError
 
 _MAX_RESIZED = 1 << 24  # pixels of an image that is resized whole; at 224 it is 334 times as long as wide
@@ -181,15 +180,16 @@ class EvalTransform:
     def _resized(self, pixels_HWC: Tensor) -> Tensor:
         """What `__call__` makes of RGB pixels, by torch."""
         (height, width), size = pixels_HWC.shape[:2], self._size
-        out_SSC = torch.empty((size, size, 3), dtype=torch.uint8)
         if self._resize == "squash":
-            resize_box(pixels_HWC, Box(0, 0, height, width), out_SSC, interpolation=self._interpolation)
-            return out_SSC
+            return resize_whole(pixels_HWC, size, size, interpolation=self._interpolation)
         length, first = self._long_side(width, height)
         if size * length > _MAX_RESIZED:
             return self(Image.fromarray(pixels_HWC.numpy()))
-        resize_then_cut(pixels_HWC, out_SSC, length=length, first=first, interpolation=self._interpolation)
-        return out_SSC
+        # Whole, as edges of a square that is cut out before would lie between pixels, which torch cannot say.
+        if height > width:
+            return resize_whole(pixels_HWC, length, size, interpolation=self._interpolation)[first : first + size]
+        whole_HWC = resize_whole(pixels_HWC, size, length, interpolation=self._interpolation)
+        return whole_HWC[:, first : first + size].contiguous()
 
     def _long_side(self, width: int, height: int) -> tuple[int, int]:
         """The longer side when the shorter one has S pixels, and where on it the centre square begins."""

@@ -2,18 +2,12 @@ import io
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pillow_order import pillow_may_begin_with_columns
 from tiny_clip import encoded, picture
-from torch.nn.functional import interpolate
 
 from clipx.data import transforms
-from clipx.data.centre_square import long_side
 from clipx.data.decode import UndecodableError, decode_jpeg
-from clipx.data.resizing import columns_first, resize_then_cut
 from clipx.data.transforms import EvalTransform
 
 # As wide as tall, a little and far from it, smaller than the result, with margins of 4n, 4n + 1, 4n + 2 and 4n + 3.
@@ -65,7 +59,7 @@ def test_a_large_photograph_is_pillows(size):
 @pytest.mark.parametrize("size", [(1, 900), (900, 1), (3, 1000)])
 def test_very_long_pictures_are_not_resized_whole(monkeypatch, size):
     monkeypatch.setattr(transforms, "_MAX_RESIZED", 4096)
-    monkeypatch.setattr(transforms, "resize_then_cut", None)
+    monkeypatch.setattr(transforms, "resize_whole", None)
     assert apart(EvalTransform(24), jpeg(1, size)) == (0, 0)
 
 
@@ -103,30 +97,3 @@ def test_what_pillow_refuses_is_undecodable(decode):
     for bad in (b"", b"no picture", data[: len(data) // 2], encoded(picture(0))[:200]):
         with pytest.raises(UndecodableError):
             EvalTransform(16).decoded(bad, decode=decode)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    height=st.integers(1, 300),
-    width=st.integers(1, 300),
-    size=st.integers(1, 60),
-    where=st.floats(0, 1),
-    interpolation=st.sampled_from(["bicubic", "bilinear"]),
-)
-def test_what_nobody_looks_at_changes_nothing(height, width, size, where, interpolation):
-    """To the bit the square of the picture that is resized whole, wherever it begins."""
-    draw = np.random.default_rng(height * 1000 + width)
-    pixels_HWC = torch.from_numpy(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    length = long_side(width, height, size)
-    first = int(where * (length - size))
-    new_height, new_width = (length, size) if height > width else (size, length)
-    whole = pixels_HWC.permute(2, 0, 1)[None]
-    if columns_first(height, width, new_height=new_height, new_width=new_width):
-        whole = interpolate(whole, (new_height, width), mode=interpolation, antialias=True)
-    whole = interpolate(whole, (new_height, new_width), mode=interpolation, antialias=True)[0].permute(1, 2, 0)
-    out_SSC = torch.empty(size, size, 3, dtype=torch.uint8)
-    with pytest.MonkeyPatch.context() as patch:  # pixels that are used and not computed show
-        patch.setattr(torch, "empty", lambda shape, dtype: torch.full(shape, 99, dtype=dtype))
-        resize_then_cut(pixels_HWC, out_SSC, length=length, first=first, interpolation=interpolation)
-    top, left = (first, 0) if height > width else (0, first)
-    assert torch.equal(out_SSC, whole[top : top + size, left : left + size])
