@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_a_part_is_spread_evenly_in_one_pass(count: int, most: int) -> None:
     part = spread(iter(range(count)), most)
     assert len(part) <= most
     assert len(part) >= min(count, (most + 1) // 2)
-    assert len({b - a for a, b in zip(part, part[1:], strict=False)}) <= 1
+    assert len({b - a for a, b in pairwise(part)}) <= 1
     assert part[:1] == list(range(count))[:1]
     assert evenly(list(range(10)), 4) == [0, 3, 6, 9]
 
