@@ -66,7 +66,7 @@ def _options(
 
 @app.command(rich_help_panel=_RUN)
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo")) -> None:
-    """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export."""
+    """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export, report."""
     from clipx.demo.run import run_demo
 
     raise typer.Exit(run_demo(out))

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from clipx.cli.early import require_evaluation_set
 from clipx.cli.output import say
+from clipx.errors import InputError
 from clipx.printable import shown
 
 PageFile = Annotated[
@@ -33,6 +35,10 @@ def report(
 
     It needs no network and no JavaScript, and can be made while the run trains.
     """
+    for folder in on or ():
+        if not pictures:
+            raise InputError(f"--on {folder} shows pictures of a set; leave out --no-pictures")
+        require_evaluation_set(folder)
     from clipx.report.write import write_report
 
     path = write_report(
@@ -46,7 +52,7 @@ def report(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two run folders or more.", show_default=False)],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Also write a page, with the curves.", show_default=False),

@@ -26,8 +26,8 @@ from clipx.distributed.collectives import gather_objects, raise_on_all_ranks
 from clipx.errors import InputError
 from clipx.evaluate.feature_cache import Arrays, read_entry, write_entry
 from clipx.evaluate.mapped_rows import RowSpool, TextList, TextListBuilder
-from clipx.evaluate.options import Decode
-from clipx.evaluate.sharing import Round, embed_images, gather_round
+from clipx.evaluate.options import Decode, EvaluateOptions
+from clipx.evaluate.sharing import Round, embed_image_rounds, gather_round
 from clipx.pretrained import Pretrained
 
 _DIGEST = 16  # bytes
@@ -96,11 +96,25 @@ def image_features(
         return _features(found, num_classes=num_classes)
     records = _Records()
     images = records.collect(dataset.images())
-    blocks = embed_images(pretrained, images, batch_size=batch_size, group=group, decode=decode)
+    blocks = embed_image_rounds(pretrained, images, batch_size=batch_size, group=group, decode=decode)
     image_ND = gathered(blocks, pretrained.config.embed_dim, batch_size=batch_size, group=group)
     arrays = {"image": image_ND, **records.arrays()}
     keep(entry, arrays, group=group)
     return _features(arrays, num_classes=num_classes)
+
+
+def features_of(
+    pretrained: Pretrained, dataset: EvaluationSet, options: EvaluateOptions, *, group: ProcessGroup | None
+) -> Features:
+    """`image_features` as the options say."""
+    return image_features(
+        pretrained,
+        dataset,
+        batch_size=options.batch_size,
+        group=group,
+        cache=options.cache,
+        decode=options.decode,
+    )
 
 
 def gathered(

@@ -66,6 +66,18 @@ def share(items: Iterable[Item], *, batch_size: int, group: ProcessGroup | None)
 
 
 def embed_images(
+    pretrained: Pretrained, images: Iterable[ImageT], *, batch_size: int, group: ProcessGroup | None
+) -> Iterator[tuple[list[ImageT], Tensor]]:
+    """Yields this rank's images, batch by batch, with their embeddings, float32 (B, D).
+
+    Raises:
+        InputError: the case of `embed_image_rounds`.
+    """
+    for block, image_BD in embed_image_rounds(pretrained, images, batch_size=batch_size, group=group):
+        yield block.local, image_BD
+
+
+def embed_image_rounds(
     pretrained: Pretrained,
     images: Iterable[ImageT],
     *,

@@ -1,0 +1,44 @@
+"""Wilson's interval, against the equation that defines its ends and against a table."""
+
+import math
+
+import pytest
+
+from clipx.report.intervals import wilson
+from clipx.report.scores import SetSize, interval, main_metric, percent
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 10), (1, 10), (5, 10), (10, 10), (904, 960), (1, 1)])
+def test_the_ends_are_where_the_share_is_z_deviations_away(hits: int, count: int) -> None:
+    share = hits / count
+    low, high = wilson(share, count)
+    assert 0 <= low <= share <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(share - end) == pytest.approx(1.959963984540054 * math.sqrt(end * (1 - end) / count))
+
+
+def test_a_published_value() -> None:
+    # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81 of 263
+    low, high = wilson(81 / 263, 263)
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_only_shares_of_known_sets_have_one() -> None:
+    size = SetSize(pictures=100, texts=400)
+    assert interval("acc1", 0.5, size) == wilson(0.5, 100)
+    assert interval("ema_acc1", 0.5, size) == wilson(0.5, 100)
+    assert interval("text_to_image_recall@1", 0.5, size) == wilson(0.5, 400)
+    assert interval("image_to_text_recall@5", 0.5, size) == wilson(0.5, 100)
+    for metric, share in (("mean_per_class_recall", 0.5), ("acc1", math.nan), ("acc1", 1.5)):
+        assert interval(metric, share, size) is None
+    assert interval("acc1", 0.5, None) is None
+    assert interval("text_to_image_recall@1", 0.5, SetSize(10)) is None
+
+
+def test_the_metric_that_stands_for_an_evaluation() -> None:
+    assert main_metric({"acc5": 1.0, "acc1": 0.5}) == "acc1"
+    assert main_metric({"acc1": 0.5, "ema_acc1": 0.6}) == "ema_acc1"
+    assert main_metric({"other": 0.5}) == "other"
+    assert main_metric({}) is None
+    assert [percent(0.94166), percent(math.nan)] == ["94.17%", "none"]
