@@ -27,6 +27,7 @@ from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.cli.plan import plan
 from clipx.cli.push import push
+from clipx.cli.report import compare, report
 from clipx.errors import ClipxError
 from clipx.printable import shown
 from clipx.storage.standard_error import surviving_stderr
@@ -90,6 +91,8 @@ def train(arguments: ConfigArguments) -> None:
 
 app.command(rich_help_panel=_RUN)(plan)
 app.command(rich_help_panel=_RUN)(doctor)
+app.command(rich_help_panel=_RUN)(report)
+app.command(rich_help_panel=_RUN)(compare)
 
 
 @app.command(rich_help_panel=_MODEL)

@@ -8,13 +8,14 @@ becomes markup in `text` alone, through which every part passes its strings.
 from clipx.pages.files import require_own_page, write_page
 from clipx.pages.heat_map import heat_map
 from clipx.pages.html import Html, joined, page, paragraph, section, text
-from clipx.pages.line_chart import line_chart
-from clipx.pages.point_map import Point, point_map
+from clipx.pages.line_chart import Extras, line_chart
+from clipx.pages.point_map import Point, picture_map, point_map
 from clipx.pages.sheet import Cell, contact_sheet, picture
 from clipx.pages.table import facts, table
 
 __all__ = [
     "Cell",
+    "Extras",
     "Html",
     "Point",
     "contact_sheet",
@@ -25,6 +26,7 @@ __all__ = [
     "page",
     "paragraph",
     "picture",
+    "picture_map",
     "point_map",
     "require_own_page",
     "section",

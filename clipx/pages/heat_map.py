@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from clipx.pages.html import Html, text
 
 _CELL, _SMALLEST = 22, 3
-_WIDTH = 640
-_LABELLED = 40  # names are legible for so many rows
+_WIDTH = 840
+_LABELLED = 60  # names are legible for so many rows
 _LETTERS = 18
 
 
@@ -22,7 +22,7 @@ def heat_map(values: Sequence[Sequence[float]], names: Sequence[str], *, title: 
     count = len(names)
     side = max(_SMALLEST, min(_CELL, _WIDTH // max(count, 1)))
     labelled = count <= _LABELLED
-    margin = 130 if labelled else 20
+    margin = 10 + 7 * min(_LETTERS, max(map(len, names), default=0)) if labelled else 20
     size = margin + count * side + 2
     parts = [f'<rect class="cell" x="{margin}" y="{margin}" width="{count * side}" height="{count * side}"/>']
     for i, row in enumerate(values):

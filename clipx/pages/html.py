@@ -36,7 +36,7 @@ def markup(value: object) -> Html:
 
 def joined(parts: Iterable[object], separator: str = "") -> Html:
     """The parts behind each other; what is no markup becomes text, `separator` too."""
-    return Html(escape(separator).join(map(markup, parts)))
+    return Html(text(separator).join(map(markup, parts)))
 
 
 def paragraph(value: object, *, quiet: bool = False) -> Html:

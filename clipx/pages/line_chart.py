@@ -1,8 +1,9 @@
 """Line charts as drawings within the page, in the page's colours."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from clipx.pages.axes import Axis, fitted, is_shown, tick_label
 from clipx.pages.html import Html, text
@@ -24,6 +25,8 @@ class Extras:
     """By name of a series: x, the lower and the upper end there, as of an interval."""
     marks: Sequence[tuple[float, str]] = ()
     """Places on the horizontal axis, and what happened there."""
+    faint: frozenset[str] = frozenset()
+    """Names of series that stand behind the others, pale: what the others sum up."""
 
 
 def line_chart(
@@ -55,30 +58,44 @@ def line_chart(
     )
     y_values = [y for _, y in flat] + [y for _, *both in ends for y in both]
     y_axis = fitted(y_values, start=_HEIGHT - _BOTTOM, end=_TOP, log=log_y)
-    drawn = [_frame(x_axis, y_axis, x_label, y_label), *_marks(extras.marks, x_axis)]
-    for i, (name, points) in enumerate(shown.items()):
+    behind = [_frame(x_axis, y_axis, x_label, y_label), *_marks(extras.marks, x_axis)]
+    drawn: list[str] = []
+    indexes = _indexes(series, extras.faint)
+    for name, points in shown.items():
+        i = indexes[name]
         drawn += _band(extras.bands.get(name, ()), x_axis, y_axis, i)
-        drawn += _series(name, points, x_axis, y_axis, i)
+        line = list(_series(name, points, x_axis, y_axis, i))
+        if name in extras.faint:
+            behind += [f'<g class="faint">{"".join(line)}</g>']
+        else:
+            drawn += line
     if not flat:
         drawn.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle">no values</text>')
     left_out = sum(len(points) for points in series.values()) - len(flat)
     return Html(
         f"<figure><figcaption>{text(title)}</figcaption>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(_described(title, shown))}">'
-        + "".join(drawn)
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(_described(title, shown))}" '
+        'class="plot">'
+        + "".join(behind + drawn)
         + "</svg>"
-        + (legend(list(series)) if len(series) > 1 else "")
+        + (_legend(indexes) if len(series) > 1 else "")
         + (f'<p class="note">{_left_out(left_out, log=log_x or log_y)}</p>' if left_out else "")
         + "</figure>"
     )
 
 
-def legend(names: Sequence[str]) -> Html:
-    """The colours of series by their names, in the order of the series."""
+def _indexes(names: Iterable[str], faint: frozenset[str]) -> dict[str, int]:
+    """The colour and dashes of each series: the last, which is grey, if it is faint."""
+    strong = count()
+    return {name: NUM_SERIES - 1 if name in faint else next(strong) for name in names}
+
+
+def _legend(indexes: Mapping[str, int]) -> Html:
+    """The colours of series by their names."""
     items = "".join(
         f'<li><svg viewBox="0 0 26 10" aria-hidden="true"><path class="line {_colour(i)}"{_dashes(i)} d="M1 6H25"/>'
         f"</svg>{text(name)}</li>"
-        for i, name in enumerate(names)
+        for name, i in indexes.items()
     )
     return Html(f'<ul class="legend">{items}</ul>')
 

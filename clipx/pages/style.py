@@ -59,7 +59,8 @@ body{max-width:76rem;margin:0 auto;padding:2rem clamp(1rem,4vw,2.5rem) 4rem;
 font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Liberation Sans",sans-serif}
 h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem;overflow-wrap:anywhere;letter-spacing:-.01em}
 h2{font-size:1.25rem;line-height:1.3;margin:3rem 0 .75rem;padding-top:.75rem;border-top:1px solid var(--rule)}
-h3{font-size:1rem;margin:1.75rem 0 .5rem}
+h4{font-size:.95rem;margin:1.25rem 0 .25rem;font-weight:600}
+h3{font-size:1.05rem;margin:1.75rem 0 .5rem}
 p{max-width:46rem;margin:.5rem 0;overflow-wrap:anywhere}
 a{color:var(--link)}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.875em}
@@ -96,6 +97,7 @@ svg text{fill:var(--quiet);font-size:12.5px;font-family:inherit;font-variant-num
 svg .grid{stroke:var(--rule);stroke-width:1}
 svg .axis{stroke:var(--quiet);stroke-width:1}
 svg .line{fill:none;stroke-width:1.75;stroke-linejoin:round;stroke-linecap:round}
+svg .faint{opacity:.45}
 svg .dot{stroke:var(--paper);stroke-width:1}
 svg .band{opacity:.22;stroke:none}
 svg .mark{stroke:var(--quiet);stroke-width:1;stroke-dasharray:3 3}
@@ -105,24 +107,36 @@ svg .cell{fill:var(--panel)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.3rem 0 0;padding:0;font-size:.85rem}
 .legend li{overflow-wrap:anywhere;min-width:0}
 .legend svg{display:inline-block;width:1.6rem;height:.7rem;margin-right:.4rem;vertical-align:baseline}
+.legend svg.short{width:1rem}
 .note{color:var(--quiet);font-size:.8rem;margin:.2rem 0 0}
 """
 
 _SHEETS = """
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(10.5rem,1fr));gap:1.25rem 1rem;margin:1rem 0}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(10.5rem,44%),1fr));gap:1.25rem 1rem;margin:1rem 0}
 .cell{break-inside:avoid;min-width:0;font-size:.85rem;line-height:1.4}
 .frame{background:var(--panel);border:1px solid var(--rule);border-radius:6px;height:11rem;display:flex;
 align-items:center;justify-content:center;overflow:hidden;margin-bottom:.4rem}
-.frame img,.row img{max-width:100%;max-height:100%;object-fit:contain}
+.frame img{width:100%;height:100%;object-fit:contain}
 .frame .quiet{padding:.5rem;text-align:center}
 .cell.right .frame{border:2px solid var(--right)}
 .cell.wrong .frame{border:2px solid var(--wrong)}
 .cell b{display:block;font-weight:600;overflow-wrap:anywhere}
 .cell p{margin:0;overflow-wrap:anywhere}
+.map{position:relative;background:var(--panel);border-radius:6px;max-width:52rem;overflow:hidden}
+.map span{position:absolute;width:7%}
+.map img{width:100%;height:auto;border-radius:2px;display:block}
 .verdict{font-weight:600}
 .verdict.right{color:var(--right)}
 .verdict.wrong{color:var(--wrong)}
 img{image-rendering:auto;vertical-align:middle}
+"""
+
+_NARROW = """
+@media (max-width:34rem){
+body{padding:1.25rem 1rem 3rem}
+.plot text{font-size:16px}
+.facts{grid-template-columns:repeat(auto-fill,minmax(8rem,1fr));gap:.5rem}
+}
 """
 
 _PRINT = """
@@ -141,5 +155,5 @@ STYLE = (
     f":root{{color-scheme:light dark;{_variables(LIGHT)}}}"
     f"@media (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}"
     f"@media print{{:root{{{_variables(LIGHT)}}}}}"
-    f"{_LAYOUT}{_TABLES}{_SERIES}{_CHARTS}{_SHEETS}{_PRINT}"
+    f"{_LAYOUT}{_TABLES}{_SERIES}{_CHARTS}{_SHEETS}{_NARROW}{_PRINT}"
 )

@@ -1,0 +1,109 @@
+"""Evaluations over time: charts, and the last and the best of each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clipx.pages import Extras, Html, joined, line_chart, paragraph, table
+from clipx.report.intervals import Interval, wilson
+from clipx.report.recorded import Evaluated, Recorded
+
+_MAIN = ("acc1", "mAP", "image_to_text_recall@1", "text_to_image_recall@1")
+"""Metrics that stand for an evaluation, those first that are taken first."""
+_COUNTED_IN_PICTURES = ("acc1", "acc5", "image_to_text_recall@")
+_COUNTED_IN_TEXTS = ("text_to_image_recall@",)
+_AVERAGE = "ema_"
+
+
+@dataclass(frozen=True)
+class SetSize:
+    """Of how many trials the shares of an evaluation are."""
+
+    pictures: int
+    texts: int = 0
+
+
+def main_metric(scores: Mapping[str, float]) -> str | None:
+    """The metric that stands for an evaluation: of the weights that an export takes, so of their average if there."""
+    names = [name for name in _MAIN if name in scores] or list(scores)
+    if not names:
+        return None
+    return _AVERAGE + names[0] if _AVERAGE + names[0] in scores else names[0]
+
+
+def interval(metric: str, share: float, size: SetSize | None) -> Interval | None:
+    """The 95% interval of a metric that is a share of pictures or texts; None for other metrics and unknown sizes."""
+    if size is None or not 0 <= share <= 1:
+        return None
+    plain = metric.removeprefix(_AVERAGE)
+    count = size.texts if plain.startswith(_COUNTED_IN_TEXTS) else 0
+    if plain.startswith(_COUNTED_IN_PICTURES):
+        count = size.pictures
+    return wilson(share, count) if count > 0 else None
+
+
+def percent(share: float) -> str:
+    """A share with the digits that matter."""
+    return f"{100 * share:.2f}%" if math.isfinite(share) else "none"
+
+
+def scores(run: Recorded, sizes: Mapping[str, SetSize]) -> Html:
+    """The charts of all evaluations with the last and best scores.
+
+    Args:
+        sizes: of the sets, by name of the evaluation, as far as they are known.
+    """
+    if not run.evaluations:
+        return paragraph("No evaluation has been written yet.")
+    charts = [_chart(name, results, sizes.get(name)) for name, results in run.evaluations.items()]
+    rows = [row for name, results in run.evaluations.items() for row in _rows(name, results, sizes.get(name))]
+    columns = ("evaluation", "metric", "last", "95% interval", "at step", "best", "at step")
+    known = any(name in sizes for name in run.evaluations)
+    note = "Intervals are Wilson's: how far the score could be off on so few pictures or texts of the same kind."
+    return joined(
+        [
+            Html(f'<div class="charts">{"".join(charts)}</div>'),
+            table(columns, rows, caption="The last and the best score of each metric"),
+            paragraph(note, quiet=True) if known else "",
+        ]
+    )
+
+
+def series(results: Sequence[Evaluated], metric: str) -> list[tuple[float, float]]:
+    """One metric over the steps, in percent."""
+    return [(float(result.step), 100 * result.scores[metric]) for result in results if metric in result.scores]
+
+
+def _chart(name: str, results: Sequence[Evaluated], size: SetSize | None) -> Html:
+    metrics = list(dict.fromkeys(metric for result in results for metric in result.scores))
+    bands: dict[str, list[tuple[float, float, float]]] = {}
+    for metric in metrics[:1] + [metric for metric in metrics[1:] if metric in _MAIN]:
+        for result in results:
+            found = interval(metric, result.scores.get(metric, math.nan), size)
+            if found is not None:
+                bands.setdefault(_label(metric), []).append((result.step, 100 * found.low, 100 * found.high))
+    lines = {_label(metric): series(results, metric) for metric in metrics}
+    return line_chart(lines, title=name, x_label="step", y_label="%", extras=Extras(bands=bands))
+
+
+def _rows(name: str, results: Sequence[Evaluated], size: SetSize | None) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for metric in dict.fromkeys(metric for result in results for metric in result.scores):
+        measured = [result for result in results if metric in result.scores]
+        last = measured[-1]
+        best = max(measured, key=lambda result: _or_lowest(result.scores[metric]))
+        found = interval(metric, last.scores[metric], size)
+        ends = "" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+        shown = (percent(last.scores[metric]), ends, f"{last.step:,}", percent(best.scores[metric]), f"{best.step:,}")
+        rows.append([name if not rows else "", _label(metric), *shown])
+    return rows
+
+
+def _or_lowest(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
+
+
+def _label(metric: str) -> str:
+    if metric.startswith(_AVERAGE):
+        return f"{_label(metric.removeprefix(_AVERAGE))}, averaged weights"
+    return metric.replace("_recall@", " R@").replace("_", " ")
