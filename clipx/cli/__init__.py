@@ -21,6 +21,7 @@ from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.early import require_evaluation_set, require_inputs, require_model, require_writable
+from clipx.cli.embed import embed
 from clipx.cli.export import export
 from clipx.cli.launch import launch_app
 from clipx.cli.model import ModelArgument, WeightsOption
@@ -140,6 +141,7 @@ def zeroshot(
 
 
 app.command(rich_help_panel=_MODEL)(classify)
+app.command(rich_help_panel=_MODEL)(embed)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
 

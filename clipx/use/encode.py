@@ -9,21 +9,18 @@ Shapes: B good rows of a block, I pictures of them, C captions of them, D embedd
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from clipx.data.inputs import Inputs
 from clipx.data.parallel import num_cores
 from clipx.pretrained import Pretrained
 from clipx.use.reading import BlockReader, Decode, ItemInfo, LeftOut, ReadBlock, read_blocks
-
-if TYPE_CHECKING:
-    from clipx.data.inputs import Inputs
 
 _ON_DEVICE = 2  # blocks at once on a GPU: one is computed while another is sent or fetched
 
@@ -50,13 +47,13 @@ class Encoded:
 
 def encode(
     pretrained: Pretrained,
-    inputs: "Inputs",
+    inputs: Inputs,
     blocks: Iterable[range],
     *,
     decode: Decode = "pil",
     workers: int = 0,
     texts: bool = True,
-) -> Iterator[Encoded]:
+) -> Generator[Encoded]:
     """Yields the embeddings of each block of rows, in the order of blocks.
 
     While it lasts, torch computes with one thread per operation if the model is on a CPU.
@@ -83,7 +80,7 @@ def encode(
     # Two threads must not switch the modes of one model.
     is_training = any(module.training for module in pretrained.model.modules())
     lanes = 1 if is_training else num_cores() if on_cpu else _ON_DEVICE
-    with _one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=_use_one_thread, initargs=(on_cpu,)) as pool:
+    with one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=_use_one_thread, initargs=(on_cpu,)) as pool:
         pending: deque[Future[Encoded]] = deque()
         try:
             for block in read_blocks(reader, blocks, workers=workers):
@@ -128,7 +125,8 @@ def _spread(some_D: Tensor, has_B: Tensor) -> Tensor:
 
 
 @contextmanager
-def _one_thread(on: bool) -> Iterator[None]:
+def one_thread(on: bool) -> Iterator[None]:
+    """Within the block torch computes with one thread per operation in this thread, if `on`."""
     before = torch.get_num_threads()
     _use_one_thread(on)
     try:

@@ -9,21 +9,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.data.decode import UndecodableError, decode_image
+from clipx.data.decode import UndecodableError
+from clipx.data.inputs import Inputs
 from clipx.data.parallel import in_processes, num_cores
 from clipx.data.rows.row import LeftOutError
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
-
-if TYPE_CHECKING:
-    from clipx.data.inputs import Inputs, Item
 
 Decode = Literal["pil", "fast"]
 
@@ -88,7 +86,7 @@ class BlockReader:
 
     def __init__(
         self,
-        inputs: "Inputs",
+        inputs: Inputs,
         *,
         transform: EvalTransform,
         decode: Decode,
@@ -110,18 +108,20 @@ class BlockReader:
         """One row; whatever is wrong with it is a reason to leave it out."""
         try:
             item = self._inputs.read(row)
-            name = item.name
-            pixels_SSC = None if item.image is None else self._pixels(item.image)
-            info, tokens_T = self._text(row, item)
         except LeftOutError as error:
             return LeftOut(row, error.name, error.reason, error.detail)
+        caption = item.captions[0] if item.captions and self._tokenizer is not None else None
+        if item.image is None and caption is None:
+            return LeftOut(row, item.name, "no picture", "")
+        try:
+            pixels_SSC = None if item.image is None else self._transform.decoded(item.image, decode=self._decode)
         except UndecodableError as error:
-            return LeftOut(row, name, "unreadable picture", str(error))
-        except InputError as error:  # of the tokenizer
-            return LeftOut(row, name, "unreadable row", str(error))
-        if pixels_SSC is None and tokens_T is None:
-            return LeftOut(row, name, "no picture", "")
-        return _Row(info, pixels_SSC, tokens_T)
+            return LeftOut(row, item.name, "unreadable picture", str(error))
+        try:
+            tokens_T = self._tokens(caption)
+        except InputError as error:
+            return LeftOut(row, item.name, "unreadable row", str(error))
+        return _Row(ItemInfo(row, item.key, item.name, caption), pixels_SSC, tokens_T)
 
     def joined(self, rows: range, read: Iterable[_Row | LeftOut]) -> ReadBlock:
         """The block of these rows."""
@@ -141,15 +141,8 @@ class BlockReader:
             lengths_C=np.array([len(tokens_T) for tokens_T in tokens], np.int64),
         )
 
-    def _pixels(self, data: bytes) -> Tensor:
-        return self._transform(decode_image(data))
-
-    def _text(self, row: int, item: "Item") -> tuple[ItemInfo, Tensor | None]:
-        caption = item.captions[0] if item.captions and self._tokenizer is not None else None
-        info = ItemInfo(row, item.key, item.name, caption)
-        if caption is None or self._tokenizer is None:
-            return info, None
-        return info, self._tokenizer.encode([caption])[0]
+    def _tokens(self, caption: str | None) -> Tensor | None:
+        return None if caption is None or self._tokenizer is None else self._tokenizer.encode([caption])[0]
 
 
 def read_blocks(reader: BlockReader, blocks: Iterable[range], *, workers: int) -> Iterator[ReadBlock]:

@@ -106,6 +106,10 @@ class Rows(ABC):
         """
         return None
 
+    def shards(self) -> Sequence[str]:
+        """Paths of the shards whose samples are rows."""
+        return ()
+
     def passed_over(self) -> Sequence[LeftOutError]:
         """Files that look like pictures but are no rows."""
         return ()
@@ -145,6 +149,10 @@ class Chain(Rows):
             repeat(None, len(part)) if of_part is None else of_part
             for part, of_part in zip(self._parts, keys, strict=True)
         )
+
+    def shards(self) -> Sequence[str]:
+        """See `Rows.shards`."""
+        return [path for part in self._parts for path in part.shards()]
 
     def passed_over(self) -> Sequence[LeftOutError]:
         """See `Rows.passed_over`."""
