@@ -1,8 +1,6 @@
 """What strangers may write into captions, names of classes, paths and configs, to see what a page makes of it."""
 
-HOSTILE = (
-    "</title><script>console.error('ran')</script><img src=http://127.0.0.1/x onerror=a()>\"'&\x1b[2J\u202e"
-)
+HOSTILE = "</title><script>console.error('ran')</script><img src=http://127.0.0.1/x onerror=a()>\"'&\x1b[2J\u202e"
 """Markup, an address, both quotes, and characters that a terminal obeys."""
 
 
