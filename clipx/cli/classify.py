@@ -85,8 +85,8 @@ def classify(
 ) -> None:
     """Say which of some classes each picture shows: a table, and JSON, CSV or a page of the pictures by class.
 
-    The classes exclude each other, and their probabilities sum to one; with --multi a picture may show several, or none.
-    What is no picture is named and left out. Works under torchrun and accelerate launch, on all ranks.
+    The classes exclude each other, and their probabilities sum to one; with --multi a picture may show several, or
+    none. What is no picture is named and left out. Works under torchrun and accelerate launch, on all ranks.
     """
     if json_file is not None:
         require_json(json_file, option="--json")
