@@ -12,9 +12,7 @@ from clipx.cli.early import is_alone, require_model, require_writable
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import require_json, say
 from clipx.cli.progress import progress_bar
-from clipx.pages.files import require_own_page
 from clipx.printable import redact
-from clipx.use.classified_files import require_own_csv
 
 if TYPE_CHECKING:
     from clipx.data.inputs import Inputs
@@ -91,8 +89,12 @@ def classify(
     if json_file is not None:
         require_json(json_file, option="--json")
     if csv_file is not None:
+        from clipx.use.classified_files import require_own_csv
+
         require_own_csv(csv_file)
     if html_file is not None:
+        from clipx.pages import require_own_page
+
         require_own_page(html_file)
     for path, option in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
         require_writable(path, option=option)
