@@ -1,6 +1,7 @@
 """`clipx classify`: which of some classes each picture shows, as a table, and as files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,9 +12,7 @@ from clipx.cli.early import is_alone, require_model, require_writable
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import require_json, say
 from clipx.cli.progress import progress_bar
-from clipx.pages.files import require_own_page
 from clipx.printable import redact
-from clipx.use.classified_files import require_own_csv
 
 if TYPE_CHECKING:
     from clipx.data.inputs import Inputs
@@ -71,36 +70,38 @@ def classify(
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write a page of the pictures by class.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 128,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures, from 2 on; else threads.")] = 0,
     decode: Annotated[
         Literal["pil", "fast"], typer.Option(help="Pillow's pixels, or nearly the same ones sooner.")
     ] = "pil",
+    image_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")] = "jpg;jpeg;png;webp",
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep embeddings of classes in the user's cache.")
     ] = True,
     weights: WeightsOption = None,
 ) -> None:
-    """Say which of some classes each picture shows, as a table, and as JSON, CSV or a page of pictures."""
+    """Say which of some classes each picture shows: a table, and JSON, CSV or a page of the pictures by class.
+
+    The classes exclude each other, and their probabilities sum to one; with --multi a picture may show several, or
+    none. What is no picture is named and left out. Works under torchrun and accelerate launch, on all ranks.
+    """
     if json_file is not None:
         require_json(json_file, option="--json")
     if csv_file is not None:
+        from clipx.use.classified_files import require_own_csv
+
         require_own_csv(csv_file)
     if html_file is not None:
+        from clipx.pages import require_own_page
+
         require_own_page(html_file)
     for path, option in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
         require_writable(path, option=option)
     require_model(model)
 
-    def read() -> "tuple[ClassList, Inputs]":
-        from clipx.data.inputs import open_inputs
-        from clipx.use.class_list import read_classes
-
-        listed = read_classes(classes, templates or (), multi=multi)
-        with progress_bar("shards") as show:
-            return listed, open_inputs(inputs, on_progress=show)
-
-    early = read() if is_alone() else None
+    reading = partial(_read, inputs, classes, templates or (), multi=multi, image_key=image_key)
+    read = reading() if is_alone() else None
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment()
@@ -114,14 +115,20 @@ def classify(
         top=top, multi=multi, threshold=threshold, batch_size=batch_size, decode=decode, workers=workers
     )
     with join_ranks() as (device, group):
-        with raise_on_all_ranks(group), progress_bar("classes") as show:
-            listed, found = early or read()
+        is_first = rank(group) == 0
+        for turn in (True, False):  # the first rank indexes shards, the others read that index
+            with raise_on_all_ranks(group):
+                if read is None and is_first == turn:
+                    read = reading()
+        assert read is not None
+        listed, found = read
+        with raise_on_all_ranks(group), progress_bar("classes", shown=is_first) as show:
             pretrained = load(model, device=device, weights=weights)
             folder = default_cache() if cache else None
             embedded = embed_class_list(pretrained, listed, cache=folder, on_progress=show)
-        with progress_bar("pictures") as show:
+        with progress_bar("pictures", shown=is_first) as show:
             classified = classify_inputs(pretrained, found, embedded, options, group=group, on_progress=show)
-        if rank(group) > 0:
+        if not is_first:
             return
         about = {
             "model": redact(str(model)),
@@ -132,6 +139,18 @@ def classify(
         }
     print_classified(classified)
     _write(classified, found, about, json_file=json_file, csv_file=csv_file, html_file=html_file)
+
+
+def _read(
+    addresses: Sequence[str], classes: str, templates: Sequence[str], *, multi: bool, image_key: str
+) -> "tuple[ClassList, Inputs]":
+    """The classes and the pictures; whatever is wrong with either is said before a model is loaded."""
+    from clipx.data.inputs import InputOptions, open_inputs
+    from clipx.use.class_list import read_classes
+
+    listed = read_classes(classes, templates, multi=multi)
+    with progress_bar("reading") as show:
+        return listed, open_inputs(addresses, InputOptions(image_key=image_key), on_progress=show)
 
 
 def _write(

@@ -59,6 +59,6 @@ def _is_something_else(path: Path) -> bool:
         return False
     for part in (content, content.partition(b"\n")[0]):
         with suppress(ValueError):
-            json.loads(part or "null")
+            json.loads(part)
             return False
-    return True
+    return bool(content)

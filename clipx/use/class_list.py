@@ -98,7 +98,10 @@ def _of_set(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         templates = read_entries(path / TEMPLATES, needed_by=_CLASSES)
         check_templates(templates, name=str(path / TEMPLATES))
         return names, templates
-    opened = open_classes(str(path))
+    try:
+        opened = open_classes(str(path))
+    except InputError as error:
+        raise InputError(f"{_CLASSES} {path} has no {CLASS_NAMES}, and is no set that has classes: {error}") from error
     return opened.class_names, opened.templates
 
 

@@ -42,7 +42,9 @@ def write_classified_page(path: Path, classified: Classified, inputs: Inputs, *,
     body = [facts(_facts(classified)), *map(paragraph, _notes(classified, len(chosen)))]
     for name, count in shown.items():
         every = len(by_class[name])
-        said = f"{every:,} picture{'s' * (every > 1)}" + (f", the {count:,} surest of them here" if count < every else "")
+        said = f"{every:,} picture{'s' * (every > 1)}" + (
+            f", the {count:,} surest of them here" if count < every else ""
+        )
         sheet = contact_sheet(cells[place] for place in by_class[name][:count])
         body.append(section(name or _WITHOUT, paragraph(said, quiet=True), sheet))
     body.append(section("Classes", _class_table(classified)))

@@ -32,7 +32,7 @@ class ClassifyOptions:
     """Whether each class is a question of its own, or they exclude each other."""
     threshold: float | None = None
     """Least probability of a class; None means 0.5 with `multi`, else that all are told."""
-    batch_size: int = 64
+    batch_size: int = 128
     """Pictures per forward pass."""
     decode: Decode = "pil"
     workers: int = 0
