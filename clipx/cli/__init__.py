@@ -27,6 +27,7 @@ from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.cli.plan import plan
 from clipx.cli.push import push
+from clipx.cli.search import search
 from clipx.errors import ClipxError
 from clipx.printable import shown
 from clipx.storage.standard_error import surviving_stderr
@@ -137,6 +138,7 @@ def zeroshot(
 
 
 app.command(rich_help_panel=_MODEL)(embed)
+app.command(rich_help_panel=_MODEL)(search)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
 
