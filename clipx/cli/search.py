@@ -163,7 +163,7 @@ def print_found(finder: "Finder", results: "Results") -> None:
         columns = [Column("", justify="right"), Column("cosine", justify="right"), Column("key", overflow="fold")]
         columns += [Column("name", overflow="fold")] if any(row.name != row.key for row in found) else []
         columns += [Column("caption", overflow="fold")] if has_captions else []
-        table = Table(*columns, title=Text(shown(query.shown)), title_justify="left")
+        table = Table(*columns, title=Text(shown(f"{query.kind}: {query.shown}")), title_justify="left")
         for row in found:
             cells = [str(row.rank), f"{row.score:.4f}", row.key]
             cells += [row.name] if any(other.name != other.key for other in found) else []

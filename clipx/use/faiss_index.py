@@ -60,9 +60,8 @@ class FaissIndex:
             raise TooFewError(k, count)
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         _, proposed_QC = self._index.search(queries_QD, min(_PROPOSED * k, count))
-        found = [
-            self._ranked(query_D, row_C[row_C >= 0], k) for query_D, row_C in zip(queries_QD, proposed_QC, strict=True)
-        ]
+        pairs = zip(queries_QD, proposed_QC, strict=True)
+        found = [self._ranked(query_D, row_C[row_C >= 0], k) for query_D, row_C in pairs]
         return Hits(*(np.stack(part) for part in zip(*found, strict=True)))
 
     def _ranked(self, query_D: np.ndarray, row_C: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

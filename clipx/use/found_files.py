@@ -85,7 +85,7 @@ def write_found_page(path: Path, finder: "Finder", results: Results) -> None:
         for row in found:
             image = pictures.thumbnail(row.row)
             cells.append(cell(row, None if image is None else picture(image, alt=alt(row))))
-        parts.append(section(query.shown, contact_sheet(cells)))
+        parts.append(section(f"{query.kind}: {query.shown}", contact_sheet(cells)))
     if pictures.problem:
         parts.insert(0, Html(f'<p class="quiet">{text(f"No pictures: {pictures.problem}")}</p>'))
     write_page(path, page("Search", parts, subtitle=subtitle(finder)))

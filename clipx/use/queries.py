@@ -84,19 +84,19 @@ def _parsed(embeddings: Embeddings, whole: str, rows: Mapping[str, list[int]]) -
             raise InputError(f"{whole} names no row; give its number, e.g. row:7")
         return row_query(embeddings, int(rest))
     if kind == "picture" or (not kind and (rest.startswith(_WEB) or (is_picture(rest) and Path(rest).is_file()))):
-        return Query("picture", whole, rest)
+        return Query("picture", rest, rest)
     if len(found) > 1:
         more = f"rows {found[0]:,} and {found[1]:,}" + (" and others" if len(found) > 2 else "")
         raise InputError(f"{rest}: {more} have this key; give a name, or row:{found[0]}")
     if found:
-        return Query("row", whole, row=found[0])
+        return Query("row", rest, row=found[0])
     if kind == "key":
         raise InputError(f"{whole}: no row has this key or name; they stand in {embeddings.folder}/*.parquet")
     if not kind and is_picture(rest) and not any(map(str.isspace, rest)):
         raise InputError(f"{rest}: no such file, and no key of the set; for a text write text:{rest}")
     if not rest.strip():
         raise InputError("a query is empty; give a text, a picture or a key of the set")
-    return Query("text", whole, rest)
+    return Query("text", rest, rest)
 
 
 def _rows_by_key(embeddings: Embeddings, wanted: Sequence[str]) -> dict[str, list[int]]:
