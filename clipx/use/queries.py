@@ -78,7 +78,7 @@ def _split(whole: str) -> tuple[str, str]:
 
 def _parsed(embeddings: Embeddings, whole: str, rows: Mapping[str, list[int]]) -> Query:
     kind, rest = _split(whole)
-    found = rows.get(rest, [])
+    found = rows.get(rest, []) if kind in ("key", "") else []
     if kind == "row":
         if not rest.isascii() or not rest.isdecimal():
             raise InputError(f"{whole} names no row; give its number, e.g. row:7")

@@ -40,12 +40,15 @@ POLICY = (
 )
 """What a browser may load for the page: from this server alone, and no script but ours."""
 
+_AT_ONCE = 60  # pictures that are asked for before somebody scrolls to them
 _STYLE = """
 form{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
 input,select,button{font:inherit;color:inherit;background:var(--panel);border:1px solid var(--quiet);
 border-radius:6px;padding:.4rem .6rem;max-width:100%}
 input[type=search]{flex:1 1 18rem;min-width:0}
 input[type=number]{width:6rem}
+input[type=file]{width:22rem}
+label{max-width:100%}
 button{cursor:pointer;font-weight:600}
 #by-picture{border:1px dashed var(--quiet);border-radius:6px;padding:.6rem}
 #by-picture.over{border-color:var(--link);background:var(--panel)}
@@ -98,4 +101,5 @@ def _forms(finder: "Finder", asked: str, k: int) -> Html:
 def _linked(row: "Found", k: int) -> Html:
     """A row's picture, which leads to what is like it."""
     like = urlencode({"row": row.row, "k": k})
-    return Html(f'<a href="/?{text(like)}"><img src="/picture/{row.row}" alt="{text(alt(row))}" loading="lazy"></a>')
+    lazy = ' loading="lazy"' if row.rank > _AT_ONCE else ""
+    return Html(f'<a href="/?{text(like)}"><img src="/picture/{row.row}" alt="{text(alt(row))}"{lazy}></a>')

@@ -126,8 +126,8 @@ class SearchServer:
         """Whether a request's Host is a name of this server; open to all, it cannot know its names."""
         if not self.is_private:
             return True
-        name = urlsplit(f"//{host or ''}")
         try:
+            name = urlsplit(f"//{host or ''}")
             return name.hostname in {"localhost", "127.0.0.1", "::1", self.host.lower()} and name.port == self.port
         except ValueError:
             return False
@@ -189,8 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise RequestError(HTTPStatus.FORBIDDEN, f"this is {owner.url}; call it by this name")
             if owner.finder is None:
                 raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; come again")
-            address = urlsplit(self.path)
-            action(address.path, fields_of(address.query))
+            path, _, query = self.path.partition("?")
+            action(path, fields_of(query))
         except RequestError as error:
             self._send_json(error.status, {"error": str(error)})
         except ClipxError as error:
