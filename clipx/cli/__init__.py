@@ -27,6 +27,7 @@ from clipx.cli.output import say
 from clipx.cli.plan import plan
 from clipx.cli.push import push
 from clipx.cli.report import compare, report
+from clipx.cli.search import search
 from clipx.cli.zeroshot import zeroshot
 from clipx.errors import ClipxError
 from clipx.printable import shown
@@ -97,6 +98,7 @@ app.command(rich_help_panel=_RUN)(compare)
 
 app.command(rich_help_panel=_MODEL)(zeroshot)
 app.command(rich_help_panel=_MODEL)(embed)
+app.command(rich_help_panel=_MODEL)(search)
 app.command(rich_help_panel=_MODEL)(classify)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)

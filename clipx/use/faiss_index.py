@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clipx.errors import InputError
-from clipx.use.embeddings import Column, Embeddings, manifest_text
+from clipx.use.embeddings import MANIFEST, Column, Embeddings
 from clipx.use.search import Hits, TooFewError, fresh_rows
 
 _TRAINING_ROWS = 131_072
@@ -60,7 +60,8 @@ class FaissIndex:
             raise TooFewError(k, count)
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         _, proposed_QC = self._index.search(queries_QD, min(_PROPOSED * k, count))
-        found = [self._ranked(query_D, row_C[row_C >= 0], k) for query_D, row_C in zip(queries_QD, proposed_QC)]
+        pairs = zip(queries_QD, proposed_QC, strict=True)
+        found = [self._ranked(query_D, row_C[row_C >= 0], k) for query_D, row_C in pairs]
         return Hits(*(np.stack(part) for part in zip(*found, strict=True)))
 
     def _ranked(self, query_D: np.ndarray, row_C: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +133,8 @@ class FaissIndex:
 
 def _file_name(embeddings: Embeddings, by: Column, factory: str) -> str:
     """Named after the factory and after the embeddings: those of another model or other inputs have another index."""
-    digest = blake2b(f"{manifest_text(embeddings.manifest)} {factory}".encode(), digest_size=4).hexdigest()
+    manifest = (embeddings.folder / MANIFEST).read_bytes()
+    digest = blake2b(manifest + factory.encode(), digest_size=4).hexdigest()
     return f"faiss-{by}-{re.sub(r'[^A-Za-z0-9,_]+', '-', factory)[:80]}-{digest}.index"
 
 
@@ -141,15 +143,3 @@ def _faiss() -> Any:
         return import_module("faiss")
     except ImportError as error:
         raise InputError('--index faiss:... needs faiss: pip install "clipx-train[search]"') from error
-
-
-def factory_of(index: str) -> str:
-    """The factory of an --index option.
-
-    Raises:
-        InputError: it is not of the form faiss:FACTORY.
-    """
-    kind, _, factory = index.partition(":")
-    if kind != "faiss" or not factory.strip():
-        raise InputError(f"--index {index}: write faiss:FACTORY, e.g. faiss:IVF256,Flat")
-    return factory.strip()

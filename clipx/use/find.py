@@ -12,6 +12,7 @@ from clipx.use.queries import Query, QueryEncoder, default_column
 from clipx.use.search import Hits, TooFewError, search_rows
 
 DEFAULT_K = 20
+"""Rows that are found for a query unless somebody says how many."""
 
 
 class Found(NamedTuple):

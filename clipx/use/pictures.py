@@ -81,8 +81,13 @@ def thumbnail(data: bytes, size: int) -> "Image.Image":
     Raises:
         UndecodableError: it is no picture.
     """
-    from clipx.data.decode import decode_image
+    from PIL import ImageOps
 
-    image = decode_image(data)
-    image.thumbnail((size, size))
-    return image
+    from clipx.data.decode import open_image
+    from clipx.data.eight_bits import to_rgb
+
+    with open_image(data) as image:
+        image.draft("RGB", (2 * size, 2 * size))  # a JPEG need not be decoded whole
+        small = to_rgb(ImageOps.exif_transpose(image))
+        small.thumbnail((size, size))
+    return small

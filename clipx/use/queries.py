@@ -25,6 +25,8 @@ from clipx.use.embeddings import Column, Embeddings, shard_file
 from clipx.use.key_table import read_keys
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clipx.pretrained import Pretrained
 
 Kind = Literal["text", "picture", "row"]
@@ -76,25 +78,25 @@ def _split(whole: str) -> tuple[str, str]:
 
 def _parsed(embeddings: Embeddings, whole: str, rows: Mapping[str, list[int]]) -> Query:
     kind, rest = _split(whole)
-    found = rows.get(rest, [])
+    found = rows.get(rest, []) if kind in ("key", "") else []
     if kind == "row":
         if not rest.isascii() or not rest.isdecimal():
             raise InputError(f"{whole} names no row; give its number, e.g. row:7")
         return row_query(embeddings, int(rest))
-    if kind == "picture" or not kind and (rest.startswith(_WEB) or is_picture(rest) and Path(rest).is_file()):
-        return Query("picture", whole, rest)
+    if kind == "picture" or (not kind and (rest.startswith(_WEB) or (is_picture(rest) and Path(rest).is_file()))):
+        return Query("picture", rest, rest)
     if len(found) > 1:
         more = f"rows {found[0]:,} and {found[1]:,}" + (" and others" if len(found) > 2 else "")
         raise InputError(f"{rest}: {more} have this key; give a name, or row:{found[0]}")
     if found:
-        return Query("row", whole, row=found[0])
+        return Query("row", rest, row=found[0])
     if kind == "key":
         raise InputError(f"{whole}: no row has this key or name; they stand in {embeddings.folder}/*.parquet")
     if not kind and is_picture(rest) and not any(map(str.isspace, rest)):
         raise InputError(f"{rest}: no such file, and no key of the set; for a text write text:{rest}")
     if not rest.strip():
         raise InputError("a query is empty; give a text, a picture or a key of the set")
-    return Query("text", whole, rest)
+    return Query("text", rest, rest)
 
 
 def _rows_by_key(embeddings: Embeddings, wanted: Sequence[str]) -> dict[str, list[int]]:
@@ -166,13 +168,14 @@ class QueryEncoder:
         if query.row is not None:
             return self._stored(query.row)
         if query.kind == "text":
-            full_BD, column = self.pretrained.encode_text(query.text), "text"
+            full_BD = self.pretrained.encode_text(query.text)
         else:
             data = query.data if query.data is not None else picture_bytes(query.text)
-            full_BD, column = self._encoded_picture(data, query.shown), "image"
-        return self._embeddings.project(full_BD.float().cpu().numpy(), column)[0]  # type: ignore[arg-type]
+            full_BD = self._encoded_picture(data, query.shown)
+        column: Column = "text" if query.kind == "text" else "image"
+        return self._embeddings.project(full_BD.float().cpu().numpy(), column)[0]
 
-    def _encoded_picture(self, data: bytes, shown: str) -> "np.ndarray":
+    def _encoded_picture(self, data: bytes, shown: str) -> "Tensor":
         from clipx.data.decode import UndecodableError
 
         decode: Literal["pil", "fast"] = "fast" if self._embeddings.manifest.decode == "fast" else "pil"
