@@ -10,10 +10,11 @@ import numpy as np
 
 from clipx.data.captions import MAX_TEXT, alternatives
 from clipx.data.decode import UndecodableError
+from clipx.data.rows.classes import Classes
 from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
 from clipx.data.rows.source_files import image_of
 from clipx.data.shard_writer import write_shard
-from clipx.errors import RunError
+from clipx.errors import RunError, some_names
 from clipx.prepare.groups import merged
 from clipx.prepare.images import ImageOptions, stored_image
 from clipx.prepare.out_folder import MAKING, place
@@ -74,6 +75,8 @@ class ShardMaker:
     options: MakeOptions
     width: int
     """Digits of a shard's name."""
+    classes: Classes | None = None
+    """Of rows with labels: what becomes their `cls` member."""
 
     def report(self, number: int) -> ShardReport | None:
         """What the report of a shard says, None if the shard is not done."""
@@ -162,26 +165,48 @@ class ShardMaker:
         first = contents[0]
         if isinstance(first, StoredSample):
             return self._stored(first)
-        row = merged([content for content in contents if isinstance(content, Row)])
-        made = self._new(number, row)
+        rows = [content for content in contents if isinstance(content, Row)]
+        row = merged(rows)
+        label = self._label(rows)
+        if label is None and not row.captions:
+            raise LeftOutError("no label", row.name)
+        made = self._new(number, row, label=label)
         report.num_several += len(row.captions) > 1
         return made
 
-    def _new(self, number: int, row: Row) -> tuple[str, dict[str, bytes], str]:
+    def _label(self, rows: Sequence[Row]) -> int | None:
+        """The class of a picture's rows; None without labels.
+
+        Raises:
+            LeftOutError: they are of several.
+        """
+        if self.classes is None:
+            return None
+        numbers = {number for row in rows if (number := self.classes.number(row.label)) is not None}
+        if len(numbers) > 1:
+            names = some_names([self.classes.names[number] for number in sorted(numbers)])
+            raise LeftOutError("no label", rows[0].name, f"the rows of this picture are of several classes: {names}")
+        return next(iter(numbers), None)
+
+    def _new(self, number: int, row: Row, *, label: int | None) -> tuple[str, dict[str, bytes], str]:
         """Key, members and the image's extension of a row."""
         extension, image = self._image(image_of(row), row.name)
         # `json:captions;txt` must read all captions of a sample, and nobody's field that is called so, too
         record = {"captions.1" if name == "captions" else name: value for name, value in row.record.items()}
         if len(row.captions) > 1:
             record["captions"] = row.captions
-        fields = {extension: image, "txt": row.captions[0].encode()}
+        fields = {extension: image}
+        if row.captions:
+            fields["txt"] = row.captions[0].encode()
+        if label is not None:
+            fields["cls"] = str(label).encode()
         if record:
             # a lone surrogate from somebody's JSON has no encoding
             fields["json"] = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
         texts = [caption.encode() for caption in row.captions]
         if len(texts) > 1:
             texts.append(fields["json"])
-        if (size := max(map(len, texts))) > MAX_TEXT:
+        if (size := max(map(len, texts), default=0)) > MAX_TEXT:
             raise LeftOutError("unreadable row", row.name, f"{size} bytes of text; training reads at most {MAX_TEXT}")
         return f"{number:09}", fields, extension
 

@@ -31,6 +31,14 @@ class ImagefolderRows(Rows):
         """See `Rows.picture_keys`."""
         return self._table.picture_keys()
 
+    def labels(self) -> Iterator[object] | None:
+        """See `Rows.labels`."""
+        return self._table.labels()
+
+    def class_names(self) -> Sequence[str]:
+        """See `Rows.class_names`."""
+        return self._table.class_names()
+
     def passed_over(self) -> Sequence[LeftOutError]:
         """See `Rows.passed_over`."""
         return self._passed_over
