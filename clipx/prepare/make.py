@@ -20,7 +20,7 @@ from clipx import counter_random
 from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
-from clipx.data.rows.class_lists import CLASS_NAMES
+from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
 from clipx.data.rows.classes import Classes, find_classes
 from clipx.data.rows.row import Rows
 from clipx.errors import InputError, RunError, some_names
@@ -184,6 +184,8 @@ def _finish(make: ShardMaker, request: dict[str, object], rows: Rows, reports: l
         )
     build_index([str(make.folder)], index_dir=None)
     if make.classes is not None:
+        if make.classes.several:
+            write_file(str(make.folder / DATASET_TYPE), b"multilabel\n")
         write_file(str(make.folder / CLASS_NAMES), "".join(f"{name}\n" for name in make.classes.names).encode())
     extensions: Counter[str] = Counter()
     for report in reports:

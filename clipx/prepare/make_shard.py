@@ -169,26 +169,27 @@ class ShardMaker:
         row = merged(rows)
         label = self._label(rows)
         if label is None and not row.captions:
-            raise LeftOutError("no label", row.name)
+            raise LeftOutError("no label" if self.classes else "no caption", row.name)
         made = self._new(number, row, label=label)
         report.num_several += len(row.captions) > 1
         return made
 
-    def _label(self, rows: Sequence[Row]) -> int | None:
-        """The class of a picture's rows; None without labels.
+    def _label(self, rows: Sequence[Row]) -> str | None:
+        """The number of the class of a picture's rows, or the numbers of several if labels are lists; None without.
 
         Raises:
-            LeftOutError: they are of several.
+            LeftOutError: rows of one picture are of different classes.
         """
         if self.classes is None:
             return None
-        numbers = {number for row in rows if (number := self.classes.number(row.label)) is not None}
-        if len(numbers) > 1:
-            names = some_names([self.classes.names[number] for number in sorted(numbers)])
+        found = [of_row for row in rows if (of_row := self.classes.numbers(row.label)) is not None]
+        numbers = sorted({number for of_row in found for number in of_row})
+        if len(numbers) > 1 and not self.classes.several:
+            names = some_names([self.classes.names[number] for number in numbers])
             raise LeftOutError("no label", rows[0].name, f"the rows of this picture are of several classes: {names}")
-        return next(iter(numbers), None)
+        return " ".join(map(str, numbers)) if found else None
 
-    def _new(self, number: int, row: Row, *, label: int | None) -> tuple[str, dict[str, bytes], str]:
+    def _new(self, number: int, row: Row, *, label: str | None) -> tuple[str, dict[str, bytes], str]:
         """Key, members and the image's extension of a row."""
         extension, image = self._image(image_of(row), row.name)
         # `json:captions;txt` must read all captions of a sample, and nobody's field that is called so, too
@@ -199,7 +200,7 @@ class ShardMaker:
         if row.captions:
             fields["txt"] = row.captions[0].encode()
         if label is not None:
-            fields["cls"] = str(label).encode()
+            fields["cls"] = label.encode()
         if record:
             # a lone surrogate from somebody's JSON has no encoding
             fields["json"] = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")

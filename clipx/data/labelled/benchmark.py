@@ -18,11 +18,10 @@ from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled.sets import DEFAULT_TEMPLATES, AnySet, ClassificationSet, MultiLabelSet, RetrievalSet
 from clipx.data.labelled.shards import CaptionedShards, LabelledShards, MultiLabelShards
 from clipx.data.labelled.splits import choose_split, named
-from clipx.data.rows.class_lists import CLASS_NAMES
+from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
 from clipx.errors import InputError
 
 _TEMPLATES = "zeroshot_classification_templates.txt"
-_TYPE = "dataset_type.txt"
 _NUM_SHARDS = "nshards.txt"
 _LAYOUT = "CLIP_benchmark's wds_* layout"
 _MAX_DIGITS = 6  # of a number of shards
@@ -32,7 +31,7 @@ DatasetType = Literal["classification", "retrieval", "multilabel"]
 
 def is_benchmark_folder(folder: Path) -> bool:
     """Whether a folder is meant to be of this layout: it has a kind, or shards, or says how many there are."""
-    return (folder / _TYPE).is_file() or bool(_tars(folder)) or bool(_parts(folder))
+    return (folder / DATASET_TYPE).is_file() or bool(_tars(folder)) or bool(_parts(folder))
 
 
 def dataset_type(folder: Path) -> DatasetType:
@@ -43,7 +42,7 @@ def dataset_type(folder: Path) -> DatasetType:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one in {_LAYOUT}")
-    path = folder / _TYPE
+    path = folder / DATASET_TYPE
     kind = " ".join(read_lines(str(path), needed_by=_LAYOUT)).lower() if path.is_file() else "classification"
     match kind:
         case "classification" | "retrieval" | "multilabel":

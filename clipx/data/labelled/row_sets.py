@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipx.data.labelled.benchmark import templates_beside
-from clipx.data.labelled.sets import CaptionedImage, ClassificationSet, LabelledImage, RetrievalSet
+from clipx.data.labelled.sets import (
+    AnySet,
+    CaptionedImage,
+    ClassificationSet,
+    LabelledImage,
+    MultiLabelImage,
+    MultiLabelSet,
+    RetrievalSet,
+)
 from clipx.data.labelled.splits import choose_split, named
 from clipx.data.rows.class_lists import names_beside
 from clipx.data.rows.classes import Classes, find_classes
@@ -35,10 +43,33 @@ class LabelledRows:
         """
         for number in range(len(self.rows)):
             row, data = _read(self.rows, number)
-            label = self.classes.number(row.label)
-            if label is None:
+            labels = self.classes.numbers(row.label)
+            if labels is None:
                 raise InputError(f"{row.name} of {self.place} has no label; give it one, or leave its row out")
-            yield LabelledImage(name=row.name, data=data, label=label)
+            yield LabelledImage(name=row.name, data=data, label=labels[0])
+
+    def identity(self) -> list[object]:
+        """See `ImageSource.identity`."""
+        return [str(self.place.absolute()), self.rows.identity(), list(self.classes.names)]
+
+
+@dataclass(frozen=True)
+class MultiLabelRows:
+    """The images of rows with a list of labels each."""
+
+    rows: Rows
+    classes: Classes
+    place: Path
+
+    def images(self) -> Iterator[MultiLabelImage]:
+        """Every image with its classes.
+
+        Raises:
+            InputError: a row has no image.
+        """
+        for number in range(len(self.rows)):
+            row, data = _read(self.rows, number)
+            yield MultiLabelImage(name=row.name, data=data, labels=self.classes.numbers(row.label) or ())
 
     def identity(self) -> list[object]:
         """See `ImageSource.identity`."""
@@ -79,7 +110,7 @@ class CaptionedRows:
         return [str(self.place.absolute()), self.rows.identity()]
 
 
-def open_row_set(place: Path, *, split: str) -> ClassificationSet | RetrievalSet:
+def open_row_set(place: Path, *, split: str) -> AnySet:
     """The set in a folder or file that `open_rows` reads: for classification if it has labels, else for retrieval.
 
     Raises:
@@ -92,8 +123,12 @@ def open_row_set(place: Path, *, split: str) -> ClassificationSet | RetrievalSet
     classes = find_classes(rows, origin=str(place), names=names_beside(root))
     if classes is not None:
         templates = templates_beside(root, required=False)
+        names = classes.names
+        if classes.several:
+            several = MultiLabelRows(rows, classes, place)
+            return MultiLabelSet(name=name, split=part, source=several, class_names=names, templates=templates)
         source = LabelledRows(rows, classes, place)
-        return ClassificationSet(name=name, split=part, source=source, class_names=classes.names, templates=templates)
+        return ClassificationSet(name=name, split=part, source=source, class_names=names, templates=templates)
     if not _row(rows, 0).captions:
         raise InputError(f"{place} has neither labels nor captions; name the column of its labels `label`")
     return RetrievalSet(name=name, split=part, source=CaptionedRows(rows, place))

@@ -10,6 +10,8 @@ from clipx.data.class_names import read_entries
 
 CLASS_NAMES = "classnames.txt"
 """One class per line, whose number, from 0, is the label."""
+DATASET_TYPE = "dataset_type.txt"
+"""What a set of shards is for: `classification`, which it need not say, `retrieval` or `multilabel`."""
 
 
 def names_beside(folder: Path) -> tuple[str, ...]:
@@ -41,6 +43,11 @@ def class_labels(metadata: Mapping[bytes, bytes] | None, *, folder: Path) -> dic
 
 
 def _names(feature: object) -> list[str]:
+    """The classes of a type: a label, or a list of labels; empty for any other."""
+    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+        feature = feature["feature"]
+    if isinstance(feature, list) and len(feature) == 1:
+        feature = feature[0]
     if not (isinstance(feature, dict) and feature.get("_type") == "ClassLabel"):
         return []
     names = feature.get("names")

@@ -18,13 +18,18 @@ class Classes:
     """The classes of a set by number, and how its labels name them."""
 
     names: tuple[str, ...]
-    numbers: Mapping[str, int]
+    places: Mapping[str, int]
     """For each label, as text, the number of its class."""
+    several: bool = False
+    """Whether a label is a list of them."""
 
-    def number(self, label: object) -> int | None:
-        """The number of a label's class; None if it is none."""
-        text = _text(label)
-        return None if text is None else self.numbers.get(text)
+    def numbers(self, label: object) -> tuple[int, ...] | None:
+        """The numbers of the classes that a label names, ascending; None without a label."""
+        if not isinstance(label, list):
+            text = _text(label)
+            return None if text is None or text not in self.places else (self.places[text],)
+        texts = {text for part in label if (text := _text(part)) is not None}
+        return tuple(sorted(self.places[text] for text in texts if text in self.places))
 
 
 def find_classes(rows: Rows, *, origin: str, names: Sequence[str] = ()) -> Classes | None:
@@ -45,31 +50,35 @@ def find_classes(rows: Rows, *, origin: str, names: Sequence[str] = ()) -> Class
     if labels is None:
         return None
     words = list(rows.label_words())
-    found = words or sorted(_texts(labels, origin))
+    texts, several = (set(words), False) if words else _texts(labels, origin)
+    found = words or sorted(texts)
     if not found:
         raise InputError(f"{origin}: no row has a label; give a set with labels")
     listed = tuple(names or rows.class_names())
     if listed:
-        return Classes(listed, _by_names(found, listed, in_order=bool(words), origin=origin))
+        return Classes(listed, _by_names(found, listed, in_order=bool(words), origin=origin), several)
     if not words and all(map(_NUMBER.fullmatch, found)):
         raise InputError(
             f"{origin}: its labels are numbers ({some_names(found)}), whose names are not known; put {CLASS_NAMES} "
             "beside it, one class per line"
         )
-    return Classes(tuple(found), {word: number for number, word in enumerate(found)})
+    return Classes(tuple(found), {word: number for number, word in enumerate(found)}, several)
 
 
-def _texts(labels: Iterable[object], origin: str) -> set[str]:
-    """The different labels, as texts."""
+def _texts(labels: Iterable[object], origin: str) -> tuple[set[str], bool]:
+    """The different labels, as texts, and whether any row has a list of them."""
     found: set[str] = set()
+    several = False
     for row, label in enumerate(labels):
-        if (text := _text(label)) is not None:
-            found.add(text)
-        elif label is not None and not isinstance(label, int | float | str):
-            raise InputError(
-                f"{origin} row {row}: its label is a {type(label).__name__}; a label is a number or a word"
-            )
-    return found
+        several = several or isinstance(label, list)
+        for part in label if isinstance(label, list) else [label]:
+            if (text := _text(part)) is not None:
+                found.add(text)
+            elif part is not None and not isinstance(part, int | float | str):
+                raise InputError(
+                    f"{origin} row {row}: its label is a {type(part).__name__}; a label is a number or a word"
+                )
+    return found, several
 
 
 def _text(label: object) -> str | None:

@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 
 from clipx.data.rows.folders import files_in, hidden_file, is_hidden, is_picture
-from clipx.data.rows.row import LeftOutError, Row, Rows, picture_key
+from clipx.data.rows.picture_keys import picture_key
+from clipx.data.rows.row import LeftOutError, Row, Rows
 from clipx.data.rows.tables import Table
 
 

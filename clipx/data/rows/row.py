@@ -10,7 +10,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -223,7 +222,7 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
     record = {key: value for key, value in values.items() if key not in columns.captions}
     if isinstance(image, Mapping):
         record[columns.image] = image.get("path")
-        image = _of_struct(image)
+        image = of_struct(image)
     if isinstance(image, str):
         name = image
     captions = captions_of([values.get(caption) for caption in columns.captions])
@@ -233,7 +232,7 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
     return Row(name, _image(image, folder, name), captions, plain(record), label)
 
 
-def _of_struct(image: Mapping[str, object]) -> object:
+def of_struct(image: Mapping[str, object]) -> object:
     """What an image of HF datasets holds: bytes, or the path of the file in which it stayed."""
     return image.get("path") if image.get("bytes") is None else image["bytes"]
 
@@ -245,37 +244,12 @@ def _image(value: object, folder: Path, name: str) -> bytes | Path:
         raise LeftOutError("no picture", name)
     if _URL.match(value):
         raise LeftOutError("a URL", name, "download the pictures first, for example with img2dataset")
-    return Path(_path_of(value, str(folder)))
+    return Path(path_of(value, str(folder)))
 
 
-def _path_of(value: str, folder: str) -> str:
+def path_of(value: str, folder: str) -> str:
     """The path that a table names, relative ones from `folder`."""
     return os.path.join(folder, expand_home(value.removeprefix("file://")))
-
-
-def picture_key(image: object, folder: str) -> bytes | None:
-    """16 bytes that are equal for an equal file or equal bytes in a table's column of images; None if it has none.
-
-    `folder` is where paths start from, an absolute path: sources may name one file from several folders.
-    """
-    if isinstance(image, Mapping):
-        image = _of_struct(image)
-    if isinstance(image, bytes) and image:
-        return blake2b(image, digest_size=16).digest()
-    if isinstance(image, str) and image.strip():
-        path = _path_of(image, folder)
-        if "/." in path or "//" in path:
-            path = _usual(path)
-        return blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16, person=b"path").digest()
-    return None
-
-
-def _usual(path: str) -> str:
-    """One spelling of a path: a/./b and a/c/../b are a/b, the latter if c is no link to elsewhere."""
-    if "/.." not in path or "\0" in path:
-        return str(Path(path))
-    usual, real = os.path.normpath(path), os.path.realpath(path)
-    return usual if os.path.realpath(usual) == real else real
 
 
 def captions_of(values: Sequence[object]) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clipx.data.rows.class_lists import class_labels, names_beside
-from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, picture_key, row_of
+from clipx.data.rows.picture_keys import picture_key
+from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, row_of
 from clipx.errors import InputError
 from clipx.storage.files import file_state
 
