@@ -112,9 +112,7 @@ class LogisticRegression:
         if num_rows * examples.num_features <= _RESIDENT_ENTRIES:
             self._resident = list(self._read())
 
-    def fit(
-        self, inverse_penalty: float, *, start: Classifier | None = None, tolerance: float = EXACT
-    ) -> Classifier:
+    def fit(self, inverse_penalty: float, *, start: Classifier | None = None, tolerance: float = EXACT) -> Classifier:
         """The classifier for one C.
 
         Args:
