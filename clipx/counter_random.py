@@ -28,6 +28,8 @@ class Stream(IntEnum):
     DROPOUT = 7
     TEMPLATE = 8
     SOURCE = 9
+    SHOTS = 10
+    FOLD = 11
 
 
 def _signed(value: int) -> int:
