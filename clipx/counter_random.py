@@ -28,8 +28,9 @@ class Stream(IntEnum):
     DROPOUT = 7
     TEMPLATE = 8
     SOURCE = 9
-    SHOTS = 10
-    FOLD = 11
+    BOOTSTRAP = 10
+    SHOTS = 11
+    FOLD = 12
 
 
 def _signed(value: int) -> int:

@@ -1,32 +1,19 @@
-"""What probe and nearest neighbours share: the classes of two sets of embeddings, and the figures of a prediction.
+"""The training and the test part of a set, as probe and nearest neighbours take them.
 
 Shapes: N images, D embedding, K classes that have training images.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipx.errors import InputError, some_names
+from clipx.evaluate.features import Features
+from clipx.evaluate.mapped_rows import read_rows
 
-_CHECKED_ROWS = 2**16  # read at once
-
-
-class LabelledFeatures(Protocol):
-    """Embeddings with one class each (`clipx.evaluate.features.Features` of a classification set)."""
-
-    @property
-    def image_ND(self) -> NDArray[np.float32]:
-        """Unit length; perhaps a mapped file."""
-        ...
-
-    @property
-    def label_N(self) -> NDArray[np.int64] | None:
-        """Classes."""
-        ...
+_CHECKED_ROWS = 2**14  # read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +30,7 @@ class TwoParts:
     smallest_name: str
 
 
-def two_parts(train: LabelledFeatures, test: LabelledFeatures, *, class_names: Sequence[str], option: str) -> TwoParts:
+def two_parts(train: Features, test: Features, *, class_names: Sequence[str], option: str) -> TwoParts:
     """Both parts, checked.
 
     Args:
@@ -83,26 +70,9 @@ def two_parts(train: LabelledFeatures, test: LabelledFeatures, *, class_names: S
     )
 
 
-def figures(above_N: NDArray[np.int64], label_N: NDArray[np.int64]) -> dict[str, float]:
-    """The figures of zero-shot classification (`clipx.evaluate.zero_shot`).
-
-    Args:
-        above_N: for each image the number of classes that come before its own.
-        label_N: classes.
-    """
-    hit_N = above_N < 1
-    count_K = np.bincount(label_N)
-    recall_K = np.bincount(label_N, weights=hit_N)[count_K > 0] / count_K[count_K > 0]
-    return {
-        "acc1": int(hit_N.sum()) / len(hit_N),
-        "acc5": int((above_N < 5).sum()) / len(hit_N),
-        "mean_per_class_recall": float(recall_K.mean()),
-    }
-
-
 def _check_finite(image_ND: NDArray[np.float32], *, part: str, option: str) -> None:
     for first in range(0, len(image_ND), _CHECKED_ROWS):
-        finite_B = np.isfinite(image_ND[first : first + _CHECKED_ROWS]).all(axis=1)
+        finite_B = np.isfinite(read_rows(image_ND, first, first + _CHECKED_ROWS)).all(axis=1)
         if not finite_B.all():
             row = first + int(finite_B.argmin())
             raise InputError(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clipx.evaluate.lbfgs import minimize
+from clipx.evaluate.mapped_rows import read_rows, take_rows
 
 _BLOCK_ENTRIES = 2**20
 """Float64 numbers of a block's rows and scores, 8 MB."""
@@ -72,9 +73,12 @@ class Examples:
 
     def rows(self, first: int, last: int, *, every: int = 1) -> Tensor:
         """Rows `first` to `last`, float64."""
-        part = slice(first, last, every)
-        rows = self._image_ND[part if self._chosen_N is None else self._chosen_N[part]]
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device).double()
+        if self._chosen_N is None and every == 1:
+            rows = read_rows(self._image_ND, first, last)
+        else:
+            index = np.arange(first, last, every)
+            rows = take_rows(self._image_ND, index if self._chosen_N is None else self._chosen_N[index])
+        return torch.from_numpy(rows).to(self.device).double()
 
 
 @dataclass(frozen=True, kw_only=True)

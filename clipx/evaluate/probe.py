@@ -3,9 +3,9 @@
 What is compared are encoders, so nothing is left to choose by hand. The penalty is chosen by cross-validation on the
 training part: C from 1e-6 to 1e6, the range of the CLIP paper (arXiv:2103.00020, appendix A.3), by decades from the
 strongest penalty on, each fit starting at the one before; two decades in a row that are no better end the walk;
-then quarters of a decade around the best. The most images of held-out folds that are classified rightly decide, of equal
-ones the smaller C. The last fit takes all training images. Embeddings stay as they are, of unit length: standardised
-ones were no better (benchmarks/LOG.md).
+then quarters of a decade around the best. What decides is how many images of held-out folds are classified rightly; of
+equal ones the smaller C. The last fit takes all training images. Embeddings stay as they are, of unit length:
+standardised ones were no better (benchmarks/LOG.md).
 
 With `shots`, n images of each class train, as often as there are seeds. Which ones is a hash of seed and place in the
 set; n + 1 images of a seed contain its n images.
@@ -16,7 +16,6 @@ Shapes: N images, K classes that have training images, D embedding, B images of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import mean, stdev
 
 import numpy as np
@@ -27,9 +26,12 @@ from torch.distributed import ProcessGroup
 from clipx.counter_random import Stream, fold, start
 from clipx.distributed.collectives import all_reduce, gather_objects, rank, world_size
 from clipx.errors import InputError
-from clipx.evaluate.labels import LabelledFeatures, TwoParts, figures, two_parts
+from clipx.evaluate.features import Features
+from clipx.evaluate.labels import TwoParts, two_parts
 from clipx.evaluate.logistic import EXACT, ROUGH, Classifier, Examples, LogisticRegression
-from clipx.evaluate.zero_shot import num_classes_above
+from clipx.evaluate.mapped_rows import read_rows, take_rows
+from clipx.evaluate.options import Evaluation
+from clipx.evaluate.zero_shot import accuracies, num_classes_above
 
 OPTION = "--probe"
 _DECADES = tuple(range(-6, 7))
@@ -45,37 +47,30 @@ the decades on wds_clothing within the noise (benchmarks/LOG.md)."""
 _ROWS = 4096  # of a block of test images
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What a probe found."""
-
-    figures: dict[str, float]
-    """`probe_acc1`, `probe_acc5`, `probe_mean_per_class_recall`, `probe_C`; of n shots `probe_n_shot_acc1` and its
-    kind, means over the seeds, and `probe_n_shot_acc1_std`, the deviation of a seed from another."""
-    above_N: NDArray[np.int64]
-    """For each test image the number of classes that the probe of all training images puts before its own."""
-
-
 def linear_probe(
-    train: LabelledFeatures,
-    test: LabelledFeatures,
+    train: Features,
+    test: Features,
     *,
     class_names: Sequence[str],
     shots: Sequence[int] = (),
     num_seeds: int = 3,
+    resamples: int = 0,
     device: torch.device | None = None,
     group: ProcessGroup | None = None,
-) -> Probe:
+) -> Evaluation:
     """Trains on one part and measures on the other; every rank of `group` must call it with equal parts.
 
     Args:
         class_names: of the set.
         shots: training images per class of further probes.
         num_seeds: choices of these images.
+        resamples: of the test images, for intervals.
         device: computes in float64; the CPU by default.
 
     Returns:
-        The same on all ranks.
+        `probe_acc1`, `probe_acc5` and `probe_mean_per_class_recall`, as `zero_shot` has them, and `probe_N_shot_acc1`,
+        the mean over seeds; derived are `probe_C`, the other figures of shots, and with `_std` the standard deviation
+        of each between seeds. The same on all ranks.
 
     Raises:
         InputError: the parts do not fit each other (`two_parts`), or a class has fewer training images than shots.
@@ -85,21 +80,34 @@ def linear_probe(
         raise InputError(
             f"--shots {max(shots)}: class {parts.smallest_name!r} has {parts.smallest} training images; ask for fewer"
         )
-    fitter = _Fitter(parts, device=device, group=group)
-    best, classifier = fitter.fit(np.arange(len(parts.train_N)))
-    above_N = fitter.above(classifier)
-    found = {f"probe_{name}": value for name, value in figures(above_N, parts.test_N).items()} | {"probe_C": best}
-    for num_shots in shots:
-        runs = []
-        for seed in range(num_seeds):
-            _, classifier = fitter.fit(choose_shots(parts.train_N, num_shots, seed=seed))
-            runs.append(figures(fitter.above(classifier), parts.test_N))
-        for name in runs[0]:
-            values = [run[name] for run in runs]
-            found[f"probe_{num_shots}_shot_{name}"] = mean(values)
-            if num_seeds > 1:
-                found[f"probe_{num_shots}_shot_{name}_std"] = stdev(values)
-    return Probe(figures=found, above_N=above_N)
+    prober = _Prober(parts, device=device, group=group)
+    best, above_N = prober.measure(np.arange(len(parts.train_N)))
+    found, drawn = accuracies(parts.test_N, above_N, num_classes=parts.num_classes, resamples=resamples)
+    metrics = {f"probe_{name}": value for name, value in found.items()}
+    derived = {"probe_C": best}
+    for num_shots in dict.fromkeys(shots):
+        of_shots = _of_shots(prober, num_shots, num_seeds=num_seeds)
+        name = f"probe_{num_shots}_shot_acc1"
+        metrics[name] = of_shots.pop(name)
+        derived |= of_shots
+    resampled = {f"probe_{name}": values_R for name, values_R in drawn.items()}
+    return Evaluation(task="linear_probe", metrics=metrics, derived=derived, resampled=resampled)
+
+
+def _of_shots(prober: "_Prober", num_shots: int, *, num_seeds: int) -> dict[str, float]:
+    """Mean and standard deviation over seeds, by name."""
+    parts = prober.parts
+    runs = []
+    for seed in range(num_seeds):
+        _, above_N = prober.measure(choose_shots(parts.train_N, num_shots, seed=seed))
+        runs.append(accuracies(parts.test_N, above_N, num_classes=parts.num_classes)[0])
+    found = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        found[f"probe_{num_shots}_shot_{name}"] = mean(values)
+        if num_seeds > 1:
+            found[f"probe_{num_shots}_shot_{name}_std"] = stdev(values)
+    return found
 
 
 def choose_shots(label_N: NDArray[np.int64], num_shots: int, *, seed: int) -> NDArray[np.int64]:
@@ -128,32 +136,27 @@ def _places_in_class(label_N: NDArray[np.int64], bits: NDArray[np.int64]) -> NDA
     return place_N
 
 
-class _Fitter:
+class _Prober:
     """Fits and measures on two parts."""
 
     def __init__(self, parts: TwoParts, *, device: torch.device | None, group: ProcessGroup | None) -> None:
-        self._parts, self._group = parts, group
+        self.parts, self._group = parts, group
         self._device = device or torch.device("cpu")
 
-    def fit(self, chosen_N: NDArray[np.int64]) -> tuple[float, Classifier]:
-        """C by cross-validation, and the classifier of all chosen training images.
+    def measure(self, chosen_N: NDArray[np.int64]) -> tuple[float, NDArray[np.int64]]:
+        """C by cross-validation, and for each test image the number of classes before its own, as rank 0 found it.
 
         Args:
-            chosen_N: their places, ascending.
+            chosen_N: the places of the training images that count, ascending.
         """
-        fold_N = choose_folds(self._parts.train_N[chosen_N])
-        if (fold_N < 0).all():
-            best = _ONE_SHOT
-        else:
+        fold_N = choose_folds(self.parts.train_N[chosen_N])
+        best = _ONE_SHOT
+        if (fold_N >= 0).any():
             num_folds = _FOLDS if len(chosen_N) <= _MANY_IMAGES else 1
-            held_out = [self._held_out(chosen_N, fold_N == number) for number in self._own(num_folds)]
-            best = self._search(held_out)
-        return best, self._regression(chosen_N).fit(best, tolerance=EXACT)
-
-    def above(self, classifier: Classifier) -> NDArray[np.int64]:
-        """For each test image the number of classes before its own, as rank 0 found it."""
-        above_N = self._above(classifier, self._parts.test_ND, self._parts.test_N)
-        return gather_objects(above_N, self._group)[0]
+            best = self._search([self._held_out(chosen_N, fold_N == number) for number in self._own(num_folds)])
+        classifier = self._regression(chosen_N).fit(best, tolerance=EXACT)
+        above_N = self._above(classifier, self.parts.test_ND, self.parts.test_N)
+        return best, gather_objects(above_N, self._group)[0]
 
     def _own(self, num_folds: int) -> range:
         """The folds of this rank."""
@@ -186,23 +189,23 @@ class _Fitter:
     def _held_out(self, chosen_N: NDArray[np.int64], out_N: NDArray[np.bool_]) -> "_HeldOut":
         return _HeldOut(
             self._regression(chosen_N[~out_N]),
-            image_ND=self._parts.train_ND[chosen_N[out_N]],
-            label_N=self._parts.train_N[chosen_N[out_N]],
+            image_ND=take_rows(self.parts.train_ND, chosen_N[out_N]),
+            label_N=self.parts.train_N[chosen_N[out_N]],
         )
 
     def _regression(self, chosen_N: NDArray[np.int64]) -> LogisticRegression:
-        whole = len(chosen_N) == len(self._parts.train_N)
+        whole = len(chosen_N) == len(self.parts.train_N)
         examples = Examples(
-            self._parts.train_ND, self._parts.train_N, chosen_N=None if whole else chosen_N, device=self._device
+            self.parts.train_ND, self.parts.train_N, chosen_N=None if whole else chosen_N, device=self._device
         )
-        return LogisticRegression(examples, num_classes=self._parts.num_classes)
+        return LogisticRegression(examples, num_classes=self.parts.num_classes)
 
     def _above(
         self, classifier: Classifier, image_ND: NDArray[np.float32], label_N: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         above = [np.empty(0, np.int64)]
         for first in range(0, len(label_N), _ROWS):
-            rows_BD = torch.from_numpy(np.array(image_ND[first : first + _ROWS])).to(self._device)
+            rows_BD = torch.from_numpy(read_rows(image_ND, first, first + _ROWS)).to(self._device)
             label_B = torch.from_numpy(label_N[first : first + _ROWS]).to(self._device)
             above.append(num_classes_above(classifier.scores(rows_BD), label_B).cpu().numpy())
         return np.concatenate(above)

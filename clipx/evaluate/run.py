@@ -1,25 +1,24 @@
 """Runs an evaluation from its config, or on a folder, and returns its metrics."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import assert_never
 
 from torch.distributed import ProcessGroup
 
 from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
-from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled import (
-    IMAGE_KEY,
-    CaptionedImage,
-    benchmark_shards,
-    dataset_type,
-    open_classification_set,
-    read_captioned,
-    read_labelled,
-    require_type,
+    AnySet,
+    ClassificationSet,
+    MultiLabelSet,
+    RetrievalSet,
+    open_classification,
+    open_retrieval,
+    open_set,
 )
 from clipx.distributed.collectives import raise_on_all_ranks
-from clipx.evaluate.retrieval import Like, retrieval
+from clipx.evaluate.multi_label import multi_label
+from clipx.evaluate.options import EvaluateOptions, Evaluation, Like
+from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
 
@@ -32,11 +31,13 @@ def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: Proces
     """
     match config:
         case ZeroShotConfig():
-            return zero_shot(pretrained, Path(config.data), batch_size=config.batch_size, group=group)
+            with raise_on_all_ranks(group):
+                classified = open_classification(config.data)
+            return evaluate_set(pretrained, classified, EvaluateOptions(batch_size=config.batch_size), group).metrics
         case RetrievalConfig():
             with raise_on_all_ranks(group):
-                images = _captioned(config)
-            return retrieval(pretrained, images, batch_size=config.batch_size, group=group)
+                captioned = _captioned(config)
+            return evaluate_set(pretrained, captioned, EvaluateOptions(batch_size=config.batch_size), group).metrics
         case _:
             assert_never(config)
 
@@ -51,10 +52,9 @@ def check_evaluation(config: EvaluateConfig) -> None:
     """
     match config:
         case ZeroShotConfig():
-            data = open_classification_set(Path(config.data))
-            next(read_labelled(data.shards, num_classes=len(data.class_names)))
+            next(open_classification(config.data).images())
         case RetrievalConfig():
-            next(_captioned(config))
+            next(_captioned(config).images())
         case _:
             assert_never(config)
 
@@ -62,7 +62,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
 def evaluate_folder(
     pretrained: Pretrained, folder: Path, *, batch_size: int, group: ProcessGroup | None, like: Like | None = None
 ) -> dict[str, float]:
-    """The metrics of a folder in CLIP_benchmark's layout; its dataset_type.txt decides which.
+    """The metrics of a set, which says itself what it is for (`open_set`).
 
     `like="clip_benchmark"` gives its figures where clipx's differ on purpose (`retrieval.py`, `zero_shot.py`).
 
@@ -70,27 +70,28 @@ def evaluate_folder(
         InputError: the cases of `run_evaluation`.
     """
     with raise_on_all_ranks(group):
-        kind = dataset_type(folder)
-    match kind:
-        case "classification":
-            return zero_shot(pretrained, folder, batch_size=batch_size, group=group, like=like)
-        case "retrieval":
-            config = RetrievalConfig(data=str(folder), batch_size=batch_size)
-            with raise_on_all_ranks(group):
-                images = _captioned(config, like=like)
-            return retrieval(pretrained, images, batch_size=batch_size, group=group, like=like)
+        opened = open_set(str(folder), every_line=like is not None)
+    return evaluate_set(pretrained, opened, EvaluateOptions(batch_size=batch_size, like=like), group).metrics
+
+
+def evaluate_set(
+    pretrained: Pretrained, data: AnySet, options: EvaluateOptions, group: ProcessGroup | None
+) -> Evaluation:
+    """The figures of a set and their intervals, the same on all ranks; every rank of `group` must call it.
+
+    Raises:
+        InputError: an image, or what is known of it, is missing or wrong, or cannot be decoded.
+    """
+    match data:
+        case ClassificationSet():
+            return zero_shot(pretrained, data, options, group=group)
+        case RetrievalSet():
+            return retrieval(pretrained, data, options, group=group)
+        case MultiLabelSet():
+            return multi_label(pretrained, data, options, group=group)
         case _:
-            assert_never(kind)
+            assert_never(data)
 
 
-def _captioned(config: RetrievalConfig, *, like: Like | None = None) -> Iterator[CaptionedImage]:
-    """The images of a folder with a test set, which is CLIP_benchmark's, or of the shards that the config names."""
-    folder = Path(config.data)
-    if (folder / "test").is_dir():
-        require_type(folder, "retrieval")
-        shards: Sequence[str] = benchmark_shards(folder)
-    else:
-        shards = expand_shards([config.data])
-    if like:
-        return read_captioned(shards, image_key=IMAGE_KEY, caption_key="txt", every_line=True)
-    return read_captioned(shards, image_key=config.image_key, caption_key=config.caption_key)
+def _captioned(config: RetrievalConfig) -> RetrievalSet:
+    return open_retrieval(config.data, image_key=config.image_key, caption_key=config.caption_key)

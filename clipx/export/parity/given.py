@@ -9,7 +9,8 @@ from PIL import Image
 
 from clipx.data.decode import UndecodableError, decode_image, open_image
 from clipx.data.index.shard_list import expand_shards
-from clipx.data.labelled import EncodedImage, read_pictures
+from clipx.data.labelled import EncodedImage
+from clipx.data.labelled.shards import read_pictures
 from clipx.errors import InputError
 from clipx.export.parity.samples import TEXTS, Samples
 from clipx.printable import redact

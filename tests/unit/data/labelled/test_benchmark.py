@@ -1,11 +1,16 @@
 import gzip
+import io
+import re
 import tarfile
 
+import numpy as np
 import pytest
 from shard_files import png, write_tar
 from tiny_clip import encoded, picture, write_classification_set, write_retrieval_set
 
-from clipx.data.labelled import benchmark_shards, dataset_type, open_classification_set, read_captioned, read_labelled
+from clipx.data.labelled import MultiLabelSet, RetrievalSet, open_classification, open_set
+from clipx.data.labelled.benchmark import benchmark_shards, dataset_type
+from clipx.data.labelled.shards import read_captioned, read_labelled, read_multi_label
 from clipx.errors import InputError
 
 LABELS = [0, 1, 2, 1, 0]
@@ -18,9 +23,9 @@ def folder(tmp_path):
 
 
 def test_a_classification_set_is_read_in_order(folder):
-    data = open_classification_set(folder)
+    data = open_classification(str(folder))
     assert (data.class_names, data.templates) == (tuple(NAMES), ("a {c}", "{c}!"))
-    pictures = list(read_labelled(data.shards, num_classes=3))
+    pictures = list(data.images())
     assert [item.label for item in pictures] == LABELS
     assert [item.data for item in pictures] == [encoded(picture(i)) for i in range(5)]
     assert "s0003" in pictures[3].name
@@ -32,7 +37,7 @@ def test_shards_are_read_by_number_and_not_by_name(tmp_path):
     for number in range(11):
         write_tar(tmp_path / "test" / f"{number}.tar", [("a.png", png(0)), ("a.cls", str(number).encode())])
     (tmp_path / "test" / "nshards.txt").write_text("11")
-    assert [item.label for item in read_labelled(benchmark_shards(tmp_path), num_classes=11)] == list(range(11))
+    assert [item.label for item in read_labelled(benchmark_shards(tmp_path)[1], num_classes=11)] == list(range(11))
 
 
 def test_a_binary_dataset_type_is_named(folder):
@@ -48,7 +53,7 @@ def test_a_missing_empty_or_binary_file_is_named(folder, name, content):
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=(folder / name).name):
-        open_classification_set(folder)
+        open_classification(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -59,22 +64,23 @@ def test_a_missing_empty_or_binary_file_is_named(folder, name, content):
         ("test/nshards.txt", "1", "1.tar is not among them"),
         ("test/nshards.txt", "two", "'two'"),
         ("test/nshards.txt", "0", "'0'"),
-        ("dataset_type.txt", "multilabel", "'multilabel'"),
+        ("dataset_type.txt", "detection", "'detection'"),
+        ("dataset_type.txt", "multilabel", "is a multilabel set"),
         ("dataset_type.txt", "retrieval", "is a retrieval set"),
     ],
 )
 def test_a_file_that_says_something_wrong_is_named(folder, name, content, message):
     (folder / name).write_text(content)
     with pytest.raises(InputError, match=message) as raised:
-        open_classification_set(folder)
+        open_classification(str(folder))
     assert "\n" not in str(raised.value)
 
 
 def test_a_folder_that_is_absent_or_for_retrieval_is_not_opened(tmp_path):
     with pytest.raises(InputError, match="absent: no such folder"):
-        open_classification_set(tmp_path / "absent")
+        open_classification(str(tmp_path / "absent"))
     with pytest.raises(InputError, match="is a retrieval set"):
-        open_classification_set(write_retrieval_set(tmp_path, [["one"]]))
+        open_classification(str(write_retrieval_set(tmp_path, [["one"]])))
 
 
 @pytest.mark.parametrize("label", [b"3", b"-1", b"cat", b"", b"1.0", "²".encode()])
@@ -138,7 +144,7 @@ def test_a_bom_is_no_part_of_numbers_and_kinds(tmp_path):
     write_tar(folder / "test" / "0.tar", [("a.png", png(0)), ("a.cls", "\ufeff2\n".encode())])
     (folder / "test" / "nshards.txt").write_bytes("\ufeff2\r\n".encode())
     (folder / "dataset_type.txt").write_bytes("\ufeffClassification\r\n".encode())
-    assert [item.label for item in read_labelled(open_classification_set(folder).shards, num_classes=3)] == [2, 1]
+    assert [item.label for item in open_classification(str(folder)).images()] == [2, 1]
 
 
 def test_captions_that_show_nothing_are_none_unless_every_line_is_asked_for(tmp_path):
@@ -159,7 +165,7 @@ def test_captions_that_show_nothing_are_none_unless_every_line_is_asked_for(tmp_
 def test_every_line_and_every_item_of_a_list_is_a_caption(tmp_path):
     folder = write_retrieval_set(tmp_path, [["one", "two"], ["three"]])
     assert dataset_type(folder) == "retrieval"
-    shards = benchmark_shards(folder)
+    _, shards = benchmark_shards(folder)
     found = [item.captions for item in read_captioned(shards, image_key="jpg;png", caption_key="txt")]
     assert found == [("one", "two"), ("three",)]
     listed = write_tar(tmp_path / "l.tar", [("a.png", png(0)), ("a.json", b'{"captions": ["x", "", "y"]}')])
@@ -170,8 +176,8 @@ def test_every_line_and_every_item_of_a_list_is_a_caption(tmp_path):
 
 
 def labels(folder):
-    data = open_classification_set(folder)
-    return [item.label for item in read_labelled(data.shards, num_classes=3)]
+    data = open_classification(str(folder))
+    return [item.label for item in data.images()]
 
 
 def test_hidden_files_of_a_copy_are_no_shards_and_no_samples(folder):
@@ -219,3 +225,102 @@ def test_a_number_of_shards_that_is_none(folder, number):
     (folder / "test" / "nshards.txt").write_text(number)
     with pytest.raises(InputError, match="it must hold the number of shards"):
         labels(folder)
+
+
+def test_parts_are_found_by_what_they_are_called(folder):
+    for number in (10, 9):
+        write_tar(folder / "train" / f"{number}.tar", [("a.png", png(0)), ("a.cls", str(number % 9).encode())])
+    train = open_classification(str(folder), split="train")
+    assert ([item.label for item in train.images()], train.split, train.name) == (
+        [0, 1],
+        "train",
+        f"{folder.name} (train)",
+    )
+    test = open_classification(str(folder))
+    assert (test.split, test.name) == ("test", folder.name)
+    with pytest.raises(InputError, match=r"has no split 'val': it has test, train"):
+        open_set(str(folder), split="val")
+
+
+def test_a_set_without_a_test_part_is_read_from_the_one_for_validation(folder):
+    (folder / "test").rename(folder / "validation")
+    data = open_classification(str(folder))
+    assert ([item.label for item in data.images()], data.name) == (LABELS, f"{folder.name} (validation)")
+    assert open_set(str(folder), split="val").split == "validation"
+
+
+def test_shards_beside_a_list_of_classes_are_one_whole_set(tmp_path):
+    write_tar(tmp_path / "00000.tar", [("a.png", png(0)), ("a.cls", b"1")])
+    with pytest.raises(InputError, match=r"classnames.txt is missing"):
+        open_set(str(tmp_path))
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    data = open_classification(str(tmp_path))
+    assert [item.label for item in data.images()] == [1]
+    assert (data.name, data.split, data.templates) == (f"{tmp_path.name} (whole set)", None, ("a photo of a {c}.",))
+    with pytest.raises(InputError, match=r"has no split 'train': it has no parts"):
+        open_set(str(tmp_path), split="train")
+
+
+def npy(values):
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(values), allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "labels"),
+    [
+        ("cls", b"2 0", (0, 2)),
+        ("cls", b"2,0\n2", (0, 2)),
+        ("cls", b" [1, 2]\n", (1, 2)),
+        ("cls", b"", ()),
+        ("cls", b"[]", ()),
+        ("npy", npy([0, 1, 1]), (1, 2)),
+        ("npy", npy(np.array([True, False, False])), (0,)),
+    ],
+)
+def test_a_picture_has_any_number_of_classes(folder, member, content, labels):
+    (folder / "dataset_type.txt").write_text("multilabel")
+    for number in range(2):
+        write_tar(folder / "test" / f"{number}.tar", [("a.png", png(0)), (f"a.{member}", content)])
+    data = open_set(str(folder))
+    assert isinstance(data, MultiLabelSet)
+    assert data.class_names == tuple(NAMES)
+    assert [item.labels for item in data.images()] == [labels, labels]
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("cls", b"0 3", "cls holds '3'"),
+        ("cls", b"[true]", "cls holds 'True'"),
+        ("cls", b"[0", "no JSON list"),
+        ("cls", b"cat", "cls holds 'cat'"),
+        ("npy", npy([0, 1]), r"shape \(2,\).* 3 classes"),
+        ("npy", npy(["a", "b", "c"]), "must hold a number"),
+        ("npy", npy([None, 1, 1]), "cannot be read"),
+        ("npy", b"none", "cannot be read"),
+        ("txt", b"0", "has no cls"),
+    ],
+)
+def test_classes_that_are_none_name_the_sample(tmp_path, member, content, message):
+    shard = write_tar(tmp_path / "0.tar", [("one.png", png(0)), (f"one.{member}", content)])
+    with pytest.raises(InputError, match=rf"sample one of .*{message}") as raised:
+        list(read_multi_label([str(shard)], num_classes=3))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_identity_of_a_set_follows_its_pictures_and_labels(folder):
+    def identity(**options):
+        return open_set(str(folder), **options).identity()
+
+    before = identity()
+    assert re.fullmatch(r"[0-9a-f]{32}", before)
+    (folder / "zeroshot_classification_templates.txt").write_text("{c}")
+    assert identity() == before
+    (folder / "dataset_type.txt").write_text("retrieval")
+    lines, every_line = identity(), identity(every_line=True)
+    assert isinstance(open_set(str(folder)), RetrievalSet)
+    (folder / "dataset_type.txt").unlink()
+    write_tar(folder / "test" / "0.tar", [("one.png", png(0)), ("one.cls", b"1")])
+    assert len({before, lines, every_line, identity()}) == 4

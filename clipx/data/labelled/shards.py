@@ -1,133 +1,93 @@
-"""Evaluation sets: CLIP_benchmark's `wds_*` folders and shards of captioned pictures; owns webdataset's reader.
+"""Shards of pictures with classes, captions or both, read in one pass; owns webdataset's reader.
 
-    FOLDER/  classnames.txt                          one class per line, whose number, from 0, is the label
-             zeroshot_classification_templates.txt   prompts with {c} where the class goes
-             dataset_type.txt                        `retrieval`, or absent for classification
-             test/nshards.txt  test/0.tar ...        a picture with `cls` (classification) or `txt` (retrieval)
-
-Blank lines of both lists do not count. Sets are read in their order, in one pass, and by every rank alike;
-`clipx.evaluate.sharing` divides the work. What is wrong with a set is an `InputError` that every rank raises at the
-same sample. webdataset's reader takes a shard that is cut at a header for a whole one, so the shards' headers are
-looked through first.
+What is wrong with a shard is an `InputError` that every rank raises at the same sample. webdataset's reader takes a
+shard that is cut at a header for a whole one, so the shards' headers are looked through first.
 """
 
+import io
+import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 from clipx.data.captions import class_number, decode_captions, first_present
-from clipx.data.class_names import check_templates, read_lines
 from clipx.data.decode import UndecodableError
+from clipx.data.labelled.sets import CaptionedImage, EncodedImage, LabelledImage, MultiLabelImage
 from clipx.data.text_cleaning import is_blank, without_bom
 from clipx.errors import InputError, some_names
-from clipx.storage.files import open_ranges
+from clipx.storage.files import file_state, is_local, open_ranges
 from clipx.storage.tar import fits_memory, is_sample_file, scan_tar, too_large
 from clipx.storage.tar_headers import NotTarError
 
 IMAGE_KEY = "webp;png;jpg;jpeg"
-_MAX_DIGITS = 6  # of a number of shards
+_SEPARATORS = re.compile(r"[\s,]+")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedImage:
-    """An image that is not decoded yet."""
+@dataclass(frozen=True)
+class LabelledShards:
+    """The images of shards with the number of a class in `cls`."""
 
-    name: str
-    """Key and shard, for messages."""
-    data: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledImage(EncodedImage):
-    """An image and its class."""
-
-    label: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionedImage(EncodedImage):
-    """An image and all captions that describe it."""
-
-    captions: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassificationSet:
-    """Class names, templates and shards of a folder; the images are read later."""
-
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
     shards: tuple[str, ...]
+    num_classes: int
+
+    def images(self) -> Iterator[LabelledImage]:
+        """See `read_labelled`."""
+        return read_labelled(self.shards, num_classes=self.num_classes)
+
+    def identity(self) -> list[object]:
+        """See `ImageSource.identity`."""
+        return [*shard_states(self.shards), self.num_classes]
 
 
-DatasetType = Literal["classification", "retrieval"]
+@dataclass(frozen=True)
+class MultiLabelShards:
+    """The images of shards with the numbers of classes in `cls`, or a vector with a value per class in `npy`."""
+
+    shards: tuple[str, ...]
+    num_classes: int
+
+    def images(self) -> Iterator[MultiLabelImage]:
+        """See `read_multi_label`."""
+        return read_multi_label(self.shards, num_classes=self.num_classes)
+
+    def identity(self) -> list[object]:
+        """See `ImageSource.identity`."""
+        return [*shard_states(self.shards), self.num_classes]
 
 
-def dataset_type(folder: Path) -> DatasetType:
-    """The kind of a folder, from its dataset_type.txt.
+@dataclass(frozen=True, kw_only=True)
+class CaptionedShards:
+    """The images of shards with their captions; the fields are `read_captioned`'s."""
 
-    Raises:
-        InputError: no such folder, or a dataset_type.txt that says something else.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give one in CLIP_benchmark's wds_* layout")
-    path = folder / "dataset_type.txt"
-    kind = " ".join(_lines(path)).lower() if path.is_file() else "classification"
-    match kind:
-        case "classification" | "retrieval":
-            return kind
-        case _:
-            raise InputError(f"{path} says {kind!r}; clipx evaluates `classification` and `retrieval`")
+    shards: tuple[str, ...]
+    image_key: str = IMAGE_KEY
+    caption_key: str = "txt"
+    every_line: bool = False
 
-
-def require_type(folder: Path, wanted: DatasetType) -> None:
-    """Checks the kind of a folder.
-
-    Raises:
-        InputError: the folder has no kind (`dataset_type`), or another one.
-    """
-    kind = dataset_type(folder)
-    if kind != wanted:
-        raise InputError(
-            f"{folder} is a {kind} set by its dataset_type.txt (which may be absent for classification), "
-            f"not a {wanted} set; give the evaluation the other `type`, or mend that file"
+    def images(self) -> Iterator[CaptionedImage]:
+        """See `read_captioned`."""
+        return read_captioned(
+            self.shards, image_key=self.image_key, caption_key=self.caption_key, every_line=self.every_line
         )
 
-
-def open_classification_set(folder: Path) -> ClassificationSet:
-    """Reads class names, templates and the list of shards.
-
-    Raises:
-        InputError: no such folder or one for retrieval, a file is missing or empty, a template lacks {c}, or the shards
-            are not those of nshards.txt.
-    """
-    require_type(folder, "classification")
-    path = folder / "zeroshot_classification_templates.txt"
-    templates = _entries(path)
-    check_templates(templates, name=str(path))
-    names = _entries(folder / "classnames.txt")
-    return ClassificationSet(class_names=names, templates=templates, shards=benchmark_shards(folder))
+    def identity(self) -> list[object]:
+        """See `ImageSource.identity`."""
+        return [*shard_states(self.shards), self.image_key, self.caption_key, self.every_line]
 
 
-def benchmark_shards(folder: Path) -> tuple[str, ...]:
-    """The test shards of a folder, 0.tar to N-1.tar with N from nshards.txt.
+def shard_states(shards: Sequence[str]) -> list[object]:
+    """Where each shard lies, its size and time.
 
     Raises:
-        InputError: the shards are not exactly these.
+        InputError: one is not there or cannot be asked.
     """
-    path = folder / "test" / "nshards.txt"
-    text = " ".join(_lines(path))
-    if not (text.isdecimal() and len(text) <= _MAX_DIGITS and int(text) > 0):
-        raise InputError(f"{path} says {text[:80]!r}; it must hold the number of shards")
-    expected = [f"{number}.tar" for number in range(int(text))]
-    present = {shard.name for shard in path.parent.glob("*.tar") if not shard.name.startswith(".")}
-    if wrong := sorted(present.symmetric_difference(expected)):
-        fault = "is missing" if wrong[0] in expected else "is not among them"
-        raise InputError(f"{path} says {text} shards, 0.tar to {int(text) - 1}.tar, but {wrong[0]} {fault}")
-    return tuple(str(path.parent / name) for name in expected)
+    try:
+        return [[str(Path(path).absolute()) if is_local(path) else path, *file_state(path)] for path in shards]
+    except OSError as error:
+        raise InputError(f"shard {error.filename or shards[0]} cannot be read ({error.strerror or error})") from error
 
 
 def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[LabelledImage]:
@@ -143,6 +103,53 @@ def read_labelled(shards: Sequence[str], *, num_classes: int) -> Iterator[Labell
         if label is None:
             raise InputError(f"{name}: cls is {text.strip()[:80]!r}; it must be a number from 0 to {num_classes - 1}")
         yield LabelledImage(name=name, data=_member(fields, IMAGE_KEY, name), label=label)
+
+
+def read_multi_label(shards: Sequence[str], *, num_classes: int) -> Iterator[MultiLabelImage]:
+    """Every image with the classes of what it shows, perhaps none.
+
+    They stand in `cls`: numbers with white space or commas between them, or a JSON list; or in `npy` (CLIP_benchmark's
+    way): a vector of `num_classes` values, of which those that are not zero mark a class.
+
+    Raises:
+        InputError: a shard is not whole, or a sample lacks its picture or classes, or has others.
+    """
+    for name, fields in _read_samples(shards):
+        if "npy" in fields and "cls" not in fields:
+            labels = _marked(fields["npy"], name, num_classes)
+        else:
+            labels = _numbers(_member(fields, "cls", name), name, num_classes)
+        yield MultiLabelImage(name=name, data=_member(fields, IMAGE_KEY, name), labels=labels)
+
+
+def _numbers(data: bytes, name: str, num_classes: int) -> tuple[int, ...]:
+    text = without_bom(data.decode("utf-8", errors="replace")).strip()
+    words: list[object] = [word for word in _SEPARATORS.split(text) if word]
+    if text.startswith("["):
+        try:
+            words = list(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{name}: cls is {text[:80]!r}, which is no JSON list; mend it") from error
+    labels = [None if isinstance(word, bool) else class_number(str(word), num_classes) for word in words]
+    if None in labels:
+        wrong = str(words[labels.index(None)])[:80]
+        raise InputError(f"{name}: cls holds {wrong!r}; it must be of numbers from 0 to {num_classes - 1}")
+    return tuple(sorted({label for label in labels if label is not None}))
+
+
+def _marked(data: bytes, name: str, num_classes: int) -> tuple[int, ...]:
+    import numpy as np
+
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{name}: its npy cannot be read ({' '.join(str(error).split())}); write it again") from error
+    if values.shape != (num_classes,) or values.dtype.kind not in "buif":
+        raise InputError(
+            f"{name}: its npy holds {values.dtype} of shape {values.shape}; it must hold a number for each of the "
+            f"{num_classes} classes"
+        )
+    return tuple(np.flatnonzero(values).tolist())
 
 
 def read_captioned(
@@ -238,15 +245,3 @@ def _member(fields: dict[str, bytes], keys: str, name: str) -> bytes:
     if data is None:
         raise InputError(f"{name} has no {keys.replace(';', ', ')}; members: {some_names(sorted(fields))}")
     return data
-
-
-def _entries(path: Path) -> tuple[str, ...]:
-    """The lines of a list; empty ones do not count, and what only looks empty is refused, as others might count it."""
-    entries = tuple(line for line in _lines(path) if line)
-    if hidden := next((entry for entry in entries if is_blank(entry)), None):
-        raise InputError(f"{path}: the line {ascii(hidden)[:80]} shows nothing; give it text, or delete it")
-    return entries
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    return read_lines(str(path), needed_by="CLIP_benchmark's wds_* layout")

@@ -1,0 +1,98 @@
+"""From what a person names to a set: finds out what kind it is."""
+
+from pathlib import Path
+
+from clipx.config.paths import expand_home
+from clipx.data.index.shard_list import expand_shards
+from clipx.data.labelled.benchmark import benchmark_shards, dataset_type, open_benchmark
+from clipx.data.labelled.sets import AnySet, ClassificationSet, MultiLabelSet, RetrievalSet
+from clipx.data.labelled.shards import CaptionedShards
+from clipx.data.labelled.splits import named
+from clipx.errors import InputError
+from clipx.storage.files import is_local
+
+
+def open_set(path: str, *, split: str = "test", every_line: bool = False) -> AnySet:
+    """The set at a path: its classes, and its images when they are asked for.
+
+    A set without a test part is read from the one for validation, one without parts as a whole; its name says so.
+
+    Args:
+        split: `test`, `val` or `train`, or the name that a part has in the set.
+        every_line: of captions, see `read_captioned`.
+
+    Raises:
+        InputError: there is none, it is of no known kind, lacks a file that its kind needs, or has no such split.
+    """
+    return open_benchmark(Path(expand_home(path)), split=split, every_line=every_line)
+
+
+def open_classes(path: str, *, split: str = "test") -> ClassificationSet | MultiLabelSet:
+    """The set at a path, which has classes.
+
+    Raises:
+        InputError: the cases of `open_set`; a set for retrieval.
+    """
+    opened = open_set(path, split=split)
+    if isinstance(opened, RetrievalSet):
+        raise _of_other_type(path, "classification", opened)
+    return opened
+
+
+def open_classification(path: str, *, split: str = "test") -> ClassificationSet:
+    """The set at a path, of images of one class each.
+
+    Raises:
+        InputError: the cases of `open_set`; a set of another type.
+    """
+    opened = open_set(path, split=split)
+    if not isinstance(opened, ClassificationSet):
+        raise _of_other_type(path, "classification", opened)
+    return opened
+
+
+def open_retrieval(
+    data: str, *, image_key: str, caption_key: str, every_line: bool = False, split: str = "test"
+) -> RetrievalSet:
+    """The captioned images of a folder with a test part, which is CLIP_benchmark's, or of shards.
+
+    Args:
+        data: the folder, or shards as `data.train` takes them.
+        image_key: extensions that hold the image.
+        caption_key: as `data.caption_key`.
+        every_line: see `read_captioned`.
+
+    Raises:
+        InputError: there is no shard, the folder is one for classification, or has no such split.
+    """
+    place = expand_home(data) if is_local(data) else data
+    folder = Path(place)
+    part: str | None = None
+    name = folder.absolute().name
+    if (folder / "test").is_dir():
+        if dataset_type(folder) != "retrieval":
+            raise _of_other_type(place, "retrieval", open_benchmark(folder, split=split))
+        part, shards = benchmark_shards(folder, split=split)
+        name = named(folder, part, split)
+    else:
+        shards = tuple(expand_shards([data]))
+    source = CaptionedShards(shards=shards, image_key=image_key, caption_key=caption_key, every_line=every_line)
+    return RetrievalSet(name=name, split=part, source=source)
+
+
+def type_of(opened: AnySet) -> str:
+    """The word that dataset_type.txt has for such a set."""
+    match opened:
+        case ClassificationSet():
+            return "classification"
+        case MultiLabelSet():
+            return "multilabel"
+        case RetrievalSet():
+            return "retrieval"
+
+
+def _of_other_type(path: str, wanted: str, opened: AnySet) -> InputError:
+    return InputError(
+        f"{path} is a {type_of(opened)} set by its dataset_type.txt (which may be absent for classification), "
+        f"not a {wanted} set; give the evaluation the other `type`, or mend that file"
+    )
