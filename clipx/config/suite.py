@@ -1,6 +1,5 @@
 """Suites of evaluation sets: a YAML file names them, and for each the figure that stands for it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,7 +41,7 @@ class SuiteConfig:
 
     name: Text
     """What tables call the mean."""
-    sets: Mapping[str, SuiteSet] = field(default_factory=dict)
+    sets: dict[str, SuiteSet] = field(default_factory=dict)
     """The sets by name, in the order of the tables."""
 
 

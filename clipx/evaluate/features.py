@@ -26,7 +26,7 @@ from clipx.distributed.collectives import gather_objects, raise_on_all_ranks
 from clipx.errors import InputError
 from clipx.evaluate.feature_cache import Arrays, read_entry, write_entry
 from clipx.evaluate.mapped_rows import RowSpool, TextList, TextListBuilder
-from clipx.evaluate.options import Decode
+from clipx.evaluate.options import Decode, EvaluateOptions
 from clipx.evaluate.sharing import Round, embed_image_rounds, gather_round
 from clipx.pretrained import Pretrained
 
@@ -101,6 +101,20 @@ def image_features(
     arrays = {"image": image_ND, **records.arrays()}
     keep(entry, arrays, group=group)
     return _features(arrays, num_classes=num_classes)
+
+
+def features_of(
+    pretrained: Pretrained, dataset: EvaluationSet, options: EvaluateOptions, *, group: ProcessGroup | None
+) -> Features:
+    """`image_features` as the options say."""
+    return image_features(
+        pretrained,
+        dataset,
+        batch_size=options.batch_size,
+        group=group,
+        cache=options.cache,
+        decode=options.decode,
+    )
 
 
 def gathered(

@@ -22,7 +22,7 @@ from torch.distributed import ProcessGroup
 from clipx.data.labelled import MultiLabelSet
 from clipx.distributed.collectives import all_reduce, rank, world_size
 from clipx.evaluate.bootstrap import image_weights
-from clipx.evaluate.features import image_features
+from clipx.evaluate.features import features_of
 from clipx.evaluate.options import EvaluateOptions, Evaluation, Like
 from clipx.evaluate.zero_shot import DistinctClasses
 from clipx.pretrained import Pretrained
@@ -46,14 +46,7 @@ def multi_label(
     Raises:
         InputError: an image or its classes are missing, or cannot be decoded.
     """
-    features = image_features(
-        pretrained,
-        data,
-        batch_size=options.batch_size,
-        group=group,
-        cache=options.cache,
-        decode=options.decode,
-    )
+    features = features_of(pretrained, data, options, group=group)
     assert features.labels_NC is not None
     classes = DistinctClasses(pretrained, data.class_names, data.templates, options.batch_size, group=group)
     num_images, num_classes = features.labels_NC.shape

@@ -26,7 +26,7 @@ from torch.distributed import ProcessGroup
 from clipx.data.labelled import RetrievalSet
 from clipx.errors import InputError
 from clipx.evaluate.bootstrap import outcome_counts
-from clipx.evaluate.features import Features, entry_of, found_by_all, gathered, image_features, keep
+from clipx.evaluate.features import Features, entry_of, features_of, found_by_all, gathered, keep
 from clipx.evaluate.mapped_rows import TextList
 from clipx.evaluate.nearest import DEPTHS, Ties, wrong_before_correct
 from clipx.evaluate.options import EvaluateOptions, Evaluation, Like
@@ -53,23 +53,17 @@ def retrieval(
     Raises:
         InputError: an image or caption is missing or cannot be decoded.
     """
-    features = image_features(
-        pretrained,
-        data,
-        batch_size=options.batch_size,
-        group=group,
-        cache=options.cache,
-        decode=options.decode,
-    )
+    features = features_of(pretrained, data, options, group=group)
     texts = text_features(pretrained, data, features, options, group=group)
     wrong_N, wrong_C = wrong_both_ways(features, texts, like=options.like, device=pretrained.device, group=group)
     outcome_N7 = _outcomes(wrong_N, wrong_C, _owners(features, texts, like=options.like))
-    metrics = {
-        name: float(value_R[0]) for name, value_R in _metrics(outcome_N7.sum(axis=0)[None], len(wrong_N)).items()
-    }
+    all_images = _metrics(outcome_N7.sum(axis=0)[None], len(wrong_N))
+    figures = {name: float(value_R[0]) for name, value_R in all_images.items()}
+    derived = {name: figures.pop(name) for name in list(figures) if name.startswith("mean")}
     return Evaluation(
         task="zeroshot_retrieval",
-        metrics={name: value for name, value in metrics.items() if not name.startswith("mean")},
+        metrics=figures,
+        derived=derived,
         resampled=_resampled(outcome_N7, resamples=options.resamples),
     )
 

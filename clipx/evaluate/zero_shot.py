@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from clipx.data.labelled import ClassificationSet
 from clipx.distributed.collectives import all_reduce, rank, world_size
 from clipx.evaluate.bootstrap import outcome_counts
-from clipx.evaluate.features import image_features
+from clipx.evaluate.features import features_of
 from clipx.evaluate.mapped_rows import read_rows
 from clipx.evaluate.options import EvaluateOptions, Evaluation
 from clipx.evaluate.prompts import class_embeddings, prompt_numbers
@@ -43,14 +43,7 @@ def zero_shot(
     Raises:
         InputError: an image or its class is missing, or cannot be decoded.
     """
-    features = image_features(
-        pretrained,
-        data,
-        batch_size=options.batch_size,
-        group=group,
-        cache=options.cache,
-        decode=options.decode,
-    )
+    features = features_of(pretrained, data, options, group=group)
     assert features.label_N is not None
     classes = DistinctClasses(pretrained, data.class_names, data.templates, options.batch_size, group=group)
     equals_C = torch.zeros_like(classes.number_C) if options.like else classes.number_C
