@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]
@@ -44,6 +45,15 @@ class _Place:
     gradient: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A step, the change of the gradient along it, and their product."""
+
+    moved: Tensor
+    change: Tensor
+    curvature: float
+
+
 def _at(objective: Objective, point: Tensor) -> _Place:
     value, gradient = objective(point)
     return _Place(point=point, value=value, gradient=gradient)
@@ -61,7 +71,7 @@ def minimize(objective: Objective, start: Tensor, *, tolerance: float, max_evalu
     """
     place = _at(objective, start)
     evaluations = 1
-    pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_HISTORY)
+    pairs: deque[_Pair] = deque(maxlen=_HISTORY)
     while (slope := float(place.gradient.abs().max())) > tolerance and evaluations < max_evaluations:
         direction = -_inverse_hessian_times(place.gradient, pairs)
         step = 1.0 if pairs else min(1.0, 1.0 / float(place.gradient.norm()))
@@ -73,8 +83,8 @@ def minimize(objective: Objective, start: Tensor, *, tolerance: float, max_evalu
             pairs.clear()
             continue
         moved, change = found.point - place.point, found.gradient - place.gradient
-        if float((moved * change).sum()) > 0:
-            pairs.append((moved, change))
+        if (curvature := _dot(moved, change)) > 0:
+            pairs.append(_Pair(moved=moved, change=change, curvature=curvature))
         place = found
     return Minimum(
         point=place.point,
@@ -85,20 +95,23 @@ def minimize(objective: Objective, start: Tensor, *, tolerance: float, max_evalu
     )
 
 
-def _inverse_hessian_times(gradient: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
+def _inverse_hessian_times(gradient: Tensor, pairs: deque[_Pair]) -> Tensor:
     """The two-loop recursion."""
     result = gradient.clone()
     factors = []
-    for moved, change in reversed(pairs):
-        factor = (moved * result).sum() / (moved * change).sum()
+    for pair in reversed(pairs):
+        factor = _dot(pair.moved, result) / pair.curvature
         factors.append(factor)
-        result -= factor * change
+        result.add_(pair.change, alpha=-factor)
     if pairs:
-        moved, change = pairs[-1]
-        result *= (moved * change).sum() / change.square().sum()
-    for (moved, change), factor in zip(pairs, reversed(factors), strict=True):
-        result += (factor - (change * result).sum() / (moved * change).sum()) * moved
+        result *= pairs[-1].curvature / _dot(pairs[-1].change, pairs[-1].change)
+    for pair, factor in zip(pairs, reversed(factors), strict=True):
+        result.add_(pair.moved, alpha=factor - _dot(pair.change, result) / pair.curvature)
     return result
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    return float(torch.dot(first.flatten(), second.flatten()))
 
 
 def _search_line(objective: Objective, place: _Place, direction: Tensor, *, step: float) -> tuple[_Place | None, int]:
@@ -106,7 +119,7 @@ def _search_line(objective: Objective, place: _Place, direction: Tensor, *, step
 
     The slope of a convex function only grows along a line, so that its sign says on which side the minimum lies.
     """
-    slope = float((place.gradient * direction).sum())
+    slope = _dot(place.gradient, direction)
     highest = place.value + _ROUNDING * max(1.0, abs(place.value))
     low, low_slope, high, high_slope = 0.0, slope, float("inf"), float("inf")
     if slope >= 0:
@@ -114,7 +127,7 @@ def _search_line(objective: Objective, place: _Place, direction: Tensor, *, step
     for trial in range(1, _MAX_TRIALS + 1):
         point = place.point + step * direction
         there = _at(objective, point)
-        slope_there = float((there.gradient * direction).sum())
+        slope_there = _dot(there.gradient, direction)
         if -_FLATTER * abs(slope) <= slope_there <= _UPHILL * abs(slope) and there.value <= highest:
             return there, trial
         if slope_there < 0 and there.value <= highest:

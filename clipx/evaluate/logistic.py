@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clipx.evaluate.lbfgs import minimize
+from clipx.evaluate.mapped_rows import read_rows, take_rows
 
 _BLOCK_ENTRIES = 2**20
 """Float64 numbers of a block's rows and scores, 8 MB."""
@@ -33,10 +34,10 @@ _SAMPLED_ROWS = 2**15
 """Rows of which mean and covariance are taken."""
 _MAX_EVALUATIONS = 5_000
 
-EXACT = 1e-10
-"""Largest slope that gives coefficients to about eight digits."""
-ROUGH = 1e-6
-"""Largest slope that is enough to compare accuracies."""
+EXACT = 1e-9
+"""Of the slope at the start; gives coefficients to seven digits or so."""
+ROUGH = 1e-3
+"""Enough to compare accuracies."""
 
 
 class Examples:
@@ -72,9 +73,12 @@ class Examples:
 
     def rows(self, first: int, last: int, *, every: int = 1) -> Tensor:
         """Rows `first` to `last`, float64."""
-        part = slice(first, last, every)
-        rows = self._image_ND[part if self._chosen_N is None else self._chosen_N[part]]
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device).double()
+        if self._chosen_N is None and every == 1:
+            rows = read_rows(self._image_ND, first, last)
+        else:
+            index = np.arange(first, last, every)
+            rows = take_rows(self._image_ND, index if self._chosen_N is None else self._chosen_N[index])
+        return torch.from_numpy(rows).to(self.device).double()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,9 @@ class LogisticRegression:
     def __init__(self, examples: Examples, *, num_classes: int) -> None:
         self._examples, self._num_classes = examples, num_classes
         num_rows = len(examples)
+        count_K = torch.bincount(examples.label_N, minlength=num_classes).double()
+        log_K = count_K.clamp_min(0.5).log()
+        self._bias_K = log_K - log_K.mean()  # the best one where W is zero
         sample_SD = examples.rows(0, num_rows, every=-(-num_rows // _SAMPLED_ROWS))
         self._mean_D = sample_SD.mean(0)
         centred_SD = sample_SD - self._mean_D
@@ -111,14 +118,16 @@ class LogisticRegression:
         self._resident: list[Tensor] | None = None
         if num_rows * examples.num_features <= _RESIDENT_ENTRIES:
             self._resident = list(self._read())
+        no_weight_KD = torch.zeros(num_classes, examples.num_features, dtype=torch.float64, device=examples.device)
+        _, self._slope_KD, _ = self._mean_loss(no_weight_KD, self._bias_K)
 
     def fit(self, inverse_penalty: float, *, start: Classifier | None = None, tolerance: float = EXACT) -> Classifier:
         """The classifier for one C.
 
         Args:
             inverse_penalty: scikit-learn's C.
-            start: where the search begins, for example the classifier of the C before; zero without it.
-            tolerance: of the gradient in the coordinates above.
+            start: where the search begins, for example the classifier of the C before; without it where W is zero.
+            tolerance: largest entry of the gradient in the coordinates above, as a part of that where W is zero.
         """
         num_features, num_classes = self._examples.num_features, self._num_classes
         penalty = (2 if num_classes == 2 else 1) / (inverse_penalty * len(self._examples))
@@ -136,13 +145,18 @@ class LogisticRegression:
             loss, gradient_KD, gradient_K = self._mean_loss(weight_KD, bias_K)
             gradient_KD += penalty * weight_KD
             value = loss + penalty / 2 * float(weight_KD.square().sum())
-            scaled_KD = torch.linalg.solve_triangular(root_DD.T, gradient_KD, upper=True, left=False)
-            return value, torch.cat([scaled_KD, gradient_K[:, None] * bias_scale], dim=1)
+            return value, torch.cat([scaled(gradient_KD), gradient_K[:, None] * bias_scale], dim=1)
+
+        def scaled(gradient_KD: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(root_DD.T, gradient_KD, upper=True, left=False)
 
         point_KE = torch.zeros(num_classes, num_features + 1, dtype=torch.float64, device=self._examples.device)
-        if start is not None:
+        if start is None:
+            point_KE[:, -1] = self._bias_K / bias_scale
+        else:
             point_KE[:, :-1] = start.weight_KD @ root_DD
             point_KE[:, -1] = (start.bias_K + start.weight_KD @ self._mean_D) / bias_scale
+        tolerance *= float(scaled(self._slope_KD).abs().max())
         minimum = minimize(objective, point_KE, tolerance=tolerance, max_evaluations=_MAX_EVALUATIONS)
         weight_KD, bias_K = natural(minimum.point)
         return Classifier(

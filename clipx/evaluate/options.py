@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 Like = Literal["clip_benchmark"]
 Decode = Literal["pil", "fast"]
-Task = Literal["zeroshot_classification", "zeroshot_retrieval", "zeroshot_multilabel_classification"]
+Task = Literal[
+    "zeroshot_classification", "zeroshot_retrieval", "zeroshot_multilabel_classification", "linear_probe", "knn"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
