@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipx.config.paths import expand_home
-from clipx.data.class_names import check_templates, checked_classes, checked_templates, read_lines
+from clipx.data.class_names import checked_classes, checked_templates, read_entries, read_lines
 from clipx.data.labelled import open_classes
-from clipx.data.labelled.benchmark import CLASS_NAMES, TEMPLATES, read_entries
+from clipx.data.labelled.benchmark import templates_beside
 from clipx.data.labelled.sets import DEFAULT_TEMPLATES
+from clipx.data.rows.class_lists import CLASS_NAMES
 from clipx.errors import InputError
 
 _CLASSES, _TEMPLATES = "--classes", "--templates"
@@ -92,12 +93,8 @@ def read_templates(values: Sequence[str]) -> tuple[str, ...]:
 def _of_set(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and prompts of a set; its pictures need not be there if its list of classes is."""
     if (path / CLASS_NAMES).is_file():
-        names = read_entries(path / CLASS_NAMES, needed_by=_CLASSES)
-        if not (path / TEMPLATES).is_file():
-            return names, DEFAULT_TEMPLATES
-        templates = read_entries(path / TEMPLATES, needed_by=_CLASSES)
-        check_templates(templates, name=str(path / TEMPLATES))
-        return names, templates
+        names = read_entries(str(path / CLASS_NAMES), needed_by=_CLASSES)
+        return names, templates_beside(path, required=False)
     try:
         opened = open_classes(str(path))
     except InputError as error:
