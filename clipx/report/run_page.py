@@ -45,7 +45,7 @@ def summary(run: Recorded, sizes: Mapping[str, SetSize]) -> dict[str, object]:
         metric = main_metric(results[-1].scores)
         if metric is not None:
             share = results[-1].scores[metric]
-            found = interval(metric, share, sizes.get(name))
+            found = interval(metric, results[-1], sizes.get(name))
             reach = "" if found is None else f" ± {50 * (found.high - found.low):.1f}"
             shown[f"{name}, {metric}"] = f"{percent(share)}{reach}"
     shown |= {"pairs per second": pace(run), "training": spent(run)}
