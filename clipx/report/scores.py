@@ -90,8 +90,8 @@ def _chart(name: str, results: Sequence[Evaluated], size: SetSize | None) -> Htm
         for result in results:
             found = interval(metric, result, size)
             if found is not None:
-                bands.setdefault(_label(metric), []).append((result.step, 100 * found.low, 100 * found.high))
-    lines = {_label(metric): series(results, metric) for metric in metrics}
+                bands.setdefault(label(metric), []).append((result.step, 100 * found.low, 100 * found.high))
+    lines = {label(metric): series(results, metric) for metric in metrics}
     return line_chart(lines, title=name, x_label="step", y_label="%", extras=Extras(bands=bands))
 
 
@@ -104,7 +104,7 @@ def _rows(name: str, results: Sequence[Evaluated], size: SetSize | None) -> list
         found = interval(metric, last, size)
         ends = "" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
         shown = (percent(last.scores[metric]), ends, f"{last.step:,}", percent(best.scores[metric]), f"{best.step:,}")
-        rows.append([name if not rows else "", _label(metric), *shown])
+        rows.append([name if not rows else "", label(metric), *shown])
     return rows
 
 
@@ -112,7 +112,8 @@ def _or_lowest(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _label(metric: str) -> str:
+def label(metric: str) -> str:
+    """The metric as a person reads it."""
     if metric.startswith(_AVERAGE):
-        return f"{_label(metric.removeprefix(_AVERAGE))}, averaged weights"
+        return f"{label(metric.removeprefix(_AVERAGE))}, averaged weights"
     return metric.replace("_recall@", " R@").replace("_", " ")
