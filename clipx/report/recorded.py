@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.checkpoint.manifest import MANIFEST
@@ -71,15 +71,16 @@ class Recorded:
         """The last step that is known to be done."""
         saved = 0 if self.state is None else self.state.progress.step
         rows = int(self.rows[-1]["step"]) if self.rows else 0
-        return max(rows, int(_number(self.status.get("step")) or 0), saved)
+        return max(rows, int(finite(self.status.get("step")) or 0), saved)
 
     def last(self, figure: str) -> float | None:
-        """The newest value of a figure that is a number."""
-        return next((value for row in reversed(self.rows) if (value := _number(row.get(figure))) is not None), None)
+        """The newest value of a figure that is a finite number."""
+        return next((value for row in reversed(self.rows) if (value := finite(row.get(figure))) is not None), None)
 
     def points(self, figure: str, over: str = "step") -> list[tuple[float, float]]:
         """A figure at every row that has it; NaN where it was not finite."""
-        return [(float(row[over]), _value(row[figure])) for row in self.rows if figure in row and over in row]
+        rows = (row for row in self.rows if figure in row)
+        return [(x, _value(row[figure])) for row in rows if (x := finite(row.get(over))) is not None]
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -108,7 +109,7 @@ def read_run(folder: Path) -> Recorded:
             evaluations=_evaluations(folder / "eval"),
             status=_object(folder / _STATUS),
             written_at=_written_at(folder / _METRICS),
-            starts=[row for row in read_rows(folder / "starts.jsonl") if isinstance(row.get("step"), int)],
+            starts=[row for row in read_rows(folder / "starts.jsonl") if _is_step(row.get("step"))],
             rollbacks=read_rows(folder / "rollbacks.jsonl"),
             quarantine=read_rows(folder / "quarantine.jsonl"),
             config=config,
@@ -168,7 +169,7 @@ def _checkpoints(store: CheckpointStore) -> tuple[RunState | None, list[int]]:
 
 
 def _by_step(rows: Sequence[Row]) -> list[Row]:
-    by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
+    by_step = {row["step"]: row for row in rows if _is_step(row.get("step"))}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -177,7 +178,7 @@ def _evaluations(folder: Path) -> dict[str, list[Evaluated]]:
     for path in sorted(folder.glob("*.json")):
         result, match = _object(path), _RESULT.fullmatch(path.name)
         name, step = result.get("name"), result.get("step")
-        if match is None or not isinstance(name, str) or not isinstance(step, int):
+        if match is None or not isinstance(name, str) or not _is_step(step):
             continue
         scores = {
             key: number for key, value in result.items() if key != "step" and (number := _number(value)) is not None
@@ -208,8 +209,14 @@ def _written_at(path: Path) -> datetime | None:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None
 
 
+def _is_step(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if isinstance(value, float) or abs(value) < 2**1023 else math.inf
 
 
 def _value(value: object) -> float:
