@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.checkpoint.manifest import MANIFEST
@@ -35,6 +35,8 @@ class Evaluated:
     step: int
     scores: Mapping[str, float]
     """Metrics by name, numbers alone."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Their 95% intervals, as far as they were written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +71,16 @@ class Recorded:
         """The last step that is known to be done."""
         saved = 0 if self.state is None else self.state.progress.step
         rows = int(self.rows[-1]["step"]) if self.rows else 0
-        return max(rows, int(_number(self.status.get("step")) or 0), saved)
+        return max(rows, int(finite(self.status.get("step")) or 0), saved)
 
     def last(self, figure: str) -> float | None:
-        """The newest value of a figure that is a number."""
-        return next((value for row in reversed(self.rows) if (value := _number(row.get(figure))) is not None), None)
+        """The newest value of a figure that is a finite number."""
+        return next((value for row in reversed(self.rows) if (value := finite(row.get(figure))) is not None), None)
 
     def points(self, figure: str, over: str = "step") -> list[tuple[float, float]]:
         """A figure at every row that has it; NaN where it was not finite."""
-        return [(float(row[over]), _value(row[figure])) for row in self.rows if figure in row and over in row]
+        rows = (row for row in self.rows if figure in row)
+        return [(x, _value(row[figure])) for row in rows if (x := finite(row.get(over))) is not None]
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -106,7 +109,7 @@ def read_run(folder: Path) -> Recorded:
             evaluations=_evaluations(folder / "eval"),
             status=_object(folder / _STATUS),
             written_at=_written_at(folder / _METRICS),
-            starts=[row for row in read_rows(folder / "starts.jsonl") if isinstance(row.get("step"), int)],
+            starts=[row for row in read_rows(folder / "starts.jsonl") if _is_step(row.get("step"))],
             rollbacks=read_rows(folder / "rollbacks.jsonl"),
             quarantine=read_rows(folder / "quarantine.jsonl"),
             config=config,
@@ -166,7 +169,7 @@ def _checkpoints(store: CheckpointStore) -> tuple[RunState | None, list[int]]:
 
 
 def _by_step(rows: Sequence[Row]) -> list[Row]:
-    by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
+    by_step = {row["step"]: row for row in rows if _is_step(row.get("step"))}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -175,13 +178,23 @@ def _evaluations(folder: Path) -> dict[str, list[Evaluated]]:
     for path in sorted(folder.glob("*.json")):
         result, match = _object(path), _RESULT.fullmatch(path.name)
         name, step = result.get("name"), result.get("step")
-        if match is None or not isinstance(name, str) or not isinstance(step, int):
+        if match is None or not isinstance(name, str) or not _is_step(step):
             continue
         scores = {
             key: number for key, value in result.items() if key != "step" and (number := _number(value)) is not None
         }
-        found.setdefault(name, []).append(Evaluated(step=step, scores=scores))
+        found.setdefault(name, []).append(Evaluated(step=step, scores=scores, intervals=_intervals(result)))
     return {name: sorted(found[name], key=lambda result: result.step) for name in sorted(found)}
+
+
+def _intervals(result: Row) -> dict[str, tuple[float, float]]:
+    given = result.get("intervals")
+    found = {}
+    for name, ends in given.items() if isinstance(given, dict) else ():
+        numbers = [finite(end) for end in ends] if isinstance(ends, list) else []
+        if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None:
+            found[name] = (numbers[0], numbers[1])
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -196,8 +209,14 @@ def _written_at(path: Path) -> datetime | None:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None
 
 
+def _is_step(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if isinstance(value, float) or abs(value) < 2**1023 else math.inf
 
 
 def _value(value: object) -> float:

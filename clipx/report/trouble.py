@@ -36,7 +36,9 @@ def _starts(run: Recorded) -> Html:
         return Html("")
     rows = []
     for row in run.starts:
-        hosts = [host for host in row.get("hosts") or () if isinstance(host, dict)]
+        hosts = (
+            [host for host in listed if isinstance(host, dict)] if isinstance(listed := row.get("hosts"), list) else []
+        )
         ranks = sum(int(finite(host.get("ranks")) or 0) for host in hosts)
         names = ", ".join(dict.fromkeys(str(host.get("host")) for host in hosts))
         devices = ", ".join(dict.fromkeys(str(host.get("device")) for host in hosts))

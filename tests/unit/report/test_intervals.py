@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from clipx.report.intervals import wilson
+from clipx.report.intervals import Interval, wilson
+from clipx.report.recorded import Evaluated
 from clipx.report.scores import SetSize, interval, main_metric, percent
 
 
@@ -24,16 +25,25 @@ def test_a_published_value() -> None:
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
+def found(metric: str, share: float, size: SetSize | None, **intervals: tuple[float, float]) -> Interval | None:
+    return interval(metric, Evaluated(step=1, scores={metric: share}, intervals=intervals), size)
+
+
 def test_only_shares_of_known_sets_have_one() -> None:
     size = SetSize(pictures=100, texts=400)
-    assert interval("acc1", 0.5, size) == wilson(0.5, 100)
-    assert interval("ema_acc1", 0.5, size) == wilson(0.5, 100)
-    assert interval("text_to_image_recall@1", 0.5, size) == wilson(0.5, 400)
-    assert interval("image_to_text_recall@5", 0.5, size) == wilson(0.5, 100)
+    assert found("acc1", 0.5, size) == wilson(0.5, 100)
+    assert found("ema_acc1", 0.5, size) == wilson(0.5, 100)
+    assert found("text_to_image_recall@1", 0.5, size) == wilson(0.5, 400)
+    assert found("image_to_text_recall@5", 0.5, size) == wilson(0.5, 100)
     for metric, share in (("mean_per_class_recall", 0.5), ("acc1", math.nan), ("acc1", 1.5)):
-        assert interval(metric, share, size) is None
-    assert interval("acc1", 0.5, None) is None
-    assert interval("text_to_image_recall@1", 0.5, SetSize(10)) is None
+        assert found(metric, share, size) is None
+    assert found("acc1", 0.5, None) is None
+    assert found("text_to_image_recall@1", 0.5, SetSize(10)) is None
+
+
+def test_an_interval_that_a_run_has_written_comes_first() -> None:
+    assert found("acc1", 0.5, SetSize(100), acc1=(0.4, 0.7)) == (0.4, 0.7)
+    assert found("acc1", 0.5, None, acc1=(0.4, 0.7)) == (0.4, 0.7)
 
 
 def test_the_metric_that_stands_for_an_evaluation() -> None:

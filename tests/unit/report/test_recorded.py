@@ -16,6 +16,11 @@ def test_a_run_in_two_starts(trained: Path) -> None:
     assert [result.step for result in run.evaluations["seen"]] == [2, 4, 6]
     assert [result.step for result in run.evaluations["found"]] == [6]
     assert set(run.evaluations["seen"][0].scores) == {"acc1", "acc5", "mean_per_class_recall"}
+    for results in run.evaluations.values():
+        (last, *_) = results[::-1]
+        assert last.intervals
+        for metric, (low, high) in last.intervals.items():
+            assert 0 <= low <= last.scores[metric] <= high <= 1
     assert run.status["status"] == "complete"
     assert run.config is not None
     assert run.config.steps == 6
