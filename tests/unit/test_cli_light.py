@@ -86,14 +86,13 @@ CASES: list[tuple[str, str]] = [
     ("zeroshot absent set", "absent: no such folder; give a run folder, a checkpoint, an export, a model of"),
     ("zeroshot empty set", "empty is neither a run folder, nor a checkpoint, nor an export, nor a model of"),
     ("zeroshot begun set", "begun: the run has no good checkpoint; train until its first save"),
-    ("zeroshot model absent", "absent: no such folder; give one in CLIP_benchmark's wds_* layout"),
+    ("zeroshot model absent", "absent: no such folder or file; give a wds_* folder, a folder for each class"),
     ("zeroshot model set --json empty", "--json empty: cannot be written: Is a directory"),
     ("zeroshot model set --json file/a/b.json", "--json file/a/b.json: cannot be written: Not a directory"),
     ("plan good.yaml --gpus 8 --gpu H100 --json empty", "--json empty: cannot be written: Is a directory"),
     ("doctor --json file/x", "--json file/x: cannot be written: Not a directory"),
     ("data check set/test --report empty", "--report empty: cannot be written: Is a directory"),
     ("data stats set/test --out file", "--out file/stats.json: cannot be written: Not a directory"),
-    ("zeroshot model set empty", "empty/zeroshot_classification_templates.txt"),
     ("classify absent set/test --classes a,b", "absent: no such folder"),
     ("classify model absent --classes a,b", "absent: no such file or folder"),
     ("classify model empty --classes a,b", "empty holds neither pictures nor a table"),
@@ -107,13 +106,20 @@ CASES: list[tuple[str, str]] = [
     ("classify model set/test --classes a,b --json good.yaml", "--json good.yaml: a file is there that holds no JSON"),
     ("classify model set/test --classes a,b --csv good.yaml", "--csv good.yaml: a file is there that holds no classes"),
     ("classify model set/test --classes a,b --html good.yaml", "good.yaml is there, and clipx did not write it"),
+    ("zeroshot model set empty", "empty holds neither pictures nor a table"),
+    ("zeroshot model file.csv", "file.csv: its labels are numbers (0, 1), whose names are not known; put classnames"),
+    ("zeroshot model folders", "folders has no split 'test': it has train; name one of them"),
+    ("train good.yaml evaluate.e={type:\xa0zeroshot,\xa0data:\xa0file.csv}", "file.csv: its labels are numbers (0, 1)"),
+    ("data make file.csv --out out", "the source: its labels are numbers (0, 1), whose names are not known"),
+    ("data make file.csv --out out --label-column x", "file.csv has no column 'x'; name one of path, label with"),
+    ("data make file.csv --out out --class-folders", "file.csv: --class-folders has no meaning for such a source"),
     ("average model --to out", "1 MODEL has no average; give several, or one and --with START"),
     ("average model model --to out --weights 1", "--weights 1: 1 numbers for 2 models; give one for each"),
     ("average model --with model --to out --alpha -0.5", "alpha -0.5 lies outside 0 to 1"),
     ("average model --with model --to out --alphas -1,-0.5,...,1", "alpha -1 lies outside 0 to 1"),
     ("average model --with model --to out --alpha 1 --alphas 0,1", "--alpha is one way to go, --alphas several"),
     ("average model --with model --to out --alphas 0,0.5,...,1", "--alphas needs something to choose by"),
-    ("average model --with model --to out --alphas 0,1 --on absent", "absent: no such folder; give one in CLIP_"),
+    ("average model --with model --to out --alphas 0,1 --on absent", "absent: no such folder or file; give a wds_"),
     ("average model model set --to out --greedy --on set", "set is an evaluation set and no model; give --on before"),
     ("average model absent --to out", "absent: no such folder"),
     ("average model --with file --alpha 0 --to out", "file: is a file"),
@@ -189,6 +195,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str,
     folder = tmp_path_factory.mktemp("cwd")
     scenes = write_scenes(folder / "scenes", num_train=2)
     (folder / "file").write_text("no folder")
+    (folder / "file.csv").write_text("path,label\na.png,0\nb.png,1\n")
+    (folder / "folders" / "train" / "cat").mkdir(parents=True)
+    (folder / "folders" / "train" / "cat" / "a.png").write_bytes(b"")
     (folder / "empty").mkdir()
     (folder / "theirs").mkdir()
     (folder / "theirs" / "stats.json").write_text("{}")
