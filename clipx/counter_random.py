@@ -28,6 +28,7 @@ class Stream(IntEnum):
     DROPOUT = 7
     TEMPLATE = 8
     SOURCE = 9
+    BOOTSTRAP = 10
 
 
 def _signed(value: int) -> int:

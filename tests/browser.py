@@ -51,7 +51,8 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     """Errors and warnings of the console, exceptions, and what the page's own policy forbade."""
     requests: list[str] = field(default_factory=list)
-    """Addresses that were asked for, the page's own first, those of data within the page left out."""
+    """Addresses that were asked for, the page's own first; without data within the page, and what the page's own policy
+    forbade before it was asked for, which is among the errors."""
     num_pictures: int = 0
     broken: list[str] = field(default_factory=list)
     """What pictures that did not load are said to show."""
@@ -117,8 +118,11 @@ class Browser:
             box = self.call("Page.getLayoutMetrics", session=session)["cssContentSize"]
             shot["clip"] = {"x": 0, "y": 0, "width": width, "height": box["height"], "scale": 1}
         seen.png = base64.b64decode(self.call("Page.captureScreenshot", shot, session=session)["data"])
+        failed = [event["params"] for event in self._events if event["method"] == "Network.loadingFailed"]
+        forbidden = {params["requestId"] for params in failed if params.get("blockedReason") == "csp"}
         for event in self._events:
-            _note(seen, event["method"], event.get("params", {}))
+            if event.get("params", {}).get("requestId") not in forbidden:
+                _note(seen, event["method"], event.get("params", {}))
         self.call("Target.closeTarget", {"targetId": target})
         return seen
 

@@ -7,7 +7,7 @@ wrong; the library finds that later. Under a launcher nothing is looked at: its 
 import errno
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -18,6 +18,7 @@ from clipx.errors import ClipxError, InputError
 if TYPE_CHECKING:
     from clipx.config.data import Source
     from clipx.config.schema import RunConfig
+    from clipx.data.suite_sets import SetPlace
 
 P = ParamSpec("P")
 
@@ -54,6 +55,14 @@ def require_evaluation_set(folder: Path) -> None:
     from clipx.data.labelled import open_set
 
     open_set(str(folder))
+
+
+@_alone
+def require_places(places: "Sequence[SetPlace]", *, skip_missing: bool) -> None:
+    """Raises InputError if evaluation sets are not there, or if none is there that may be missing."""
+    from clipx.data.suite_sets import faults, without
+
+    without(places, faults(places), skip_missing=skip_missing)
 
 
 @_alone

@@ -52,7 +52,7 @@ def report(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two run folders or more.", show_default=False)],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Also write a page, with the curves.", show_default=False),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from clipx.distributed.collectives import all_reduce, rank, world_size
+from clipx.distributed.collectives import all_reduce
 from clipx.evaluate.sharing import embed_texts
 from clipx.pretrained import Pretrained
 from clipx.pretrained.prompts import fill, prompt_numbers, token_keys, unit_means
@@ -34,9 +34,7 @@ def class_embeddings(
     """
     prompts = [fill(template, name) for name in class_names for template in templates]
     sums_CD = torch.zeros(len(class_names), pretrained.config.embed_dim, dtype=torch.float64, device=pretrained.device)
-    index, step = rank(group), world_size(group)
-    for local_prompts, text_BD in embed_texts(pretrained, prompts, batch_size=batch_size, group=group):
-        index_B = index + step * torch.arange(len(local_prompts), device=pretrained.device)
+    for block, text_BD in embed_texts(pretrained, prompts, batch_size=batch_size, group=group):
+        index_B = block.start + torch.arange(len(block.local), device=pretrained.device)
         sums_CD.index_add_(0, index_B // len(templates), text_BD.double())
-        index += step * len(local_prompts)
     return unit_means(all_reduce(sums_CD, "sum", group))

@@ -11,8 +11,7 @@ from clipx.pages.style import NUM_SERIES
 
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 24, 40
-_MOST_DOTS = 40  # points of a series that are few enough to be seen one by one
-_NEARLY_ALL = 1.02
+_MOST_DOTS = 16  # points of a series that are few enough to be seen one by one
 
 Points = Sequence[tuple[float, float]]
 

@@ -11,7 +11,7 @@ from clipx.pages import Html, line_chart, page, paragraph, section, table, write
 from clipx.report.curves import smoothed, wide
 from clipx.report.recorded import Recorded, read_run
 from clipx.report.run_page import pace, spent, status_word, steps
-from clipx.report.scores import main_metric, percent, series
+from clipx.report.scores import label, main_metric, percent, series
 from clipx.report.setup import shown
 
 _CURVES = {
@@ -63,7 +63,8 @@ def read_runs(folders: Sequence[Path]) -> list[Recorded]:
     if twice := next((folder for i, folder in enumerate(folders) if places[i] in places[:i]), None):
         raise InputError(f"{twice} is named twice; name each run once")
     runs = [read_run(folder) for folder in folders]
-    return [replace(run, name=name) for run, name in zip(runs, _names(places), strict=True)]
+    names = _names([folder.absolute() for folder in folders])
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def write_comparison(runs: Sequence[Recorded], path: Path) -> None:
@@ -148,7 +149,7 @@ def _final_scores(runs: Sequence[Recorded]) -> list[Figure]:
         metrics = dict.fromkeys(metric for result in results if result for metric in result[-1].scores)
         for metric in metrics:
             values = [result[-1].scores.get(metric) if result else None for result in results]
-            figures.append(Figure(f"{name}, {metric}", values, percent, lambda d: f"{100 * d:+.2f}"))
+            figures.append(Figure(f"{name}, {label(metric)}", values, percent, lambda d: f"{100 * d:+.2f}"))
     return figures
 
 
@@ -174,10 +175,10 @@ def _evaluations(runs: Sequence[Recorded]) -> Html:
     for name in dict.fromkeys(name for run in runs for name in run.evaluations):
         first = next(run.evaluations[name] for run in runs if name in run.evaluations)
         metric = main_metric(first[-1].scores)
-        for over, label in _OVER.items() if metric is not None else ():
+        for over, axis in _OVER.items() if metric is not None else ():
             assert metric is not None
             lines = {run.name: _scored(run, name, metric, over) for run in runs}
-            charts.append(line_chart(lines, title=f"{name}, {metric}", x_label=label, y_label="%"))
+            charts.append(line_chart(lines, title=f"{name}, {label(metric)}", x_label=axis, y_label="%"))
     if not charts:
         return paragraph("None of the runs has been evaluated yet.")
     return Html(f'<div class="charts">{"".join(charts)}</div>')

@@ -21,4 +21,4 @@ def wilson(share: float, count: int) -> Interval:
     """
     centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     reach = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return Interval(max(0.0, centre - reach), min(1.0, centre + reach))
+    return Interval(max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))  # 0 and 1 themselves

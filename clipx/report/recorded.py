@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Evaluated:
     step: int
     scores: Mapping[str, float]
     """Metrics by name, numbers alone."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Their 95% intervals, as far as they were written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +182,18 @@ def _evaluations(folder: Path) -> dict[str, list[Evaluated]]:
         scores = {
             key: number for key, value in result.items() if key != "step" and (number := _number(value)) is not None
         }
-        found.setdefault(name, []).append(Evaluated(step=step, scores=scores))
+        found.setdefault(name, []).append(Evaluated(step=step, scores=scores, intervals=_intervals(result)))
     return {name: sorted(found[name], key=lambda result: result.step) for name in sorted(found)}
+
+
+def _intervals(result: Row) -> dict[str, tuple[float, float]]:
+    given = result.get("intervals")
+    found = {}
+    for name, ends in given.items() if isinstance(given, dict) else ():
+        numbers = [finite(end) for end in ends] if isinstance(ends, list) else []
+        if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None:
+            found[name] = (numbers[0], numbers[1])
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from statistics import median
 from clipx.pages import Html, facts, joined, page, paragraph, section, text
 from clipx.report.curves import curves
 from clipx.report.recorded import Recorded, finite
-from clipx.report.scores import SetSize, interval, main_metric, percent, scores
+from clipx.report.scores import SetSize, interval, label, main_metric, percent, scores
 from clipx.report.setup import setup
 from clipx.report.trouble import trouble
 
@@ -45,9 +45,9 @@ def summary(run: Recorded, sizes: Mapping[str, SetSize]) -> dict[str, object]:
         metric = main_metric(results[-1].scores)
         if metric is not None:
             share = results[-1].scores[metric]
-            found = interval(metric, share, sizes.get(name))
+            found = interval(metric, results[-1], sizes.get(name))
             reach = "" if found is None else f" ± {50 * (found.high - found.low):.1f}"
-            shown[f"{name}, {metric}"] = f"{percent(share)}{reach}"
+            shown[f"{name}, {label(metric)}"] = f"{percent(share)}{reach}"
     shown |= {"pairs per second": pace(run), "training": spent(run)}
     if run.starts:
         shown["starts"] = len(run.starts)

@@ -8,7 +8,7 @@ from clipx.pages import Extras, Html, joined, line_chart, paragraph, table
 from clipx.report.intervals import Interval, wilson
 from clipx.report.recorded import Evaluated, Recorded
 
-_MAIN = ("acc1", "mAP", "image_to_text_recall@1", "text_to_image_recall@1")
+_MAIN = ("acc1", "mean_average_precision", "image_to_text_recall@1", "text_to_image_recall@1")
 """Metrics that stand for an evaluation, those first that are taken first."""
 _COUNTED_IN_PICTURES = ("acc1", "acc5", "image_to_text_recall@")
 _COUNTED_IN_TEXTS = ("text_to_image_recall@",)
@@ -31,8 +31,14 @@ def main_metric(scores: Mapping[str, float]) -> str | None:
     return _AVERAGE + names[0] if _AVERAGE + names[0] in scores else names[0]
 
 
-def interval(metric: str, share: float, size: SetSize | None) -> Interval | None:
-    """The 95% interval of a metric that is a share of pictures or texts; None for other metrics and unknown sizes."""
+def interval(metric: str, result: Evaluated, size: SetSize | None) -> Interval | None:
+    """The 95% interval of a metric: as it was written with it, else that of a share of pictures or texts.
+
+    None for other metrics, and where the size of the set is unknown, too.
+    """
+    if metric in result.intervals:
+        return Interval(*result.intervals[metric])
+    share = result.scores.get(metric, math.nan)
     if size is None or not 0 <= share <= 1:
         return None
     plain = metric.removeprefix(_AVERAGE)
@@ -58,8 +64,11 @@ def scores(run: Recorded, sizes: Mapping[str, SetSize]) -> Html:
     charts = [_chart(name, results, sizes.get(name)) for name, results in run.evaluations.items()]
     rows = [row for name, results in run.evaluations.items() for row in _rows(name, results, sizes.get(name))]
     columns = ("evaluation", "metric", "last", "95% interval", "at step", "best", "at step")
-    known = any(name in sizes for name in run.evaluations)
-    note = "Intervals are Wilson's: how far the score could be off on so few pictures or texts of the same kind."
+    known = any(row[3] for row in rows)
+    note = (
+        "Intervals: how the score would vary with other pictures of the same kind, by resampling or, where a run did "
+        "not write them, Wilson's from the number of pictures or texts."
+    )
     return joined(
         [
             Html(f'<div class="charts">{"".join(charts)}</div>'),
@@ -79,10 +88,10 @@ def _chart(name: str, results: Sequence[Evaluated], size: SetSize | None) -> Htm
     bands: dict[str, list[tuple[float, float, float]]] = {}
     for metric in metrics[:1] + [metric for metric in metrics[1:] if metric in _MAIN]:
         for result in results:
-            found = interval(metric, result.scores.get(metric, math.nan), size)
+            found = interval(metric, result, size)
             if found is not None:
-                bands.setdefault(_label(metric), []).append((result.step, 100 * found.low, 100 * found.high))
-    lines = {_label(metric): series(results, metric) for metric in metrics}
+                bands.setdefault(label(metric), []).append((result.step, 100 * found.low, 100 * found.high))
+    lines = {label(metric): series(results, metric) for metric in metrics}
     return line_chart(lines, title=name, x_label="step", y_label="%", extras=Extras(bands=bands))
 
 
@@ -92,10 +101,10 @@ def _rows(name: str, results: Sequence[Evaluated], size: SetSize | None) -> list
         measured = [result for result in results if metric in result.scores]
         last = measured[-1]
         best = max(measured, key=lambda result: _or_lowest(result.scores[metric]))
-        found = interval(metric, last.scores[metric], size)
+        found = interval(metric, last, size)
         ends = "" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
         shown = (percent(last.scores[metric]), ends, f"{last.step:,}", percent(best.scores[metric]), f"{best.step:,}")
-        rows.append([name if not rows else "", _label(metric), *shown])
+        rows.append([name if not rows else "", label(metric), *shown])
     return rows
 
 
@@ -103,7 +112,8 @@ def _or_lowest(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _label(metric: str) -> str:
+def label(metric: str) -> str:
+    """The metric as a person reads it."""
     if metric.startswith(_AVERAGE):
-        return f"{_label(metric.removeprefix(_AVERAGE))}, averaged weights"
+        return f"{label(metric.removeprefix(_AVERAGE))}, averaged weights"
     return metric.replace("_recall@", " R@").replace("_", " ")

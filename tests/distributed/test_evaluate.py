@@ -105,14 +105,15 @@ def _shares(num_items, batch_size):
     return list(share(range(num_items), batch_size=batch_size, group=dist.group.WORLD))
 
 
-def test_every_item_goes_to_one_rank_in_order():
+def test_every_block_of_items_goes_to_one_rank():
     for num_items in (0, 1, 5, 6, 7, 13):
         shares = run_ranks(_shares, 2, num_items, 3) if num_items in (7, 13) else [list(_alone(num_items))]
-        world_size = len(shares)
-        for rank, batches in enumerate(shares):
-            assert len(batches) == len(shares[0])
-            assert all(len(batch) <= 3 for batch in batches)
-            assert [item for batch in batches for item in batch] == list(range(rank, num_items, world_size))
+        blocks = {}
+        for rounds in shares:
+            assert [block.count for block in rounds] == [block.count for block in shares[0]]
+            blocks |= {block.start: block.local for block in rounds if block.local}
+        assert blocks == {start: list(range(start, min(start + 3, num_items))) for start in range(0, num_items, 3)}
+        assert sum(block.count for block in shares[0]) == num_items
 
 
 def _alone(num_items):
