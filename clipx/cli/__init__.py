@@ -96,10 +96,10 @@ app.command(rich_help_panel=_RUN)(report)
 app.command(rich_help_panel=_RUN)(compare)
 
 
-app.command(rich_help_panel=_MODEL)(zeroshot)
+app.command(rich_help_panel=_MODEL)(classify)
 app.command(rich_help_panel=_MODEL)(embed)
 app.command(rich_help_panel=_MODEL)(search)
-app.command(rich_help_panel=_MODEL)(classify)
+app.command(rich_help_panel=_MODEL)(zeroshot)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
 

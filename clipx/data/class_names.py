@@ -1,6 +1,7 @@
 """Lists of class names and prompt templates: from config or text files, for training sources and evaluation sets."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from clipx.data.text_cleaning import is_blank, without_bom
 from clipx.errors import InputError
@@ -27,13 +28,13 @@ def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines)
 
 
-def read_entries(path: str, *, needed_by: str) -> tuple[str, ...]:
+def read_entries(path: str | Path, *, needed_by: str) -> tuple[str, ...]:
     """The lines of a list; empty ones do not count, and what only looks empty is refused, as others might count it.
 
     Raises:
         InputError: the file cannot be read (`read_lines`), or a line shows nothing.
     """
-    entries = tuple(line for line in read_lines(path, needed_by=needed_by) if line)
+    entries = tuple(line for line in read_lines(str(path), needed_by=needed_by) if line)
     if hidden := next((entry for entry in entries if is_blank(entry)), None):
         raise InputError(f"{path}: the line {ascii(hidden)[:80]} shows nothing; give it text, or delete it")
     return entries

@@ -23,6 +23,7 @@ from clipx.data.parallel import in_processes
 from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
 from clipx.data.rows.classes import Classes, find_classes
 from clipx.data.rows.row import Rows
+from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, RunError, some_names
 from clipx.prepare.groups import Groups, group_rows
 from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
@@ -72,23 +73,21 @@ def make_shards(
     or more, that may be left out. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
-        InputError: `out` holds something else, was begun with other arguments, is in use, or cannot be written; wrong
-            labels (`find_classes`).
+        InputError: `out` holds something else, was begun otherwise, is in use or cannot be written; wrong labels.
         RunError: too many rows make no sample, or none does; a shard cannot be written.
     """
     if not is_local(out):
         raise InputError(f"--out {out}: shards are made in a local folder; copy them to where they belong afterwards")
     folder = Path(expand_home(out))
-    classes = find_classes(rows, origin="the source")
-    request = _request(rows, options, classes)
+    request = _request(rows, options, classes := _classes(rows))
     with claimed(folder, request) as made:
         if made is not None:
             log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
         groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
         stretches = _stretches(rows, options, groups)
-        width = max(5, len(str(len(stretches) - 1)))
-        make = ShardMaker(rows=rows, folder=folder, options=options, width=width, classes=classes)
+        digits = len(str(len(stretches) - 1))
+        make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, digits), classes=classes)
         reports = [report for number in range(len(stretches)) if (report := make.report(number)) is not None]
         done = {report.shard for report in reports}
         jobs = (_job(number, stretch, groups) for number, stretch in enumerate(stretches) if number not in done)
@@ -109,6 +108,16 @@ def make_shards(
             return _finish(make, request, rows, reports)
         except OSError as error:
             raise RunError(f"{folder} cannot be written: {error}; run the same command again to go on") from error
+
+
+def _classes(rows: Rows) -> Classes | None:
+    """The classes of rows with labels, which a file with a line for each can hold."""
+    classes = find_classes(rows, origin="the source")
+    for number, name in enumerate(classes.names if classes else ()):
+        is_text = name.encode("utf-8", "replace").decode() == name and not is_blank(name)
+        if not is_text or name.splitlines() != [name.strip()]:
+            raise InputError(f"the name of class {number}, {name[:80]!r}, is not one line of text; give it another")
+    return classes
 
 
 def _request(rows: Rows, options: MakeOptions, classes: Classes | None) -> dict[str, object]:

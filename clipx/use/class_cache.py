@@ -105,7 +105,7 @@ def _write(path: Path, all_ND: Tensor) -> None:
     head = json.dumps(_head(content, *all_ND.shape)).encode() + b"\n"
     try:
         write_file(str(path), head + content)
-        _make_room(path.parent, keep=path)
+        _make_room(path.parent)
     except OSError as error:
         log.info("class embeddings are not kept in %s: %s", path.parent, error.strerror or error)
 
@@ -115,7 +115,7 @@ def _head(content: bytes, rows: int, width: int) -> dict[str, object]:
     return {"format": _FORMAT, "rows": rows, "width": width, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _make_room(folder: Path, *, keep: Path) -> None:
+def _make_room(folder: Path) -> None:
     """Removes the files used longest ago until the folder holds at most `MAX_BYTES`."""
     files = []
     for entry in os.scandir(folder):
@@ -127,6 +127,5 @@ def _make_room(folder: Path, *, keep: Path) -> None:
     for _, size, path in sorted(files):
         if excess <= 0:
             return
-        if path != keep:
-            path.unlink(missing_ok=True)
-            excess -= size
+        path.unlink(missing_ok=True)
+        excess -= size

@@ -93,12 +93,6 @@ CASES: list[tuple[str, str]] = [
     ("doctor --json file/x", "--json file/x: cannot be written: Not a directory"),
     ("data check set/test --report empty", "--report empty: cannot be written: Is a directory"),
     ("data stats set/test --out file", "--out file/stats.json: cannot be written: Not a directory"),
-    ("zeroshot model set empty", "empty holds neither pictures nor a table"),
-    ("embed absent set/test --out out", "absent: no such folder; give a run folder, a checkpoint, an export"),
-    ("embed model absent.png --out out", "absent.png: no such file or folder"),
-    ("embed model empty --out out", "empty holds neither pictures nor a table"),
-    ("embed model set/test --out file", "--out file cannot be used: file is no folder"),
-    ("embed model set/test --out out --reduce 128", "--reduce 128: write it as pca:K with the number of components"),
     ("classify absent set/test --classes a,b", "absent: no such folder"),
     ("classify model absent --classes a,b", "absent: no such file or folder"),
     ("classify model empty --classes a,b", "empty holds neither pictures nor a table"),
@@ -112,6 +106,18 @@ CASES: list[tuple[str, str]] = [
     ("classify model set/test --classes a,b --json good.yaml", "--json good.yaml: a file is there that holds no JSON"),
     ("classify model set/test --classes a,b --csv good.yaml", "--csv good.yaml: a file is there that holds no classes"),
     ("classify model set/test --classes a,b --html good.yaml", "good.yaml is there, and clipx did not write it"),
+    ("zeroshot model set empty", "empty holds neither pictures nor a table"),
+    ("zeroshot model file.csv", "file.csv: its labels are numbers (0, 1), whose names are not known; put classnames"),
+    ("zeroshot model folders", "folders has no split 'test': it has train; name one of them"),
+    ("train good.yaml evaluate.e={type:\xa0zeroshot,\xa0data:\xa0file.csv}", "file.csv: its labels are numbers (0, 1)"),
+    ("data make file.csv --out out", "the source: its labels are numbers (0, 1), whose names are not known"),
+    ("data make file.csv --out out --label-column x", "file.csv has no column 'x'; name one of path, label with"),
+    ("data make file.csv --out out --class-folders", "file.csv: --class-folders has no meaning for such a source"),
+    ("embed absent set/test --out out", "absent: no such folder; give a run folder, a checkpoint, an export"),
+    ("embed model absent.png --out out", "absent.png: no such file or folder"),
+    ("embed model empty --out out", "empty holds neither pictures nor a table"),
+    ("embed model set/test --out file", "--out file cannot be used: file is no folder"),
+    ("embed model set/test --out out --reduce 128", "--reduce 128: write it as pca:K with the number of components"),
     ("average model --to out", "1 MODEL has no average; give several, or one and --with START"),
     ("average model model --to out --weights 1", "--weights 1: 1 numbers for 2 models; give one for each"),
     ("average model --with model --to out --alpha -0.5", "alpha -0.5 lies outside 0 to 1"),
@@ -207,6 +213,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str,
     folder = tmp_path_factory.mktemp("cwd")
     scenes = write_scenes(folder / "scenes", num_train=2)
     (folder / "file").write_text("no folder")
+    (folder / "file.csv").write_text("path,label\na.png,0\nb.png,1\n")
+    (folder / "folders" / "train" / "cat").mkdir(parents=True)
+    (folder / "folders" / "train" / "cat" / "a.png").write_bytes(b"")
     (folder / "empty").mkdir()
     (folder / "theirs").mkdir()
     (folder / "theirs" / "stats.json").write_text("{}")

@@ -1,7 +1,10 @@
 """Sets that are rows with labels: folders of classes, tables, saved data sets, CIFAR; or rows with captions."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from clipx.data.labelled.benchmark import templates_beside
@@ -15,6 +18,7 @@ from clipx.data.labelled.sets import (
     RetrievalSet,
 )
 from clipx.data.labelled.splits import choose_split, named
+from clipx.data.parallel import in_threads
 from clipx.data.rows.class_lists import names_beside
 from clipx.data.rows.classes import Classes, find_classes
 from clipx.data.rows.layouts import is_split_name
@@ -24,6 +28,7 @@ from clipx.data.rows.source_files import image_of
 from clipx.errors import InputError
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+_STATES_AT_ONCE = 1024  # by a thread: the answers may come over a network
 _COLUMNS = TableColumns(needs_captions=False, finds_label=True)
 
 
@@ -50,7 +55,7 @@ class LabelledRows:
 
     def identity(self) -> list[object]:
         """See `ImageSource.identity`."""
-        return [str(self.place.absolute()), self.rows.identity(), list(self.classes.names)]
+        return [*_identity(self.rows, self.place), list(self.classes.names)]
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class MultiLabelRows:
 
     def identity(self) -> list[object]:
         """See `ImageSource.identity`."""
-        return [str(self.place.absolute()), self.rows.identity(), list(self.classes.names)]
+        return [*_identity(self.rows, self.place), list(self.classes.names)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,29 @@ class CaptionedRows:
 
     def identity(self) -> list[object]:
         """See `ImageSource.identity`."""
-        return [str(self.place.absolute()), self.rows.identity()]
+        return _identity(self.rows, self.place)
+
+
+def _identity(rows: Rows, place: Path) -> list[object]:
+    """Changes when the rows do, or a file of theirs."""
+    digest = blake2b(digest_size=16)
+    files = rows.files()
+    parts = iter(lambda: list(islice(files, _STATES_AT_ONCE)), [])
+    for states in in_threads(_states, parts):
+        digest.update(states)
+    return [str(place.absolute()), rows.identity(), digest.hexdigest()]
+
+
+def _states(paths: Sequence[str]) -> bytes:
+    return repr([_state(path) for path in paths]).encode()
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # which is said when it is read
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def open_row_set(place: Path, *, split: str) -> AnySet:

@@ -39,6 +39,10 @@ class Chain(Rows):
             for part, of_part in zip(self._parts, keys, strict=True)
         )
 
+    def files(self) -> Iterator[str]:
+        """See `Rows.files`."""
+        return chain.from_iterable(part.files() for part in self._parts)
+
     def class_names(self) -> Sequence[str]:
         """See `Rows.class_names`.
 

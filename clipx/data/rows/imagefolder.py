@@ -36,6 +36,10 @@ class ImagefolderRows(Rows):
         """See `Rows.labels`."""
         return self._table.labels()
 
+    def files(self) -> Iterator[str]:
+        """See `Rows.files`."""
+        return self._table.files()
+
     def class_names(self) -> Sequence[str]:
         """See `Rows.class_names`."""
         return self._table.class_names()

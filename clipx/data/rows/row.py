@@ -118,6 +118,10 @@ class Rows(ABC):
         """The label of each row, None for one that has none; None instead of an iterator: no row has one."""
         return None
 
+    def files(self) -> Iterator[str]:
+        """The files of pictures that `identity` says nothing of; a file may come several times."""
+        return iter(())
+
     def class_names(self) -> Sequence[str]:
         """The classes by number, where the source or a file beside it lists them."""
         return ()

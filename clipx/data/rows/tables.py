@@ -14,12 +14,13 @@ from typing import Any
 
 from clipx.data.rows.class_lists import class_labels, names_beside
 from clipx.data.rows.picture_keys import picture_key
-from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, row_of
+from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, path_of, row_of
 from clipx.errors import InputError
 from clipx.storage.files import file_state
 
 ROWS_WITH_NAMES = 1000
 """Of a JSON file: fields may be absent from some rows."""
+_TEXT_TYPES = ("string", "large_string", "string_view")  # of arrow: a column of paths
 
 
 class Table(Rows):
@@ -77,6 +78,17 @@ class Table(Rows):
         """See `Rows.labels`."""
         return None if self._columns.label is None else self._column(self._columns.label)
 
+    def files(self) -> Iterator[str]:
+        """See `Rows.files`."""
+        if self._holds_pictures():
+            return iter(())
+        images = self._column(str(self._columns.image))
+        return (path_of(image, str(self._image_folder)) for image in images if isinstance(image, str))
+
+    def _holds_pictures(self) -> bool:
+        """Whether the pictures stand in the table itself, by its type."""
+        return False
+
     def class_names(self) -> Sequence[str]:
         """See `Rows.class_names`."""
         return names_beside(self._path.parent) or self._typed_names
@@ -126,6 +138,9 @@ class ParquetTable(Table):
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def _holds_pictures(self) -> bool:
+        return str(self._open().schema_arrow.field(self._columns.image).type) not in _TEXT_TYPES
 
     def _values(self, row: int) -> Record:
         if row not in self._group[0]:
@@ -178,6 +193,9 @@ class ArrowTable(Table):
             except arrow.ArrowInvalid as error:
                 raise InputError(f"{self._path} is no arrow file: {' '.join(str(error).split())}") from error
         return self._table
+
+    def _holds_pictures(self) -> bool:
+        return str(self._open().schema.field(self._columns.image).type) not in _TEXT_TYPES
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_table": None}  # pickled it would be a copy of the file

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_clip import write_classification_set, write_retrieval_set
+from tiny_clip import encoded, picture, write_classification_set, write_retrieval_set
 
 from clipx.errors import InputError
 from clipx.use.class_list import read_classes, read_templates
@@ -41,6 +41,16 @@ def test_a_set_has_names_and_prompts(tmp_path: Path) -> None:
     found = read_classes(str(folder))
     assert (found.names, found.templates, found.is_set) == (("cat", "dog", "cat"), ("my {c}",), True)
     assert read_classes(str(folder), ["{c}!"]).templates == ("{c}!",)
+
+
+def test_folders_and_tables_of_labelled_pictures_are_sets(tmp_path: Path) -> None:
+    for name in ("red dog", "cat"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "a.png").write_bytes(encoded(picture(0)))
+    (tmp_path / "table.csv").write_text("path,label\nfolders/cat/a.png,feline\nfolders/red dog/a.png,canine\n")
+    found = read_classes(str(tmp_path / "folders"))
+    assert (sorted(found.names), found.templates, found.is_set) == (["cat", "red dog"], A_PHOTO, True)
+    assert sorted(read_classes(str(tmp_path / "table.csv")).names) == ["canine", "feline"]
 
 
 def test_the_pictures_of_a_set_need_not_be_there(tmp_path: Path) -> None:
