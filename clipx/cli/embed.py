@@ -111,9 +111,9 @@ def _open(addresses: list[str], *, image_key: str, caption_key: str, beside: boo
     from clipx.data.inputs import InputOptions, open_inputs
     from clipx.use.key_table import require_pyarrow
 
-    require_pyarrow()
     with progress_bar("reading") as show:
         found = open_inputs(addresses, InputOptions(image_key=image_key, caption_key=caption_key), on_progress=show)
+    require_pyarrow()
     if beside:
         from clipx.use.beside import require_beside
 

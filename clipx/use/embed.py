@@ -93,7 +93,10 @@ def embed(
         require_pyarrow()
         opened = inputs if isinstance(inputs, Inputs) else open_inputs(inputs)
         request = _request(pretrained, opened, options)
-    request = gather_objects(request, group)[0]
+    requests = gather_objects(request, group)
+    if any(other.num_inputs != request.num_inputs for other in requests):
+        raise InputError("ranks see other inputs, or not all of them; name inputs that all machines see alike")
+    request = requests[0]
     with ExitStack() as stack, one_thread(pretrained.device.type == "cpu"):
         found = None
         with raise_on_all_ranks(group):

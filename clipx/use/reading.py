@@ -5,6 +5,7 @@ It runs in threads of this process or in worker processes, far from the model: a
 Shapes: I pictures of a block, C captions of it, S image size, T tokens.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from clipx.errors import InputError
 Decode = Literal["pil", "fast"]
 
 _THREADS = max(4, num_cores())  # of one block's rows; some wait for a disk or a server while others decode
+_AT_ONCE = 8  # rows of a block that one thread takes: handing out each alone costs as much as reading it
 _BLOCKS_AHEAD = 3
 
 
@@ -102,7 +104,11 @@ class BlockReader:
     def __call__(self, rows: range) -> ReadBlock:
         """A block, in a worker process."""
         torch.set_num_threads(1)
-        return self.joined(rows, map(self.row, rows))
+        return self.joined(rows, self.some(rows))
+
+    def some(self, rows: range) -> list[_Row | LeftOut]:
+        """Some rows, in order."""
+        return [self.row(row) for row in rows]
 
     def row(self, row: int) -> _Row | LeftOut:
         """One row; whatever is wrong with it is a reason to leave it out."""
@@ -158,15 +164,16 @@ def read_blocks(reader: BlockReader, blocks: Iterable[range], *, workers: int) -
         yield from in_processes(reader, blocks, workers=workers)
         return
     rest = iter(blocks)
-    pending: list[tuple[range, Sequence[Future[_Row | LeftOut]]]] = []
+    pending: deque[tuple[range, Sequence[Future[list[_Row | LeftOut]]]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
     try:
         while True:
             for rows in islice(rest, _BLOCKS_AHEAD - len(pending)):
-                pending.append((rows, [pool.submit(reader.row, row) for row in rows]))
+                parts = (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+                pending.append((rows, [pool.submit(reader.some, part) for part in parts]))
             if not pending:
                 return
-            rows, futures = pending.pop(0)
-            yield reader.joined(rows, (future.result() for future in futures))
+            rows, futures = pending.popleft()
+            yield reader.joined(rows, (row for future in futures for row in future.result()))
     finally:
         pool.shutdown(cancel_futures=True)
