@@ -1,6 +1,6 @@
 """`clipx search`: looks through what `clipx embed` made, in the terminal or by a page on this machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +14,7 @@ from clipx.errors import InputError
 from clipx.printable import shown
 
 if TYPE_CHECKING:
-    from clipx.use.embeddings import Embeddings
+    from clipx.use.embeddings import Column, Embeddings
     from clipx.use.find import Finder
     from clipx.use.found_files import Results
 
@@ -85,7 +85,8 @@ def search(
     if serve:
         if queries or any(path for path, _ in files):
             raise InputError("--serve takes no QUERY and writes no file; ask on its page")
-        _serve(embeddings, (host, port), lambda: _finder(embeddings, by, factory, model, weights))
+        kinds = [by] if by or factory else list(embeddings.manifest.columns)
+        _serve(embeddings, (host, port), lambda: _finders(embeddings, kinds, factory, model, weights))
         return
     from clipx.pages.files import require_own_page
     from clipx.use.found_files import require_own_csv
@@ -96,19 +97,19 @@ def search(
     if html_file is not None:
         require_own_page(html_file)
     parsed = parse_queries(embeddings, queries or [])
-    finder = _finder(embeddings, by, factory, model, weights)
+    [finder] = _finders(embeddings, [by], factory, model, weights)
     results = list(zip(parsed, finder.find(parsed, k=k), strict=True))
     print_found(finder, results)
     _write(finder, results, json_file, csv_file, html_file)
 
 
-def _finder(
+def _finders(
     embeddings: "Embeddings",
-    by: Literal["image", "text"] | None,
+    kinds: "Sequence[Column | None]",
     factory: str | None,
     model: str | None,
     weights: Literal["average", "trained"] | None,
-) -> "Finder":
+) -> "list[Finder]":
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment()
@@ -119,10 +120,11 @@ def _finder(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = QueryEncoder(embeddings, model=model, weights=weights, device=device)
-    finder = Finder(embeddings, encoder, by=by, factory=factory, device=device)
-    if finder.index is not None and finder.index.is_new:
-        say(f"built {finder.index.path}; later searches use it")
-    return finder
+    finders = [Finder(embeddings, encoder, by=kind, factory=factory, device=device) for kind in kinds]
+    for finder in finders:
+        if finder.index is not None and finder.index.is_new:
+            say(f"built {finder.index.path}; later searches use it")
+    return finders
 
 
 def _factory_of(index: str | None) -> str | None:
@@ -178,12 +180,12 @@ def _cut(caption: str) -> str:
     return caption if len(caption) <= _CAPTION else f"{caption[:_CAPTION]}..."
 
 
-def _serve(embeddings: "Embeddings", address: tuple[str, int], searched: Callable[[], "Finder"]) -> None:
+def _serve(embeddings: "Embeddings", address: tuple[str, int], searched: Callable[[], "list[Finder]"]) -> None:
     """Serves until Ctrl-C; the port is taken before the model is loaded, which takes longer."""
     from clipx.use.serve import SearchServer
 
     with closing(SearchServer(embeddings, *address)) as server:
-        server.search_with(searched())
+        server.search_with(*searched())
         say(f"{server.url}  Ctrl-C ends it")
         if not server.is_private:
             say("anybody who reaches this machine can search and see the pictures; --host 127.0.0.1 keeps them out")

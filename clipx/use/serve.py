@@ -11,24 +11,23 @@ opened, and a text is never taken for a file or a URL. On loopback it answers on
 no website can reach it through a name of its own that leads here; and what another site's page sends is refused.
 """
 
-import errno
 import ipaddress
 import json
 import logging
-import socket
 from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import BoundedSemaphore, Lock
+from http.server import BaseHTTPRequestHandler
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from clipx.errors import ClipxError, InputError
+from clipx.errors import ClipxError
 from clipx.printable import redacted
+from clipx.use.bounded_server import BoundedServer, listening
 from clipx.use.pictures import Pictures
 from clipx.use.queries import Query, row_query
-from clipx.use.search_page import POLICY, search_page
+from clipx.use.search_page import POLICY, Form, search_page
 from clipx.use.uploads import RequestError, fields_of, is_from_elsewhere, number, picture_of_form, read_body
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ DEFAULT_K = 20
 MAX_K = 500
 """Rows of one answer."""
 _MAX_TEXT = 10_000  # characters of a query; no model reads so many
-_MAX_REQUESTS = 32  # at once; each has a thread
 _TIMEOUT_S = 30  # of a client that says nothing
 _THUMBNAILS = 2048  # kept: some 20 MB
 _HEADERS = {
@@ -58,6 +56,7 @@ log = logging.getLogger(__name__)
 class _Question(NamedTuple):
     query: Query
     k: int
+    finder: "Finder"
 
 
 class SearchServer:
@@ -76,9 +75,10 @@ class SearchServer:
         self.embeddings, self.host = embeddings, host
         self.pictures = Pictures(embeddings)
         self.thumbnail = lru_cache(maxsize=_THUMBNAILS)(self.pictures.jpeg)
-        self.finder: Finder | None = None
+        self.finders: dict[str, Finder] = {}
         self._turn = Lock()  # of the model, and of the memory that a search takes
-        self._server = _server(host, port, self)
+        self._server: _Server = listening(_Server, host, port, _Handler)
+        self._server.owner = self
         self.port = int(self._server.server_address[1])
 
     @property
@@ -91,10 +91,10 @@ class SearchServer:
         """Where the page is."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
 
-    def search_with(self, finder: "Finder") -> None:
-        """Says what to search; the model is loaded now and not with the first request."""
-        _ = finder.encoder.pretrained
-        self.finder = finder
+    def search_with(self, *finders: "Finder") -> None:
+        """Says what to search, the usual first; the model is loaded now and not with the first request."""
+        _ = finders[0].encoder.pretrained
+        self.finders = {finder.by: finder for finder in finders}
 
     def run(self) -> None:
         """Answers until Ctrl-C or `stop`."""
@@ -113,14 +113,19 @@ class SearchServer:
 
     def find(self, question: _Question) -> "list[Found]":
         """What was asked for; one question at a time."""
-        assert self.finder is not None
         with self._turn:
-            return self.finder.find([question.query], k=question.k)[0]
+            return question.finder.find([question.query], k=question.k)[0]
 
-    @property
-    def usual_k(self) -> int:
-        """How many rows are found unless a request says so."""
-        return min(DEFAULT_K, MAX_K, max(self.finder.num_rows if self.finder else 1, 1))
+    def finder(self, by: str | None) -> "Finder":
+        """What searches the embeddings of a kind, or the usual ones.
+
+        Raises:
+            RequestError: there is none.
+        """
+        usual = next(iter(self.finders))
+        if (by or usual) not in self.finders:
+            raise RequestError(HTTPStatus.BAD_REQUEST, f"by must be {' or '.join(self.finders)}")
+        return self.finders[by or usual]
 
     def is_called(self, host: str | None) -> bool:
         """Whether a request's Host is a name of this server; open to all, it cannot know its names."""
@@ -133,39 +138,8 @@ class SearchServer:
             return False
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, *arguments: Any, owner: SearchServer) -> None:
-        self.owner = owner
-        self.turns = BoundedSemaphore(_MAX_REQUESTS)
-        super().__init__(*arguments)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Waits while too many are answered: they queue at the port."""
-        self.turns.acquire()
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.turns.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a request failed", exc_info=True)  # a client that went away
-
-
-def _server(host: str, port: int, owner: SearchServer) -> _Server:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    kind = type("Server", (_Server,), {"address_family": family})
-    try:
-        return kind((host, port), _Handler, owner=owner)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(f"--port {port} is in use on {host}; choose another, or 0 for a free one") from error
-        raise InputError(f"--host {host} --port {port}: {error.strerror or error}; choose others") from error
+class _Server(BoundedServer):
+    owner: SearchServer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -187,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if not owner.is_called(self.headers.get("Host")):
                 raise RequestError(HTTPStatus.FORBIDDEN, f"this is {owner.url}; call it by this name")
-            if owner.finder is None:
+            if not owner.finders:
                 raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; come again")
             path, _, query = self.path.partition("?")
             action(path, fields_of(query))
@@ -228,39 +202,40 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _question(self, asked: Mapping[str, str], picture: bytes | None) -> _Question:
         owner = self.server.owner
-        assert owner.finder is not None
-        k = number(asked.get("k") or str(owner.usual_k), "k", least=1, most=MAX_K)
+        finder = owner.finder(asked.get("by"))
+        k = number(asked.get("k") or str(_usual_k(finder)), "k", least=1, most=MAX_K)
         if picture is not None:
-            return _Question(Query("picture", "your picture", data=picture), k)
+            return _Question(Query("picture", "your picture", data=picture), k, finder)
         if "row" in asked:
             row = number(asked["row"], "row", least=0, most=owner.embeddings.num_rows - 1)
-            return _Question(row_query(owner.embeddings, row), k)
+            return _Question(row_query(owner.embeddings, row), k, finder)
         text = asked.get("q", "").strip()
         if not text or len(text) > _MAX_TEXT:
             raise RequestError(HTTPStatus.BAD_REQUEST, f"q must be a text of 1 to {_MAX_TEXT:,} characters")
-        return _Question(Query("text", text, text), k)
+        return _Question(Query("text", text, text), k, finder)
 
     def _send_page(self, asked: Mapping[str, str], picture: bytes | None) -> None:
         owner = self.server.owner
-        assert owner.finder is not None
-        status, found, title, problem, k = HTTPStatus.OK, None, "", owner.pictures.problem, owner.usual_k
+        finder = next(iter(owner.finders.values()))
+        status, found, title, problem, k = HTTPStatus.OK, None, "", owner.pictures.problem, _usual_k(finder)
         if problem:
             problem = f"No pictures: {problem}"
         if picture is not None or "q" in asked or "row" in asked:
             try:
                 question = self._question(asked, picture)
-                k, title = question.k, question.query.shown
+                k, title, finder = question.k, question.query.shown, question.finder
                 found = owner.find(question)
             except (ClipxError, RequestError) as error:
                 status, problem = HTTPStatus.BAD_REQUEST, str(error)
-        body = search_page(owner.finder, found, asked=asked.get("q", ""), k=k, title=title, problem=problem)
+        form = Form(asked.get("q", ""), k, finder.by, tuple(owner.finders))
+        body = search_page(finder, found, form, title=title, problem=problem)
         self._send(status, "text/html; charset=utf-8", body.encode())
 
     def _send_found(self, question: _Question) -> None:
         owner = self.server.owner
-        assert owner.finder is not None
+        finder = question.finder
         hits = [row.as_json() | {"picture": f"/picture/{row.row}"} for row in owner.find(question)]
-        about = {"query": question.query.shown, "by": owner.finder.by, "exact": owner.finder.index is None}
+        about = {"query": question.query.shown, "by": finder.by, "exact": finder.index is None}
         self._send_json(HTTPStatus.OK, redacted(about | {"hits": hits}))
 
     def _send_picture(self, named: str) -> None:
@@ -287,3 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing: what people look for is theirs."""
+
+
+def _usual_k(finder: "Finder") -> int:
+    return min(DEFAULT_K, max(finder.num_rows, 1))

@@ -19,7 +19,7 @@ from search_folders import COUNT, Searched, write_searched
 from tiny_clip import encoded, picture
 
 from clipx.errors import InputError
-from clipx.use import serve
+from clipx.use.bounded_server import MAX_REQUESTS
 from clipx.use.find import Finder
 from clipx.use.queries import Query, QueryEncoder
 from clipx.use.serve import SearchServer
@@ -39,7 +39,7 @@ def finder(searched: Searched) -> Finder:
 @pytest.fixture(scope="module")
 def server(searched: Searched, finder: Finder) -> Iterator[SearchServer]:
     running = SearchServer(searched.embeddings, "127.0.0.1", 0)
-    running.search_with(finder)
+    running.search_with(finder, Finder(searched.embeddings, finder.encoder, by="text"))
     thread = threading.Thread(target=running.run)
     thread.start()
     yield running
@@ -85,6 +85,8 @@ def test_json_has_what_the_command_finds(server: SearchServer, finder: Finder) -
         "hits": [row.as_json() | {"picture": f"/picture/{row.row}"} for row in found],
     }
     assert len(ask(server, "/search?q=x").json["hits"]) == COUNT  # no k: as many as there are
+    by_text = ask(server, "/search?q=picture+number+5&k=1&by=text").json
+    assert (by_text["by"], by_text["hits"][0]["row"]) == ("text", 5)
     like = ask(server, "/search?row=4&k=2").json
     assert [hit["row"] for hit in like["hits"]] == [row.row for row in finder.find([Query("row", "", row=4)], k=2)[0]]
 
@@ -162,6 +164,7 @@ def test_bad_requests_say_what_is_wrong(server: SearchServer, monkeypatch: pytes
         ("/search?q=a&k=x", "k must be a number from 1 to 500"),
         ("/search?q=a&k=501", "k must be a number from 1 to 500"),
         ("/search?q=a&k=12", "-k 12: only 11 rows have a picture; ask for at most so many"),
+        ("/search?q=a&by=x", "by must be image or text"),
         ("/search?row=11", "row must be a number from 0 to 10"),
         ("/search?" + "&".join(f"a{i}=1" for i in range(20)), "more than 16 fields"),
     ]:
@@ -220,7 +223,7 @@ def test_before_the_model_is_there(searched: Searched) -> None:
 
 def test_too_many_at_once_wait(server: SearchServer) -> None:
     """Clients that say nothing take threads; others come after them."""
-    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(serve._MAX_REQUESTS)]
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MAX_REQUESTS)]
     waiting = threading.Timer(0.5, lambda: [client.close() for client in silent])
     waiting.start()
     assert ask(server, "/picture/1").status == 200
