@@ -112,7 +112,8 @@ def few_shot_probe(
             f"--shots {max(shots)}: class {parts.smallest_name!r} has {parts.smallest} training images; ask for fewer"
         )
     prober = _Prober(parts, device=device, group=group)
-    metrics, derived = {}, {}
+    metrics: dict[str, float] = {}
+    derived: dict[str, float] = {}
     for num_shots in dict.fromkeys(shots):
         runs = []
         for seed in range(num_seeds):

@@ -123,27 +123,29 @@ def test_a_class_without_images_is_left_out(parts):
 @pytest.mark.parametrize(
     ("change", "shots", "message"),
     [
-        (lambda a, b: (features(a.image_ND, 0 * a.label_N), b), (), "all training images are of one class, 'thing 0'"),
+        (
+            lambda a, b: (features(a.image_ND, 0 * a.label_N), b),
+            (1,),
+            "all training images are of one class, 'thing 0'",
+        ),
         (
             lambda a, b: (features(a.image_ND, a.label_N % 4), b),
-            (),
+            (1,),
             "test images of thing 4, but no training image",
         ),
-        (lambda a, b: (features(a.image_ND[:0], []), b), (), "the training part has no image"),
-        (lambda a, b: (a, features(b.image_ND[:0], [])), (), "the test part has no image"),
-        (lambda a, b: (a, replace(b, label_N=None)), (), "needs images of one class each"),
+        (lambda a, b: (features(a.image_ND[:0], []), b), (1,), "the training part has no image"),
+        (lambda a, b: (a, features(b.image_ND[:0], [])), (1,), "the test part has no image"),
+        (lambda a, b: (a, replace(b, label_N=None)), (1,), "needs images of one class each"),
         (
             lambda a, b: (features(np.where(np.arange(len(a))[:, None] == 7, np.nan, a.image_ND), a.label_N), b),
-            (),
+            (1,),
             "embedding 7 of the training part is not finite",
         ),
         (lambda a, b: (a, b), (1, 300), "--shots 300: class 'thing"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts, change, shots, message):
+    train, test = change(*parts)
     with pytest.raises(InputError, match=message) as error:
-        if shots:
-            few_shot_probe(*change(*parts), class_names=NAMES, shots=shots, num_seeds=1)
-        else:
-            linear_probe(*change(*parts), class_names=NAMES)
+        few_shot_probe(train, test, class_names=NAMES, shots=shots, num_seeds=1)
     assert "\n" not in str(error.value)
