@@ -106,6 +106,7 @@ def zeroshot(
     """
     require_writable(json_file, option="--json")
     require_writable(csv_file, option="--csv")
+    _require_table(csv_file)
     require_folder(results, option="--results")
     models = list(dict.fromkeys([model, *also]))
     for one in models:
@@ -250,17 +251,23 @@ def _write_results(folder: Path, found: Results) -> None:
         write_text(folder / name, content, option="--results")
 
 
+def _require_table(path: Path | None) -> None:
+    """Raises InputError if --csv would replace a file of another kind."""
+    header = b""
+    with suppress(OSError):
+        if path is not None and path.is_file():
+            with open(path, "rb") as file:
+                header = file.readline(_LONGEST)
+    if header.strip() and _COLUMN not in header:
+        raise InputError(f"--csv {path}: a file is there that is no such table, and is not replaced; name another")
+
+
 def _write_csv(path: Path, content: str) -> None:
-    """Writes the table, but over no file of another kind.
+    """Writes the table.
 
     Raises:
         InputError: it cannot be written.
     """
-    header = b""
-    with suppress(OSError), open(path, "rb") as file:
-        header = file.readline(_LONGEST)
-    if header.strip() and _COLUMN not in header:
-        raise InputError(f"--csv {path}: a file is there that is no such table, and is not replaced; name another")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
