@@ -12,12 +12,14 @@ from clipx.cli.config_files import ConfigArguments, load_arguments, names_config
 from clipx.cli.data_options import (
     CaptionColumns,
     CaptionKey,
+    ClassFolders,
     GroupRows,
     Header,
     ImageColumn,
     ImageFolder,
     ImageKey,
     IndexOfShards,
+    LabelColumn,
     MaxBad,
     NumShards,
     OutFolder,
@@ -58,6 +60,8 @@ def make(
     shuffle: Shuffle = None,
     image_column: ImageColumn = None,
     caption_column: CaptionColumns = None,
+    label_column: LabelColumn = None,
+    class_folders: ClassFolders = None,
     image_folder: ImageFolder = None,
     header: Header = None,
     quoting: Quoting = "double",
@@ -85,10 +89,15 @@ def make(
     from clipx.prepare.make_shard import MakeOptions
 
     names = [] if header is None else [name.strip() for name in header.split(",")]
-    columns = TableColumns(image=image_column, captions=caption_column or ())
+    columns = TableColumns(image=image_column, captions=caption_column or (), label=label_column)
     text_format = TextFormat(quoting=quoting == "double", header=names)
     options = SourceOptions(
-        columns=columns, text_format=text_format, image_folder=image_folder, splits=split or (), index=index_dir
+        columns=columns,
+        text_format=text_format,
+        image_folder=image_folder,
+        splits=split or (),
+        class_folders=class_folders,
+        index=index_dir,
     )
     with progress_bar("reading") as on_progress:
         rows = open_rows(sources, options, on_progress=on_progress)

@@ -24,9 +24,9 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE",
-        help="A folder of pictures with NAME.txt or NAME.json beside them, or a metadata.csv|jsonl; a CSV, TSV, "
-        "JSONL or parquet of paths and captions; COCO's `captions_*.json` or Karpathy's `dataset_*.json`; a data "
-        "set of HF datasets or its hub; shards.",
+        help="A folder of pictures with NAME.txt or NAME.json beside them, in a folder for each class, or with a "
+        "metadata.csv|jsonl; a CSV, TSV, JSONL or parquet of paths and captions or labels; COCO's `captions_*.json` or "
+        "Karpathy's `dataset_*.json`; a data set of HF datasets or its hub; CIFAR's binaries; shards.",
         show_default=False,
     ),
 ]
@@ -42,6 +42,22 @@ Shuffle = Annotated[
 ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the pictures.")]
 CaptionColumns = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Column of labels, numbers or words, which become `cls`; default: Hugging Face's ClassLabel, or one of a "
+        "usual name where no column holds captions.",
+    ),
+]
+ClassFolders = Annotated[
+    bool | None,
+    typer.Option(
+        "--class-folders/--no-class-folders",
+        help="Take the folders in a folder of pictures as classes; default: if no picture has a caption.",
+        show_default=False,
+    ),
 ]
 Header = Annotated[
     str | None,

@@ -27,6 +27,7 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
 
 def print_made(made: "Made", out: str, *, image_key: str) -> None:
     """Prints what `clipx data make` made, and what it takes to train on all of it."""
+    from clipx.data.rows.class_lists import CLASS_NAMES
     from clipx.prepare.out_folder import REPORT
 
     say(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
@@ -39,6 +40,12 @@ def print_made(made: "Made", out: str, *, image_key: str) -> None:
         say(
             f"{made.num_several:,} samples have several captions: data.caption_key='json:captions;txt' trains on all "
             "of them, the default (txt) on the first alone"
+        )
+    if made.num_classes:
+        path = Path(expand_home(out)) / CLASS_NAMES
+        say(
+            f"{made.num_classes:,} classes in {path}: data.caption_key=cls data.class_names={path} trains on their "
+            "names, with data.templates as prompts"
         )
     if made.left_out:
         print_counts("left out", "rows", made.left_out)

@@ -27,6 +27,18 @@ def read_lines(path: str, *, needed_by: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines)
 
 
+def read_entries(path: str, *, needed_by: str) -> tuple[str, ...]:
+    """The lines of a list; empty ones do not count, and what only looks empty is refused, as others might count it.
+
+    Raises:
+        InputError: the file cannot be read (`read_lines`), or a line shows nothing.
+    """
+    entries = tuple(line for line in read_lines(path, needed_by=needed_by) if line)
+    if hidden := next((entry for entry in entries if is_blank(entry)), None):
+        raise InputError(f"{path}: the line {ascii(hidden)[:80]} shows nothing; give it text, or delete it")
+    return entries
+
+
 def listed(value: str | Sequence[str], *, name: str) -> tuple[str, ...]:
     """The entries of a list, or of the file that a string names; messages name the config's field `name`.
 

@@ -6,6 +6,7 @@ row, and 16 afterwards: an estimate from 2 million rows.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -63,7 +64,8 @@ def merged(rows: list[Row]) -> Row:
         return first
     captions = list(dict.fromkeys(caption for row in rows for caption in row.captions))
     names = dict.fromkeys(name for row in rows for name in row.record)
-    return Row(first.name, first.image, captions, {name: _field([row.record for row in rows], name) for name in names})
+    record = {name: _field([row.record for row in rows], name) for name in names}
+    return replace(first, captions=captions, record=record)
 
 
 def _field(records: list[Record], name: str) -> object:

@@ -20,7 +20,10 @@ from clipx import counter_random
 from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import build_index
 from clipx.data.parallel import in_processes
+from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
+from clipx.data.rows.classes import Classes, find_classes
 from clipx.data.rows.row import Rows
+from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, RunError, some_names
 from clipx.prepare.groups import Groups, group_rows
 from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
@@ -50,6 +53,8 @@ class Made:
     """Rows that joined the sample of an earlier row of the same picture."""
     num_several: int = 0
     """Samples with several captions."""
+    num_classes: int = 0
+    """Classes in the list of their names; 0 for rows without labels."""
 
 
 def make_shards(
@@ -68,20 +73,23 @@ def make_shards(
     or more, that may be left out. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
-        InputError: `out` holds something else, was begun with other arguments, is in use, or cannot be written.
+        InputError: `out` holds something else, was begun with other arguments, is in use, or cannot be written; wrong
+            labels (`find_classes`).
         RunError: too many rows make no sample, or none does; a shard cannot be written.
     """
     if not is_local(out):
         raise InputError(f"--out {out}: shards are made in a local folder; copy them to where they belong afterwards")
     folder = Path(expand_home(out))
-    request = _request(rows, options)
+    classes = _classes(rows)
+    request = _request(rows, options, classes)
     with claimed(folder, request) as made:
         if made is not None:
             log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
         groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
         stretches = _stretches(rows, options, groups)
-        make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, len(str(len(stretches) - 1))))
+        width = max(5, len(str(len(stretches) - 1)))
+        make = ShardMaker(rows=rows, folder=folder, options=options, width=width, classes=classes)
         reports = [report for number in range(len(stretches)) if (report := make.report(number)) is not None]
         done = {report.shard for report in reports}
         jobs = (_job(number, stretch, groups) for number, stretch in enumerate(stretches) if number not in done)
@@ -104,11 +112,22 @@ def make_shards(
             raise RunError(f"{folder} cannot be written: {error}; run the same command again to go on") from error
 
 
-def _request(rows: Rows, options: MakeOptions) -> dict[str, object]:
+def _classes(rows: Rows) -> Classes | None:
+    """The classes of rows with labels, which a file with a line for each can hold."""
+    classes = find_classes(rows, origin="the source")
+    for number, name in enumerate(classes.names if classes else ()):
+        is_text = name.encode("utf-8", "replace").decode() == name and not is_blank(name)
+        if not is_text or name.splitlines() != [name.strip()]:
+            raise InputError(f"the name of class {number}, {name[:80]!r}, is not one line of text; give it another")
+    return classes
+
+
+def _request(rows: Rows, options: MakeOptions, classes: Classes | None) -> dict[str, object]:
     """What decides the bytes of the shards, as JSON gives it back."""
     chosen = asdict(options)
     chosen |= chosen.pop("images")
-    chosen["source"] = hashlib.sha256(json.dumps(rows.identity()).encode()).hexdigest()
+    source = rows.identity() if classes is None else [*rows.identity(), *classes.names]
+    chosen["source"] = hashlib.sha256(json.dumps(source).encode()).hexdigest()
     request: dict[str, object] = json.loads(json.dumps(chosen))
     return request
 
@@ -175,6 +194,10 @@ def _finish(make: ShardMaker, request: dict[str, object], rows: Rows, reports: l
             "run the same command again"
         )
     build_index([str(make.folder)], index_dir=None)
+    if make.classes is not None:
+        if make.classes.several:
+            write_file(str(make.folder / DATASET_TYPE), b"multilabel\n")
+        write_file(str(make.folder / CLASS_NAMES), "".join(f"{name}\n" for name in make.classes.names).encode())
     extensions: Counter[str] = Counter()
     for report in reports:
         extensions.update(report.extensions)
@@ -189,6 +212,7 @@ def _finish(make: ShardMaker, request: dict[str, object], rows: Rows, reports: l
         num_rows=len(rows) + len(passed_over),
         num_joined=sum(report.num_joined for report in reports),
         num_several=sum(report.num_several for report in reports),
+        num_classes=0 if make.classes is None else len(make.classes.names),
     )
     assert made.num_samples + made.num_joined + sum(made.left_out.values()) == made.num_rows, made
     finish(make.folder, request, asdict(made))

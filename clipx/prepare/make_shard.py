@@ -10,10 +10,11 @@ import numpy as np
 
 from clipx.data.captions import MAX_TEXT, alternatives
 from clipx.data.decode import UndecodableError
+from clipx.data.rows.classes import Classes
 from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
 from clipx.data.rows.source_files import image_of
 from clipx.data.shard_writer import write_shard
-from clipx.errors import RunError
+from clipx.errors import RunError, some_names
 from clipx.prepare.groups import merged
 from clipx.prepare.images import ImageOptions, stored_image
 from clipx.prepare.out_folder import MAKING, place
@@ -74,6 +75,8 @@ class ShardMaker:
     options: MakeOptions
     width: int
     """Digits of a shard's name."""
+    classes: Classes | None = None
+    """Of rows with labels: what becomes their `cls` member."""
 
     def report(self, number: int) -> ShardReport | None:
         """What the report of a shard says, None if the shard is not done."""
@@ -162,26 +165,49 @@ class ShardMaker:
         first = contents[0]
         if isinstance(first, StoredSample):
             return self._stored(first)
-        row = merged([content for content in contents if isinstance(content, Row)])
-        made = self._new(number, row)
+        rows = [content for content in contents if isinstance(content, Row)]
+        row = merged(rows)
+        label = self._label(rows)
+        if label is None and not row.captions:
+            raise LeftOutError("no label" if self.classes else "no caption", row.name)
+        made = self._new(number, row, label=label)
         report.num_several += len(row.captions) > 1
         return made
 
-    def _new(self, number: int, row: Row) -> tuple[str, dict[str, bytes], str]:
+    def _label(self, rows: Sequence[Row]) -> str | None:
+        """The number of the class of a picture's rows, or the numbers of several if labels are lists; None without.
+
+        Raises:
+            LeftOutError: rows of one picture are of different classes.
+        """
+        if self.classes is None:
+            return None
+        found = [of_row for row in rows if (of_row := self.classes.numbers(row.label)) is not None]
+        numbers = sorted({number for of_row in found for number in of_row})
+        if len(numbers) > 1 and not self.classes.several:
+            names = some_names([self.classes.names[number] for number in numbers])
+            raise LeftOutError("no label", rows[0].name, f"the rows of this picture are of several classes: {names}")
+        return " ".join(map(str, numbers)) if found else None
+
+    def _new(self, number: int, row: Row, *, label: str | None) -> tuple[str, dict[str, bytes], str]:
         """Key, members and the image's extension of a row."""
         extension, image = self._image(image_of(row), row.name)
         # `json:captions;txt` must read all captions of a sample, and nobody's field that is called so, too
         record = {"captions.1" if name == "captions" else name: value for name, value in row.record.items()}
         if len(row.captions) > 1:
             record["captions"] = row.captions
-        fields = {extension: image, "txt": row.captions[0].encode()}
+        fields = {extension: image}
+        if row.captions:
+            fields["txt"] = row.captions[0].encode()
+        if label is not None:
+            fields["cls"] = label.encode()
         if record:
             # a lone surrogate from somebody's JSON has no encoding
             fields["json"] = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
         texts = [caption.encode() for caption in row.captions]
         if len(texts) > 1:
             texts.append(fields["json"])
-        if (size := max(map(len, texts))) > MAX_TEXT:
+        if (size := max(map(len, texts), default=0)) > MAX_TEXT:
             raise LeftOutError("unreadable row", row.name, f"{size} bytes of text; training reads at most {MAX_TEXT}")
         return f"{number:09}", fields, extension
 

@@ -1,6 +1,7 @@
 """The folder that shards are made in: whose it is, who works in it, and what in it may be replaced or removed.
 
     OUT/  00000.tar ...     the shards, and their index
+          classnames.txt    of a source with labels: the class that each number in `cls` means, a line each
           make.json         what was asked for, and what became of it
           left_out.jsonl    rows that made no sample, and why
           .making/          while it lasts: the request, reports of the shards that are done, others, and a lock

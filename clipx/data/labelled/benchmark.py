@@ -13,17 +13,15 @@ templates may be absent.
 from pathlib import Path
 from typing import Literal
 
-from clipx.data.class_names import check_templates, read_lines
+from clipx.data.class_names import check_templates, read_entries, read_lines
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled.sets import DEFAULT_TEMPLATES, AnySet, ClassificationSet, MultiLabelSet, RetrievalSet
 from clipx.data.labelled.shards import CaptionedShards, LabelledShards, MultiLabelShards
 from clipx.data.labelled.splits import choose_split, named
-from clipx.data.text_cleaning import is_blank
+from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
 from clipx.errors import InputError
 
-CLASS_NAMES = "classnames.txt"
-TEMPLATES = "zeroshot_classification_templates.txt"
-_TYPE = "dataset_type.txt"
+_TEMPLATES = "zeroshot_classification_templates.txt"
 _NUM_SHARDS = "nshards.txt"
 _LAYOUT = "CLIP_benchmark's wds_* layout"
 _MAX_DIGITS = 6  # of a number of shards
@@ -33,7 +31,7 @@ DatasetType = Literal["classification", "retrieval", "multilabel"]
 
 def is_benchmark_folder(folder: Path) -> bool:
     """Whether a folder is meant to be of this layout: it has a kind, or shards, or says how many there are."""
-    return (folder / _TYPE).is_file() or bool(_tars(folder)) or bool(_parts(folder))
+    return (folder / DATASET_TYPE).is_file() or bool(_tars(folder)) or bool(_parts(folder))
 
 
 def dataset_type(folder: Path) -> DatasetType:
@@ -44,7 +42,7 @@ def dataset_type(folder: Path) -> DatasetType:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one in {_LAYOUT}")
-    path = folder / _TYPE
+    path = folder / DATASET_TYPE
     kind = " ".join(read_lines(str(path), needed_by=_LAYOUT)).lower() if path.is_file() else "classification"
     match kind:
         case "classification" | "retrieval" | "multilabel":
@@ -69,10 +67,8 @@ def open_benchmark(folder: Path, *, split: str = "test", every_line: bool = Fals
         part, shards = benchmark_shards(folder, split=split)
         captioned = CaptionedShards(shards=shards, every_line=every_line)
         return RetrievalSet(name=named(folder, part, split), split=part, source=captioned)
-    path = folder / TEMPLATES
-    templates = DEFAULT_TEMPLATES if _tars(folder) and not path.is_file() else read_entries(path, needed_by=_LAYOUT)
-    check_templates(templates, name=str(path))
-    names = read_entries(folder / CLASS_NAMES, needed_by=_LAYOUT)
+    templates = templates_beside(folder, required=not _tars(folder))
+    names = read_entries(str(folder / CLASS_NAMES), needed_by=_LAYOUT)
     part, shards = benchmark_shards(folder, split=split)
     name = named(folder, part, split)
     if kind == "multilabel":
@@ -80,6 +76,20 @@ def open_benchmark(folder: Path, *, split: str = "test", every_line: bool = Fals
         return MultiLabelSet(name=name, split=part, source=source, class_names=names, templates=templates)
     labelled = LabelledShards(shards, len(names))
     return ClassificationSet(name=name, split=part, source=labelled, class_names=names, templates=templates)
+
+
+def templates_beside(folder: Path, *, required: bool) -> tuple[str, ...]:
+    """The prompts of a folder's file of templates; clipx's own, where there is none and none is required.
+
+    Raises:
+        InputError: the file cannot be read, or a template lacks {c}.
+    """
+    path = folder / _TEMPLATES
+    if not (required or path.is_file()):
+        return DEFAULT_TEMPLATES
+    templates = read_entries(str(path), needed_by=_LAYOUT)
+    check_templates(templates, name=str(path))
+    return templates
 
 
 def benchmark_shards(folder: Path, *, split: str = "test") -> tuple[str | None, tuple[str, ...]]:
@@ -124,15 +134,3 @@ def _parts(folder: Path) -> list[str]:
 
 def _tars(folder: Path) -> list[Path]:
     return list(folder.glob("[!.]*.tar"))
-
-
-def read_entries(path: Path, *, needed_by: str) -> tuple[str, ...]:
-    """The lines of a list; empty ones do not count, and what only looks empty is refused, as others might count it.
-
-    Raises:
-        InputError: the file cannot be read (`read_lines`), or a line shows nothing.
-    """
-    entries = tuple(line for line in read_lines(str(path), needed_by=needed_by) if line)
-    if hidden := next((entry for entry in entries if is_blank(entry)), None):
-        raise InputError(f"{path}: the line {ascii(hidden)[:80]} shows nothing; give it text, or delete it")
-    return entries

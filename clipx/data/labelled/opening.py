@@ -4,7 +4,8 @@ from pathlib import Path
 
 from clipx.config.paths import expand_home
 from clipx.data.index.shard_list import expand_shards
-from clipx.data.labelled.benchmark import benchmark_shards, dataset_type, open_benchmark
+from clipx.data.labelled.benchmark import benchmark_shards, dataset_type, is_benchmark_folder, open_benchmark
+from clipx.data.labelled.row_sets import open_row_set
 from clipx.data.labelled.sets import AnySet, ClassificationSet, MultiLabelSet, RetrievalSet
 from clipx.data.labelled.shards import CaptionedShards
 from clipx.data.labelled.splits import named
@@ -24,7 +25,15 @@ def open_set(path: str, *, split: str = "test", every_line: bool = False) -> Any
     Raises:
         InputError: there is none, it is of no known kind, lacks a file that its kind needs, or has no such split.
     """
-    return open_benchmark(Path(expand_home(path)), split=split, every_line=every_line)
+    place = Path(expand_home(path))
+    if not place.exists():
+        raise InputError(
+            f"{path}: no such folder or file; give a wds_* folder, a folder for each class, a table of paths and "
+            "labels, a saved data set or CIFAR's binaries"
+        )
+    if place.is_dir() and is_benchmark_folder(place):
+        return open_benchmark(place, split=split, every_line=every_line)
+    return open_row_set(place, split=split)
 
 
 def open_classes(path: str, *, split: str = "test") -> ClassificationSet | MultiLabelSet:
@@ -93,6 +102,6 @@ def type_of(opened: AnySet) -> str:
 
 def _of_other_type(path: str, wanted: str, opened: AnySet) -> InputError:
     return InputError(
-        f"{path} is a {type_of(opened)} set by its dataset_type.txt (which may be absent for classification), "
-        f"not a {wanted} set; give the evaluation the other `type`, or mend that file"
+        f"{path} is a {type_of(opened)} set (by its dataset_type.txt, if it has shards, or by its columns), not a "
+        f"{wanted} set; give the evaluation the other `type`, or mend that"
     )

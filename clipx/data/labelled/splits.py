@@ -12,11 +12,6 @@ _CALLED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def is_split_name(name: str) -> bool:
-    """Whether a folder or file with such a name holds a part of a set."""
-    return any(name.lower() in names for names in _CALLED.values())
-
-
 def choose_split(present: Iterable[str], wanted: str, *, origin: str) -> str | None:
     """The part of a set to read, by the name that it has there; None for a set without parts.
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from copy import copy
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from clipx.data.parallel import in_threads
@@ -29,6 +30,7 @@ _OF_OTHERS = frozenset(  # what archives of macOS, Synology, and the roots of fi
     ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
 )
 _BESIDE = ("txt", "json")
+_NAMES_LOOKED_AT = 1000  # to find out whether any has a caption
 _STATES_AT_ONCE = 1024  # by a thread: the answers may come over a network
 
 
@@ -123,6 +125,23 @@ class FolderRows(Rows):
         except InputError as error:
             raise LeftOutError("no caption", name, str(error)) from error
         return captions_of([record.pop(key, None) for key in keys])
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The paths of the pictures, from the folder on."""
+        return self._names
+
+    def with_captions_or_without(self) -> "FolderRows":
+        """The same pictures, of which none is left out for want of a caption."""
+        rows = copy(self)
+        rows._columns = replace(self._columns, needs_captions=False)
+        return rows
+
+    def has_captions(self) -> bool:
+        """Whether a picture has a file of captions beside it; of many some are looked at, evenly spread."""
+        step = -(-len(self._names) // _NAMES_LOOKED_AT)
+        files = (file for name in self._names[::step] for file in self._files_of(name) if file != name)
+        return any((self._folder / file).is_file() for file in files)
 
     def passed_over(self) -> Sequence[LeftOutError]:
         """See `Rows.passed_over`."""

@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 
 from clipx.data.rows.folders import files_in, hidden_file, is_hidden, is_picture
-from clipx.data.rows.row import LeftOutError, Row, Rows, picture_key
+from clipx.data.rows.picture_keys import picture_key
+from clipx.data.rows.row import LeftOutError, Row, Rows
 from clipx.data.rows.tables import Table
 
 
@@ -30,6 +31,18 @@ class ImagefolderRows(Rows):
     def picture_keys(self) -> Iterator[bytes | None]:
         """See `Rows.picture_keys`."""
         return self._table.picture_keys()
+
+    def labels(self) -> Iterator[object] | None:
+        """See `Rows.labels`."""
+        return self._table.labels()
+
+    def files(self) -> Iterator[str]:
+        """See `Rows.files`."""
+        return self._table.files()
+
+    def class_names(self) -> Sequence[str]:
+        """See `Rows.class_names`."""
+        return self._table.class_names()
 
     def passed_over(self) -> Sequence[LeftOutError]:
         """See `Rows.passed_over`."""

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipx.data.rows.row import LeftOutError, Record, Row, Rows, captions_of, picture_key, plain
+from clipx.data.rows.picture_keys import picture_key
+from clipx.data.rows.row import LeftOutError, Record, Row, Rows, captions_of, plain
 from clipx.errors import InputError, some_names
 from clipx.storage.files import file_state
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from clipx.errors import InputError, some_names
@@ -26,9 +26,9 @@ def tables_in(folder: Path, splits: Sequence[str]) -> list[Path]:
     """
     if (folder / "dataset_dict.json").is_file():
         parts = {state.parent.name: state.parent for state in sorted(folder.glob("*/state.json"))}
-        return [path for name in _chosen(parts, splits, folder) for path in _saved(parts[name])]
+        return [path for name in chosen_splits(parts, splits, folder) for path in _saved(parts[name])]
     by_split = _tables_by_split(folder)
-    names = _chosen(by_split, splits, folder)
+    names = chosen_splits(by_split, splits, folder)
     return [table for name in names for table in by_split[name]]
 
 
@@ -68,18 +68,43 @@ def _by_split(tables: Iterable[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def _chosen(by_split: dict[str, "Path"] | dict[str, list[Path]], splits: Sequence[str], folder: Path) -> list[str]:
-    """Those of the splits that are asked for; all, if there is one at most."""
-    known = [split for split in by_split if split]
+def split_names(folder: Path) -> list[str]:
+    """The splits of the tables in a folder, "" for tables of none; empty if there is no table.
+
+    Raises:
+        InputError: a saved data set that is no whole.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        return [state.parent.name for state in sorted(folder.glob("*/state.json"))]
+    return list(_tables_by_split(folder))
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a folder or file with such a name holds one of several splits."""
+    return name.lower() in _SPLITS
+
+
+def chosen_splits(present: Collection[str], splits: Sequence[str], folder: Path) -> list[str]:
+    """Those of the splits that are asked for; all, if there is one at most.
+
+    Args:
+        present: those that there are, "" for what belongs to none.
+        splits: those to take.
+        folder: what the message names.
+
+    Raises:
+        InputError: one is not there, or there are several and none is named.
+    """
+    known = [split for split in present if split]
     for split in splits:
         if split not in known:
             raise InputError(
                 f"{folder} has no split {split!r}; " + (f"it has {some_names(known)}" if known else "leave out --split")
             )
-    if not splits and len(by_split) > 1:
-        names = some_names([split or "files without one" for split in by_split])
+    if not splits and len(present) > 1:
+        names = some_names([split or "files without one" for split in present])
         raise InputError(f"{folder} holds several splits ({names}); name those to take with --split, or their files")
-    return list(splits) or list(by_split)
+    return list(splits) or list(present)
 
 
 def _saved(folder: Path) -> list[Path]:

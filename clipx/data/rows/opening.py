@@ -10,12 +10,15 @@ from typing import Any
 
 from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import build_index, load_index
+from clipx.data.rows.chain import Chain
+from clipx.data.rows.cifar import SPLITS as CIFAR_SPLITS
+from clipx.data.rows.cifar import CifarRows, cifar_folder
+from clipx.data.rows.class_folders import open_pictures, split_folders
 from clipx.data.rows.dialects import TextFormat
-from clipx.data.rows.folders import FolderRows
 from clipx.data.rows.imagefolder import ImagefolderRows
 from clipx.data.rows.json_lists import CocoRows, KarpathyRows
-from clipx.data.rows.layouts import METADATA, tables_in
-from clipx.data.rows.row import Chain, Rows, TableColumns
+from clipx.data.rows.layouts import METADATA, chosen_splits, split_names, tables_in
+from clipx.data.rows.row import Rows, TableColumns
 from clipx.data.rows.shard_rows import ShardRows
 from clipx.data.rows.tables import ArrowTable, ListTable, ParquetTable, Table
 from clipx.data.rows.text_tables import CsvTable, JsonlTable
@@ -41,6 +44,8 @@ class SourceOptions:
     """Where paths in tables start from; None means the table's own folder."""
     splits: Sequence[str] = ()
     """Those to take of a source that has several."""
+    class_folders: bool | None = None
+    """Whether the folders of a folder of pictures are classes; None: see `open_pictures`."""
     index: str | None = None
     """Folder of an index of the shards; None means the index beside them, which is made if it is missing."""
 
@@ -49,6 +54,8 @@ class SourceOptions:
         given = {
             "--image-column": self.columns.image,
             "--caption-column": self.columns.captions,
+            "--label-column": self.columns.label,
+            "--class-folders": self.class_folders,
             "--image-folder": self.image_folder,
             "--header": self.text_format.header,
             "--quoting none": not self.text_format.quoting,
@@ -81,6 +88,19 @@ def open_rows(
     if unused := [option for option in options.given() if option not in rows.uses]:
         raise InputError(f"{origin}: {unused[0]} has no meaning for such a source; leave it out")
     return rows
+
+
+def splits_of(place: Path) -> list[str]:
+    """The splits of what lies in a folder: of CIFAR, of tables and saved data sets, or folders of class folders.
+
+    Raises:
+        InputError: a saved data set that is no whole.
+    """
+    if not place.is_dir():
+        return []
+    if cifar_folder(place):
+        return list(CIFAR_SPLITS)
+    return [name for name in split_names(place) if name] or split_folders(place)
 
 
 def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int], None] | None) -> list[Rows]:
@@ -121,9 +141,11 @@ def _pattern(path: Path) -> str:
 
 
 def _open_folder(folder: Path, options: SourceOptions) -> list[Rows]:
+    if cifar := cifar_folder(folder):
+        return [CifarRows(cifar, split=split) for split in chosen_splits(CIFAR_SPLITS, options.splits, folder)]
+    if not split_names(folder):
+        return open_pictures(folder, columns=options.columns, splits=options.splits, classes=options.class_folders)
     tables = tables_in(folder, options.splits)
-    if not tables:
-        return [FolderRows(folder, columns=options.columns)]
     parts = [_open_file(table, options, is_split=True) for table in tables]
     return [
         ImagefolderRows(rows, table.parent) if table.name in METADATA and isinstance(rows, Table) else rows

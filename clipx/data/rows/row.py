@@ -4,15 +4,12 @@ Every kind of source (`tables`, `folders`, `shard_rows`) gives rows by their num
 so that shards can be made in parallel, in any order, and again.
 """
 
-import bisect
 import math
 import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +22,7 @@ Reason = Literal[
     "missing file",
     "unreadable picture",
     "no caption",
+    "no label",
     "unreadable row",
     "truncated shard",
     "a URL",
@@ -40,6 +38,10 @@ _IMAGE_COLUMNS = (
 )
 _CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "txt", "title", "alt_text", "alt", "description", "comment"),
+)
+_LABEL_COLUMNS = (
+    *("label", "labels", "class", "class_name", "classname", "category", "target", "cls", "fine_label", "class_id"),
+    *("label_id", "category_id"),
 )
 _URL = re.compile(r"(https?|ftp|s3|gs|gcs|hf|az)://", re.IGNORECASE)
 
@@ -61,9 +63,11 @@ class Row:
     image: bytes | Path
     """Encoded, or the file that holds it."""
     captions: list[str]
-    """None of them blank; none at all only if the source was opened with `needs_captions=False`."""
+    """None of them blank; none at all only where rows need no caption, or have labels."""
     record: Record = field(default_factory=dict)
     """Whatever else is known: becomes the sample's json member."""
+    label: object = None
+    """Of its class, as the source has it: a number or a word; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,22 @@ class Rows(ABC):
         """
         return None
 
+    def labels(self) -> Iterator[object] | None:
+        """The label of each row, None for one that has none; None instead of an iterator: no row has one."""
+        return None
+
+    def files(self) -> Iterator[str]:
+        """The files of pictures that `identity` says nothing of; a file may come several times."""
+        return iter(())
+
+    def class_names(self) -> Sequence[str]:
+        """The classes by number, where the source or a file beside it lists them."""
+        return ()
+
+    def label_words(self) -> Sequence[str]:
+        """All words that are labels, in the order of their classes, where the source knows them without its rows."""
+        return ()
+
     def passed_over(self) -> Sequence[LeftOutError]:
         """Files that look like pictures but are no rows."""
         return ()
@@ -115,67 +135,50 @@ class Rows(ABC):
         return ()
 
 
-class Chain(Rows):
-    """Several sources, one after the other."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self._parts = parts
-        self._ends = list(accumulate(map(len, parts)))
-        self.block_rows = max(part.block_rows for part in parts)
-        self.uses = {option for part in parts for option in part.uses}
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def read(self, row: int) -> Row | StoredSample:
-        """See `Rows.read`."""
-        part = bisect.bisect_right(self._ends, row)
-        return self._parts[part].read(row - (self._ends[part - 1] if part else 0))
-
-    def identity(self) -> list[object]:
-        """See `Rows.identity`."""
-        return [part.identity() for part in self._parts]
-
-    def picture_keys(self) -> Iterator[bytes | None] | None:
-        """See `Rows.picture_keys`."""
-        keys = [part.picture_keys() for part in self._parts]
-        if not any(keys):
-            return None
-        return chain.from_iterable(
-            repeat(None, len(part)) if of_part is None else of_part
-            for part, of_part in zip(self._parts, keys, strict=True)
-        )
-
-    def passed_over(self) -> Sequence[LeftOutError]:
-        """See `Rows.passed_over`."""
-        return [file for part in self._parts for file in part.passed_over()]
-
-    def notes(self) -> Sequence[str]:
-        """See `Rows.notes`."""
-        return [note for part in self._parts for note in part.notes()]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TableColumns:
     """Which columns hold what; those that are not given are found by their usual names."""
 
     image: str | None = None
     captions: Sequence[str] = ()
+    label: str | None = None
+    """Not given, a column of a usual name is taken only where none holds captions, or where its type says it."""
     needs_captions: bool = True
-    """Whether rows without a caption are left out; if not, no column has to hold captions."""
+    """Whether rows with neither caption nor label are left out; if not, no column has to hold captions."""
+    finds_label: bool = False
+    """Whether a column of labels is looked for beside captions, too."""
 
-    def resolve(self, names: Sequence[str], origin: str) -> "TableColumns":
-        """Both of them, as `names` of `origin` have them.
+    def resolve(self, names: Sequence[str], origin: str, *, typed: Sequence[str] = ()) -> "TableColumns":
+        """All of them, as `names` of `origin` have them.
+
+        Args:
+            typed: the columns that hold labels by their type.
 
         Raises:
             InputError: a column is not there, or has no usual name.
         """
         image = _column(names, [self.image] if self.image else _IMAGE_COLUMNS, origin, "image")
-        captions = self.caption_names(names, origin)
-        for name in (image, *captions):
+        label = self._label(names, origin, typed)
+        captions = [] if label and not self.captions and not _has_usual(names) else self.caption_names(names, origin)
+        for name in (image, *captions, *([label] if label else [])):
             if names.count(name) > 1:
                 raise InputError(f"{origin} has {names.count(name)} columns {name!r}; give each a name of its own")
-        return replace(self, image=image, captions=captions)
+        return replace(self, image=image, captions=captions, label=label)
+
+    def _label(self, names: Sequence[str], origin: str, typed: Sequence[str]) -> str | None:
+        """The column of labels; None if there is none, or none is wanted."""
+        if self.label is not None:
+            return _column(names, [self.label], origin, "label")
+        if usual := _usual_label(typed):
+            return usual
+        if len(typed) > 1:
+            raise InputError(
+                f"{origin} has labels of {len(typed)} kinds ({some_names(typed)}); name one with --label-column"
+            )
+        if typed:
+            return typed[0]
+        has_captions = bool(self.captions) or _has_usual(names)
+        return _usual_label(names) if self.finds_label or not has_captions else None
 
     def caption_names(self, names: Sequence[str], origin: str) -> list[str]:
         """The columns of captions among `names`.
@@ -184,13 +187,18 @@ class TableColumns:
             InputError: see `resolve`.
         """
         wanted: list[Sequence[str]] = [[caption] for caption in self.captions] or [_CAPTION_COLUMNS]
-        if not self.captions and not self.needs_captions and not _has_usual_caption(names):
+        if not self.captions and not self.needs_captions and not _has_usual(names):
             return []
         return [_column(names, choice, origin, "caption") for choice in wanted]
 
 
-def _has_usual_caption(names: Sequence[str]) -> bool:
+def _has_usual(names: Sequence[str]) -> bool:
+    """Whether a column of captions has a usual name."""
     return any(name.lower() in _CAPTION_COLUMNS for name in names)
+
+
+def _usual_label(names: Sequence[str]) -> str | None:
+    return next((name for word in _LABEL_COLUMNS for name in names if name.lower() == word), None)
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str) -> str:
@@ -218,16 +226,17 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
     record = {key: value for key, value in values.items() if key not in columns.captions}
     if isinstance(image, Mapping):
         record[columns.image] = image.get("path")
-        image = _of_struct(image)
+        image = of_struct(image)
     if isinstance(image, str):
         name = image
     captions = captions_of([values.get(caption) for caption in columns.captions])
-    if not captions and columns.needs_captions:
+    label = None if columns.label is None else values.get(columns.label)
+    if not captions and columns.needs_captions and columns.label is None:
         raise LeftOutError("no caption", name)
-    return Row(name, _image(image, folder, name), captions, plain(record))
+    return Row(name, _image(image, folder, name), captions, plain(record), label)
 
 
-def _of_struct(image: Mapping[str, object]) -> object:
+def of_struct(image: Mapping[str, object]) -> object:
     """What an image of HF datasets holds: bytes, or the path of the file in which it stayed."""
     return image.get("path") if image.get("bytes") is None else image["bytes"]
 
@@ -239,37 +248,12 @@ def _image(value: object, folder: Path, name: str) -> bytes | Path:
         raise LeftOutError("no picture", name)
     if _URL.match(value):
         raise LeftOutError("a URL", name, "download the pictures first, for example with img2dataset")
-    return Path(_path_of(value, str(folder)))
+    return Path(path_of(value, str(folder)))
 
 
-def _path_of(value: str, folder: str) -> str:
+def path_of(value: str, folder: str) -> str:
     """The path that a table names, relative ones from `folder`."""
     return os.path.join(folder, expand_home(value.removeprefix("file://")))
-
-
-def picture_key(image: object, folder: str) -> bytes | None:
-    """16 bytes that are equal for an equal file or equal bytes in a table's column of images; None if it has none.
-
-    `folder` is where paths start from, an absolute path: sources may name one file from several folders.
-    """
-    if isinstance(image, Mapping):
-        image = _of_struct(image)
-    if isinstance(image, bytes) and image:
-        return blake2b(image, digest_size=16).digest()
-    if isinstance(image, str) and image.strip():
-        path = _path_of(image, folder)
-        if "/." in path or "//" in path:
-            path = _usual(path)
-        return blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16, person=b"path").digest()
-    return None
-
-
-def _usual(path: str) -> str:
-    """One spelling of a path: a/./b and a/c/../b are a/b, the latter if c is no link to elsewhere."""
-    if "/.." not in path or "\0" in path:
-        return str(Path(path))
-    usual, real = os.path.normpath(path), os.path.realpath(path)
-    return usual if os.path.realpath(usual) == real else real
 
 
 def captions_of(values: Sequence[object]) -> list[str]:

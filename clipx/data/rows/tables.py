@@ -6,18 +6,21 @@ Of parquet one row group at a time is in memory, and arrow files are mapped into
 import importlib
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any
 
-from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, picture_key, row_of
+from clipx.data.rows.class_lists import class_labels, names_beside
+from clipx.data.rows.picture_keys import picture_key
+from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, path_of, row_of
 from clipx.errors import InputError
 from clipx.storage.files import file_state
 
 ROWS_WITH_NAMES = 1000
 """Of a JSON file: fields may be absent from some rows."""
+_TEXT_TYPES = ("string", "large_string", "string_view")  # of arrow: a column of paths
 
 
 class Table(Rows):
@@ -27,12 +30,19 @@ class Table(Rows):
         InputError: the file is not what its name says, or lacks such columns.
     """
 
-    uses: Collection[str] = ("--image-column", "--caption-column", "--image-folder")
+    uses: Collection[str] = ("--image-column", "--caption-column", "--label-column", "--image-folder")
 
     def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path) -> None:
         self._path, self._image_folder = path, image_folder
         self._columns = columns
-        self._columns = columns.resolve(self._scan(), str(path))
+        names = self._scan()
+        typed = self._typed_labels()
+        self._columns = columns.resolve(names, str(path), typed=list(typed))
+        self._typed_names = typed.get(self._columns.label or "", ())
+
+    def _typed_labels(self) -> Mapping[str, Sequence[str]]:
+        """The classes of each column that is of labels by its type."""
+        return {}
 
     @abstractmethod
     def _scan(self) -> Sequence[str]:
@@ -47,8 +57,8 @@ class Table(Rows):
         """
 
     @abstractmethod
-    def _images(self) -> Iterator[object]:
-        """The value in the column of images of each row, in their order; None for rows that cannot be read."""
+    def _column(self, name: str) -> Iterator[object]:
+        """The value of each row in a column, in their order; None for rows that cannot be read."""
 
     def read(self, row: int) -> Row:
         """See `Rows.read`."""
@@ -62,7 +72,26 @@ class Table(Rows):
     def picture_keys(self) -> Iterator[bytes | None]:
         """See `Rows.picture_keys`."""
         folder = str(self._image_folder.absolute())
-        return (picture_key(image, folder) for image in self._images())
+        return (picture_key(image, folder) for image in self._column(str(self._columns.image)))
+
+    def labels(self) -> Iterator[object] | None:
+        """See `Rows.labels`."""
+        return None if self._columns.label is None else self._column(self._columns.label)
+
+    def files(self) -> Iterator[str]:
+        """See `Rows.files`."""
+        if self._holds_pictures():
+            return iter(())
+        images = self._column(str(self._columns.image))
+        return (path_of(image, str(self._image_folder)) for image in images if isinstance(image, str))
+
+    def _holds_pictures(self) -> bool:
+        """Whether the pictures stand in the table itself, by its type."""
+        return False
+
+    def class_names(self) -> Sequence[str]:
+        """See `Rows.class_names`."""
+        return names_beside(self._path.parent) or self._typed_names
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
@@ -82,8 +111,8 @@ class ListTable(Table):
     def _values(self, row: int) -> Record:
         return self._records[row]
 
-    def _images(self) -> Iterator[object]:
-        return (record.get(str(self._columns.image)) for record in self._records)
+    def _column(self, name: str) -> Iterator[object]:
+        return (record.get(name) for record in self._records)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -110,6 +139,9 @@ class ParquetTable(Table):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    def _holds_pictures(self) -> bool:
+        return str(self._open().schema_arrow.field(self._columns.image).type) not in _TEXT_TYPES
+
     def _values(self, row: int) -> Record:
         if row not in self._group[0]:
             group = bisect_right(self._ends, row)
@@ -128,10 +160,13 @@ class ParquetTable(Table):
                 raise
             raise ValueError(str(error)) from error  # pyarrow calls damaged pages an OSError
 
-    def _images(self) -> Iterator[object]:
+    def _typed_labels(self) -> Mapping[str, Sequence[str]]:
+        return class_labels(self._open().schema_arrow.metadata, folder=self._path.parent)
+
+    def _column(self, name: str) -> Iterator[object]:
         for group, end in enumerate(self._ends):
             try:
-                column = self._read_group(group, [str(self._columns.image)]).column(self._columns.image)
+                column = self._read_group(group, [name]).column(name)
             except ValueError:
                 yield from repeat(None, end - (self._ends[group - 1] if group else 0))
                 continue
@@ -159,6 +194,9 @@ class ArrowTable(Table):
                 raise InputError(f"{self._path} is no arrow file: {' '.join(str(error).split())}") from error
         return self._table
 
+    def _holds_pictures(self) -> bool:
+        return str(self._open().schema.field(self._columns.image).type) not in _TEXT_TYPES
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_table": None}  # pickled it would be a copy of the file
 
@@ -169,8 +207,11 @@ class ArrowTable(Table):
         (values,) = self._open().slice(row, 1).to_pylist()
         return values
 
-    def _images(self) -> Iterator[object]:
-        return (value.as_py() for value in self._open().column(self._columns.image))
+    def _typed_labels(self) -> Mapping[str, Sequence[str]]:
+        return class_labels(self._open().schema.metadata, folder=self._path.parent)
+
+    def _column(self, name: str) -> Iterator[object]:
+        return (value.as_py() for value in self._open().column(name))
 
 
 def _import(module: str, path: Path) -> Any:

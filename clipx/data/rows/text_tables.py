@@ -135,11 +135,11 @@ class CsvTable(_TextTable):
             return is_picture(name) or Path(name).suffix.lower() == extension
         return name != "" and os.path.isfile(os.path.join(self._image_folder, name))
 
-    def _images(self) -> Iterator[object]:
-        place, rows = self._image_place(), self._rows()
+    def _column(self, name: str) -> Iterator[object]:
+        place, rows = self._names.index(name), self._rows()
         if not self._dialect.names:
             next(rows)  # the names of the columns
-        return (self._dialect.image(values[place]) if place < len(values) else None for _, values in rows)
+        return (self._value(name, values[place]) if place < len(values) else None for _, values in rows)
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
@@ -196,15 +196,15 @@ class JsonlTable(_TextTable):
             raise ValueError(f"a JSON {type(record).__name__}, not an object")
         return record
 
-    def _images(self) -> Iterator[object]:
+    def _column(self, name: str) -> Iterator[object]:
         with open(self._path, "rb") as file:
             for line in file:
                 if line.strip():
-                    yield self._image_in(line)
+                    yield self._value_in(line, name)
 
-    def _image_in(self, line: bytes) -> object:
+    def _value_in(self, line: bytes, name: str) -> object:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             return None
-        return record.get(self._columns.image) if isinstance(record, dict) else None
+        return record.get(name) if isinstance(record, dict) else None

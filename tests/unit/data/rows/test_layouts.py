@@ -204,7 +204,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, source: str, monkeypatc
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("clipx.data.rows.opening.CsvTable", refuse)
-    monkeypatch.setattr("clipx.data.rows.opening.tables_in", refuse)
+    monkeypatch.setattr("clipx.data.rows.opening.split_names", refuse)
     with pytest.raises(InputError, match=r"cannot be read: (Permission denied|File name too long)"):
         opened(tmp_path / source)
 
