@@ -29,6 +29,8 @@ class Stream(IntEnum):
     TEMPLATE = 8
     SOURCE = 9
     BOOTSTRAP = 10
+    SHOTS = 11
+    FOLD = 12
 
 
 def _signed(value: int) -> int:

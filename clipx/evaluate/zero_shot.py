@@ -54,9 +54,9 @@ def zero_shot(
         above_N[tile] = torch.where(known_B, num_classes_above(score_BC, label_B, equals_C=equals_C), _NAN)
         named_N[tile] = score_BC.argmax(dim=1)
     above_N, named_N = all_reduce(torch.stack([above_N, named_N]), "sum", group)
-    counts_C3 = _outcomes(features.label_N, above_N.cpu().numpy(), num_classes=len(data.class_names))
-    metrics = {name: float(value[0]) for name, value in _metrics(counts_C3[None]).items()}
-    resampled = _resampled(counts_C3, resamples=options.resamples)
+    metrics, resampled = accuracies(
+        features.label_N, above_N.cpu().numpy(), num_classes=len(data.class_names), resamples=options.resamples
+    )
     if options.like and len(data.class_names) < 5:
         metrics["acc5"] = float("nan")
         resampled.pop("acc5", None)
@@ -118,6 +118,22 @@ def num_classes_above(score_BC: Tensor, label_B: Tensor, *, equals_C: Tensor | N
         later_BC = torch.arange(len(equals_C), device=label_B.device) > label_B[:, None]
         before_BC &= ~((score_BC == correct_B1) & (equals_C == equals_C[label_B][:, None]) & later_BC)
     return before_BC.sum(dim=1) - 1
+
+
+def accuracies(
+    label_N: NDArray[np.int64], above_N: NDArray[np.int64], *, num_classes: int, resamples: int = 0
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """`acc1`, `acc5` and `mean_per_class_recall`, and what each resample of the images has.
+
+    Args:
+        label_N: classes.
+        above_N: for each image the number of classes that come before its own.
+        num_classes: of the set.
+        resamples: their number; 0 leaves the second dictionary empty.
+    """
+    counts_C3 = _outcomes(label_N, above_N, num_classes=num_classes)
+    metrics = {name: float(value[0]) for name, value in _metrics(counts_C3[None]).items()}
+    return metrics, _resampled(counts_C3, resamples=resamples)
 
 
 def _outcomes(label_N: NDArray[np.int64], above_N: NDArray[np.int64], *, num_classes: int) -> NDArray[np.int64]:

@@ -121,7 +121,8 @@ class Pretrained:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         training = [module for module in self.model.modules() if module.training]  # not those of a locked tower
-        self.model.eval()
+        if training:  # else nothing to set in each of some hundred modules, which takes as long as a small model
+            self.model.eval()
         try:
             yield
         finally:
