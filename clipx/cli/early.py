@@ -58,11 +58,17 @@ def require_evaluation_set(folder: Path) -> None:
 
 
 @_alone
-def require_places(places: "Sequence[SetPlace]", *, skip_missing: bool) -> None:
-    """Raises InputError if evaluation sets are not there, or if none is there that may be missing."""
-    from clipx.data.suite_sets import faults, without
+def require_places(places: "Sequence[SetPlace]", *, skip_missing: bool, training: bool = False) -> None:
+    """Raises InputError if evaluation sets are not there, or if none is there that may be missing.
 
-    without(places, faults(places), skip_missing=skip_missing)
+    Args:
+        training: sets with one class per image must have a training part, and one set must be such a set.
+    """
+    from clipx.data.suite_sets import faults, type_of, without
+
+    present = without(places, faults(places, training=training), skip_missing=skip_missing)
+    if training and not any(type_of(place.opened()) == "classification" for place in present):
+        raise InputError("--probe and --knn need a set with one class per image and a training part; name one")
 
 
 @_alone

@@ -76,6 +76,21 @@ def zeroshot(
     resamples: Annotated[
         int, typer.Option(min=0, help="Resamples of the pictures for the 95% intervals; 0: no intervals.")
     ] = 1000,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Also train a linear probe on the embeddings of each set's training part, and measure it."
+        ),
+    ] = False,
+    shots: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Also probes of so many training images per class, e.g. 1,5,16."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Choices of these images; their mean counts.")] = 3,
+    knn: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="Also classify by the votes of the K nearest training images, e.g. 20."),
+    ] = None,
     like: Annotated[
         Literal["clip_benchmark"] | None,
         typer.Option(
@@ -97,7 +112,8 @@ def zeroshot(
     for one in models:
         require_model(one)
     places = _places(sets, suite, data_root, split=split)
-    require_places(places, skip_missing=skip_missing)
+    of_probe = _shots(shots, probe=probe)
+    require_places(places, skip_missing=skip_missing, training=probe or knn is not None)
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment()
@@ -105,7 +121,17 @@ def zeroshot(
     from clipx.evaluate.options import EvaluateOptions
 
     folder = None if cache == "none" else Path(cache) if cache else default_cache()
-    options = EvaluateOptions(batch_size=batch_size, like=like, cache=folder, decode=decode, resamples=resamples)
+    options = EvaluateOptions(
+        batch_size=batch_size,
+        like=like,
+        cache=folder,
+        decode=decode,
+        resamples=resamples,
+        probe=probe,
+        shots=of_probe,
+        num_seeds=seeds,
+        neighbours=knn,
+    )
     found = _evaluate(models, places, options, weights=weights, skip_missing=skip_missing, results=results)
     if found is None:
         return
@@ -117,6 +143,24 @@ def zeroshot(
         write_json(json_file, as_json(found, as_suite=suite is not None or len(models) > 1))
     if csv_file is not None:
         _write_csv(csv_file, csv_text(found))
+
+
+def _shots(text: str | None, *, probe: bool) -> tuple[int, ...]:
+    """The numbers of --shots.
+
+    Raises:
+        InputError: one is no number above 0, or there is no probe.
+    """
+    if text is None:
+        return ()
+    if not probe:
+        raise InputError(f"--shots {text} is for --probe; add it, or leave --shots out")
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := next((part for part in parts if not (part.isascii() and part.isdigit() and int(part[:9]) > 0)), None):
+        raise InputError(f"--shots {text}: {wrong!r} is no number of images above 0; give numbers with commas between")
+    if "" in parts:
+        raise InputError(f"--shots {text}: a number is missing; give numbers with commas between, e.g. 1,5,16")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def _suite_name(suite: str | None) -> str | None:
@@ -163,7 +207,9 @@ def _evaluate(
     found: Results = []
     with join_ranks() as (device, group):
         is_main = rank(group) == 0
-        present, missing = present_places(places, skip_missing=skip_missing, group=group)
+        present, missing = present_places(
+            places, skip_missing=skip_missing, group=group, training=options.needs_training_part
+        )
         for fault in missing.values() if is_main else ():
             typer.echo(f"left out: {fault}", err=True)
         with _told(len(models) * len(present), is_main=is_main) as told:
@@ -200,8 +246,9 @@ def _write_results(folder: Path, found: Results) -> None:
 
     lines = "".join(datacomp_line(result) + "\n" for _, result in found)
     write_text(folder / LINES, lines, option="--results")
-    name, content = clip_benchmark_file(found[-1][1], found[-1][0])
-    write_text(folder / name, content, option="--results")
+    for of_task in found[-1][1].by_task():
+        name, content = clip_benchmark_file(of_task, found[-1][0])
+        write_text(folder / name, content, option="--results")
 
 
 def _require_table(path: Path | None) -> None:

@@ -20,7 +20,8 @@ def print_results(found: Results, *, suite: str | None) -> None:
     """Prints a table for each kind of evaluation, and for a suite one of main figures with their mean."""
     models = _by_model(found)
     console = Console()
-    for names in dict.fromkeys(tuple(result.evaluation.metrics) for _, result in found):
+    of_tasks = [(model, one) for model, result in found for one in result.by_task()]
+    for names in dict.fromkeys(tuple(result.evaluation.metrics) for _, result in of_tasks):
         below = _NAME + _FIGURE * len(names) > console.width
         table = Table()
         table.add_column("data set", overflow="fold")
@@ -28,7 +29,7 @@ def print_results(found: Results, *, suite: str | None) -> None:
             table.add_column("model", overflow="fold")
         for name in names:
             table.add_column(name.replace("_", " ").replace("@", " @"))
-        for model, result in found:
+        for model, result in of_tasks:
             if tuple(result.evaluation.metrics) == names:
                 of_model = [Text(shown(model.pretrained))] if len(models) > 1 else []
                 cells = [_cell(result.evaluation, name, below=below) for name in names]
@@ -45,7 +46,7 @@ def as_json(found: Results, *, as_suite: bool) -> dict[str, Any]:
         as_suite: by model, with intervals, main figures and their mean.
     """
     if not as_suite:
-        return {result.place.key: result.evaluation.metrics for _, result in found}
+        return {result.place.key: _figures(result, derived=False) for _, result in found}
     return {
         model: {
             "sets": {result.place.key: _of_set(result) for result in results},
@@ -55,12 +56,24 @@ def as_json(found: Results, *, as_suite: bool) -> dict[str, Any]:
     }
 
 
+def _figures(result: SetResult, *, derived: bool) -> dict[str, float]:
+    """Those of all evaluations of a set; what was derived for it only if asked for."""
+    figures = result.evaluation.metrics | (result.evaluation.derived if derived else {})
+    for one in result.further:
+        figures = figures | one.metrics | one.derived
+    return figures
+
+
 def _of_set(result: SetResult) -> dict[str, Any]:
-    evaluation = result.evaluation
-    intervals = {name: interval for name in evaluation.metrics if (interval := evaluation.interval(name)) is not None}
+    intervals = {
+        name: interval
+        for one in (result.evaluation, *result.further)
+        for name in one.metrics
+        if (interval := one.interval(name)) is not None
+    }
     return {
         "title": result.place.title,
-        "metrics": {**evaluation.metrics, **evaluation.derived},
+        "metrics": _figures(result, derived=True),
         "intervals": intervals,
         "main_metric": result.main_metric,
         "main_figure": result.main_figure,
@@ -91,7 +104,9 @@ def _by_model(found: Results) -> dict[str, list[SetResult]]:
 
 
 def _cell(evaluation: Evaluation, name: str, *, below: bool) -> Text:
-    return Text(_percent(evaluation.metrics[name], evaluation.interval(name), between="\n" if below else " "))
+    figure = _percent(evaluation.metrics[name], evaluation.interval(name), between="\n" if below else " ")
+    deviation = evaluation.derived.get(f"{name}_std")  # between seeds
+    return Text(figure if deviation is None else f"{figure} ± {100 * deviation:.1f}")
 
 
 def _percent(figure: float, interval: tuple[float, float] | None, *, between: str = " ") -> str:

@@ -62,6 +62,21 @@ class SetPlace:
             )
         return opened
 
+    def training_part(self, opened: AnySet) -> ClassificationSet | None:
+        """The training part of a set that is open; None for a set without one class per image.
+
+        Raises:
+            InputError: it is not here, is the part that is measured, or has other classes.
+        """
+        if not isinstance(opened, ClassificationSet):
+            return None
+        train = open_set(self.path, split="train")
+        if train.split == opened.split:
+            raise InputError(f"{self.path}: the part to measure is the training part; name another with --split")
+        if not isinstance(train, ClassificationSet) or train.class_names != opened.class_names:
+            raise InputError(f"{self.path}: its training part has other classes than its {opened.split} part")
+        return train
+
 
 def type_of(opened: AnySet) -> SetType:
     """The word of a suite for the type of a set."""
@@ -103,12 +118,18 @@ def _placed(data: str, data_root: Path | None) -> str:
     return str(without if without.exists() and not path.exists() else path)
 
 
-def faults(places: Sequence[SetPlace]) -> dict[str, str]:
-    """By key the sets that cannot be evaluated, each with the reason."""
+def faults(places: Sequence[SetPlace], *, training: bool = False) -> dict[str, str]:
+    """By key the sets that cannot be evaluated, each with the reason.
+
+    Args:
+        training: the training part is needed, too.
+    """
     found = {}
     for place in places:
         try:
-            place.opened()
+            opened = place.opened()
+            if training:
+                place.training_part(opened)
         except InputError as error:
             found[place.key] = str(error)
     return found

@@ -207,7 +207,7 @@ class _Records:
         if self._kind == "captions":
             captions = self._captions.built()
             arrays |= {"caption_utf8": captions.utf8, "caption_end": captions.end_N}
-            digest_N = np.frombuffer(bytes(self._digests), f"V{_DIGEST}")
+            digest_N = np.frombuffer(self._digests, f"V{_DIGEST}")
             _, first, inverse = np.unique(digest_N, return_index=True, return_inverse=True)
             arrays["first_like"] = first[inverse]
         else:

@@ -137,5 +137,5 @@ class TextListBuilder:
         return len(self._ends)
 
     def built(self) -> TextList:
-        """The texts so far."""
-        return TextList(np.frombuffer(bytes(self._utf8), np.uint8), np.array(self._ends, dtype=np.int64))
+        """The texts; no more can be added."""
+        return TextList(np.frombuffer(self._utf8, np.uint8), np.array(self._ends, dtype=np.int64))

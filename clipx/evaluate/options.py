@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 Like = Literal["clip_benchmark"]
 Decode = Literal["pil", "fast"]
 Task = Literal[
-    "zeroshot_classification", "zeroshot_retrieval", "zeroshot_multilabel_classification", "linear_probe", "knn"
+    "zeroshot_classification",
+    "zeroshot_retrieval",
+    "zeroshot_multilabel_classification",
+    "linear_probe",
+    "few_shot_probe",
+    "knn",
 ]
 
 
@@ -29,6 +34,19 @@ class EvaluateOptions:
     """How images become pixels (`Pretrained.pixels`)."""
     resamples: int = 0
     """How often the images are resampled for the intervals (`bootstrap`); 0: no intervals."""
+    probe: bool = False
+    """Also train a linear probe on the training part of sets with one class per image (`probe`)."""
+    shots: tuple[int, ...] = ()
+    """Images per class of further probes."""
+    num_seeds: int = 3
+    """Choices of these images."""
+    neighbours: int | None = None
+    """Also classify by so many nearest training images (`knn`)."""
+
+    @property
+    def needs_training_part(self) -> bool:
+        """Whether a set's training part is read, too."""
+        return self.probe or self.neighbours is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +74,7 @@ class Evaluation:
         return float(low), float(high)
 
 
-_THEIR_NAMES = {"image_to_text": "text_retrieval", "text_to_image": "image_retrieval"}
+_THEIR_NAMES = {"image_to_text": "text_retrieval", "text_to_image": "image_retrieval", "probe": "lp"}
 
 
 def own_name(name: str) -> str:

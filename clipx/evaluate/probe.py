@@ -52,8 +52,6 @@ def linear_probe(
     test: Features,
     *,
     class_names: Sequence[str],
-    shots: Sequence[int] = (),
-    num_seeds: int = 3,
     resamples: int = 0,
     device: torch.device | None = None,
     group: ProcessGroup | None = None,
@@ -62,52 +60,71 @@ def linear_probe(
 
     Args:
         class_names: of the set.
-        shots: training images per class of further probes.
-        num_seeds: choices of these images.
         resamples: of the test images, for intervals.
         device: computes in float64; the CPU by default.
 
     Returns:
-        `probe_acc1`, `probe_acc5` and `probe_mean_per_class_recall`, as `zero_shot` has them, and `probe_N_shot_acc1`,
-        the mean over seeds; derived are `probe_C`, the other figures of shots, and with `_std` the standard deviation
-        of each between seeds. The same on all ranks.
+        `probe_acc1`, `probe_acc5` and `probe_mean_per_class_recall`, as `zero_shot` has them; derived is `probe_C`. The
+        same on all ranks.
+
+    Raises:
+        InputError: the parts do not fit each other (`two_parts`).
+    """
+    parts = two_parts(train, test, class_names=class_names, option=OPTION)
+    best, above_N = _Prober(parts, device=device, group=group).measure(np.arange(len(parts.train_N)))
+    found, drawn = accuracies(parts.test_N, above_N, num_classes=parts.num_classes, resamples=resamples)
+    return Evaluation(
+        task="linear_probe",
+        metrics={f"probe_{name}": value for name, value in found.items()},
+        derived={"probe_C": best},
+        resampled={f"probe_{name}": values_R for name, values_R in drawn.items()},
+    )
+
+
+def few_shot_probe(
+    train: Features,
+    test: Features,
+    *,
+    class_names: Sequence[str],
+    shots: Sequence[int],
+    num_seeds: int,
+    device: torch.device | None = None,
+    group: ProcessGroup | None = None,
+) -> Evaluation:
+    """Trains on a few images of each class, as often as there are seeds; called as `linear_probe`.
+
+    Args:
+        class_names: of the set.
+        shots: training images per class, one or several numbers of them.
+        num_seeds: choices of these images.
+        device: computes in float64; the CPU by default.
+
+    Returns:
+        `probe_N_shot_acc1`, the mean over seeds; derived are the other figures, and with `_std` the standard deviation
+        of each between seeds if there are several. The same on all ranks.
 
     Raises:
         InputError: the parts do not fit each other (`two_parts`), or a class has fewer training images than shots.
     """
     parts = two_parts(train, test, class_names=class_names, option=OPTION)
-    if shots and max(shots) > parts.smallest:
+    if max(shots) > parts.smallest:
         raise InputError(
             f"--shots {max(shots)}: class {parts.smallest_name!r} has {parts.smallest} training images; ask for fewer"
         )
     prober = _Prober(parts, device=device, group=group)
-    best, above_N = prober.measure(np.arange(len(parts.train_N)))
-    found, drawn = accuracies(parts.test_N, above_N, num_classes=parts.num_classes, resamples=resamples)
-    metrics = {f"probe_{name}": value for name, value in found.items()}
-    derived = {"probe_C": best}
+    metrics: dict[str, float] = {}
+    derived: dict[str, float] = {}
     for num_shots in dict.fromkeys(shots):
-        of_shots = _of_shots(prober, num_shots, num_seeds=num_seeds)
-        name = f"probe_{num_shots}_shot_acc1"
-        metrics[name] = of_shots.pop(name)
-        derived |= of_shots
-    resampled = {f"probe_{name}": values_R for name, values_R in drawn.items()}
-    return Evaluation(task="linear_probe", metrics=metrics, derived=derived, resampled=resampled)
-
-
-def _of_shots(prober: "_Prober", num_shots: int, *, num_seeds: int) -> dict[str, float]:
-    """Mean and standard deviation over seeds, by name."""
-    parts = prober.parts
-    runs = []
-    for seed in range(num_seeds):
-        _, above_N = prober.measure(choose_shots(parts.train_N, num_shots, seed=seed))
-        runs.append(accuracies(parts.test_N, above_N, num_classes=parts.num_classes)[0])
-    found = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        found[f"probe_{num_shots}_shot_{name}"] = mean(values)
-        if num_seeds > 1:
-            found[f"probe_{num_shots}_shot_{name}_std"] = stdev(values)
-    return found
+        runs = []
+        for seed in range(num_seeds):
+            _, above_N = prober.measure(choose_shots(parts.train_N, num_shots, seed=seed))
+            runs.append(accuracies(parts.test_N, above_N, num_classes=parts.num_classes)[0])
+        for figure in runs[0]:
+            name, values = f"probe_{num_shots}_shot_{figure}", [run[figure] for run in runs]
+            (metrics if figure == "acc1" else derived)[name] = mean(values)
+            if num_seeds > 1:
+                derived[f"{name}_std"] = stdev(values)
+    return Evaluation(task="few_shot_probe", metrics=metrics, derived=derived)
 
 
 def choose_shots(label_N: NDArray[np.int64], num_shots: int, *, seed: int) -> NDArray[np.int64]:

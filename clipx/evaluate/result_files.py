@@ -57,7 +57,7 @@ def clip_benchmark_file(result: SetResult, name: ModelName) -> tuple[str, str]:
 
 def csv_text(results: Sequence[tuple[ModelName, SetResult]]) -> str:
     """A table in the columns of CLIP_benchmark's `build`, with those of the intervals at the end."""
-    rows = [_row(name, result) for name, result in results]
+    rows = [_row(name, one) for name, result in results for one in result.by_task()]
     names = dict.fromkeys(key for row in rows for key in row)
     ends = [key for key in names if key.endswith(("_low", "_high"))]
     columns = [*(key for key in names if key not in (*_COLUMNS, *ends)), *_COLUMNS, *ends]

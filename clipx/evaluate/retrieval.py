@@ -114,7 +114,7 @@ def _distinct(pretrained: Pretrained, lines: TextList) -> tuple[Ints, Ints]:
     for start in range(0, len(lines), _LINES):
         for key in token_keys(pretrained, lines[start : start + _LINES]):
             digests += blake2b(key, digest_size=_DIGEST).digest()
-    digest_L = np.frombuffer(bytes(digests), f"V{_DIGEST}")
+    digest_L = np.frombuffer(digests, f"V{_DIGEST}")
     _, first_M, row_L = np.unique(digest_L, return_index=True, return_inverse=True)
     order_M = np.argsort(first_M)
     number_M = np.empty_like(order_M)

@@ -1,7 +1,7 @@
 """Several models on several sets, and the mean of the sets' main figures."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch.distributed import ProcessGroup
 
 from clipx.counter_random import Stream, fold, permutation, start
+from clipx.data.labelled import ClassificationSet
 from clipx.data.suite_sets import METRICS, SetPlace, faults, type_of, without
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks
 from clipx.evaluate.options import EvaluateOptions, Evaluation, own_name
 from clipx.evaluate.run import evaluate_set
+from clipx.evaluate.training_part import from_training_part
 from clipx.pretrained import Pretrained
 
 
@@ -25,11 +27,19 @@ class SetResult:
     """Of the set; with the part that was read, if that is not the test part."""
     main_metric: str
     evaluation: Evaluation
+    further: tuple[Evaluation, ...] = ()
+    """What a probe or neighbours have on the same images."""
 
     @property
     def main_figure(self) -> float:
         """The figure that stands for the set."""
         return self.evaluation.figure(self.main_metric)
+
+    def by_task(self) -> list["SetResult"]:
+        """One result for each evaluation, the set's own first; the others' main figures are their first."""
+        own = replace(self, further=())
+        others = [replace(own, evaluation=one, main_metric=next(iter(one.metrics))) for one in self.further]
+        return [own, *others]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +52,7 @@ class Mean:
 
 
 def present_places(
-    places: Sequence[SetPlace], *, skip_missing: bool, group: ProcessGroup | None
+    places: Sequence[SetPlace], *, skip_missing: bool, group: ProcessGroup | None, training: bool = False
 ) -> tuple[list[SetPlace], dict[str, str]]:
     """The sets that can be evaluated on every rank, and the reasons why others cannot.
 
@@ -50,7 +60,7 @@ def present_places(
         InputError: some are missing though `skip_missing` does not allow it, or all are.
     """
     missing: dict[str, str] = {}
-    for of_rank in gather_objects(faults(places), group):
+    for of_rank in gather_objects(faults(places, training=training), group):
         missing |= of_rank
     return without(places, missing, skip_missing=skip_missing), missing
 
@@ -66,10 +76,14 @@ def evaluate_sets(
     for place in places:
         with raise_on_all_ranks(group):
             opened = place.opened(every_line=options.like is not None)
+            train = place.training_part(opened) if options.needs_training_part else None
         with torch.no_grad():
             evaluation = evaluate_set(pretrained, opened, options, group)
+            further: tuple[Evaluation, ...] = ()
+            if isinstance(opened, ClassificationSet) and train is not None:
+                further = from_training_part(pretrained, opened, train, options, group=group)
         main_metric = place.main_metric or METRICS[type_of(opened)][0]
-        yield SetResult(place=place, name=opened.name, main_metric=main_metric, evaluation=evaluation)
+        yield SetResult(place=place, name=opened.name, main_metric=main_metric, evaluation=evaluation, further=further)
 
 
 def mean_of(results: Sequence[SetResult]) -> Mean:
