@@ -57,17 +57,12 @@ def line_chart(
     )
     y_values = [y for _, y in flat] + [y for _, *both in ends for y in both]
     y_axis = fitted(y_values, start=_HEIGHT - _BOTTOM, end=_TOP, log=log_y)
-    behind = [_frame(x_axis, y_axis, x_label, y_label), *_marks(extras.marks, x_axis)]
-    drawn: list[str] = []
     indexes = _indexes(series, extras.faint)
-    for name, points in shown.items():
-        i = indexes[name]
-        drawn += _band(extras.bands.get(name, ()), x_axis, y_axis, i)
-        line = list(_series(name, points, x_axis, y_axis, i))
-        if name in extras.faint:
-            behind += [f'<g class="faint">{"".join(line)}</g>']
-        else:
-            drawn += line
+    drawn = [_frame(x_axis, y_axis, x_label, y_label), *_marks(extras.marks, x_axis)]
+    for name in sorted(shown, key=lambda name: name not in extras.faint):  # those first, behind the others
+        drawn += _band(extras.bands.get(name, ()), x_axis, y_axis, indexes[name])
+        line = "".join(_series(name, shown[name], x_axis, y_axis, indexes[name]))
+        drawn.append(f'<g class="faint">{line}</g>' if name in extras.faint else line)
     if not flat:
         drawn.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle">no values</text>')
     left_out = sum(len(points) for points in series.values()) - len(flat)
@@ -75,7 +70,7 @@ def line_chart(
         f"<figure><figcaption>{text(title)}</figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(_described(title, shown))}" '
         'class="plot">'
-        + "".join(behind + drawn)
+        + "".join(drawn)
         + "</svg>"
         + (_legend(indexes) if len(series) > 1 else "")
         + (f'<p class="note">{_left_out(left_out, log=log_x or log_y)}</p>' if left_out else "")

@@ -36,9 +36,8 @@ def _starts(run: Recorded) -> Html:
         return Html("")
     rows = []
     for row in run.starts:
-        hosts = (
-            [host for host in listed if isinstance(host, dict)] if isinstance(listed := row.get("hosts"), list) else []
-        )
+        listed = row.get("hosts")
+        hosts = [host for host in listed if isinstance(host, dict)] if isinstance(listed, list) else []
         ranks = sum(int(finite(host.get("ranks")) or 0) for host in hosts)
         names = ", ".join(dict.fromkeys(str(host.get("host")) for host in hosts))
         devices = ", ".join(dict.fromkeys(str(host.get("device")) for host in hosts))
