@@ -14,5 +14,6 @@ def uses() -> None:
     model = clipx.load("runs/tiny")
     assert_type(model, clipx.Pretrained)
     assert_type(model.encode_text("a cat"), Tensor)
+    assert_type(model.classify("cat.jpg", ["cat", "dog"], top=1), list[dict[str, float]])
     clipx.RunConfig(steps="many")  # type: ignore[arg-type, call-arg]
     clipx.lode("runs/tiny")  # type: ignore[attr-defined]

@@ -86,18 +86,7 @@ def classify(
     The classes exclude each other, and their probabilities sum to one; with --multi a picture may show several, or
     none. What is no picture is named and left out. Works under torchrun and accelerate launch, on all ranks.
     """
-    if json_file is not None:
-        require_json(json_file, option="--json")
-    if csv_file is not None:
-        from clipx.use.classified_files import require_own_csv
-
-        require_own_csv(csv_file)
-    if html_file is not None:
-        from clipx.pages import require_own_page
-
-        require_own_page(html_file)
-    for path, option in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
-        require_writable(path, option=option)
+    _check_files(json_file, csv_file, html_file)
     require_model(model)
 
     reading = partial(_read, inputs, classes, templates or (), multi=multi, image_key=image_key)
@@ -139,6 +128,22 @@ def classify(
         }
     print_classified(classified)
     _write(classified, found, about, json_file=json_file, csv_file=csv_file, html_file=html_file)
+
+
+def _check_files(json_file: Path | None, csv_file: Path | None, html_file: Path | None) -> None:
+    """Refuses what could not be written, or is somebody else's."""
+    if json_file is not None:
+        require_json(json_file, option="--json")
+    if csv_file is not None:
+        from clipx.use.classified_files import require_own_csv
+
+        require_own_csv(csv_file)
+    if html_file is not None:
+        from clipx.pages import require_own_page
+
+        require_own_page(html_file)
+    for path, option in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
+        require_writable(path, option=option)
 
 
 def _read(

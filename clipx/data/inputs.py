@@ -4,7 +4,7 @@
     a folder                        the pictures in it and below, by name, with captions beside them if there are any
     a table (CSV, parquet, ...)     a row each; paths start from the table's folder
     a .txt file                     a text for each line
-    shards                          a sample each
+    shards                          a sample each, also of folders of them, as a set's train/ and test/
 
 The order is that of the addresses, and within each that of its kind, so an item has the same number for ever. Items
 are read by number from any process. An item that is no good is a `LeftOutError` with its reason; storage that fails is
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from clipx.config.paths import expand_home
 from clipx.data.captions import decode_captions, first_present
 from clipx.data.decode import UndecodableError
-from clipx.data.rows.folders import is_picture
+from clipx.data.rows.folders import files_in, is_picture
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
 from clipx.data.rows.source_files import decode_text, image_of
@@ -167,13 +167,23 @@ def open_inputs(
 
 
 def _expanded(address: str) -> list[str]:
-    """The address, or the files that a pattern of pictures or lists names, by name."""
+    """The address, the files that a pattern of pictures or lists names, or the parts of a set of shards, by name."""
     if not is_local(address):
         return [address]
     address = expand_home(address)
+    if os.path.isdir(address):
+        return _parts_of_shards(Path(address)) or [address]
     if os.path.lexists(address) or not _PATTERN.search(address) or address.endswith(".tar"):
         return [address]
     return sorted(glob.glob(address, recursive=True)) or [address]
+
+
+def _parts_of_shards(folder: Path) -> list[str]:
+    """The folders of shards in a folder that holds nothing else to read, as train/ and test/ of an evaluation set."""
+    if any(folder.glob("[!.]*.tar")):
+        return []
+    parts = sorted({str(shard.parent) for shard in folder.glob("[!.]*/[!.]*.tar")})
+    return [] if not parts or any(map(is_picture, files_in(folder))) else parts
 
 
 def _kind(address: str) -> str:

@@ -109,6 +109,17 @@ def test_samples_of_shards(tmp_path: Path) -> None:
         open_inputs([str(nothing)]).read(0)
 
 
+def test_a_set_of_shards_is_all_its_parts(tmp_path: Path) -> None:
+    for part, numbers in (("train", (0, 1)), ("test", (2,))):
+        members = [(f"{part}{i}.{extension}", data) for i in numbers for extension, data in pair(i).items()]
+        write_tar(tmp_path / "set" / part / "0.tar", members)
+    (tmp_path / "set" / "classnames.txt").write_text("cat\n")
+    (tmp_path / "set" / "other").mkdir()
+    assert keys(open_inputs([str(tmp_path / "set")])) == ["test2", "train0", "train1"]
+    write_pictures(tmp_path / "set", ["other/a.png"])  # a folder of pictures, as ever
+    assert keys(open_inputs([str(tmp_path / "set")])) == ["other/a.png"]
+
+
 def test_other_keys_of_shards(tmp_path: Path) -> None:
     sample = {"thumb.png": png(9), "png": png(1), "json": b'{"alt": ["one", "two"]}'}
     write_shards(tmp_path, [1], replaced={0: sample})
