@@ -50,7 +50,7 @@ def test_scores_that_lie_closer_than_rounding() -> None:
     """Which products in float32 or bfloat16 alone put into another order."""
     base_D = random_rows(0, 1, 64)
     rows = (base_D + 1e-6 * random_rows(1, 6000, 64)).astype(np.float32)
-    queries = random_rows(2, 2, 64)
+    queries = random_rows(2, 16, 64)
     assert_exact([rows], queries, 25)
     order_QN = np.argsort(-(rows @ queries.T).T, axis=1, kind="stable")[:, :25]
     assert (order_QN != textbook(rows, queries, 25)[1]).any()  # the case is one
