@@ -28,7 +28,7 @@ _CHUNK = 512
 """Candidates that are scored at once: 2 MB of 512 products in float64."""
 _MOST_CHOSEN = 0.004
 """Candidates per product in bfloat16: with more, scoring them takes longer than products in float32."""
-_ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
+_ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 """Half of the distance of 1 to the next number: the relative error of one rounding."""
 
 

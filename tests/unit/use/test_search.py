@@ -50,15 +50,27 @@ def test_scores_that_lie_closer_than_rounding() -> None:
     """Which products in float32 or bfloat16 alone put into another order."""
     base_D = random_rows(0, 1, 64)
     rows = (base_D + 1e-6 * random_rows(1, 6000, 64)).astype(np.float32)
-    queries = random_rows(2, 2, 64)
+    queries = random_rows(2, 16, 64)
     assert_exact([rows], queries, 25)
     order_QN = np.argsort(-(rows @ queries.T).T, axis=1, kind="stable")[:, :25]
     assert (order_QN != textbook(rows, queries, 25)[1]).any()  # the case is one
 
 
 def test_many_queries_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_BLOCK", 16)
-    assert_exact([random_rows(0, 3000, 16)], random_rows(1, 50, 16), 7)
+    """So many that the last of some are lost to the rounding of bfloat16 if nothing beside it is looked at."""
+    monkeypatch.setattr(search, "_BLOCK", 128)
+    assert_exact([random_rows(0, search._TILE, 32)], random_rows(1, 300, 32), 20)
+
+
+@pytest.mark.parametrize("tile", [0, 1])
+def test_the_worst_that_rounding_can_do(tile: int) -> None:
+    """All numbers of the best row are just rounded down by bfloat16, and those of the second just up."""
+    down, up = np.float32(1 + 0.499 * 2**-7), np.float32(1 + 0.501 * 2**-7)
+    rows = np.full((search._TILE, 126), 0.5, np.float32)
+    rows[7], rows[7, :3] = up, 1  # which makes it the second
+    better = np.full((1, 126), down, np.float32)
+    shards = [rows, better] if tile else [np.concatenate([rows[:-1], better])]
+    assert_exact(shards, np.full((2, 126), down, np.float32), 1)
 
 
 def test_numbers_of_any_size() -> None:
