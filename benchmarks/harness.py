@@ -11,14 +11,17 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Thing = TypeVar("Thing")
 
 RESULTS = Path(__file__).parent / "results"
 CIRCUMSTANCES = ("date", "commit", "hardware", "python", "torch", "cuda", "open_clip")
@@ -72,6 +75,26 @@ def alternate(
 def ratio(numerator: Timing, denominator: Timing) -> Timing:
     """Percentiles of the ratio of times, repetition by repetition: runs beside each other share their disturbances."""
     return Timing.of([a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)])
+
+
+def speed_rows(times: Mapping[str, Timing], count: int) -> list[dict[str, object]]:
+    """The first contender beside each of the others: how many of `count` things a second, and the ratio of speeds.
+
+    Every timing is that of one pass over `count` things; `ratio` is above 1 where the first contender is faster.
+    """
+    (ours, own), *others = times.items()
+    rows: list[dict[str, object]] = []
+    for peer, timing in others:
+        faster = ratio(timing, own)
+        row: dict[str, object] = {"ours": ours, "peer": peer, "count": count, "repetitions": own.count}
+        row |= {f"{side}_per_s": count / time.p50 for side, time in (("ours", own), ("peer", timing))}
+        rows.append(row | {"ratio_p20": faster.p20, "ratio_p50": faster.p50, "ratio_p80": faster.p80})
+    return rows
+
+
+def batches(things: Sequence[Thing], size: int) -> Iterator[Sequence[Thing]]:
+    """Consecutive parts of a sequence, of `size` each but for the last."""
+    return (things[start : start + size] for start in range(0, len(things), size))
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:

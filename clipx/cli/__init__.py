@@ -20,6 +20,7 @@ from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.early import require_evaluation_set, require_inputs, require_model, require_writable
+from clipx.cli.embed import embed
 from clipx.cli.export import export
 from clipx.cli.launch import launch_app
 from clipx.cli.model import ModelArgument, WeightsOption
@@ -135,6 +136,7 @@ def zeroshot(
         write_json(json_file, metrics)
 
 
+app.command(rich_help_panel=_MODEL)(embed)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
 

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from clipx import counter_random
 from clipx.config.data import AugmentConfig
@@ -21,22 +19,12 @@ from clipx.config.model import Crop, Interpolation, Resize
 from clipx.data.centre_square import PILLOW_FILTERS, centre_square, long_side
 from clipx.data.decode import can_scale, decode_any, decode_jpeg, jpeg_size, to_tensor
 from clipx.data.eight_bits import to_rgb
+from clipx.data.resizing import Box, resize_box, resize_whole
 from clipx.errors import InputError
 
 _MAX_RESIZED = 1 << 24  # pixels of an image that is resized whole; at 224 it is 334 times as long as wide
 _TRIES = 10  # of torchvision's RandomResizedCrop
 _KEYS = np.arange(3 + 2 * _TRIES, dtype=np.int64)
-# interpolate calls them; here they write into existing memory
-_RESIZE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa.out, "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out}
-
-
-class Box(NamedTuple):
-    """A rectangle of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 class Decoding(NamedTuple):
@@ -98,7 +86,7 @@ class TrainTransform:
         elif not self._crop_fast(data, numbers, out):
             image, deep = decode_any(data)
             pixels_HWC = to_tensor(image)
-            _crop(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out, interpolation=self._interpolation)
+            resize_box(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out, interpolation=self._interpolation)
             by_pillow = True
         if numbers[0] < self._augment.flip:
             out.copy_(out.flip(1))
@@ -114,7 +102,7 @@ class TrainTransform:
         pixels_HWC = decode_jpeg(data, size, divisor=divisor)
         if pixels_HWC is None:
             return False
-        _crop(pixels_HWC, snapped(box, divisor), out, interpolation=self._interpolation)
+        resize_box(pixels_HWC, snapped(box, divisor), out, interpolation=self._interpolation)
         return True
 
     def _crop_on_pillow(self, image: Image.Image, numbers: Sequence[float], out: Tensor) -> None:
@@ -165,8 +153,7 @@ class EvalTransform:
         image, size, resample = to_rgb(image), self._size, PILLOW_FILTERS[self._interpolation]
         if self._resize == "squash":
             return to_tensor(image.resize((size, size), resample))
-        length = long_side(*image.size, size)
-        first = round((length - size) / 2) if self._crop == "round" else (length - size) // 2  # 1.5 becomes 2 or 1
+        length, first = self._long_side(image.width, image.height)
         if size * length > _MAX_RESIZED:
             return to_tensor(centre_square(image, size, first=first, interpolation=self._interpolation))
         if image.height > image.width:
@@ -176,10 +163,39 @@ class EvalTransform:
     def decoded(self, data: bytes, *, decode: Literal["pil", "fast"] = "pil") -> Tensor:
         """The preprocessed image of encoded bytes, uint8 (S, S, 3).
 
+        Args:
+            data: an encoded image.
+            decode: "pil" gives what `__call__` gives; "fast" decodes JPEGs by libjpeg-turbo (other formats by Pillow)
+                and resizes by torch: the same box, and no pixel differs by more than 1 of 255.
+
         Raises:
             UndecodableError: no image that Pillow can read.
         """
-        return self(decode_any(data).image)
+        if decode == "pil":
+            return self(decode_any(data).image)
+        size = jpeg_size(data)
+        pixels_HWC = None if size is None else decode_jpeg(data, size)
+        return self._resized(to_tensor(decode_any(data).image) if pixels_HWC is None else pixels_HWC)
+
+    def _resized(self, pixels_HWC: Tensor) -> Tensor:
+        """What `__call__` makes of RGB pixels, by torch."""
+        (height, width), size = pixels_HWC.shape[:2], self._size
+        if self._resize == "squash":
+            return resize_whole(pixels_HWC, size, size, interpolation=self._interpolation)
+        length, first = self._long_side(width, height)
+        if size * length > _MAX_RESIZED:
+            return self(Image.fromarray(pixels_HWC.numpy()))
+        # Whole, as edges of a square that is cut out before would lie between pixels, which torch cannot say.
+        if height > width:
+            return resize_whole(pixels_HWC, length, size, interpolation=self._interpolation)[first : first + size]
+        whole_HWC = resize_whole(pixels_HWC, size, length, interpolation=self._interpolation)
+        return whole_HWC[:, first : first + size].contiguous()
+
+    def _long_side(self, width: int, height: int) -> tuple[int, int]:
+        """The longer side when the shorter one has S pixels, and where on it the centre square begins."""
+        length = long_side(width, height, self._size)
+        margin = length - self._size
+        return length, round(margin / 2) if self._crop == "round" else margin // 2  # 1.5 becomes 2 or 1
 
 
 def random_box(
@@ -223,17 +239,3 @@ def snapped(box: Box, divisor: int) -> Box:
         (edge + divisor // 2) // divisor for edge in (box.top, box.left, box.top + box.height, box.left + box.width)
     )
     return Box(top, left, bottom - top, right - left)
-
-
-def _crop(pixels_HWC: Tensor, box: Box, out_SSC: Tensor, *, interpolation: Interpolation) -> None:
-    """Writes the box, resized and antialiased like Pillow's.
-
-    It works on uint8 in channels-last order: a copy to channels-first would cost three times the resize.
-    """
-    size = out_SSC.shape[0]
-    crop_BCHW = pixels_HWC[None, box.top : box.top + box.height, box.left : box.left + box.width].permute(0, 3, 1, 2)
-    # Rounding between the passes makes their order visible (0.2 of 255). torch resizes rows first; Pillow 13 (found by
-    # trying; older ones never) begins with the columns of images so much taller than wide, which is also less work.
-    if box.height > size and box.height - size > 2 * (box.width - size):
-        crop_BCHW = interpolate(crop_BCHW, (size, box.width), mode=interpolation, antialias=True)
-    _RESIZE[interpolation](crop_BCHW, [size, size], False, out=out_SSC[None].permute(0, 3, 1, 2))

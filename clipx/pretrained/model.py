@@ -113,7 +113,11 @@ class Pretrained:
         Raises:
             InputError: the cases of `tokenize`.
         """
-        tokens_T, lengths_B = self.tokenize(texts)
+        return self.encode_tokens(*self.tokenize(texts))
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens_T: Tensor, lengths_B: Tensor) -> Tensor:
+        """Unit-length embeddings (B, D) of texts as `tokenize` gives them: flat ids, and how many each text has."""
         max_length = int(lengths_B.max())
         with self._evaluating():
             return self.model.encode_text(tokens_T.to(self.device), lengths_B.to(self.device), max_length=max_length)
@@ -121,7 +125,8 @@ class Pretrained:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         training = [module for module in self.model.modules() if module.training]  # not those of a locked tower
-        self.model.eval()
+        if training:  # else nothing to set in each of some hundred modules, which takes as long as a small model
+            self.model.eval()
         try:
             yield
         finally:

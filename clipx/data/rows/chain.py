@@ -39,6 +39,10 @@ class Chain(Rows):
             for part, of_part in zip(self._parts, keys, strict=True)
         )
 
+    def shards(self) -> Sequence[str]:
+        """See `Rows.shards`."""
+        return [path for part in self._parts for path in part.shards()]
+
     def files(self) -> Iterator[str]:
         """See `Rows.files`."""
         return chain.from_iterable(part.files() for part in self._parts)

@@ -126,6 +126,10 @@ class Rows(ABC):
         """All words that are labels, in the order of their classes, where the source knows them without its rows."""
         return ()
 
+    def shards(self) -> Sequence[str]:
+        """Paths of the shards whose samples are rows."""
+        return ()
+
     def passed_over(self) -> Sequence[LeftOutError]:
         """Files that look like pictures but are no rows."""
         return ()

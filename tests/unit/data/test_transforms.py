@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pillow_order import pillow_may_begin_with_columns
 from tiny_clip import encoded, picture
 from torchvision.transforms import v2
 
@@ -80,13 +81,6 @@ def test_the_fast_path_is_pillow_to_three_hundredths(size, interpolation):
         (quick, fell_back), (reference, counted) = augmented(fast, data, seed), augmented(pil, data, seed)
         assert difference(quick, reference) <= limit
         assert (fell_back, counted) == (False, False)
-
-
-def pillow_may_begin_with_columns():
-    """Whether this Pillow resizes a tall picture's columns before its rows, as Pillow 13 does."""
-    tall = picture(0, (20, 60))
-    columns_first = tall.resize((20, 15), Image.Resampling.BICUBIC).resize((15, 15), Image.Resampling.BICUBIC)
-    return tall.resize((15, 15), Image.Resampling.BICUBIC) == columns_first
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
