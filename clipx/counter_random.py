@@ -28,6 +28,9 @@ class Stream(IntEnum):
     DROPOUT = 7
     TEMPLATE = 8
     SOURCE = 9
+    BOOTSTRAP = 10
+    SHOTS = 11
+    FOLD = 12
 
 
 def _signed(value: int) -> int:

@@ -8,25 +8,27 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from clipx import __version__
 from clipx.cli.average import average
+from clipx.cli.classify import classify
 from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
-from clipx.cli.early import require_evaluation_set, require_inputs, require_model, require_writable
+from clipx.cli.early import require_inputs
 from clipx.cli.embed import embed
 from clipx.cli.export import export
 from clipx.cli.launch import launch_app
-from clipx.cli.model import ModelArgument, WeightsOption
-from clipx.cli.output import FiguresFile, say, write_json
+from clipx.cli.output import say
 from clipx.cli.plan import plan
 from clipx.cli.push import push
+from clipx.cli.report import compare, report
+from clipx.cli.search import search
+from clipx.cli.zeroshot import zeroshot
 from clipx.errors import ClipxError
 from clipx.printable import shown
 from clipx.storage.standard_error import surviving_stderr
@@ -65,7 +67,7 @@ def _options(
 
 @app.command(rich_help_panel=_RUN)
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo")) -> None:
-    """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export."""
+    """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export, report."""
     from clipx.demo.run import run_demo
 
     raise typer.Exit(run_demo(out))
@@ -90,53 +92,14 @@ def train(arguments: ConfigArguments) -> None:
 
 app.command(rich_help_panel=_RUN)(plan)
 app.command(rich_help_panel=_RUN)(doctor)
+app.command(rich_help_panel=_RUN)(report)
+app.command(rich_help_panel=_RUN)(compare)
 
 
-@app.command(rich_help_panel=_MODEL)
-def zeroshot(
-    model: ModelArgument,
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="DATASET_DIR", help="Folders in CLIP_benchmark's wds_* layout.", show_default=False),
-    ],
-    json_file: FiguresFile = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts per forward pass.")] = 256,
-    weights: WeightsOption = None,
-    like: Annotated[
-        Literal["clip_benchmark"] | None,
-        typer.Option(
-            help="Give CLIP_benchmark's figures: every line is a caption of its own, blank and equal ones too, "
-            "and of equal scores the first counts."
-        ),
-    ] = None,
-) -> None:
-    """Measure zero-shot accuracy, or retrieval recall where a folder's dataset_type.txt says so."""
-    require_writable(json_file, option="--json")
-    require_model(model)
-    for folder in folders:
-        require_evaluation_set(folder)
-    from clipx.distributed.environment import overrule_environment
-
-    overrule_environment()
-    from clipx.distributed.collectives import rank
-    from clipx.distributed.runtime import join_ranks
-    from clipx.evaluate.run import evaluate_folder
-    from clipx.pretrained import load
-
-    with join_ranks() as (device, group):
-        pretrained = load(model, device=device, weights=weights)
-        metrics = {
-            str(folder): evaluate_folder(pretrained, folder, batch_size=batch_size, group=group, like=like)
-            for folder in folders
-        }
-        if rank(group) > 0:
-            return
-    _print_metrics(metrics)
-    if json_file is not None:
-        write_json(json_file, metrics)
-
-
+app.command(rich_help_panel=_MODEL)(classify)
 app.command(rich_help_panel=_MODEL)(embed)
+app.command(rich_help_panel=_MODEL)(search)
+app.command(rich_help_panel=_MODEL)(zeroshot)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)
 
@@ -204,17 +167,3 @@ def _fail(message: str, exit_code: int, *, show_traceback: bool) -> int:
     for line in shown(message).splitlines():
         print(f"clipx: error: {rank}{line}", file=sys.stderr)
     return exit_code
-
-
-def _print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints a table per kind of evaluation, with a row per data set and a column per metric."""
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    for names in dict.fromkeys(tuple(row) for row in metrics.values()):
-        table = Table(Column("data set", no_wrap=True), *(name.replace("_", " ").replace("@", " @") for name in names))
-        for folder, row in metrics.items():
-            if tuple(row) == names:
-                table.add_row(Text(shown(Path(folder).name)), *(f"{value:.2%}" for value in row.values()))
-        Console().print(table)

@@ -7,7 +7,7 @@ wrong; the library finds that later. Under a launcher nothing is looked at: its 
 import errno
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -18,6 +18,7 @@ from clipx.errors import ClipxError, InputError
 if TYPE_CHECKING:
     from clipx.config.data import Source
     from clipx.config.schema import RunConfig
+    from clipx.data.suite_sets import SetPlace
 
 P = ParamSpec("P")
 
@@ -54,6 +55,20 @@ def require_evaluation_set(folder: Path) -> None:
     from clipx.data.labelled import open_set
 
     open_set(str(folder))
+
+
+@_alone
+def require_places(places: "Sequence[SetPlace]", *, skip_missing: bool, training: bool = False) -> None:
+    """Raises InputError if evaluation sets are not there, or if none is there that may be missing.
+
+    Args:
+        training: sets with one class per image must have a training part, and one set must be such a set.
+    """
+    from clipx.data.suite_sets import faults, type_of, without
+
+    present = without(places, faults(places, training=training), skip_missing=skip_missing)
+    if training and not any(type_of(place.opened()) == "classification" for place in present):
+        raise InputError("--probe and --knn need a set with one class per image and a training part; name one")
 
 
 @_alone

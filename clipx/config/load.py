@@ -56,7 +56,7 @@ def load_config(
     overrides = [overrides] if isinstance(overrides, str) else overrides
     if not files:
         raise InputError("no config file given: name at least one .yaml file")
-    layers = [_read_file(config_path(file)) for file in files]
+    layers = [read_tree(config_path(file)) for file in files]
     layers.append(reduce(_merge, map(_read_override, overrides), {}))
     tree = _merged(layers)
     start, model = tree.get("start_from"), tree.get("model")
@@ -75,7 +75,7 @@ def load_stored(file: Path) -> RunConfig | ModelFile:
     Raises:
         InputError: the cases of `load_config`.
     """
-    tree = _read_file(file)
+    tree = read_tree(file)
     return validate(ModelFile, tree) if tree.keys() == {"model"} else load_config(file)
 
 
@@ -122,7 +122,12 @@ def _is_whole(model: Any) -> bool:
     return not isinstance(image, dict) or "name" in image
 
 
-def _read_file(path: Path) -> Tree:
+def read_tree(path: Path) -> Tree:
+    """The plain values of a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is no YAML mapping.
+    """
     try:
         value = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

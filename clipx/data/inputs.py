@@ -73,8 +73,9 @@ class Item:
 class Inputs:
     """The items of all addresses, to be read from any thread; pickles without what it holds open."""
 
-    def __init__(self, parts: Sequence[Rows], options: InputOptions) -> None:
-        self._parts, self._options = parts, options
+    def __init__(self, parts: Sequence[Rows], options: InputOptions, *, addresses: Sequence[str] = ()) -> None:
+        self.addresses, self.options = tuple(addresses), options
+        self._parts = parts
         self._ends = list(accumulate(map(len, parts)))
         self._lock = Lock()
 
@@ -120,13 +121,13 @@ class Inputs:
     def identity(self) -> str:
         """32 hex digits that change when an address, its files or the way of reading do."""
         identities = [part.identity() for part in self._parts]
-        content = [identities, self._options.image_key, self._options.caption_key]
+        content = [identities, self.options.image_key, self.options.caption_key]
         return blake2b(json.dumps(content, default=str).encode(), digest_size=16).hexdigest()
 
     def _of_sample(self, sample: StoredSample) -> Item:
-        image = first_present(sample.fields, self._options.image_key)
+        image = first_present(sample.fields, self.options.image_key)
         try:
-            captions = decode_captions(sample.fields, self._options.caption_key)
+            captions = decode_captions(sample.fields, self.options.caption_key)
         except UndecodableError as error:
             if image is None:
                 raise LeftOutError("no picture", sample.name, str(error)) from error
@@ -159,7 +160,7 @@ def open_inputs(
             parts += [_LineRows(Path(address)) for address in found]
         else:
             parts.append(open_rows(found, source, on_progress=on_progress))
-    inputs = Inputs(parts, options)
+    inputs = Inputs(parts, options, addresses=addresses)
     if not len(inputs):
         raise InputError(f"{some_names(addresses)}: nothing in it; give pictures, texts, or both")
     return inputs

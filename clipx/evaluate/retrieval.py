@@ -8,204 +8,178 @@ the model. Only of images with equal bytes, which nothing can tell apart, the fi
 its own image alone; of equal scores the earlier candidate is the nearer one, and an image without any line is a miss.
 Without shared captions and blank lines the two are equal.
 
-Shapes: N images, C captions, M distinct texts, P pairs of an image and a caption, D embedding, Q queries and K
-candidates of a tile.
+A million images with as many captions are no burden: embeddings are read tile by tile (`mapped_rows`), captions and
+what belongs together are flat arrays.
+
+Shapes: N images, L lines of caption, M distinct texts, C captions (lines or distinct texts), P pairs of an image and a
+caption, D embedding, R resamples, U different outcomes of an image.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.distributed import ProcessGroup
 
-from clipx.data.labelled import CaptionedImage
-from clipx.distributed.collectives import all_reduce, rank, world_size
+from clipx.data.labelled import RetrievalSet
 from clipx.errors import InputError
+from clipx.evaluate.bootstrap import outcome_counts
+from clipx.evaluate.features import Features, entry_of, features_of, found_by_all, gathered, keep
+from clipx.evaluate.mapped_rows import TextList
+from clipx.evaluate.nearest import DEPTHS, Ties, wrong_before_correct
+from clipx.evaluate.options import EvaluateOptions, Evaluation, Like
 from clipx.evaluate.prompts import token_keys
-from clipx.evaluate.sharing import embed_images, embed_texts, gather_shared
+from clipx.evaluate.sharing import embed_texts
 from clipx.pretrained import Pretrained
 
-DEPTHS = (1, 5, 10)
-Like = Literal["clip_benchmark"]
-_Ties = Literal["against", "against, but of one row", "by order"]
-_QUERIES, _CANDIDATES = 512, 8192  # largest tile of similarities: 16 MB of float32
+_DIGEST = 16  # bytes that stand for the tokens of a text
+_LINES = 4096  # that are tokenized at once
+
+Ints = NDArray[np.int64]
 
 
 def retrieval(
-    pretrained: Pretrained,
-    images: Iterable[CaptionedImage],
-    *,
-    batch_size: int,
-    group: ProcessGroup | None,
-    like: Like | None = None,
-) -> dict[str, float]:
+    pretrained: Pretrained, data: RetrievalSet, options: EvaluateOptions, *, group: ProcessGroup | None
+) -> Evaluation:
     """Retrieves texts for each image, and images for each text.
 
     Returns:
         `image_to_text_recall@k` and `text_to_image_recall@k` for k in `DEPTHS`, shares of the queries; the same on
-        all ranks. CLIP_benchmark calls them text_retrieval_recall@k and image_retrieval_recall@k.
+        all ranks. CLIP_benchmark calls them text_retrieval_recall@k and image_retrieval_recall@k. `mean_recall@k`, the
+        mean of both, is derived.
 
     Raises:
         InputError: an image or caption is missing or cannot be decoded.
     """
-    pairs = _Pairs(pretrained, every_line=like is not None)
-    local_images = embed_images(pretrained, pairs.collect(images), batch_size=batch_size, group=group)
-    image_ND = _gathered([image_BD for _, image_BD in local_images], pairs.num_images, group)
-    if not pairs.texts:
-        raise InputError("no image of the set has a caption; it needs one")
-    local_texts = embed_texts(pretrained, pairs.texts, batch_size=batch_size, group=group)
-    text_MD = _gathered([text_BD for _, text_BD in local_texts], len(pairs.texts), group)
-    pairs_P2 = torch.tensor(pairs.indices, dtype=torch.int64, device=image_ND.device).view(-1, 2)
-    text_C = torch.tensor(pairs.text_of_caption, dtype=torch.int64, device=image_ND.device)
-    ties: _Ties = "by order" if like else "against"
-    to_text = recall(image_ND, text_MD, pairs_P2, group=group, row_C=text_C, ties=ties)
-    image_N = torch.tensor(pairs.first_like_image, dtype=torch.int64, device=image_ND.device)
-    to_image = recall(text_MD[text_C], image_ND, pairs_P2.flip(1), group=group, row_C=image_N, ties=ties)
-    return {f"image_to_text_recall@{k}": value for k, value in zip(DEPTHS, to_text, strict=True)} | {
-        f"text_to_image_recall@{k}": value for k, value in zip(DEPTHS, to_image, strict=True)
-    }
+    features = features_of(pretrained, data, options, group=group)
+    texts = text_features(pretrained, data, features, options, group=group)
+    wrong_N, wrong_C = wrong_both_ways(features, texts, like=options.like, device=pretrained.device, group=group)
+    outcome_N7 = _outcomes(wrong_N, wrong_C, _owners(features, texts, like=options.like))
+    all_images = _metrics(outcome_N7.sum(axis=0)[None], len(wrong_N))
+    figures = {name: float(value_R[0]) for name, value_R in all_images.items()}
+    derived = {name: figures.pop(name) for name in list(figures) if name.startswith("mean")}
+    return Evaluation(
+        task="zeroshot_retrieval",
+        metrics=figures,
+        derived=derived,
+        resampled=_resampled(outcome_N7, resamples=options.resamples),
+    )
 
 
-def recall(
-    query_QD: Tensor,
-    candidate_MD: Tensor,
-    pairs_P2: Tensor,
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The distinct texts of a set, whose tokens differ, in the order of their first lines."""
+
+    text_MD: NDArray[np.float32]
+    """Their embeddings, of unit length; perhaps a mapped file."""
+    row_L: Ints
+    """For each line its text."""
+    first_M: Ints
+    """For each text its first line."""
+
+
+def text_features(
+    pretrained: Pretrained,
+    data: RetrievalSet,
+    features: Features,
+    options: EvaluateOptions,
     *,
     group: ProcessGroup | None,
-    row_C: Tensor | None = None,
-    ties: _Ties = "against",
-) -> list[float]:
-    """The fraction of queries with their nearest correct candidate among the nearest k, for k in `DEPTHS`.
+) -> Texts:
+    """Embeds the distinct texts of a set, or finds that done in the cache; every rank of `group` must call it.
 
-    Every rank has all queries and candidates, and takes its share of the tiles; one all-reduce of three counts.
-
-    Args:
-        pairs_P2: int64, the indices of a query and of a candidate that is correct for it.
-        row_C: int64, each candidate's row of `candidate_MD`; None means that they are the candidates. Candidates with
-            one row have one score to the bit, and of them the one with the smaller index is nearer.
-        ties: what else is as near as the nearest correct one counts as nearer ("against" the model), or only if its
-            index is smaller ("by order").
+    Raises:
+        InputError: there is no text.
     """
-    pairs_P2 = pairs_P2[pairs_P2[:, 0].argsort(stable=True)]
-    if row_C is None:
-        row_C = torch.arange(len(candidate_MD), device=candidate_MD.device)
-    if ties == "against" and len(row_C.unique()) < len(row_C):
-        ties = "against, but of one row"
-    hits_k = torch.zeros(len(DEPTHS), dtype=torch.int64, device=query_QD.device)
-    # Tiles do not depend on the number of ranks, so the rounding of their products does not, either.
-    for start in range(rank(group) * _QUERIES, query_QD.shape[0], world_size(group) * _QUERIES):
-        tile_QD = query_QD[start : start + _QUERIES]
-        first, last = torch.searchsorted(
-            pairs_P2[:, 0].contiguous(), torch.tensor([start, start + _QUERIES], device=query_QD.device)
-        ).tolist()
-        correct_P2 = pairs_P2[first:last] - torch.tensor([start, 0], device=query_QD.device)
-        wrong_Q, found_Q = _num_wrong_before_correct(tile_QD, candidate_MD, correct_P2, row_C=row_C, ties=ties)
-        hits_k += torch.stack([(found_Q & (wrong_Q < depth)).sum() for depth in DEPTHS])
-    return (all_reduce(hits_k, "sum", group).double() / query_QD.shape[0]).tolist()
+    lines = features.captions
+    assert lines is not None
+    if not len(lines):
+        raise InputError("no image of the set has a caption; it needs one")
+    entry = entry_of(options.cache, "texts", pretrained, data, group=group)
+    if (found := found_by_all(entry, group=group)) is not None:
+        return Texts(text_MD=found["text"], row_L=found["row"], first_M=found["first"])
+    row_L, first_M = _distinct(pretrained, lines)
+    size = options.batch_size
+    blocks = embed_texts(pretrained, (lines[int(line)] for line in first_M), batch_size=size, group=group)
+    text_MD = gathered(blocks, pretrained.config.embed_dim, batch_size=size, group=group)
+    keep(entry, {"text": text_MD, "row": row_L, "first": first_M}, group=group)
+    return Texts(text_MD=text_MD, row_L=row_L, first_M=first_M)
 
 
-class _Tile(NamedTuple):
-    """Some candidates, and how near they are to the queries."""
+def _distinct(pretrained: Pretrained, lines: TextList) -> tuple[Ints, Ints]:
+    """For each line its distinct text, and for each text its first line; texts count in the order of these."""
+    digests = bytearray()
+    for start in range(0, len(lines), _LINES):
+        for key in token_keys(pretrained, lines[start : start + _LINES]):
+            digests += blake2b(key, digest_size=_DIGEST).digest()
+    digest_L = np.frombuffer(digests, f"V{_DIGEST}")
+    _, first_M, row_L = np.unique(digest_L, return_index=True, return_inverse=True)
+    order_M = np.argsort(first_M)
+    number_M = np.empty_like(order_M)
+    number_M[order_M] = np.arange(len(order_M))
+    return number_M[row_L], first_M[order_M]
 
-    score_QK: Tensor
-    """float32."""
-    correct_QK: Tensor
-    """bool."""
-    index_K: Tensor
-    """int64, the candidates."""
 
+def wrong_both_ways(
+    features: Features, texts: Texts, *, like: Like | None, device: torch.device, group: ProcessGroup | None
+) -> tuple[Ints, Ints]:
+    """For each image the wrong captions before its nearest one, and for each caption the wrong images.
 
-def _num_wrong_before_correct(
-    query_QD: Tensor, candidate_MD: Tensor, correct_P2: Tensor, *, row_C: Tensor, ties: _Ties
-) -> tuple[Tensor, Tensor]:
-    """For each query the number of wrong candidates before its best correct one, int64 (Q,), and whether it has one.
+    Captions are the distinct texts, `like="clip_benchmark"` the lines.
 
-    Every tile of similarities is computed twice, once for the best and once for the count. Both have the same rounding,
-    and no matrix of all similarities is stored. NaN counts against the model.
+    Returns:
+        int64 (N,) and int64 (C,), `nearest.NEVER` where there is no right one.
     """
-    best_Q = query_QD.new_full((query_QD.shape[0],), float("-inf"))
-    place_Q = torch.zeros_like(best_Q, dtype=torch.int64)  # of the best correct one; no candidate is before 0
-    for score_QK, correct_QK, index_K in _tiles(query_QD, candidate_MD, correct_P2, row_C):
-        correct_score_QK = score_QK.masked_fill(~correct_QK, float("-inf"))
-        tile_best_Q = correct_score_QK.amax(dim=1)
-        if ties != "against":
-            is_best_QK = correct_QK & (correct_score_QK == tile_best_Q[:, None])
-            tile_place_Q = torch.where(is_best_QK, index_K, len(row_C)).amin(dim=1)
-            nearer_Q = (tile_best_Q > best_Q) | ((tile_best_Q == best_Q) & (tile_place_Q < place_Q))
-            place_Q = torch.where(nearer_Q, tile_place_Q, place_Q)
-        best_Q = torch.maximum(best_Q, tile_best_Q)
-    wrong_Q = torch.zeros_like(place_Q)
-    for score_QK, correct_QK, index_K in _tiles(query_QD, candidate_MD, correct_P2, row_C):
-        before_QK = ~(score_QK < best_Q[:, None])
-        if ties != "against":
-            later_QK = (score_QK == best_Q[:, None]) & (index_K > place_Q[:, None])
-            if ties == "against, but of one row":
-                later_QK &= row_C[index_K] == row_C[place_Q][:, None]
-            before_QK &= ~later_QK
-        wrong_Q += (before_QK & ~correct_QK).sum(dim=1)
-    return wrong_Q, best_Q > float("-inf")
+    assert features.image_P is not None
+    assert features.first_like_N is not None
+    image_P = features.image_P
+    if like:
+        pairs_P2 = np.stack([image_P, np.arange(len(image_P))], axis=1)
+        row_C: Ints | None = texts.row_L
+    else:
+        codes = np.unique(image_P * len(texts.first_M) + texts.row_L)  # below 2**63 for 3 * 10**9 of each
+        pairs_P2 = np.stack(np.divmod(codes, len(texts.first_M)), axis=1)
+        row_C = None
+    pairs = torch.from_numpy(pairs_P2).to(device)
+    rows = None if row_C is None else torch.from_numpy(row_C).to(device)
+    first_like = torch.from_numpy(np.array(features.first_like_N)).to(device)
+    ties: Ties = "by order" if like else "against"
+    image_ND, text_MD = features.image_ND, texts.text_MD
+    wrong_N = wrong_before_correct(image_ND, text_MD, pairs, group=group, row_C=rows, ties=ties)
+    wrong_C = wrong_before_correct(
+        text_MD, image_ND, pairs.flip(1), group=group, row_C=first_like, query_row_Q=rows, ties=ties
+    )
+    return wrong_N.cpu().numpy(), wrong_C.cpu().numpy()
 
 
-def _tiles(query_QD: Tensor, candidate_MD: Tensor, correct_P2: Tensor, row_C: Tensor) -> Iterator[_Tile]:
-    """Yields all candidates, those of a tile of rows after those of another."""
-    for start in range(0, candidate_MD.shape[0], _CANDIDATES):
-        inside_C = (row_C >= start) & (row_C < start + _CANDIDATES)
-        index_K = inside_C.nonzero()[:, 0]
-        if not len(index_K):
-            continue
-        with torch.autocast(query_QD.device.type, enabled=False):  # in bf16 similar candidates would tie
-            score_QM = query_QD @ candidate_MD[start : start + _CANDIDATES].T
-        column_C = inside_C.cumsum(0) - 1  # in this tile
-        query_P, candidate_P = correct_P2.unbind(1)
-        inside_P = inside_C[candidate_P]
-        correct_QK = torch.zeros(len(query_QD), len(index_K), dtype=torch.bool, device=query_QD.device)
-        correct_QK[query_P[inside_P], column_C[candidate_P[inside_P]]] = True
-        yield _Tile(score_QM[:, row_C[index_K] - start], correct_QK, index_K)
+def _owners(features: Features, texts: Texts, *, like: Like | None) -> Ints:
+    """For each caption the image with which it is resampled: its first."""
+    assert features.image_P is not None
+    return features.image_P if like else features.image_P[texts.first_M]
 
 
-class _Pairs:
-    """Indexes images, captions and distinct texts while a set is read, and records which belong together.
-
-    Args:
-        every_line: every line is a caption of its own; otherwise all with the same tokens are one.
-    """
-
-    def __init__(self, pretrained: Pretrained, *, every_line: bool) -> None:
-        self.num_images = 0
-        self.first_like_image: list[int] = []
-        """For each image the first one with the same bytes."""
-        self.texts: list[str] = []
-        """The distinct texts."""
-        self.text_of_caption: list[int] = []
-        self.indices: list[tuple[int, int]] = []
-        """An image and one of its captions."""
-        self._pretrained = pretrained
-        self._every_line = every_line
-        self._text_index: dict[bytes, int] = {}
-        self._image_index: dict[bytes, int] = {}
-
-    def collect(self, images: Iterable[CaptionedImage]) -> Iterator[CaptionedImage]:
-        """Yields the images unchanged."""
-        for image in images:
-            captions = dict.fromkeys(map(self._caption, image.captions, token_keys(self._pretrained, image.captions)))
-            self.indices += [(self.num_images, caption) for caption in captions]
-            digest = blake2b(image.data, digest_size=16).digest()
-            self.first_like_image.append(self._image_index.setdefault(digest, self.num_images))
-            self.num_images += 1
-            yield image
-
-    def _caption(self, text: str, key: bytes) -> int:
-        """The index of a caption, perhaps a new one."""
-        index = self._text_index.setdefault(key, len(self.texts))
-        if new := index == len(self.texts):
-            self.texts.append(text)
-        if new or self._every_line:
-            self.text_of_caption.append(index)
-            return len(self.text_of_caption) - 1
-        return index
+def _outcomes(wrong_N: Ints, wrong_C: Ints, owner_C: Ints) -> Ints:
+    """For each image, int64 (N, 7): hits of its own at each depth, hits of its captions at each, its captions."""
+    size = len(wrong_N)
+    own = [(wrong_N < depth).astype(np.int64) for depth in DEPTHS]
+    of_captions = [np.bincount(owner_C[wrong_C < depth], minlength=size).astype(np.int64) for depth in DEPTHS]
+    return np.stack([*own, *of_captions, np.bincount(owner_C, minlength=size).astype(np.int64)], axis=1)
 
 
-def _gathered(batches: Sequence[Tensor], total: int, group: ProcessGroup | None) -> Tensor:
-    return gather_shared(torch.cat(list(batches)), total=total, group=group)
+def _metrics(sums_R7: Ints, num_images: int) -> dict[str, NDArray[np.float64]]:
+    """The figures of each resample, by name, float64 (R,), from the sums of its images' outcomes."""
+    depths = len(DEPTHS)
+    to_text_Rk = sums_R7[:, :depths] / num_images
+    to_image_Rk = sums_R7[:, depths : 2 * depths] / sums_R7[:, -1:]
+    named = (("image_to_text", to_text_Rk), ("text_to_image", to_image_Rk), ("mean", (to_text_Rk + to_image_Rk) / 2))
+    return {f"{way}_recall@{k}": values[:, place] for way, values in named for place, k in enumerate(DEPTHS)}
+
+
+def _resampled(outcome_N7: Ints, *, resamples: int) -> dict[str, NDArray[np.float64]]:
+    if not resamples:
+        return {}
+    outcome_U7, counts_U = np.unique(outcome_N7, axis=0, return_counts=True)
+    pieces = [counts_RU @ outcome_U7 for counts_RU in outcome_counts(counts_U, resamples=resamples)]
+    return _metrics(np.concatenate(pieces), len(outcome_N7))

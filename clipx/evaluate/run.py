@@ -7,6 +7,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.labelled import (
+    AnySet,
     ClassificationSet,
     MultiLabelSet,
     RetrievalSet,
@@ -15,27 +16,39 @@ from clipx.data.labelled import (
     open_set,
 )
 from clipx.distributed.collectives import raise_on_all_ranks
-from clipx.errors import InputError
-from clipx.evaluate.retrieval import Like, retrieval
+from clipx.evaluate.multi_label import multi_label
+from clipx.evaluate.options import EvaluateOptions, Evaluation, Like
+from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
 from clipx.pretrained import Pretrained
 
 
 def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None) -> dict[str, float]:
-    """The metrics of one evaluation by name, the same on all ranks; every rank of `group` must call it.
+    """The metrics of `evaluate_config` alone."""
+    return evaluate_config(config, pretrained, group).metrics
+
+
+def evaluate_config(
+    config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None, *, resamples: int = 0
+) -> Evaluation:
+    """The figures of one evaluation of a run, the same on all ranks; every rank of `group` must call it.
+
+    Args:
+        resamples: of the images, for the intervals of the figures; 0: none.
 
     Raises:
         InputError: the data is missing, breaks its layout, or cannot be decoded.
     """
+    options = EvaluateOptions(batch_size=config.batch_size, resamples=resamples)
     match config:
         case ZeroShotConfig():
             with raise_on_all_ranks(group):
                 classified = open_classification(config.data)
-            return zero_shot(pretrained, classified, batch_size=config.batch_size, group=group)
+            return evaluate_set(pretrained, classified, options, group)
         case RetrievalConfig():
             with raise_on_all_ranks(group):
                 captioned = _captioned(config)
-            return retrieval(pretrained, captioned.images(), batch_size=config.batch_size, group=group)
+            return evaluate_set(pretrained, captioned, options, group)
         case _:
             assert_never(config)
 
@@ -69,15 +82,26 @@ def evaluate_folder(
     """
     with raise_on_all_ranks(group):
         opened = open_set(str(folder), every_line=like is not None)
-    match opened:
+    return evaluate_set(pretrained, opened, EvaluateOptions(batch_size=batch_size, like=like), group).metrics
+
+
+def evaluate_set(
+    pretrained: Pretrained, data: AnySet, options: EvaluateOptions, group: ProcessGroup | None
+) -> Evaluation:
+    """The figures of a set and their intervals, the same on all ranks; every rank of `group` must call it.
+
+    Raises:
+        InputError: an image, or what is known of it, is missing or wrong, or cannot be decoded.
+    """
+    match data:
         case ClassificationSet():
-            return zero_shot(pretrained, opened, batch_size=batch_size, group=group, like=like)
+            return zero_shot(pretrained, data, options, group=group)
         case RetrievalSet():
-            return retrieval(pretrained, opened.images(), batch_size=batch_size, group=group, like=like)
+            return retrieval(pretrained, data, options, group=group)
         case MultiLabelSet():
-            raise InputError(f"{folder} is a multilabel set, which is not evaluated yet")
+            return multi_label(pretrained, data, options, group=group)
         case _:
-            assert_never(opened)
+            assert_never(data)
 
 
 def _captioned(config: RetrievalConfig) -> RetrievalSet:

@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 
 from clipx.config.paths import expand_home
 from clipx.data.inputs import Inputs, open_inputs
+from clipx.data.recorded_inputs import record_of
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import InputError, RunError
 from clipx.pretrained import Pretrained
@@ -234,6 +235,7 @@ class _Job:
             shard_rows=tuple(report.rows for report in reports),
             reduced=reduced,
             request=asdict(request),
+            source=record_of(self._inputs),
         )
 
 

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from clipx.config.paths import expand_home
 from clipx.errors import InputError
 from clipx.use.key_table import KeyRow, key_rows, read_keys
-from clipx.use.pca import PCA
+
+if TYPE_CHECKING:
+    from clipx.use.pca import PCA
 
 MANIFEST, LEFT_OUT, REDUCTION, WORK = "embeddings.json", "left_out.jsonl", "pca.npz", ".clipx-embed"
 FORMAT = 1
@@ -62,6 +64,8 @@ class Manifest:
     """None, or components, from_dim and explained_variance of a reduction."""
     request: dict[str, Any]
     """All that decides the bytes, as `clipx embed` was asked for it."""
+    source: dict[str, Any] | None = None
+    """Where the inputs were, for those who show them again (`clipx.data.recorded_inputs`)."""
     complete: bool = True
 
 
@@ -92,8 +96,10 @@ class Embeddings:
         return self.manifest.num_rows
 
     @cached_property
-    def pca(self) -> PCA | None:
+    def pca(self) -> "PCA | None":
         """What the embeddings were reduced by; the same makes queries comparable with them."""
+        from clipx.use.pca import PCA  # which imports torch
+
         return None if self.manifest.reduced is None else PCA.load(self.folder / REDUCTION)
 
     def project(self, full_BD: np.ndarray, column: Column) -> np.ndarray:
@@ -102,7 +108,7 @@ class Embeddings:
 
     def keys(self, rows: Sequence[int]) -> list[KeyRow]:
         """What the rows of these numbers are of, from 0 to N - 1 in any order."""
-        places = sorted((self._place(int(row)), position) for position, row in enumerate(rows))
+        places = sorted((self.place(int(row)), position) for position, row in enumerate(rows))
         found: dict[int, KeyRow] = {}
         for shard, group in groupby(places, key=lambda entry: entry[0][0]):
             entries = list(group)
@@ -127,7 +133,8 @@ class Embeddings:
             return np.array(table.column("has_image").to_pylist(), bool)
         return np.array([caption is not None for caption in table.column("caption").to_pylist()], bool)
 
-    def _place(self, row: int) -> tuple[int, int]:
+    def place(self, row: int) -> tuple[int, int]:
+        """The shard that holds a row, and the row's number in it."""
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row {row} of {self.num_rows}")
         shard = bisect_right(self._ends, row)

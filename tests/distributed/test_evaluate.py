@@ -1,7 +1,9 @@
 """Evaluations are the same for every number of ranks, and every rank makes the same number of forward passes."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,9 +11,15 @@ from distributed.ranks import run_ranks
 from shard_files import write_tar
 from tiny_clip import encoded, picture, tiny_pretrained, write_classification_set, write_retrieval_set
 
+from clipx.data.labelled import open_set
+from clipx.data.suite_sets import places_of
 from clipx.errors import InputError
 from clipx.evaluate import evaluate_folder
+from clipx.evaluate.features import features_of
+from clipx.evaluate.options import EvaluateOptions
+from clipx.evaluate.run import evaluate_set
 from clipx.evaluate.sharing import share
+from clipx.evaluate.suite import present_places
 
 NAMES = ["thing 0", "thing 1", "thing 2", "thing 3", "Thing 1"]  # the last and the second have equal prompts
 TEMPLATES = ["a photo of a {c}.", "{c}"]
@@ -44,7 +52,9 @@ def folders(tmp_path_factory):
     labels = [i * i % 5 for i in range(17)]
     classification = write_classification_set(root / "c", labels, class_names=NAMES, templates=TEMPLATES)
     captions = [[f"picture {i}"] + (["twice", f"more {i}"] if i % 4 == 0 else []) for i in range(17)]
-    return [str(classification), str(write_retrieval_set(root / "r", captions))]
+    multi = write_classification_set(root / "m", labels, class_names=NAMES, templates=TEMPLATES)
+    (multi / "dataset_type.txt").write_text("multilabel")
+    return [str(classification), str(write_retrieval_set(root / "r", captions)), str(multi)]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -54,6 +64,67 @@ def test_figures_and_forward_passes_are_equal_on_all_ranks(folders, world_size):
     for figures, calls in results:
         assert figures == alone
         assert calls == results[0][1]
+
+
+def _evaluated(folders, cache):
+    """On one rank: the bits of the embeddings, all figures with their intervals, and the pictures it embedded."""
+    pretrained = tiny_pretrained()
+    embedded = []
+    encode = pretrained.encode_image
+
+    def counted(images):
+        embedded.append(len(images))
+        return encode(images)
+
+    pretrained.encode_image = counted
+    group = dist.group.WORLD if dist.is_initialized() else None
+    options = EvaluateOptions(batch_size=4, cache=None if cache is None else Path(cache), resamples=300)
+    bits, figures = [], []
+    for folder in folders:
+        data = open_set(folder)
+        features = features_of(pretrained, data, options, group=group)
+        bits.append(np.array(features.image_ND).tobytes())
+        evaluation = evaluate_set(pretrained, data, options, group)
+        intervals = {name: evaluation.interval(name) for name in evaluation.resampled}
+        figures.append((evaluation.metrics, evaluation.derived, intervals))
+    return bits, figures, sum(embedded)
+
+
+@pytest.mark.parametrize(("world_size", "kept"), [(2, True), (3, False)])
+def test_bits_and_intervals_do_not_depend_on_the_number_of_ranks(folders, tmp_path, world_size, kept):
+    alone_bits, alone, _ = _evaluated(folders, None)
+    for bits, figures, _ in run_ranks(_evaluated, world_size, folders, str(tmp_path) if kept else None):
+        assert bits == alone_bits
+        assert figures == alone
+    if kept:
+        found = _evaluated(folders, str(tmp_path))
+        assert found == (alone_bits, alone, 0), "one process does not find what ranks have kept"
+        assert len(list(tmp_path.iterdir())) == len(folders) + 1
+
+
+def _with_own_cache(folders, caches):
+    return _evaluated(folders, caches[dist.get_rank()])
+
+
+def test_a_rank_without_the_kept_features_has_all_compute_them(folders, tmp_path):
+    caches = [str(tmp_path / "one"), str(tmp_path / "two")]
+    expected, _, _ = _evaluated(folders, caches[0])
+    (bits, _, embedded), (other_bits, _, other_embedded) = run_ranks(_with_own_cache, 2, folders, caches)
+    assert bits == other_bits == expected
+    assert embedded > 0 < other_embedded
+
+
+def _skipped(folders, lost):
+    if dist.get_rank() == 1:
+        shutil.rmtree(lost)  # as if it lay on the other machine's disk
+    dist.barrier()
+    present, missing = present_places(places_of(folders), skip_missing=True, group=dist.group.WORLD)
+    return [place.key for place in present], list(missing)
+
+
+def test_a_set_that_is_missing_is_left_out_on_all_ranks(folders, tmp_path):
+    lost = str(shutil.copytree(folders[0], tmp_path / "lost"))
+    assert run_ranks(_skipped, 2, [lost, folders[1]], lost) == [([folders[1]], [lost])] * 2
 
 
 def test_more_ranks_than_pictures(folders, tmp_path):
@@ -105,14 +176,15 @@ def _shares(num_items, batch_size):
     return list(share(range(num_items), batch_size=batch_size, group=dist.group.WORLD))
 
 
-def test_every_item_goes_to_one_rank_in_order():
+def test_every_block_of_items_goes_to_one_rank():
     for num_items in (0, 1, 5, 6, 7, 13):
         shares = run_ranks(_shares, 2, num_items, 3) if num_items in (7, 13) else [list(_alone(num_items))]
-        world_size = len(shares)
-        for rank, batches in enumerate(shares):
-            assert len(batches) == len(shares[0])
-            assert all(len(batch) <= 3 for batch in batches)
-            assert [item for batch in batches for item in batch] == list(range(rank, num_items, world_size))
+        blocks = {}
+        for rounds in shares:
+            assert [block.count for block in rounds] == [block.count for block in shares[0]]
+            blocks |= {block.start: block.local for block in rounds if block.local}
+        assert blocks == {start: list(range(start, min(start + 3, num_items))) for start in range(0, num_items, 3)}
+        assert sum(block.count for block in shares[0]) == num_items
 
 
 def _alone(num_items):

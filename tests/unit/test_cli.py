@@ -202,26 +202,6 @@ class TestCommands:
         assert clipx("train", config_file, "seed=7") == (85, "", "")
         assert seen == [load_config([config_file], ["seed=7"])]
 
-    def test_zeroshot_prints_a_table_and_writes_json(self, clipx, library, there, tmp_path: Path) -> None:
-        there("require_model", "require_evaluation_set")
-        library("clipx.pretrained", load=lambda path, *, device, weights: path)
-        figures = {"wds_a": {"acc1": 0.5, "acc5": 1.0}, "wds_b": {"image_retrieval_recall@1": 0.25}}
-        seen = []
-
-        def evaluate_folder(model, folder, *, batch_size, group, like):
-            seen.append(like)
-            return figures[Path(folder).name]
-
-        library("clipx.evaluate.run", evaluate_folder=evaluate_folder)
-        target = tmp_path / "new" / "figures.json"
-        code, out, err = clipx("zeroshot", "runs/x", "d/wds_a", "d/wds_b", "--json", target)
-        assert (code, err) == (0, "")
-        for word in ("wds_a", "wds_b", "acc1", "50.00%", "25.00%", "@1"):
-            assert word in out
-        assert json.loads(target.read_text()) == {f"d/{name}": row for name, row in figures.items()}
-        assert clipx("zeroshot", "runs/x", "d/wds_a", "--like", "clip_benchmark")[0] == 0
-        assert seen == [None, None, "clip_benchmark"]
-
     def test_export_splits_the_formats(self, clipx, library, there) -> None:
         seen = []
 

@@ -39,10 +39,6 @@ class Chain(Rows):
             for part, of_part in zip(self._parts, keys, strict=True)
         )
 
-    def shards(self) -> Sequence[str]:
-        """See `Rows.shards`."""
-        return [path for part in self._parts for path in part.shards()]
-
     def files(self) -> Iterator[str]:
         """See `Rows.files`."""
         return chain.from_iterable(part.files() for part in self._parts)
@@ -74,6 +70,10 @@ class Chain(Rows):
             repeat(None, len(part)) if of_part is None else of_part
             for part, of_part in zip(self._parts, labels, strict=True)
         )
+
+    def shards(self) -> Sequence[str]:
+        """See `Rows.shards`."""
+        return [path for part in self._parts for path in part.shards()]
 
     def passed_over(self) -> Sequence[LeftOutError]:
         """See `Rows.passed_over`."""

@@ -110,6 +110,10 @@ class Rows(ABC):
         """
         return None
 
+    def shards(self) -> Sequence[str]:
+        """Paths of the shards whose samples are rows."""
+        return ()
+
     def labels(self) -> Iterator[object] | None:
         """The label of each row, None for one that has none; None instead of an iterator: no row has one."""
         return None
@@ -124,10 +128,6 @@ class Rows(ABC):
 
     def label_words(self) -> Sequence[str]:
         """All words that are labels, in the order of their classes, where the source knows them without its rows."""
-        return ()
-
-    def shards(self) -> Sequence[str]:
-        """Paths of the shards whose samples are rows."""
         return ()
 
     def passed_over(self) -> Sequence[LeftOutError]:

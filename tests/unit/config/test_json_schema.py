@@ -17,7 +17,8 @@ from clipx.config.yaml_text import read_yaml
 from clipx.errors import InputError
 
 ROOT = Path(__file__).parents[3]
-FILES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tests" / "golden" / "configs").glob("*.yaml")])
+RUNS = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "suites"]
+FILES = sorted([*RUNS, *(ROOT / "tests" / "golden" / "configs").glob("*.yaml")])
 SCHEMA = jsonschema.Draft202012Validator(json_schema())
 BASE = """
 run_dir: runs/x

@@ -10,7 +10,7 @@ from tiny_clip import encoded, picture, tiny_pretrained, write_retrieval_set
 from clipx.config.evaluate import RetrievalConfig
 from clipx.errors import InputError
 from clipx.evaluate import check_evaluation, evaluate_folder, run_evaluation
-from clipx.evaluate.retrieval import DEPTHS, recall
+from clipx.evaluate.nearest import DEPTHS, recall
 
 CAPTIONS = [[f"picture {i}"] + ([f"number {i}", "seen twice"] if i % 3 == 0 else []) for i in range(29)]
 
@@ -36,16 +36,16 @@ def test_recall_equals_the_whole_matrix_for_every_size_of_tile(num_queries, num_
     right[np.arange(num_queries), generator.integers(num_candidates, size=num_queries)] = True
     pairs = torch.from_numpy(generator.permutation(np.argwhere(right)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval_module(), "_QUERIES", rows)
-        patch.setattr(retrieval_module(), "_CANDIDATES", columns)
+        patch.setattr(nearest_module(), "_QUERIES", rows)
+        patch.setattr(nearest_module(), "_CANDIDATES", columns)
         found = recall(torch.from_numpy(queries), torch.from_numpy(candidates), pairs, group=None)
     assert found == pytest.approx(textbook(queries @ candidates.T, right), abs=1e-12)
 
 
-def retrieval_module():
+def nearest_module():
     import importlib
 
-    return importlib.import_module("clipx.evaluate.retrieval")
+    return importlib.import_module("clipx.evaluate.nearest")
 
 
 def test_ties_and_nan_count_against_the_model():
@@ -77,8 +77,8 @@ def test_recall_by_order_equals_clip_benchmarks_for_every_size_of_tile(num_image
     pairs = torch.from_numpy(draw.permutation(np.stack([image, np.arange(num_texts)], axis=1)))
     of_images, of_texts = (torch.from_numpy(embedding).float() for embedding in (images, texts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval_module(), "_QUERIES", rows)
-        patch.setattr(retrieval_module(), "_CANDIDATES", columns)
+        patch.setattr(nearest_module(), "_QUERIES", rows)
+        patch.setattr(nearest_module(), "_CANDIDATES", columns)
         to_text = recall(of_images, of_texts, pairs, group=None, row_C=torch.from_numpy(row), ties="by order")
         to_image = recall(of_texts[row], of_images, pairs.flip(1), group=None, ties="by order")
     expected = clip_benchmark.retrieval(texts[row] @ images.T, image.tolist(), DEPTHS)
