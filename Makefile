@@ -14,7 +14,7 @@ SHORT := -n 2 --dist loadfile --no-loadscope-reorder -m "not full" $(TEST_FOLDER
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       the whole job on a CPU in minutes: data, training, resume, zero-shot, export"
+	@echo "make demo       the whole job on a CPU in minutes: data, training, resume, zero-shot, export, report"
 	@echo "make test       checks and all tests but the long ones"
 	@echo "make test-full  checks and all tests"
 	@echo "make check      formatting, lint, types, import layers"

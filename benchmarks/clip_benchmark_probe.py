@@ -3,9 +3,9 @@
     PEER/bin/python -O benchmarks/clip_benchmark_probe.py --features FILE.npz
     PEER/bin/python -O benchmarks/clip_benchmark_probe.py --model EXPORT --set SET
 
-Its `linear_probe.evaluate` wants CUDA, by an assert, which -O leaves out, and by `.cuda()`, which does nothing here; all
-else is its own: batches of 64, 10 epochs, 7 and then 12 values of the weight decay on a fifth of the training part, and
-a last training. Prints a line of JSON: seconds, acc1 and weight decay.
+Its `linear_probe.evaluate` wants CUDA, by an assert, which -O leaves out, and by `.cuda()`, which does nothing here.
+All else is its own: batches of 64, 10 epochs, 7 and then 12 values of the weight decay on a fifth of the training part,
+and a last training. Prints a line of JSON: seconds, acc1 and weight decay.
 """
 
 import argparse

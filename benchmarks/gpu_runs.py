@@ -21,7 +21,7 @@ from clipx.config.load import dump_config, load_config
 from clipx.config.optim import EmaConfig, StableAdamWConfig
 from clipx.config.parallel import Fsdp2Config
 from clipx.demo.scenes import write_synthetic_set
-from clipx.train.metrics.json_lines import read_rows
+from clipx.storage.json_rows import read_rows
 
 _SAVE_EVERY = 40
 _WITHOUT_CUDNN = "import torch; torch.backends.cuda.enable_cudnn_sdp(False); from clipx.cli import main; main()"

@@ -1,11 +1,15 @@
 """Options and rules of all tests: no network, one thread per process, GPU tests only where there is a GPU."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 # Set before any library reads them; a person's own values win.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +46,15 @@ def open_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     from open_clip_models import MODELS, write_model
 
     return _made_once(lambda shape: write_model(tmp_path_factory.mktemp("open_clip") / shape, MODELS[shape]))
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """A headless Chromium; a test that asks for it is skipped where there is none."""
+    from browser import chromium
+
+    with chromium() as started:
+        yield started
 
 
 def _made_once(make: Callable[[str], Path]) -> Callable[[str], Path]:

@@ -15,15 +15,19 @@ import typer
 
 from clipx import __version__
 from clipx.cli.average import average
+from clipx.cli.classify import classify
 from clipx.cli.config_files import ConfigArguments, load_arguments, with_home
 from clipx.cli.data import data_app
 from clipx.cli.doctor import doctor
 from clipx.cli.early import require_inputs
+from clipx.cli.embed import embed
 from clipx.cli.export import export
 from clipx.cli.launch import launch_app
 from clipx.cli.output import say
 from clipx.cli.plan import plan
 from clipx.cli.push import push
+from clipx.cli.report import compare, report
+from clipx.cli.search import search
 from clipx.cli.zeroshot import zeroshot
 from clipx.errors import ClipxError
 from clipx.printable import shown
@@ -63,7 +67,7 @@ def _options(
 
 @app.command(rich_help_panel=_RUN)
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("runs/demo")) -> None:
-    """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export."""
+    """Run the whole job in minutes on a CPU: data, training, resume, zero-shot, export, report."""
     from clipx.demo.run import run_demo
 
     raise typer.Exit(run_demo(out))
@@ -88,8 +92,13 @@ def train(arguments: ConfigArguments) -> None:
 
 app.command(rich_help_panel=_RUN)(plan)
 app.command(rich_help_panel=_RUN)(doctor)
+app.command(rich_help_panel=_RUN)(report)
+app.command(rich_help_panel=_RUN)(compare)
 
 
+app.command(rich_help_panel=_MODEL)(classify)
+app.command(rich_help_panel=_MODEL)(embed)
+app.command(rich_help_panel=_MODEL)(search)
 app.command(rich_help_panel=_MODEL)(zeroshot)
 app.command(rich_help_panel=_MODEL)(average)
 app.command(rich_help_panel=_MODEL)(export)

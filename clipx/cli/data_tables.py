@@ -27,7 +27,7 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
 
 def print_made(made: "Made", out: str, *, image_key: str) -> None:
     """Prints what `clipx data make` made, and what it takes to train on all of it."""
-    from clipx.data.rows.class_lists import CLASS_NAMES
+    from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
     from clipx.prepare.out_folder import REPORT
 
     say(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
@@ -42,11 +42,15 @@ def print_made(made: "Made", out: str, *, image_key: str) -> None:
             "of them, the default (txt) on the first alone"
         )
     if made.num_classes:
-        path = Path(expand_home(out)) / CLASS_NAMES
-        say(
-            f"{made.num_classes:,} classes in {path}: data.caption_key=cls data.class_names={path} trains on their "
-            "names, with data.templates as prompts"
-        )
+        folder = Path(expand_home(out))
+        names = folder / CLASS_NAMES
+        if (folder / DATASET_TYPE).exists():
+            say(f"{made.num_classes:,} classes in {names}; cls holds the numbers of all that a picture shows")
+        else:
+            say(
+                f"{made.num_classes:,} classes in {names}: data.caption_key=cls data.class_names={names} trains on "
+                "their names, with data.templates as prompts"
+            )
     if made.left_out:
         print_counts("left out", "rows", made.left_out)
         say(f"each of them: {Path(expand_home(out)) / REPORT}")

@@ -25,12 +25,17 @@ P = ParamSpec("P")
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID")
 
 
+def is_alone() -> bool:
+    """Whether this process is no rank of several."""
+    return not any(os.environ.get(name) for name in _RANK_VARIABLES)
+
+
 def _alone(check: Callable[P, None]) -> Callable[P, None]:
     """The check, where this process is no rank of several."""
 
     @wraps(check)
     def check_if_alone(*args: P.args, **kwargs: P.kwargs) -> None:
-        if not any(os.environ.get(name) for name in _RANK_VARIABLES):
+        if is_alone():
             check(*args, **kwargs)
 
     return check_if_alone

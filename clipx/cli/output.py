@@ -33,13 +33,22 @@ def write_text(path: Path, content: str, *, option: str) -> None:
     Raises:
         InputError: it cannot be written, or would replace what is no JSON; the message names the option.
     """
-    if _is_something_else(path):
-        raise InputError(f"{option} {path}: a file is there that holds no JSON, and is not replaced; name another")
+    require_json(path, option=option)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error
+
+
+def require_json(path: Path, *, option: str) -> None:
+    """Refuses to replace what is no JSON.
+
+    Raises:
+        InputError: such a file is there; the message names the option.
+    """
+    if _is_something_else(path):
+        raise InputError(f"{option} {path}: a file is there that holds no JSON, and is not replaced; name another")
 
 
 def _is_something_else(path: Path) -> bool:
@@ -50,6 +59,6 @@ def _is_something_else(path: Path) -> bool:
         return False
     for part in (content, content.partition(b"\n")[0]):
         with suppress(ValueError):
-            json.loads(part or "null")
+            json.loads(part)
             return False
-    return True
+    return bool(content)

@@ -12,13 +12,14 @@ from clipx.config.validate import validated
 @validated
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
-    """Zero-shot classification on a folder in CLIP_benchmark's `wds_*` layout."""
+    """Zero-shot classification of pictures with a class each."""
 
     __pydantic_config__ = STRICT
 
     type: Literal["zeroshot"] = "zeroshot"
     data: FilePath
-    """Folder with classnames.txt, zeroshot_classification_templates.txt and test/*.tar."""
+    """Folder in CLIP_benchmark's `wds_*` layout, with a folder of pictures for each class, of CIFAR's binaries or of a
+    saved Hugging Face data set; or a CSV of path and label. Its test part is read, else that for validation."""
     every_steps: Interval = 0
     """Evaluate every N steps; always at the end. 0: at the end only."""
     batch_size: Count = 256

@@ -26,8 +26,14 @@ def expand_home(path: str) -> str:
 
 
 def cache_folder() -> Path:
-    """The user's cache on this machine: `$CLIPX_CACHE`, by default ~/.cache/clipx."""
-    return Path(expand_home(os.environ.get(CACHE_VARIABLE) or "~/.cache/clipx"))
+    """The user's cache on this machine: `$CLIPX_CACHE`, by default clipx/ in `$XDG_CACHE_HOME` or ~/.cache.
+
+    A relative `$XDG_CACHE_HOME` does not count, as the XDG Base Directory Specification has it.
+    """
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(expand_home(own))
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(shared if os.path.isabs(shared) else expand_home("~/.cache"), "clipx")
 
 
 def _home_of_account(path: str) -> str:

@@ -17,10 +17,12 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate, groupby
 from pathlib import Path
+from threading import Lock
 from urllib.parse import urlsplit
 
 from clipx.config.paths import expand_home
@@ -69,11 +71,19 @@ class Item:
 
 
 class Inputs:
-    """The items of all addresses; pickles without what it holds open."""
+    """The items of all addresses, to be read from any thread; pickles without what it holds open."""
 
-    def __init__(self, parts: Sequence[Rows], options: InputOptions) -> None:
-        self._parts, self._options = parts, options
+    def __init__(self, parts: Sequence[Rows], options: InputOptions, *, addresses: Sequence[str] = ()) -> None:
+        self.addresses, self.options = tuple(addresses), options
+        self._parts = parts
         self._ends = list(accumulate(map(len, parts)))
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state | {"_lock": Lock()}
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -87,7 +97,10 @@ class Inputs:
             RunError: a shard that cannot be read.
         """
         part = bisect_right(self._ends, number)
-        content = self._parts[part].read(number - (self._ends[part - 1] if part else 0))
+        rows = self._parts[part]
+        # Tables and shards keep their place. What takes long is outside: pictures that are files or URLs.
+        with nullcontext() if isinstance(rows, _PictureRows) else self._lock:
+            content = rows.read(number - (self._ends[part - 1] if part else 0))
         if isinstance(content, StoredSample):
             return self._of_sample(content)
         if content.image == b"":  # a line of text
@@ -101,16 +114,20 @@ class Inputs:
             record=content.record,
         )
 
+    def shards(self) -> list[str]:
+        """Paths of the shards whose samples are items."""
+        return [path for part in self._parts for path in part.shards()]
+
     def identity(self) -> str:
         """32 hex digits that change when an address, its files or the way of reading do."""
         identities = [part.identity() for part in self._parts]
-        content = [identities, self._options.image_key, self._options.caption_key]
+        content = [identities, self.options.image_key, self.options.caption_key]
         return blake2b(json.dumps(content, default=str).encode(), digest_size=16).hexdigest()
 
     def _of_sample(self, sample: StoredSample) -> Item:
-        image = first_present(sample.fields, self._options.image_key)
+        image = first_present(sample.fields, self.options.image_key)
         try:
-            captions = decode_captions(sample.fields, self._options.caption_key)
+            captions = decode_captions(sample.fields, self.options.caption_key)
         except UndecodableError as error:
             if image is None:
                 raise LeftOutError("no picture", sample.name, str(error)) from error
@@ -143,7 +160,7 @@ def open_inputs(
             parts += [_LineRows(Path(address)) for address in found]
         else:
             parts.append(open_rows(found, source, on_progress=on_progress))
-    inputs = Inputs(parts, options)
+    inputs = Inputs(parts, options, addresses=addresses)
     if not len(inputs):
         raise InputError(f"{some_names(addresses)}: nothing in it; give pictures, texts, or both")
     return inputs

@@ -70,7 +70,10 @@ class SetPlace:
         """
         if not isinstance(opened, ClassificationSet):
             return None
-        train = open_set(self.path, split="train")
+        try:
+            train = open_set(self.path, split="train")
+        except InputError as error:
+            raise InputError(f"--probe and --knn need a training part: {error}") from error
         if train.split == opened.split:
             raise InputError(f"{self.path}: the part to measure is the training part; name another with --split")
         if not isinstance(train, ClassificationSet) or train.class_names != opened.class_names:

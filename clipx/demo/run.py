@@ -1,7 +1,8 @@
 """Runs `clipx demo`: the main workflow on generated data, on a CPU, with the commands that a person would type.
 
 It renders shards, starts a run, stops it in the middle with SIGTERM and starts it again, evaluates it zero-shot on
-held-out images and on combinations that are not in the training data, and exports it for transformers and open_clip.
+held-out images and on combinations that are not in the training data, exports it for transformers and open_clip, and
+writes a report with pictures.
 """
 
 import hashlib
@@ -84,6 +85,9 @@ def run_demo(out: Path) -> int:
     console.rule("4. export for transformers and open_clip, loaded by both and compared")
     rows += _export(run_dir, out / "export")
 
+    console.rule("5. a report: the curves, the mistakes with their pictures, a map of the embeddings")
+    rows += _report(run_dir, data, out / "report.html")
+
     rows.append(_Row("the whole demo", f"{time.monotonic() - began:.0f} s", f"{_MAX_SECONDS} s on 2 cores"))
     _print_table(console, rows, out)
     return 0 if all(row.good for row in rows) else 1
@@ -161,6 +165,12 @@ def _parity_row(consumers: list[dict[str, Any]], limit: float) -> _Row:
     return _Row(
         f"largest difference, {bound[0]['library']}", f"{largest:.1e}", f"at most {limit:.0e}", largest <= limit
     )
+
+
+def _report(run_dir: Path, data: Path, page: Path) -> list[_Row]:
+    began = time.monotonic()
+    _command("report", str(run_dir), "--out", str(page), "--on", str(data / RETRIEVAL))
+    return [_Row("report, a page for a browser", f"{time.monotonic() - began:.0f} s", page.name)]
 
 
 def _command(*arguments: str) -> None:

@@ -24,20 +24,31 @@ from clipx.pretrained import Pretrained
 
 
 def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None) -> dict[str, float]:
-    """The metrics of one evaluation by name, the same on all ranks; every rank of `group` must call it.
+    """The metrics of `evaluate_config` alone."""
+    return evaluate_config(config, pretrained, group).metrics
+
+
+def evaluate_config(
+    config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None, *, resamples: int = 0
+) -> Evaluation:
+    """The figures of one evaluation of a run, the same on all ranks; every rank of `group` must call it.
+
+    Args:
+        resamples: of the images, for the intervals of the figures; 0: none.
 
     Raises:
         InputError: the data is missing, breaks its layout, or cannot be decoded.
     """
+    options = EvaluateOptions(batch_size=config.batch_size, resamples=resamples)
     match config:
         case ZeroShotConfig():
             with raise_on_all_ranks(group):
                 classified = open_classification(config.data)
-            return evaluate_set(pretrained, classified, EvaluateOptions(batch_size=config.batch_size), group).metrics
+            return evaluate_set(pretrained, classified, options, group)
         case RetrievalConfig():
             with raise_on_all_ranks(group):
                 captioned = _captioned(config)
-            return evaluate_set(pretrained, captioned, EvaluateOptions(batch_size=config.batch_size), group).metrics
+            return evaluate_set(pretrained, captioned, options, group)
         case _:
             assert_never(config)
 

@@ -32,15 +32,15 @@ def from_training_part(
     train, test, names = features(train_set), features(test_set), test_set.class_names
     device, resamples = pretrained.device, options.resamples
     found = []
-    if options.probe:
-        found.append(linear_probe(train, test, class_names=names, resamples=resamples, device=device, group=group))
+    if (k := options.neighbours) is not None:
+        found.append(
+            nearest_neighbours(train, test, class_names=names, k=k, resamples=resamples, device=device, group=group)
+        )
     if options.shots:
         shots, seeds = options.shots, options.num_seeds
         found.append(
             few_shot_probe(train, test, class_names=names, shots=shots, num_seeds=seeds, device=device, group=group)
         )
-    if (k := options.neighbours) is not None:
-        found.append(
-            nearest_neighbours(train, test, class_names=names, k=k, resamples=resamples, device=device, group=group)
-        )
+    if options.probe:
+        found.append(linear_probe(train, test, class_names=names, resamples=resamples, device=device, group=group))
     return tuple(found)

@@ -73,23 +73,21 @@ def make_shards(
     or more, that may be left out. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
-        InputError: `out` holds something else, was begun with other arguments, is in use, or cannot be written; wrong
-            labels (`find_classes`).
+        InputError: `out` holds something else, was begun otherwise, is in use or cannot be written; wrong labels.
         RunError: too many rows make no sample, or none does; a shard cannot be written.
     """
     if not is_local(out):
         raise InputError(f"--out {out}: shards are made in a local folder; copy them to where they belong afterwards")
     folder = Path(expand_home(out))
-    classes = _classes(rows)
-    request = _request(rows, options, classes)
+    request = _request(rows, options, classes := _classes(rows))
     with claimed(folder, request) as made:
         if made is not None:
             log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
         groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
         stretches = _stretches(rows, options, groups)
-        width = max(5, len(str(len(stretches) - 1)))
-        make = ShardMaker(rows=rows, folder=folder, options=options, width=width, classes=classes)
+        digits = len(str(len(stretches) - 1))
+        make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, digits), classes=classes)
         reports = [report for number in range(len(stretches)) if (report := make.report(number)) is not None]
         done = {report.shard for report in reports}
         jobs = (_job(number, stretch, groups) for number, stretch in enumerate(stretches) if number not in done)

@@ -46,34 +46,44 @@ def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> No
     for name, path in missing.items():
         try:
             with run.monitor.pause(), _watched(run, watchdog):
-                scores = _scores(run, name)
+                scores, intervals = _scores(run, name)
         except InputError as error:  # the same on all ranks; an evaluation set is no reason to lose a run
             if run.runtime.is_main:
                 log.error("EVALUATION %s OF STEP %d FAILED (%s); the run goes on", name, step, error)
             continue
         if run.runtime.is_main:
-            _write_scores(path, {"step": step, "name": name, **scores})
+            _write_scores(path, {"step": step, "name": name, **scores, "intervals": intervals})
             run.monitor.track({f"eval/{name}/{metric}": value for metric, value in scores.items()}, step=step)
             log.info("step %d  %s  %s", step, name, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
 
-def _scores(run: Run, name: str) -> dict[str, float]:
-    """The scores of the weights and, if the run keeps an average of them, its scores under names with `ema_`."""
+def _scores(run: Run, name: str) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The scores of the weights and, if the run keeps an average of them, its scores under names with `ema_`.
 
-    from clipx.evaluate.run import run_evaluation
+    With them come the 95% intervals of those that have one.
+    """
+    from clipx.evaluate.bootstrap import RESAMPLES
+    from clipx.evaluate.run import evaluate_config
 
-    def score() -> dict[str, float]:
+    scores: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+
+    def score(prefix: str) -> None:
         try:
             with torch.no_grad(), run.runtime.accelerator.autocast():
-                return run_evaluation(run.config.evaluate[name], run.encoder, run.runtime.group)
+                found = evaluate_config(run.config.evaluate[name], run.encoder, run.runtime.group, resamples=RESAMPLES)
         finally:
             reshard(run.stepper.model)
+        for metric, value in found.metrics.items():
+            scores[prefix + metric] = value
+            if (ends := found.interval(metric)) is not None:
+                intervals[prefix + metric] = ends
 
-    scores = score()
+    score("")
     if run.stepper.ema is not None:
         with run.stepper.ema.swapped():
-            scores |= {f"ema_{metric}": value for metric, value in score().items()}
-    return scores
+            score("ema_")
+    return scores, intervals
 
 
 @contextmanager

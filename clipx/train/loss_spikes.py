@@ -21,7 +21,8 @@ from clipx.config.checkpoint import SpikeConfig
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
-from clipx.train.metrics.json_lines import JsonLines, read_rows
+from clipx.storage.json_rows import read_rows
+from clipx.train.metrics.json_lines import JsonLines
 
 log = logging.getLogger(__name__)
 

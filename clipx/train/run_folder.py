@@ -18,8 +18,8 @@ from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError, RunError
 from clipx.pretrained.kept_texts import TEXTS, is_kept, keep_texts
 from clipx.storage.folders import write_atomically
+from clipx.storage.json_rows import read_rows
 from clipx.train.build import Run
-from clipx.train.metrics.json_lines import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def check_folder(run_dir: Path) -> None:
         "metrics.jsonl": _rows_with("step", "samples_seen", "data_wait_s"),
         "quarantine.jsonl": _rows_with("step", "shard", "key"),
         "rollbacks.jsonl": _rows_with("step", "back_to"),
+        "starts.jsonl": _rows_with("began_at", "step", "hosts"),
     }
     try:
         found = {name: run_dir / name for name in own if (run_dir / name).exists()}

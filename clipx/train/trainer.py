@@ -27,6 +27,7 @@ from clipx.train.metrics.profiling import Profiler
 from clipx.train.metrics.step_metrics import InFlightStep, StepMetrics, StopOrSave
 from clipx.train.run_folder import check_folder, open_folder
 from clipx.train.saving import Saver
+from clipx.train.starts import record_start
 from clipx.types import Batch
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ class Loop:
             return Status.COMPLETE
         with run.runtime.raise_on_all_ranks():
             open_folder(run)
+        record_start(run, began_at=self.stop.began_at)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():
             self.evaluate_if_due()  # what a kill between a save and its evaluation left undone

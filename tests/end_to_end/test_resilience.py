@@ -38,10 +38,10 @@ def test_an_evaluation_that_fails_changes_nothing_in_training(
     dropped = ["model.image.patch_drop=0.5", "steps=6"]  # patch dropout is off in a model that was left evaluating
     assert train(tiny_config(tmp_path / "plain", scenes / "train", *dropped)) == 0
 
-    def broken(*_: Any) -> dict[str, float]:
+    def broken(*_: Any, **__: Any) -> dict[str, float]:
         raise InputError("picture 3 cannot be decoded")
 
-    monkeypatch.setattr("clipx.evaluate.run.run_evaluation", broken)
+    monkeypatch.setattr("clipx.evaluate.run.evaluate_config", broken)
     with caplog.at_level(logging.ERROR):
         assert train(tiny_config(tmp_path / "broken", scenes / "train", *dropped, evaluation(scenes))) == 0
     assert "EVALUATION scenes OF STEP 2 FAILED (picture 3 cannot be decoded)" in caplog.text

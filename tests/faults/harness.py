@@ -21,7 +21,7 @@ from tiny import losses, saved_tensors, status, tiny_config
 
 from clipx.checkpoint.store import CheckpointStore
 from clipx.config.load import dump_config
-from clipx.train.metrics.json_lines import read_rows
+from clipx.storage.json_rows import read_rows
 
 STEPS, EVERY = 12, 4
 AGAIN = 85

@@ -11,7 +11,7 @@ from faults.processes import descendants
 from servers import WebServer
 from tiny import metrics
 
-from clipx.train.metrics.json_lines import read_rows
+from clipx.storage.json_rows import read_rows
 
 
 @pytest.fixture

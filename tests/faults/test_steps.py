@@ -6,7 +6,7 @@ import pytest
 from faults.harness import STEPS, Scenario
 from tiny import losses, metrics
 
-from clipx.train.metrics.json_lines import read_rows
+from clipx.storage.json_rows import read_rows
 
 WATCHED = "spikes={z_score: 20, window: 8, leave_out: 1, max_rollbacks: 2}"
 

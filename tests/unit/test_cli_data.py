@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from labelled_sets import write_class_folders, write_saved
 from shard_files import png
 
 from clipx import cli
@@ -121,6 +122,30 @@ def test_make_takes_one_of_several_splits(clipx, pictures: Path, tmp_path: Path)
     assert said[0].endswith("all of its splits (train 2, test 1; json:split); --split takes one")
     assert said[1] == f"{tmp_path / 'all'}: 1 shards, 3 samples"
     assert clipx(*command, tmp_path / "one", "--split", "test")[1] == f"{tmp_path / 'one'}: 1 shards, 1 samples\n"
+
+
+def test_make_says_what_labels_became(clipx, pictures: Path, tmp_path: Path) -> None:
+    table = pictures / "t.csv"
+    table.write_text("image,text,kind\n1.png,one,cat\n2.png,two,dog\n")
+    out = tmp_path / "out"
+    code, said, err = clipx("make", table, "--label-column", "kind", "--workers", 1, "--out", out)
+    assert (code, err) == (0, "")
+    assert said.splitlines() == [
+        f"{out}: 1 shards, 2 samples",
+        f"2 classes in {out}/classnames.txt: data.caption_key=cls data.class_names={out}/classnames.txt trains on "
+        "their names, with data.templates as prompts",
+    ]
+    write_saved(tmp_path / "saved", [[0, 1], []])
+    said = clipx("make", tmp_path / "saved", "--workers", 1, "--out", tmp_path / "lists")[1].splitlines()
+    assert said[1].endswith("lists/classnames.txt; cls holds the numbers of all that a picture shows")
+    write_class_folders(tmp_path / "pets" / "test")
+    said = clipx("make", tmp_path / "pets", "--split", "test", "--workers", 1, "--out", tmp_path / "pets_out")[1]
+    assert said.startswith(f"{tmp_path}/pets: its folders are classes, 3 of them (cat, dog, red fox)\n")
+    (tmp_path / "pets" / "test" / "cat" / "1.txt").write_text("a cat")
+    folder = tmp_path / "pets" / "test"
+    said = clipx("make", folder, "--class-folders", "--workers", 1, "--out", tmp_path / "both")[1]
+    assert "3 classes in" in said
+    assert "3 classes" not in clipx("make", folder, "--workers", 1, "--out", tmp_path / "texts")[1]
 
 
 def test_make_names_pictures_that_training_would_not_look_for(clipx, tmp_path: Path) -> None:

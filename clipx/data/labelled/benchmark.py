@@ -21,7 +21,19 @@ from clipx.data.labelled.splits import choose_split, named
 from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
 from clipx.errors import InputError
 
-_TEMPLATES = "zeroshot_classification_templates.txt"
+__all__ = [
+    "CLASS_NAMES",
+    "TEMPLATES",
+    "DatasetType",
+    "benchmark_shards",
+    "dataset_type",
+    "is_benchmark_folder",
+    "open_benchmark",
+    "read_entries",
+    "templates_beside",
+]
+
+TEMPLATES = "zeroshot_classification_templates.txt"
 _NUM_SHARDS = "nshards.txt"
 _LAYOUT = "CLIP_benchmark's wds_* layout"
 _MAX_DIGITS = 6  # of a number of shards
@@ -68,7 +80,7 @@ def open_benchmark(folder: Path, *, split: str = "test", every_line: bool = Fals
         captioned = CaptionedShards(shards=shards, every_line=every_line)
         return RetrievalSet(name=named(folder, part, split), split=part, source=captioned)
     templates = templates_beside(folder, required=not _tars(folder))
-    names = read_entries(str(folder / CLASS_NAMES), needed_by=_LAYOUT)
+    names = read_entries(folder / CLASS_NAMES, needed_by=_LAYOUT)
     part, shards = benchmark_shards(folder, split=split)
     name = named(folder, part, split)
     if kind == "multilabel":
@@ -84,10 +96,10 @@ def templates_beside(folder: Path, *, required: bool) -> tuple[str, ...]:
     Raises:
         InputError: the file cannot be read, or a template lacks {c}.
     """
-    path = folder / _TEMPLATES
+    path = folder / TEMPLATES
     if not (required or path.is_file()):
         return DEFAULT_TEMPLATES
-    templates = read_entries(str(path), needed_by=_LAYOUT)
+    templates = read_entries(path, needed_by=_LAYOUT)
     check_templates(templates, name=str(path))
     return templates
 

@@ -71,6 +71,10 @@ class Chain(Rows):
             for part, of_part in zip(self._parts, labels, strict=True)
         )
 
+    def shards(self) -> Sequence[str]:
+        """See `Rows.shards`."""
+        return [path for part in self._parts for path in part.shards()]
+
     def passed_over(self) -> Sequence[LeftOutError]:
         """See `Rows.passed_over`."""
         return [file for part in self._parts for file in part.passed_over()]

@@ -21,7 +21,7 @@ def names_beside(folder: Path) -> tuple[str, ...]:
         InputError: the file cannot be read, or lists nothing.
     """
     path = folder / CLASS_NAMES
-    return read_entries(str(path), needed_by="a set with classes") if path.is_file() else ()
+    return read_entries(path, needed_by="a set with classes") if path.is_file() else ()
 
 
 def class_labels(metadata: Mapping[bytes, bytes] | None, *, folder: Path) -> dict[str, Sequence[str]]:

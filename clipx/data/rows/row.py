@@ -110,6 +110,10 @@ class Rows(ABC):
         """
         return None
 
+    def shards(self) -> Sequence[str]:
+        """Paths of the shards whose samples are rows."""
+        return ()
+
     def labels(self) -> Iterator[object] | None:
         """The label of each row, None for one that has none; None instead of an iterator: no row has one."""
         return None

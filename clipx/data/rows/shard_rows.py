@@ -61,6 +61,10 @@ class ShardRows(Rows):
         self._open.move_to_end(shard)
         return self._open[shard]
 
+    def shards(self) -> list[str]:
+        """See `Rows.shards`."""
+        return list(self._index.paths)
+
     def identity(self) -> list[object]:
         """Changes when the shards do."""
         states = [file_state(path) for path in self._index.paths if is_local(path)]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,7 @@ class StopRequest:
 
     def __init__(self, run_dir: Path, *, max_minutes: float = 0.0) -> None:
         self.reason: str | None = None
+        self.began_at = datetime.now(UTC)
         self._file = run_dir / STOP_FILE
         self._max_minutes = max_minutes
         self._began = self._looked = time.monotonic()

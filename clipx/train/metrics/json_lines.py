@@ -15,17 +15,6 @@ log = logging.getLogger(__name__)
 _MAX_WAITING = 10_000  # lines that a process keeps for a disk that does not take them
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; lines that a crash or a full disk left incomplete are passed over."""
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
-
-
 class JsonLines:
     """Appends rows to a file; those that a full disk does not take wait for the next ones, and it is said once."""
 

@@ -26,7 +26,8 @@ from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.printable import redacted, shown
 from clipx.storage.folders import write_atomically
-from clipx.train.metrics.json_lines import JsonLines, read_rows
+from clipx.storage.json_rows import read_rows
+from clipx.train.metrics.json_lines import JsonLines
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
 from clipx.train.metrics.warnings import Diagnosis
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from clipx.errors import RunError
 from clipx.printable import label, redacted
-from clipx.train.metrics.json_lines import JsonLines, read_rows
+from clipx.storage.json_rows import read_rows
+from clipx.train.metrics.json_lines import JsonLines
 from clipx.types import BadSample
 
 _BAD_COUNTED_FROM = 100  # distinct samples below which a share of bad ones says nothing

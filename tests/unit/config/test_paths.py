@@ -85,7 +85,12 @@ def test_without_home_the_account_s_counts(monkeypatch: pytest.MonkeyPatch, valu
 
 def test_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPX_CACHE", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_folder() == Path("/h/.cache/clipx")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == Path("/h/.cache/clipx")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_folder() == Path("/x/clipx")
     monkeypatch.setenv("CLIPX_CACHE", "~/c")
     assert cache_folder() == Path("/h/c")
 

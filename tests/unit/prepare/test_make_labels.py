@@ -104,13 +104,15 @@ def test_cifar_becomes_shards_of_png(tmp_path: Path, monkeypatch: pytest.MonkeyP
         make(tmp_path / "sets", tmp_path / "all")
 
 
-def test_a_list_of_names_is_a_part_of_what_was_asked_for(tmp_path: Path) -> None:
-    write_class_folders(tmp_path / "pets")
-    make(tmp_path / "pets", tmp_path / "out")
-    (tmp_path / "pets" / "classnames.txt").write_text("Cat\nDog\nRed fox\n")
+@pytest.mark.parametrize("kind", ["class folders", "csv of numbers"])
+def test_a_list_of_names_is_a_part_of_what_was_asked_for(tmp_path: Path, kind: str) -> None:
+    source = KINDS[kind](tmp_path / "pets")
+    make(source, tmp_path / "out")
+    root = source if source.is_dir() else source.parent
+    (root / "classnames.txt").write_text("Cat\nDog\nRed fox\n")
     with pytest.raises(InputError, match="the source is another or has changed"):
-        make(tmp_path / "pets", tmp_path / "out")
-    make(tmp_path / "pets", tmp_path / "other")
+        make(source, tmp_path / "out")
+    make(source, tmp_path / "other")
     assert (tmp_path / "other" / "classnames.txt").read_text() == "Cat\nDog\nRed fox\n"
 
 

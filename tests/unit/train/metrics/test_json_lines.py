@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clipx.train.metrics.json_lines import JsonLines, read_rows
+from clipx.storage.json_rows import read_rows
+from clipx.train.metrics.json_lines import JsonLines
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""Charts of what a run's rows hold."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from clipx.pages import Extras, Html, joined, line_chart, paragraph
+from clipx.report.recorded import Recorded, finite
+
+Points = list[tuple[float, float]]
+
+_COMPUTED = ("forward_s", "loss_s", "backward_s", "optimizer_s", "communication_s")
+_SMOOTHED_FROM = 60  # rows; below, every row can be seen by itself
+_WINDOWS = 40  # in the length of a run
+_MOST_MEDIANS = 400  # more than pixels show
+_LOG_RATIO = 30  # between the largest and the smallest value, from which a logarithmic axis shows more
+
+_KNOWN = {
+    *("step", "samples_seen", "loss", "lr", "logit_scale", "logit_bias", "grad_norm", "samples_per_s", "elapsed_s"),
+    *("data_wait_s", "pause_s", "checkpoint_s", "image_cosine", "text_cosine", "memory_gib", "peak_memory_gib"),
+    *("epoch", "mfu", "data_wait_rank", "slowest_rank", *_COMPUTED),
+}
+
+
+def curves(run: Recorded) -> Html:
+    """The charts of one run, those first that a person asks for first."""
+    if not run.rows:
+        return paragraph("No figures yet: the run has not finished the steps of its first row.")
+    marks = restarts(run)
+    loss, _ = smoothed(run.points("loss"))
+    charts = [
+        _chart(_with_raw(run.points("loss"), loss), "Loss", "loss", marks, faint="each row"),
+        _chart({"": run.points("lr")}, "Learning rate", "lr", marks, log_y=False),
+        _chart({"": run.points("logit_scale")}, "Logit scale", "multiplier of the similarities", marks, log_y=False),
+        _chart({"": run.points("logit_bias")}, "Logit bias", "bias", marks, log_y=False),
+        _chart({"": run.points("grad_norm")}, "Gradient norm", "before clipping", marks),
+        _chart({"": run.points("samples_per_s")}, "Speed", "pairs per second", marks, log_y=False),
+        _chart(time_split(run), "Where the time goes", "% of the time since the row before", marks, log_y=False),
+        _chart(
+            {"pictures": run.points("image_cosine"), "texts": run.points("text_cosine")},
+            "How alike embeddings are",
+            "mean cosine of two",
+            marks,
+            log_y=False,
+        ),
+        _chart({"": _scaled(run.points("mfu"), 100)}, "Use of the GPU", "% of its peak (MFU)", marks, log_y=False),
+        _chart(
+            {"now": run.points("memory_gib"), "peak": run.points("peak_memory_gib")},
+            "Memory",
+            "GiB",
+            marks,
+            log_y=False,
+        ),
+    ]
+    told = "Dashed lines are restarts and rollbacks." if marks else ""
+    further = _further(run, marks)
+    return joined(
+        [
+            Html('<div class="charts">'),
+            *charts,
+            Html("</div>"),
+            paragraph(told, quiet=True) if told else "",
+            Html(f'<details><summary>All other figures</summary><div class="charts">{further}</div></details>')
+            if further
+            else "",
+        ]
+    )
+
+
+def restarts(run: Recorded) -> list[tuple[float, str]]:
+    """The steps at which the run went on after a stop, or went back."""
+    marks = [(float(row["step"]), f"started again at step {row['step']}") for row in run.starts if row["step"] > 0]
+    for row in run.rollbacks:
+        if (step := finite(row.get("step"))) is not None:
+            marks.append((step, f"loss spike at step {step:.0f}: back to step {row.get('back_to')}"))
+    return marks
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> tuple[Points, int]:
+    """The running median, and over how many rows; nothing where the rows are few."""
+    if len(points) < _SMOOTHED_FROM:
+        return [], 1
+    reach = max(1, len(points) // _WINDOWS // 2)
+    middle = []
+    for i in sorted({*range(0, len(points), max(1, len(points) // _MOST_MEDIANS)), len(points) - 1}):
+        near = [y for _, y in points[max(0, i - reach) : i + reach + 1] if math.isfinite(y)]
+        if near:
+            middle.append((points[i][0], statistics.median(near)))
+    return middle, 2 * reach + 1
+
+
+def time_split(run: Recorded) -> Mapping[str, Points]:
+    """Shares of the time of each row, in percent: waiting for data, computing, saving and evaluating, the rest."""
+    split: dict[str, Points] = {"computing": [], "waiting for data": [], "saving and evaluating": [], "rest": []}
+    for row in run.rows:
+        elapsed = finite(row.get("elapsed_s"))
+        if not elapsed:
+            continue
+        computed = sum(finite(row.get(name)) or 0.0 for name in _COMPUTED)
+        waited, paused = (finite(row.get(name)) or 0.0 for name in ("data_wait_s", "pause_s"))
+        rest = max(0.0, elapsed - computed - waited - paused)
+        for name, seconds in zip(split, (computed, waited, paused, rest), strict=True):
+            split[name].append((float(row["step"]), 100 * seconds / elapsed))
+    return split
+
+
+def wide(values: Iterable[float]) -> bool:
+    """Whether values are positive and so far apart that a logarithmic axis shows more of them."""
+    finite_values = [value for value in values if math.isfinite(value)]
+    return bool(finite_values) and min(finite_values) > 0 and max(finite_values) > _LOG_RATIO * min(finite_values)
+
+
+def _with_raw(points: Points, middle: Points) -> dict[str, Points]:
+    return {"running median": middle, "each row": points} if middle else {"loss": points}
+
+
+def _scaled(points: Points, factor: float) -> Points:
+    return [(x, factor * y) for x, y in points]
+
+
+def _chart(
+    series: Mapping[str, Points],
+    title: str,
+    y_label: str,
+    marks: Sequence[tuple[float, str]],
+    *,
+    log_y: bool | None = None,
+    faint: str = "",
+) -> Html:
+    """A chart over the steps; nothing where no series has a point."""
+    there = {name: points for name, points in series.items() if points}
+    if not there:
+        return Html("")
+    if log_y is None:
+        log_y = wide(y for points in there.values() for _, y in points)
+    extras = Extras(marks=marks, faint=frozenset({faint} if faint else ()))
+    return line_chart(there, title=title, x_label="step", y_label=y_label, log_y=log_y, extras=extras)
+
+
+def _further(run: Recorded, marks: Sequence[tuple[float, str]]) -> str:
+    """Charts of what an objective, a mixture or a later version writes besides, where it ever changes."""
+    names = dict.fromkeys(name for row in run.rows for name in row if name not in _KNOWN)
+    charts = []
+    for name in names:
+        points = run.points(name)
+        if len({y for _, y in points if math.isfinite(y)}) > 1:
+            charts.append(_chart({"": points}, name, "", marks))
+    return "".join(charts)

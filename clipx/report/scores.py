@@ -1,0 +1,119 @@
+"""Evaluations over time: charts, and the last and the best of each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clipx.pages import Extras, Html, joined, line_chart, paragraph, table
+from clipx.report.intervals import Interval, wilson
+from clipx.report.recorded import Evaluated, Recorded
+
+_MAIN = ("acc1", "mean_average_precision", "image_to_text_recall@1", "text_to_image_recall@1")
+"""Metrics that stand for an evaluation, those first that are taken first."""
+_COUNTED_IN_PICTURES = ("acc1", "acc5", "image_to_text_recall@")
+_COUNTED_IN_TEXTS = ("text_to_image_recall@",)
+_AVERAGE = "ema_"
+
+
+@dataclass(frozen=True)
+class SetSize:
+    """Of how many trials the shares of an evaluation are."""
+
+    pictures: int
+    texts: int = 0
+
+
+def main_metric(scores: Mapping[str, float]) -> str | None:
+    """The metric that stands for an evaluation: of the weights that an export takes, so of their average if there."""
+    names = [name for name in _MAIN if name in scores] or list(scores)
+    if not names:
+        return None
+    return _AVERAGE + names[0] if _AVERAGE + names[0] in scores else names[0]
+
+
+def interval(metric: str, result: Evaluated, size: SetSize | None) -> Interval | None:
+    """The 95% interval of a metric: as it was written with it, else that of a share of pictures or texts.
+
+    None for other metrics, and where the size of the set is unknown, too.
+    """
+    if metric in result.intervals:
+        return Interval(*result.intervals[metric])
+    share = result.scores.get(metric, math.nan)
+    if size is None or not 0 <= share <= 1:
+        return None
+    plain = metric.removeprefix(_AVERAGE)
+    count = size.texts if plain.startswith(_COUNTED_IN_TEXTS) else 0
+    if plain.startswith(_COUNTED_IN_PICTURES):
+        count = size.pictures
+    return wilson(share, count) if count > 0 else None
+
+
+def percent(share: float) -> str:
+    """A share with the digits that matter."""
+    return f"{100 * share:.2f}%" if math.isfinite(share) else "none"
+
+
+def scores(run: Recorded, sizes: Mapping[str, SetSize]) -> Html:
+    """The charts of all evaluations with the last and best scores.
+
+    Args:
+        sizes: of the sets, by name of the evaluation, as far as they are known.
+    """
+    if not run.evaluations:
+        return paragraph("No evaluation has been written yet.")
+    charts = [_chart(name, results, sizes.get(name)) for name, results in run.evaluations.items()]
+    rows = [row for name, results in run.evaluations.items() for row in _rows(name, results, sizes.get(name))]
+    columns = ("evaluation", "metric", "last", "95% interval", "at step", "best", "at step")
+    known = any(row[3] for row in rows)
+    note = (
+        "Intervals: how the score would vary with other pictures of the same kind, by resampling or, where a run did "
+        "not write them, Wilson's from the number of pictures or texts."
+    )
+    return joined(
+        [
+            Html(f'<div class="charts">{"".join(charts)}</div>'),
+            table(columns, rows, caption="The last and the best score of each metric"),
+            paragraph(note, quiet=True) if known else "",
+        ]
+    )
+
+
+def series(results: Sequence[Evaluated], metric: str) -> list[tuple[float, float]]:
+    """One metric over the steps, in percent."""
+    return [(float(result.step), 100 * result.scores[metric]) for result in results if metric in result.scores]
+
+
+def _chart(name: str, results: Sequence[Evaluated], size: SetSize | None) -> Html:
+    metrics = list(dict.fromkeys(metric for result in results for metric in result.scores))
+    bands: dict[str, list[tuple[float, float, float]]] = {}
+    for metric in metrics[:1] + [metric for metric in metrics[1:] if metric in _MAIN]:
+        for result in results:
+            found = interval(metric, result, size)
+            if found is not None:
+                bands.setdefault(label(metric), []).append((result.step, 100 * found.low, 100 * found.high))
+    lines = {label(metric): series(results, metric) for metric in metrics}
+    return line_chart(lines, title=name, x_label="step", y_label="%", extras=Extras(bands=bands))
+
+
+def _rows(name: str, results: Sequence[Evaluated], size: SetSize | None) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for metric in dict.fromkeys(metric for result in results for metric in result.scores):
+        measured = [result for result in results if metric in result.scores]
+        last = measured[-1]
+        best = max(measured, key=lambda result: _or_lowest(result.scores[metric]))
+        found = interval(metric, last, size)
+        ends = "" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+        shown = (percent(last.scores[metric]), ends, f"{last.step:,}", percent(best.scores[metric]), f"{best.step:,}")
+        rows.append([name if not rows else "", label(metric), *shown])
+    return rows
+
+
+def _or_lowest(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
+
+
+def label(metric: str) -> str:
+    """The metric as a person reads it."""
+    if metric.startswith(_AVERAGE):
+        return f"{label(metric.removeprefix(_AVERAGE))}, averaged weights"
+    return metric.replace("_recall@", " R@").replace("_", " ")

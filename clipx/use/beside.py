@@ -1,0 +1,112 @@
+"""Cosines of pictures and their texts as NNNNN.parquet beside NNNNN.tar, where `clipx data index --where` reads them.
+
+A parquet file that is there already, img2dataset's for example, keeps all its rows and columns, and gets a column
+`cosine`; one with a column `cosine` that is not of clipx stays as it is, and is an error.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from itertools import groupby
+from typing import Any
+
+from clipx.errors import InputError, some_names
+from clipx.storage.files import read_file, write_file
+from clipx.use.embeddings import Embeddings, shard_file
+from clipx.use.key_table import read_keys
+
+COSINE = "cosine"
+_MARK = b"clipx.cosine_of"
+"""Key of a parquet file's metadata under which the model's fingerprint stands: what has it is clipx's own column."""
+
+
+def require_beside(shards: Sequence[str]) -> None:
+    """Checks, before anything is embedded, that cosines can be written beside these shards.
+
+    Raises:
+        InputError: there is no shard, two have one name, or a parquet file is in the way.
+    """
+    if not shards:
+        raise InputError("--beside writes beside shards, and the input has none; leave it out, or give shards")
+    if len(set(shards)) < len(shards):
+        twice = [shard for shard in dict.fromkeys(shards) if shards.count(shard) > 1]
+        raise InputError(f"--beside: {some_names(twice)} is given twice; name each shard once")
+    for shard in shards:
+        _present(_path(shard))
+
+
+def write_beside(embeddings: Embeddings, shards: Sequence[str]) -> int:
+    """Writes the cosines of an embeddings folder beside the shards that it was made from; returns the files.
+
+    Raises:
+        InputError: see `require_beside`; no shard has both pictures and texts.
+    """
+    if not {"image", "text"} <= set(embeddings.manifest.columns):
+        raise InputError("--beside needs pictures with texts, and here are none; leave it out")
+    written = 0
+    for shard, cosines in _by_shard(embeddings, set(shards)):
+        _write(_path(shard), cosines, fingerprint=embeddings.manifest.fingerprint)
+        written += 1
+    return written
+
+
+def _by_shard(embeddings: Embeddings, shards: set[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each shard with the cosines of its samples by key; the rows of one are neighbours."""
+    entries = _entries(embeddings, shards)
+    for shard, group in groupby(entries, key=lambda entry: entry[0]):
+        yield shard, {key: cosine for _, key, cosine in group if cosine is not None}
+
+
+def _entries(embeddings: Embeddings, shards: set[str]) -> Iterator[tuple[str, str, float | None]]:
+    for number in range(len(embeddings.manifest.shard_rows)):
+        table = read_keys(embeddings.folder / shard_file(number, "parquet"), columns=("key", "name", COSINE))
+        for row in table.to_pylist():
+            shard = row["name"].removesuffix(f" {row['key']}")  # the name of a sample is its shard's and its key
+            if shard in shards:
+                yield shard, row["key"], row[COSINE]
+
+
+def _write(path: str, cosines: dict[str, float], *, fingerprint: str) -> None:
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    table = _present(path)
+    if table is None:
+        table = arrow.table({"key": arrow.array(cosines, arrow.string())})
+    elif COSINE in table.column_names:
+        table = table.drop_columns([COSINE])
+    keys = [str(key) for key in table.column("key").to_pylist()]
+    if cosines and not cosines.keys() & set(keys):
+        raise InputError(f"{path} has none of the keys of its shard; move it away, or leave out --beside")
+    values = arrow.array([cosines.get(key) for key in keys], arrow.float32())
+    metadata = (table.schema.metadata or {}) | {_MARK: fingerprint.encode()}
+    table = table.append_column(COSINE, values).replace_schema_metadata(metadata)
+    out = io.BytesIO()
+    parquet.write_table(table, out, compression="zstd")
+    write_file(path, out.getvalue())
+
+
+def _present(path: str) -> Any:
+    """The table that is at `path`, None if there is none.
+
+    Raises:
+        InputError: it is no parquet file, has no keys, or cosines of somebody else.
+    """
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    try:
+        content = read_file(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); leave out --beside") from error
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+    except (OSError, arrow.ArrowException) as error:
+        raise InputError(f"{path} is no parquet file; move it away, or leave out --beside") from error
+    if "key" not in table.column_names:
+        raise InputError(f"{path} has no column 'key', so nothing can be added to it; move it away")
+    if COSINE in table.column_names and _MARK not in (table.schema.metadata or {}):
+        raise InputError(f"{path} has a column 'cosine' that clipx did not write; rename it, or leave out --beside")
+    return table
+
+
+def _path(shard: str) -> str:
+    return shard.removesuffix(".tar") + ".parquet"
