@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from clipx.evaluate.multi_label import NAME
 from clipx.evaluate.run import evaluate_folder
 from clipx.pretrained import Pretrained
 
 Scores = dict[str, float]
-"""The main figure by the name of its set: accuracy, or recall at 10, the mean of both directions."""
+"""The main figure by the name of its set: accuracy, mean average precision, or the mean of both recalls at 10."""
 
 
 class Judge:
@@ -47,9 +48,10 @@ class Judge:
 
 
 def main_figure(metrics: Mapping[str, float]) -> float:
-    """Of the metrics of a set the one that stands for it: `acc1`, or recall at 10, the mean of both directions."""
-    if "acc1" in metrics:
-        return metrics["acc1"]
+    """Of the metrics of a set the one that stands for it: `acc1`, mean average precision, or the mean recall at 10."""
+    for name in ("acc1", NAME):
+        if name in metrics:
+            return metrics[name]
     return (metrics["image_to_text_recall@10"] + metrics["text_to_image_recall@10"]) / 2
 
 

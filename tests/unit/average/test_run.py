@@ -143,6 +143,7 @@ def test_figures_are_those_of_evaluations(tmp_path: Path, three: list[State]) ->
             assert row["scores"][str(folder)] == main_figure(metrics)
     assert main_figure({"image_to_text_recall@10": 0.25, "text_to_image_recall@10": 0.75}) == 0.5
     assert main_figure({"acc1": 0.25, "acc5": 0.75}) == 0.25
+    assert main_figure({"mean_average_precision": 0.125}) == 0.125
 
 
 def test_counters_of_batch_norms_are_kept_whole_and_their_variances_above_0(tmp_path: Path) -> None:

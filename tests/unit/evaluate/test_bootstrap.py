@@ -5,7 +5,7 @@ import pytest
 from tiny_clip import tiny_pretrained, write_classification_set, write_retrieval_set
 
 from clipx.data.labelled import open_set
-from clipx.evaluate import bootstrap
+from clipx.evaluate import bootstrap, retrieval
 from clipx.evaluate.bootstrap import image_weights, outcome_counts
 from clipx.evaluate.options import EvaluateOptions
 from clipx.evaluate.run import evaluate_set
@@ -79,3 +79,17 @@ def test_captions_are_resampled_with_their_images(tmp_path):
         assert low < figure < high
         width[name] = (high - low) / np.sqrt(figure * (1 - figure))
     assert width["twins"] > 0.8 * width["alone"]
+
+
+def test_images_with_more_captions_weigh_as_many_in_each_resample():
+    """Where few captions are hits and many are not, drawing image by image gives the same spread."""
+    captions = np.repeat([1, 9], [30, 10])
+    owner = np.repeat(np.arange(40), captions)
+    wrong = np.where(captions[owner] == 1, 0, 20)
+    found = retrieval._resampled(retrieval._outcomes(np.zeros(40, int), wrong, owner), resamples=3000)
+    draw = np.random.default_rng(2).integers(40, size=(3000, 40))
+    expected = (captions[draw] == 1).sum(axis=1) / captions[draw].sum(axis=1)
+    values = found["text_to_image_recall@1"]
+    assert values.mean() == pytest.approx(expected.mean(), abs=0.01)
+    assert values.std() == pytest.approx(expected.std(), rel=0.1)
+    assert (found["image_to_text_recall@1"] == 1).all()

@@ -207,3 +207,25 @@ def test_texts_of_any_letters_come_back():
     assert (len(kept), len(TextList.of([]))) == (6, 0)
     with pytest.raises(IndexError):
         kept[6]
+
+
+def resident_file_bytes():
+    """What of mapped files the kernel counts as this process's memory."""
+    for line in open("/proc/self/status", encoding="ascii"):  # noqa: SIM115
+        if line.startswith("RssFile:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("no RssFile")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux")
+def test_a_pass_over_a_file_keeps_none_of_it_in_memory():
+    spool = RowSpool(256, in_memory=0)
+    for _ in range(32):
+        spool.append(np.ones((1024, 256), np.float32))  # 32 MB in all
+    rows, before = spool.rows(), resident_file_bytes()
+    for start in range(0, len(rows), 1024):
+        read_rows(rows, start, start + 1024)
+        take_rows(rows, np.arange(start, start + 1024, 7))
+        assert resident_file_bytes() - before < 2**23
+    assert float(np.asarray(rows).sum()) == 32 * 1024 * 256
+    assert resident_file_bytes() - before > 2**24, "the test would not see it"
