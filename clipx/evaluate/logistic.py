@@ -29,7 +29,8 @@ from clipx.evaluate.mapped_rows import read_rows, take_rows
 _BLOCK_ENTRIES = 2**20
 """Float64 numbers of a block's rows and scores, 8 MB."""
 _RESIDENT_ENTRIES = 2**26
-"""Rows of at most so many numbers, 512 MB in float64, are converted once and kept; of others, a block at a time."""
+"""Rows of at most so many numbers, 512 MB in float64, are converted once and kept; of others, a block at a time. Where
+a GPU computes, as many as half of its free memory takes."""
 _SAMPLED_ROWS = 2**15
 """Rows of which mean and covariance are taken."""
 _MAX_EVALUATIONS = 5_000
@@ -116,7 +117,7 @@ class LogisticRegression:
         self._covariance_DD = centred_SD.T @ centred_SD / len(centred_SD)
         self._block = max(64, _BLOCK_ENTRIES // (examples.num_features + num_classes))
         self._resident: list[Tensor] | None = None
-        if num_rows * examples.num_features <= _RESIDENT_ENTRIES:
+        if num_rows * examples.num_features <= _resident_entries(examples.device):
             self._resident = list(self._read())
         no_weight_KD = torch.zeros(num_classes, examples.num_features, dtype=torch.float64, device=examples.device)
         _, self._slope_KD, _ = self._mean_loss(no_weight_KD, self._bias_K)
@@ -186,3 +187,10 @@ class LogisticRegression:
         """Blocks of centred rows."""
         for first in range(0, len(self._examples), self._block):
             yield self._examples.rows(first, min(first + self._block, len(self._examples))) - self._mean_D
+
+
+def _resident_entries(device: torch.device) -> int:
+    """The most float64 numbers that are kept."""
+    if device.type != "cuda":
+        return _RESIDENT_ENTRIES
+    return max(_RESIDENT_ENTRIES, torch.cuda.mem_get_info(device)[0] // 16)

@@ -29,7 +29,6 @@ from clipx.errors import InputError
 from clipx.evaluate.features import Features
 from clipx.evaluate.labels import TwoParts, two_parts
 from clipx.evaluate.logistic import EXACT, ROUGH, Classifier, Examples, LogisticRegression
-from clipx.evaluate.mapped_rows import read_rows, take_rows
 from clipx.evaluate.options import Evaluation
 from clipx.evaluate.zero_shot import accuracies, num_classes_above
 
@@ -172,7 +171,7 @@ class _Prober:
             num_folds = _FOLDS if len(chosen_N) <= _MANY_IMAGES else 1
             best = self._search([self._held_out(chosen_N, fold_N == number) for number in self._own(num_folds)])
         classifier = self._regression(chosen_N).fit(best, tolerance=EXACT)
-        above_N = self._above(classifier, self.parts.test_ND, self.parts.test_N)
+        above_N = self._above(classifier, Examples(self.parts.test_ND, self.parts.test_N, device=self._device))
         return best, gather_objects(above_N, self._group)[0]
 
     def _own(self, num_folds: int) -> range:
@@ -200,41 +199,37 @@ class _Prober:
         right = 0
         for item in held_out:
             classifier = item.fit(inverse_penalty)
-            right += int((self._above(classifier, item.image_ND, item.label_N) < 1).sum())
+            right += int((self._above(classifier, item.examples) < 1).sum())
         return int(all_reduce(torch.tensor([right], device=self._device), "sum", self._group))
 
     def _held_out(self, chosen_N: NDArray[np.int64], out_N: NDArray[np.bool_]) -> "_HeldOut":
-        return _HeldOut(
-            self._regression(chosen_N[~out_N]),
-            image_ND=take_rows(self.parts.train_ND, chosen_N[out_N]),
-            label_N=self.parts.train_N[chosen_N[out_N]],
-        )
+        return _HeldOut(self._regression(chosen_N[~out_N]), self._examples(chosen_N[out_N]))
 
     def _regression(self, chosen_N: NDArray[np.int64]) -> LogisticRegression:
+        return LogisticRegression(self._examples(chosen_N), num_classes=self.parts.num_classes)
+
+    def _examples(self, chosen_N: NDArray[np.int64]) -> Examples:
         whole = len(chosen_N) == len(self.parts.train_N)
-        examples = Examples(
+        return Examples(
             self.parts.train_ND, self.parts.train_N, chosen_N=None if whole else chosen_N, device=self._device
         )
-        return LogisticRegression(examples, num_classes=self.parts.num_classes)
 
-    def _above(
-        self, classifier: Classifier, image_ND: NDArray[np.float32], label_N: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        above = [np.empty(0, np.int64)]
-        for first in range(0, len(label_N), _ROWS):
-            rows_BD = torch.from_numpy(read_rows(image_ND, first, first + _ROWS)).to(self._device)
-            label_B = torch.from_numpy(label_N[first : first + _ROWS]).to(self._device)
-            above.append(num_classes_above(classifier.scores(rows_BD), label_B).cpu().numpy())
+    def _above(self, classifier: Classifier, examples: Examples) -> NDArray[np.int64]:
+        """For each example the number of classes before its own."""
+        above = []
+        for first in range(0, len(examples), _ROWS):
+            last = min(first + _ROWS, len(examples))
+            scores_BK = classifier.scores(examples.rows(first, last))
+            above.append(num_classes_above(scores_BK, examples.label_N[first:last]).cpu().numpy())
         return np.concatenate(above)
 
 
 class _HeldOut:
     """One fold: the regression on the others, and where its walk is."""
 
-    def __init__(
-        self, regression: LogisticRegression, *, image_ND: NDArray[np.float32], label_N: NDArray[np.int64]
-    ) -> None:
-        self._regression, self.image_ND, self.label_N = regression, image_ND, label_N
+    def __init__(self, regression: LogisticRegression, examples: Examples) -> None:
+        self.examples = examples
+        self._regression = regression
         self._found: dict[float, Classifier] = {}
         self._last: Classifier | None = None
 
