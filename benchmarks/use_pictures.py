@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict[st
 
     pretrained = load(arguments.model, device=device)
     model: Any = CLIPModel.from_pretrained(arguments.model).eval().to(device)
-    processor = AutoImageProcessor.from_pretrained(arguments.model)
+    processor = AutoImageProcessor.from_pretrained(arguments.model, backend="torchvision")
     pictures = encoded_pictures(arguments.addresses, max(arguments.count, arguments.agree))
     few, batch = pictures[: arguments.count], arguments.batch
     contenders: dict[str, Callable[[], Tensor]] = {

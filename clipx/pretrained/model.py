@@ -3,6 +3,7 @@
 Shapes: B images or texts, S image size, T tokens, D embedding.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,6 +19,9 @@ from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
 from clipx.models.clip import CLIP
 from clipx.pretrained.fingerprint import fingerprint
+
+_AT_ONCE = 128
+"""On the CPU more are not faster: activations leave the caches, and memory grows with what a caller gives."""
 
 
 class Pretrained:
@@ -104,7 +108,7 @@ class Pretrained:
                 f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             )
         with self._evaluating():
-            return self.model.encode_image(images.to(self.device))
+            return torch.cat([self.model.encode_image(part.to(self.device)) for part in images.split(self._at_once)])
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
@@ -118,9 +122,19 @@ class Pretrained:
     @torch.no_grad()
     def encode_tokens(self, tokens_T: Tensor, lengths_B: Tensor) -> Tensor:
         """Unit-length embeddings (B, D) of texts as `tokenize` gives them: flat ids, and how many each text has."""
-        max_length = int(lengths_B.max())
+        parts = lengths_B.split(self._at_once)
+        tokens = tokens_T.split([int(part.sum()) for part in parts])
         with self._evaluating():
-            return self.model.encode_text(tokens_T.to(self.device), lengths_B.to(self.device), max_length=max_length)
+            return torch.cat(list(map(self._encode_part, tokens, parts)))
+
+    def _encode_part(self, tokens_T: Tensor, lengths_B: Tensor) -> Tensor:
+        max_length = int(lengths_B.max())
+        return self.model.encode_text(tokens_T.to(self.device), lengths_B.to(self.device), max_length=max_length)
+
+    @property
+    def _at_once(self) -> int:
+        """Pictures or texts of a forward pass; CUDA gets as many as the caller gives."""
+        return _AT_ONCE if self.device.type == "cpu" else sys.maxsize
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -8,12 +8,14 @@ from harness import (
     CIRCUMSTANCES,
     Timing,
     alternate,
+    batches,
     device_argument,
     peak_memory,
     prepare,
     print_results,
     print_table,
     ratio,
+    speed_rows,
     write_rows,
 )
 
@@ -38,6 +40,18 @@ def test_percentiles_are_those_of_the_samples() -> None:
 def test_ratio_is_taken_repetition_by_repetition() -> None:
     # whatever slowed the second repetition of both does not show
     assert ratio(Timing.of([2.0, 20.0, 2.0]), Timing.of([1.0, 10.0, 1.0])) == Timing.of([2.0, 2.0, 2.0])
+
+
+def test_speeds_are_those_of_the_first_beside_each_other() -> None:
+    times = {"clipx": Timing.of([1.0, 2.0]), "one": Timing.of([2.0, 6.0]), "other": Timing.of([0.5, 1.0])}
+    one, other = speed_rows(times, 30)
+    assert (one["ours"], one["peer"], one["count"], one["repetitions"]) == ("clipx", "one", 30, 2)
+    assert (one["ours_per_s"], one["peer_per_s"], one["ratio_p50"]) == (20.0, 7.5, 2.5)
+    assert (other["peer_per_s"], other["ratio_p50"]) == (40.0, 0.5)
+
+
+def test_batches_are_consecutive_and_the_last_is_what_is_left() -> None:
+    assert list(batches([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
 
 
 def test_peak_memory_counts_what_lives_at_the_same_time_above_the_start() -> None:

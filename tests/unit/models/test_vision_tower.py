@@ -39,6 +39,17 @@ def test_pixels_are_normalised_in_float32() -> None:
     torch.testing.assert_close(pixels.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 4, 49, 3), (5, 3), (3,), (0, 4, 9, 3)])
+def test_pixels_are_normalised_alike_to_the_bit_whatever_their_shape(shape: tuple[int, ...]) -> None:
+    """Channel by channel, as on CUDA; a view that is not contiguous, too."""
+    model = tower(mean=(0.5, 0.25, 0.1), std=(0.5, 0.2, 0.3))
+    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    expected = (pixels - model.mean_C) / model.std_C
+    assert torch.equal(model.normalize(pixels), expected)
+    if len(shape) > 2:
+        assert torch.equal(model.normalize(pixels.transpose(0, 1)), expected.transpose(0, 1))
+
+
 def test_clip_vit_pools_the_class_token_after_the_final_norm() -> None:
     model = tower().eval()
     theirs = timm.create_model("vit_base_patch32_clip_224", img_size=16, num_classes=0, **OPTIONS).eval()

@@ -1,3 +1,4 @@
+import io
 import logging
 import re
 import shutil
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained
+from tiny_clip import encoded, picture, run_config_text, tiny_model_config, tiny_pretrained
 
 import clipx
 from clipx.checkpoint.find import find_model
@@ -123,6 +124,33 @@ def test_texts_come_alone_or_as_a_list(pretrained):
     tokens_T, lengths_B = pretrained.tokenize(TEXTS)
     assert int(lengths_B.sum()) == len(tokens_T)
     assert not together.requires_grad
+
+
+def test_many_are_encoded_in_parts_and_keep_their_order(pretrained, monkeypatch):
+    images = torch.stack([pretrained.preprocess(picture(i)) for i in range(7)])
+    texts = [" ".join(TEXTS[:1] * (1 + 5 * i % 7)) for i in range(7)]
+    wholes = pretrained.encode_image(images), pretrained.encode_text(texts)
+    sizes = []
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(pretrained.model, name)
+
+        def counted(first, *rest, encode=encode, **options):
+            sizes.append(len(rest[0] if rest else first))
+            return encode(first, *rest, **options)
+
+        monkeypatch.setattr(pretrained.model, name, counted)
+    monkeypatch.setattr("clipx.pretrained.model._AT_ONCE", 3)
+    torch.testing.assert_close(pretrained.encode_image(images), wholes[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(pretrained.encode_text(texts), wholes[1], atol=1e-6, rtol=0)
+    assert sizes == [3, 3, 1] * 2
+
+
+def test_encoded_pictures_become_squares_by_either_decoder(pretrained, monkeypatch):
+    data = encoded(picture(6, (31, 40)), "jpeg")
+    image = Image.open(io.BytesIO(data))
+    assert torch.equal(pretrained.pixels(data), pretrained.preprocess(image))
+    monkeypatch.setattr("clipx.data.transforms.decode_any", None)  # Pillow's way
+    assert (pretrained.pixels(data, decode="fast").int() - pretrained.preprocess(image).int()).abs().max() <= 2
 
 
 def test_a_text_alone_is_one_text(pretrained):
