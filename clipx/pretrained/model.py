@@ -134,9 +134,9 @@ class Pretrained:
         parts = lengths_B.split(self._at_once)
         tokens = tokens_T.split([int(part.sum()) for part in parts])
         with self._evaluating():
-            return torch.cat(list(map(self._encode_tokens, tokens, parts)))
+            return torch.cat(list(map(self._encode_part, tokens, parts)))
 
-    def _encode_tokens(self, tokens_T: Tensor, lengths_B: Tensor) -> Tensor:
+    def _encode_part(self, tokens_T: Tensor, lengths_B: Tensor) -> Tensor:
         max_length = int(lengths_B.max())
         return self.model.encode_text(tokens_T.to(self.device), lengths_B.to(self.device), max_length=max_length)
 
