@@ -80,7 +80,7 @@ def encode(
     # Two threads must not switch the modes of one model.
     is_training = any(module.training for module in pretrained.model.modules())
     lanes = 1 if is_training else num_cores() if on_cpu else _ON_DEVICE
-    with one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=_use_one_thread, initargs=(on_cpu,)) as pool:
+    with one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=_start_lane, initargs=(pretrained.device,)) as pool:
         pending: deque[Future[Encoded]] = deque()
         try:
             for block in read_blocks(reader, blocks, workers=workers):
@@ -128,13 +128,17 @@ def _spread(some_D: Tensor, has_B: Tensor) -> Tensor:
 def one_thread(on: bool) -> Iterator[None]:
     """Within the block torch computes with one thread per operation in this thread, if `on`."""
     before = torch.get_num_threads()
-    _use_one_thread(on)
+    if on:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _use_one_thread(on: bool) -> None:
-    if on:
-        torch.set_num_threads(1)  # OpenMP keeps the number for each thread that calls it
+def _start_lane(device: torch.device) -> None:
+    """Gives a new thread what torch keeps for each thread by itself."""
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    elif device.type == "cuda":
+        torch.cuda.set_device(device)

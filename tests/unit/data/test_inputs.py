@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,15 @@ def test_no_input_at_all(tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(InputError, match="nothing in it"):
         open_inputs([str(empty)])
+
+
+def test_threads_read_what_one_reads_and_shards_are_named(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"image": [png(i) for i in range(64)], "text": [f"picture {i}" for i in range(64)]}
+    parquet.write_table(arrow.table(columns), tmp_path / "table.parquet", row_group_size=4)
+    shards = write_shards(tmp_path / "s", [8, 8])
+    inputs = open_inputs([str(tmp_path / "table.parquet"), *shards])
+    assert inputs.shards() == shards
+    rows = [number * 37 % 80 for number in range(80)]  # from one group of rows to another
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(inputs.read, rows)) == [inputs.read(row) for row in rows]
