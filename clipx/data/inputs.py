@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from clipx.config.paths import expand_home
 from clipx.data.captions import decode_captions, first_present
 from clipx.data.decode import UndecodableError
+from clipx.data.rows.file_states import whole_identity
 from clipx.data.rows.folders import files_in, is_picture
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
@@ -119,8 +120,11 @@ class Inputs:
         return [path for part in self._parts for path in part.shards()]
 
     def identity(self) -> str:
-        """32 hex digits that change when an address, its files or the way of reading do."""
-        identities = [part.identity() for part in self._parts]
+        """32 hex digits that change when an address, its files, the pictures of a table or the way of reading do.
+
+        Of pictures that are URLs only the addresses count.
+        """
+        identities = [whole_identity(part) for part in self._parts]
         content = [identities, self.options.image_key, self.options.caption_key]
         return blake2b(json.dumps(content, default=str).encode(), digest_size=16).hexdigest()
 

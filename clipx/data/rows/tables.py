@@ -20,7 +20,7 @@ from clipx.storage.files import file_state
 
 ROWS_WITH_NAMES = 1000
 """Of a JSON file: fields may be absent from some rows."""
-_TEXT_TYPES = ("string", "large_string", "string_view")  # of arrow: a column of paths
+_PICTURE_TYPES = ("binary", "large_binary", "fixed_size_binary", "struct")  # of arrow; what else there is, are paths
 
 
 class Table(Rows):
@@ -140,7 +140,7 @@ class ParquetTable(Table):
         return self._ends[-1] if self._ends else 0
 
     def _holds_pictures(self) -> bool:
-        return str(self._open().schema_arrow.field(self._columns.image).type) not in _TEXT_TYPES
+        return str(self._open().schema_arrow.field(self._columns.image).type).startswith(_PICTURE_TYPES)
 
     def _values(self, row: int) -> Record:
         if row not in self._group[0]:
@@ -195,7 +195,7 @@ class ArrowTable(Table):
         return self._table
 
     def _holds_pictures(self) -> bool:
-        return str(self._open().schema.field(self._columns.image).type) not in _TEXT_TYPES
+        return str(self._open().schema.field(self._columns.image).type).startswith(_PICTURE_TYPES)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_table": None}  # pickled it would be a copy of the file
