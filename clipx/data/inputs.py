@@ -244,13 +244,13 @@ class _LineRows(Rows):
     """The lines of a text file; a blank one is left out.
 
     Raises:
-        InputError: the file is not there, or no text.
+        InputError: the file is not there, is a fifo or a device, or no text.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._lines = decode_text(path.read_bytes()).splitlines()
+            self._lines = decode_text(read_file(str(path))).splitlines()
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); give a text file, or pictures") from error
         except UnicodeDecodeError as error:

@@ -226,6 +226,12 @@ def test_what_is_no_input_is_one_line(tmp_path: Path, name: str, message: str) -
     assert "\n" not in str(error.value)
 
 
+def test_a_fifo_of_lines_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lines.txt")
+    with pytest.raises(InputError, match=r"lines\.txt cannot be read \(it is a fifo, not a file\)"):
+        open_inputs([str(tmp_path / "lines.txt")])
+
+
 def test_no_input_at_all(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no input"):
         open_inputs([])
