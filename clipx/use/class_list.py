@@ -60,7 +60,7 @@ def _read(value: str) -> ClassList:
     if path is not None and path.is_file():
         names, origin = checked_classes(read_lines(str(path), needed_by=_CLASSES), name=value), value
     elif path is not None and "," not in value and ("/" in value or path.suffix.lower() in _LISTS):
-        fault = "is neither a file nor a folder" if path.exists() else "no such file or folder"
+        fault = "neither a file nor a folder" if path.exists() else "no such file or folder"
         raise InputError(f"{_CLASSES} {value}: {fault}; give one, or names with commas between them")
     else:
         names, origin = checked_classes(_split(value), name=_CLASSES), _CLASSES

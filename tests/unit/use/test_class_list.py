@@ -84,7 +84,7 @@ def test_one_class_alone_needs_multi(tmp_path: Path) -> None:
         ('"cat,dog', "put a name that has a comma in double quotes"),
         ("absent.txt", "--classes absent.txt: no such file or folder; give one, or names with commas"),
         ("a/b", "--classes a/b: no such file or folder"),
-        ("{tmp}/fifo.txt", "fifo.txt: is neither a file nor a folder; give one"),
+        ("{tmp}/fifo.txt", "fifo.txt: neither a file nor a folder; give one"),
         ("{tmp}/empty.txt", "empty.txt is empty; --classes needs it"),
         ("{tmp}/gap.txt", "gap.txt: entry 2 is blank"),
         ("{tmp}/twice.txt", "twice.txt: 'dog' stands twice, as entries 1 and 2"),

@@ -195,7 +195,7 @@ def test_what_is_wrong_is_said_in_one_line(searched: Searched, clipx: Any, tmp_p
         ([tmp_path / "no.png"], f"{tmp_path}/no.png is no picture that can be read (picture of 10 bytes: "),
         (["text: "], "a query is empty; give a text, a picture or a key of the set"),
         (["cat", "--index", "annoy:5"], "--index annoy:5: write faiss:FACTORY, e.g. faiss:IVF256,Flat"),
-        (["cat", "--csv", tmp_path / "theirs.csv"], f"--csv {tmp_path}/theirs.csv: a file is there that holds nothing"),
+        (["cat", "--csv", tmp_path / "theirs.csv"], f"--csv {tmp_path}/theirs.csv: a file is there that holds no rows"),
         (["cat", "--html", tmp_path / "theirs.html"], f"{tmp_path}/theirs.html is there, and clipx did not write it"),
         (["cat", "--serve"], "--serve takes no QUERY and writes no file; ask on its page"),
         (["cat", "--model", tmp_path / "absent"], f"{tmp_path}/absent: no such folder"),
