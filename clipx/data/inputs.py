@@ -35,7 +35,7 @@ from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
 from clipx.data.rows.source_files import decode_text, image_of
 from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, some_names
-from clipx.storage.failures import hint
+from clipx.storage.failures import unreadable
 from clipx.storage.files import file_state, is_local, read_file
 from clipx.storage.remote import ASK, state
 
@@ -94,7 +94,7 @@ class Inputs:
 
         Raises:
             LeftOutError: neither picture nor text, or a file that is missing or cannot be read.
-            InputError: a URL that does not answer.
+            InputError: a URL that does not answer, a table that is gone, a disk that fails.
             RunError: a shard that cannot be read.
         """
         part = bisect_right(self._ends, number)
@@ -220,7 +220,7 @@ class _PictureRows(Rows):
                 try:
                     state(address, ASK)
                 except OSError as error:
-                    raise _no_answer(address, error) from error
+                    raise unreadable(address, error) from error
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -233,7 +233,7 @@ class _PictureRows(Rows):
         try:
             return Row(address, read_file(address), [])
         except OSError as error:
-            raise _no_answer(address, error) from error
+            raise unreadable(address, error) from error
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
@@ -270,8 +270,3 @@ class _LineRows(Rows):
         """See `Rows.identity`."""
         digest = blake2b("\n".join(self._lines).encode("utf-8", "surrogatepass"), digest_size=16)
         return [str(self._path), digest.hexdigest()]
-
-
-def _no_answer(address: str, error: OSError) -> InputError:
-    reason = " ".join(str(error.strerror or error).split())
-    return InputError(f"{address} cannot be read ({reason}); {hint(error)}")

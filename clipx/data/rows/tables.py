@@ -16,6 +16,7 @@ from clipx.data.rows.class_lists import class_labels, names_beside
 from clipx.data.rows.picture_keys import picture_key
 from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, path_of, row_of
 from clipx.errors import InputError
+from clipx.storage.failures import unreadable
 from clipx.storage.files import file_state
 
 ROWS_WITH_NAMES = 1000
@@ -67,6 +68,8 @@ class Table(Rows):
             values = self._values(row)
         except (ValueError, RecursionError) as error:
             raise LeftOutError("unreadable row", name, str(error)) from error
+        except OSError as error:
+            raise unreadable(str(self._path), error) from error
         return row_of(values, self._columns, folder=self._image_folder, name=name)
 
     def picture_keys(self) -> Iterator[bytes | None]:

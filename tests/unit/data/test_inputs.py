@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -230,6 +231,31 @@ def test_a_fifo_of_lines_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "lines.txt")
     with pytest.raises(InputError, match=r"lines\.txt cannot be read \(it is a fifo, not a file\)"):
         open_inputs([str(tmp_path / "lines.txt")])
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_storage_that_fails_leaves_no_picture_out(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pictures(tmp_path, ["a.png"])
+    inputs = open_inputs([str(folder)])
+
+    def fail(path: Path) -> bytes:
+        raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(InputError, match=rf"a\.png cannot be read \({os.strerror(code)}\); "):
+            inputs.read(0)
+    assert inputs.read(0).image == png(0)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_that_is_gone_is_said_in_one_line(tmp_path: Path, kind: str) -> None:
+    write_pictures(tmp_path, ["x.png", "y.png"])
+    path = list_pictures(kind, tmp_path)
+    inputs = open_inputs([str(path)])
+    path.unlink()
+    with pytest.raises(InputError, match=rf"list\.{kind} cannot be read \(.*; check the address"):
+        inputs.read(0)
 
 
 def test_no_input_at_all(tmp_path: Path) -> None:
