@@ -107,6 +107,8 @@ def _split(value: str) -> list[str]:
     """The names of a list with commas; nothing of an empty one."""
     if not value.strip():
         return []
+    if len(value.strip().splitlines()) > 1:
+        raise InputError(f"{_CLASSES} {value!r} has several lines; put commas between the names, or name their file")
     try:
         return next(csv.reader([value.strip()], skipinitialspace=True, strict=True))
     except (csv.Error, StopIteration) as error:

@@ -81,6 +81,7 @@ def test_one_class_alone_needs_multi(tmp_path: Path) -> None:
         ("cat,,dog", "--classes: entry 2 is blank; each class needs a name"),
         ("cat,dog,", "--classes: entry 3 is blank"),
         ("cat,dog,Cat", "--classes: 'Cat' stands twice, as entries 1 and 3; name it once"),
+        ("cat\ndog\n", "has several lines; put commas between the names, or name their file"),
         ('"cat,dog', "put a name that has a comma in double quotes"),
         ("absent.txt", "--classes absent.txt: no such file or folder; give one, or names with commas"),
         ("a/b", "--classes a/b: no such file or folder"),
