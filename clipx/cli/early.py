@@ -64,7 +64,8 @@ def require_places(places: "Sequence[SetPlace]", *, skip_missing: bool, training
     Args:
         training: sets with one class per image must have a training part, and one set must be such a set.
     """
-    from clipx.data.suite_sets import faults, type_of, without
+    from clipx.data.labelled import type_of
+    from clipx.data.suite_sets import faults, without
 
     present = without(places, faults(places, training=training), skip_missing=skip_missing)
     if training and not any(type_of(place.opened()) == "classification" for place in present):
