@@ -66,12 +66,12 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
     if value == 0:
         return "0"
     size = max(abs(tick) for tick in ticks)
+    if size < 1e-2 or size >= 1e15:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit and size >= 10 * 1e3:
             return f"{value / unit:.4g}{letter}"
-    if size < 1e-2:
-        digits, _, power = f"{value:.2e}".partition("e")
-        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{value:.5g}"
 
 

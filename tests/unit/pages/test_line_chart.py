@@ -96,6 +96,7 @@ def test_labels_are_short_and_tell_ticks_apart() -> None:
         assert len(set(labels)) == len(labels)
         assert all(len(label) <= 7 for label in labels)
     assert tick_label(20_000, [20_000]) == "20k"
+    assert tick_label(2.5e30, [0, 2.5e30]) == "2.5e30"
     assert tick_label(0.00025, [0.00025]) == "2.5e-4"
 
 
