@@ -13,7 +13,7 @@ from typing import Any
 from clipx.errors import InputError, some_names
 from clipx.storage.files import read_file, write_file
 from clipx.use.embeddings import Embeddings, shard_file
-from clipx.use.key_table import read_keys
+from clipx.use.key_table import as_stored, read_keys
 
 COSINE = "cosine"
 _MARK = b"clipx.cosine_of"
@@ -44,8 +44,9 @@ def write_beside(embeddings: Embeddings, shards: Sequence[str]) -> int:
     if not {"image", "text"} <= set(embeddings.manifest.columns):
         raise InputError("--beside needs pictures with texts, and here are none; leave it out")
     written = 0
-    for shard, cosines in _by_shard(embeddings, set(shards)):
-        _write(_path(shard), cosines, fingerprint=embeddings.manifest.fingerprint)
+    paths = {as_stored(shard): _path(shard) for shard in shards}
+    for shard, cosines in _by_shard(embeddings, set(paths)):
+        _write(paths[shard], cosines, fingerprint=embeddings.manifest.fingerprint)
         written += 1
     return written
 

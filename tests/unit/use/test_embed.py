@@ -16,6 +16,7 @@ from clipx.pretrained import Pretrained
 from clipx.storage.locks import try_lock
 from clipx.use.embed import EmbedOptions, embed
 from clipx.use.embeddings import open_embeddings
+from clipx.use.queries import parse_queries
 
 SMALL = EmbedOptions(batch_size=4, rows_per_shard=8, dtype="float32")
 
@@ -188,6 +189,22 @@ def test_a_url_that_stops_answering(pretrained: Pretrained, tmp_path: Path) -> N
             embed(pretrained, inputs, tmp_path / "out", options=SMALL)
         server.refusals = {}
         assert embed(pretrained, urls, tmp_path / "out", options=SMALL).num_new == 3
+
+
+def test_names_that_are_no_utf8(pretrained: Pretrained, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    name = os.fsdecode(b"\xff.png")
+    (folder / name).write_bytes(png(0))
+    (folder / os.fsdecode(b"\xfe.png")).write_bytes(b"no picture")
+    embed(pretrained, [str(folder)], tmp_path / "out", options=SMALL)
+    embeddings = open_embeddings(tmp_path / "out")
+    (row,) = embeddings.keys([0])
+    assert (row.key, row.name) == (r"\udcff.png", rf"{folder}/\udcff.png")
+    left_out = json.loads((tmp_path / "out" / "left_out.jsonl").read_text())
+    assert left_out["name"] == str(folder / os.fsdecode(b"\xfe.png"))
+    (query,) = parse_queries(embeddings, [f"key:{name}"])
+    assert query.row == 0
 
 
 def test_more_components_than_an_embedding_has(pretrained: Pretrained, shards: list[str], tmp_path: Path) -> None:
