@@ -24,11 +24,9 @@ from clipx.use.embeddings import LEFT_OUT, MANIFEST, REDUCTION, WORK, Dtype, Man
 from clipx.use.reading import Decode, LeftOut
 
 _REQUEST, _LOCK = "request.json", "lock"
-_DRAFT = r"(\.[0-9a-f]{16})?"  # with a dot before the name: of a write that was cut short
-_OWN = re.compile(
-    rf"\.?([0-9]{{5,}}\.(image\.npy|text\.npy|parquet)|{re.escape(LEFT_OUT)}|{re.escape(REDUCTION)}"
-    rf"|{re.escape(MANIFEST)}){_DRAFT}"
-)
+_NAMES = "|".join([r"[0-9]{5,}\.(image\.npy|text\.npy|parquet)", *map(re.escape, (LEFT_OUT, REDUCTION, MANIFEST))])
+_DRAFT = r"\.[0-9a-f]{16}"  # after a name with a dot before it: of a write that was cut short
+_OWN, _OWN_DRAFT = re.compile(_NAMES), re.compile(rf"\.({_NAMES}){_DRAFT}")
 _OWN_BEFORE = re.compile(rf"{_LOCK}|\.{re.escape(_REQUEST)}{_DRAFT}")
 """What lies in the work folder before the request is there."""
 
@@ -82,6 +80,9 @@ def claimed(folder: Path, request: Request) -> Iterator[Manifest | None]:
         lock = None if manifest else _lock(folder)
         if lock is not None:
             manifest = _state(folder, request)  # another process may have finished while this one began
+        if manifest is None:
+            for name in filter(_OWN_DRAFT.fullmatch, os.listdir(folder)):
+                (folder / name).unlink()
             write_file(str(folder / WORK / _REQUEST), json.dumps(asdict(request), indent=2).encode())
     except OSError as error:
         raise InputError(f"--out {folder} cannot be used: {error.strerror or error}; choose another folder") from error
@@ -132,7 +133,8 @@ def _state(folder: Path, request: Request) -> Manifest | None:
     begun = _read_request(folder / WORK / _REQUEST)
     if begun is not None:
         _require_equal(begun, request, folder)
-        others = {name for name in os.listdir(folder) if name != WORK and not _OWN.fullmatch(name)}
+        names = set(os.listdir(folder)) - {WORK}
+        others = {name for name in names if not (_OWN.fullmatch(name) or _OWN_DRAFT.fullmatch(name))}
     else:
         others = set(os.listdir(folder)) - {WORK}
         if (folder / WORK).is_dir():

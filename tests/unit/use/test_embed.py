@@ -115,7 +115,6 @@ def test_one_that_was_stopped_goes_on(pretrained: Pretrained, shards: list[str],
     (out / f".00003.image.npy.{'0' * 16}").write_bytes(b"of a write that was cut short")
     embedded = embed(pretrained, shards, out, options=SMALL, model="tiny")
     assert embedded.num_new == 15  # the shards 2 and 3
-    (out / f".00003.image.npy.{'0' * 16}").unlink()
     assert contents(out) == contents(whole)
     assert embed(pretrained, shards, out, options=SMALL).num_new == 0
 
@@ -175,7 +174,7 @@ def test_two_at_once(pretrained: Pretrained, shards: list[str], tmp_path: Path) 
 
 def test_no_row_that_is_any_good(pretrained: Pretrained, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"no row could be embedded; the first is .*a.png: unreadable picture"):
+    with pytest.raises(InputError, match=r"the first is .*a.png: unreadable picture \(picture of 10 bytes: .*\); look"):
         embed(pretrained, [str(tmp_path / "a.png")], tmp_path / "out", options=SMALL)
 
 
@@ -210,4 +209,20 @@ def test_names_that_are_no_utf8(pretrained: Pretrained, tmp_path: Path) -> None:
 def test_more_components_than_an_embedding_has(pretrained: Pretrained, shards: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pca:25: embeddings of this model have 24 numbers"):
         embed(pretrained, shards, tmp_path / "out", options=EmbedOptions(components=25))
+    (tmp_path / "lines.txt").write_text("one\ntwo")
+    with pytest.raises(InputError, match="pca:4 needs more than 4 embeddings, and here are 4; ask for fewer"):
+        embed(pretrained, [str(tmp_path / "lines.txt")], tmp_path / "out", options=EmbedOptions(components=4))
+    with pytest.raises(InputError, match="and here are 2"):
+        embed(
+            pretrained, [str(tmp_path / "lines.txt")], tmp_path / "out", options=EmbedOptions(components=2, texts=False)
+        )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_a_store(
+    pretrained: Pretrained, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"--out s3://bucket/out: .* a local disk"):
+        embed(pretrained, shards, "s3://bucket/out", options=SMALL)
+    assert contents(tmp_path) == {}
