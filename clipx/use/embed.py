@@ -84,9 +84,9 @@ def embed(
         on_progress: gets the rows that are done, and all.
 
     Raises:
-        InputError: the folder is remote or of something else, ranks have other inputs or weights, a storage does not answer, no row is any good, or pyarrow is
-            missing.
-        RunError: a worker process died, or a shard cannot be read.
+        InputError: the folder is remote or of something else, ranks have other inputs or weights, a storage does not
+            answer, no row is any good, or pyarrow is missing.
+        RunError: a worker process died, a shard cannot be read, or the disk is full.
     """
     began, options = time.monotonic(), options or EmbedOptions()
     if not is_local(str(out)):

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from clipx.errors import InputError
+from clipx.errors import InputError, RunError
+from clipx.storage.failures import hint
 from clipx.storage.files import write_file
 from clipx.storage.locks import is_at, try_lock
 from clipx.use.embeddings import LEFT_OUT, MANIFEST, REDUCTION, WORK, Dtype, Manifest, read_manifest
@@ -93,9 +94,22 @@ def claimed(folder: Path, request: Request) -> Iterator[Manifest | None]:
             lock.close()
 
 
+def write_own(path: Path, content: bytes) -> None:
+    """Writes a file of the folder, whole or not at all.
+
+    Raises:
+        RunError: the disk is full, or fails.
+    """
+    try:
+        write_file(str(path), content)
+    except OSError as error:
+        problem = f"{path} cannot be written ({error.strerror or error})"
+        raise RunError(f"{problem}; {hint(error)} and run the same command again, it goes on where it was") from error
+
+
 def write_report(folder: Path, shard: int, report: Report) -> None:
     """Says that a shard's files are there."""
-    write_file(str(_report_file(folder, shard)), json.dumps(asdict(report)).encode())
+    write_own(_report_file(folder, shard), json.dumps(asdict(report)).encode())
 
 
 def read_report(folder: Path, shard: int) -> Report | None:
@@ -110,8 +124,8 @@ def read_report(folder: Path, shard: int) -> Report | None:
 def complete(folder: Path, manifest: Manifest, reports: list[Report]) -> None:
     """Writes what was left out, then the manifest, which makes the folder whole, and removes what a restart needs."""
     lines = [json.dumps(row._asdict(), ensure_ascii=False) + "\n" for report in reports for row in report.left_out]
-    write_file(str(folder / LEFT_OUT), "".join(lines).encode("utf-8", "backslashreplace"))
-    write_file(str(folder / MANIFEST), (json.dumps(asdict(manifest), indent=2) + "\n").encode())
+    write_own(folder / LEFT_OUT, "".join(lines).encode("utf-8", "backslashreplace"))
+    write_own(folder / MANIFEST, (json.dumps(asdict(manifest), indent=2) + "\n").encode())
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 

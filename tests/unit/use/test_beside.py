@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from tiny_clip import tiny_pretrained
 from clipx.data.filters.filters import SampleFilter
 from clipx.data.index.shard_index import build_index
 from clipx.data.inputs import open_inputs
-from clipx.errors import InputError
+from clipx.errors import InputError, RunError
 from clipx.use.beside import require_beside, write_beside
 from clipx.use.embed import EmbedOptions, embed
 from clipx.use.embeddings import Embeddings, open_embeddings
@@ -74,6 +76,21 @@ def test_what_is_in_the_way(tmp_path: Path, shards: list[str], embeddings: Embed
     parquet.write_table(pyarrow.table({"key": ["other"]}), path)
     with pytest.raises(InputError, match="has none of the keys of its shard"):
         write_beside(embeddings, shards)
+
+
+def test_a_folder_that_cannot_be_written(
+    shards: list[str], embeddings: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipx.use.beside.write_file", full)
+        with pytest.raises(RunError, match=r"00000.parquet cannot be written \(No space .*\); make room on the disk"):
+            write_beside(embeddings, shards)
+    monkeypatch.setattr("clipx.use.beside.os.access", lambda folder, mode: False)  # root may write anywhere
+    with pytest.raises(InputError, match=r"--beside: .* cannot be written"):
+        require_beside(shards)
 
 
 def test_shards_with_pictures_and_texts_are_needed(tmp_path: Path, shards: list[str]) -> None:

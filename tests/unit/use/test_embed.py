@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from shard_files import png
 from tiny_clip import tiny_pretrained
 
 from clipx.data.inputs import open_inputs
-from clipx.errors import InputError
+from clipx.errors import InputError, RunError
 from clipx.pretrained import Pretrained
+from clipx.storage.files import write_file
 from clipx.storage.locks import try_lock
 from clipx.use.embed import EmbedOptions, embed
 from clipx.use.embeddings import open_embeddings
@@ -159,6 +161,22 @@ def test_a_folder_of_something_else_is_left_alone(
     with pytest.raises(InputError, match=r"holds something else \(mine.txt\); choose a new folder"):
         embed(pretrained, shards, tmp_path, options=SMALL)
     assert contents(tmp_path) == {"mine.txt": b"mine"}
+
+
+def test_a_disk_that_fills(
+    pretrained: Pretrained, shards: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: str, content: bytes) -> None:
+        if path.endswith("00002.text.npy"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipx.use.embed_folder.write_file", write)
+        with pytest.raises(RunError, match=r"00002.text.npy cannot be written \(No space .*; make room .* goes on"):
+            embed(pretrained, shards, tmp_path / "out", options=SMALL, model="tiny")
+    assert embed(pretrained, shards, tmp_path / "out", options=SMALL, model="tiny").num_new == 15
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_two_at_once(pretrained: Pretrained, shards: list[str], tmp_path: Path) -> None:
