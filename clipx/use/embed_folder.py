@@ -6,7 +6,6 @@ reduction it holds the full embeddings too, until they are reduced.
 """
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -29,8 +28,6 @@ _DRAFT = r"\.[0-9a-f]{16}"  # after a name with a dot before it: of a write that
 _OWN, _OWN_DRAFT = re.compile(_NAMES), re.compile(rf"\.({_NAMES}){_DRAFT}")
 _OWN_BEFORE = re.compile(rf"{_LOCK}|\.{re.escape(_REQUEST)}{_DRAFT}")
 """What lies in the work folder before the request is there."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
