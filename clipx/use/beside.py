@@ -49,12 +49,13 @@ def write_beside(embeddings: Embeddings, shards: Sequence[str]) -> int:
     """
     if not {"image", "text"} <= set(embeddings.manifest.columns):
         raise InputError("--beside needs pictures with texts, and here are none; leave it out")
-    written = 0
+    fingerprint = embeddings.manifest.fingerprint
     paths = {as_stored(shard): _path(shard) for shard in shards}
     for shard, cosines in _by_shard(embeddings, set(paths)):
-        _write(paths[shard], cosines, fingerprint=embeddings.manifest.fingerprint)
-        written += 1
-    return written
+        _write(paths.pop(shard), cosines, fingerprint=fingerprint)
+    for path in paths.values():  # none of their samples was embedded, and a file that lacks stops who reads the others
+        _write(path, {}, fingerprint=fingerprint)
+    return len(shards)
 
 
 def _by_shard(embeddings: Embeddings, shards: set[str]) -> Iterator[tuple[str, dict[str, float]]]:
@@ -77,7 +78,7 @@ def _write(path: str, cosines: dict[str, float], *, fingerprint: str) -> None:
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     table = _present(path)
     if table is None:
-        table = arrow.table({"key": arrow.array(cosines, arrow.string())})
+        table = arrow.table({"key": arrow.array(list(cosines), arrow.string())})
     elif COSINE in table.column_names:
         table = table.drop_columns([COSINE])
     keys = [str(key) for key in table.column("key").to_pylist()]
