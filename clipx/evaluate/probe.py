@@ -2,8 +2,8 @@
 
 What is compared are encoders, so nothing is left to choose by hand. The penalty is chosen by cross-validation on the
 training part: C from 1e-6 to 1e6, the range of the CLIP paper (arXiv:2103.00020, appendix A.3), by decades from the
-strongest penalty on, each fit starting at the one before; two decades in a row that are no better end the walk;
-then quarters of a decade around the best. What decides is how many images of held-out folds are classified rightly; of
+strongest penalty on, each fit starting at the one before; two decades in a row that are no better end the walk; then
+half a decade to both sides of the best. What decides is how many images of held-out folds are classified rightly; of
 equal ones the smaller C. The last fit takes all training images. Embeddings stay as they are, of unit length:
 standardised ones were no better (benchmarks/LOG.md).
 
@@ -34,7 +34,7 @@ from clipx.evaluate.zero_shot import accuracies, num_classes_above
 
 OPTION = "--probe"
 _DECADES = tuple(range(-6, 7))
-_QUARTERS = (-3, -2, -1, 1, 2, 3)
+_HALVES = (-1, 1)
 _NO_BETTER = 2
 """So many decades in a row that are no better end the walk, once one was better than the strongest penalty."""
 _FOLDS = 5
@@ -190,8 +190,8 @@ class _Prober:
         tried = dict(decades)
         for item in held_out:
             item.back_to(best)
-        for quarter in _QUARTERS:
-            value = best * 10 ** (quarter / 4)
+        for half in _HALVES:
+            value = best * 10 ** (half / 2)
             tried[value] = self._num_right(held_out, value)
         return max(sorted(tried), key=lambda value: tried[value])
 

@@ -16,15 +16,14 @@ import json
 import logging
 import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from clipx.errors import InputError, RunError
 from clipx.storage.files import write_file
-from clipx.storage.locks import is_at, try_lock
+from clipx.storage.locks import claim
 
 MAKING = ".making"
 MADE = "make.json"
@@ -48,7 +47,7 @@ def claimed(folder: Path, request: dict[str, object]) -> Iterator[dict[str, Any]
             folder.mkdir(parents=True, exist_ok=True)
             made = _made(folder, request)
             if is_mine := made is None:
-                stack.enter_context(_lock(folder))
+                stack.enter_context(claim(folder, folder / MAKING / _LOCK))
                 made = _made(folder, request)  # by another process, while this one began
             if made is None:
                 _write(folder / MAKING / _REQUEST, {"request": request})
@@ -132,30 +131,3 @@ def _require_equal(before: dict[str, object], now: dict[str, object], folder: Pa
         raise InputError(
             f"--out {folder} was begun otherwise: {'; '.join(changed)}; restore that or choose a new folder"
         )
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The open file on which this process holds a lock, which the kernel takes back whatever happens to the process."""
-    path = folder / MAKING / _LOCK
-    while True:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            file = path.open("a+")
-        except FileNotFoundError:  # another process has just finished
-            continue
-        try:
-            is_ours = try_lock(file.fileno())
-        except OSError as error:
-            log.warning("%s cannot be locked (%s); see to it that one command at a time uses it", folder, error)
-            is_ours = True
-        if not is_ours:
-            holder = path.read_text(errors="replace") or "another process"
-            file.close()
-            raise InputError(f"--out {folder} is being made by {holder}; wait for it or choose another folder")
-        with suppress(OSError):
-            if is_at(file.fileno(), path):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                return file
-        file.close()  # the file of a process that has finished since

@@ -10,16 +10,15 @@ import logging
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from clipx.errors import InputError
 from clipx.storage.files import write_file
-from clipx.storage.locks import is_at, try_lock
+from clipx.storage.locks import claim
 from clipx.use.embeddings import LEFT_OUT, MANIFEST, REDUCTION, WORK, Dtype, Manifest, read_manifest
 from clipx.use.reading import Decode, LeftOut
 
@@ -79,7 +78,7 @@ def claimed(folder: Path, request: Request) -> Iterator[Manifest | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         manifest = _state(folder, request)
-        lock = None if manifest else _lock(folder)
+        lock = None if manifest else claim(folder, folder / WORK / _LOCK)
         if lock is not None:
             manifest = _state(folder, request)  # another process may have finished while this one began
             write_file(str(folder / WORK / _REQUEST), json.dumps(asdict(request), indent=2).encode())
@@ -158,30 +157,3 @@ def _require_equal(before: dict[str, Any], request: Request, folder: Path) -> No
     if changes:
         listed = "; ".join(dict.fromkeys(changes))
         raise InputError(f"--out {folder} has embeddings of another request: {listed}; choose a new folder")
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The open file on which this process holds a lock, which the kernel takes back whatever happens to the process."""
-    path = folder / WORK / _LOCK
-    while True:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            file = path.open("a+")
-        except FileNotFoundError:  # another process has just finished
-            continue
-        try:
-            is_ours = try_lock(file.fileno())
-        except OSError as error:
-            log.warning("%s cannot be locked (%s); see to it that one command at a time uses it", folder, error)
-            is_ours = True
-        if not is_ours:
-            holder = path.read_text(errors="replace") or "another process"
-            file.close()
-            raise InputError(f"--out {folder} is being written by {holder}; wait for it or choose another folder")
-        with suppress(OSError):
-            if is_at(file.fileno(), path):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                return file
-        file.close()  # the file of a process that has finished since

@@ -18,10 +18,15 @@ from shard_files import pair, write_tar
 from clipx import cli
 from clipx.checkpoint.store import CheckpointStore
 from clipx.cli.data_tables import print_counts
+from clipx.cli.zeroshot_tables import print_results
 from clipx.config.load import dump_config, load_config, warn_of_secrets
+from clipx.data.suite_sets import SetPlace
 from clipx.doctor.finding import Finding, Verdict
 from clipx.doctor.report import as_json, print_report
 from clipx.errors import InputError
+from clipx.evaluate.options import Evaluation
+from clipx.evaluate.result_files import ModelName
+from clipx.evaluate.suite import SetResult
 from clipx.printable import printable
 from clipx.train.metrics import trackers
 from clipx.train.metrics.monitor import logging_to_stderr
@@ -100,7 +105,10 @@ def test_an_unexpected_error_is_clean_too(clipx: Any, tmp_path: Path, monkeypatc
 def test_tables_show_markup_and_emoji_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     print_counts("left out", "samples", {NASTY: 3})
-    cli._print_metrics({f"sets/{NASTY[:13]}": {"acc1": 0.5}})
+    evaluation = Evaluation(task="zeroshot_classification", metrics={"acc1": 0.5})
+    place = SetPlace(key="set", title=NASTY[:13], path="set")
+    result = SetResult(place=place, name="set", main_metric="acc1", evaluation=evaluation)
+    print_results([(ModelName(model="vit", pretrained="model"), result)], suite=None)
     text = capsys.readouterr().out
     assert VISIBLE in text
     assert text.count(r"[red]a\x1b[2J") == 2

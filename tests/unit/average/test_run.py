@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from stored_averages import State, paths, stored, weights_of
 from tiny_clip import picture, tiny_pretrained, write_classification_set, write_retrieval_set
 
-from clipx.average.mean import checksum
 from clipx.average.options import AverageOptions
 from clipx.average.run import average_models
 from clipx.average.scores import main_figure
@@ -19,6 +18,7 @@ from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConf
 from clipx.errors import InputError
 from clipx.evaluate.run import evaluate_folder
 from clipx.pretrained import Pretrained, load
+from clipx.pretrained.fingerprint import checksum
 from clipx.pretrained.own import WEIGHTS
 
 TEXTS = ["a photo of a cat", "x"]

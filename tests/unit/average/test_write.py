@@ -14,7 +14,6 @@ from tiny_clip import (
 )
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from clipx.average.mean import checksum
 from clipx.average.options import AverageOptions
 from clipx.average.run import average_models
 from clipx.checkpoint.find import EXPORT_CONFIG
@@ -27,6 +26,7 @@ from clipx.errors import InputError, RunError
 from clipx.export.folder import AVERAGE, require_own
 from clipx.models.clip import build_model
 from clipx.pretrained import Pretrained, load, start_from
+from clipx.pretrained.fingerprint import checksum
 from clipx.pretrained.own import WEIGHTS
 
 TEXTS = ["a photo of a cat", "x"]

@@ -12,7 +12,6 @@ from stored_averages import stored, weights_of
 from tiny import tiny_config
 from tiny_clip import picture, run_config_text, tiny_model_config, tiny_pretrained, write_classification_set
 
-from clipx.average.mean import checksum
 from clipx.average.options import AverageOptions
 from clipx.average.run import average_models
 from clipx.checkpoint.find import EXPORT_CONFIG, ModelFiles
@@ -24,6 +23,7 @@ from clipx.export.averaged import read_average
 from clipx.export.card_code import code_blocks
 from clipx.export.options import ExportOptions, Tower
 from clipx.export.run_record import RunRecord, read_run
+from clipx.pretrained.fingerprint import checksum
 from clipx.storage.folders import folder_at
 
 PARITY: dict[str, Any] = {

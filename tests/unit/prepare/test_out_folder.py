@@ -44,7 +44,7 @@ def test_of_two_at_once_one_makes_all_and_the_other_says_so(source: Path, tmp_pa
     said = []
 
     def second(done: int, total: int) -> None:
-        with pytest.raises(InputError, match=r"out is being made by process \d+ on .*; wait for it or") as caught:
+        with pytest.raises(InputError, match=r"out is being written by process \d+ on .*; wait for it or") as caught:
             make(source, tmp_path / "out")
         said.append(str(caught.value))
 
@@ -68,13 +68,13 @@ def test_one_that_begins_while_another_ends_finds_it_complete(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, request = tmp_path / "out", {"source": "x"}
-    lock = out_folder._lock
+    claim = out_folder.claim
 
-    def wait_for_lock(folder: Path) -> object:
+    def wait_for_lock(folder: Path, path: Path) -> object:
         (folder / "make.json").write_text(json.dumps({"request": request, "made": {"num_shards": 1}}))
-        return lock(folder)
+        return claim(folder, path)
 
-    monkeypatch.setattr(out_folder, "_lock", wait_for_lock)
+    monkeypatch.setattr(out_folder, "claim", wait_for_lock)
     with out_folder.claimed(out, request) as made:
         assert made == {"num_shards": 1}
     assert [path.name for path in out.iterdir()] == ["make.json"]
