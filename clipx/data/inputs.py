@@ -1,6 +1,6 @@
 """What a person points a trained model at, as items by number: pictures, texts, or pictures with their texts.
 
-    a picture, or a URL of one      an item
+    a picture, or an address of one an item
     a folder                        the pictures in it and below, by name, with captions beside them if there are any
     a table (CSV, parquet, ...)     a row each; paths start from the table's folder
     a .txt file                     a text for each line
@@ -37,9 +37,9 @@ from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, some_names
 from clipx.storage.failures import unreadable
 from clipx.storage.files import file_state, is_local, read_file
-from clipx.storage.remote import ASK, state
+from clipx.storage.remote import ASK, PIPE, state
 
-_WEB = ("http://", "https://")
+_LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -192,8 +192,10 @@ def _parts_of_shards(folder: Path) -> list[str]:
 
 def _kind(address: str) -> str:
     if not is_local(address):
-        is_file = address.startswith(_WEB) and is_picture(urlsplit(address).path)
-        return "pictures" if is_file else "rows"
+        path = "" if address.startswith(PIPE) else urlsplit(address).path
+        if path.lower().endswith(_LISTS):
+            raise InputError(f"{address}: of other machines only pictures and shards are read; copy it here first")
+        return "pictures" if is_picture(path) else "rows"
     if os.path.isdir(address):
         return "rows"
     if is_picture(address):

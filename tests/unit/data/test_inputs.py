@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 from servers import WebServer
 from shard_files import pair, png, write_shards, write_tar
@@ -141,6 +142,21 @@ def test_pictures_of_a_web_server() -> None:
         inputs = open_inputs([address, f"{server.url}/b.png"])  # a host is asked once
         with pytest.raises(InputError, match=r"b\.png cannot be read"):
             inputs.read(1)
+
+
+def test_pictures_of_an_object_store(tmp_path: Path) -> None:
+    store = f"memory://{tmp_path.name}"  # which lasts as long as the process
+    fsspec.filesystem("memory").pipe_file(f"{store}/a.png", png(3))
+    item = open_inputs([f"{store}/a.png"]).read(0)
+    assert (item.key, item.image) == (f"{store}/a.png", png(3))
+    with pytest.raises(InputError, match=rf"{store}/b.png cannot be read \(not there"):
+        open_inputs([f"{store}/b.png"])
+
+
+@pytest.mark.parametrize("name", ["list.csv", "a.txt", "table.parquet?key=1"])
+def test_lists_on_other_machines_are_not_taken_for_shards(name: str) -> None:
+    with pytest.raises(InputError, match="of other machines only pictures and shards are read; copy it here first"):
+        open_inputs([f"https://example.org/{name}"])
 
 
 def test_the_identity_changes_with_the_files_and_nothing_else(tmp_path: Path) -> None:
