@@ -148,6 +148,12 @@ class FolderRows(Rows):
         """See `Rows.passed_over`."""
         return [hidden_file(name) for name in self._hidden]
 
+    def notes(self) -> Sequence[str]:
+        """See `Rows.notes`."""
+        if not self._columns.needs_captions or self.has_captions() or not any(os.sep in name for name in self._names):
+            return ()
+        return [f"{self._folder}: no picture has a caption; if its folders are classes, add --class-folders"]
+
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
         digest = hashlib.sha256()
