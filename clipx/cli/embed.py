@@ -44,7 +44,7 @@ def embed(
         typer.Option(
             "--beside",
             help="Also write cosines of pictures and texts as NNNNN.parquet beside the shards, or as a column of the "
-            "file there: `clipx data index --where 'parquet:cosine>=0.28'` reads them.",
+            "file there: `clipx data index SHARDS --out DIR --where 'parquet:cosine>=0.28'` reads them.",
         ),
     ] = False,
     texts: Annotated[bool, typer.Option(help="Embed the first text of each row, too.")] = True,
@@ -126,9 +126,8 @@ def _write_beside(out: str, inputs: "Inputs") -> None:
     from clipx.use.embeddings import open_embeddings
 
     written = write_beside(open_embeddings(out), inputs.shards())
-    say(
-        f"cosines beside {written:,} shards; to leave out pairs: clipx data index SHARDS --where 'parquet:cosine>=0.28'"
-    )
+    command = "clipx data index SHARDS --out DIR --where 'parquet:cosine>=0.28'"
+    say(f"cosines beside {written:,} shards; to leave out pairs: {command}")
 
 
 def _components(reduce: str | None) -> int | None:

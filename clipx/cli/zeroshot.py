@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipx.cli.early import require_folder, require_model, require_places, require_writable
+from clipx.cli.early import require_folder, require_model, require_outputs, require_places
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import FiguresFile, write_json, write_text
 from clipx.cli.progress import progress_bar
@@ -104,8 +104,7 @@ def zeroshot(
     Pictures are embedded once and kept; ranks under torchrun share the work. With several models or --suite, --json
     holds for every model its sets with `metrics`, `intervals` and `main_metric`, and the `mean` of the main figures.
     """
-    require_writable(json_file, option="--json")
-    require_writable(csv_file, option="--csv")
+    require_outputs({"--json": json_file, "--csv": csv_file})
     _require_table(csv_file)
     require_folder(results, option="--results")
     models = list(dict.fromkeys([model, *also]))

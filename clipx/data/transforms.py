@@ -167,9 +167,8 @@ class EvalTransform:
             data: an encoded image.
             decode: "pil" gives what `__call__` gives, "fast" nearly that: libjpeg-turbo decodes JPEGs (Pillow other
                 formats), and torch resizes to the same size and cuts out the same square. Rounded weights make pixels
-                differ by at most 3 of 255 (bicubic 0.03 on average, bilinear 0.1), of embeddings of 5,229 photographs
-                the cosine with Pillow's is 0.999997 at least (benchmarks/results/use.csv). Decoding at a half or a
-                quarter is left out: it would save a fifth, and take that cosine to 0.998.
+                differ by at most 3 of 255 (bicubic 0.03 on average, bilinear 0.1); a small model's embeddings of 5,229
+                photographs had a cosine with those of Pillow's pixels of at least 0.999997 (benchmarks/LOG.md).
 
         Raises:
             UndecodableError: no image that Pillow can read.

@@ -61,6 +61,7 @@ h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem;overflow-wrap:anywhere;le
 h2{font-size:1.25rem;line-height:1.3;margin:3rem 0 .75rem;padding-top:.75rem;border-top:1px solid var(--rule)}
 h4{font-size:.95rem;margin:1.25rem 0 .25rem;font-weight:600}
 h3{font-size:1.05rem;margin:1.75rem 0 .5rem}
+h2,h3{overflow-wrap:anywhere}
 p{max-width:46rem;margin:.5rem 0;overflow-wrap:anywhere}
 a{color:var(--link)}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.875em}

@@ -5,15 +5,17 @@ A parquet file that is there already, img2dataset's for example, keeps all its r
 """
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import groupby
 from typing import Any
 
-from clipx.errors import InputError, some_names
-from clipx.storage.files import read_file, write_file
+from clipx.errors import InputError, RunError, some_names
+from clipx.storage.failures import hint
+from clipx.storage.files import is_local, read_file, write_file
 from clipx.use.embeddings import Embeddings, shard_file
-from clipx.use.key_table import read_keys
+from clipx.use.key_table import as_stored, read_keys
 
 COSINE = "cosine"
 _MARK = b"clipx.cosine_of"
@@ -24,13 +26,16 @@ def require_beside(shards: Sequence[str]) -> None:
     """Checks, before anything is embedded, that cosines can be written beside these shards.
 
     Raises:
-        InputError: there is no shard, two have one name, or a parquet file is in the way.
+        InputError: there is no shard, two have one name, a folder cannot be written, or a parquet file is in the way.
     """
     if not shards:
         raise InputError("--beside writes beside shards, and the input has none; leave it out, or give shards")
     if len(set(shards)) < len(shards):
         twice = [shard for shard in dict.fromkeys(shards) if shards.count(shard) > 1]
         raise InputError(f"--beside: {some_names(twice)} is given twice; name each shard once")
+    for folder in {os.path.dirname(shard) or "." for shard in shards if is_local(shard)}:
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"--beside: {folder} cannot be written; copy the shards to where you may, or leave it out")
     for shard in shards:
         _present(_path(shard))
 
@@ -40,14 +45,17 @@ def write_beside(embeddings: Embeddings, shards: Sequence[str]) -> int:
 
     Raises:
         InputError: see `require_beside`; no shard has both pictures and texts.
+        RunError: a file cannot be written.
     """
     if not {"image", "text"} <= set(embeddings.manifest.columns):
         raise InputError("--beside needs pictures with texts, and here are none; leave it out")
-    written = 0
-    for shard, cosines in _by_shard(embeddings, set(shards)):
-        _write(_path(shard), cosines, fingerprint=embeddings.manifest.fingerprint)
-        written += 1
-    return written
+    fingerprint = embeddings.manifest.fingerprint
+    paths = {as_stored(shard): _path(shard) for shard in shards}
+    for shard, cosines in _by_shard(embeddings, set(paths)):
+        _write(paths.pop(shard), cosines, fingerprint=fingerprint)
+    for path in paths.values():  # none of their samples was embedded, and a file that lacks stops who reads the others
+        _write(path, {}, fingerprint=fingerprint)
+    return len(shards)
 
 
 def _by_shard(embeddings: Embeddings, shards: set[str]) -> Iterator[tuple[str, dict[str, float]]]:
@@ -70,7 +78,7 @@ def _write(path: str, cosines: dict[str, float], *, fingerprint: str) -> None:
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     table = _present(path)
     if table is None:
-        table = arrow.table({"key": arrow.array(cosines, arrow.string())})
+        table = arrow.table({"key": arrow.array(list(cosines), arrow.string())})
     elif COSINE in table.column_names:
         table = table.drop_columns([COSINE])
     keys = [str(key) for key in table.column("key").to_pylist()]
@@ -81,7 +89,11 @@ def _write(path: str, cosines: dict[str, float], *, fingerprint: str) -> None:
     table = table.append_column(COSINE, values).replace_schema_metadata(metadata)
     out = io.BytesIO()
     parquet.write_table(table, out, compression="zstd")
-    write_file(path, out.getvalue())
+    try:
+        write_file(path, out.getvalue())
+    except OSError as error:
+        problem = f"{path} cannot be written ({error.strerror or error})"
+        raise RunError(f"{problem}; {hint(error)}, and run the same command again: the embeddings are kept") from error
 
 
 def _present(path: str) -> Any:

@@ -23,11 +23,12 @@ from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, ra
 from clipx.errors import InputError, RunError
 from clipx.pretrained import Pretrained
 from clipx.printable import redact
+from clipx.storage.files import is_local
 from clipx.use.embed_folder import Report, Request, claimed, complete, read_report
 from clipx.use.embeddings import COLUMNS, FORMAT, REDUCTION, Dtype, Manifest
 from clipx.use.encode import Encoded, encode, one_thread
 from clipx.use.key_table import require_pyarrow
-from clipx.use.pca import PCA
+from clipx.use.pca import PCA, require_components
 from clipx.use.reading import Decode
 from clipx.use.shard_files import ShardFiles
 
@@ -83,20 +84,19 @@ def embed(
         on_progress: gets the rows that are done, and all.
 
     Raises:
-        InputError: the folder is of something else, a storage does not answer, no row is any good, or pyarrow is
-            missing.
-        RunError: a worker process died, or a shard cannot be read.
+        InputError: the folder is remote or of something else, ranks have other inputs or weights, a storage does not
+            answer, no row is any good, or pyarrow is missing.
+        RunError: a worker process died, a shard cannot be read, or the disk is full.
     """
     began, options = time.monotonic(), options or EmbedOptions()
+    if not is_local(str(out)):
+        raise InputError(f"--out {out}: embeddings are mapped from a local disk; write them there, and copy the folder")
     folder = Path(expand_home(str(out)))
     with raise_on_all_ranks(group):
         require_pyarrow()
         opened = inputs if isinstance(inputs, Inputs) else open_inputs(inputs)
         request = _request(pretrained, opened, options)
-    requests = gather_objects(request, group)
-    if any(other.num_inputs != request.num_inputs for other in requests):
-        raise InputError("ranks see other inputs, or not all of them; name inputs that all machines see alike")
-    request = requests[0]
+    request = _agreed(gather_objects(request, group))
     with ExitStack() as stack, one_thread(pretrained.device.type == "cpu"):
         found = None
         with raise_on_all_ranks(group):
@@ -111,14 +111,21 @@ def embed(
     return Embedded(manifest, num_new, time.monotonic() - began)
 
 
+def _agreed(requests: Sequence[Request]) -> Request:
+    """The request of all ranks, which is the first's; their files may have other times, and so other identities."""
+    if len({request.num_inputs for request in requests}) > 1:
+        raise InputError("ranks see other inputs, or not all of them; name inputs that all machines see alike")
+    if len({request.fingerprint for request in requests}) > 1:  # a checkpoint came while they were loading
+        raise InputError("ranks loaded other weights; name a checkpoint or an export, not a run that still trains")
+    return requests[0]
+
+
 def _request(pretrained: Pretrained, inputs: Inputs, options: EmbedOptions) -> Request:
     size, total = options.batch_size, len(inputs)
     per_shard = options.rows_per_shard or min(max(-(-total // _SHARDS), _SMALLEST), _LARGEST)
-    embed_dim = pretrained.config.embed_dim
-    if options.components is not None and not 0 < options.components <= embed_dim:
-        raise InputError(
-            f"--reduce pca:{options.components}: embeddings of this model have {embed_dim} numbers; ask for fewer"
-        )
+    if options.components is not None:
+        most = total * len(COLUMNS) if options.texts else total
+        require_components(options.components, embed_dim=pretrained.config.embed_dim, count=most)
     return Request(
         fingerprint=pretrained.fingerprint,
         inputs=inputs.identity(),
@@ -187,7 +194,8 @@ class _Job:
             reports = [self._report(number) for number in shards]
             if not any(report.rows for report in reports):
                 first = reports[0].left_out[0]
-                raise InputError(f"no row could be embedded; the first is {first.name}: {first.reason} {first.detail}")
+                why = f"{first.reason} ({first.detail})" if first.detail else first.reason
+                raise InputError(f"no row could be embedded; the first is {first.name}: {why}; look at the input")
             if request.components is not None and rank(group) == 0:
                 self._files.fit(request.components, shards)
         columns = [name for name in COLUMNS if any(getattr(report, f"{name}s") for report in reports)]

@@ -6,7 +6,6 @@ reduction it holds the full embeddings too, until they are reduced.
 """
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -16,22 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipx.errors import InputError
+from clipx.errors import InputError, RunError
+from clipx.storage.failures import hint
 from clipx.storage.files import write_file
 from clipx.storage.locks import claim
 from clipx.use.embeddings import LEFT_OUT, MANIFEST, REDUCTION, WORK, Dtype, Manifest, read_manifest
 from clipx.use.reading import Decode, LeftOut
 
 _REQUEST, _LOCK = "request.json", "lock"
-_DRAFT = r"(\.[0-9a-f]{16})?"  # with a dot before the name: of a write that was cut short
-_OWN = re.compile(
-    rf"\.?([0-9]{{5,}}\.(image\.npy|text\.npy|parquet)|{re.escape(LEFT_OUT)}|{re.escape(REDUCTION)}"
-    rf"|{re.escape(MANIFEST)}){_DRAFT}"
-)
+_NAMES = "|".join([r"[0-9]{5,}\.(image\.npy|text\.npy|parquet)", *map(re.escape, (LEFT_OUT, REDUCTION, MANIFEST))])
+_DRAFT = r"\.[0-9a-f]{16}"  # after a name with a dot before it: of a write that was cut short
+_OWN, _OWN_DRAFT = re.compile(_NAMES), re.compile(rf"\.({_NAMES}){_DRAFT}")
 _OWN_BEFORE = re.compile(rf"{_LOCK}|\.{re.escape(_REQUEST)}{_DRAFT}")
 """What lies in the work folder before the request is there."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +77,9 @@ def claimed(folder: Path, request: Request) -> Iterator[Manifest | None]:
         lock = None if manifest else claim(folder, folder / WORK / _LOCK)
         if lock is not None:
             manifest = _state(folder, request)  # another process may have finished while this one began
+        if manifest is None:
+            for name in filter(_OWN_DRAFT.fullmatch, os.listdir(folder)):
+                (folder / name).unlink()
             write_file(str(folder / WORK / _REQUEST), json.dumps(asdict(request), indent=2).encode())
     except OSError as error:
         raise InputError(f"--out {folder} cannot be used: {error.strerror or error}; choose another folder") from error
@@ -91,9 +90,22 @@ def claimed(folder: Path, request: Request) -> Iterator[Manifest | None]:
             lock.close()
 
 
+def write_own(path: Path, content: bytes) -> None:
+    """Writes a file of the folder, whole or not at all.
+
+    Raises:
+        RunError: the disk is full, or fails.
+    """
+    try:
+        write_file(str(path), content)
+    except OSError as error:
+        problem = f"{path} cannot be written ({error.strerror or error})"
+        raise RunError(f"{problem}; {hint(error)} and run the same command again, it goes on where it was") from error
+
+
 def write_report(folder: Path, shard: int, report: Report) -> None:
     """Says that a shard's files are there."""
-    write_file(str(_report_file(folder, shard)), json.dumps(asdict(report)).encode())
+    write_own(_report_file(folder, shard), json.dumps(asdict(report)).encode())
 
 
 def read_report(folder: Path, shard: int) -> Report | None:
@@ -108,8 +120,8 @@ def read_report(folder: Path, shard: int) -> Report | None:
 def complete(folder: Path, manifest: Manifest, reports: list[Report]) -> None:
     """Writes what was left out, then the manifest, which makes the folder whole, and removes what a restart needs."""
     lines = [json.dumps(row._asdict(), ensure_ascii=False) + "\n" for report in reports for row in report.left_out]
-    write_file(str(folder / LEFT_OUT), "".join(lines).encode("utf-8", "backslashreplace"))
-    write_file(str(folder / MANIFEST), (json.dumps(asdict(manifest), indent=2) + "\n").encode())
+    write_own(folder / LEFT_OUT, "".join(lines).encode("utf-8", "backslashreplace"))
+    write_own(folder / MANIFEST, (json.dumps(asdict(manifest), indent=2) + "\n").encode())
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
@@ -131,7 +143,8 @@ def _state(folder: Path, request: Request) -> Manifest | None:
     begun = _read_request(folder / WORK / _REQUEST)
     if begun is not None:
         _require_equal(begun, request, folder)
-        others = {name for name in os.listdir(folder) if name != WORK and not _OWN.fullmatch(name)}
+        names = set(os.listdir(folder)) - {WORK}
+        others = {name for name in names if not (_OWN.fullmatch(name) or _OWN_DRAFT.fullmatch(name))}
     else:
         others = set(os.listdir(folder)) - {WORK}
         if (folder / WORK).is_dir():

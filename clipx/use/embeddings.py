@@ -116,16 +116,6 @@ class Embeddings:
             found |= {position: row for (_, position), row in zip(entries, taken, strict=True)}
         return [found[position] for position in range(len(rows))]
 
-    def rows_of(self, key: str) -> list[int]:
-        """The numbers of the rows with this key or this name; reads the keys of all shards."""
-        rows: list[int] = []
-        for shard, end in enumerate(self._ends):
-            table = read_keys(self.folder / shard_file(shard, "parquet"), columns=("key", "name"))
-            start = end - self.manifest.shard_rows[shard]
-            pairs = zip(table.column("key").to_pylist(), table.column("name").to_pylist(), strict=True)
-            rows += [start + place for place, pair in enumerate(pairs) if key in pair]
-        return rows
-
     def has(self, column: Column, shard: int) -> np.ndarray:
         """Which rows of a shard have a picture, or a text: bool (B,)."""
         table = self._table(shard)

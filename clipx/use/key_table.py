@@ -31,10 +31,19 @@ def require_pyarrow() -> None:
     _pyarrow()
 
 
+def as_stored(name: str) -> str:
+    """A key or name as it stands in the files: bytes of a path that are no UTF-8 become escapes.
+
+    Parquet's strings are UTF-8; the bytes come from Python as surrogates, which have no encoding.
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def encoded_keys(rows: Sequence[KeyRow]) -> bytes:
     """The rows as a parquet file; equal bytes for equal rows and one version of pyarrow."""
     arrow, parquet = _pyarrow(), import_module("pyarrow.parquet")
     schema = _schema(arrow)
+    rows = [row._replace(key=as_stored(row.key), name=as_stored(row.name)) for row in rows]
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     arrays = [arrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     out = io.BytesIO()

@@ -11,6 +11,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class PCA:
             with np.load(path, allow_pickle=False) as file:
                 means = {kind: file[f"{kind}_mean"] for kind in _KINDS}
                 return cls(file["components"], means, file["variance"], float(file["total_variance"]))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); embed again") from error
 
 
@@ -120,10 +121,7 @@ def fit(moments: Mapping[str, Moments], components: int, *, embed_dim: int) -> P
     import torch
 
     count = sum(of_kind.count for of_kind in moments.values())
-    if not 0 < components <= embed_dim:
-        raise InputError(f"--reduce pca:{components}: embeddings of this model have {embed_dim} numbers; ask for fewer")
-    if count <= components:
-        raise InputError(f"--reduce pca:{components} needs more than {components} embeddings, and here are {count}")
+    require_components(components, embed_dim=embed_dim, count=count)
     means, scatter_DD = {kind: np.zeros(embed_dim) for kind in _KINDS}, np.zeros((embed_dim, embed_dim))
     for kind, of_kind in moments.items():
         if of_kind.count:
@@ -135,6 +133,21 @@ def fit(moments: Mapping[str, Moments], components: int, *, embed_dim: int) -> P
     components_KD = vectors_DD.T[::-1][:components].copy()
     signs_K = np.sign(components_KD[np.arange(components), np.abs(components_KD).argmax(axis=1)])
     return PCA(components_KD * signs_K[:, None], means, variance_D[:components], float(variance_D.sum()))
+
+
+def require_components(components: int, *, embed_dim: int, count: int) -> None:
+    """Checks that so many components can be fitted to `count` embeddings.
+
+    Raises:
+        InputError: there are more of them than dimensions, or too few embeddings.
+    """
+    if not 0 < components <= embed_dim:
+        raise InputError(f"--reduce pca:{components}: embeddings of this model have {embed_dim} numbers; ask for fewer")
+    if count <= components:
+        raise InputError(
+            f"--reduce pca:{components} needs more than {components} embeddings, and here are {count}; "
+            "ask for fewer components, in a new folder"
+        )
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

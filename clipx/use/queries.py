@@ -22,7 +22,7 @@ from clipx.data.inputs import open_inputs
 from clipx.data.rows.folders import is_picture
 from clipx.errors import InputError
 from clipx.use.embeddings import Column, Embeddings, shard_file
-from clipx.use.key_table import read_keys
+from clipx.use.key_table import as_stored, read_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,9 +106,10 @@ def _rows_by_key(embeddings: Embeddings, wanted: Sequence[str]) -> dict[str, lis
     for shard, count in enumerate(embeddings.manifest.shard_rows):
         table = read_keys(embeddings.folder / shard_file(shard, "parquet"), columns=("key", "name"))
         for key, found in rows.items():
+            stored = as_stored(key)
             for column in ("key", "name"):
                 place = -1
-                while len(found) < 3 and (place := table.column(column).index(key, start=place + 1).as_py()) >= 0:
+                while len(found) < 3 and (place := table.column(column).index(stored, start=place + 1).as_py()) >= 0:
                     if first + place not in found:
                         found.append(first + place)
         first += count

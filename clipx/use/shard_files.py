@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.storage.files import write_file
-from clipx.use.embed_folder import Report, write_report
+from clipx.use.embed_folder import Report, write_own, write_report
 from clipx.use.embeddings import COLUMNS, REDUCTION, WORK, Column, Dtype, shard_file
 from clipx.use.encode import Encoded
 from clipx.use.key_table import KeyRow, encoded_keys
@@ -53,8 +52,8 @@ class ShardFiles:
             else:
                 _write_array(self._file(shard, column), array_BD.astype(self._dtype))
         if self._reduced:
-            write_file(str(self._moments(shard)), encoded_moments(moments))
-        write_file(str(self._folder / shard_file(shard, "parquet")), encoded_keys(keys))
+            write_own(self._moments(shard), encoded_moments(moments))
+        write_own(self._folder / shard_file(shard, "parquet"), encoded_keys(keys))
         left_out = tuple(row for block in blocks for row in block.left_out)
         report = Report(rows=len(keys), images=counts["image"], texts=counts["text"], left_out=left_out)
         write_report(self._folder, shard, report)
@@ -67,7 +66,7 @@ class ShardFiles:
             for kind, moments in read_moments(self._moments(shard)).items():
                 total[kind] = total[kind] + moments if kind in total else moments
         pca = fit(total, components, embed_dim=self._embed_dim)
-        write_file(str(self._folder / REDUCTION), pca.encoded())
+        write_own(self._folder / REDUCTION, pca.encoded())
 
     def finish(self, shard: int, columns: Sequence[Column], pca: PCA | None, *, rows: int) -> None:
         """Reduces a shard that is written, and gives it the columns of which it alone has nothing."""
@@ -121,4 +120,4 @@ def _joined(blocks: Sequence[Encoded]) -> _Embedded:
 def _write_array(path: Path, array: np.ndarray) -> None:
     out = io.BytesIO()
     np.save(out, array, allow_pickle=False)
-    write_file(str(path), out.getvalue())
+    write_own(path, out.getvalue())

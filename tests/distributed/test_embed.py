@@ -14,7 +14,7 @@ from clipx.use.embed import EmbedOptions, embed
 from clipx.use.embeddings import open_embeddings
 
 
-def embed_share(shards, out, *, components=None, killed_at=None, delete=None):
+def embed_share(shards, out, *, components=None, killed_at=None, delete=None, seed=0):
     """On one rank: embeds, or dies on the way; returns the rows that all ranks embedded."""
 
     def on_progress(done, total):
@@ -26,7 +26,8 @@ def embed_share(shards, out, *, components=None, killed_at=None, delete=None):
     options = EmbedOptions(batch_size=4, rows_per_shard=4, components=components)
     group = dist.group.WORLD if dist.is_initialized() else None
     show = on_progress if killed_at is not None else None
-    return embed(tiny_pretrained(), shards, out, options=options, model="tiny", group=group, on_progress=show).num_new
+    pretrained = tiny_pretrained(seed=seed * dist.get_rank() if seed else 0)
+    return embed(pretrained, shards, out, options=options, model="tiny", group=group, on_progress=show).num_new
 
 
 def embed_by(options, shards, out):
@@ -62,3 +63,5 @@ def test_killed_twice_it_goes_on(shards, tmp_path):
 def test_an_error_of_one_rank_ends_all(shards, tmp_path):
     with pytest.raises(InputError, match="ranks see other inputs"):
         run_ranks(embed_by, 2, {"delete": shards[-1]}, shards, str(tmp_path / "out"))
+    with pytest.raises(InputError, match="ranks loaded other weights"):
+        run_ranks(embed_by, 2, {"seed": 1}, shards, str(tmp_path / "out"))

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from shard_files import png
 from tiny_clip import tiny_pretrained
 
 from clipx.data.inputs import open_inputs
-from clipx.errors import InputError
+from clipx.errors import InputError, RunError
 from clipx.pretrained import Pretrained
+from clipx.storage.files import write_file
 from clipx.storage.locks import try_lock
 from clipx.use.embed import EmbedOptions, embed
 from clipx.use.embeddings import open_embeddings
+from clipx.use.queries import parse_queries
 
 SMALL = EmbedOptions(batch_size=4, rows_per_shard=8, dtype="float32")
 
@@ -114,7 +117,6 @@ def test_one_that_was_stopped_goes_on(pretrained: Pretrained, shards: list[str],
     (out / f".00003.image.npy.{'0' * 16}").write_bytes(b"of a write that was cut short")
     embedded = embed(pretrained, shards, out, options=SMALL, model="tiny")
     assert embedded.num_new == 15  # the shards 2 and 3
-    (out / f".00003.image.npy.{'0' * 16}").unlink()
     assert contents(out) == contents(whole)
     assert embed(pretrained, shards, out, options=SMALL).num_new == 0
 
@@ -161,6 +163,22 @@ def test_a_folder_of_something_else_is_left_alone(
     assert contents(tmp_path) == {"mine.txt": b"mine"}
 
 
+def test_a_disk_that_fills(
+    pretrained: Pretrained, shards: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: str, content: bytes) -> None:
+        if path.endswith("00002.text.npy"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipx.use.embed_folder.write_file", write)
+        with pytest.raises(RunError, match=r"00002.text.npy cannot be written \(No space .*; make room .* goes on"):
+            embed(pretrained, shards, tmp_path / "out", options=SMALL, model="tiny")
+    assert embed(pretrained, shards, tmp_path / "out", options=SMALL, model="tiny").num_new == 15
+    assert contents(tmp_path / "out") == contents(whole)
+
+
 def test_two_at_once(pretrained: Pretrained, shards: list[str], tmp_path: Path) -> None:
     with pytest.raises(Killed):
         embed(pretrained, shards, tmp_path / "out", options=SMALL, on_progress=killed_after(1))
@@ -174,7 +192,7 @@ def test_two_at_once(pretrained: Pretrained, shards: list[str], tmp_path: Path) 
 
 def test_no_row_that_is_any_good(pretrained: Pretrained, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"no row could be embedded; the first is .*a.png: unreadable picture"):
+    with pytest.raises(InputError, match=r"the first is .*a.png: unreadable picture \(picture of 10 bytes: .*\); look"):
         embed(pretrained, [str(tmp_path / "a.png")], tmp_path / "out", options=SMALL)
 
 
@@ -190,7 +208,39 @@ def test_a_url_that_stops_answering(pretrained: Pretrained, tmp_path: Path) -> N
         assert embed(pretrained, urls, tmp_path / "out", options=SMALL).num_new == 3
 
 
+def test_names_that_are_no_utf8(pretrained: Pretrained, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    name = os.fsdecode(b"\xff.png")
+    (folder / name).write_bytes(png(0))
+    (folder / os.fsdecode(b"\xfe.png")).write_bytes(b"no picture")
+    embed(pretrained, [str(folder)], tmp_path / "out", options=SMALL)
+    embeddings = open_embeddings(tmp_path / "out")
+    (row,) = embeddings.keys([0])
+    assert (row.key, row.name) == (r"\udcff.png", rf"{folder}/\udcff.png")
+    left_out = json.loads((tmp_path / "out" / "left_out.jsonl").read_text())
+    assert left_out["name"] == str(folder / os.fsdecode(b"\xfe.png"))
+    (query,) = parse_queries(embeddings, [f"key:{name}"])
+    assert query.row == 0
+
+
 def test_more_components_than_an_embedding_has(pretrained: Pretrained, shards: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pca:25: embeddings of this model have 24 numbers"):
         embed(pretrained, shards, tmp_path / "out", options=EmbedOptions(components=25))
+    (tmp_path / "lines.txt").write_text("one\ntwo")
+    with pytest.raises(InputError, match="pca:4 needs more than 4 embeddings, and here are 4; ask for fewer"):
+        embed(pretrained, [str(tmp_path / "lines.txt")], tmp_path / "out", options=EmbedOptions(components=4))
+    with pytest.raises(InputError, match="and here are 2"):
+        embed(
+            pretrained, [str(tmp_path / "lines.txt")], tmp_path / "out", options=EmbedOptions(components=2, texts=False)
+        )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_a_store(
+    pretrained: Pretrained, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"--out s3://bucket/out: .* a local disk"):
+        embed(pretrained, shards, "s3://bucket/out", options=SMALL)
+    assert contents(tmp_path) == {}

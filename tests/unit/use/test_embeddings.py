@@ -23,13 +23,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_keys_in_any_order_and_rows_of_a_key(folder: Path) -> None:
+def test_keys_in_any_order(folder: Path) -> None:
     embeddings = open_embeddings(folder)
     assert [row.row for row in embeddings.keys([29, 0, 8, 0])] == [31, 0, 9, 0]
     assert embeddings.keys([]) == []
-    (row,) = embeddings.keys([20])
-    assert embeddings.rows_of(row.key) == embeddings.rows_of(row.name) == [20]
-    assert embeddings.rows_of("none") == []
     with pytest.raises(IndexError):
         embeddings.keys([30])
 
