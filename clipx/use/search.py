@@ -65,7 +65,7 @@ def search_rows(
         queries_QD: the queries, of any length.
         k: from 1 to the number of rows; those of zeros alone are none.
         device: where the products are computed.
-        bfloat16: whether they are computed in it; None means where that is faster. The result is the same.
+        bfloat16: whether a CPU computes them in it; None means where that is faster. The result is the same.
 
     Raises:
         TooFewError: there are fewer rows than `k`.
@@ -74,8 +74,10 @@ def search_rows(
     queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
     _check(shards, queries_QD, k)
     device = torch.device(device)
-    if bfloat16 is None:
-        bfloat16 = len(queries_QD) >= _LEAST_FOR_BFLOAT16 and _has_fast_bfloat16(device)
+    if device.type != "cpu":
+        bfloat16 = False  # CUDA may add parts of a product in bfloat16, which the bound does not cover
+    elif bfloat16 is None:
+        bfloat16 = len(queries_QD) >= _LEAST_FOR_BFLOAT16 and _has_fast_bfloat16()
     blocks = [
         _Block(queries_QD[start : start + _BLOCK], k, device=device, bfloat16=bfloat16)
         for start in range(0, len(queries_QD), _BLOCK)
@@ -111,10 +113,10 @@ def _check(shards: Sequence[np.ndarray], queries_QD: NDArray[np.float32], k: int
         raise InputError("the embedding of a query has numbers that are not finite; is the model whole?")
 
 
-def _has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster, and added in float32; on CUDA it is the way there that takes long."""
+def _has_fast_bfloat16() -> bool:
+    """Whether this CPU's products in bfloat16 are faster, and added in float32."""
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private in torch 2.15; without it, float32
-    return bool(device.type == "cpu" and supports is not None and supports())
+    return bool(supports is not None and supports())
 
 
 def _tiles(shards: Sequence[np.ndarray]) -> Iterator[tuple[int, Tensor]]:
