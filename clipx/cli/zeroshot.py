@@ -143,11 +143,13 @@ def zeroshot(
     from clipx.cli.zeroshot_tables import as_json, print_results
     from clipx.evaluate.result_files import csv_text
 
-    print_results(found, suite=_suite_name(suite))
-    if json_file is not None:
-        write_json(json_file, as_json(found, as_suite=suite is not None or len(models) > 1))
-    if csv_file is not None:
-        _write_csv(csv_file, csv_text(found))
+    try:  # files first, as a pipe into `head` ends a command that prints; what cannot be written is shown all the same
+        if json_file is not None:
+            write_json(json_file, as_json(found, as_suite=suite is not None or len(models) > 1))
+        if csv_file is not None:
+            _write_csv(csv_file, csv_text(found))
+    finally:
+        print_results(found, suite=_suite_name(suite))
 
 
 def _shots(text: str | None, *, probe: bool) -> tuple[int, ...]:

@@ -63,6 +63,16 @@ def test_one_model_prints_tables_and_writes_the_same_json_as_ever(clipx, sets, t
     assert len(list(default_cache().iterdir())) == 1
 
 
+def test_files_are_there_though_nobody_reads_the_tables(clipx, sets, tmp_path, monkeypatch):
+    def gone(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("clipx.cli.zeroshot_tables.print_results", gone)
+    assert clipx("0", "d/wds_a", "--json", "f.json", "--csv", "f.csv", "--cache", "none")[0] == 1
+    assert (tmp_path / "f.json").exists()
+    assert (tmp_path / "f.csv").exists()
+
+
 def test_several_models_on_a_suite(clipx, sets, tmp_path):
     files = ("--json", "f.json", "--csv", "f.csv", "--results", "r", "--cache", "none")
     code, out, err = clipx("0", "--also", "1", "--suite", "suite.yaml", "--data-root", "d", "--skip-missing", *files)
