@@ -258,6 +258,7 @@ def test_an_index_of_faiss_is_built_once(
     assert finder.index is not None
     [found] = finder.find([Query("row", "", row=2)], k=5)
     assert found == exact  # all of eleven rows are proposed
+    assert finder.index._faiss.downcast_index(finder.index._index.index).hnsw.efSearch >= 256
     written = finder.index.path.stat().st_mtime_ns
     code, out, _ = clipx(folder, "row:2", "-k", 5, "--index", "faiss:HNSW8")
     assert (code, finder.index.path.stat().st_mtime_ns) == (0, written)
