@@ -1,11 +1,11 @@
 """clip-benchmark's linear probe, in an environment of its own, for use_probe.py beside this.
 
-    PEER/bin/python -O benchmarks/clip_benchmark_probe.py --features FILE.npz
-    PEER/bin/python -O benchmarks/clip_benchmark_probe.py --model EXPORT --set SET
+    echo SEED | PEER/bin/python -O benchmarks/clip_benchmark_probe.py --features FILE.npz
+    echo SEED | PEER/bin/python -O benchmarks/clip_benchmark_probe.py --model EXPORT --set SET
 
 Its `linear_probe.evaluate` wants CUDA, by an assert, which -O leaves out, and by `.cuda()`, which does nothing here.
 All else is its own: batches of 64, 10 epochs, 7 and then 12 values of the weight decay on a fifth of the training part,
-and a last training. Prints a line of JSON: seconds, acc1 and weight decay.
+and a last training. For each seed that it reads it prints a line of JSON: seconds, cpu_seconds, acc1 and weight decay.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -71,25 +72,17 @@ def loaders(model: str, folder: str, seed: int, workers: int) -> dict[str, Any]:
     return {"model": net.eval(), "train_dataloader": load[0], "dataloader": load[1], "val_dataloader": load[2]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--features")
-    parser.add_argument("--model")
-    parser.add_argument("--set")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="0 is its fastest here")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def probe(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
+    """What one search and training took, and what it reached."""
     with tempfile.TemporaryDirectory() as root, open(os.devnull, "w") as nowhere:
         if arguments.features:
-            store_features(arguments.features, Path(root) / "model", arguments.seed)
-        began = time.perf_counter()
+            store_features(arguments.features, Path(root) / "model", seed)
+        began, before = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(nowhere):
             given: dict[str, Any] = {"model": torch.nn.Identity(), "train_dataloader": None, "dataloader": None}
             given["val_dataloader"] = True
             if not arguments.features:
-                given = loaders(arguments.model, arguments.set, arguments.seed, arguments.workers)
+                given = loaders(arguments.model, arguments.set, seed, arguments.workers)
             found = linear_probe.evaluate(
                 fewshot_k=-1,
                 batch_size=64,
@@ -97,14 +90,27 @@ def main() -> None:
                 lr=0.1,
                 epochs=10,
                 model_id="model",
-                seed=arguments.seed,
+                seed=seed,
                 feature_root=root,
                 device="cpu",
                 amp=False,  # bf16 on a CPU, which its own code cannot store
                 **given,
             )
-        seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "acc1": float(found["lp_acc1"]), "weight_decay": found["weight_decay"]}))
+        took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - before}
+    return {**took, "acc1": float(found["lp_acc1"]), "weight_decay": float(found["weight_decay"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--features")
+    parser.add_argument("--model")
+    parser.add_argument("--set")
+    parser.add_argument("--workers", type=int, default=0, help="0 is its fastest here")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for line in sys.stdin:
+        print(json.dumps(probe(arguments, int(line))), flush=True)
 
 
 if __name__ == "__main__":

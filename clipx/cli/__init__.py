@@ -31,7 +31,7 @@ from clipx.cli.search import search
 from clipx.cli.zeroshot import zeroshot
 from clipx.errors import ClipxError
 from clipx.printable import shown
-from clipx.storage.standard_error import surviving_stderr
+from clipx.storage.standard_error import shown_warnings, surviving_stderr
 
 app = typer.Typer(
     name="clipx",
@@ -132,7 +132,7 @@ def main() -> None:
     """The entry point of `clipx`: runs a command and ends the process with its exit code."""
     arguments = [with_home(argument) for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("CLIPX_DEBUG", "0") not in ("", "0")
-    with surviving_stderr():
+    with surviving_stderr(), shown_warnings():
         code = _run(arguments, debug=debug)
     sys.exit(code)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipx.average.options import AverageOptions, Take, read_alphas, read_weights, require_place
-from clipx.cli.early import require_evaluation_set, require_model, require_writable
+from clipx.cli.early import require_evaluation_set, require_model, require_outputs
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.errors import InputError
 from clipx.printable import shown
@@ -95,7 +95,7 @@ def _require(options: AverageOptions, to: Path, json_file: Path | None) -> None:
     """Looks whether all that is named is there."""
     from clipx.export.folder import readable_errors
 
-    require_writable(json_file, option="--json")
+    require_outputs({"--json": json_file})
     with readable_errors(to):
         require_place(options, to)
     for path in (*options.models, *([options.start] if options.start else [])):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipx.cli.classify_tables import print_classified
-from clipx.cli.early import is_alone, require_model, require_writable
+from clipx.cli.early import is_alone, require_model, require_outputs
 from clipx.cli.model import ModelArgument, WeightsOption
-from clipx.cli.output import require_json, say
+from clipx.cli.output import say
 from clipx.cli.progress import progress_bar
 from clipx.printable import redact
 
@@ -132,8 +132,7 @@ def classify(
 
 def _check_files(json_file: Path | None, csv_file: Path | None, html_file: Path | None) -> None:
     """Refuses what could not be written, or is somebody else's."""
-    if json_file is not None:
-        require_json(json_file, option="--json")
+    require_outputs({"--json": json_file, "--csv": csv_file, "--html": html_file})
     if csv_file is not None:
         from clipx.use.classified_files import require_own_csv
 
@@ -142,8 +141,6 @@ def _check_files(json_file: Path | None, csv_file: Path | None, html_file: Path 
         from clipx.pages import require_own_page
 
         require_own_page(html_file)
-    for path, option in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
-        require_writable(path, option=option)
 
 
 def _read(

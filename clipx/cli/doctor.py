@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipx.cli.config_files import ConfigArguments, is_override, load_arguments
-from clipx.cli.early import require_writable
+from clipx.cli.early import require_outputs
 from clipx.cli.output import write_json
 from clipx.errors import InputError
 from clipx.printable import shown
@@ -42,7 +42,7 @@ def doctor(
         raise InputError(f"--path {path} goes without a config; a config's data and run_dir are measured anyway")
     if path is not None and not path.is_dir():
         raise InputError(f"--path {path} is no folder; give one that is there")
-    require_writable(json_file, option="--json")
+    require_outputs({"--json": json_file})
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment(config)

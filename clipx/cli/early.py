@@ -7,7 +7,7 @@ wrong; the library finds that later. Under a launcher nothing is looked at: its 
 import errno
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -64,7 +64,8 @@ def require_places(places: "Sequence[SetPlace]", *, skip_missing: bool, training
     Args:
         training: sets with one class per image must have a training part, and one set must be such a set.
     """
-    from clipx.data.suite_sets import faults, type_of, without
+    from clipx.data.labelled import type_of
+    from clipx.data.suite_sets import faults, without
 
     present = without(places, faults(places, training=training), skip_missing=skip_missing)
     if training and not any(type_of(place.opened()) == "classification" for place in present):
@@ -157,6 +158,26 @@ def require_writable(path: Path | None, *, option: str) -> None:
     else:
         return
     raise InputError(f"{option} {path}: cannot be written: {os.strerror(reason)}")
+
+
+def require_outputs(files: Mapping[str, Path | None]) -> None:
+    """Raises InputError if files for results could not be written, would replace each other, or somebody's non-JSON.
+
+    Args:
+        files: by option, those that are asked for; that of --json holds JSON.
+    """
+    from clipx.cli.output import require_json
+
+    options: dict[str, str] = {}  # by file
+    for option, path in files.items():
+        if path is None:
+            continue
+        if option == "--json":
+            require_json(path, option=option)
+        require_writable(path, option=option)
+        is_file = path.is_file() or not path.exists()  # /dev/stdout takes everything
+        if is_file and (other := options.setdefault(os.path.realpath(path), option)) != option:
+            raise InputError(f"{option} {path} is the file of {other}, too; name another")
 
 
 @_alone

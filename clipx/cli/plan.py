@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipx.cli.config_files import ConfigArguments, load_arguments
-from clipx.cli.early import require_writable
+from clipx.cli.early import require_outputs
 from clipx.cli.output import FiguresFile, write_json
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def plan(
 
     config = load_arguments(arguments)
     check_gpus(config, gpus)
-    require_writable(json_file, option="--json")
+    require_outputs({"--json": json_file})
     cluster = _cluster(
         gpu, gpus_per_node=gpus_per_node, mfu=mfu, intra_node_gb_s=intra_node_gb_s, inter_node_gb_s=inter_node_gb_s
     )

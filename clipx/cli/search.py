@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipx.cli.early import require_writable
+from clipx.cli.early import require_outputs
 from clipx.cli.model import WeightsOption
 from clipx.cli.output import FiguresFile, say, write_json
 from clipx.errors import InputError
@@ -79,11 +79,10 @@ def search(
 
     factory = _factory_of(index)
     embeddings = open_embeddings(folder)
-    files = ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html"))
-    for path, option in files:
-        require_writable(path, option=option)
+    files = {"--json": json_file, "--csv": csv_file, "--html": html_file}
+    require_outputs(files)
     if serve:
-        if queries or any(path for path, _ in files):
+        if queries or any(files.values()):
             raise InputError("--serve takes no QUERY and writes no file; ask on its page")
         kinds = [by] if by or factory else list(embeddings.manifest.columns)
         _serve(embeddings, (host, port), lambda: _finders(embeddings, kinds, factory, model, weights))

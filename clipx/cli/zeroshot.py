@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipx.cli.early import require_folder, require_model, require_places, require_writable
+from clipx.cli.early import is_alone, require_folder, require_model, require_outputs, require_places
 from clipx.cli.model import ModelArgument, WeightsOption
-from clipx.cli.output import FiguresFile, write_json, write_text
+from clipx.cli.output import FiguresFile, require_json, write_json, write_text
 from clipx.cli.progress import progress_bar
 from clipx.errors import InputError
 
@@ -86,7 +86,9 @@ def zeroshot(
         str | None,
         typer.Option(metavar="N,N,...", help="Also probes of so many training images per class, e.g. 1,5,16."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Choices of these images; their mean counts.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Choices of these images, default 3; their mean counts.")
+    ] = None,
     knn: Annotated[
         int | None,
         typer.Option(min=1, metavar="K", help="Also classify by the votes of the K nearest training images, e.g. 20."),
@@ -104,16 +106,21 @@ def zeroshot(
     Pictures are embedded once and kept; ranks under torchrun share the work. With several models or --suite, --json
     holds for every model its sets with `metrics`, `intervals` and `main_metric`, and the `mean` of the main figures.
     """
-    require_writable(json_file, option="--json")
-    require_writable(csv_file, option="--csv")
-    _require_table(csv_file)
+    require_outputs({"--json": json_file, "--csv": csv_file})
+    if csv_file is not None and is_alone():
+        _require_table(csv_file)
     require_folder(results, option="--results")
+    require_folder(None if cache in (None, "none") else cache, option="--cache")
     models = list(dict.fromkeys([model, *also]))
     for one in models:
         require_model(one)
     places = _places(sets, suite, data_root, split=split)
     of_probe = _shots(shots, probe=probe)
+    if seeds is not None and not of_probe:
+        raise InputError(f"--seeds {seeds} is for --shots; add it, or leave --seeds out")
     require_places(places, skip_missing=skip_missing, training=probe or knn is not None)
+    if results is not None:
+        _require_results(results, places, models)
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment()
@@ -129,7 +136,7 @@ def zeroshot(
         resamples=resamples,
         probe=probe,
         shots=of_probe,
-        num_seeds=seeds,
+        num_seeds=3 if seeds is None else seeds,
         neighbours=knn,
     )
     found = _evaluate(models, places, options, weights=weights, skip_missing=skip_missing, results=results)
@@ -138,11 +145,13 @@ def zeroshot(
     from clipx.cli.zeroshot_tables import as_json, print_results
     from clipx.evaluate.result_files import csv_text
 
-    print_results(found, suite=_suite_name(suite))
-    if json_file is not None:
-        write_json(json_file, as_json(found, as_suite=suite is not None or len(models) > 1))
-    if csv_file is not None:
-        _write_csv(csv_file, csv_text(found))
+    try:  # files first, as a pipe into `head` ends a command that prints; what cannot be written is shown all the same
+        if json_file is not None:
+            write_json(json_file, as_json(found, as_suite=suite is not None or len(models) > 1))
+        if csv_file is not None:
+            _write_csv(csv_file, csv_text(found))
+    finally:
+        print_results(found, suite=_suite_name(suite))
 
 
 def _shots(text: str | None, *, probe: bool) -> tuple[int, ...]:
@@ -251,11 +260,22 @@ def _write_results(folder: Path, found: Results) -> None:
         write_text(folder / name, content, option="--results")
 
 
-def _require_table(path: Path | None) -> None:
+def _require_results(folder: Path, places: "Sequence[SetPlace]", models: Sequence[Path]) -> None:
+    """Raises InputError if files of --results would replace each other's, or what is no such file."""
+    from clipx.evaluate.result_files import LINES, require_different_names, slug
+    from clipx.printable import redact
+
+    names = [redact(str(model)) for model in models]
+    require_different_names(places, names)
+    for name in names if is_alone() else ():
+        require_json((folder if len(names) == 1 else folder / slug(name)) / LINES, option="--results")
+
+
+def _require_table(path: Path) -> None:
     """Raises InputError if --csv would replace a file of another kind."""
     header = b""
     with suppress(OSError):
-        if path is not None and path.is_file():
+        if path.is_file():
             with open(path, "rb") as file:
                 header = file.readline(_LONGEST)
     if header.strip() and _COLUMN not in header:
@@ -266,8 +286,9 @@ def _write_csv(path: Path, content: str) -> None:
     """Writes the table.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or would replace a file of another kind.
     """
+    _require_table(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")

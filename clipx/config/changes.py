@@ -16,10 +16,11 @@ _MAX_NAMED = 10
 
 
 def changes_between(before: "DataclassInstance", after: "DataclassInstance") -> Changes:
-    """The keys whose values differ; where the `type` of a section does, without keys that one of the types lacks."""
+    """The keys whose values differ; where a section is of two types, without the keys that one of them lacks."""
     old, new = _flat(redacted(asdict(before))), _flat(redacted(asdict(after)))
     changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-    retyped = tuple(key.removesuffix("type") for key in changed if key.endswith(".type"))
+    both_have = [key for key in changed if key.endswith(".type") and key in old and key in new]
+    retyped = tuple(key.removesuffix("type") for key in both_have)
     lacking = {key for key in changed if key.startswith(retyped) and (key not in old or key not in new)}
     # a mapping with free keys that was empty, or is now: its keys say it
     lacking |= {key for key in changed if {} in (old.get(key), new.get(key)) and (key not in old or key not in new)}

@@ -1,6 +1,6 @@
 """What a person points a trained model at, as items by number: pictures, texts, or pictures with their texts.
 
-    a picture, or a URL of one      an item
+    a picture, or an address of one an item
     a folder                        the pictures in it and below, by name, with captions beside them if there are any
     a table (CSV, parquet, ...)     a row each; paths start from the table's folder
     a .txt file                     a text for each line
@@ -28,17 +28,18 @@ from urllib.parse import urlsplit
 from clipx.config.paths import expand_home
 from clipx.data.captions import decode_captions, first_present
 from clipx.data.decode import UndecodableError
+from clipx.data.rows.file_states import whole_identity
 from clipx.data.rows.folders import files_in, is_picture
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
 from clipx.data.rows.source_files import decode_text, image_of
 from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, some_names
-from clipx.storage.failures import hint
+from clipx.storage.failures import unreadable
 from clipx.storage.files import file_state, is_local, read_file
-from clipx.storage.remote import ASK, state
+from clipx.storage.remote import ASK, PIPE, state
 
-_WEB = ("http://", "https://")
+_LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -93,7 +94,7 @@ class Inputs:
 
         Raises:
             LeftOutError: neither picture nor text, or a file that is missing or cannot be read.
-            InputError: a URL that does not answer.
+            InputError: a URL that does not answer, a table that is gone, a disk that fails.
             RunError: a shard that cannot be read.
         """
         part = bisect_right(self._ends, number)
@@ -119,8 +120,11 @@ class Inputs:
         return [path for part in self._parts for path in part.shards()]
 
     def identity(self) -> str:
-        """32 hex digits that change when an address, its files or the way of reading do."""
-        identities = [part.identity() for part in self._parts]
+        """32 hex digits that change when an address, its files, the pictures of a table or the way of reading do.
+
+        Of pictures that are URLs only the addresses count.
+        """
+        identities = [whole_identity(part) for part in self._parts]
         content = [identities, self.options.image_key, self.options.caption_key]
         return blake2b(json.dumps(content, default=str).encode(), digest_size=16).hexdigest()
 
@@ -188,8 +192,10 @@ def _parts_of_shards(folder: Path) -> list[str]:
 
 def _kind(address: str) -> str:
     if not is_local(address):
-        is_file = address.startswith(_WEB) and is_picture(urlsplit(address).path)
-        return "pictures" if is_file else "rows"
+        path = "" if address.startswith(PIPE) else urlsplit(address).path
+        if path.lower().endswith(_LISTS):
+            raise InputError(f"{address}: of other machines only pictures and shards are read; copy it here first")
+        return "pictures" if is_picture(path) else "rows"
     if os.path.isdir(address):
         return "rows"
     if is_picture(address):
@@ -216,7 +222,7 @@ class _PictureRows(Rows):
                 try:
                     state(address, ASK)
                 except OSError as error:
-                    raise _no_answer(address, error) from error
+                    raise unreadable(address, error) from error
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -229,7 +235,7 @@ class _PictureRows(Rows):
         try:
             return Row(address, read_file(address), [])
         except OSError as error:
-            raise _no_answer(address, error) from error
+            raise unreadable(address, error) from error
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
@@ -240,13 +246,13 @@ class _LineRows(Rows):
     """The lines of a text file; a blank one is left out.
 
     Raises:
-        InputError: the file is not there, or no text.
+        InputError: the file is not there, is a fifo or a device, or no text.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._lines = decode_text(path.read_bytes()).splitlines()
+            self._lines = decode_text(read_file(str(path))).splitlines()
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); give a text file, or pictures") from error
         except UnicodeDecodeError as error:
@@ -266,8 +272,3 @@ class _LineRows(Rows):
         """See `Rows.identity`."""
         digest = blake2b("\n".join(self._lines).encode("utf-8", "surrogatepass"), digest_size=16)
         return [str(self._path), digest.hexdigest()]
-
-
-def _no_answer(address: str, error: OSError) -> InputError:
-    reason = " ".join(str(error.strerror or error).split())
-    return InputError(f"{address} cannot be read ({reason}); {hint(error)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipx.config.paths import expand_home
 from clipx.config.suite import SetType, SuiteConfig
-from clipx.data.labelled import AnySet, ClassificationSet, MultiLabelSet, RetrievalSet, open_set
+from clipx.data.labelled import AnySet, ClassificationSet, open_set, type_of
 from clipx.errors import InputError
 from clipx.storage.files import is_local
 
@@ -79,17 +79,6 @@ class SetPlace:
         if not isinstance(train, ClassificationSet) or train.class_names != opened.class_names:
             raise InputError(f"{self.path}: its training part has other classes than its {opened.split} part")
         return train
-
-
-def type_of(opened: AnySet) -> SetType:
-    """The word of a suite for the type of a set."""
-    match opened:
-        case ClassificationSet():
-            return "classification"
-        case RetrievalSet():
-            return "retrieval"
-        case MultiLabelSet():
-            return "multilabel"
 
 
 def places_of(paths: Sequence[str], *, split: str = "test") -> list[SetPlace]:

@@ -169,17 +169,20 @@ class LogisticRegression:
 
     def _mean_loss(self, weight_KD: Tensor, bias_K: Tensor) -> tuple[float, Tensor, Tensor]:
         """The mean cross-entropy and its gradients."""
+        # The rows of a solved one do not lie side by side: products with it would take up to twenty times as long.
+        weight_KD = weight_KD.contiguous()
         gradient_KD, gradient_K = torch.zeros_like(weight_KD), torch.zeros_like(bias_K)
         total = torch.zeros((), dtype=torch.float64, device=weight_KD.device)
         first = 0
         for rows_BD in self._resident or self._read():
-            label_B = self._examples.label_N[first : first + len(rows_BD), None]
-            logp_BK = torch.addmm(bias_K, rows_BD, weight_KD.T).log_softmax(dim=1)
-            total -= logp_BK.gather(1, label_B).sum()
-            error_BK = logp_BK.exp_()
-            error_BK.scatter_add_(1, label_B, error_BK.new_full((len(label_B), 1), -1.0))
-            gradient_KD.addmm_(error_BK.T, rows_BD)
-            gradient_K += error_BK.sum(dim=0)
+            label_1B = self._examples.label_N[None, first : first + len(rows_BD)]
+            # Classes go first: torch's softmax over ten numbers that lie side by side takes seven times as long.
+            logp_KB = torch.addmm(bias_K[:, None], weight_KD, rows_BD.T).log_softmax(dim=0)
+            total -= logp_KB.gather(0, label_1B).sum()
+            error_KB = logp_KB.exp_()
+            error_KB.scatter_add_(0, label_1B, error_KB.new_full(label_1B.shape, -1.0))
+            gradient_KD.addmm_(error_KB, rows_BD)
+            gradient_K += error_KB.sum(dim=1)
             first += len(rows_BD)
         return float(total) / first, gradient_KD / first, gradient_K / first
 

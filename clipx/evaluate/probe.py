@@ -169,7 +169,8 @@ class _Prober:
         best = _ONE_SHOT
         if (fold_N >= 0).any():
             num_folds = _FOLDS if len(chosen_N) <= _MANY_IMAGES else 1
-            best = self._search([self._held_out(chosen_N, fold_N == number) for number in self._own(num_folds)])
+            out = [fold_N == number for number in self._own(num_folds)]
+            best = self._search([self._held_out(chosen_N, out_N) for out_N in out if out_N.any()])
         classifier = self._regression(chosen_N).fit(best, tolerance=EXACT)
         above_N = self._above(classifier, Examples(self.parts.test_ND, self.parts.test_N, device=self._device))
         return best, gather_objects(above_N, self._group)[0]

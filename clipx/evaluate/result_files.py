@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipx.data.suite_sets import SetPlace
+from clipx.errors import InputError
 from clipx.evaluate.options import their_name
 from clipx.evaluate.suite import SetResult
 
@@ -44,14 +46,14 @@ def clip_benchmark_file(result: SetResult, name: ModelName) -> tuple[str, str]:
     """The name and the content of CLIP_benchmark's JSON of a set and a model."""
     task = _task(result)
     content = {
-        "dataset": dataset_name(result),
+        "dataset": dataset_name(result.place),
         "model": name.model,
         "pretrained": name.pretrained,
         "task": task,
         "metrics": _metrics(result),
         "language": LANGUAGE,
     }
-    parts = (dataset_name(result).removeprefix("wds/"), name.pretrained, name.model, LANGUAGE, task)
+    parts = (dataset_name(result.place).removeprefix("wds/"), name.pretrained, name.model, LANGUAGE, task)
     return "_".join(map(slug, parts)) + ".json", json.dumps(content, indent=2) + "\n"
 
 
@@ -68,18 +70,31 @@ def csv_text(results: Sequence[tuple[ModelName, SetResult]]) -> str:
     return out.getvalue()
 
 
-def dataset_name(result: SetResult) -> str:
+def dataset_name(place: SetPlace) -> str:
     """The set's name with CLIP_benchmark's sign of shards: wds/NAME for a folder wds_NAME, or a set of a suite."""
-    title = result.place.title
-    if result.place.in_suite:
-        return f"wds/{result.place.key}"
-    return f"wds/{title.removeprefix('wds_')}" if title.startswith("wds_") else title
+    if place.in_suite:
+        return f"wds/{place.key}"
+    return f"wds/{place.title.removeprefix('wds_')}" if place.title.startswith("wds_") else place.title
+
+
+def require_different_names(places: Sequence[SetPlace], models: Sequence[str]) -> None:
+    """Raises InputError if the files of two sets, or the folders of two models, would have one name."""
+    sets = [(place.path, slug(dataset_name(place).removeprefix("wds/"))) for place in places]
+    for kind, named in (("sets", sets), ("models", [(model, slug(model)) for model in models])):
+        first: dict[str, str] = {}
+        for what, name in named:
+            if name in first:
+                raise InputError(
+                    f"--results: the {kind} {first[name]} and {what} would both write files called {name}; rename one, "
+                    "or run them one by one"
+                )
+            first[name] = what
 
 
 def _row(name: ModelName, result: SetResult) -> dict[str, Any]:
     row: dict[str, Any] = {
         **_metrics(result),
-        "dataset": dataset_name(result),
+        "dataset": dataset_name(result.place),
         "model": name.model,
         "pretrained": name.pretrained,
         "language": LANGUAGE,

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch.distributed import ProcessGroup
 
 from clipx.counter_random import Stream, fold, permutation, start
-from clipx.data.labelled import ClassificationSet
-from clipx.data.suite_sets import METRICS, SetPlace, faults, type_of, without
+from clipx.data.labelled import ClassificationSet, type_of
+from clipx.data.suite_sets import METRICS, SetPlace, faults, without
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks
 from clipx.evaluate.options import EvaluateOptions, Evaluation, own_name
 from clipx.evaluate.run import evaluate_set

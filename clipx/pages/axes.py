@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _PADDING = 0.04  # of the range, above and below the values
+_LARGEST = 1e100  # of a value: ratios and differences of such are no infinity, and no zero
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def fitted(values: Iterable[float], *, start: float, end: float, log: bool, padd
     """The axis that shows all values, but for those that no axis of its kind can show."""
     shown = [value for value in values if is_shown(value, log=log)]
     low, high = (min(shown), max(shown)) if shown else (1.0, 10.0) if log else (0.0, 1.0)
+    high = low if high - low < 1 / _LARGEST and not log else high
     if log:
         ratio = (high / low) ** _PADDING if high > low else 1.5
         ratio = ratio if padded or high == low else 1.0
@@ -55,8 +57,8 @@ def fitted(values: Iterable[float], *, start: float, end: float, log: bool, padd
 
 
 def is_shown(value: float, *, log: bool) -> bool:
-    """Whether an axis can show the number."""
-    return math.isfinite(value) and (value > 0 or not log)
+    """Whether an axis can show the number: finite, of a size that somebody means, above 0 on a logarithmic one."""
+    return abs(value) <= _LARGEST and (value >= 1 / _LARGEST or not log)
 
 
 def tick_label(value: float, ticks: Sequence[float]) -> str:
@@ -64,12 +66,12 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
     if value == 0:
         return "0"
     size = max(abs(tick) for tick in ticks)
+    if size < 1e-2 or size >= 1e15:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit and size >= 10 * 1e3:
             return f"{value / unit:.4g}{letter}"
-    if size < 1e-2:
-        digits, _, power = f"{value:.2e}".partition("e")
-        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{value:.5g}"
 
 

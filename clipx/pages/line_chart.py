@@ -41,8 +41,8 @@ def line_chart(
     """A chart with a line for each series, a legend if there are several, and nothing that asks for JavaScript.
 
     Where more points stand than a column of pixels can show, it keeps the first, the least, the largest and the last of
-    each column, so that no peak is lost. A value that is not finite, or not above 0 on a logarithmic axis, breaks its
-    line and is counted below the chart.
+    each column, so that no peak is lost. A value that is not finite, beyond 1e100, or not above 0 on a logarithmic
+    axis, breaks its line and is counted below the chart.
 
     Args:
         series: points (x, y) by name, in the order of x.
@@ -211,7 +211,7 @@ def _described(title: str, shown: Mapping[str, Sequence[tuple[float, float] | No
 
 
 def _left_out(count: int, *, log: bool) -> str:
-    kind = "not finite, or not above 0," if log else "not finite"
+    kind = "not finite, beyond 1e100 or not above 0" if log else "not finite or beyond 1e100"
     return f"{count:,} {'value' if count == 1 else 'values'} {kind} {'is' if count == 1 else 'are'} not shown."
 
 

@@ -61,6 +61,7 @@ h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem;overflow-wrap:anywhere;le
 h2{font-size:1.25rem;line-height:1.3;margin:3rem 0 .75rem;padding-top:.75rem;border-top:1px solid var(--rule)}
 h4{font-size:.95rem;margin:1.25rem 0 .25rem;font-weight:600}
 h3{font-size:1.05rem;margin:1.75rem 0 .5rem}
+h2,h3{overflow-wrap:anywhere}
 p{max-width:46rem;margin:.5rem 0;overflow-wrap:anywhere}
 a{color:var(--link)}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.875em}
@@ -69,7 +70,7 @@ pre{background:var(--panel);padding:.75rem 1rem;overflow-x:auto;border-radius:6p
 .quiet{font-size:.875rem}
 nav ul{list-style:none;margin:1rem 0 0;padding:0;display:flex;flex-wrap:wrap;gap:.25rem 1.25rem}
 details{margin:.75rem 0}
-summary{cursor:pointer;color:var(--link)}
+summary{cursor:pointer;color:var(--link);overflow-wrap:anywhere}
 .alert{border-left:4px solid var(--wrong);background:var(--panel);padding:.5rem 1rem;border-radius:0 6px 6px 0}
 """
 
@@ -84,14 +85,14 @@ tbody th{font-weight:500}
 td.n,th.n{text-align:right;white-space:nowrap}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.75rem;margin:1rem 0;padding:0}
 .facts div{background:var(--panel);border-radius:6px;padding:.6rem .8rem}
-.facts dt{color:var(--quiet);font-size:.8rem;line-height:1.3}
+.facts dt{color:var(--quiet);font-size:.8rem;line-height:1.3;overflow-wrap:anywhere}
 .facts dd{margin:.15rem 0 0;font-size:1.15rem;line-height:1.3;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 """
 
 _CHARTS = """
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,27rem),1fr));gap:1.5rem 2rem;margin:1rem 0}
 figure{margin:0}
-figcaption{font-weight:600;font-size:.95rem;margin-bottom:.2rem}
+figcaption{font-weight:600;font-size:.95rem;margin-bottom:.2rem;overflow-wrap:anywhere}
 svg{display:block;width:100%;height:auto;max-width:52rem;color:var(--ink)}
 svg text{fill:var(--quiet);font-size:12.5px;font-family:inherit;font-variant-numeric:tabular-nums}
 svg .grid{stroke:var(--rule);stroke-width:1}

@@ -34,10 +34,15 @@ class Pretrained:
         model: may be in training mode, or parts of it; every call evaluates and restores the modes.
         config: the config that the model was built from.
         tokenizer: the tokenizer of its training; None means that it is built from the config.
+        in_parts: whether a long call goes through a CPU in several forward passes. Not where the ranks hold shards of
+            the model: all of them must make as many passes, whatever each is given (`clipx.evaluate.sharing`).
     """
 
-    def __init__(self, model: CLIP, config: ModelConfig, *, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, model: CLIP, config: ModelConfig, *, tokenizer: Tokenizer | None = None, in_parts: bool = True
+    ) -> None:
         self.model = model
+        self.in_parts = in_parts
         self.config = config
         self.tokenizer = tokenizer if tokenizer is not None else build_tokenizer(config.text)
         image = config.image
@@ -143,7 +148,7 @@ class Pretrained:
     @property
     def _at_once(self) -> int:
         """Pictures or texts of a forward pass; CUDA gets as many as the caller gives."""
-        return _AT_ONCE if self.device.type == "cpu" else sys.maxsize
+        return _AT_ONCE if self.in_parts and self.device.type == "cpu" else sys.maxsize
 
     def class_embeddings(
         self, classes: Sequence[str], templates: str | Sequence[str] = DEFAULT_TEMPLATES

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipx.data.decode import UndecodableError
 from clipx.errors import InputError
-from clipx.storage.failures import hint
+from clipx.storage.failures import unreadable
 from clipx.storage.files import read_file
 
 Picture: TypeAlias = Image.Image | str | os.PathLike[str] | bytes
@@ -60,8 +60,7 @@ def _pixels(picture: object, of_image: Callable[[Image.Image], Tensor], of_bytes
         try:
             content = read_file(name)
         except OSError as error:
-            reason = " ".join(str(error.strerror or error).split())
-            raise InputError(f"{name} cannot be read ({reason}); {hint(error)}") from error
+            raise unreadable(name, error) from error
     else:
         kind = type(picture).__name__
         raise InputError(f"a picture must be a PIL.Image, a path, an address or bytes, not {kind}")

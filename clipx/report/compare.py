@@ -1,5 +1,7 @@
 """`clipx compare`: several runs side by side, as a page and as rows for a terminal."""
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -8,17 +10,17 @@ from pathlib import Path
 from clipx.config.changes import changes_between
 from clipx.errors import InputError
 from clipx.pages import Html, line_chart, page, paragraph, section, table, write_page
-from clipx.report.curves import smoothed, wide
+from clipx.report.curves import SMOOTHED_FROM, smoothed, wide
 from clipx.report.recorded import Recorded, read_run
 from clipx.report.run_page import pace, spent, status_word, steps
 from clipx.report.scores import label, main_metric, percent, series
 from clipx.report.setup import shown
 
 _CURVES = {
-    "loss": ("Loss", "loss, running median"),
-    "grad_norm": ("Gradient norm", "before clipping, running median"),
+    "loss": ("Loss", "loss"),
+    "grad_norm": ("Gradient norm", "before clipping"),
     "logit_scale": ("Logit scale", "multiplier of the similarities"),
-    "samples_per_s": ("Speed", "pairs per second, running median"),
+    "samples_per_s": ("Speed", "pairs per second"),
     "lr": ("Learning rate", "lr"),
     "image_cosine": ("How alike pictures are", "mean cosine of two"),
     "text_cosine": ("How alike texts are", "mean cosine of two"),
@@ -162,7 +164,8 @@ def _curves(runs: Sequence[Recorded], over: str) -> Html:
             charts.append(line_chart(lines, title=title, x_label=_OVER[over], y_label=y_label, log_y=log_y))
     if not charts:
         return paragraph("None of the runs has figures yet.")
-    return Html(f'<div class="charts">{"".join(charts)}</div>')
+    note = f"Loss, gradient norm, speed and likeness: running medians of a run with {SMOOTHED_FROM} rows or more."
+    return Html(f'<div class="charts">{"".join(charts)}</div>{paragraph(note, quiet=True)}')
 
 
 def _line(run: Recorded, figure: str, over: str) -> list[tuple[float, float]]:
@@ -188,8 +191,15 @@ def _scored(run: Recorded, name: str, metric: str, over: str) -> list[tuple[floa
     points = series(run.evaluations.get(name, ()), metric)
     if over == "step":
         return points
-    seen = dict(run.points("samples_seen"))
-    return [(seen[step], score) for step, score in points if step in seen]
+    seen = run.points("samples_seen")
+    return [(_at(seen, step), score) for step, score in points] if seen else []
+
+
+def _at(points: Sequence[tuple[float, float]], x: float) -> float:
+    """What stands at `x` on the line from 0 through the points, for no row need be of the step of an evaluation."""
+    i = min(bisect_left(points, (x, -math.inf)), len(points) - 1)
+    (before, low), (after, high) = points[i - 1] if i else (0.0, 0.0), points[i]
+    return low + (high - low) * (x - before) / (after - before) if after > before else high
 
 
 def _differences(runs: Sequence[Recorded], rows: Sequence[Sequence[str]], what: str) -> Html:

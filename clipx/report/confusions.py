@@ -90,10 +90,9 @@ def _matrix(guesses: Guesses) -> Html:
         wrong = torch.bincount(guesses.label_N[~guesses.right_N], minlength=count)
         classes = sorted(wrong.argsort(descending=True, stable=True)[:_WHOLE].tolist())
         title = f"Confusion matrix of the {_WHOLE} classes with the most mistakes, of {count:,}"
-    counts_CC = torch.bincount(guesses.label_N * count + guesses.guess_N, minlength=count * count).view(count, count)
-    shares_CC = counts_CC / counts_CC.sum(dim=1, keepdim=True).clamp(min=1)
-    part = torch.tensor(classes)
-    values = shares_CC[part][:, part].tolist()
+    of_class = torch.bincount(guesses.label_N, minlength=count).tolist()
+    counts = Counter(zip(guesses.label_N.tolist(), guesses.guess_N.tolist(), strict=True))
+    values = [[counts[label, taken] / max(of_class[label], 1) for taken in classes] for label in classes]
     return heat_map(values, [guesses.names[i] for i in classes], title=title, rows="is", columns="taken for")
 
 

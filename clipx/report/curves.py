@@ -10,7 +10,7 @@ from clipx.report.recorded import Recorded, finite
 Points = list[tuple[float, float]]
 
 _COMPUTED = ("forward_s", "loss_s", "backward_s", "optimizer_s", "communication_s")
-_SMOOTHED_FROM = 60  # rows; below, every row can be seen by itself
+SMOOTHED_FROM = 60  # rows; below, every row can be seen by itself
 _WINDOWS = 40  # in the length of a run
 _MOST_MEDIANS = 400  # more than pixels show
 _LOG_RATIO = 30  # between the largest and the smallest value, from which a logarithmic axis shows more
@@ -78,7 +78,7 @@ def restarts(run: Recorded) -> list[tuple[float, str]]:
 
 def smoothed(points: Sequence[tuple[float, float]]) -> tuple[Points, int]:
     """The running median, and over how many rows; nothing where the rows are few."""
-    if len(points) < _SMOOTHED_FROM:
+    if len(points) < SMOOTHED_FROM:
         return [], 1
     reach = max(1, len(points) // _WINDOWS // 2)
     middle = []

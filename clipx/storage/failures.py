@@ -2,6 +2,8 @@
 
 import errno
 
+from clipx.errors import InputError
+
 _ABSENT, _DENIED, _BUSY = (404, 410), (401, 403, 407), (408, 409, 425, 429)
 # of botocore, google.auth and others, known by name: the libraries are optional
 _CREDENTIALS = {
@@ -28,6 +30,10 @@ class ChangedError(OSError):
 
 _CLIPX_ERRORS = (UnusableAddressError, ChangedError)
 _MACHINE_ERRNOS = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_STORAGE_ERRNOS = (  # of a disk, of NFS and of FUSE whose server is gone
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+)
 
 
 def is_final(error: OSError) -> bool:
@@ -52,6 +58,16 @@ def explain(error: Exception, timeout_s: float) -> OSError:
     elif isinstance(error, ImportError):
         text = f"a package is missing: {text}"
     return kind(text)
+
+
+def is_of_storage(error: OSError) -> bool:
+    """Whether the storage or this machine fails, not the one file: what cannot be read now may be there tomorrow."""
+    return error.errno in _MACHINE_ERRNOS or error.errno in _STORAGE_ERRNOS
+
+
+def unreadable(address: str, error: OSError) -> InputError:
+    """What to raise where a file or an address cannot be read and must not be left out."""
+    return InputError(f"{address} cannot be read ({_one_line(error)}); {hint(error)}")
 
 
 def hint(error: OSError) -> str:

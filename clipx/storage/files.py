@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from clipx.config.data import RemoteConfig
+from clipx.printable import redact
 from clipx.storage import remote as remote_files
 from clipx.storage.failures import UnusableAddressError
 from clipx.storage.remote import DEFAULTS, PIPE, RemoteState
@@ -139,7 +140,7 @@ def _fetch_whole(
     if origin not in _without_ranges:
         _without_ranges.add(origin)
         text = "%s gives no parts of files: each shard is fetched whole, to %s, before it is read"
-        log.warning(text, origin, cache.folder)
+        log.warning(text, redact(origin), cache.folder)
     identity = Identity(path, None, 0) if state is None else Identity(path, state.size, state.mtime_ns)
     descriptor = cache.open(identity, lambda write: remote_files.download(path, write, remote), required=True)
     assert descriptor is not None

@@ -20,7 +20,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from clipx.config.data import RemoteConfig
-from clipx.printable import REDACTED, resolve
+from clipx.printable import REDACTED, redact, resolve
 from clipx.storage.failures import ChangedError, UnusableAddressError, explain, is_final
 
 DEFAULTS = RemoteConfig()
@@ -224,7 +224,7 @@ class _FailureLog:
             return
         self._known.add(url)
         more = f" ({self._not_logged} failures of other addresses were not logged)" if self._not_logged else ""
-        log.warning("%s: %s%s", url, text, more)
+        log.warning("%s: %s%s", redact(url), redact(text), more)
         self._not_logged, self._next_line = 0, time.monotonic() + _LINE_EVERY_S
 
 

@@ -1,11 +1,14 @@
 """Standard error that a program outlives: a full disk behind it, a reader that is gone, a terminal that was closed."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
+
+from clipx.printable import shown
 
 _STANDARD = (0, 1, 2)  # descriptors of input, output and error
 
@@ -74,6 +77,24 @@ class _Surviving(io.TextIOBase):
         data = text.encode(self.encoding, errors="backslashreplace")
         while data:
             data = data[os.write(descriptor, data) :]
+
+
+class StderrOfNow(logging.Handler):
+    """Writes messages, fit to be shown, to what sys.stderr is just then: a progress bar there keeps lines whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        print(shown(self.format(record)), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Within the block warnings of a program that has not set up logging are fit to be shown: they name addresses."""
+    before, logging.lastResort = logging.lastResort, StderrOfNow(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.lastResort = before
 
 
 @contextmanager

@@ -135,7 +135,9 @@ def build_run(
         plan=parts.plan,
         stream=stream,
         stepper=stepper,
-        encoder=Pretrained(objective.model, config.model, tokenizer=parts.tokenizer),
+        encoder=Pretrained(
+            objective.model, config.model, tokenizer=parts.tokenizer, in_parts=config.parallel.type != "fsdp2"
+        ),
         state=state,
         monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),

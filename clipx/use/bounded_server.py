@@ -19,6 +19,7 @@ class BoundedServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # of socketserver 5: whoever finds the queue full tries again after a second
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._turns = BoundedSemaphore(MAX_REQUESTS)

@@ -60,7 +60,8 @@ def _read(value: str) -> ClassList:
     if path is not None and path.is_file():
         names, origin = checked_classes(read_lines(str(path), needed_by=_CLASSES), name=value), value
     elif path is not None and "," not in value and ("/" in value or path.suffix.lower() in _LISTS):
-        raise InputError(f"{_CLASSES} {value}: no such file or folder; give one, or names with commas between them")
+        fault = "neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise InputError(f"{_CLASSES} {value}: {fault}; give one, or names with commas between them")
     else:
         names, origin = checked_classes(_split(value), name=_CLASSES), _CLASSES
     _refuse_twice(names, origin)
@@ -106,6 +107,8 @@ def _split(value: str) -> list[str]:
     """The names of a list with commas; nothing of an empty one."""
     if not value.strip():
         return []
+    if len(value.strip().splitlines()) > 1:
+        raise InputError(f"{_CLASSES} {value!r} has several lines; put commas between the names, or name their file")
     try:
         return next(csv.reader([value.strip()], skipinitialspace=True, strict=True))
     except (csv.Error, StopIteration) as error:

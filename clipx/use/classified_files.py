@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from clipx.errors import InputError
 from clipx.printable import redact
+from clipx.storage.own_csv import require_csv_of
 
 if TYPE_CHECKING:
     from clipx.use.classified import Classified, Picture
@@ -18,18 +19,12 @@ _FIRST = ("picture", "class", "probability", "cosine")
 
 
 def require_own_csv(path: Path) -> None:
-    """Refuses to replace what is no CSV of classes.
+    """Refuses to replace what is no CSV of classes of pictures.
 
     Raises:
         InputError: such a file is there.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(200) if path.is_file() else b""
-    except OSError:  # nothing is there, or writing will say what is wrong
-        return
-    if head and not head.startswith(",".join(_FIRST).encode()):
-        raise InputError(f"--csv {path}: a file is there that holds no classes of pictures; name another")
+    require_csv_of(path, _FIRST, what="classes of pictures")
 
 
 def write_csv(path: Path, classified: "Classified") -> None:

@@ -53,7 +53,8 @@ class FaissIndex:
         """About the best rows, as `clipx.use.search.search_rows` gives the best.
 
         Raises:
-            TooFewError: there are fewer rows than `k`, or the index finds fewer.
+            TooFewError: there are fewer rows than `k`.
+            InputError: the index finds fewer.
         """
         count = self._index.ntotal
         if k > count:
@@ -66,7 +67,10 @@ class FaissIndex:
 
     def _ranked(self, query_D: np.ndarray, row_C: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if len(row_C) < k:
-            raise TooFewError(k, len(row_C))
+            raise InputError(
+                f"-k {k}: {self.path.name} finds only {len(row_C):,} rows for a query; ask for at most so many, or "
+                "search without --index"
+            )
         score_C = np.empty(len(row_C))
         first = 0
         for shard in self._shards:
@@ -79,6 +83,8 @@ class FaissIndex:
 
     def _built(self, embeddings: Embeddings, factory: str) -> Any:
         dim = embeddings.manifest.embed_dim
+        if re.search(r"[A-Za-z]0+(?!\d)", factory):  # with some of these faiss ends the whole process
+            raise InputError(f"--index faiss:{factory}: a number of 0 makes no index; e.g. faiss:IVF256,Flat")
         try:
             inner = self._faiss.index_factory(dim, factory, self._faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:

@@ -10,6 +10,7 @@ from clipx.errors import InputError
 from clipx.pages import Cell, Html, contact_sheet, page, picture, section, text, write_page
 from clipx.printable import printable, redact, redacted
 from clipx.storage.folders import write_atomically
+from clipx.storage.own_csv import require_csv_of
 from clipx.use.pictures import Pictures
 
 if TYPE_CHECKING:
@@ -22,18 +23,12 @@ Results = Sequence[tuple["Query", Sequence["Found"]]]
 
 
 def require_own_csv(path: Path) -> None:
-    """Refuses to replace what is no CSV of things found.
+    """Refuses to replace what is no CSV of rows that were found.
 
     Raises:
-        InputError: such a file is there, or it cannot be read.
+        InputError: such a file is there.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(200) if path.is_file() else b""
-    except OSError:  # nothing is there, or writing will say what is wrong
-        return
-    if head and not head.startswith(",".join(_COLUMNS).encode()):
-        raise InputError(f"--csv {path}: a file is there that holds nothing found; name another")
+    require_csv_of(path, _COLUMNS, what="rows that were found")
 
 
 def write_csv(path: Path, results: Results) -> None:

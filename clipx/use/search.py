@@ -9,6 +9,7 @@ Axes: N rows, T rows of a tile, Q queries, D dimensions, K hits of a query, C ca
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def search_rows(
         queries_QD: the queries, of any length.
         k: from 1 to the number of rows; those of zeros alone are none.
         device: where the products are computed.
-        bfloat16: whether they are computed in it; None means where that is faster. The result is the same.
+        bfloat16: whether a CPU computes them in it; None means where that is faster. The result is the same.
 
     Raises:
         TooFewError: there are fewer rows than `k`.
@@ -73,8 +74,10 @@ def search_rows(
     queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
     _check(shards, queries_QD, k)
     device = torch.device(device)
-    if bfloat16 is None:
-        bfloat16 = len(queries_QD) >= _LEAST_FOR_BFLOAT16 and _has_fast_bfloat16(device)
+    if device.type != "cpu":
+        bfloat16 = False  # CUDA may add parts of a product in bfloat16, which the bound does not cover
+    elif bfloat16 is None:
+        bfloat16 = len(queries_QD) >= _LEAST_FOR_BFLOAT16 and _has_fast_bfloat16()
     blocks = [
         _Block(queries_QD[start : start + _BLOCK], k, device=device, bfloat16=bfloat16)
         for start in range(0, len(queries_QD), _BLOCK)
@@ -110,10 +113,10 @@ def _check(shards: Sequence[np.ndarray], queries_QD: NDArray[np.float32], k: int
         raise InputError("the embedding of a query has numbers that are not finite; is the model whole?")
 
 
-def _has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster, and added in float32; on CUDA it is the way there that takes long."""
+def _has_fast_bfloat16() -> bool:
+    """Whether this CPU's products in bfloat16 are faster, and added in float32."""
     supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private in torch 2.15; without it, float32
-    return bool(device.type == "cpu" and supports is not None and supports())
+    return bool(supports is not None and supports())
 
 
 def _tiles(shards: Sequence[np.ndarray]) -> Iterator[tuple[int, Tensor]]:
@@ -205,7 +208,8 @@ class _Block:
 
     def settle(self) -> Hits:
         """Ranks the candidates, keeps the best, and returns them."""
-        query_C, row_C, score_C = (np.concatenate(parts) for parts in (self._query, self._row, self._score))
+        score_C = np.concatenate([np.empty(0), *self._score])  # none before the first row that is not of zeros
+        query_C, row_C = np.concatenate(self._query), np.concatenate(self._row)
         order_C = np.lexsort((row_C, -score_C, query_C))
         query_C = query_C[order_C]
         starts_Q = np.searchsorted(query_C, np.arange(len(self._queries_QD)))
@@ -231,12 +235,8 @@ class _Block:
             shape = (len(rows_TD), queries_DQ.shape[1])
             self._scores_TQ = torch.empty(shape, dtype=rows_TD.dtype, device=rows_TD.device)
             self._reached_TQ = torch.empty(shape, dtype=torch.bool, device=rows_TD.device)
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")  # whatever the process allows: the bound is float32's
-        try:
+        with _whole_float32():
             scores_TQ = torch.mm(rows_TD, queries_DQ, out=self._scores_TQ[: len(rows_TD)])
-        finally:
-            torch.set_float32_matmul_precision(precision)
         if not tile.norm_T.all():
             scores_TQ[(tile.norm_T == 0).to(scores_TQ.device)] = -torch.inf
         return scores_TQ
@@ -252,6 +252,23 @@ class _Block:
             flat_C = np.flatnonzero(reached_TQ.numpy())  # fifteen times as fast as torch's
         row_C, query_C = np.divmod(flat_C, scores_TQ.shape[1])
         return row_C, query_C
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Products in float32 by float32's rounding, whatever the process allows: the bound rests on it.
+
+    By the settings of each library: torch's `get_float32_matmul_precision` fails where somebody used these.
+    """
+    libraries = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009 - mypy knows it not
+    allowed = [(library, library.fp32_precision) for library in libraries]
+    try:
+        for library, _ in allowed:
+            library.fp32_precision = "ieee"
+        yield
+    finally:
+        for library, precision in allowed:
+            library.fp32_precision = precision
 
 
 def _rounding_bound(dtype: torch.dtype, dim: int) -> float:

@@ -5,6 +5,7 @@
     GET  /search?q=...&k=..             JSON
     POST /search?k=..                   JSON, for a picture: its bytes as the body
     GET  /picture/7                     the picture of row 7, small, made anew
+    HEAD                                what GET answers, without the body
 
 What it gives away are these pictures and what the folder of embeddings says of them: no path of a request is ever
 opened, and a text is never taken for a file or a URL. On loopback it answers only who calls it by such a name, so that
@@ -39,6 +40,7 @@ MAX_K = 500
 """Rows of one answer."""
 _MAX_TEXT = 10_000  # characters of a query; no model reads so many
 _TIMEOUT_S = 30  # of a client that says nothing
+_USUAL_PORT = 80  # browsers do not name it
 _THUMBNAILS = 2048  # kept: some 20 MB
 _HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -133,7 +135,8 @@ class SearchServer:
             return True
         try:
             name = urlsplit(f"//{host or ''}")
-            return name.hostname in {"localhost", "127.0.0.1", "::1", self.host.lower()} and name.port == self.port
+            names = {"localhost", "127.0.0.1", "::1", self.host.lower()}
+            return name.hostname in names and (name.port or _USUAL_PORT) == self.port
         except ValueError:
             return False
 
@@ -150,6 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answers with a page, JSON or a picture."""
+        self._answer(self._get)
+
+    def do_HEAD(self) -> None:
+        """The same without the body."""
         self._answer(self._get)
 
     def do_POST(self) -> None:
@@ -258,7 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in _HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing: what people look for is theirs."""

@@ -1,17 +1,13 @@
-"""docs/tutorial.md, followed to the end: every line of its shell blocks, in this process, which has torch already."""
+"""docs/tutorial.md, followed to the end: every line of its shell blocks."""
 
 import os
 import re
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
+from pages import run_line, shell_lines, without_launcher
 from shard_files import png
 
-from clipx import cli
-
-PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 COLOURS = {"red": 0xE0, "green": 0xD000, "blue": 0xC00000}
 
 
@@ -30,27 +26,13 @@ def write_pictures(folder: Path) -> None:
                 path.write_bytes(png(value + number, size=48))
 
 
-def lines_of_shell() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    return "".join(blocks).splitlines()
-
-
-def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 0, line
-
-
 def test_a_person_follows_it_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CLIPX_DEBUG", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    without_launcher(tmp_path / "cache", monkeypatch)
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "pictures")
     values: dict[str, str] = {}
     done: list[str] = []
-    lines = iter(lines_of_shell())
+    lines = iter(shell_lines("tutorial.md"))
     for line in lines:
         if given := re.match(r"(\w+)=(\S+)", line):
             values[given[1]] = given[2]
@@ -61,10 +43,9 @@ def test_a_person_follows_it_to_the_end(tmp_path: Path, monkeypatch: pytest.Monk
             Path(here[1]).write_text(short.replace("warmup_steps: 60", "warmup_steps: 1"))
         elif line:
             command = re.sub(r"\$(\w+)", lambda name: values[name[1]], line)
-            assert command.startswith("clipx "), line
-            run(command, monkeypatch)
+            run_line(command, monkeypatch)
             done.append(command.split()[1])
-    assert {"data", "train", "report", "classify", "zeroshot", "embed", "search", "export"} == set(done)
-    for name in ("batch.png", "runs/mine/report.html", "classified.html", "classified.csv", "found.html"):
+    assert {"data", "train", "report", "compare", "classify", "zeroshot", "embed", "search", "export"} == set(done)
+    for name in ("batch.png", "runs/mine/report.html", "runs.html", "classified.html", "classified.csv", "found.html"):
         assert os.path.getsize(tmp_path / name) > 1000, name
     assert (tmp_path / "exported" / "parity.json").is_file()

@@ -63,6 +63,16 @@ def test_one_model_prints_tables_and_writes_the_same_json_as_ever(clipx, sets, t
     assert len(list(default_cache().iterdir())) == 1
 
 
+def test_files_are_there_though_nobody_reads_the_tables(clipx, sets, tmp_path, monkeypatch):
+    def gone(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("clipx.cli.zeroshot_tables.print_results", gone)
+    assert clipx("0", "d/wds_a", "--json", "f.json", "--csv", "f.csv", "--cache", "none")[0] == 1
+    assert (tmp_path / "f.json").exists()
+    assert (tmp_path / "f.csv").exists()
+
+
 def test_several_models_on_a_suite(clipx, sets, tmp_path):
     files = ("--json", "f.json", "--csv", "f.csv", "--results", "r", "--cache", "none")
     code, out, err = clipx("0", "--also", "1", "--suite", "suite.yaml", "--data-root", "d", "--skip-missing", *files)
@@ -114,14 +124,24 @@ def test_what_a_broken_suite_has_found_is_not_lost(clipx, sets, tmp_path, monkey
         ("0 d/wds_a --split train", "d/wds_a has no split 'train'"),
         ("0 d/wds_a --csv d", "--csv d: cannot be written: Is a directory"),
         ("0 d/wds_a --csv notes.txt", "--csv notes.txt: a file is there that is no such table"),
+        ("0 d/wds_a --json notes.txt", "--json notes.txt: a file is there that holds no JSON"),
+        ("0 d/wds_a --json a --csv ./a", "--csv a is the file of --json, too; name another"),
+        ("0 d/wds_a --cache notes.txt", "--cache notes.txt cannot be used: notes.txt is no folder"),
+        ("0 d/wds_a --probe --seeds 2", "--seeds 2 is for --shots; add it, or leave --seeds out"),
+        ("0 d/wds_a --results mine", "--results mine/eval_results.jsonl: a file is there that holds no JSON"),
+        ("0 d/wds_a e/wds_a --results r", "--results: the sets d/wds_a and e/wds_a would both write files called a;"),
+        ("r/x d/wds_a --also r_x --results r", "--results: the models r/x and r_x would both write files called r_x;"),
         ("0 d/wds_a --results suite.yaml", "--results suite.yaml cannot be used: suite.yaml is no folder"),
         ("0 d/wds_a --batch-size 0", "Invalid value for '--batch-size'"),
     ],
 )
 def test_bad_input_is_one_line(clipx, sets, tmp_path, arguments, message):
     (tmp_path / "notes.txt").write_text("mine\n")
-    code, _, err = clipx(*arguments.split(), "--cache", "none")
-    assert code == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "eval_results.jsonl").write_text("mine\n")
+    write_classification_set(tmp_path / "e" / "wds_a", [0, 1, 2], class_names=NAMES)
+    code, out, err = clipx("--cache", "none", *arguments.split())
+    assert (code, out) == (2, "")
     assert err.startswith(f"clipx: error: {message}")
     assert err.count("\n") == 1
     assert (tmp_path / "notes.txt").read_text() == "mine\n"

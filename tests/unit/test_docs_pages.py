@@ -1,4 +1,4 @@
-"""Every code block of docs/ runs, and the site builds without a warning."""
+"""Every code block of docs/ runs, but for an upload, and the site builds without a warning."""
 
 import contextlib
 import importlib
@@ -9,10 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from pages import run_line, shell_lines, without_launcher
+from tiny import tiny_config, write_scenes
+
+from clipx.config.load import load_config
+from clipx.train.trainer import run
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("python.md", "extend/loss.md", "extend/tower.md", "extend/evaluator.md")
+OF_A_RUN = ("reports.md", "classify.md")  # pages with commands for the run of runs/scenes
 IN_OTHER_TESTS = {"tutorial.md"}  # tests/end_to_end/test_tutorial.py
+UPLOADS = {"finetune.md"}  # tests/unit/export/test_push.py asks a hub of its own
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -33,10 +41,35 @@ def test_a_page_runs_and_prints_what_it_says(name: str, tmp_path: Path, monkeypa
         assert out.getvalue() == printed, code
 
 
-def test_no_page_with_python_is_left_out() -> None:
+def pages_with(language: str) -> set[str]:
     folder = ROOT / "docs"
-    with_python = {str(path.relative_to(folder)) for path in folder.rglob("*.md") if "```python" in path.read_text()}
-    assert with_python - IN_OTHER_TESTS == set(PAGES)
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.md") if f"```{language}\n" in path.read_text()}
+
+
+def test_no_page_is_left_out() -> None:
+    assert pages_with("python") - IN_OTHER_TESTS == set(PAGES)
+    assert pages_with("sh") - IN_OTHER_TESTS - UPLOADS == set(OF_A_RUN)
+    assert pages_with("yaml") == {"extend/tower.md"}
+
+
+def test_the_commands_that_look_at_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_launcher(tmp_path / "cache", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    scenes = write_scenes(tmp_path / "data" / "scenes")
+    evaluated = f"evaluate.seen={{type: zeroshot, data: '{scenes / 'wds_scenes'}'}}"
+    for name, rate in (("scenes", 1e-3), ("higher_rate", 3e-3)):
+        run(tiny_config(tmp_path / "runs" / name, scenes / "train", "steps=2", f"optim.lr={rate}", evaluated))
+    for line in [line for page in OF_A_RUN for line in shell_lines(page) if line]:
+        run_line(line, monkeypatch)
+    for name in ("runs/scenes/report.html", "comparison.html", "classified.html"):
+        assert (tmp_path / name).stat().st_size > 1000, name
+
+
+def test_the_towers_of_the_page_are_a_config(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "extend" / "tower.md").read_text(), re.DOTALL)
+    (tmp_path / "towers.yaml").write_text(block)
+    config = load_config(["tiny", tmp_path / "towers.yaml"], [])
+    assert config.model.image.name == yaml.safe_load(block)["model"]["image"]["name"]
 
 
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from clipx.evaluate.options import Evaluation
 from clipx.evaluate.result_files import ModelName
 from clipx.evaluate.suite import SetResult
 from clipx.printable import printable
+from clipx.storage.standard_error import shown_warnings
 from clipx.train.metrics import trackers
 from clipx.train.metrics.monitor import logging_to_stderr
 from clipx.train.metrics.quarantine import Quarantine
@@ -137,6 +138,16 @@ def test_the_log_of_a_run_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
             logging.getLogger("clipx").warning("shard %s, key %s", SECRET, NASTY)
     finally:
         root.handlers = kept
+    assert capsys.readouterr().err == f"shard https://u:REDACTED@h/0.tar, key {VISIBLE}\n"
+
+
+def test_warnings_of_a_command_are_clean(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    before = logging.lastResort
+    with shown_warnings():
+        logging.getLogger("clipx").warning("shard %s, key %s", SECRET, NASTY)
+        logging.getLogger("clipx").info("not for people")
+    assert logging.lastResort is before
     assert capsys.readouterr().err == f"shard https://u:REDACTED@h/0.tar, key {VISIBLE}\n"
 
 

@@ -1,6 +1,6 @@
 """Evaluation sets: pictures with classes or captions, read as they are by every evaluation."""
 
-from clipx.data.labelled.opening import open_classes, open_classification, open_retrieval, open_set
+from clipx.data.labelled.opening import open_classes, open_classification, open_retrieval, open_set, type_of
 from clipx.data.labelled.sets import (
     AnySet,
     CaptionedImage,
@@ -25,4 +25,5 @@ __all__ = [
     "open_classification",
     "open_retrieval",
     "open_set",
+    "type_of",
 ]

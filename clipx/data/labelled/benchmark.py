@@ -11,8 +11,8 @@ templates may be absent.
 """
 
 from pathlib import Path
-from typing import Literal
 
+from clipx.config.suite import SetType
 from clipx.data.class_names import check_templates, read_entries, read_lines
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled.sets import DEFAULT_TEMPLATES, AnySet, ClassificationSet, MultiLabelSet, RetrievalSet
@@ -24,7 +24,6 @@ from clipx.errors import InputError
 __all__ = [
     "CLASS_NAMES",
     "TEMPLATES",
-    "DatasetType",
     "benchmark_shards",
     "dataset_type",
     "is_benchmark_folder",
@@ -38,15 +37,13 @@ _NUM_SHARDS = "nshards.txt"
 _LAYOUT = "CLIP_benchmark's wds_* layout"
 _MAX_DIGITS = 6  # of a number of shards
 
-DatasetType = Literal["classification", "retrieval", "multilabel"]
-
 
 def is_benchmark_folder(folder: Path) -> bool:
     """Whether a folder is meant to be of this layout: it has a kind, or shards, or says how many there are."""
     return (folder / DATASET_TYPE).is_file() or bool(_tars(folder)) or bool(_parts(folder))
 
 
-def dataset_type(folder: Path) -> DatasetType:
+def dataset_type(folder: Path) -> SetType:
     """The kind of a folder, from its dataset_type.txt.
 
     Raises:

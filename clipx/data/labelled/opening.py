@@ -3,8 +3,14 @@
 from pathlib import Path
 
 from clipx.config.paths import expand_home
+from clipx.config.suite import SetType
 from clipx.data.index.shard_list import expand_shards
-from clipx.data.labelled.benchmark import benchmark_shards, dataset_type, is_benchmark_folder, open_benchmark
+from clipx.data.labelled.benchmark import (
+    benchmark_shards,
+    dataset_type,
+    is_benchmark_folder,
+    open_benchmark,
+)
 from clipx.data.labelled.row_sets import open_row_set
 from clipx.data.labelled.sets import AnySet, ClassificationSet, MultiLabelSet, RetrievalSet
 from clipx.data.labelled.shards import CaptionedShards
@@ -89,8 +95,8 @@ def open_retrieval(
     return RetrievalSet(name=name, split=part, source=source)
 
 
-def type_of(opened: AnySet) -> str:
-    """The word that dataset_type.txt has for such a set."""
+def type_of(opened: AnySet) -> SetType:
+    """The word that dataset_type.txt and suites have for such a set."""
     match opened:
         case ClassificationSet():
             return "classification"

@@ -1,10 +1,7 @@
 """Sets that are rows with labels: folders of classes, tables, saved data sets, CIFAR; or rows with captions."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 
 from clipx.data.labelled.benchmark import templates_beside
@@ -18,9 +15,9 @@ from clipx.data.labelled.sets import (
     RetrievalSet,
 )
 from clipx.data.labelled.splits import choose_split, named
-from clipx.data.parallel import in_threads
 from clipx.data.rows.class_lists import names_beside
 from clipx.data.rows.classes import Classes, find_classes
+from clipx.data.rows.file_states import whole_identity
 from clipx.data.rows.layouts import is_split_name
 from clipx.data.rows.opening import SourceOptions, open_rows, splits_of
 from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns
@@ -28,7 +25,6 @@ from clipx.data.rows.source_files import image_of
 from clipx.errors import InputError
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-_STATES_AT_ONCE = 1024  # by a thread: the answers may come over a network
 _COLUMNS = TableColumns(needs_captions=False, finds_label=True)
 
 
@@ -117,24 +113,7 @@ class CaptionedRows:
 
 def _identity(rows: Rows, place: Path) -> list[object]:
     """Changes when the rows do, or a file of theirs."""
-    digest = blake2b(digest_size=16)
-    files = rows.files()
-    parts = iter(lambda: list(islice(files, _STATES_AT_ONCE)), [])
-    for states in in_threads(_states, parts):
-        digest.update(states)
-    return [str(place.absolute()), rows.identity(), digest.hexdigest()]
-
-
-def _states(paths: Sequence[str]) -> bytes:
-    return repr([_state(path) for path in paths]).encode()
-
-
-def _state(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # which is said when it is read
-        return None
-    return status.st_size, status.st_mtime_ns
+    return [str(place.absolute()), *whole_identity(rows)]
 
 
 def open_row_set(place: Path, *, split: str) -> AnySet:

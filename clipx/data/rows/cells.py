@@ -1,10 +1,11 @@
-"""What a cell of a CSV file means: a number, several captions, or the text that it is."""
+"""What a cell of a CSV file means: a number, several captions or labels, or the text that it is."""
 
 import ast
 import io
 import json
 import re
 import tokenize
+from contextlib import suppress
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MAX_DIGITS = 400  # Python refuses to read integers of thousands
@@ -31,6 +32,17 @@ def text_or_texts(cell: str) -> str | list[str]:
         if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
             return values
     return cell
+
+
+def label_or_labels(cell: str) -> object:
+    """The labels of a cell that is a list of them, words as in `text_or_texts` or whole numbers; else one label."""
+    texts = text_or_texts(cell)
+    if isinstance(texts, str) and texts.strip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            values: object = json.loads(texts)
+            if isinstance(values, list) and all(type(value) in (int, str) for value in values):
+                return values
+    return number_or_text(texts) if isinstance(texts, str) else texts
 
 
 def _strings(text: str) -> list[object]:

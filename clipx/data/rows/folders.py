@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from clipx.data.parallel import in_threads
+from clipx.data.rows.file_states import file_state_or_none
 from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns, captions_of, plain
 from clipx.data.rows.source_files import decode_text, read_regular
 from clipx.errors import InputError
@@ -147,6 +148,12 @@ class FolderRows(Rows):
         """See `Rows.passed_over`."""
         return [hidden_file(name) for name in self._hidden]
 
+    def notes(self) -> Sequence[str]:
+        """See `Rows.notes`."""
+        if not self._columns.needs_captions or self.has_captions() or not any(os.sep in name for name in self._names):
+            return ()
+        return [f"{self._folder}: no picture has a caption; if its folders are classes, add --class-folders"]
+
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
         digest = hashlib.sha256()
@@ -157,7 +164,9 @@ class FolderRows(Rows):
 
     def _states(self, names: Sequence[str]) -> bytes:
         """Changes when one of these images does, or a file beside it."""
-        return repr([(name, *map(self._state, self._files_of(name))) for name in names]).encode()
+        folder = str(self._folder)
+        states = ((file_state_or_none(os.path.join(folder, file)) for file in self._files_of(name)) for name in names)
+        return repr([(name, *of_name) for name, of_name in zip(names, states, strict=True)]).encode()
 
     def _files_of(self, name: str) -> Iterator[str]:
         yield name
@@ -166,13 +175,6 @@ class FolderRows(Rows):
             yield usual
             if usual in self._beside:
                 yield self._beside[usual]
-
-    def _state(self, name: str) -> tuple[int, int] | None:
-        try:
-            status = os.stat(os.path.join(self._folder, name))
-        except OSError:
-            return None
-        return status.st_size, status.st_mtime_ns
 
 
 def files_in(folder: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """JSON files that list images, each with all of its captions: COCO's, and Karpathy's splits of COCO and Flickr."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,6 +76,11 @@ class CocoRows(Rows):
         folder = str(self._image_folder.absolute())
         return (picture_key(name, folder) for name in names + [None] * len(self._without_image))
 
+    def files(self) -> Iterator[str]:
+        """See `Rows.files`."""
+        names = (image.get("file_name") for image in self._images)
+        return (os.path.join(self._image_folder, name) for name in names if isinstance(name, str))
+
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
         return [str(self._path), *file_state(str(self._path)), str(self._image_folder)]
@@ -148,6 +154,11 @@ class KarpathyRows(Rows):
         """See `Rows.picture_keys`."""
         folder = str(self._image_folder.absolute())
         return (picture_key(self._name(image), folder) for image in self._images)
+
+    def files(self) -> Iterator[str]:
+        """See `Rows.files`."""
+        names = map(self._name, self._images)
+        return (os.path.join(self._image_folder, name) for name in names if name is not None)
 
     def notes(self) -> Sequence[str]:
         """See `Rows.notes`."""

@@ -97,6 +97,7 @@ class Rows(ABC):
 
         Raises:
             LeftOutError: it makes no sample.
+            InputError, RunError: the storage fails.
         """
 
     @abstractmethod

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from clipx.data.rows.row import LeftOutError, Reason, Row
+from clipx.storage.failures import is_of_storage, unreadable
 
 _BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -20,6 +21,7 @@ def read_regular(path: Path, name: str, *, reason: Reason) -> bytes:
     Raises:
         LeftOutError: it cannot be read, or is a pipe, a socket or a device, which is never opened.
         FileNotFoundError: it is not there.
+        InputError: the storage fails.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -27,7 +29,11 @@ def read_regular(path: Path, name: str, *, reason: Reason) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(path)) from error
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except OSError as error:
+        if is_of_storage(error):
+            raise unreadable(str(path), error) from error
+        raise LeftOutError(reason, name, str(error)) from error
+    except ValueError as error:  # a name that no file can have
         raise LeftOutError(reason, name, str(error)) from error
 
 
@@ -36,6 +42,7 @@ def image_of(row: Row) -> bytes:
 
     Raises:
         LeftOutError: its file is not there, cannot be read, or is no regular file.
+        InputError: the storage fails.
     """
     if isinstance(row.image, bytes):
         return row.image

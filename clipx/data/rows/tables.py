@@ -16,11 +16,12 @@ from clipx.data.rows.class_lists import class_labels, names_beside
 from clipx.data.rows.picture_keys import picture_key
 from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, path_of, row_of
 from clipx.errors import InputError
+from clipx.storage.failures import unreadable
 from clipx.storage.files import file_state
 
 ROWS_WITH_NAMES = 1000
 """Of a JSON file: fields may be absent from some rows."""
-_TEXT_TYPES = ("string", "large_string", "string_view")  # of arrow: a column of paths
+_PICTURE_TYPES = ("binary", "large_binary", "fixed_size_binary", "struct")  # of arrow; what else there is, are paths
 
 
 class Table(Rows):
@@ -67,6 +68,8 @@ class Table(Rows):
             values = self._values(row)
         except (ValueError, RecursionError) as error:
             raise LeftOutError("unreadable row", name, str(error)) from error
+        except OSError as error:
+            raise unreadable(str(self._path), error) from error
         return row_of(values, self._columns, folder=self._image_folder, name=name)
 
     def picture_keys(self) -> Iterator[bytes | None]:
@@ -140,7 +143,7 @@ class ParquetTable(Table):
         return self._ends[-1] if self._ends else 0
 
     def _holds_pictures(self) -> bool:
-        return str(self._open().schema_arrow.field(self._columns.image).type) not in _TEXT_TYPES
+        return str(self._open().schema_arrow.field(self._columns.image).type).startswith(_PICTURE_TYPES)
 
     def _values(self, row: int) -> Record:
         if row not in self._group[0]:
@@ -195,7 +198,7 @@ class ArrowTable(Table):
         return self._table
 
     def _holds_pictures(self) -> bool:
-        return str(self._open().schema.field(self._columns.image).type) not in _TEXT_TYPES
+        return str(self._open().schema.field(self._columns.image).type).startswith(_PICTURE_TYPES)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_table": None}  # pickled it would be a copy of the file

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from clipx.data.rows.cells import number_or_text, text_or_texts
+from clipx.data.rows.cells import label_or_labels, number_or_text, text_or_texts
 from clipx.data.rows.dialects import TextFormat, find_dialect
 from clipx.data.rows.folders import is_picture
 from clipx.data.rows.row import Record, TableColumns
@@ -49,7 +49,8 @@ class _TextTable(Table):
 class CsvTable(_TextTable):
     """A CSV or TSV file whose first row names the columns, or such a file without one if its format names them.
 
-    Values become numbers if JSON writes them back as they are; a caption that is a list of texts, several captions.
+    Values become numbers if JSON writes them back as they are; a list of texts several captions, of labels several
+    labels.
     """
 
     uses = (*Table.uses, "--header", "--quoting none")
@@ -97,6 +98,8 @@ class CsvTable(_TextTable):
     def _value(self, column: str, cell: str) -> object:
         if column == self._columns.image:
             return self._dialect.image(cell)
+        if column == self._columns.label:
+            return label_or_labels(cell)
         return text_or_texts(cell) if column in self._columns.captions else number_or_text(cell)
 
     def _image_place(self) -> int:

@@ -24,9 +24,10 @@ from clipx.config.schema import RunConfig
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
-from clipx.printable import redacted, shown
+from clipx.printable import redacted
 from clipx.storage.folders import write_atomically
 from clipx.storage.json_rows import read_rows
+from clipx.storage.standard_error import StderrOfNow
 from clipx.train.metrics.json_lines import JsonLines
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
 from clipx.train.metrics.warnings import Diagnosis
@@ -36,17 +37,10 @@ log = logging.getLogger(__name__)
 _LINE_EVERY_S = 5.0  # plain lines: often enough to see life, seldom enough for a log of days
 
 
-class _StderrOfNow(logging.Handler):
-    """Writes to what sys.stderr is at that moment: while a progress bar stands, rich is there and keeps lines whole."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(shown(self.format(record)), file=sys.stderr, flush=True)
-
-
 @contextmanager
 def logging_to_stderr(*, is_main: bool) -> Iterator[None]:
     """Messages for the person from rank 0, errors from all; no effect where the program has set up logging itself."""
-    root, ours = logging.getLogger(), _StderrOfNow()
+    root, ours = logging.getLogger(), StderrOfNow()
     level = root.level
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s", handlers=[ours])
     for talkative in ("botocore", "aiobotocore"):  # where credentials were found, in every process

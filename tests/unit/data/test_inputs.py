@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -5,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 from servers import WebServer
 from shard_files import pair, png, write_shards, write_tar
@@ -142,6 +144,21 @@ def test_pictures_of_a_web_server() -> None:
             inputs.read(1)
 
 
+def test_pictures_of_an_object_store(tmp_path: Path) -> None:
+    store = f"memory://{tmp_path.name}"  # which lasts as long as the process
+    fsspec.filesystem("memory").pipe_file(f"{store}/a.png", png(3))
+    item = open_inputs([f"{store}/a.png"]).read(0)
+    assert (item.key, item.image) == (f"{store}/a.png", png(3))
+    with pytest.raises(InputError, match=rf"{store}/b.png cannot be read \(not there"):
+        open_inputs([f"{store}/b.png"])
+
+
+@pytest.mark.parametrize("name", ["list.csv", "a.txt", "table.parquet?key=1"])
+def test_lists_on_other_machines_are_not_taken_for_shards(name: str) -> None:
+    with pytest.raises(InputError, match="of other machines only pictures and shards are read; copy it here first"):
+        open_inputs([f"https://example.org/{name}"])
+
+
 def test_the_identity_changes_with_the_files_and_nothing_else(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pictures", ["a.png", "b.png"])
     [shard] = write_shards(tmp_path / "shards", [2])
@@ -163,6 +180,41 @@ def test_the_identity_changes_with_the_files_and_nothing_else(tmp_path: Path) ->
     os.utime(shard, ns=(2, 2))
     lines.write_text("one\nthree\n")
     assert all(old != new for old, new in zip(before, identities(), strict=True))
+
+
+def list_pictures(kind: str, folder: Path) -> Path:
+    """A file of a kind that names x.png and y.png of its folder."""
+    path = folder / f"list.{kind.partition('-')[0]}"
+    names = ["x.png", "y.png"]
+    match kind:
+        case "csv":
+            path.write_text("path,price\nx.png,3\ny.png,4\n")
+        case "jsonl":
+            path.write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
+        case "parquet":
+            arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            column = arrow.array(names).dictionary_encode()  # as pandas writes categories
+            parquet.write_table(arrow.table({"path": column}), path)
+        case "json-coco":
+            images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+            path.write_text(json.dumps({"images": images, "annotations": [{"image_id": 0, "caption": "a dog"}]}))
+        case "json-karpathy":
+            entries = [{"filename": name, "split": "val", "sentences": [{"raw": "a dog"}]} for name in names]
+            path.write_text(json.dumps({"images": entries}))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "json-coco", "json-karpathy"])
+def test_the_identity_changes_with_a_picture_that_a_list_names(tmp_path: Path, kind: str) -> None:
+    write_pictures(tmp_path, ["x.png", "y.png"])
+    path = list_pictures(kind, tmp_path)
+    before = open_inputs([str(path)]).identity()
+    assert open_inputs([str(path)]).identity() == before
+    (tmp_path / "y.png").write_bytes(png(70_000))
+    os.utime(tmp_path / "y.png", ns=(1, 1))
+    changed = open_inputs([str(path)]).identity()
+    (tmp_path / "y.png").unlink()
+    assert len({before, changed, open_inputs([str(path)]).identity()}) == 3
 
 
 def test_inputs_go_to_another_process(tmp_path: Path) -> None:
@@ -189,6 +241,37 @@ def test_what_is_no_input_is_one_line(tmp_path: Path, name: str, message: str) -
         open_inputs([str(tmp_path / name)])
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_fifo_of_lines_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lines.txt")
+    with pytest.raises(InputError, match=r"lines\.txt cannot be read \(it is a fifo, not a file\)"):
+        open_inputs([str(tmp_path / "lines.txt")])
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_storage_that_fails_leaves_no_picture_out(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pictures(tmp_path, ["a.png"])
+    inputs = open_inputs([str(folder)])
+
+    def fail(path: Path) -> bytes:
+        raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(InputError, match=rf"a\.png cannot be read \({os.strerror(code)}\); "):
+            inputs.read(0)
+    assert inputs.read(0).image == png(0)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_that_is_gone_is_said_in_one_line(tmp_path: Path, kind: str) -> None:
+    write_pictures(tmp_path, ["x.png", "y.png"])
+    path = list_pictures(kind, tmp_path)
+    inputs = open_inputs([str(path)])
+    path.unlink()
+    with pytest.raises(InputError, match=rf"list\.{kind} cannot be read \(.*; check the address"):
+        inputs.read(0)
 
 
 def test_no_input_at_all(tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ def test_one_seed_has_no_deviation(parts):
     assert not [name for name in found.derived if name.endswith("_std")]
 
 
+def test_a_fold_may_hold_out_nothing():
+    parts = clouds(40, num_classes=2), clouds(30, num_classes=2, seed=1)
+    found = few_shot_probe(*parts, class_names=NAMES[:2], shots=(2,), num_seeds=2)  # four images, five folds
+    assert found.metrics["probe_2_shot_acc1"] > 0.5
+
+
 def test_shots_are_of_every_class_and_contain_fewer_shots():
     few_N, more_N = (choose_shots(LABELS, shots, seed=3) for shots in (1, 2))
     assert Counter(LABELS[few_N]) == {0: 1, 1: 1, 2: 1, 3: 1}

@@ -38,19 +38,29 @@ def test_a_value_that_is_not_finite_breaks_the_line_and_is_counted() -> None:
     html = chart([(1, 1), (2, 2), (3, math.nan), (4, 4), (5, 5), (6, math.inf), (7, 3)])
     (line,) = paths(html)
     assert line.count("M") == 2
-    assert "2 values not finite are not shown." in html
+    assert "2 values not finite or beyond 1e100 are not shown." in html
     assert html.count("<circle") == 5  # also the one that stands alone
 
 
 def test_a_logarithmic_axis_leaves_out_what_is_not_above_zero() -> None:
     html = chart([(1, 0.001), (2, 0), (3, 1000)], log_y=True)
-    assert "1 value not finite, or not above 0, is not shown." in html
+    assert "1 value not finite, beyond 1e100 or not above 0 is not shown." in html
     assert [label for label in ("0.01", "1", "100") if f">{label}</text>" in html] == ["0.01", "1", "100"]
 
 
 @pytest.mark.parametrize("points", [[], [(3.0, math.nan)]])
 def test_without_values_the_chart_says_so(points: list[tuple[float, float]]) -> None:
     assert "no values" in chart(points)
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+@pytest.mark.parametrize(
+    "values", [(1e308, -1e308, 1.0), (5e-324, 0.0), (1.0, 1 + 2.3e-16), (1e-100, 1e100), (1e-320, 1e300)]
+)
+def test_values_at_the_ends_of_what_a_number_can_be(values: tuple[float, ...], log_y: bool) -> None:
+    html = chart([(float(i), value) for i, value in enumerate(values)], log_y=log_y)
+    assert not re.search(r"\b(nan|inf)\b", html)
+    assert html.count("<path") < 40
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -3.0, 1e-30, 1e30])
@@ -86,6 +96,7 @@ def test_labels_are_short_and_tell_ticks_apart() -> None:
         assert len(set(labels)) == len(labels)
         assert all(len(label) <= 7 for label in labels)
     assert tick_label(20_000, [20_000]) == "20k"
+    assert tick_label(2.5e30, [0, 2.5e30]) == "2.5e30"
     assert tick_label(0.00025, [0.00025]) == "2.5e-4"
 
 

@@ -115,6 +115,12 @@ class TestBest:
             assert best.index_BK.tolist() == [[3, 1, 2, 4, 0]]
             assert (best.index_BK.dtype, best.probability_BK.dtype) == (torch.int64, torch.float64)
 
+    @pytest.mark.parametrize("top", [1, 2, 5])
+    def test_of_equal_classes_at_the_end_of_those_kept_the_earlier_ones_are_kept(self, top: int) -> None:
+        image_BD, found = made_by_hand(0.2, *[0.5] * 100, 0.7, reference=0.1)
+        best = found.best(image_BD, logit_scale=10.0, logit_bias=None, top=top, multi=False)
+        assert best.index_BK.tolist() == [[101, 1, 2, 3, 4][:top]]
+
     def test_two_right_classes_do_not_share_a_sum(self) -> None:
         image_BD, found = made_by_hand(0.3, 0.3, 0.1, reference=0.15)
         best = found.best(image_BD, logit_scale=100.0, logit_bias=None, top=None, multi=True)

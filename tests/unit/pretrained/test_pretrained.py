@@ -143,6 +143,11 @@ def test_many_are_encoded_in_parts_and_keep_their_order(pretrained, monkeypatch)
     torch.testing.assert_close(pretrained.encode_image(images), wholes[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(pretrained.encode_text(texts), wholes[1], atol=1e-6, rtol=0)
     assert sizes == [3, 3, 1] * 2
+    sizes.clear()
+    shard_of_it = Pretrained(pretrained.model, pretrained.config, tokenizer=pretrained.tokenizer, in_parts=False)
+    shard_of_it.encode_image(images)
+    shard_of_it.encode_text(texts)
+    assert sizes == [7, 7]
 
 
 def test_encoded_pictures_become_squares_by_either_decoder(pretrained, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from hostile import HOSTILE
 from PIL import Image
 
-from clipx.pages import Cell, contact_sheet, page, picture, table, write_page
+from clipx.pages import Cell, contact_sheet, facts, line_chart, page, picture, table, write_page
 from clipx.report.compare import read_runs, write_comparison
 from clipx.report.write import write_report
 
@@ -48,6 +48,13 @@ def test_a_contact_sheet_of_hostile_names(browser: "Browser", tmp_path: Path) ->
     assert_clean(visit, path)
     assert visit.num_pictures == 3
     assert "<script>" in visit.value
+
+
+def test_long_names_do_not_widen_a_page(browser: "Browser", tmp_path: Path) -> None:
+    name, path = "x" * 300, tmp_path / "long.html"
+    chart = line_chart({name: [(1, 1), (2, 2)]}, title=name, x_label="step", y_label="%")
+    write_page(path, page("a", [facts({name: name}), chart]))
+    assert_clean(browser.visit(path, width=360), path)
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -1,6 +1,7 @@
 """Runs side by side: final figures with differences, curves over steps and pairs, what differs in the configs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,22 @@ def test_trained_runs(trained: Path, other: Path) -> None:
     for told in ("first against second", "Curves by pairs seen", "<figcaption>seen, acc1</figcaption>", "optim.lr"):
         assert told in html, told
     assert html.count("<figcaption>Loss</figcaption>") == 2  # over steps, and over pairs
+
+
+def test_an_evaluation_between_two_rows_stands_at_its_pairs(tmp_path: Path) -> None:
+    rows = [{"step": 4, "samples_seen": 40, "loss": 2.0}, {"step": 8, "samples_seen": 80, "loss": 1.0}]
+    one = written(tmp_path / "a", rows, seen={"acc1": 0.5})
+    for step in (6, 9):
+        (one / "eval" / f"seen-{step:08}.json").write_text(json.dumps({"step": step, "name": "seen", "acc1": 0.25}))
+    html = comparison_page(read_runs([one, written(tmp_path / "b", [])]))
+    *_, over_pairs = html.split("<figcaption>seen, acc1</figcaption>")
+    assert re.findall(r"<title>a: (\d+), ", over_pairs) == ["20", "60", "90"]
+
+
+def test_an_evaluation_that_one_run_alone_has_is_a_difference(trained: Path, other: Path) -> None:
+    rows = {row[0]: row[1:] for row in config_rows(read_runs([trained, other]))}
+    assert rows["evaluate.found.type"] == ["retrieval", "null"]
+    assert rows["evaluate.found.data"][1] == "null"
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

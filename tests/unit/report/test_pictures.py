@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def test_of_very_many_classes_those_with_mistakes_are_drawn(trained: Path, tmp_p
     assert "Confusion matrix of the 60 classes with the most mistakes, of 150" in html
     assert html.count("<rect") <= 1 + 60 * 60
     assert len(html) < 300_000
+
+
+def test_a_hundred_thousand_classes_need_no_matrix_of_all_with_all(trained: Path, scenes: Path) -> None:
+    pretrained, dataset = load(trained), open_classification(str(scenes / "wds_scenes"))
+    guesses = guess(pretrained, look(pretrained, dataset, name="seen", most=20), dataset)
+    many = replace(guesses, names=(*guesses.names, *map(str, range(100_000))))
+    assert "of the 60 classes with the most mistakes, of 100,048" in confusions(many)
 
 
 def test_classes_and_captions_of_strangers(trained: Path, tmp_path: Path) -> None:

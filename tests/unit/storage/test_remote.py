@@ -52,6 +52,16 @@ def test_a_web_server_is_asked_for_exactly_the_range(web):
     assert remote.read_whole(url, QUICK) == CONTENT
 
 
+def test_what_is_tried_again_is_named_without_its_secret(web, caplog):
+    web.failures = 1  # in a worker process nobody else cleans the log
+    url = f"{web.url}/x.tar?token=s3cr3t-s3cr3t-s3cr3t"
+    with pytest.raises(FileNotFoundError):
+        remote.state(url, QUICK)
+    assert "trying again" in caplog.text
+    assert "token=REDACTED" in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "form", ["reference::{0}/x.json", "simplecache::{0}/x.json", "zip://x.tar::{0}/x.zip", "reference://x"]
 )

@@ -1,5 +1,6 @@
 """The forms of --classes and --templates, and what is wrong with them in one line."""
 
+import os
 import re
 from pathlib import Path
 
@@ -80,9 +81,11 @@ def test_one_class_alone_needs_multi(tmp_path: Path) -> None:
         ("cat,,dog", "--classes: entry 2 is blank; each class needs a name"),
         ("cat,dog,", "--classes: entry 3 is blank"),
         ("cat,dog,Cat", "--classes: 'Cat' stands twice, as entries 1 and 3; name it once"),
+        ("cat\ndog\n", "has several lines; put commas between the names, or name their file"),
         ('"cat,dog', "put a name that has a comma in double quotes"),
         ("absent.txt", "--classes absent.txt: no such file or folder; give one, or names with commas"),
         ("a/b", "--classes a/b: no such file or folder"),
+        ("{tmp}/fifo.txt", "fifo.txt: neither a file nor a folder; give one"),
         ("{tmp}/empty.txt", "empty.txt is empty; --classes needs it"),
         ("{tmp}/gap.txt", "gap.txt: entry 2 is blank"),
         ("{tmp}/twice.txt", "twice.txt: 'dog' stands twice, as entries 1 and 2"),
@@ -97,6 +100,7 @@ def test_what_has_no_classes_is_bad_input(tmp_path: Path, value: str, message: s
     (tmp_path / "twice.txt").write_text("dog\ndog\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\ncat\n")
     (tmp_path / "nothing").mkdir()
+    os.mkfifo(tmp_path / "fifo.txt")
     write_retrieval_set(tmp_path / "retrieval", [["a"], ["b"]])
     with pytest.raises(InputError, match=re.escape(message)):
         read_classes(value.replace("{tmp}", str(tmp_path)))

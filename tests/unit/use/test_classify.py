@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,8 @@ class TestFiles:
         assert path.read_text() == "path,label\n"
         path.write_text("")
         require_own_csv(path)
+        os.mkfifo(tmp_path / "fifo")
+        require_own_csv(tmp_path / "fifo")  # and is not waited for
 
     def test_what_cannot_be_written_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import chromium
 from PIL import Image
 from search_folders import COUNT, NASTY, Searched, write_searched
 from servers import WebServer
@@ -16,6 +17,7 @@ from tiny_clip import encoded, picture
 from clipx import cli
 from clipx.errors import InputError
 from clipx.printable import printable
+from clipx.use import faiss_index
 from clipx.use.embed import embed
 from clipx.use.embeddings import open_embeddings
 from clipx.use.find import Finder
@@ -131,6 +133,19 @@ def test_the_command_prints_and_writes(searched: Searched, clipx: Any, tmp_path:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
+def test_a_browser_shows_the_page(searched: Searched, clipx: Any, tmp_path: Path) -> None:
+    """All pictures, in any light and width, and asks nobody for anything."""
+    path = tmp_path / "found.html"
+    with chromium() as browser:
+        assert clipx(searched.embeddings.folder, "text:a red bicycle", "row:3", "-k", 10, "--html", path)[0] == 0
+        visits = [browser.visit(path), browser.visit(path, dark=True), browser.visit(path, width=360)]
+    for seen in visits:
+        assert (seen.errors, seen.broken, seen.num_pictures) == ([], [], 20)
+        assert seen.requests == [path.as_uri()]
+        assert not seen.too_wide
+        assert "<script>alert(1)</script>" in seen.text
+
+
 def test_pictures_that_are_gone_or_others_leave_grey_cells(searched: Searched, clipx: Any, tmp_path: Path) -> None:
     moved = searched.pictures / "dir" / "06.png"
     hidden, page = moved.rename(tmp_path / "06.png"), tmp_path / "found.html"
@@ -195,7 +210,7 @@ def test_what_is_wrong_is_said_in_one_line(searched: Searched, clipx: Any, tmp_p
         ([tmp_path / "no.png"], f"{tmp_path}/no.png is no picture that can be read (picture of 10 bytes: "),
         (["text: "], "a query is empty; give a text, a picture or a key of the set"),
         (["cat", "--index", "annoy:5"], "--index annoy:5: write faiss:FACTORY, e.g. faiss:IVF256,Flat"),
-        (["cat", "--csv", tmp_path / "theirs.csv"], f"--csv {tmp_path}/theirs.csv: a file is there that holds nothing"),
+        (["cat", "--csv", tmp_path / "theirs.csv"], f"--csv {tmp_path}/theirs.csv: a file is there that holds no rows"),
         (["cat", "--html", tmp_path / "theirs.html"], f"{tmp_path}/theirs.html is there, and clipx did not write it"),
         (["cat", "--serve"], "--serve takes no QUERY and writes no file; ask on its page"),
         (["cat", "--model", tmp_path / "absent"], f"{tmp_path}/absent: no such folder"),
@@ -233,7 +248,9 @@ def test_several_rows_with_one_key(searched: Searched, tmp_path: Path) -> None:
         parse_queries(twice, ["dir/04.png"])
 
 
-def test_an_index_of_faiss_is_built_once(searched: Searched, encoder: QueryEncoder, clipx: Any) -> None:
+def test_an_index_of_faiss_is_built_once(
+    searched: Searched, encoder: QueryEncoder, clipx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("faiss")
     folder = searched.embeddings.folder
     [exact] = Finder(searched.embeddings, encoder).find([Query("row", "", row=2)], k=5)
@@ -247,5 +264,12 @@ def test_an_index_of_faiss_is_built_once(searched: Searched, encoder: QueryEncod
     assert "approximate, by faiss-image-HNSW8-" in out
     assert refused(clipx, folder, "cat", "--index", "faiss:nonsense").startswith("--index faiss:nonsense: faiss knows")
     assert refused(clipx, folder, "cat", "--index", "faiss:IVF4096,Flat").startswith("--index faiss:IVF4096,Flat: ")
+    for factory in ("HNSW0", "IVF0,Flat", "PCA00,Flat"):
+        assert refused(clipx, folder, "cat", "--index", f"faiss:{factory}") == (
+            f"--index faiss:{factory}: a number of 0 makes no index; e.g. faiss:IVF256,Flat\n"
+        )
+    monkeypatch.setattr(faiss_index, "_PROBES", 1)
+    with pytest.raises(InputError, match=r"-k 10: faiss-image-IVF2,Flat-\w+.index finds only \d rows for a query; ask"):
+        Finder(searched.embeddings, encoder, factory="IVF2,Flat").find([Query("row", "", row=2)], k=9)
     [by_text] = Finder(searched.embeddings, encoder, by="text", factory="Flat").find([Query("row", "", row=2)])
     assert COUNT - 1 not in [row.row for row in by_text]  # it has no text

@@ -88,6 +88,40 @@ def test_rows_of_zeros_are_never_found() -> None:
         search_rows([rows], queries, k=1151)
 
 
+def test_the_first_rows_have_no_picture() -> None:
+    """More of them than a tile has, and as many as there are."""
+    rows = random_rows(0, 5000, 8)
+    rows[:2500] = 0
+    assert_exact([rows], rows[-3:], 20)
+    with pytest.raises(TooFewError, match="-k 1: there are only 0 rows to find"):
+        search_rows([rows[:2500]], rows[-3:], k=1)
+
+
+@pytest.mark.parametrize("library", ["cuda", "mkldnn"])
+def test_products_are_whole_whatever_the_process_allows(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By either of torch's two ways to say so, of which one fails after the other was used."""
+    matmul = getattr(torch.backends, library).matmul
+    before, seen, product = matmul.fp32_precision, [], torch.mm
+
+    def watched(*arguments: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        seen.append(matmul.fp32_precision)
+        return product(*arguments, out=out)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    rows = random_rows(0, 100, 8)
+    try:
+        matmul.fp32_precision = "tf32"
+        assert_exact([rows], rows[:2], 3)
+        assert (set(seen), matmul.fp32_precision) == ({"ieee"}, "tf32")
+        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision("high")
+        assert_exact([rows], rows[:2], 3)
+        assert (set(seen), torch.get_float32_matmul_precision()) == ({"ieee"}, "high")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+
+
 def test_what_cannot_be_searched() -> None:
     rows = random_rows(0, 2200, 8)
     for k, message in ((0, "-k 0 is not positive"), (2201, "-k 2201: there are only 2,200 rows")):

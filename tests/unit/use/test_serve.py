@@ -57,10 +57,10 @@ class Answer:
         return json.loads(self.body)
 
 
-def ask(server: SearchServer, path: str, body: bytes | None = None, **headers: str) -> Answer:
+def ask(server: SearchServer, path: str, body: bytes | None = None, *, method: str = "", **headers: str) -> Answer:
     connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request("GET" if body is None else "POST", path, body, names)
+    connection.request(method or ("GET" if body is None else "POST"), path, body, names)
     try:
         return Answer(connection.getresponse())
     finally:
@@ -125,6 +125,13 @@ def test_pictures_are_made_anew_and_known_by_number_alone(server: SearchServer) 
         assert ask(server, path).status == 404
 
 
+def test_head_is_get_without_the_body(server: SearchServer) -> None:
+    for path in ("/", "/search?q=a&k=1", "/picture/1", "/none"):
+        asked, answer = ask(server, path), ask(server, path, method="HEAD")
+        assert (answer.status, answer.body) == (asked.status, b"")
+        assert answer.headers["Content-Length"] == str(len(asked.body))
+
+
 def test_a_text_is_never_taken_for_a_file_or_a_url(
     server: SearchServer, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +158,9 @@ def test_other_names_and_other_sites_are_refused(server: SearchServer) -> None:
         assert ask(server, "/search?q=a", Host=host).status == 403, host
     for host in (f"localhost:{server.port}", f"127.0.0.1:{server.port}", f"[::1]:{server.port}"):
         assert ask(server, "/search?q=a&k=1", Host=host).status == 200, host
+    server.port, port = 80, server.port  # which browsers do not name
+    assert (server.is_called("localhost"), server.is_called(f"localhost:{port}")) == (True, False)
+    server.port = port
     data = encoded(picture(6))
     for origin in ("http://evil.example", "null", f"http://evil.example:{server.port}"):
         assert ask(server, "/search?k=1", data, Origin=origin).status == 403

@@ -23,7 +23,15 @@ from labelled_sets import (
 from PIL import Image
 from shard_files import png
 
-from clipx.data.labelled import ClassificationSet, MultiLabelSet, RetrievalSet, open_classification, open_set
+from clipx.data.labelled import (
+    ClassificationSet,
+    LabelledImage,
+    MultiLabelSet,
+    RetrievalSet,
+    open_classes,
+    open_classification,
+    open_set,
+)
 from clipx.errors import InputError
 
 PLAIN = ("a photo of a {c}.",)
@@ -121,6 +129,26 @@ def test_cifar_is_read_by_torchvision(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "sets" / "cifar-100-python").mkdir()
     assert "both CIFAR-10 and CIFAR-100" in fault(tmp_path / "sets")
     assert train.identity() != identity
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        (['"[""dog"", ""cat""]"', "\"['dog']\"", '"[]"', "cat"], [(0, 1), (1,), (), (0,)]),
+        (['"[1, 0]"', "[1]", '"[]"', "0"], [(0, 1), (1,), (), (0,)]),
+        (["[old]", "cat", "[old]", "cat"], [0, 1, 0, 1]),  # a name with brackets
+    ],
+)
+def test_lists_of_labels_in_cells_are_several_classes(tmp_path: Path, cells: list[str], found: list[object]) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{i}.png,{cell}\n" for i, cell in enumerate(cells)))
+    if "1" in cells[0]:
+        (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    opened = open_classes(str(tmp_path / "t.csv"))
+    labels = [image.label if isinstance(image, LabelledImage) else image.labels for image in opened.images()]
+    assert labels == found
+    assert set(opened.class_names) == ({"cat", "dog"} if labels[2] == () else {"[old]", "cat"})
 
 
 def test_lists_of_labels_are_several_classes(tmp_path: Path) -> None:

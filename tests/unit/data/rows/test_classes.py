@@ -137,6 +137,17 @@ def test_folders_are_classes_only_if_no_picture_has_a_caption(tmp_path: Path) ->
         open_rows([str(tmp_path / "dog")], SourceOptions(class_folders=True))
 
 
+def test_folders_beside_a_picture_are_no_classes_but_may_be_meant_so(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/y.png", "stray.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    rows = open_rows([str(tmp_path)], SourceOptions())
+    assert rows.labels() is None
+    assert rows.notes() == [f"{tmp_path}: no picture has a caption; if its folders are classes, add --class-folders"]
+    (tmp_path / "stray.txt").write_text("a caption")
+    assert open_rows([str(tmp_path)], SourceOptions()).notes() == ()
+
+
 def test_one_folder_is_no_class_and_several_splits_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "0.png").write_bytes(png(0))
