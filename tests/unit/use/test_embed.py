@@ -1,11 +1,12 @@
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from embedding_folders import BLANK, BROKEN, CUT, contents, write_pairs
 from servers import WebServer
 from shard_files import png
@@ -18,6 +19,7 @@ from clipx.storage.files import write_file
 from clipx.storage.locks import try_lock
 from clipx.use.embed import EmbedOptions, embed
 from clipx.use.embeddings import open_embeddings
+from clipx.use.pca import PCA, Moments, fit
 from clipx.use.queries import parse_queries
 
 SMALL = EmbedOptions(batch_size=4, rows_per_shard=8, dtype="float32")
@@ -142,6 +144,24 @@ def test_reduced_by_a_pca_that_is_kept(pretrained: Pretrained, shards: list[str]
             np.testing.assert_allclose(reduced.project(full_BD, column), reduced_BK, atol=1e-6)
     assert [row.cosine for row in reduced.keys(range(30))] == [row.cosine for row in full.keys(range(30))]
     assert (full.project(full.image[0], "image") == full.image[0]).all()  # type: ignore[index]
+
+
+def test_a_pca_is_fitted_by_one_thread(
+    pretrained: Pretrained, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def counted(moments: Mapping[str, Moments], components: int, *, embed_dim: int) -> PCA:
+        threads.append(torch.get_num_threads())
+        return fit(moments, components, embed_dim=embed_dim)
+
+    monkeypatch.setattr("clipx.use.shard_files.fit", counted)
+    torch.set_num_threads(2)
+    try:
+        embed(pretrained, shards, tmp_path / "out", options=EmbedOptions(batch_size=4, components=5))
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [1]
 
 
 def test_a_folder_of_something_else_is_left_alone(

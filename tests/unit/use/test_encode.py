@@ -74,6 +74,27 @@ def test_bits_depend_neither_on_workers_nor_threads_nor_other_blocks(pretrained:
         torch.set_num_threads(1)
 
 
+def test_each_operation_has_one_thread_whatever_the_caller_has(
+    pretrained: Pretrained, pairs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings of a model as small as this one would be the same with more threads; those of a larger one are not."""
+    threads: list[int] = []
+    encode_image = pretrained.encode_image
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return encode_image(images)
+
+    monkeypatch.setattr(pretrained, "encode_image", counted)
+    torch.set_num_threads(2)
+    try:
+        for _ in encode(pretrained, pairs, blocks(8)):
+            threads.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [1] * 8
+
+
 def test_texts_alone_and_pictures_alone(pretrained: Pretrained, pairs: Inputs, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("a cat\n\na dog\n")
     (texts,) = encode(pretrained, open_inputs([str(tmp_path / "lines.txt")]), [range(3)])
