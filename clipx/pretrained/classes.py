@@ -99,7 +99,7 @@ class ClassEmbeddings:
             for start in range(0, len(self.names), _TILE):
                 cosine_BT = image_BD @ self.embedding_CD[start : start + _TILE].T
                 total_B1 = torch.logaddexp(total_B1, _log_sum(cosine_BT, logit_scale))
-                found_BT, place_BT = cosine_BT.topk(min(kept, cosine_BT.shape[1]), dim=1)
+                found_BT, place_BT = _top(cosine_BT, min(kept, cosine_BT.shape[1]))
                 best_BK = torch.cat([best_BK, found_BT], dim=1)
                 best_BK, index_BK = _first(best_BK, torch.cat([index_BK, place_BT + start], dim=1), kept)
             reference_B1 = _log_sum(image_BD @ self.reference_RD.T, logit_scale)
@@ -145,6 +145,15 @@ def embed_classes(
 def _log_sum(cosine_BN: Tensor, logit_scale: float) -> Tensor:
     """The logarithm of the sum of exp(`logit_scale` x cosine) of each row, float64 (B, 1)."""
     return (cosine_BN.double() * logit_scale).logsumexp(1, keepdim=True)
+
+
+def _top(value_BN: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The largest values of each row and their places; of equal ones those that come first are kept, in any order."""
+    found_BK, place_BK = value_BN.topk(kept, dim=1)
+    if bool(((value_BN >= found_BK[:, -1:]).sum(1) > kept).any()):  # topk keeps any of them
+        place_BK = value_BN.argsort(dim=1, descending=True, stable=True)[:, :kept]
+        found_BK = value_BN.gather(1, place_BK)
+    return found_BK, place_BK
 
 
 def _first(value_BN: Tensor, index_BN: Tensor, kept: int) -> tuple[Tensor, Tensor]:
