@@ -18,7 +18,7 @@ from clipx.train.trainer import run
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("python.md", "extend/loss.md", "extend/tower.md", "extend/evaluator.md")
-OF_A_RUN = ("reports.md", "classify.md")  # pages with commands for the run of runs/scenes
+OF_A_RUN = ("reports.md", "classify.md", "search.md")  # pages with commands for the run of runs/scenes
 IN_OTHER_TESTS = {"tutorial.md"}  # tests/end_to_end/test_tutorial.py
 UPLOADS = {"finetune.md"}  # tests/unit/export/test_push.py asks a hub of its own
 
@@ -61,7 +61,7 @@ def test_the_commands_that_look_at_a_run(tmp_path: Path, monkeypatch: pytest.Mon
         run(tiny_config(tmp_path / "runs" / name, scenes / "train", "steps=2", f"optim.lr={rate}", evaluated))
     for line in [line for page in OF_A_RUN for line in shell_lines(page) if line]:
         run_line(line, monkeypatch)
-    for name in ("runs/scenes/report.html", "comparison.html", "classified.html"):
+    for name in ("runs/scenes/report.html", "comparison.html", "classified.html", "found.html"):
         assert (tmp_path / name).stat().st_size > 1000, name
 
 
