@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import groupby
 from typing import Any
 
-from clipx.errors import InputError, RunError, some_names
+from clipx.errors import InputError, RunError
 from clipx.storage.failures import hint
 from clipx.storage.files import is_local, read_file, write_file
 from clipx.use.embeddings import Embeddings, shard_file
@@ -32,7 +32,7 @@ def require_beside(shards: Sequence[str]) -> None:
         raise InputError("--beside writes beside shards, and the input has none; leave it out, or give shards")
     if len(set(shards)) < len(shards):
         twice = [shard for shard in dict.fromkeys(shards) if shards.count(shard) > 1]
-        raise InputError(f"--beside: {some_names(twice)} is given twice; name each shard once")
+        raise InputError(f"--beside: {twice[0]} is given twice; name each shard once")
     for folder in {os.path.dirname(shard) or "." for shard in shards if is_local(shard)}:
         if not os.access(folder, os.W_OK):
             raise InputError(f"--beside: {folder} cannot be written; copy the shards to where you may, or leave it out")
