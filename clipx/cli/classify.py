@@ -1,13 +1,15 @@
 """`clipx classify`: which of some classes each picture shows, as a table, and as files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from clipx.cli.classify_tables import print_classified
+from clipx.cli.data_options import ImageColumn, ImageFolder
 from clipx.cli.early import is_alone, require_model, require_outputs
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import say
@@ -76,6 +78,8 @@ def classify(
         Literal["pil", "fast"], typer.Option(help="Pillow's pixels, or nearly the same ones sooner.")
     ] = "pil",
     image_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")] = "jpg;jpeg;png;webp",
+    image_column: ImageColumn = None,
+    image_folder: ImageFolder = None,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep embeddings of classes in the user's cache.")
     ] = True,
@@ -89,7 +93,8 @@ def classify(
     _check_files(json_file, csv_file, html_file)
     require_model(model)
 
-    reading = partial(_read, inputs, classes, templates or (), multi=multi, image_key=image_key)
+    table = {"image_column": image_column, "image_folder": image_folder}
+    reading = partial(_read, inputs, classes, templates or (), multi=multi, image_key=image_key, table=table)
     read = reading() if is_alone() else None
     from clipx.distributed.environment import overrule_environment
 
@@ -144,15 +149,21 @@ def _check_files(json_file: Path | None, csv_file: Path | None, html_file: Path 
 
 
 def _read(
-    addresses: Sequence[str], classes: str, templates: Sequence[str], *, multi: bool, image_key: str
+    addresses: Sequence[str],
+    classes: str,
+    templates: Sequence[str],
+    *,
+    multi: bool,
+    image_key: str,
+    table: Mapping[str, Any],
 ) -> "tuple[ClassList, Inputs]":
     """The classes and the pictures; whatever is wrong with either is said before a model is loaded."""
-    from clipx.data.inputs import InputOptions, open_inputs
+    from clipx.data.inputs import open_inputs, table_options
     from clipx.use.class_list import read_classes
 
     listed = read_classes(classes, templates, multi=multi)
     with progress_bar("reading") as show:
-        return listed, open_inputs(addresses, InputOptions(image_key=image_key), on_progress=show)
+        return listed, open_inputs(addresses, replace(table_options(**table), image_key=image_key), on_progress=show)
 
 
 def _write(

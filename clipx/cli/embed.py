@@ -1,11 +1,14 @@
 """`clipx embed`: embeddings of whatever there is, in bulk."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from clipx.cli.data_options import CaptionColumns, ImageColumn, ImageFolder
 from clipx.cli.early import is_alone, require_folder, require_model
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import say
@@ -57,6 +60,9 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 128,
     image_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")] = "jpg;jpeg;png;webp",
     caption_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.caption_key.")] = "txt",
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumns = None,
+    image_folder: ImageFolder = None,
     weights: WeightsOption = None,
 ) -> None:
     """Embed pictures and texts in bulk, for `clipx search` and your own programs.
@@ -68,7 +74,8 @@ def embed(
     components = _components(reduce)
     require_folder(out, option="--out")
     require_model(model)
-    opening = partial(_open, inputs, image_key=image_key, caption_key=caption_key, beside=beside)
+    table = {"image_column": image_column, "caption_columns": caption_column or (), "image_folder": image_folder}
+    opening = partial(_open, inputs, image_key=image_key, caption_key=caption_key, table=table, beside=beside)
     found = opening() if is_alone() else None
     from clipx.distributed.environment import overrule_environment
 
@@ -106,13 +113,16 @@ def embed(
             _write_beside(out, found)
 
 
-def _open(addresses: list[str], *, image_key: str, caption_key: str, beside: bool) -> "Inputs":
+def _open(
+    addresses: list[str], *, image_key: str, caption_key: str, table: Mapping[str, Any], beside: bool
+) -> "Inputs":
     """The rows; whatever else can be found wrong before a model is loaded is said here."""
-    from clipx.data.inputs import InputOptions, open_inputs
+    from clipx.data.inputs import open_inputs, table_options
     from clipx.use.key_table import require_pyarrow
 
+    options = replace(table_options(**table), image_key=image_key, caption_key=caption_key)
     with progress_bar("reading") as show:
-        found = open_inputs(addresses, InputOptions(image_key=image_key, caption_key=caption_key), on_progress=show)
+        found = open_inputs(addresses, options, on_progress=show)
     require_pyarrow()
     if beside:
         from clipx.use.beside import require_beside

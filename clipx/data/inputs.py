@@ -31,7 +31,7 @@ from clipx.data.decode import UndecodableError
 from clipx.data.rows.file_states import whole_identity
 from clipx.data.rows.folders import files_in, is_picture
 from clipx.data.rows.opening import SourceOptions, open_rows
-from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
+from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample, TableColumns
 from clipx.data.rows.source_files import decode_text, image_of
 from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, some_names
@@ -137,6 +137,14 @@ class Inputs:
                 raise LeftOutError("no picture", sample.name, str(error)) from error
             captions = []
         return Item(key=sample.key, name=sample.name, image=image, captions=tuple(captions))
+
+
+def table_options(
+    *, image_column: str | None = None, caption_columns: Sequence[str] = (), image_folder: Path | None = None
+) -> InputOptions:
+    """How tables are read whose columns have no usual names, or whose paths start elsewhere; the rest is as ever."""
+    columns = TableColumns(image=image_column, captions=tuple(caption_columns))
+    return InputOptions(source=SourceOptions(columns=columns, image_folder=image_folder))
 
 
 def open_inputs(

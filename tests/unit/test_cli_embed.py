@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from embedding_folders import write_pairs
+from shard_files import png
 from tiny_clip import tiny_pretrained
 
 from clipx import cli
@@ -75,3 +76,18 @@ def test_what_a_person_gets_wrong_is_one_line(embed: Any, tmp_path: Path) -> Non
         assert (code, text) == (2, "")
         assert error.startswith(f"clipx: error: {message}")
         assert error.count("\n") == 1
+
+
+def test_columns_of_a_table_by_their_names(embed: Any, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(2):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "table.csv").write_text("photo,says\n0.png,a dog\n1.png,two cats\n")
+    named = ("--image-column", "photo", "--caption-column", "says", "--image-folder", tmp_path / "pictures")
+    code, out, err = embed(tmp_path / "table.csv", "--out", tmp_path / "out", *named)
+    assert (code, err) == (0, "")
+    assert "2 pictures and 2 texts" in out
+    assert [row.caption for row in open_embeddings(tmp_path / "out").keys([0, 1])] == ["a dog", "two cats"]
+    code, _, err = embed(tmp_path / "table.csv", "--out", tmp_path / "other")
+    assert code == 2
+    assert "--image-column" in err
