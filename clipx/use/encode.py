@@ -22,7 +22,7 @@ from clipx.data.parallel import num_cores
 from clipx.pretrained import Pretrained
 from clipx.use.reading import BlockReader, Decode, ItemInfo, LeftOut, ReadBlock, read_blocks
 
-_ON_DEVICE = 2  # blocks at once on a GPU: one is computed while another is sent or fetched
+_ON_DEVICE = 2  # blocks at once on a GPU: the host has the next one ready when the device is done with one
 
 
 @dataclass(frozen=True)
