@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from clipx.cli.classify_tables import print_classified
-from clipx.cli.data_options import ImageColumn, ImageFolder
+from clipx.cli.data_options import ImageColumn, ImageFolder, ShardImageKey
 from clipx.cli.early import is_alone, require_model, require_outputs
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import say
@@ -77,7 +77,7 @@ def classify(
     decode: Annotated[
         Literal["pil", "fast"], typer.Option(help="Pillow's pixels, or nearly the same ones sooner.")
     ] = "pil",
-    image_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")] = "jpg;jpeg;png;webp",
+    image_key: ShardImageKey = "jpg;jpeg;png;webp",
     image_column: ImageColumn = None,
     image_folder: ImageFolder = None,
     cache: Annotated[
@@ -99,7 +99,7 @@ def classify(
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment()
-    from clipx.distributed.collectives import raise_on_all_ranks, rank
+    from clipx.distributed.collectives import raise_on_all_ranks, rank, rank0_first
     from clipx.distributed.runtime import join_ranks
     from clipx.pretrained import load
     from clipx.use.class_cache import default_cache, embed_class_list
@@ -110,12 +110,8 @@ def classify(
     )
     with join_ranks() as (device, group):
         is_first = rank(group) == 0
-        for turn in (True, False):  # the first rank indexes shards, the others read that index
-            with raise_on_all_ranks(group):
-                if read is None and is_first == turn:
-                    read = reading()
-        assert read is not None
-        listed, found = read
+        # rank 0 indexes shards; the others read that index
+        listed, found = rank0_first(reading, group) if read is None else read
         with raise_on_all_ranks(group), progress_bar("classes", shown=is_first) as show:
             pretrained = load(model, device=device, weights=weights)
             folder = default_cache() if cache else None

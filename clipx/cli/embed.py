@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipx.cli.data_options import CaptionColumns, ImageColumn, ImageFolder
+from clipx.cli.data_options import CaptionColumns, ImageColumn, ImageFolder, ShardImageKey
 from clipx.cli.early import is_alone, require_folder, require_model
 from clipx.cli.model import ModelArgument, WeightsOption
 from clipx.cli.output import say
@@ -58,7 +58,7 @@ def embed(
         int, typer.Option(min=0, metavar="N", help="Processes that read and decode; 0: threads of this one.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 128,
-    image_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.image_key.")] = "jpg;jpeg;png;webp",
+    image_key: ShardImageKey = "jpg;jpeg;png;webp",
     caption_key: Annotated[str, typer.Option(metavar="KEY", help="Of shards: as data.caption_key.")] = "txt",
     image_column: ImageColumn = None,
     caption_column: CaptionColumns = None,
@@ -80,7 +80,7 @@ def embed(
     from clipx.distributed.environment import overrule_environment
 
     overrule_environment()
-    from clipx.distributed.collectives import raise_on_all_ranks, rank
+    from clipx.distributed.collectives import raise_on_all_ranks, rank, rank0_first
     from clipx.distributed.runtime import join_ranks
     from clipx.pretrained import load
     from clipx.use.embed import EmbedOptions
@@ -97,11 +97,8 @@ def embed(
     show = None
     with join_ranks() as (device, group), ExitStack() as stack:
         is_first = rank(group) == 0
-        for turn in (True, False):  # the first rank indexes shards, the others read that index
-            with raise_on_all_ranks(group):
-                if found is None and is_first == turn:
-                    found = opening()
-        assert found is not None
+        if found is None:
+            found = rank0_first(opening, group)  # which indexes shards; the others read that index
         with raise_on_all_ranks(group):
             pretrained = load(model, device=device, weights=weights)
         if is_first:

@@ -170,6 +170,18 @@ def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
             raise result
 
 
+def rank0_first(work: Callable[[], T], group: ProcessGroup | None) -> T:
+    """What `work` returns on this rank: rank 0 does it before the others begin, and they find what it left.
+
+    The work must not communicate. An error of one rank is raised on all ranks.
+    """
+    for is_turn_of_rank0 in (True, False):
+        with raise_on_all_ranks(group):
+            if (rank(group) == 0) == is_turn_of_rank0:
+                result = work()
+    return result
+
+
 def _copied(error: Exception) -> Exception:
     """A copy of the error, or a `RunError` with its text if it cannot be pickled, like huggingface_hub's errors."""
     try:

@@ -38,11 +38,9 @@ class EvaluationSet(Protocol):
 
     def identity(self) -> str:
         """Hex digits that change when the set does."""
-        ...
 
     def images(self) -> Iterator[Any]:
         """The images, encoded, with label, labels or captions."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

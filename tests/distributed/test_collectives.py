@@ -1,7 +1,9 @@
 """The collectives, on several ranks and alone."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from distributed.ranks import run_ranks
 from torch import Tensor
 
 from clipx.distributed import collectives
+from clipx.errors import InputError
 
 
 def part(rank: int, dtype: torch.dtype) -> Tensor:
@@ -128,3 +131,27 @@ def test_alone_there_is_nothing_to_do() -> None:
     assert collectives.named_group("") is None
     assert collectives.all_reduce(x, "max", None) is x
     assert collectives.gather_objects("x", None) == ["x"]
+
+
+def begins_slowly(folder: Path) -> object:
+    group, rank = dist.group.WORLD, dist.get_rank()
+
+    def work() -> bool:
+        if rank == 0:
+            time.sleep(0.3)
+            (folder / "left").touch()
+        elif rank == 2:
+            raise InputError("rank 2 cannot")
+        return (folder / "left").exists()
+
+    found = collectives.rank0_first(lambda: rank == 2 or work(), group)
+    try:
+        collectives.rank0_first(work, group)
+    except InputError as error:
+        return found, str(error)
+    return found, "no error"
+
+
+def test_rank_0_works_first_and_an_error_is_everybodys(tmp_path: Path) -> None:
+    assert run_ranks(begins_slowly, 3, tmp_path) == [(True, "rank 2 cannot")] * 3
+    assert collectives.rank0_first(lambda: 7, None) == 7
