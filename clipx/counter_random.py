@@ -31,6 +31,8 @@ class Stream(IntEnum):
     BOOTSTRAP = 10
     SHOTS = 11
     FOLD = 12
+    HEAD_DROPOUT = 13
+    ABSENT = 14
 
 
 def _signed(value: int) -> int:
