@@ -55,10 +55,6 @@ _SAY_EVERY_S = 30.0
 log = logging.getLogger(__name__)
 
 
-class StopAskedError(Exception):
-    """The pass was asked to stop; the next one takes it up."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:
     """A set whose samples are kept."""
@@ -79,21 +75,21 @@ class Pass:
         pretrained: the bare model with the weights of the run's towers.
         autocast: the precision of the run.
         group: all ranks, for messages between hosts; None if there is one process.
-        goes_on: called by all ranks after every round of blocks; whether none was asked to stop.
+        between: called by all ranks after every round of blocks. An exception of its own ends the pass, and another one
+            takes it up.
     """
 
     config: FitConfig
     pretrained: Pretrained
     group: ProcessGroup | None
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-    goes_on: Callable[[], bool] = lambda: True
+    between: Callable[[], None] = lambda: None
 
 
 def kept_samples(work: Pass, wanted: FeatureSet) -> KeptSamples:
     """The samples of a set with their vectors: those that are kept, or computed now; all ranks call this.
 
     Raises:
-        StopAskedError: on all ranks alike.
         RunError: the storage failed, or the run folder cannot be written.
     """
     group = work.group
@@ -157,8 +153,7 @@ def _compute(work: Pass, wanted: FeatureSet, entry: Path) -> None:
             with raise_on_all_ranks(group):
                 if (block := next(computed, None)) is not None:
                     parts.write(*block)
-            if not work.goes_on():
-                raise StopAskedError
+            work.between()
             progress.say(number * BLOCK * ranks)
     with raise_on_all_ranks(group):
         if rank(group) == 0:
