@@ -43,11 +43,10 @@ def class_metrics(logits_NK: Floats, class_N: NDArray[np.int64]) -> dict[str, fl
     true_K = np.bincount(class_N, minlength=num_classes)
     predicted_K = np.bincount(predicted_N, minlength=num_classes)
     hits_K = np.bincount(class_N[right_N], minlength=num_classes)
-    scored = range(1, 2) if num_classes == 2 else range(num_classes)  # of two, each is the other's mirror image
     return {
         "accuracy": float(right_N.mean()),
         **_macro_f1(hits_K, true_K, predicted_K),
-        **_mean_area([area_under_roc(probability_NK[:, k], class_N == k) for k in scored]),
+        **_mean_area([area_under_roc(probability_NK[:, k], class_N == k) for k in range(num_classes)]),
         "calibration_error": calibration_error(probability_NK.max(axis=1), right_N),
     }
 
@@ -57,9 +56,8 @@ def number_metrics(predicted_N: Floats, true_N: Floats) -> dict[str, float]:
     if len(true_N) == 0 or not np.isfinite(predicted_N).all():
         return {}
     figures = {"mae": float(np.abs(predicted_N - true_N).mean())}
-    variance = true_N.var()
-    if variance > 0:
-        figures["r2"] = float(1 - np.square(predicted_N - true_N).mean() / variance)
+    if true_N.min() < true_N.max():
+        figures["r2"] = float(1 - np.square(predicted_N - true_N).mean() / true_N.var())
     return figures
 
 

@@ -76,7 +76,7 @@ def test_a_figure_that_the_rows_do_not_define_is_left_out() -> None:
     assert class_metrics(logits_NK[:0], np.zeros(0, np.int64)) == {}
     assert class_metrics(np.full((2, 3), np.nan), np.zeros(2, np.int64)) == {}
     assert class_metrics(np.full((2, 3), np.inf), np.zeros(2, np.int64)) == {}
-    assert number_metrics(np.array([1.0, 3.0]), np.array([2.0, 2.0])) == {"mae": 1.0}
+    assert number_metrics(np.full(3, 1.1), np.full(3, 0.1)) == {"mae": 1.0}
     assert number_metrics(np.array([np.nan]), np.array([2.0])) == number_metrics(np.zeros(0), np.zeros(0)) == {}
     assert label_metrics(-np.ones((4, 2)), np.zeros((4, 2), bool)).keys() == {"calibration_error"}
     assert label_metrics(np.zeros((0, 2)), np.zeros((0, 2), bool)) == {}
