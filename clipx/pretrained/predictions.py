@@ -25,9 +25,8 @@ class ClassPrediction:
     probability_BK: Tensor
     """float64; each row sums to one."""
 
-    @property
-    def index_B(self) -> Tensor:
-        """int64: the most probable class, the first of equal ones."""
+    def best(self) -> Tensor:
+        """int64 (B,): the most probable class, the first of equal ones."""
         return self.probability_BK.argmax(1)
 
 
@@ -89,7 +88,8 @@ def in_units(target: NumberTarget, scaled_B: Tensor) -> Tensor:
 
     scaled = (transform(value) - mean) / std, so value = exp(scaled std + mean) where the transform is the logarithm.
     """
-    assert target.mean is not None and target.std is not None, "the config is not resolved"
+    assert target.mean is not None, "the config is not resolved"
+    assert target.std is not None, "the config is not resolved"
     transformed_B = scaled_B.double() * target.std + target.mean
     return transformed_B.exp() if target.transform == "log" else transformed_B
 
@@ -102,7 +102,7 @@ def cells(prediction: Prediction, name: str, *, all_probabilities: bool = False)
     """
     match prediction:
         case ClassPrediction(names, probability_BK):
-            best, probability = prediction.index_B.tolist(), probability_BK.amax(1).tolist()
+            best, probability = prediction.best().tolist(), probability_BK.amax(1).tolist()
             found: list[dict[str, object]] = [
                 {name: names[index], f"{name}_probability": value}
                 for index, value in zip(best, probability, strict=True)
