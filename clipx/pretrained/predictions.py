@@ -5,13 +5,13 @@ The inverse of what was done to the targets (`clipx.data.fit_columns`), in float
 Shapes: B rows, K classes of a target, L labels, O raw outputs of all targets side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from torch import Tensor
 
-from clipx.config.fit import ClassTarget, FitConfig, LabelsTarget, NumberTarget
+from clipx.config.fit_inputs import ClassTarget, Head, LabelsTarget, NumberTarget
 
 LIKELY = 0.5
 """A label of at least this probability is one of a row's labels."""
@@ -50,27 +50,26 @@ class LabelsPrediction:
 Prediction: TypeAlias = ClassPrediction | NumberPrediction | LabelsPrediction
 
 
-def predictions(config: FitConfig, raw_BO: Tensor) -> dict[str, Prediction]:
-    """What raw outputs say of each target, by its name, in the order of the config.
+def predictions(heads: Sequence[Head], raw_BO: Tensor) -> dict[str, Prediction]:
+    """What raw outputs say of each target, by its name.
 
     Args:
-        config: resolved.
+        heads: of a resolved config.
         raw_BO: of `clipx.models.fused.FusedModel`.
     """
-    return {head.name: _prediction(config, head.name, raw_BO[:, head.outputs]) for head in config.heads}
+    return {head.name: _prediction(head, raw_BO[:, head.outputs]) for head in heads}
 
 
-def _prediction(config: FitConfig, name: str, raw_BK: Tensor) -> Prediction:
-    target = config.targets[name]
-    match target:
-        case ClassTarget():
-            return ClassPrediction(_names(target.classes), class_probabilities(raw_BK))
-        case NumberTarget():
+def _prediction(head: Head, raw_BK: Tensor) -> Prediction:
+    match head.target:
+        case ClassTarget(classes=classes):
+            return ClassPrediction(classes or (), class_probabilities(raw_BK))
+        case NumberTarget() as target:
             return NumberPrediction(in_units(target, raw_BK[:, 0]))
-        case LabelsTarget():
-            return LabelsPrediction(_names(target.classes), label_probabilities(raw_BK))
+        case LabelsTarget(classes=classes):
+            return LabelsPrediction(classes or (), label_probabilities(raw_BK))
         case _:
-            assert_never(target)
+            assert_never(head.target)
 
 
 def class_probabilities(logits_BK: Tensor) -> Tensor:
@@ -122,17 +121,11 @@ def cells(prediction: Prediction, name: str, *, all_probabilities: bool = False)
     return found
 
 
-def no_cells(config: FitConfig, name: str, *, all_probabilities: bool = False) -> Mapping[str, None]:
-    """The values of a target, all None, of a row for which there is no prediction."""
-    kind = config.targets[name].type
-    names = [name]
-    if kind == "class":
-        names.append(f"{name}_probability")
-    if kind != "number" and all_probabilities:
-        names.append(f"{name}_probabilities")
+def no_cells(head: Head, *, all_probabilities: bool = False) -> dict[str, None]:
+    """The values of a target, all None, in a row for which there is no prediction."""
+    names = [head.name]
+    if head.kind == "class":
+        names.append(f"{head.name}_probability")
+    if head.kind != "number" and all_probabilities:
+        names.append(f"{head.name}_probabilities")
     return dict.fromkeys(names)
-
-
-def _names(classes: Sequence[str] | None) -> Sequence[str]:
-    assert classes is not None, "the config is not resolved"
-    return classes
