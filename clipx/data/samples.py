@@ -74,7 +74,7 @@ class SampleReader:
         self.shards = shards
         self.sources = sources
         self._seed = seed
-        self._column_readers = column_readers
+        self.column_readers = column_readers
 
     def augment_seed(self, ref: SampleRef) -> int:
         """The seed of the augmentation: a function of (seed, epoch, sample), 63 bits."""
@@ -100,10 +100,10 @@ class SampleReader:
         try:
             captions = source.captions.read(members, epoch=ref.epoch, sample_id=ref.sample_id)
             columns: dict[str, np.ndarray] = {}
-            if self._column_readers:
+            if self.column_readers:
                 name = partial(self.shards.name, ref)
                 raw = RawSample(members=members, texts=captions.texts, ref=ref, name=name)
-                columns = read_columns(self._column_readers, raw)
+                columns = read_columns(self.column_readers, raw)
             data = first_present(members, source.image_key)  # last: the others are cheaper to find absent
             if data is None:
                 raise BadSampleError(f"no picture under {source.image_key!r}")
