@@ -8,9 +8,10 @@ block left, or no sample of its block can be read, the batch is one blank row.
 Shapes: I rows of a batch, S image size.
 """
 
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -44,9 +45,13 @@ class InOrder:
     are theirs."""
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
+    """Consecutive samples."""
+
     number: int
-    refs: Sequence[SampleRef]
+    """Of the block."""
+    samples: range
+    """Their numbers."""
 
 
 def num_rounds(num_samples: int, *, batch_size: int, world_size: int) -> int:
@@ -54,11 +59,16 @@ def num_rounds(num_samples: int, *, batch_size: int, world_size: int) -> int:
     return -(-num_samples // (batch_size * world_size))
 
 
-def own_blocks(num_samples: int, *, batch_size: int, rank: int, world_size: int) -> list[range]:
-    """The numbers of the samples of each of a rank's blocks; those beyond the last sample are empty."""
+def own_blocks(num_samples: int, *, batch_size: int, rank: int, world_size: int) -> list[Block]:
+    """A rank's blocks; those beyond the last sample are empty."""
     rounds = num_rounds(num_samples, batch_size=batch_size, world_size=world_size)
-    starts = [(nth * world_size + rank) * batch_size for nth in range(rounds)]
-    return [range(start, max(start, min(start + batch_size, num_samples))) for start in starts]
+    numbers = range(rank, rounds * world_size, world_size)
+    return [Block(number, block_samples(number, num_samples, batch_size=batch_size)) for number in numbers]
+
+
+def block_samples(number: int, num_samples: int, *, batch_size: int) -> range:
+    """The numbers of a block's samples."""
+    return range(min(number * batch_size, num_samples), min((number + 1) * batch_size, num_samples))
 
 
 def batches_in_order(
@@ -85,67 +95,84 @@ def batches_in_order(
     Raises:
         RunError: the storage failed, or a column is not what its reader promised.
     """
-    blocks = _Blocks(samples, tokenizer=tokenizer, image_size=image_size)
-    ends = np.cumsum(counts)
-    own = own_blocks(int(ends[-1]), batch_size=batch_size, rank=rank, world_size=world_size)
-    rest = (_Block(nth * world_size + rank, _refs(numbers, ends)) for nth, numbers in enumerate(own))
-    pending: deque[tuple[_Block, Tensor, Sequence[_Part]]] = deque()
+    blocks = own_blocks(int(np.sum(counts)), batch_size=batch_size, rank=rank, world_size=world_size)
+    return read_in_order(samples, tokenizer=tokenizer, counts=counts, image_size=image_size, blocks=blocks)
+
+
+def read_in_order(
+    samples: SampleReader,
+    *,
+    tokenizer: Tokenizer,
+    counts: Sequence[int] | np.ndarray,
+    image_size: int,
+    blocks: Iterable[Block],
+) -> Iterator[InOrder]:
+    """Yields these blocks; for the rest see `batches_in_order`."""
+    reader = _BlockReader(samples, tokenizer=tokenizer, image_size=image_size, ends=np.cumsum(counts))
+    rest = iter(blocks)
+    pending: deque[_Begun] = deque()
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(_THREADS, initializer=torch.set_num_threads, initargs=(1,))
     try:
         while True:
-            for block in islice(rest, _BLOCKS_AHEAD - len(pending)):
-                pending.append((block, *blocks.begin(block, pool)))
+            pending.extend(reader.begin(block, pool) for block in islice(rest, _BLOCKS_AHEAD - len(pending)))
             if not pending:
                 return
-            block, images_ISSC, parts = pending.popleft()
-            yield blocks.joined(block, images_ISSC, [result for part in parts for result in part.result()])
-            del images_ISSC  # or it would be kept until the next block is there
+            yield reader.joined(pending.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
-        blocks.end(len(own) * world_size)
+        reader.end()
         torch.set_num_threads(threads)  # this thread's has not changed, but that of threads to come has
 
 
 _Read = SampleContent | BadSample
-_Part = Future[list[_Read]]
 
 
-def _refs(numbers: range, ends: np.ndarray) -> list[SampleRef]:
-    """The samples of these numbers; `ends` are those of the shards."""
-    shards = np.searchsorted(ends, np.arange(numbers.start, numbers.stop), side="right").tolist()  # skips empty shards
-    firsts = [int(ends[shard - 1]) if shard else 0 for shard in shards]
-    return [
-        SampleRef(source=0, shard=shard, index=number - first, epoch=0, sample_id=number)
-        for number, shard, first in zip(numbers, shards, firsts, strict=True)
-    ]
+class _Begun(NamedTuple):
+    """A block that is being read."""
+
+    number: int
+    refs: Sequence[SampleRef]
+    images_ISSC: Tensor
+    """Filled meanwhile."""
+    parts: Sequence[Future[list[_Read]]]
 
 
-class _Blocks:
-    """Reads blocks, in several threads at once."""
+class _BlockReader:
+    """Reads blocks, in several threads at once; `ends` are those of the shards."""
 
-    def __init__(self, samples: SampleReader, *, tokenizer: Tokenizer, image_size: int) -> None:
+    def __init__(self, samples: SampleReader, *, tokenizer: Tokenizer, image_size: int, ends: np.ndarray) -> None:
         self._samples = samples
         self._tokenizer = tokenizer
         self._image_size = image_size
+        self._ends = ends
         self._one_at_a_time = threading.Lock()
 
-    def begin(self, block: _Block, pool: ThreadPoolExecutor) -> tuple[Tensor, list[_Part]]:
-        """Has a block read: its images, which are filled meanwhile, and what else will be there of its samples."""
-        shards = self._samples.shards
+    def begin(self, block: Block, pool: ThreadPoolExecutor) -> _Begun:
+        """Has a block read."""
+        refs, shards = self._refs(block.samples), self._samples.shards
         if isinstance(shards, ShardReader) and shards.remote_sources:
             with self._one_at_a_time:
-                shards.expect(block.refs, until=block.number)
-        images_ISSC = self._blank_images(len(block.refs))
-        starts = range(0, len(block.refs), _AT_ONCE)
-        parts = [slice(start, start + _AT_ONCE) for start in starts]
-        return images_ISSC, [pool.submit(self._some, block.refs[part], images_ISSC[part]) for part in parts]
+                shards.expect(refs, until=block.number)
+        images_ISSC = self._blank_images(len(refs))
+        parts = [slice(start, start + _AT_ONCE) for start in range(0, len(refs), _AT_ONCE)]
+        futures = [pool.submit(self._some, refs[part], images_ISSC[part]) for part in parts]
+        return _Begun(block.number, refs, images_ISSC, futures)
 
-    def end(self, num_blocks: int) -> None:
+    def end(self) -> None:
         """Frees what was fetched and not read."""
         shards = self._samples.shards
         if isinstance(shards, ShardReader) and shards.remote_sources:
-            shards.forget(num_blocks)
+            shards.forget(sys.maxsize)
+
+    def _refs(self, numbers: range) -> list[SampleRef]:
+        ends = self._ends
+        shards = np.searchsorted(ends, np.array(numbers), side="right").tolist()  # skips empty shards
+        firsts = [int(ends[shard - 1]) if shard else 0 for shard in shards]
+        return [
+            SampleRef(source=0, shard=shard, index=number - first, epoch=0, sample_id=number)
+            for number, shard, first in zip(numbers, shards, firsts, strict=True)
+        ]
 
     def _some(self, refs: Sequence[SampleRef], images_ISSC: Tensor) -> list[_Read]:
         return [self._one(ref, out) for ref, out in zip(refs, images_ISSC, strict=True)]
@@ -159,18 +186,19 @@ class _Blocks:
             with self._one_at_a_time:
                 return self._samples.bad(ref, str(error))
 
-    def joined(self, block: _Block, images_ISSC: Tensor, results: Sequence[_Read]) -> InOrder:
+    def joined(self, begun: _Begun) -> InOrder:
         """The block's batch."""
+        results = [result for part in begun.parts for result in part.result()]
         good = [row for row, result in enumerate(results) if isinstance(result, SampleContent)]
-        refs = [block.refs[row] for row in good]
         contents = [result for result in results if isinstance(result, SampleContent)]
-        if not refs:
+        refs, images_ISSC = [begun.refs[row] for row in good], begun.images_ISSC
+        if not good:
             images_ISSC, columns = self._blank_images(1), self._blank_columns()
         else:
             columns = columns_of(refs, contents, reader=self._samples, tokenizer=self._tokenizer, first_slot=0)
             images_ISSC = images_ISSC if len(good) == len(results) else images_ISSC[good]
         part = PartialBatch(
-            index=block.number,
+            index=begun.number,
             columns=columns,
             bad=tuple(result for result in results if isinstance(result, BadSample)),
             counts=counts_of(contents),
