@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from clipx.config.data import AugmentConfig, DataConfig, Decode, Source, sources
+from clipx.config.fit import FitConfig
 from clipx.config.fit_data import FitDataConfig
 from clipx.config.model import ImageConfig, TimmImageConfig
 from clipx.config.schema import JobConfig
 from clipx.data.captions import CaptionReader
 from clipx.data.columns import Wanted, check_columns
+from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, SampleReader, SourceReader
@@ -107,6 +109,29 @@ def open_samples(
     extensions = [reader.extensions.union(*further) for reader in readers]
     shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)
     return SampleReader(shards, readers, seed=seed, column_readers=wanted.columns)
+
+
+def open_fit_samples(config: FitConfig, index: ShardIndex) -> SampleReader:
+    """The reader of a fit run's samples as evaluation sees them: nothing is augmented or drawn away.
+
+    Args:
+        config: resolved.
+        index: of the shards for training, or of those that are held out.
+    """
+    wanted = Wanted(
+        columns=(FitColumns(config, training=False),),
+        texts=JoinedText(config.text_columns),
+        images="optional" if "image" in config.modalities else "unread",
+    )
+    return open_samples(
+        [index],
+        [config.data.source(list(index.paths))],
+        data=config.data,
+        seed=config.seed,
+        image_size=wanted.image_size(config.model.image.image_size),
+        image=config.model.image,
+        wanted=wanted,
+    )
 
 
 def build_transform(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipx import counter_random
 from clipx.counter_random import Stream
+from clipx.data.columns import ColumnSpec, RawSample
 from clipx.data.in_order import InOrder, own_blocks
 from clipx.data.order import DataOrder
 from clipx.data.sample_refs import SampleRef
@@ -95,6 +96,26 @@ class Hiding:
         return np.where(away_BM, np.float32(0), presence_BM)
 
 
+class KeptColumns:
+    """Says which columns of vectors there are; `KeptBatchReader` reads them.
+
+    Args:
+        names: of the columns.
+        dim: D.
+    """
+
+    extensions: frozenset[str] = frozenset()
+    """None."""
+
+    def __init__(self, names: Sequence[str], *, dim: int) -> None:
+        self.columns = {name: ColumnSpec(np.dtype(np.float32), (dim,)) for name in names}
+        """By name."""
+
+    def read(self, sample: RawSample) -> Mapping[str, np.ndarray]:
+        """Nothing: there are no vectors in shards."""
+        raise AssertionError(f"{sorted(self.columns)} are kept, not read")
+
+
 class KeptBatchReader:
     """Reads parts of batches out of arrays.
 
@@ -105,6 +126,7 @@ class KeptBatchReader:
     """
 
     captions_per_image = 1
+    """K."""
 
     def __init__(self, order: DataOrder, kept: KeptSamples, *, hiding: Hiding) -> None:
         assert order.num_samples == kept.num_samples
