@@ -84,9 +84,9 @@ def make(
     from clipx.data.rows.dialects import TextFormat
     from clipx.data.rows.opening import SourceOptions, open_rows
     from clipx.data.rows.row import TableColumns
-    from clipx.prepare.images import ImageOptions
-    from clipx.prepare.make import make_shards
-    from clipx.prepare.make_shard import MakeOptions
+    from clipx.making.images import ImageOptions
+    from clipx.making.make import make_shards
+    from clipx.making.make_shard import MakeOptions
 
     names = [] if header is None else [name.strip() for name in header.split(",")]
     columns = TableColumns(image=image_column, captions=caption_column or (), label=label_column)

@@ -9,7 +9,7 @@ from clipx.config.paths import expand_home
 from clipx.printable import shown
 
 if TYPE_CHECKING:
-    from clipx.prepare.make import Made
+    from clipx.making.make import Made
     from clipx.prepare.stats import SetStatistics
 
 
@@ -28,7 +28,7 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
 def print_made(made: "Made", out: str, *, image_key: str) -> None:
     """Prints what `clipx data make` made, and what it takes to train on all of it."""
     from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
-    from clipx.prepare.out_folder import REPORT
+    from clipx.making.out_folder import REPORT
 
     say(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
     if made.num_joined:

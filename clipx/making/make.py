@@ -25,9 +25,9 @@ from clipx.data.rows.classes import Classes, find_classes
 from clipx.data.rows.row import Rows
 from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, RunError, some_names
-from clipx.prepare.groups import Groups, group_rows
-from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
-from clipx.prepare.out_folder import REPORT, claimed, finish
+from clipx.making.groups import Groups, group_rows
+from clipx.making.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
+from clipx.making.out_folder import REPORT, claimed, finish
 from clipx.printable import json_text, printable, redacted
 from clipx.storage.files import is_local, write_file
 

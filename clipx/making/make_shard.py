@@ -15,9 +15,9 @@ from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
 from clipx.data.rows.source_files import image_of
 from clipx.data.shard_writer import write_shard
 from clipx.errors import RunError, some_names
-from clipx.prepare.groups import merged
-from clipx.prepare.images import ImageOptions, stored_image
-from clipx.prepare.out_folder import MAKING, place
+from clipx.making.groups import merged
+from clipx.making.images import ImageOptions, stored_image
+from clipx.making.out_folder import MAKING, place
 from clipx.storage.files import write_file
 
 
