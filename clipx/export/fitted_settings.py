@@ -1,7 +1,7 @@
 """The file fitted.json of an export: all that those who run the program of a fitted model need beside it.
 
 It names inputs and outputs, and says how the cells of a row become numbers and what the numbers of a result mean.
-docs/fit.md describes it for people. It needs no torch.
+docs/fit.md describes it for people.
 """
 
 import json
@@ -9,16 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, assert_never
 
-from clipx.config.fit import (
-    CategoryInput,
-    ClassTarget,
-    FitConfig,
-    ImageInput,
-    LabelsTarget,
-    NumberInput,
-    NumberTarget,
-    TextInput,
-)
+from clipx.config.fit import FitConfig
+from clipx.config.fit_inputs import ClassTarget, LabelsTarget, NumberTarget
 from clipx.export.serving import padded_length
 
 SETTINGS = "fitted.json"
@@ -34,11 +26,6 @@ PICTURES, IDS, MASK, NUMBERS, CATEGORIES, PRESENCE = (
 def output_name(config: FitConfig, target: str) -> str:
     """The name of a target's output."""
     return f"{target}_value" if config.targets[target].type == "number" else f"{target}_probabilities"
-
-
-def inputs_of(config: FitConfig, kind: type[Any]) -> dict[str, Any]:
-    """The inputs of one kind by their names, in the order of the config."""
-    return {name: given for name, given in config.inputs.items() if isinstance(given, kind)}
 
 
 def fitted_settings(config: FitConfig) -> dict[str, Any]:
@@ -60,66 +47,52 @@ def write_settings(config: FitConfig, folder: Path) -> None:
 
 
 def _image(config: FitConfig) -> dict[str, Any]:
+    if config.image_column is None:
+        return {}
     size = config.model.image.image_size
-    return {
-        PICTURES: {
-            "input": name,
-            "column": given.column or name,
-            "dtype": "uint8",
-            "shape": ["batch", size, size, 3],
-            "meaning": "RGB, resized and cropped as preprocessor_config.json says, and not normalised",
-            "absent": "any pixels",
-        }
-        for name, given in inputs_of(config, ImageInput).items()
+    told = {
+        "column": config.image_column,
+        "dtype": "uint8",
+        "shape": ["batch", size, size, 3],
+        "meaning": "RGB, resized and cropped as preprocessor_config.json says, and not normalised",
+        "absent": "any pixels",
     }
+    return {PICTURES: told}
 
 
 def _text(config: FitConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    if not config.text_columns:
+        return {}
     length = padded_length(config.model.text)
-    for name, given in inputs_of(config, TextInput).items():
-        shape = ["batch", "sequence" if length is None else length]
-        found[IDS] = {
-            "input": name,
-            "columns": list(given.columns or (name,)),
-            "joined_by": JOINED_BY,
-            "dtype": "int64",
-            "shape": shape,
-            "longest": config.model.text.context_length,
-            "meaning": "token ids, by the tokenizer beside, of the cells that are not blank, joined",
-            "absent": "any numbers",
-        }
-        if length is None:
-            found[MASK] = {
-                "input": name,
-                "dtype": "int64",
-                "shape": shape,
-                "meaning": "1 for the tokens of a text, 0 after them",
-                "absent": "any numbers",
-            }
-    return found
+    common = {"dtype": "int64", "shape": ["batch", "sequence" if length is None else length], "absent": "any numbers"}
+    ids = {
+        "columns": list(config.text_columns),
+        "joined_by": JOINED_BY,
+        "longest": config.model.text.context_length,
+        "meaning": "token ids, by the tokenizer beside, of the cells that are not blank, joined",
+    }
+    mask = {"meaning": "1 for the tokens of a text, 0 after them"}
+    return {IDS: ids | common} | ({MASK: mask | common} if length is None else {})
 
 
 def _table(config: FitConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if numbers := inputs_of(config, NumberInput):
+    if numbers := config.numbers:
         found[NUMBERS] = {
-            "inputs": list(numbers),
             "columns": [given.column or name for name, given in numbers.items()],
             "dtype": "float64",
             "shape": ["batch", len(numbers)],
             "meaning": "the cells as they stand: the program scales them",
             "absent": "NaN",
         }
-    if categories := inputs_of(config, CategoryInput):
+    if categories := config.categories:
         found[CATEGORIES] = {
-            "inputs": list(categories),
             "columns": [given.column or name for name, given in categories.items()],
             "dtype": "int64",
             "shape": ["batch", len(categories)],
-            "meaning": "the place of the cell among `classes`, from 0; -1 for one that is not among them",
+            "meaning": "the place of the cell among the classes of its column, from 0",
             "classes": [list(given.classes or ()) for given in categories.values()],
-            "absent": -1,
+            "absent": "-1, also for a cell that is none of the classes",
         }
     return found
 
