@@ -1,4 +1,4 @@
-"""What those who run the program of a fitted model compute, from the files of its export alone, beside the model itself.
+"""What those who run a fitted model compute, from the files of its export alone, compared with the model itself.
 
 The limit is on a probability, and on a number's difference as a share of its scale. What stands in the place of an
 absent input must not change one bit.
