@@ -1,8 +1,8 @@
 """Counter-based random numbers: a number is a function of its keys, so there is no generator state to save.
 
-The same formula is used by numpy on the host (data order, augmentation seeds) and torch on the device (patch dropout);
-int64 arithmetic overflows identically in both. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood,
-"Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16).
+The same formula is used by numpy on the host (data order, augmentation seeds) and torch on the device (patch and slot
+dropout); int64 arithmetic overflows identically in both. The mixer is the finaliser of SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16).
 """
 
 from enum import IntEnum
@@ -31,6 +31,8 @@ class Stream(IntEnum):
     BOOTSTRAP = 10
     SHOTS = 11
     FOLD = 12
+    HEAD_DROPOUT = 13
+    ABSENT = 14
 
 
 def _signed(value: int) -> int:

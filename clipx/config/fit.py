@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -231,10 +232,10 @@ class FitConfig(Job):
         possible = self.encoder.train == "frozen" and self.data.augment is None
         return possible and self.keep_features is not False and self.modalities != ("table",)
 
-    @property
+    @cached_property
     def model(self) -> ModelConfig:
         """The towers, as trainers and readers of models know them."""
-        return self.encoder
+        return ModelConfig(**{item.name: getattr(self.encoder, item.name) for item in fields(ModelConfig)})
 
     @property
     def start_from(self) -> str | None:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from clipx import counter_random
 from clipx.counter_random import Stream
-from clipx.data.captions import CaptionReader, Captions, alternatives, first_present
-from clipx.data.columns import ColumnReader, RawSample, read_columns
+from clipx.data.captions import Captions, TextReader, alternatives, first_present
+from clipx.data.columns import ColumnReader, Images, RawSample, read_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
 from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
-from clipx.data.transforms import Decoding, TrainTransform
+from clipx.data.transforms import Decoding, FixedTransform, TrainTransform
 from clipx.errors import RunError, some_names
 from clipx.storage.tar import KEYS_END_AT_DOTS, MANY_MEMBERS
 from clipx.types import BadSample, Batch, axis_of, tensor_fields
@@ -40,12 +40,15 @@ class SourceReader:
     name: str
     image_key: str
     caption_key: str
-    captions: CaptionReader
-    transform: TrainTransform
+    captions: TextReader
+    transform: TrainTransform | FixedTransform
+    images: Images = "needed"
 
     @property
     def extensions(self) -> frozenset[str]:
         """The members of a sample that are read."""
+        if self.images == "unread":
+            return self.captions.extensions
         return self.captions.extensions | {extension for extension, _ in alternatives(self.image_key)}
 
 
@@ -84,7 +87,7 @@ class SampleReader:
         """Reads a sample; its image, uint8 (S, S, 3), goes into `out`.
 
         Raises:
-            BadSampleError: image, caption or column is absent or undecodable, or the shard is cut.
+            BadSampleError: image, caption or column is absent and needed, or undecodable, or the shard is cut.
             RunError: the storage failed, or a column is not what its reader promised.
         """
         members = self.shards.read(ref)
@@ -96,10 +99,15 @@ class SampleReader:
                 name = partial(self.shards.name, ref)
                 raw = RawSample(members=members, texts=captions.texts, ref=ref, name=name)
                 columns = read_columns(self._column_readers, raw)
-            data = first_present(members, source.image_key)  # last: the others are cheaper to find absent
-            if data is None:
+            # last: the others are cheaper to find absent
+            data = None if source.images == "unread" else first_present(members, source.image_key)
+            if data is not None:
+                decoding = source.transform(data, seed=self.augment_seed(ref), out=out)
+            elif source.images == "needed":
                 raise BadSampleError(f"no picture under {source.image_key!r}")
-            decoding = source.transform(data, seed=self.augment_seed(ref), out=out)
+            else:
+                out.zero_()
+                decoding = Decoding(by_pillow=False, deep=False)
         except UndecodableError as error:
             raise BadSampleError(str(error)) from error
         return SampleContent(captions, columns, decoding)

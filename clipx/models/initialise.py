@@ -1,4 +1,4 @@
-"""CLIP's initialisation of Transformer blocks, for the text tower and for ViT trunks of CLIP's shape."""
+"""First weights: CLIP's for Transformer blocks, and those of single linear layers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -27,3 +27,10 @@ def initialise_blocks(blocks: Iterable[Any]) -> None:
             nn.init.normal_(linear.weight, std=std)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
+
+
+def initialise_linear(linear: nn.Linear, *, gain: float = 1.0) -> None:
+    """Normal weights with a standard deviation of `gain` (inputs)^-0.5, so that variances are kept; the bias is 0."""
+    nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

@@ -9,6 +9,7 @@ from torch import nn
 
 from clipx.config.model import Projection
 from clipx.errors import InputError
+from clipx.models.initialise import initialise_linear
 
 
 def build_projection(
@@ -49,6 +50,4 @@ def initialise_projection(projection: nn.Module) -> None:
     """Matrices with a standard deviation of (inputs)^-0.5, as in OpenAI's CLIP code; biases are 0."""
     for layer in projection.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            initialise_linear(layer)

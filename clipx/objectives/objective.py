@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from clipx.config.phases import Phase
-from clipx.config.schema import RunConfig
-from clipx.data.columns import ColumnReader
+from clipx.config.schema import JobConfig
+from clipx.data.captions import TextReader
+from clipx.data.columns import ColumnReader, Images, Wanted
 from clipx.distributed.parallelize import full_tensor
 from clipx.losses.cost import NO_COST, LossCost, LossShape
 from clipx.models.clip import CLIP
@@ -91,6 +92,15 @@ class Objective(ABC):
     terms: Mapping[str, Term] = MappingProxyType({})
     column_readers: Sequence[ColumnReader] = ()
     """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
+    text_reader: TextReader | None = None
+    """What gives the texts of a sample; None: its captions, as the config describes them."""
+    images: Images = "needed"
+    """Whether a sample must have a picture, may, or is read without (`clipx.data.columns.Wanted`)."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is read of every sample."""
+        return Wanted(columns=self.column_readers, texts=self.text_reader, images=self.images)
 
     @abstractmethod
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Outputs:
@@ -158,7 +168,7 @@ class Objective(ABC):
 class BuildObjective(Protocol):
     """Config to objective: what `clipx.train` takes in place of the config's own."""
 
-    def __call__(self, config: RunConfig, phase: Phase, *, vocab_size: int) -> Objective:
+    def __call__(self, config: JobConfig, phase: Phase, *, vocab_size: int) -> Objective:
         """The objective of one phase, its model on the CPU and in float32, the same on every rank.
 
         Args:

@@ -4,7 +4,7 @@ import logging
 import socket
 import uuid
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
@@ -13,7 +13,7 @@ from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.geometry import resolve_geometry
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.run_length import RunLength
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig, with_model
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class Run:
     """A run that is ready to go on from `progress`."""
 
-    config: RunConfig
+    config: JobConfig
     runtime: Runtime
     length: RunLength
     """How its steps and its pairs correspond."""
@@ -93,7 +93,7 @@ class Run:
 
 
 def build_run(
-    config: RunConfig, runtime: Runtime, rollback: Rollback | None = None, *, build: BuildObjective = build_objective
+    config: JobConfig, runtime: Runtime, rollback: Rollback | None = None, *, build: BuildObjective = build_objective
 ) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
 
@@ -162,7 +162,7 @@ class _Parts:
 
 
 def _prepare(
-    config: RunConfig,
+    config: JobConfig,
     runtime: Runtime,
     *,
     checkpoint: Checkpoint | None,
@@ -192,7 +192,7 @@ def _prepare(
             f"{config.run_dir} was begun with the objective {saved.objective}, not {type(objective).__qualname__}; go "
             "on with the program that began it, or choose a new run_dir"
         )
-    reader = phase_reader(readable, indexes, plan, phase=phase, column_readers=objective.column_readers)
+    reader = phase_reader(readable, indexes, plan, phase=phase, wanted=objective.wanted)
     model = objective.model.to(runtime.device)
     check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
@@ -212,9 +212,9 @@ def _prepare(
     )
 
 
-def _with_kept_texts(config: RunConfig) -> RunConfig:
+def _with_kept_texts(config: JobConfig) -> JobConfig:
     """The config with which a run that goes on builds its model, where folders that it names may be gone."""
-    return replace(config, model=with_kept_texts(config.model, [Path(config.run_dir)]))
+    return with_model(config, with_kept_texts(config.model, [Path(config.run_dir)]))
 
 
 def _log_formats(pretrained: Pretrained) -> None:
@@ -228,7 +228,7 @@ def _log_formats(pretrained: Pretrained) -> None:
     log.info("formats of an export: %s%s", ", ".join(n for n, reason in formats.items() if reason is None), reasons)
 
 
-def _diagnosis(config: RunConfig, runtime: Runtime, length: RunLength, *, workers: int) -> Diagnosis:
+def _diagnosis(config: JobConfig, runtime: Runtime, length: RunLength, *, workers: int) -> Diagnosis:
     return Diagnosis(
         max_logit_scale=config.model.max_logit_scale,
         warmup_steps=warmup_of(config.optim, length),
@@ -249,7 +249,7 @@ def _resume(checkpoint: Checkpoint, saved: RunState, stepper: Stepper) -> None:
         log.info("resuming from %s", checkpoint)
 
 
-def _found_before(parts: _Parts, config: RunConfig, runtime: Runtime, checkpoint: Checkpoint) -> int | None:
+def _found_before(parts: _Parts, config: JobConfig, runtime: Runtime, checkpoint: Checkpoint) -> int | None:
     """What `micro_batch_size: auto` found when this phase began, where all that decides it is as it was then."""
     saved, before = checkpoint.state(), checkpoint.config()
     found, step, phase = saved.micro_batch, saved.progress.step, parts.phase
@@ -260,7 +260,7 @@ def _found_before(parts: _Parts, config: RunConfig, runtime: Runtime, checkpoint
     return found.size if config.micro_batch_size == "auto" and alike else None
 
 
-def _memory_of(config: RunConfig, phase: Phase) -> tuple[object, ...]:
+def _memory_of(config: JobConfig, phase: Phase) -> tuple[object, ...]:
     """What decides how many pairs fit."""
     work = (config.micro_batch_size, config.precision, config.activation_checkpointing)
     return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase)

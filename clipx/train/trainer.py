@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from clipx.config.phases import phase_at
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
 from clipx.objectives.build import build_objective
@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 _FP16_SEARCH = 32  # overflows in a row in which the loss scaler may search its scale, from 2^16 down
 
 
-def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> int:
+def train(config: JobConfig, *, objective: BuildObjective = build_objective) -> int:
     """Does what `run` does; returns the exit code of a process that does nothing else."""
     return run(config, objective=objective).exit_code
 
 
-def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> Status:
+def run(config: JobConfig, *, objective: BuildObjective = build_objective) -> Status:
     """Runs a config to its end or to a stop.
 
     In the main thread it takes the config's signals and Ctrl-C for requests to stop, until it returns; logging is set
@@ -71,7 +71,7 @@ def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> St
         return _run_phases(config, runtime, stop, objective)
 
 
-def _run_phases(config: RunConfig, runtime: Runtime, stop: StopRequest, objective: BuildObjective) -> Status:
+def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objective: BuildObjective) -> Status:
     """Builds the run for each of its phases, and after each rollback, until it ends."""
     run: Run | None = None
     status: Status | None = None
@@ -119,7 +119,7 @@ def _finish(run: Run, status: Status, stop: StopRequest) -> None:
     run.monitor.close_trackers()
 
 
-def _watchdog(config: RunConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:
+def _watchdog(config: JobConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:
     """This rank's watchdog; all ranks call this."""
     return Watchdog(
         stall_timeout_s=config.stall_timeout_s,
