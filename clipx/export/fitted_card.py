@@ -1,4 +1,4 @@
-"""The model card of a fitted model's export, its README.md: what it reads, what it predicts, how well, and how to use it.
+"""The card of a fitted model's export, its README.md: what it reads, what it predicts, how well, how it is used.
 
 As on other cards, what nobody told is not made up, and paths of this machine do not stand here.
 """
@@ -66,8 +66,8 @@ def _summary(config: FitConfig) -> str:
 
 def _use(blocks: Mapping[str, str]) -> str:
     told = (
-        f"Beside these files, with a picture `photo.jpg`; elsewhere put this folder's path before the names. `{SETTINGS}` "
-        "says what each input and each output means, and what stands in the place of a cell that is absent."
+        "Beside these files, with a picture `photo.jpg`; elsewhere put this folder's path before the names. "
+        f"`{SETTINGS}` says what each input and output means, and what stands in the place of an absent cell."
     )
     return "\n\n".join([told, *(f"With {library}:\n\n```python\n{code}```" for library, code in blocks.items())])
 
@@ -127,10 +127,9 @@ def _evaluation(config: FitConfig, run: RunRecord | None) -> str:
 
 
 def _training(config: FitConfig, run: RunRecord | None) -> str:
-    start = config.encoder.from_
-    begun = (
-        "random weights" if start is None else start if start.startswith("hf://") else f"a model, {Path(start).name}"
-    )
+    start = config.encoder.from_ or "random weights"
+    is_named = config.encoder.from_ is None or start.startswith("hf://")  # else it is a place on this machine
+    begun = start if is_named else f"a model, {Path(start).name}"
     trained = config.encoder.train
     rows: dict[str, object] = {
         "image tower": f"`{code_name(config.model.image.name)}`" if "image" in config.modalities else None,
