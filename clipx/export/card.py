@@ -13,7 +13,7 @@ from typing import Any
 from clipx import __version__
 from clipx.config.data import SourceConfig
 from clipx.config.model import ModelConfig
-from clipx.config.schema import JobConfig, RunConfig
+from clipx.config.schema import RunConfig
 from clipx.config.yaml_text import write_yaml
 from clipx.export.card_code import code_blocks
 from clipx.export.card_text import cell, code_name, count, line, percent, short, table
@@ -31,7 +31,7 @@ def write(
     *,
     name: str,
     model: ModelConfig,
-    config: JobConfig | None,
+    config: RunConfig | None,
     run: RunRecord | None,
     only: Tower | None = None,
 ) -> None:
@@ -70,7 +70,7 @@ def _tower_class(folder: Path, files: AbstractSet[str]) -> str | None:
 
 
 def _metadata(
-    files: AbstractSet[str], model: ModelConfig, *, config: JobConfig | None, only: Tower | None
+    files: AbstractSet[str], model: ModelConfig, *, config: RunConfig | None, only: Tower | None
 ) -> dict[str, Any]:
     """What the hub reads: https://huggingface.co/docs/hub/model-cards#model-card-metadata."""
     libraries = {
@@ -126,12 +126,13 @@ def _average(average: Mapping[str, Any] | None) -> str:
     return f"{told}\n\n{table(('model', 'share', 'SHA-256 of its weights'), rows)}"
 
 
-def _training(config: JobConfig, run: RunRecord | None, *, averaged: bool) -> str:
+def _training(config: RunConfig, run: RunRecord | None, *, averaged: bool) -> str:
     optim = config.optim
     rows: dict[str, object] = {
         "begun with": "random weights, or those that `model` names" if config.start_from is None else _begun(config),
         "pairs of a step": f"{config.global_batch_size:,}",
-        "loss": config.loss.type if isinstance(config, RunConfig) else "that of every target",
+        "loss": config.loss.type,
+        "loss": config.loss.type,
         "optimizer": f"{optim.type}, rate {optim.lr:g}, weight decay {optim.weight_decay:g}, {optim.schedule}",
         "precision": config.precision,
         "seed": config.seed,
@@ -148,7 +149,7 @@ def _training(config: JobConfig, run: RunRecord | None, *, averaged: bool) -> st
     return told + table(("setting", "value"), rows.items())
 
 
-def _begun(config: JobConfig) -> str:
+def _begun(config: RunConfig) -> str:
     """The start, without where on somebody's machine it lay."""
     start = config.start_from or ""
     return start if start.startswith("hf://") else f"another model, {Path(start).name}"
