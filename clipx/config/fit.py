@@ -185,7 +185,9 @@ class FitConfig(Job):
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """The kinds of vectors that are fused; numbers and categories together are one, the table."""
-        kinds = {"table" if isinstance(item, NumberInput | CategoryInput) else item.type for item in self.inputs.values()}
+        kinds = {
+            "table" if isinstance(item, NumberInput | CategoryInput) else item.type for item in self.inputs.values()
+        }
         every: tuple[Modality, ...] = ("image", "text", "table")
         return tuple(kind for kind in every if kind in kinds)
 
@@ -207,9 +209,7 @@ class FitConfig(Job):
     @property
     def text_columns(self) -> tuple[str, ...]:
         """Columns of the text, in their order."""
-        return next(
-            (item.columns or (name,) for name, item in self.inputs.items() if isinstance(item, TextInput)), ()
-        )
+        return next((item.columns or (name,) for name, item in self.inputs.items() if isinstance(item, TextInput)), ())
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -275,5 +275,3 @@ class FitConfig(Job):
         rows = self.data.num_train or 1
         ends = [length.in_steps(rows * epoch) for epoch in range(1, int(self.epochs) + 1)]
         return tuple(sorted({end for end in ends if end <= length.num_steps} | {length.num_steps}))
-
-

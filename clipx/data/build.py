@@ -75,8 +75,7 @@ def open_reader(
             name=source.name,
             image_key=source.image_key,
             caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
-            captions=wanted.texts
-            or CaptionReader(source, captions_per_image=data.captions_per_image, seed=order.seed),
+            captions=wanted.texts or CaptionReader(source, captions_per_image=data.captions_per_image, seed=order.seed),
             transform=build_transform(image, image_size=image_size, augment=source.augment, decode=data.decode),
             images=wanted.images,
         )

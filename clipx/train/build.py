@@ -3,9 +3,11 @@
 import logging
 import socket
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import Checkpoint
@@ -17,14 +19,14 @@ from clipx.config.schema import JobConfig, with_model
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
-from clipx.data.samples import BatchReader
-from clipx.data.stream import PairStream
+from clipx.data.samples import BatchReader, join_parts
+from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
 from clipx.export.formats import formats_of
 from clipx.objectives.build import build_objective
-from clipx.objectives.objective import BuildObjective, Objective
+from clipx.objectives.objective import FIRST_SAMPLES, BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
 from clipx.optim.schedules import warmup_of
 from clipx.pretrained import Pretrained, start_from
@@ -120,6 +122,8 @@ def build_run(
         objective=type(objective).__qualname__,
         versions=versions(),
     )
+    if saved is None:
+        objective.begin(_first_batches(parts, config, runtime), runtime.group)
     found = None if checkpoint is None else _found_before(parts, config, runtime, checkpoint)
     stepper = build_stepper(config, runtime, objective, length=length, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
@@ -210,6 +214,18 @@ def _prepare(
         reader=reader,
         tokenizer=tokenizer,
     )
+
+
+def _first_batches(parts: _Parts, config: JobConfig, runtime: Runtime) -> Iterator[Batch]:
+    """This rank's parts of the first global batches on its device, read as they are asked for."""
+    slots = rank_slots(parts.plan, rank=runtime.rank, world_size=runtime.world_size)
+    size = parts.objective.wanted.image_size(parts.phase.image_size)
+    in_epoch = max(1, parts.plan.num_samples // parts.plan.global_batch_size)
+    for index in range(min(in_epoch, -(-FIRST_SAMPLES // parts.plan.global_batch_size))):
+        images_IHWC = torch.empty(len(slots), size, size, 3, dtype=torch.uint8)
+        part = parts.reader.read(index, slots, out=images_IHWC, prefetch=False)
+        batch = join_parts([part], images_IHWC, captions_per_image=config.data.captions_per_image)
+        yield batch.to(runtime.device)
 
 
 def _with_kept_texts(config: JobConfig) -> JobConfig:

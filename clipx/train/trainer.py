@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from clipx.config.fit import FitConfig
 from clipx.config.phases import phase_at
 from clipx.config.schema import JobConfig
 from clipx.distributed.runtime import Runtime, start_runtime
@@ -68,7 +69,28 @@ def run(config: JobConfig, *, objective: BuildObjective = build_objective) -> St
                 check_folder(run_dir)
                 held.enter_context(run_lock(run_dir))
         # from here on the folder is this start's, and status.json its word
-        return _run_phases(config, runtime, stop, objective)
+        return _run_phases(_resolved(config, runtime), runtime, stop, objective)
+
+
+def _resolved(config: JobConfig, runtime: Runtime) -> JobConfig:
+    """The config with all that is found in the data before training: rank 0 looks, for all.
+
+    Raises:
+        InputError: the data does not fit it; on all ranks alike, and status.json says so.
+    """
+    if not isinstance(config, FitConfig):
+        return config
+    from clipx.fitting.resolve import resolve
+
+    try:
+        with runtime.raise_on_all_ranks():
+            if runtime.is_main:
+                config = resolve(config)
+    except Exception as error:
+        explained = explain(error)
+        write_failure(Path(config.run_dir), explained, step=0, rank=runtime.rank)
+        raise explained from error
+    return runtime.broadcast_from_rank0(config)
 
 
 def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objective: BuildObjective) -> Status:
