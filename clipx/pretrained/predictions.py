@@ -5,13 +5,13 @@ The inverse of what was done to the targets (`clipx.data.fit_columns`), in float
 Shapes: B rows, K classes of a target, L labels, O raw outputs of all targets side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from torch import Tensor
 
-from clipx.config.fit import ClassTarget, FitConfig, LabelsTarget, NumberTarget
+from clipx.config.fit_inputs import ClassTarget, Head, LabelsTarget, NumberTarget
 
 LIKELY = 0.5
 """A label of at least this probability is one of a row's labels."""
@@ -25,9 +25,8 @@ class ClassPrediction:
     probability_BK: Tensor
     """float64; each row sums to one."""
 
-    @property
-    def index_B(self) -> Tensor:
-        """int64: the most probable class, the first of equal ones."""
+    def best(self) -> Tensor:
+        """int64 (B,): the most probable class, the first of equal ones."""
         return self.probability_BK.argmax(1)
 
 
@@ -51,27 +50,26 @@ class LabelsPrediction:
 Prediction: TypeAlias = ClassPrediction | NumberPrediction | LabelsPrediction
 
 
-def predictions(config: FitConfig, raw_BO: Tensor) -> dict[str, Prediction]:
-    """What raw outputs say of each target, by its name, in the order of the config.
+def predictions(heads: Sequence[Head], raw_BO: Tensor) -> dict[str, Prediction]:
+    """What raw outputs say of each target, by its name.
 
     Args:
-        config: resolved.
+        heads: of a resolved config.
         raw_BO: of `clipx.models.fused.FusedModel`.
     """
-    return {head.name: _prediction(config, head.name, raw_BO[:, head.outputs]) for head in config.heads}
+    return {head.name: _prediction(head, raw_BO[:, head.outputs]) for head in heads}
 
 
-def _prediction(config: FitConfig, name: str, raw_BK: Tensor) -> Prediction:
-    target = config.targets[name]
-    match target:
-        case ClassTarget():
-            return ClassPrediction(_names(target.classes), class_probabilities(raw_BK))
-        case NumberTarget():
+def _prediction(head: Head, raw_BK: Tensor) -> Prediction:
+    match head.target:
+        case ClassTarget(classes=classes):
+            return ClassPrediction(classes or (), class_probabilities(raw_BK))
+        case NumberTarget() as target:
             return NumberPrediction(in_units(target, raw_BK[:, 0]))
-        case LabelsTarget():
-            return LabelsPrediction(_names(target.classes), label_probabilities(raw_BK))
+        case LabelsTarget(classes=classes):
+            return LabelsPrediction(classes or (), label_probabilities(raw_BK))
         case _:
-            assert_never(target)
+            assert_never(head.target)
 
 
 def class_probabilities(logits_BK: Tensor) -> Tensor:
@@ -89,7 +87,8 @@ def in_units(target: NumberTarget, scaled_B: Tensor) -> Tensor:
 
     scaled = (transform(value) - mean) / std, so value = exp(scaled std + mean) where the transform is the logarithm.
     """
-    assert target.mean is not None and target.std is not None, "the config is not resolved"
+    assert target.mean is not None, "the config is not resolved"
+    assert target.std is not None, "the config is not resolved"
     transformed_B = scaled_B.double() * target.std + target.mean
     return transformed_B.exp() if target.transform == "log" else transformed_B
 
@@ -102,7 +101,7 @@ def cells(prediction: Prediction, name: str, *, all_probabilities: bool = False)
     """
     match prediction:
         case ClassPrediction(names, probability_BK):
-            best, probability = prediction.index_B.tolist(), probability_BK.amax(1).tolist()
+            best, probability = prediction.best().tolist(), probability_BK.amax(1).tolist()
             found: list[dict[str, object]] = [
                 {name: names[index], f"{name}_probability": value}
                 for index, value in zip(best, probability, strict=True)
@@ -122,17 +121,11 @@ def cells(prediction: Prediction, name: str, *, all_probabilities: bool = False)
     return found
 
 
-def no_cells(config: FitConfig, name: str, *, all_probabilities: bool = False) -> Mapping[str, None]:
-    """The values of a target, all None, of a row for which there is no prediction."""
-    kind = config.targets[name].type
-    names = [name]
-    if kind == "class":
-        names.append(f"{name}_probability")
-    if kind != "number" and all_probabilities:
-        names.append(f"{name}_probabilities")
+def no_cells(head: Head, *, all_probabilities: bool = False) -> dict[str, None]:
+    """The values of a target, all None, in a row for which there is no prediction."""
+    names = [head.name]
+    if head.kind == "class":
+        names.append(f"{head.name}_probability")
+    if head.kind != "number" and all_probabilities:
+        names.append(f"{head.name}_probabilities")
     return dict.fromkeys(names)
-
-
-def _names(classes: Sequence[str] | None) -> Sequence[str]:
-    assert classes is not None, "the config is not resolved"
-    return classes

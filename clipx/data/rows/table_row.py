@@ -73,5 +73,3 @@ def is_url(value: str) -> bool:
 def path_of(value: str, folder: str) -> str:
     """The path that a table names, relative ones from `folder`."""
     return os.path.join(folder, expand_home(value.removeprefix("file://")))
-
-
