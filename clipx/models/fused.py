@@ -1,4 +1,4 @@
-"""A model that predicts targets from pictures, texts and tables: encoders -> stand-ins for the absent -> fusion -> heads.
+"""A model that predicts targets from pictures, texts and tables: towers, stand-ins for the absent, fusion, heads.
 
 The encoders are CLIP's towers, so whatever handles a CLIP (locking, sharding, loading, encoding) handles this one.
 
@@ -122,9 +122,8 @@ class FusedModel(CLIP):
         filled_BMD = self._filled(vectors_BMD, presence_BM)
         if self.fusion is None:
             raw_BO: Tensor = self.head(filled_BMD, presence_BM, keys_B=keys_B)
-            return raw_BO
-        fused_BD = self.fusion(filled_BMD, presence_BM, keys_B=keys_B)
-        raw_BO = self.head(fused_BD, keys_B)
+        else:
+            raw_BO = self.head(self.fusion(filled_BMD, presence_BM, keys_B=keys_B), keys_B)
         return raw_BO
 
     def _filled(self, vectors_BMD: Tensor, presence_BM: Tensor) -> Tensor:

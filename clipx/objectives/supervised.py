@@ -75,7 +75,7 @@ class SupervisedObjective(Objective):
 
 @torch.no_grad()
 def _moments(model: FusedModel, batch: Batch) -> Tensor:
-    """float64 (M, 2 + D): of each modality the number of embeddings, the sum of their squared lengths, and their sum."""
+    """float64 (M, 2 + D): of each modality how many embeddings, the sum of their squared lengths, and their sum."""
     presence_BM = batch.columns["presence_BM"].double()
     x_BMD = torch.where(presence_BM[:, :, None] > 0, model.embeddings(batch).double(), 0)
     squares_M = x_BMD.square().sum(dim=(0, 2))
