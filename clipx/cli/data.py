@@ -10,6 +10,7 @@ import typer
 
 from clipx.cli.config_files import ConfigArguments, load_arguments, names_config
 from clipx.cli.data_options import (
+    Absent,
     CaptionColumns,
     CaptionKey,
     ClassFolders,
@@ -19,6 +20,8 @@ from clipx.cli.data_options import (
     ImageFolder,
     ImageKey,
     IndexOfShards,
+    JoinCaptions,
+    KeyColumn,
     LabelColumn,
     MaxBad,
     NumShards,
@@ -60,6 +63,7 @@ def make(
     shuffle: Shuffle = None,
     image_column: ImageColumn = None,
     caption_column: CaptionColumns = None,
+    join_captions: JoinCaptions = None,
     label_column: LabelColumn = None,
     class_folders: ClassFolders = None,
     image_folder: ImageFolder = None,
@@ -67,6 +71,8 @@ def make(
     quoting: Quoting = "double",
     split: Splits = None,
     group_rows: GroupRows = True,
+    absent: Absent = False,
+    key: KeyColumn = None,
     size: ShortSide = None,
     quality: Quality = None,
     verify: Verify = True,
@@ -89,7 +95,14 @@ def make(
     from clipx.making.make_shard import MakeOptions
 
     names = [] if header is None else [name.strip() for name in header.split(",")]
-    columns = TableColumns(image=image_column, captions=caption_column or (), label=label_column)
+    columns = TableColumns(
+        image=image_column,
+        captions=caption_column or (),
+        joined_by=join_captions,
+        label=label_column,
+        needs_captions=not absent,
+        needs_image=not absent,
+    )
     text_format = TextFormat(quoting=quoting == "double", header=names)
     options = SourceOptions(
         columns=columns,
@@ -108,6 +121,8 @@ def make(
         num_shards=num_shards,
         shuffle=shuffle,
         group_rows=group_rows,
+        allow_absent=absent,
+        key=key,
         images=ImageOptions(size=size, quality=quality, verify=verify),
         image_key=image_key,
     )

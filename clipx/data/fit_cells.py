@@ -163,7 +163,7 @@ def transformed(value: float, transform: Transform) -> float:
     if transform == "none":
         return value
     if value <= 0:
-        raise CellError(value, "is not above 0, as `transform: log` needs it")
+        raise CellError(value, "is not above 0, as `transform: log` needs it (`none` takes any number)")
     return math.log(value)
 
 

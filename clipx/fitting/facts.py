@@ -36,14 +36,9 @@ def with_facts(config: FitConfig, counts: Counts) -> FitConfig:
             its config says.
     """
     _require_columns(config, counts)
-    found = {
-        name: _number_input(f"inputs.{name}", part, counts.cells[f"inputs.{name}"])
-        for name, part in config.numbers.items()
-    } | {name: _category(part, counts.cells[f"inputs.{name}"]) for name, part in config.categories.items()}
-    inputs = {name: found.get(name, part) for name, part in config.inputs.items()}
-    targets = {
-        name: _target(f"targets.{name}", part, counts.cells[f"targets.{name}"]) for name, part in config.targets.items()
-    }
+    cells = counts.cells
+    inputs = {name: _input(f"inputs.{name}", part, cells) for name, part in config.inputs.items()}
+    targets = {name: _target(key := f"targets.{name}", part, cells[key]) for name, part in config.targets.items()}
     return replace(config, inputs=inputs, targets=targets)
 
 
@@ -57,8 +52,8 @@ def warn_of_unknown(config: FitConfig, counts: Counts) -> None:
     for key, (column, part) in counted_parts(config).items():
         if isinstance(part, NumberInput | NumberTarget):
             continue
-        labels = counts.cells[key].labels
-        unknown = [name for name in sorted_labels(labels) if name not in set(part.classes or ())]
+        labels, known = counts.cells[key].labels, set(part.classes or ())
+        unknown = [name for name in sorted_labels(labels) if name not in known]
         if not unknown:
             continue
         outcome = {

@@ -5,6 +5,7 @@ Shapes: B rows of a block, O raw outputs of all targets side by side, P inputs.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import Any
 
 import torch
@@ -132,20 +133,18 @@ class Fitted(Pretrained):
 
     def described(self, block: PredictedBlock, *, probabilities: bool = False) -> list[dict[str, object]]:
         """The rows of a block as `predict` gives them."""
-        heads, inputs = self.fit_config.heads, list(self.fit_config.inputs)
+        config = self.fit_config
         values: list[dict[str, object]] = [{} for _ in block.good]
-        for name, prediction in predictions(heads, block.raw_BO).items():
-            for row, own in zip(values, cells(prediction, name, all_probabilities=probabilities), strict=True):
-                row |= own
-        for row, there in zip(values, block.there_BP.tolist(), strict=True):
-            row["present"] = [name for name, is_there in zip(inputs, there, strict=True) if is_there]
+        for name, prediction in predictions(config.heads, block.raw_BO).items():
+            for place, own in enumerate(cells(prediction, name, all_probabilities=probabilities)):
+                values[place] |= own
+        for place, there_P in enumerate(block.there_BP.tolist()):
+            values[place]["present"] = list(compress(config.inputs, there_P))
         by_row = dict(zip(block.good, values, strict=True))
-        for number, problem in block.problems.items():
-            nothing: dict[str, object] = {}
-            for head in heads:
-                nothing |= no_cells(head, all_probabilities=probabilities)
-            by_row[number] = {**nothing, "present": [], "problem": problem}
-        return [by_row[number] for number in block.rows]
+        for row, problem in block.problems.items():
+            nothing = [no_cells(head, all_probabilities=probabilities) for head in config.heads]
+            by_row[row] = {**dict(chain.from_iterable(map(dict.items, nothing))), "present": [], "problem": problem}
+        return [by_row[row] for row in block.rows]
 
 
 def _cut(num_rows: int, size: int) -> list[Block]:

@@ -17,8 +17,8 @@ from clipx.data.build import build_transform
 from clipx.data.captions import alternatives
 from clipx.data.eight_bits import to_rgb
 from clipx.data.fit_cells import is_absent
-from clipx.data.fit_columns import RECORD, FitColumns, JoinedText
-from clipx.data.rows.row import LeftOutError
+from clipx.data.fit_columns import FitColumns, JoinedText
+from clipx.data.rows.row import RECORD, LeftOutError
 from clipx.data.rows.table_row import of_struct
 from clipx.data.rows.values import json_member
 from clipx.data.sample_refs import SampleName, SampleRef

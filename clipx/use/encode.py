@@ -80,7 +80,7 @@ def encode(
     # Two threads must not switch the modes of one model.
     is_training = any(module.training for module in pretrained.model.modules())
     lanes = 1 if is_training else num_cores() if on_cpu else _ON_DEVICE
-    with one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=_start_lane, initargs=(pretrained.device,)) as pool:
+    with one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=start_lane, initargs=(pretrained.device,)) as pool:
         pending: deque[Future[Encoded]] = deque()
         try:
             for block in read_blocks(reader, blocks, workers=workers):
@@ -136,7 +136,7 @@ def one_thread(on: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _start_lane(device: torch.device) -> None:
+def start_lane(device: torch.device) -> None:
     """Gives a new thread what torch keeps for each thread by itself."""
     if device.type == "cpu":
         torch.set_num_threads(1)

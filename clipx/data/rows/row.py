@@ -127,7 +127,7 @@ class Rows(ABC):
         """
         for row in range(len(self)):
             try:
-                yield _fields(self.read(row))
+                yield fields_in(self.read(row))
             except LeftOutError:
                 yield {}
 
@@ -184,7 +184,8 @@ class Rows(ABC):
         return ()
 
 
-def _fields(content: Row | StoredSample) -> Record:
+def fields_in(content: Row | StoredSample) -> Record:
+    """The fields of a row but the picture's, as a sample's json member holds them; empty if that cannot be read."""
     if isinstance(content, StoredSample):
         try:
             return decode_record(content.fields, RECORD) if RECORD in content.fields else {}
@@ -210,9 +211,9 @@ class TableColumns:
     needs_image: bool = True
     """Whether rows without a picture are left out; if not, no column has to hold pictures."""
     keeps_all: bool = False
-    """Whether a row's record holds every column but the picture's, by its own name. Then no column is a caption, a
-    label or a picture for its name alone, labels that are numbers by their type become the names of their classes, and
-    `needs_captions` must be false, unless `captions` says which they are."""
+    """Whether a row's record holds every column but the picture's, by its own name, and no column is one of captions
+    or labels; then `needs_captions` is false. Labels that are numbers by their type become the names of their classes.
+    Where pictures are not needed, none is looked for by its usual name."""
 
     def resolve(self, names: Sequence[str], origin: str, *, typed: Sequence[str] = ()) -> "TableColumns":
         """All of them, as `names` of `origin` have them.
@@ -223,7 +224,7 @@ class TableColumns:
         Raises:
             InputError: a column is not there, or has no usual name.
         """
-        assert not (self.keeps_all and self.needs_captions) or self.captions, "every row would be left out"
+        assert not self.keeps_all or not (self.needs_captions or self.captions or self.label), "fields, not captions"
         image = self._image(names, origin)
         label = self._label(names, origin, typed)
         captions = [] if label and not self.captions and not _has_usual(names) else self.caption_names(names, origin)
@@ -240,10 +241,10 @@ class TableColumns:
 
     def _label(self, names: Sequence[str], origin: str, typed: Sequence[str]) -> str | None:
         """The column of labels; None if there is none, or none is wanted."""
-        if self.label is not None:
-            return _column(names, [self.label], origin, "label")
         if self.keeps_all:
             return None
+        if self.label is not None:
+            return _column(names, [self.label], origin, "label")
         if usual := _usual_label(typed):
             return usual
         if len(typed) > 1:
@@ -262,7 +263,7 @@ class TableColumns:
             InputError: see `resolve`.
         """
         wanted: list[Sequence[str]] = [[caption] for caption in self.captions] or [_CAPTION_COLUMNS]
-        if self.keeps_all and not self.captions:
+        if self.keeps_all:
             return []
         if not self.captions and not self.needs_captions and not _has_usual(names):
             return []

@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from clipx.config.paths import expand_home
 from clipx.data.rows.row import LeftOutError, Row, TableColumns
-from clipx.data.rows.values import Record, captions_of, cell_text, joined_caption, plain
+from clipx.data.rows.values import Record, as_json, captions_of, cell_text, joined_caption, plain
 
 _URL = re.compile(r"(https?|ftp|s3|gs|gcs|hf|az)://", re.IGNORECASE)
 
@@ -21,10 +21,10 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
         LeftOutError: no caption or no image.
     """
     image = None if columns.image is None else values.get(columns.image)
-    record = record_of(values, columns)
-    if columns.image is not None and not columns.keeps_all:
-        record[columns.image] = image.get("path") if isinstance(image, Mapping) else image
+    record = {name: value for name, value in values.items() if name not in _no_fields(columns)}
     if isinstance(image, Mapping):
+        if columns.image in record:
+            record[columns.image] = image.get("path")
         image = of_struct(image)
     if isinstance(image, str) and image.strip():
         name = image
@@ -36,10 +36,15 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
     return Row(name, picture, captions, plain(record), label, columns.image)
 
 
-def record_of(values: Record, columns: TableColumns) -> dict[str, object]:
-    """The values that are neither the picture nor captions; if the columns keep all, captions are among them."""
-    left_out = {columns.image} if columns.keeps_all else {columns.image, *columns.captions}
-    return {name: value for name, value in values.items() if name not in left_out}
+def _no_fields(columns: TableColumns) -> Collection[str | None]:
+    """The columns that are not in the record of a row."""
+    return (columns.image,) if columns.keeps_all else columns.captions
+
+
+def fields_of(values: Record, columns: TableColumns) -> Record:
+    """The record of a row without the picture's field, as a sample's json member holds it."""
+    no_fields = {columns.image, *_no_fields(columns)}
+    return as_json(plain({name: value for name, value in values.items() if name not in no_fields}))
 
 
 def captions_in(values: Record, names: Sequence[str], columns: TableColumns) -> list[str]:
