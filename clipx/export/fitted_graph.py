@@ -16,8 +16,8 @@ from clipx.export.fitted_settings import CATEGORIES, IDS, MASK, NUMBERS, PICTURE
 from clipx.export.plain import plain_image, plain_text
 from clipx.export.programs import conversion_error, quiet, without_origin
 from clipx.export.serving import own_padding, padded_length
-from clipx.models.fused import KEPT, FusedModel
-from clipx.pretrained import Pretrained
+from clipx.models.fused import KEPT
+from clipx.pretrained.fitted import Fitted
 from clipx.pretrained.predictions import ClassPrediction, LabelsPrediction, NumberPrediction, predictions
 from clipx.types import Batch
 
@@ -30,9 +30,6 @@ class FittedGraph(nn.Module):
 
     What is absent is replaced before a tower sees it: anything may stand there, also what no tower takes.
 
-    Args:
-        pretrained: of a fitted model.
-        config: resolved.
     """
 
     mean_C: Tensor
@@ -41,17 +38,16 @@ class FittedGraph(nn.Module):
     std_K: Tensor
     size_G: Tensor
 
-    def __init__(self, pretrained: Pretrained, config: FitConfig) -> None:
+    def __init__(self, fitted: Fitted) -> None:
         super().__init__()
-        model = pretrained.model
-        assert isinstance(model, FusedModel)
+        model, config = fitted.model, fitted.fit_config
         self.config = config
         if "image" in config.modalities:
             self.image = plain_image(model.image_tower, unit_length=True)
             self.register_buffer("mean_C", 255 * torch.tensor(config.model.image.mean))
             self.register_buffer("std_C", 255 * torch.tensor(config.model.image.std))
         if "text" in config.modalities:
-            pad = own_padding(pretrained)
+            pad = own_padding(fitted)
             self.text = plain_text(model.text_tower, unit_length=True, pad=None if pad is None else pad[1])
         towers = {id(tower): nn.Identity() for tower in (model.image_tower, model.text_tower)}
         self.fused = copy.deepcopy(model, towers).cpu().float()  # a copy without the towers, whose vectors are kept
@@ -122,7 +118,7 @@ def _batch(columns: Mapping[str, Tensor]) -> Batch:
 def _outputs(config: FitConfig, raw_BO: Tensor) -> dict[str, Tensor]:
     """Numbers in float64, for their units may need it; probabilities in float32."""
     found: dict[str, Tensor] = {}
-    for name, prediction in predictions(config, raw_BO).items():
+    for name, prediction in predictions(config.heads, raw_BO).items():
         match prediction:
             case NumberPrediction(value_B):
                 found[name] = value_B
@@ -148,12 +144,13 @@ def free_axes(config: FitConfig) -> dict[str, tuple[str, ...]]:
 
 
 @torch.no_grad()
-def fitted_program(pretrained: Pretrained, config: FitConfig) -> ExportedProgram:
+def fitted_program(fitted: Fitted) -> ExportedProgram:
     """The program, for any number of rows and any length of text from 2 tokens to the context length.
 
     Raises:
         RunError: torch.export does not take the model.
     """
+    config = fitted.fit_config
     example, longest = _example(config), config.model.text.context_length
     dims: dict[str, Any] = {"batch": Dim("batch"), "sequence": Dim("sequence", min=2, max=longest)}
     shapes = {
@@ -162,7 +159,7 @@ def fitted_program(pretrained: Pretrained, config: FitConfig) -> ExportedProgram
     }
     try:
         with quiet():
-            graph = FittedGraph(pretrained, config)
+            graph = FittedGraph(fitted)
             return without_origin(torch.export.export(graph, (), example, dynamic_shapes=shapes))
     except Exception as error:  # a model may hold anything
         raise conversion_error(error, "torch.export does not take the fitted model") from error
