@@ -23,6 +23,7 @@ from clipx.errors import InputError
 
 CaptionKey = Text | Annotated[dict[Text, Positive], Field(min_length=1)]
 Captions = Literal["negatives", "ignored"]
+Decode = Literal["fast", "scaled", "pil"]
 Shards = Annotated[list[ShardPath], Field(min_length=1)]
 
 
@@ -187,7 +188,7 @@ class StreamConfig:
     short measurement says are needed."""
     prefetch_batches: Count = 2
     """Batches that the workers of a rank hold ready."""
-    decode: Literal["fast", "scaled", "pil"] = "fast"
+    decode: Decode = "fast"
     """fast: libjpeg-turbo, Pillow for what it cannot read; scaled: JPEGs decoded at 1/2 to 1/8 where the crop stays
     at least as large as the result, faster, and 0.5 to 0.7 of 255 away on average; pil: Pillow for all."""
     max_bad_fraction: Fraction = 0.01

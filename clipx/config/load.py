@@ -66,10 +66,11 @@ def load_config(
     tree = _merged(root, layers)
     if starting_model is not None:
         tree = _with_start(root, tree, layers, starting_model)
-    return validate(root, tree)
+    config: JobConfig = validate(root, tree)
+    return config
 
 
-def _root(layers: Sequence[Tree]) -> type[JobConfig]:
+def _root(layers: Sequence[Tree]) -> type:
     """The class of the config, by the last `job` that the layers name."""
     jobs = [layer["job"] for layer in layers if "job" in layer]
     if not jobs or jobs[-1] == "pretrain":
@@ -79,7 +80,7 @@ def _root(layers: Sequence[Tree]) -> type[JobConfig]:
     raise InputError(f"job={jobs[-1]}: expected pretrain or fit")
 
 
-def _with_start(root: type[JobConfig], tree: Tree, layers: Sequence[Tree], starting_model: StartingModel) -> Tree:
+def _with_start(root: type, tree: Tree, layers: Sequence[Tree], starting_model: StartingModel) -> Tree:
     """The tree whose towers, if it does not say them, lie over those of the model that the run starts from."""
     if root is FitConfig:
         key, towers = "encoder", tree.get("encoder")
@@ -93,6 +94,19 @@ def _with_start(root: type[JobConfig], tree: Tree, layers: Sequence[Tree], start
     return _merged(
         root, [loaded, *(layer | loaded if null else layer for layer, null in zip(layers, nulled, strict=True))]
     )
+
+
+def overridden(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """A tree of plain values changed by overrides, as `load_config` would change a file of it; not validated.
+
+    Raises:
+        InputError: an override has no `=`, or names a part of what is one value.
+    """
+    root = _root([tree])
+    changes: Tree = {}
+    for text in overrides:
+        changes = _merge(root, changes, _read_override(root, text))
+    return _merge(root, tree, changes)
 
 
 def load_stored(file: Path) -> JobConfig | ModelFile:
@@ -136,7 +150,7 @@ def _hidden(value: Any) -> Iterator[str]:
             yield from _hidden(item)
 
 
-def _merged(root: type[JobConfig], layers: Sequence[Tree]) -> Tree:
+def _merged(root: type, layers: Sequence[Tree]) -> Tree:
     return reduce(lambda below, above: _merge(root, with_default_types(root, below), above), layers, {})
 
 
@@ -169,7 +183,7 @@ def read_tree(path: Path) -> Tree:
     return value
 
 
-def _read_override(root: type[JobConfig], text: str) -> Tree:
+def _read_override(root: type, text: str) -> Tree:
     key, equals, value = text.partition("=")
     *parents, name = key.split(".")
     if not equals or not all((*parents, name)):
@@ -208,7 +222,7 @@ def _problem(error: yaml.YAMLError) -> str:
     return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
 
 
-def _merge(root: type[JobConfig], below: Tree, above: Tree, path: Keys = ()) -> Tree:
+def _merge(root: type, below: Tree, above: Tree, path: Keys = ()) -> Tree:
     """Merges two trees, which are at `path`, into a new one: values of `above` win.
 
     Mappings merge, unless their types differ or their keys are free. Texts that are padded are padded to their length,

@@ -7,7 +7,7 @@ part and in the union there, its module, one `case` in the matching `build_*` fu
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from clipx.config.data import DataConfig
@@ -100,6 +100,25 @@ class RunConfig(Job):
 
 JobConfig = RunConfig | FitConfig
 """The config of a run of any kind; the key `job` tells which."""
+
+
+def with_model(config: JobConfig, model: ModelConfig) -> JobConfig:
+    """The same run with other towers."""
+    if isinstance(config, RunConfig):
+        return replace(config, model=model)
+    towers = {item.name: getattr(model, item.name) for item in fields(ModelConfig)}
+    return replace(config, encoder=replace(config.encoder, **towers))
+
+
+def require_pretraining(config: JobConfig, command: str) -> RunConfig:
+    """The config of a pretraining run.
+
+    Raises:
+        InputError: it is another kind of run, of which the command knows nothing.
+    """
+    if not isinstance(config, RunConfig):
+        raise InputError(f"`{command}` is for pretraining, and this config has job={config.job}; give another config")
+    return config
 
 
 @validated

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate, cycle, islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from clipx import counter_random
 from clipx.config.data import Source
@@ -24,6 +24,7 @@ __all__ = [
     "MAX_TEXT",
     "CaptionReader",
     "Captions",
+    "TextReader",
     "alternatives",
     "class_number",
     "decode_captions",
@@ -44,6 +45,21 @@ class Captions(NamedTuple):
     """`captions_per_image` texts."""
     group_id: int | None
     """63 bits that are equal for equal captions, whose pairs are no negatives; None if captions have no groups."""
+
+
+class TextReader(Protocol):
+    """Gives the texts of samples."""
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """The extensions of the members that `read` needs."""
+
+    def read(self, fields: Mapping[str, bytes], *, epoch: int, sample_id: int) -> Captions:
+        """The texts of a sample in an epoch, always the same number of them.
+
+        Raises:
+            UndecodableError: the sample has none and should, or they cannot be read.
+        """
 
 
 class CaptionReader:
