@@ -76,8 +76,8 @@ def find_dialect(first_line: bytes, path: Path, columns: TableColumns, format: T
     delimiters = "\t,;|" if path.suffix.lower() in (".tsv", ".tab") else _DELIMITERS
     dialects = [_with_delimiter(line, delimiter, format) for delimiter in delimiters if delimiter in line]
     if format.header:
-        fitting = (dialect for dialect in dialects if len(_values(line, dialect)) == len(format.header))
-        return next(fitting, Dialect(delimiter=delimiters[0], quoting=format.quoting, names=format.header))
+        of_length = (dialect for dialect in dialects if len(_values(line, dialect)) == len(format.header))
+        return next(of_length, Dialect(delimiter=delimiters[0], quoting=format.quoting, names=format.header))
     # a column of pictures tells delimiters apart, also where none is needed
     if fitting := [dialect for dialect in dialects if _fits(line, dialect, replace(columns, needs_image=True))]:
         return fitting[0]
