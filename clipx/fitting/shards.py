@@ -7,6 +7,7 @@ Shards that a person has are read where they are, unless a part of them is to be
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,17 +26,14 @@ from clipx.making.make_shard import MakeOptions
 
 _ORDER = 0  # the seed of the rows' order, whatever the run's: other seeds find the same shards
 _PROGRESS_EVERY_S = 30
-_WORDS = {  # of `clipx data make`, whose parts speak of its options
-    "--out ": "",
-    "choose a new folder for --out": "choose another run_dir",
-    "choose a new folder": "choose another run_dir",
-    "choose another folder": "choose another run_dir",
-    "choose a new --out": "choose another run_dir",
-    "--max-bad": "data.max_bad_fraction",
-    "--key ": "data.key=",
-    "--key": "data.key",
-    "--image-folder": "data.image_folder",
-}
+_WORDS = (  # of `clipx data make`, whose parts speak of its options
+    (r"--out (?=\S)", ""),
+    (r"choose (a new folder( for --out)?|another folder|a new --out)", "choose another run_dir"),
+    ("--max-bad", "data.max_bad_fraction"),
+    (r"--key (\S+):", r"data.key=\1:"),
+    ("--key", "data.key"),
+    ("--image-folder", "data.image_folder"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +47,31 @@ def with_shards(config: FitConfig) -> FitConfig:
         RunError: too many pictures cannot be read, or the run folder cannot be written.
     """
     data = config.data
+    opened: dict[str, Rows | list[str]] = {}
     with _said_of("data.train"):
         if isinstance(data.val, float):
             rows = open_tables(data.train, config, is_cut=True)
-            train, val = split_rows(rows, data.val, group=data.group, key=data.key)
-            train_shards, val_shards = _made(train, config, "train"), _made(val, config, "val")
+            opened["train"], opened["val"] = split_rows(rows, data.val, group=data.group, key=data.key)
         else:
-            train_shards = _shards(data.train, config, "train")
+            opened["train"] = _opened(data.train, config)
     if not isinstance(data.val, float):
         with _said_of("data.val"):
-            val_shards = _shards(data.val, config, "val")
-    num_train = build_index(train_shards, remote=data.remote).num_samples
-    return replace(config, data=replace(data, train_shards=train_shards, val_shards=val_shards, num_train=num_train))
+            opened["val"] = _opened(data.val, config)
+    shards: dict[str, list[str]] = {}
+    for name, rows_or_shards in opened.items():  # after both were looked at
+        with _said_of(f"data.{name}"):
+            if isinstance(rows_or_shards, Rows):
+                shards[name] = _made(rows_or_shards, config, name)
+            else:
+                shards[name] = rows_or_shards
+    num_train = build_index(shards["train"], remote=data.remote).num_samples
+    data = replace(data, train_shards=shards["train"], val_shards=shards["val"], num_train=num_train)
+    return replace(config, data=data)
 
 
-def _shards(addresses: Sequence[str], config: FitConfig, name: str) -> list[str]:
-    if are_shards(addresses):
-        return list(addresses)
-    return _made(open_tables(addresses, config, is_cut=False), config, name)
+def _opened(addresses: Sequence[str], config: FitConfig) -> Rows | list[str]:
+    """The rows of which shards are made, or the shards that are there."""
+    return list(addresses) if are_shards(addresses) else open_tables(addresses, config, is_cut=False)
 
 
 def _made(rows: Rows, config: FitConfig, name: str) -> list[str]:
@@ -111,8 +116,8 @@ def _said_of(key: str) -> Iterator[None]:
         yield
     except ClipxError as error:
         message = error.args[0]
-        for word, in_config in _WORDS.items():
-            message = message.replace(word, in_config)
+        for option, in_config in _WORDS:
+            message = re.sub(option, in_config, message)
         raise type(error)(
             message if message.startswith(("data.", "inputs.", "targets.")) else f"{key}: {message}"
         ) from error

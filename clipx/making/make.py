@@ -77,7 +77,8 @@ def make_shards(
     """Makes the shards that are not there yet, then the index and the reports.
 
     `out` is a local folder: new, empty, or begun by an equal call. `max_bad` is the share of all rows, if there are 100
-    or more, that may be left out. Unless `quiet` a warning says so if all was made before. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
+    or more, that may be left out. Unless `quiet`, a warning tells that all was made before. `on_grouping` gets
+    (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
         InputError: `out` holds something else, was begun otherwise, is in use or cannot be written; wrong labels.
