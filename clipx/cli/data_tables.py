@@ -41,6 +41,11 @@ def print_made(made: "Made", out: str, *, image_key: str) -> None:
             f"{made.num_several:,} samples have several captions: data.caption_key='json:captions;txt' trains on all "
             "of them, the default (txt) on the first alone"
         )
+    if made.num_without_picture or made.num_without_text:
+        say(
+            f"{made.num_without_picture:,} samples have no picture, {made.num_without_text:,} no text; what fits a "
+            "model takes them, what trains on pairs leaves them out"
+        )
     if made.num_classes:
         folder = Path(expand_home(out))
         names = folder / CLASS_NAMES

@@ -44,8 +44,8 @@ class EncoderConfig(ModelConfig):
     """A model whose towers these are: a run folder, a checkpoint, an export, a CLIP or SigLIP of transformers or
     open_clip, or hf://ORG/NAME[@REVISION]. The other keys may then be left out."""
     train: Trained = "frozen"
-    """What of the towers learns, too: frozen: nothing, and their vectors are computed once; all; or how many of the last
-    blocks, with all that comes after them, e.g. {image: 2, text: 1}."""
+    """What of the towers learns, too. frozen: nothing, and their vectors are computed once; all; or how many of the
+    last blocks, with all that comes after them, e.g. {image: 2, text: 1}."""
 
 
 @validated
@@ -122,14 +122,15 @@ class FitConfig(Job):
     """Towers."""
     fusion: Fusion = "gated"
     """How the vectors of picture, text and table become one. weighted_sum, concat: additive before the head; gated
-    (arXiv 1702.01992); bilinear (arXiv 1806.00064); attention; late: a head for each, whose predictions are averaged."""
+    (arXiv 1702.01992); bilinear (arXiv 1806.00064); attention; late: a head for each, and the mean of their
+    predictions."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """Predictions from the fused vector."""
     absent: AbsentConfig = field(default_factory=AbsentConfig)
     """Absent pictures and texts."""
     keep_features: Literal["auto"] | bool = "auto"
-    """Compute vectors of frozen towers once and keep them in run_dir. auto: where all towers are frozen and pictures are
-    not augmented."""
+    """Compute vectors of frozen towers once and keep them in run_dir. auto: where all towers are frozen and pictures
+    are not augmented."""
     stop: StopConfig | None = None
     """Early end; null: all epochs are trained, and the last checkpoint is the model."""
     optim: Annotated[FitAdamWConfig | StableAdamWConfig | TimmOptimConfig, Field(discriminator="type")] = field(
@@ -143,8 +144,8 @@ class FitConfig(Job):
         self._check_targets()
         if self.absent.stand_in == "translated" and not {"image", "text"} <= set(self.modalities):
             raise InputError(
-                "absent.stand_in=translated moves the vector of a text to that of a picture, and back; it needs an input "
-                "of both types: choose learned"
+                "absent.stand_in=translated moves the vector of a text to that of a picture, and back; it needs an "
+                "input of both types: choose learned"
             )
         augmented, frozen = self.data.augment is not None, self.encoder.train == "frozen"
         if self.keep_features is True and (augmented or not frozen):
@@ -185,7 +186,9 @@ class FitConfig(Job):
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """The kinds of vectors that are fused; numbers and categories together are one, the table."""
-        kinds = {"table" if isinstance(item, NumberInput | CategoryInput) else item.type for item in self.inputs.values()}
+        kinds = {
+            "table" if isinstance(item, NumberInput | CategoryInput) else item.type for item in self.inputs.values()
+        }
         every: tuple[Modality, ...] = ("image", "text", "table")
         return tuple(kind for kind in every if kind in kinds)
 
@@ -207,9 +210,7 @@ class FitConfig(Job):
     @property
     def text_columns(self) -> tuple[str, ...]:
         """Columns of the text, in their order."""
-        return next(
-            (item.columns or (name,) for name, item in self.inputs.items() if isinstance(item, TextInput)), ()
-        )
+        return next((item.columns or (name,) for name, item in self.inputs.items() if isinstance(item, TextInput)), ())
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -275,5 +276,3 @@ class FitConfig(Job):
         rows = self.data.num_train or 1
         ends = [length.in_steps(rows * epoch) for epoch in range(1, int(self.epochs) + 1)]
         return tuple(sorted({end for end in ends if end <= length.num_steps} | {length.num_steps}))
-
-

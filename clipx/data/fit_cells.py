@@ -7,9 +7,10 @@ blank; what is there and cannot be read is an error, never absent.
 import json
 import math
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+from clipx.config.fit_inputs import Transform
 from clipx.data.rows.cells import label_or_labels, number_or_text
 from clipx.data.text_cleaning import is_blank, without_bom
 
@@ -18,14 +19,33 @@ _LARGEST = 1e30  # of a number; its square and its float32 are finite, too
 _EXACT = 2**53  # floats from here on are no exact integers
 _SHOWN = 60  # characters of a cell in a message
 
+T = TypeVar("T")
+
 
 class CellError(ValueError):
-    """A cell that cannot be read; the message is one line that begins with its value."""
+    """A cell that cannot be read; the message is one line with its column, if known, and its value."""
 
     def __init__(self, value: object, rule: str) -> None:
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         cut = shown[:_SHOWN] + "..." * (len(shown) > _SHOWN)
         super().__init__(f"{cut!r} {rule}" if isinstance(value, str) else f"{cut} {rule}")
+        self.column: str | None = None
+
+    def __str__(self) -> str:
+        return super().__str__() if self.column is None else f"column {self.column!r}: {super().__str__()}"
+
+
+def read_cell(read: Callable[[object], T], record: Mapping[str, object], column: str) -> T:
+    """What `read` makes of the cell of a column.
+
+    Raises:
+        CellError: from `read`, with the column.
+    """
+    try:
+        return read(record.get(column))
+    except CellError as error:
+        error.column = column
+        raise
 
 
 def is_absent(value: object) -> bool:
@@ -113,16 +133,28 @@ def text(value: object) -> str:
     return json.dumps(value)
 
 
-def _encodable(value: str) -> str:
-    """The text itself, unless it has half of a surrogate pair, which JSON can spell and no encoding takes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise CellError(value.encode("utf-8", "replace").decode(), "holds half of a surrogate pair") from error
-    return value
+def scaled(value: float, *, mean: float, std: float) -> float:
+    """The number as a model reads and predicts it, in standard deviations from the training rows' mean.
+
+    Raises:
+        CellError: it is too far away for float32.
+    """
+    distance = (value - mean) / std
+    if not abs(distance) <= _LARGEST:
+        raise CellError(value, f"is {distance:g} standard deviations away from the training rows' mean")
+    return distance
 
 
-def transformed(value: float, transform: Literal["none", "log"]) -> float:
+def joined_text(record: Mapping[str, object], columns: Sequence[str]) -> str:
+    """The texts of columns in their order, joined by commas; "" if all are absent.
+
+    Raises:
+        CellError: a cell is no text.
+    """
+    return ", ".join(part for name in columns if (part := read_cell(text, record, name)))
+
+
+def transformed(value: float, transform: Transform) -> float:
     """The number that a model is trained on, before it is scaled.
 
     Raises:
@@ -131,5 +163,14 @@ def transformed(value: float, transform: Literal["none", "log"]) -> float:
     if transform == "none":
         return value
     if value <= 0:
-        raise CellError(value, "is not above 0, as `transform: log` needs it")
+        raise CellError(value, "is not above 0, as `transform: log` needs it (`none` takes any number)")
     return math.log(value)
+
+
+def _encodable(value: str) -> str:
+    """The text itself, unless it has half of a surrogate pair, which JSON can spell and no encoding takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise CellError(value.encode("utf-8", "replace").decode(), "holds half of a surrogate pair") from error
+    return value

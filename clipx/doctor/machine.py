@@ -79,7 +79,9 @@ def check_decoding(config: JobConfig | None) -> Finding:
     image_size = 224 if config is None else config.model.image.image_size
     data = DataConfig(train=["none"]) if config is None else config.data
     interpolation = "bicubic" if config is None else config.model.image.interpolation
-    transform = TrainTransform(image_size, data.augment or AugmentConfig(), decode=data.decode, interpolation=interpolation)
+    transform = TrainTransform(
+        image_size, data.augment or AugmentConfig(), decode=data.decode, interpolation=interpolation
+    )
     out = torch.empty(image_size, image_size, 3, dtype=torch.uint8)
     seconds = measure_image(lambda number: transform(_sample_jpeg(), seed=number, out=out))
     return check_decode_speed(1 / seconds, image_size, has_simplejpeg=can_scale())

@@ -20,7 +20,7 @@ _EACH = 5  # so often, on average
 _VAL_SHARE = 0.1
 _LARGEST_BATCH, _LEAST_STEPS_PER_EPOCH, _STEPS = 256, 8, 2_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 5, 100
-_WARMUP_STEPS = 100
+_WARMUP_STEPS = 50
 _PATIENCE = 5
 
 
@@ -44,6 +44,7 @@ class FitRequest:
     """Another table, or a share; None: a tenth."""
     group: str | None = None
     key: str | None = None
+    image_folder: str | None = None
     epochs: int | None = None
 
     def __post_init__(self) -> None:
@@ -103,11 +104,12 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
         "epochs": epochs,
         "global_batch_size": batch,
         "precision": "fp32",
-        "optim": _optim(epochs * -(-num_train // batch), reasons),
+        "optim": {"warmup_steps": min(_WARMUP_STEPS, epochs * -(-num_train // batch) // 10)},
         "stop": _stop(targets, reasons),
     }
-    reasons["encoder.train"] = "its features are computed once, and the epochs are fast; all or {image: N, text: N}"
-    reasons["precision"] = "of a small model above a frozen encoder"
+    reasons["encoder.train"] = "its vectors are computed once, and epochs are fast; or all, or {image: N, text: N}"
+    reasons["precision"] = "all is small but the encoder, which computes once"
+    reasons["optim.warmup_steps"] = "of a tenth of the steps, at most"
     return Guess(tree, reasons)
 
 
@@ -198,14 +200,14 @@ def _share(val: str | None) -> float | None:
 
 
 def _data(request: FitRequest, share: float | None, reasons: dict[str, str]) -> Tree:
-    data: Tree = {"train": request.table, "val": request.val if share is None else share}
     if request.val is None:
-        reasons["data.val"] = "a share of the rows, the same ones for ever"
-    if request.group is not None:
-        data["group"] = request.group
-    if request.key is not None:
-        data["key"] = request.key
-    return data
+        reasons["data.val"] = "share of the rows that is held out, always the same ones"
+    said = {"group": request.group, "key": request.key, "image_folder": request.image_folder}
+    return {
+        "train": request.table,
+        "val": request.val if share is None else share,
+        **{key: value for key, value in said.items() if value is not None},
+    }
 
 
 def _batch(num_train: int, reasons: dict[str, str]) -> int:
@@ -222,13 +224,8 @@ def _epochs(asked: int | None, num_train: int, batch: int, reasons: dict[str, st
         return asked
     steps = max(1, -(-num_train // batch))
     epochs = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_STEPS / steps)))
-    reasons["epochs"] = f"{epochs * steps:,} steps, if none is the last before (stop)"
+    reasons["epochs"] = f"{epochs * steps:,} steps at most; it ends where nothing improves any more"
     return epochs
-
-
-def _optim(steps: int, reasons: dict[str, str]) -> Tree:
-    reasons["optim"] = "what small heads above frozen features learn well with"
-    return {"lr": 1.0e-3, "weight_decay": 0.05, "warmup_steps": min(_WARMUP_STEPS, steps // 10)}
 
 
 def _stop(targets: Tree, reasons: dict[str, str]) -> Tree:

@@ -8,6 +8,7 @@ Every row is a sample, has joined that of an earlier row of the same picture, or
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,8 +27,9 @@ from clipx.data.rows.row import Rows
 from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, RunError, some_names
 from clipx.making.groups import Groups, group_rows
+from clipx.making.keys import require_different, sample_keys
 from clipx.making.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
-from clipx.making.out_folder import REPORT, claimed, finish
+from clipx.making.out_folder import REPORT, claimed, finish, forget
 from clipx.printable import json_text, printable, redacted
 from clipx.storage.files import is_local, write_file
 
@@ -55,6 +57,10 @@ class Made:
     """Samples with several captions."""
     num_classes: int = 0
     """Classes in the list of their names; 0 for rows without labels."""
+    num_without_picture: int = 0
+    """Samples without a picture, where they are allowed."""
+    num_without_text: int = 0
+    """Samples without a caption, where they are allowed."""
 
 
 def make_shards(
@@ -85,12 +91,17 @@ def make_shards(
             log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
         groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
+        try:
+            keys = _checked_keys(rows, options, groups)
+        except InputError:
+            forget(folder)
+            raise
         stretches = _stretches(rows, options, groups)
         digits = len(str(len(stretches) - 1))
         make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, digits), classes=classes)
         reports = [report for number in range(len(stretches)) if (report := make.report(number)) is not None]
         done = {report.shard for report in reports}
-        jobs = (_job(number, stretch, groups) for number, stretch in enumerate(stretches) if number not in done)
+        jobs = (_job(number, stretch, groups, keys) for number, stretch in enumerate(stretches) if number not in done)
         limit = max_bad * len(rows) if len(rows) >= _MIN_ROWS_FOR_LIMIT else len(rows) - 1
         num_left_out = sum(len(report.left_out) for report in reports)
         num_rows = sum(report.num_rows for report in reports)
@@ -142,10 +153,41 @@ def _stretches(rows: Rows, options: MakeOptions, groups: Groups | None) -> list[
     return [order[start:stop] for start, stop in pairwise(cuts)]
 
 
-def _job(number: int, samples: Sequence[int] | np.ndarray, groups: Groups | None) -> ShardJob:
-    if groups is None:
-        return ShardJob(number, np.reshape(samples, (-1, 1)))
-    return ShardJob(number, [groups.rows(int(sample)) for sample in samples])
+def _checked_keys(rows: Rows, options: MakeOptions, groups: Groups | None) -> list[str] | None:
+    """The key of each row; None if keys are the numbers of rows.
+
+    Raises:
+        InputError: see `clipx.making.keys`; or absent pictures are allowed, and none is there that rows name.
+    """
+    if options.allow_absent:
+        _require_pictures(rows)
+    if options.key is None:
+        return None
+    keys = sample_keys(rows, options.key)
+    firsts = range(len(rows)) if groups is None else [int(groups.rows(sample)[0]) for sample in range(len(groups))]
+    require_different(keys, firsts, rows, options.key)
+    return keys
+
+
+def _require_pictures(rows: Rows) -> None:
+    """Raises an InputError if none of the files is there that rows name: then the folder is another one."""
+    num_missing, path = 0, ""
+    for path in rows.files():
+        if os.path.exists(path):
+            return
+        num_missing += 1
+    if num_missing:
+        raise InputError(
+            f"none of the {num_missing:,} pictures that rows name is there, e.g. {path}; give the folder that their "
+            "paths start from (--image-folder), or empty the column if no row has a picture"
+        )
+
+
+def _job(
+    number: int, samples: Sequence[int] | np.ndarray, groups: Groups | None, keys: Sequence[str] | None
+) -> ShardJob:
+    rows = np.reshape(samples, (-1, 1)) if groups is None else [groups.rows(int(sample)) for sample in samples]
+    return ShardJob(number, rows, {} if keys is None else {int(row): keys[row] for of_one in rows for row in of_one})
 
 
 def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | np.ndarray:
@@ -211,6 +253,8 @@ def _finish(make: ShardMaker, request: dict[str, object], rows: Rows, reports: l
         num_joined=sum(report.num_joined for report in reports),
         num_several=sum(report.num_several for report in reports),
         num_classes=0 if make.classes is None else len(make.classes.names),
+        num_without_picture=sum(report.num_without_picture for report in reports),
+        num_without_text=sum(report.num_without_text for report in reports),
     )
     assert made.num_samples + made.num_joined + sum(made.left_out.values()) == made.num_rows, made
     finish(make.folder, request, asdict(made))

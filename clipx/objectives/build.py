@@ -2,6 +2,7 @@
 
 from typing import assert_never
 
+from clipx.config.fit import FitConfig
 from clipx.config.geometry import BatchGeometry
 from clipx.config.loss import InfoNCEConfig, LossConfig, SigmoidConfig
 from clipx.config.phases import Phase
@@ -17,6 +18,10 @@ from clipx.objectives.objective import Objective
 
 def build_objective(config: JobConfig, phase: Phase, *, vocab_size: int) -> Objective:
     """The objective that the config describes, as `clipx.objectives.objective.BuildObjective`."""
+    if isinstance(config, FitConfig):
+        from clipx.objectives.supervised import SupervisedObjective
+
+        return SupervisedObjective(config, phase, vocab_size=vocab_size)
     model = build_model(config.model, vocab_size=vocab_size, seed=config.seed)
     return ContrastiveObjective(
         model,

@@ -14,7 +14,7 @@ Both are exact for every number of ranks and micro-batches. The loss that is min
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -34,6 +34,8 @@ from clipx.models.clip import CLIP
 from clipx.objectives.flops import ModelFlops
 from clipx.types import Batch, tensors_of
 
+FIRST_SAMPLES = 2048
+"""Samples that `Objective.begin` may look at; a mean over them errs by 2% of the deviation."""
 Outputs = Any
 """What a model gives for a piece of a batch: a frozen dataclass of tensors (`clipx.types` says how names tell axes)."""
 
@@ -121,6 +123,15 @@ class Objective(ABC):
 
         Raises:
             InputError: it could not run.
+        """
+
+    def begin(self, batches: Iterable[Batch], group: ProcessGroup | None) -> None:  # noqa: B027 (most need nothing)
+        """Looks at the first samples of a run that begins, before the model is wrapped; all ranks call it together.
+
+        Args:
+            batches: this rank's parts of the first global batches, on the model's device, with at least
+                `FIRST_SAMPLES` samples of all ranks where an epoch has as many.
+            group: of all ranks.
         """
 
     def after_update(self) -> None:

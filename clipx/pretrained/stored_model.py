@@ -8,7 +8,7 @@ from clipx.checkpoint.find import ModelFiles
 from clipx.checkpoint.store import stored_config
 from clipx.config.load import load_stored
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
-from clipx.config.schema import ModelFile, JobConfig
+from clipx.config.schema import JobConfig, ModelFile
 from clipx.errors import InputError
 from clipx.pretrained import huggingface, open_clip
 from clipx.pretrained.kept_texts import with_kept_texts

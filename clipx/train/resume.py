@@ -13,8 +13,8 @@ from clipx import __version__
 from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
 from clipx.config.changes import Changes, changes_between, named
-from clipx.config.model import ModelConfig
 from clipx.config.fit import FitConfig
+from clipx.config.model import ModelConfig
 from clipx.config.schema import JobConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError

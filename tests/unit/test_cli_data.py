@@ -87,6 +87,8 @@ def test_make_hands_over_every_option(clipx, pictures: Path, tmp_path: Path) -> 
         "num_joined": 0,
         "num_several": 8,
         "num_classes": 0,
+        "num_without_picture": 0,
+        "num_without_text": 0,
     }
     assert (made["request"]["size"], made["request"]["quality"]) == (22, 70)
 

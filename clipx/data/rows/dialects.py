@@ -7,7 +7,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,9 +78,10 @@ def find_dialect(first_line: bytes, path: Path, columns: TableColumns, format: T
     if format.header:
         fitting = (dialect for dialect in dialects if len(_values(line, dialect)) == len(format.header))
         return next(fitting, Dialect(delimiter=delimiters[0], quoting=format.quoting, names=format.header))
+    strict = replace(columns, needs_image=True)  # which tells delimiters apart; what needs no column fits any
     for dialect in dialects:
         try:
-            columns.resolve(_values(line, dialect), str(path))
+            strict.resolve(_values(line, dialect), str(path))
         except InputError:
             continue
         return dialect

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from clipx.data.parallel import in_threads
 from clipx.data.rows.file_states import file_state_or_none
-from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns, captions_of, plain
+from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns
 from clipx.data.rows.source_files import decode_text, read_regular
+from clipx.data.rows.table_row import captions_in
+from clipx.data.rows.values import captions_of, plain
 from clipx.errors import InputError
 
 _DECODED = frozenset(
@@ -39,16 +41,18 @@ class FolderRows(Rows):
     """The images of a folder and of those below it, in the order of their names; each real folder once.
 
     `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions if there is no text
-    file or `columns` names those of captions; else one of a usual name. The case of extensions does not matter.
+    file or `columns` names those of captions; else one of a usual name. The case of extensions does not matter. Where
+    `columns` keep all, the text is a field called `txt`, and what cannot be read leaves its picture out.
 
     Raises:
         InputError: no image, or a folder that cannot be read.
     """
 
-    uses = ("--caption-column",)
+    uses = ("--caption-column", "--join-captions")
 
     def __init__(self, folder: Path, *, columns: TableColumns) -> None:
         self._folder, self._columns = folder, columns
+        self.keeps_all = columns.keeps_all
         self._names: list[str] = []
         self._hidden: list[str] = []
         self._beside: dict[str, str] = {}  # files beside images whose extensions have capitals, by the usual name
@@ -81,12 +85,17 @@ class FolderRows(Rows):
         try:
             record = self._json(f"{stem}.json", name)
             text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
-            captions = self._captions_in(record, name) if text is None else captions_of([text])
-            if not captions:
+            if self.keeps_all and text is not None:
+                record = {"txt": text.strip(), **record}
+            elif text is not None:
+                captions = captions_of([text])
+            else:
+                captions = self._captions_in(record, name)
+            if not captions and not self.keeps_all:
                 files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
                 raise LeftOutError("no caption", name, f"no {files} beside it has one")
         except LeftOutError:
-            if self._columns.needs_captions:
+            if self._columns.needs_captions or self.keeps_all:
                 raise
         return Row(name, self._folder / name, captions, plain({"file_name": name, **record}))
 
@@ -125,7 +134,10 @@ class FolderRows(Rows):
             keys = self._columns.caption_names(list(record), name)
         except InputError as error:
             raise LeftOutError("no caption", name, str(error)) from error
-        return captions_of([record.pop(key, None) for key in keys])
+        captions = captions_in(record, keys, self._columns)
+        for key in keys:
+            record.pop(key, None)
+        return captions
 
     @property
     def names(self) -> Sequence[str]:

@@ -54,6 +54,7 @@ class SourceOptions:
         given = {
             "--image-column": self.columns.image,
             "--caption-column": self.columns.captions,
+            "--join-captions": self.columns.joined_by is not None,
             "--label-column": self.columns.label,
             "--class-folders": self.class_folders,
             "--image-folder": self.image_folder,
@@ -158,6 +159,8 @@ def _open_file(path: Path, options: SourceOptions, *, is_split: bool = False) ->
     image_folder = path.parent
     if options.image_folder is not None:
         image_folder = Path(expand_home(str(options.image_folder)))
+        if not options.columns.needs_image and not image_folder.is_dir():  # all pictures would be absent
+            raise InputError(f"{image_folder} is no folder; name the one from which the paths of {path} start")
     if not path.is_file():
         raise InputError(f"{path} is no file; the data set that names it is not whole")
     suffix = path.suffix.lower()

@@ -16,9 +16,10 @@ from pathlib import Path
 from clipx.data.rows.cells import label_or_labels, number_or_text, text_or_texts
 from clipx.data.rows.dialects import TextFormat, find_dialect
 from clipx.data.rows.folders import is_picture
-from clipx.data.rows.row import Record, TableColumns
+from clipx.data.rows.row import ROWS_WITH_NAMES, TableColumns
 from clipx.data.rows.source_files import is_wide
-from clipx.data.rows.tables import ROWS_WITH_NAMES, Table
+from clipx.data.rows.tables import Table
+from clipx.data.rows.values import Record
 from clipx.errors import InputError
 
 
@@ -102,8 +103,9 @@ class CsvTable(_TextTable):
             return label_or_labels(cell)
         return text_or_texts(cell) if column in self._columns.captions else number_or_text(cell)
 
-    def _image_place(self) -> int:
-        return self._names.index(str(self._columns.image))
+    def column_names(self) -> Sequence[str]:
+        """See `Rows.column_names`."""
+        return self._names
 
     def _require_whole(self, values: Sequence[str], row: int, *, num_lines: int) -> None:
         """Raises a ValueError if a part of the row's caption may be lost, or may be another row."""
@@ -120,7 +122,9 @@ class CsvTable(_TextTable):
 
     def _takes_in_rows(self, values: Sequence[str], row: int, num_lines: int) -> bool:
         """Whether two lines of a row look like rows: something like the row's picture stands where it should."""
-        place, num_columns = self._image_place(), len(self._names)
+        if self._columns.image is None:
+            return False
+        place, num_columns = self._names.index(self._columns.image), len(self._names)
         if place >= len(values):
             return False
         extension = Path(values[place]).suffix.lower()
