@@ -39,6 +39,6 @@ def require_columns(wanted: Sequence[str], there: Iterable[str], *, origin: str,
     if missing := [name for name in wanted if name not in names]:
         lacks = f"column {missing[0]!r}" if len(missing) == 1 else f"columns {some_names(missing)}"
         raise InputError(
-            f"{origin} without {lacks}, an input of this model (there are: {some_names(names) or 'none'}); rename, "
-            f"add, or {hint}"
+            f"{origin}: no {lacks}, from which this model predicts (there are: {some_names(names) or 'none'}); add "
+            f"what is missing, or {hint}"
         )
