@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from clipx.checkpoint.find import EXPORT_CONFIG, find_model
 from clipx.config.load import dump_config
-from clipx.config.schema import JobConfig
+from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.export import card
 from clipx.export.averaged import read_average
@@ -106,7 +106,7 @@ def _write(
         parity,
         name=name,
         model=pretrained.config,
-        config=config if isinstance(config, JobConfig) else None,
+        config=config if isinstance(config, RunConfig) else None,
         run=read_run(files),
         only=options.only,
     )

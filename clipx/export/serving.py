@@ -32,7 +32,7 @@ def write_serving(pretrained: Pretrained, folder: Path, options: ExportOptions) 
             for weights in draft.glob("*.safetensors*"):
                 weights.unlink()
         else:
-            _write_plain(pretrained, draft, options)
+            write_plain(pretrained, draft, options)
         for path in sorted(draft.iterdir()):
             if not (folder / path.name).exists():
                 shutil.move(path, folder / path.name)
@@ -59,7 +59,8 @@ def own_padding(pretrained: Pretrained) -> tuple[str, int] | None:
     return PAD if fills else None
 
 
-def _write_plain(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
+def write_plain(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
+    """Writes preprocessor and tokenizer without what says that transformers has a class for the model."""
     if options.only != "text":
         (folder / PREPROCESSOR).write_text(json.dumps(_preprocessor(pretrained.config.image), indent=2) + "\n")
     if options.only != "image":
