@@ -25,6 +25,7 @@ from clipx.cli.export import export
 from clipx.cli.launch import launch_app
 from clipx.cli.output import say
 from clipx.cli.plan import plan
+from clipx.cli.predict import predict
 from clipx.cli.push import push
 from clipx.cli.report import compare, report
 from clipx.cli.search import search
@@ -96,6 +97,7 @@ app.command(rich_help_panel=_RUN)(report)
 app.command(rich_help_panel=_RUN)(compare)
 
 
+app.command(rich_help_panel=_MODEL)(predict)
 app.command(rich_help_panel=_MODEL)(classify)
 app.command(rich_help_panel=_MODEL)(embed)
 app.command(rich_help_panel=_MODEL)(search)
