@@ -15,12 +15,14 @@ _MOST_HEADS = 8  # as in arXiv 1706.03762, section 3.2.2
 
 
 class Attention(Fusion):
-    """One pre-LN block of a Transformer (arXiv 2002.04745, figure 1b) over [class; x_1 + p_1; ...; x_M + p_M].
+    """One pre-LN block of a Transformer (arXiv 2002.04745, figure 1b) over [class; U_1 x_1 + p_1; ...; U_M x_M + p_M].
 
         y = class + W_o softmax(q k^T / sqrt(K)) v,    z = LN(y + MLP(LN(y)))
 
-    Only the class token's row is computed, since no other is read afterwards. p_m is a learned vector for "modality m
-    is there" and another for "a stand-in is here". We drop hidden channels of the MLP in training.
+    Every modality has a matrix U_m, since all tokens share keys and values: without it one modality's noise would lie
+    in the directions that the other's signal is read from. p_m is a learned vector for "modality m is there", and
+    another for "a stand-in is here". Only the class token's row is computed, since no other is read afterwards. We drop
+    hidden channels of the MLP in training.
 
     Args:
         num_modalities: M.
