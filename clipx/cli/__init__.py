@@ -22,6 +22,7 @@ from clipx.cli.doctor import doctor
 from clipx.cli.early import require_inputs
 from clipx.cli.embed import embed
 from clipx.cli.export import export
+from clipx.cli.fit import fit
 from clipx.cli.launch import launch_app
 from clipx.cli.output import say
 from clipx.cli.plan import plan
@@ -91,6 +92,7 @@ def train(arguments: ConfigArguments) -> None:
     raise typer.Exit(run(config))
 
 
+app.command(rich_help_panel=_RUN)(fit)
 app.command(rich_help_panel=_RUN)(plan)
 app.command(rich_help_panel=_RUN)(doctor)
 app.command(rich_help_panel=_RUN)(report)
