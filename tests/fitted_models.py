@@ -34,7 +34,11 @@ FOUND = {"train": "table.csv", "train_shards": ["train.tar"], "val_shards": ["va
 
 
 def resolved_config(
-    inputs: Mapping[str, Any] = INPUTS, targets: Mapping[str, Any] = TARGETS, *, text: dict[str, Any] | None = None, **further: Any
+    inputs: Mapping[str, Any] = INPUTS,
+    targets: Mapping[str, Any] = TARGETS,
+    *,
+    text: dict[str, Any] | None = None,
+    **further: Any,
 ) -> FitConfig:
     """A config of which nothing is left to be found."""
     model = as_tree(tiny_model_config(text={"layers": 1} | (text or {})))
