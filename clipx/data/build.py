@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from clipx.config.data import AugmentConfig, DataConfig, Decode, sources
+from clipx.config.data import AugmentConfig, DataConfig, Decode, Source, sources
+from clipx.config.fit import FitConfig
 from clipx.config.fit_data import FitDataConfig
 from clipx.config.model import ImageConfig, TimmImageConfig
 from clipx.config.schema import JobConfig
 from clipx.data.captions import CaptionReader
 from clipx.data.columns import Wanted, check_columns
+from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, SampleReader, SourceReader
@@ -69,13 +71,34 @@ def open_reader(
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
     """
     described = sources(data)
+    return BatchReader(
+        order,
+        open_samples(indexes, described, data=data, seed=order.seed, image_size=image_size, image=image, wanted=wanted),
+        tokenizer,
+        captions_per_image=data.captions_per_image,
+        groups=any(source.equal_captions == "ignored" for source in described),
+        read_ahead_batches=data.remote.read_ahead_batches,
+    )
+
+
+def open_samples(
+    indexes: Sequence[ShardIndex],
+    described: Sequence[Source],
+    *,
+    data: DataConfig | FitDataConfig,
+    seed: int,
+    image_size: int,
+    image: ImageConfig | None = None,
+    wanted: Wanted = ALL_CAPTIONED,
+) -> SampleReader:
+    """The reader of single samples of these sources; for the rest see `open_reader`."""
     image = TimmImageConfig(name="") if image is None else image
     readers = [
         SourceReader(
             name=source.name,
             image_key=source.image_key,
             caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
-            captions=wanted.texts or CaptionReader(source, captions_per_image=data.captions_per_image, seed=order.seed),
+            captions=wanted.texts or CaptionReader(source, captions_per_image=data.captions_per_image, seed=seed),
             transform=build_transform(image, image_size=image_size, augment=source.augment, decode=data.decode),
             images=wanted.images,
         )
@@ -85,13 +108,29 @@ def open_reader(
     further = [reader.extensions for reader in wanted.columns]
     extensions = [reader.extensions.union(*further) for reader in readers]
     shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)
-    return BatchReader(
-        order,
-        SampleReader(shards, readers, seed=order.seed, column_readers=wanted.columns),
-        tokenizer,
-        captions_per_image=data.captions_per_image,
-        groups=any(source.equal_captions == "ignored" for source in described),
-        read_ahead_batches=data.remote.read_ahead_batches,
+    return SampleReader(shards, readers, seed=seed, column_readers=wanted.columns)
+
+
+def open_fit_samples(config: FitConfig, index: ShardIndex) -> SampleReader:
+    """The reader of a fit run's samples as evaluation sees them: nothing is augmented or drawn away.
+
+    Args:
+        config: resolved.
+        index: of the shards for training, or of those that are held out.
+    """
+    wanted = Wanted(
+        columns=(FitColumns(config, training=False),),
+        texts=JoinedText(config.text_columns),
+        images="optional" if "image" in config.modalities else "unread",
+    )
+    return open_samples(
+        [index],
+        [config.data.source(list(index.paths))],
+        data=config.data,
+        seed=config.seed,
+        image_size=wanted.image_size(config.model.image.image_size),
+        image=config.model.image,
+        wanted=wanted,
     )
 
 

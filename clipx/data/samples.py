@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -192,6 +192,17 @@ def join_parts(parts: Sequence[PartialBatch], images_IHWC: Tensor, *, captions_p
         counts={name: sum(part.counts[name] for part in parts) for name in parts[0].counts},
         read_wait_s=sum(part.read_wait_s for part in parts),
     )
+
+
+class PartReader(Protocol):
+    """Reads parts of batches."""
+
+    @property
+    def captions_per_image(self) -> int:
+        """K."""
+
+    def read(self, batch_index: int, slots: range, *, out: Tensor, prefetch: bool = True) -> PartialBatch:
+        """See `BatchReader.read`."""
 
 
 class BatchReader:

@@ -17,9 +17,10 @@ from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import ClassTarget, Head
 from clipx.config.phases import TOWERS, Phase, TowerName
 from clipx.data.fit_columns import FitColumns, JoinedText
+from clipx.data.kept_samples import KeptColumns
 from clipx.distributed.collectives import all_reduce
 from clipx.losses.supervised import binary_sum, cross_entropy_sum, huber_sum, num_present
-from clipx.models.fused import FusedModel, FusedOutputs, build_fused_model
+from clipx.models.fused import KEPT, FusedModel, FusedOutputs, build_fused_model
 from clipx.objectives.flops import ModelFlops
 from clipx.objectives.objective import Objective, Share, Term
 from clipx.optim.param_groups import heights
@@ -46,7 +47,11 @@ class SupervisedObjective(Objective):
             head.name: Term(total=partial(_total, head), count=partial(_count, head), weight=head.target.weight)
             for head in config.heads
         }
-        self.column_readers = (FitColumns(config, training=True),)
+        kept = [KEPT[name] for name in config.modalities if name in KEPT] if config.keeps_features else []
+        self.column_readers = (
+            FitColumns(config, training=True),
+            *([KeptColumns(kept, dim=config.encoder.embed_dim)] if kept else []),
+        )
         self.text_reader = JoinedText(config.text_columns)
         self.images = "optional" if "image" in config.modalities and not config.keeps_features else "unread"
 

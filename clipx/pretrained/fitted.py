@@ -78,14 +78,9 @@ class Fitted(Pretrained):
             raise InputError(f"batch_size={batch_size} rows at once; give at least 1")
         given = GivenRows(rows, self.fit_config, absent=absent)
         found: list[dict[str, object]] = []
-        for block in self.predicted(given, _cut(len(given), batch_size)):
-            found += self.described(block, probabilities=probabilities)
+        for block, batch in self.read(given, cut(len(given), batch_size)):
+            found += self.described(self.predict_block(block, batch), probabilities=probabilities)
         return found
-
-    def predicted(self, rows: RowSource, blocks: Iterable[Block]) -> Iterator[PredictedBlock]:
-        """Yields what the model says of blocks of rows; the next ones are read meanwhile."""
-        for block, batch in self.read(rows, blocks):
-            yield self.predict_block(block, batch)
 
     def read(self, rows: RowSource, blocks: Iterable[Block]) -> Iterator[tuple[Block, InOrder]]:
         """Yields blocks of rows as `predict_block` takes them, read by threads."""
@@ -147,6 +142,7 @@ class Fitted(Pretrained):
         return [by_row[row] for row in block.rows]
 
 
-def _cut(num_rows: int, size: int) -> list[Block]:
+def cut(num_rows: int, size: int) -> list[Block]:
+    """Blocks of `size` rows, the last one of those that are left."""
     starts = range(0, num_rows, size)
     return [Block(number, range(start, min(start + size, num_rows))) for number, start in enumerate(starts)]

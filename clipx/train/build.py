@@ -3,8 +3,8 @@
 import logging
 import socket
 import uuid
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,14 +12,16 @@ import torch
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import Checkpoint
 from clipx.checkpoint.tensors import holds_average, load_tensors
+from clipx.config.fit import FitConfig
 from clipx.config.geometry import resolve_geometry
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.run_length import RunLength
 from clipx.config.schema import JobConfig, with_model
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex
+from clipx.data.kept_samples import KeptSamples
 from clipx.data.order import DataOrder
-from clipx.data.samples import BatchReader, join_parts
+from clipx.data.samples import PartReader, join_parts
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
@@ -62,6 +64,8 @@ class Run:
     state: RunState
     monitor: Monitor
     quarantine: Quarantine
+    kept_val: KeptSamples | None = None
+    """The held-out samples of a run that keeps features."""
 
     @property
     def run_dir(self) -> Path:
@@ -95,7 +99,12 @@ class Run:
 
 
 def build_run(
-    config: JobConfig, runtime: Runtime, rollback: Rollback | None = None, *, build: BuildObjective = build_objective
+    config: JobConfig,
+    runtime: Runtime,
+    rollback: Rollback | None = None,
+    *,
+    build: BuildObjective = build_objective,
+    between: Callable[[], None] = lambda: None,
 ) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
 
@@ -104,6 +113,7 @@ def build_run(
         runtime: the ranks; all of them call this.
         rollback: the batches that the run skips from here on, which that checkpoint does not know of.
         build: config to objective.
+        between: called by all ranks now and then where building takes long; ends it by an exception of its own.
 
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
@@ -114,6 +124,12 @@ def build_run(
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
+    kept_val = None
+    if isinstance(config, FitConfig) and config.keeps_features:
+        index = indexes[0]
+        parts, kept_val = _with_kept_features(
+            parts, config, runtime, index=index, checkpoint=checkpoint, between=between
+        )
     saved, length, phase, objective = parts.saved, parts.length, parts.phase, parts.objective
     state = RunState(
         progress=parts.progress,
@@ -145,6 +161,7 @@ def build_run(
         state=state,
         monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
+        kept_val=kept_val,
     )
 
 
@@ -161,7 +178,7 @@ class _Parts:
     phase: Phase
     objective: Objective
     """Its model is on the rank's device, with the weights of the start."""
-    reader: BatchReader
+    reader: PartReader
     tokenizer: Tokenizer
 
 
@@ -214,6 +231,31 @@ def _prepare(
         reader=reader,
         tokenizer=tokenizer,
     )
+
+
+def _with_kept_features(
+    parts: _Parts,
+    config: FitConfig,
+    runtime: Runtime,
+    *,
+    index: ShardIndex,
+    checkpoint: Checkpoint | None,
+    between: Callable[[], None],
+) -> tuple[_Parts, KeptSamples]:
+    """The parts with a reader of kept features, and the samples that are held out."""
+    from clipx.train.build_features import keep_features
+
+    reader, val = keep_features(
+        config,
+        runtime,
+        model=parts.objective.model,
+        tokenizer=parts.tokenizer,
+        index=index,
+        plan=parts.plan,
+        checkpoint=checkpoint,
+        between=between,
+    )
+    return replace(parts, reader=reader), val
 
 
 def _first_batches(parts: _Parts, config: JobConfig, runtime: Runtime) -> Iterator[Batch]:

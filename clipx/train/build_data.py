@@ -16,8 +16,9 @@ from clipx.config.schema import JobConfig
 from clipx.data.build import build_order, open_reader
 from clipx.data.columns import Wanted
 from clipx.data.index.shard_index import ShardIndex, build_index
+from clipx.data.kept_samples import KeptBatchReader
 from clipx.data.order import DataOrder
-from clipx.data.samples import BatchReader
+from clipx.data.samples import BatchReader, PartReader
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.hardware import peak_flops
@@ -106,7 +107,7 @@ def phase_reader(
 def open_stream(
     config: JobConfig,
     runtime: Runtime,
-    reader: BatchReader,
+    reader: PartReader,
     plan: DataOrder,
     *,
     phase: Phase,
@@ -126,7 +127,9 @@ def open_stream(
     """
     slots = rank_slots(plan, rank=runtime.rank, world_size=runtime.world_size)
     workers = config.data.workers
-    if workers == "auto":
+    if workers == "auto" and isinstance(reader, KeptBatchReader):
+        workers = 0  # a batch costs less than handing it over
+    elif workers == "auto":
         peak = peak_flops(runtime.device)
         pace = None if peak is None else _BEST_MFU * peak / flops_per_image
         out = torch.empty(1, phase.image_size, phase.image_size, 3, dtype=torch.uint8)
@@ -141,7 +144,7 @@ def open_stream(
     )
 
 
-def _read_one(reader: BatchReader, slots: range, start: int, out: Tensor, number: int) -> None:
+def _read_one(reader: PartReader, slots: range, start: int, out: Tensor, number: int) -> None:
     """The rank's picture of this number, counted from batch `start` on."""
     batches, slot = divmod(number, len(slots))
     reader.read(start + batches, slots[slot : slot + 1], out=out, prefetch=False)

@@ -20,7 +20,7 @@ from clipx.train.evaluations import evaluate, missing_evaluations
 from clipx.train.liveness.heartbeat import join_heartbeats
 from clipx.train.liveness.run_lock import run_lock
 from clipx.train.liveness.status import Status, explain, write_failure, write_status
-from clipx.train.liveness.stops import StopRequest, catch_stops
+from clipx.train.liveness.stops import StopAskedError, StopRequest, catch_stops
 from clipx.train.liveness.watchdog import Watchdog
 from clipx.train.loss_spikes import LossSpikeError, Rollback, SpikeDetector, rollback
 from clipx.train.metrics.monitor import logging_to_stderr, own_stats
@@ -104,14 +104,25 @@ def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objectiv
         reached = step if run is None else run.progress.step
         write_failure(Path(config.run_dir), error, step=reached, rank=runtime.rank)
 
+    def between() -> None:
+        watchdog.set_activity("start", step=step)
+        if runtime.is_main:
+            stop.look()
+        if any(runtime.gather_objects(bool(stop))):
+            raise StopAskedError
+
     with _watchdog(config, runtime, lambda reason: note_failure(RunError(reason))) as watchdog:
         try:
             while status is None:
                 watchdog.set_activity("start", step=step)
-                run = build_run(config, runtime, pending_rollback, build=objective)
                 try:
+                    run = build_run(config, runtime, pending_rollback, build=objective, between=between)
                     status, pending_rollback = Loop(run, stop, watchdog).fit(), None
+                except StopAskedError:
+                    status = Status.AGAIN
+                    break
                 except LossSpikeError as spike:
+                    assert run is not None
                     pending_rollback = rollback(spike, run.progress, config=config, runtime=runtime)
                 step = run.progress.step
                 if status is None:
@@ -121,24 +132,25 @@ def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objectiv
             explained = explain(error)
             note_failure(explained)
             raise explained from error
-        assert run is not None
         watchdog.set_activity("end", step=step)
-        _finish(run, status, stop)
+        _finish(Path(config.run_dir), runtime, status, stop, step=step)
+        if run is not None:
+            run.monitor.close_trackers()
     return status
 
 
-def _finish(run: Run, status: Status, stop: StopRequest) -> None:
+def _finish(run_dir: Path, runtime: Runtime, status: Status, stop: StopRequest, *, step: int) -> None:
     """After all ranks have ended, rank 0 says how."""
-    run.runtime.barrier()
-    if run.runtime.is_main:
-        why = "all steps done" if status is Status.COMPLETE else stop.reason or "a stop signal at another process"
-        try:
-            write_status(run.run_dir, status, step=run.progress.step, reason=why)
-            stop.forget_file()
-        except OSError as error:  # all is saved, maybe elsewhere, and the exit code says so too
-            log.error("cannot write status.json in %s (%s)", run.run_dir, error)
-        log.info("%s at step %d: %s", status.word, run.progress.step, run.run_dir)
-    run.monitor.close_trackers()
+    runtime.barrier()
+    if not runtime.is_main:
+        return
+    why = "all steps done" if status is Status.COMPLETE else stop.reason or "a stop signal at another process"
+    try:
+        write_status(run_dir, status, step=step, reason=why)
+        stop.forget_file()
+    except OSError as error:  # all is saved, maybe elsewhere, and the exit code says so too
+        log.error("cannot write status.json in %s (%s)", run_dir, error)
+    log.info("%s at step %d: %s", status.word, step, run_dir)
 
 
 def _watchdog(config: JobConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:

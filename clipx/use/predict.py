@@ -1,14 +1,13 @@
 """Predictions for all rows of a table, block by block: the same bytes whatever the ranks.
 
-Blocks are cut from the rows alone, and each is one forward pass in one thread (`clipx.use.encode` says why). Ranks take
-turns with them, and rank 0 writes them in order as they come: no table is too large.
+Blocks are cut from the rows alone, and each is one forward pass in one thread (`clipx.pretrained.lanes` says why).
+Ranks take turns with them, and rank 0 writes them in order as they come: no table is too large.
 
 Shapes: B good rows of a block, O raw outputs of all targets side by side.
 """
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,19 +15,18 @@ from pathlib import Path
 
 from torch.distributed import ProcessGroup
 
-from clipx.data.in_order import Block
+from clipx.data.in_order import Block, InOrder
 from clipx.data.parallel import num_cores
 from clipx.data.rows.row import Rows
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import InputError
-from clipx.pretrained.fitted import Fitted, PredictedBlock
-from clipx.use.encode import one_thread, start_lane
+from clipx.pretrained.fitted import Fitted, PredictedBlock, cut
+from clipx.pretrained.lanes import ON_DEVICE, side_by_side
 from clipx.use.prediction_files import PredictionFile, PredictionTable
 from clipx.use.table_samples import TableRows
 
 _BLOCKS_PER_TURN = 4  # of each rank, before they are gathered and written
 _PROBLEMS_KEPT = 10
-_ON_DEVICE = 2  # forward passes at once on a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +89,8 @@ def predict_table(
         InputError: the file cannot be written or is somebody else's, storage fails, or no row has a prediction.
         RunError: a shard cannot be read.
     """
-    size, total, ranks = options.batch_size, len(rows), world_size(group)
-    blocks = [Block(i, range(start, min(start + size, total))) for i, start in enumerate(range(0, total, size))]
+    total, ranks = len(rows), world_size(group)
+    blocks = cut(total, options.batch_size)
     source = TableRows(rows, fitted.fit_config, key=options.key)
     found = Predicted()
     with ExitStack() as stack:
@@ -127,23 +125,19 @@ _Keyed = tuple[PredictedBlock, list[str]]
 
 def _predict(fitted: Fitted, rows: TableRows, blocks: Sequence[Block]) -> Generator[_Keyed]:
     """Yields the blocks with the keys of their rows, several forward passes at once."""
-    on_cpu = fitted.device.type == "cpu"
     # Two threads must not switch the modes of one model.
     is_training = any(module.training for module in fitted.model.modules())
-    lanes = 1 if is_training else num_cores() if on_cpu else _ON_DEVICE
-    with one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=start_lane, initargs=(fitted.device,)) as pool:
-        pending: list[tuple[Future[PredictedBlock], list[str]]] = []
-        try:
-            for block, batch in fitted.read(rows, blocks):
-                keys = [rows.take_key(row) for row in block.samples]
-                pending.append((pool.submit(fitted.predict_block, block, batch), keys))
-                if len(pending) > lanes:
-                    future, keys = pending.pop(0)
-                    yield future.result(), keys
-            for future, keys in pending:
-                yield future.result(), keys
-        finally:
-            pool.shutdown(cancel_futures=True)
+    lanes = 1 if is_training else num_cores() if fitted.device.type == "cpu" else ON_DEVICE
+
+    def predict(read: tuple[Block, InOrder, list[str]]) -> _Keyed:
+        block, batch, keys = read
+        return fitted.predict_block(block, batch), keys
+
+    def read() -> Iterator[tuple[Block, InOrder, list[str]]]:
+        for block, batch in fitted.read(rows, blocks):
+            yield block, batch, [rows.take_key(row) for row in block.samples]
+
+    yield from side_by_side(predict, read(), device=fitted.device, lanes=lanes)
 
 
 def _in_turns(parts: Sequence[Sequence[_Keyed]]) -> Iterator[_Keyed]:
