@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from clipx import __version__
-from clipx.data.in_order import Block
 from clipx.errors import InputError, RunError
 from clipx.export.fitted_graph import fitted_program, free_axes, outputs_of
 from clipx.export.fitted_settings import fitted_settings, output_name, write_settings
@@ -30,7 +29,7 @@ from clipx.export.plain import plain_problem
 from clipx.export.programs import quiet
 from clipx.export.serving import write_plain, write_text_encoder
 from clipx.pretrained import load_fitted
-from clipx.pretrained.fitted import Fitted
+from clipx.pretrained.fitted import Fitted, cut
 from clipx.pretrained.own import write_weights
 from clipx.pretrained.row_samples import GivenRows
 
@@ -112,9 +111,7 @@ def our_outputs(fitted: Fitted, rows: Sequence[FittedRow]) -> dict[str, np.ndarr
     """What the model itself predicts, read as `Fitted.predict` reads rows, under the names of the program's outputs."""
     config = fitted.fit_config
     given = GivenRows([row.cells for row in rows], config, absent=True)
-    starts = range(0, len(rows), _AT_ONCE)
-    blocks = [Block(i, range(start, min(start + _AT_ONCE, len(rows)))) for i, start in enumerate(starts)]
-    found = list(fitted.predicted(given, blocks))
+    found = [fitted.predict_block(block, read) for block, read in fitted.read(given, cut(len(rows), _AT_ONCE))]
     if problems := {row: why for block in found for row, why in block.problems.items()}:
         raise RunError(f"row {min(problems)} of the comparison cannot be read: {problems[min(problems)]}")
     raw_BO = torch.cat([block.raw_BO for block in found])
