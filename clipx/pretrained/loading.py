@@ -1,7 +1,6 @@
 """Loads a model: a run's, an export's, or another library's."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +9,9 @@ from torch import Tensor
 
 from clipx.checkpoint.find import ModelFiles, find_model
 from clipx.checkpoint.tensors import holds_average, load_weights
-from clipx.config.fit import EncoderConfig, FitConfig
+from clipx.config.fit import FitConfig
 from clipx.config.model import ModelConfig
+from clipx.config.schema import with_model
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
@@ -44,9 +44,9 @@ def load(
     tokenizer = build_tokenizer(config.text)
     job = described(files)
     if isinstance(job, FitConfig):
-        encoder = without_download(config)
-        assert isinstance(encoder, EncoderConfig)
-        job = replace(job, encoder=encoder)
+        resolved = with_model(job, without_download(config))
+        assert isinstance(resolved, FitConfig)
+        job = resolved
         model: CLIP = build_fused_model(job, vocab_size=tokenizer.vocab_size)
     else:
         model = build_model(without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
