@@ -70,13 +70,15 @@ def make_shards(
     *,
     workers: int,
     max_bad: float = 0.01,
+    quiet: bool = False,
     on_grouping: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Made:
     """Makes the shards that are not there yet, then the index and the reports.
 
     `out` is a local folder: new, empty, or begun by an equal call. `max_bad` is the share of all rows, if there are 100
-    or more, that may be left out. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
+    or more, that may be left out. Unless `quiet`, a warning tells that all was made before. `on_grouping` gets
+    (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
         InputError: `out` holds something else, was begun otherwise, is in use or cannot be written; wrong labels.
@@ -88,7 +90,8 @@ def make_shards(
     request = _request(rows, options, classes := _classes(rows))
     with claimed(folder, request) as made:
         if made is not None:
-            log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
+            if not quiet:
+                log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
         plan = _plan(rows, options, folder, on_grouping)
         digits = len(str(len(plan.stretches) - 1))
