@@ -96,6 +96,19 @@ def _with_start(root: type, tree: Tree, layers: Sequence[Tree], starting_model: 
     )
 
 
+def overridden(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """A tree of plain values changed by overrides, as `load_config` would change a file of it; not validated.
+
+    Raises:
+        InputError: an override has no `=`, or names a part of what is one value.
+    """
+    root = _root([tree])
+    changes: Tree = {}
+    for text in overrides:
+        changes = _merge(root, changes, _read_override(root, text))
+    return _merge(root, tree, changes)
+
+
 def load_stored(file: Path) -> JobConfig | ModelFile:
     """The config beside a stored model: of its run, or where the file has nothing else, of the model alone.
 

@@ -21,7 +21,7 @@ from clipx.data.captions import Captions, TextReader, alternatives, first_presen
 from clipx.data.columns import ColumnReader, Images, RawSample, read_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
-from clipx.data.sample_refs import SampleRef
+from clipx.data.sample_refs import SampleRef, SampleSource
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import Decoding, FixedTransform, TrainTransform
@@ -68,7 +68,7 @@ class SampleReader:
 
     def __init__(
         self,
-        shards: ShardReader,
+        shards: SampleSource,
         sources: Sequence[SourceReader],
         *,
         seed: int,
@@ -267,8 +267,10 @@ class BatchReader:
         if self._schedule is None or self._schedule.slots != slots:
             from clipx.data.prefetch_schedule import PrefetchSchedule
 
+            shards = self._samples.shards
+            assert isinstance(shards, ShardReader), "nothing else is remote"
             self._schedule = PrefetchSchedule(
-                self._order, self._samples.shards, slots=slots, read_ahead_batches=self._read_ahead_batches
+                self._order, shards, slots=slots, read_ahead_batches=self._read_ahead_batches
             )
         self._schedule.announce(batch_index)
 

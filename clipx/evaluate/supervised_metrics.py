@@ -23,31 +23,27 @@ BINS = 15
 """Bins of the calibration error."""
 
 
-def class_metrics(logits_NK: Floats, class_N: NDArray[np.int64]) -> dict[str, float]:
+def class_metrics(probability_NK: Floats, class_N: NDArray[np.int64]) -> dict[str, float]:
     """`accuracy`, `macro_f1` over the classes that are there or predicted, `auroc`, `calibration_error`.
 
-    The class with the greatest logit is predicted; of equal ones the first.
+    The most probable class is predicted; of equal ones the first.
 
     Args:
-        logits_NK: up to a constant per row, the logarithms of the probabilities.
+        probability_NK: of each class; a row sums to one.
         class_N: the right classes.
     """
-    num_rows, num_classes = logits_NK.shape
-    with np.errstate(invalid="ignore"):
-        power_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True, initial=-np.inf))
-        probability_NK = power_NK / power_NK.sum(axis=1, keepdims=True)
+    num_rows, num_classes = probability_NK.shape
     if num_rows == 0 or np.isnan(probability_NK).any():
         return {}
-    predicted_N = logits_NK.argmax(axis=1)
+    predicted_N = probability_NK.argmax(axis=1)
     right_N = predicted_N == class_N
     true_K = np.bincount(class_N, minlength=num_classes)
     predicted_K = np.bincount(predicted_N, minlength=num_classes)
     hits_K = np.bincount(class_N[right_N], minlength=num_classes)
-    scored = range(1, 2) if num_classes == 2 else range(num_classes)  # of two, each is the other's mirror image
     return {
         "accuracy": float(right_N.mean()),
         **_macro_f1(hits_K, true_K, predicted_K),
-        **_mean_area([area_under_roc(probability_NK[:, k], class_N == k) for k in scored]),
+        **_mean_area([area_under_roc(probability_NK[:, k], class_N == k) for k in range(num_classes)]),
         "calibration_error": calibration_error(probability_NK.max(axis=1), right_N),
     }
 
@@ -57,33 +53,32 @@ def number_metrics(predicted_N: Floats, true_N: Floats) -> dict[str, float]:
     if len(true_N) == 0 or not np.isfinite(predicted_N).all():
         return {}
     figures = {"mae": float(np.abs(predicted_N - true_N).mean())}
-    variance = true_N.var()
-    if variance > 0:
-        figures["r2"] = float(1 - np.square(predicted_N - true_N).mean() / variance)
+    if true_N.min() < true_N.max():
+        figures["r2"] = float(1 - np.square(predicted_N - true_N).mean() / true_N.var())
     return figures
 
 
-def label_metrics(logits_NL: Floats, shown_NL: NDArray[np.bool_]) -> dict[str, float]:
+def label_metrics(probability_NL: Floats, shown_NL: NDArray[np.bool_]) -> dict[str, float]:
     """`macro_f1`, `auroc`, `calibration_error` of labels of which a row has any number.
 
-    A label is predicted where its logit is above 0, its probability above one half. `macro_f1` is the mean over the
-    labels that are there or predicted, `auroc` that over the labels that some rows have and some have not. For
-    `calibration_error` every label of every row is a prediction: that it is there, or that it is not.
+    A label is predicted where its probability is at least one half. `macro_f1` is the mean over the labels that are
+    there or predicted, `auroc` that over the labels that some rows have and some have not. For `calibration_error`
+    every label of every row is a prediction: that it is there, or that it is not.
 
     Args:
-        logits_NL: log-odds.
+        probability_NL: of each label.
         shown_NL: which labels the rows have.
     """
-    if logits_NL.size == 0 or np.isnan(logits_NL).any():
+    if probability_NL.size == 0 or np.isnan(probability_NL).any():
         return {}
-    predicted_NL = logits_NL > 0
-    power_NL = np.exp(-np.abs(logits_NL))
+    predicted_NL = probability_NL >= 0.5
     hits_L = (predicted_NL & shown_NL).sum(axis=0)
-    areas = [area_under_roc(logits_N, shown_N) for logits_N, shown_N in zip(logits_NL.T, shown_NL.T, strict=True)]
+    areas = [area_under_roc(*columns) for columns in zip(probability_NL.T, shown_NL.T, strict=True)]
+    likelier_NL = np.maximum(probability_NL, 1 - probability_NL)
     return {
         **_macro_f1(hits_L, shown_NL.sum(axis=0), predicted_NL.sum(axis=0)),
         **_mean_area(areas),
-        "calibration_error": calibration_error((1 / (1 + power_NL)).ravel(), (predicted_NL == shown_NL).ravel()),
+        "calibration_error": calibration_error(likelier_NL.ravel(), (predicted_NL == shown_NL).ravel()),
     }
 
 

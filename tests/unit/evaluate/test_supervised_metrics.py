@@ -15,16 +15,11 @@ from clipx.evaluate.supervised_metrics import (
 
 
 def _classes(num_rows: int, num_classes: int, *, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits in coarse steps, so that there are ties, and classes that they tell something of."""
+    """Probabilities with ties, and classes that they tell something of."""
     generator = np.random.default_rng(seed)
     class_N = generator.integers(num_classes, size=num_rows)
-    logits_NK = generator.normal(size=(num_rows, num_classes)) + 1.5 * (class_N[:, None] == np.arange(num_classes))
-    return np.round(8 * logits_NK) / 8, class_N
-
-
-def _probabilities(logits_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    power_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))  # so that ties stay ties, shifted or not
-    return power_NK / power_NK.sum(axis=1, keepdims=True)
+    parts_NK = generator.integers(1, 9, size=(num_rows, num_classes)) + 5 * (class_N[:, None] == np.arange(num_classes))
+    return parts_NK / parts_NK.sum(axis=1, keepdims=True), class_N
 
 
 def _loop_error(probability_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> float:
@@ -39,14 +34,14 @@ def _loop_error(probability_N: NDArray[np.float64], right_N: NDArray[np.bool_]) 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 7])
 def test_figures_of_classes_are_those_of_scikit_learn(num_classes: int) -> None:
-    logits_NK, class_N = _classes(300, num_classes)
-    probability_NK, predicted_N = _probabilities(logits_NK), logits_NK.argmax(axis=1)
+    probability_NK, class_N = _classes(300, num_classes)
+    predicted_N = probability_NK.argmax(axis=1)
     areas = (
         roc_auc_score(class_N, probability_NK[:, 1])
         if num_classes == 2
         else roc_auc_score(class_N, probability_NK, multi_class="ovr", average="macro")
     )
-    assert class_metrics(logits_NK + 128, class_N) == pytest.approx(
+    assert class_metrics(probability_NK, class_N) == pytest.approx(
         {
             "accuracy": accuracy_score(class_N, predicted_N),
             "macro_f1": f1_score(class_N, predicted_N, average="macro"),
@@ -58,27 +53,26 @@ def test_figures_of_classes_are_those_of_scikit_learn(num_classes: int) -> None:
 
 
 def test_classes_that_do_not_occur_are_no_part_of_a_mean() -> None:
-    logits_NK, class_N = _classes(200, 6)
+    probability_NK, class_N = _classes(200, 6)
     rows = class_N < 4
-    logits_NK, class_N = logits_NK[rows], class_N[rows]
-    logits_NK[:, 5] = -20.0  # neither there nor predicted; class 4 is predicted now and then
-    predicted_N = logits_NK.argmax(axis=1)
+    probability_NK, class_N = probability_NK[rows], class_N[rows]
+    probability_NK[:, 5] = 0.0  # neither there nor predicted; class 4 is predicted now and then
+    predicted_N = probability_NK.argmax(axis=1)
     assert set(predicted_N) == {0, 1, 2, 3, 4}
-    found = class_metrics(logits_NK, class_N)
-    areas = [roc_auc_score(class_N == k, _probabilities(logits_NK)[:, k]) for k in range(4)]
+    found = class_metrics(probability_NK, class_N)
+    areas = [roc_auc_score(class_N == k, probability_NK[:, k]) for k in range(4)]
     assert found["macro_f1"] == pytest.approx(f1_score(class_N, predicted_N, average="macro"), abs=1e-12)
     assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
 
 
 def test_a_figure_that_the_rows_do_not_define_is_left_out() -> None:
-    logits_NK, _ = _classes(5, 3)
-    assert class_metrics(logits_NK, np.ones(5, np.int64)).keys() == {"accuracy", "macro_f1", "calibration_error"}
-    assert class_metrics(logits_NK[:0], np.zeros(0, np.int64)) == {}
+    probability_NK, _ = _classes(5, 3)
+    assert class_metrics(probability_NK, np.ones(5, np.int64)).keys() == {"accuracy", "macro_f1", "calibration_error"}
+    assert class_metrics(probability_NK[:0], np.zeros(0, np.int64)) == {}
     assert class_metrics(np.full((2, 3), np.nan), np.zeros(2, np.int64)) == {}
-    assert class_metrics(np.full((2, 3), np.inf), np.zeros(2, np.int64)) == {}
-    assert number_metrics(np.array([1.0, 3.0]), np.array([2.0, 2.0])) == {"mae": 1.0}
+    assert number_metrics(np.full(3, 1.1), np.full(3, 0.1)) == {"mae": 1.0}
     assert number_metrics(np.array([np.nan]), np.array([2.0])) == number_metrics(np.zeros(0), np.zeros(0)) == {}
-    assert label_metrics(-np.ones((4, 2)), np.zeros((4, 2), bool)).keys() == {"calibration_error"}
+    assert label_metrics(np.full((4, 2), 0.3), np.zeros((4, 2), bool)).keys() == {"calibration_error"}
     assert label_metrics(np.zeros((0, 2)), np.zeros((0, 2), bool)) == {}
     assert label_metrics(np.full((1, 2), np.nan), np.zeros((1, 2), bool)) == {}
 
@@ -94,12 +88,12 @@ def test_figures_of_numbers_are_those_of_scikit_learn() -> None:
 def test_figures_of_labels_are_those_of_scikit_learn() -> None:
     generator = np.random.default_rng(0)
     shown_NL = generator.random((120, 5)) < [0.1, 0.3, 0.5, 0.0, 0.2]
-    logits_NL = np.round(generator.normal(size=(120, 5)) + shown_NL - 0.5, 1)
-    logits_NL[:, 3] = -3.0  # neither there nor predicted
-    predicted_NL, probability_NL = logits_NL > 0, 1 / (1 + np.exp(-logits_NL))
-    areas = [roc_auc_score(shown_NL[:, label], logits_NL[:, label]) for label in (0, 1, 2, 4)]
+    probability_NL = (generator.integers(1, 6, size=(120, 5)) + 3 * shown_NL) / 10
+    probability_NL[:, 3] = 0.1  # neither there nor predicted
+    predicted_NL = probability_NL >= 0.5
+    areas = [roc_auc_score(shown_NL[:, label], probability_NL[:, label]) for label in (0, 1, 2, 4)]
     likelier_NL, right_NL = np.maximum(probability_NL, 1 - probability_NL), predicted_NL == shown_NL
-    assert label_metrics(logits_NL, shown_NL) == pytest.approx(
+    assert label_metrics(probability_NL, shown_NL) == pytest.approx(
         {
             "macro_f1": f1_score(shown_NL, predicted_NL, average="macro", zero_division=np.nan),
             "auroc": np.mean(areas),
