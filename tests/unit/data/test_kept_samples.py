@@ -17,8 +17,7 @@ from clipx.data.index.shard_index import build_index
 from clipx.data.kept_samples import Hiding, KeptBatchReader, KeptSamples
 from clipx.data.order import DataOrder
 from clipx.errors import RunError
-from clipx.fitting.count import count_rows
-from clipx.fitting.facts import with_facts
+from clipx.types import BadSample
 
 BAD = {4: {"json": b"no json"}, 5: {"json": b"[]"}, 41: {"json": b"{}", "png": b"no picture"}}
 DIM = 3
@@ -38,7 +37,7 @@ def make(tmp_path, *, bad=BAD, probability=0.4):
     config = tiny_fit(tmp_path / "run", tmp_path, f"absent.probability={probability}", f"seed={SEED}")
     shards = list(index.paths)
     data = replace(config.data, train_shards=shards, val_shards=shards, num_train=NUM_TRAIN)
-    config = with_facts(replace(config, data=data), count_rows(index, config))
+    config = replace(config, data=data)
     order = DataOrder([index.counts], global_batch_size=24, seed=SEED, window=8)
     return config, index, order, kept_of(config, index)
 
@@ -130,15 +129,7 @@ def test_blocks_in_order_are_those_of_shards(tmp_path, world_size):
 
 def test_nothing_good_within_reach_is_an_error_that_names_the_first(tmp_path):
     config, _, order, kept = make(tmp_path, bad={})
-    record = read_bad(kept, order)
-    reader = KeptBatchReader(order, record, hiding=hiding(config))
+    bad = {number: BadSample("train", "a.tar", f"{number}", "broken", number) for number in range(NUM_TRAIN)}
+    reader = KeptBatchReader(order, replace(kept, bad=bad), hiding=hiding(config))
     with pytest.raises(RunError, match=r"none of \d+ samples in a row is readable, from \d+ of .*\(broken\)"):
         read(reader, 0, range(24), size=0)
-
-
-def read_bad(kept, order):
-    """All samples bad."""
-    from clipx.types import BadSample
-
-    bad = {number: BadSample("train", "a.tar", f"{number}", "broken", number) for number in range(NUM_TRAIN)}
-    return replace(kept, bad=bad)
