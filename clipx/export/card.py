@@ -132,7 +132,6 @@ def _training(config: RunConfig, run: RunRecord | None, *, averaged: bool) -> st
         "begun with": "random weights, or those that `model` names" if config.start_from is None else _begun(config),
         "pairs of a step": f"{config.global_batch_size:,}",
         "loss": config.loss.type,
-        "loss": config.loss.type,
         "optimizer": f"{optim.type}, rate {optim.lr:g}, weight decay {optim.weight_decay:g}, {optim.schedule}",
         "precision": config.precision,
         "seed": config.seed,

@@ -80,7 +80,7 @@ class FittedGraph(nn.Module):
             known_BG = (categories >= 0) & (categories < self.size_G)
             columns["categories_BC"] = torch.where(known_BG, categories, -1)
         raw_BO = self.fused(_batch(columns), seed=0).raw_BO
-        return {output_name(self.config, name): values for name, values in _outputs(self.config, raw_BO).items()}
+        return {output_name(self.config, name): values for name, values in outputs_of(self.config, raw_BO).items()}
 
     def _embed_pictures(self, pictures_BSSC: Tensor, there_B: Tensor) -> Tensor:
         pictures_BSSC = torch.where(there_B[:, None, None, None], pictures_BSSC, 0)
@@ -90,11 +90,10 @@ class FittedGraph(nn.Module):
 
     def _embed_texts(self, ids_BL: Tensor, mask_BL: Tensor | None, there_B: Tensor) -> Tensor:
         ids_BL = torch.where(there_B[:, None], ids_BL, 0)
-        if mask_BL is None:
-            embeddings_BD: Tensor = self.text(ids_BL)
-            return embeddings_BD
-        first_1L = (torch.arange(ids_BL.shape[1]) == 0)[None].long()  # a text has one token at least
-        embeddings_BD = self.text(ids_BL, torch.where(there_B[:, None], mask_BL, first_1L))
+        if mask_BL is not None:
+            first_1L = (torch.arange(ids_BL.shape[1]) == 0)[None].long()  # a text has one token at least
+            mask_BL = torch.where(there_B[:, None], mask_BL, first_1L)
+        embeddings_BD: Tensor = self.text(ids_BL) if mask_BL is None else self.text(ids_BL, mask_BL)
         return embeddings_BD
 
 
@@ -115,8 +114,8 @@ def _batch(columns: Mapping[str, Tensor]) -> Batch:
     )
 
 
-def _outputs(config: FitConfig, raw_BO: Tensor) -> dict[str, Tensor]:
-    """Numbers in float64, for their units may need it; probabilities in float32."""
+def outputs_of(config: FitConfig, raw_BO: Tensor) -> dict[str, Tensor]:
+    """Predictions by target: numbers in float64, for their units may need it; probabilities in float32."""
     found: dict[str, Tensor] = {}
     for name, prediction in predictions(config.heads, raw_BO).items():
         match prediction:

@@ -8,6 +8,7 @@ A config that has all of it stays as it is: resuming, evaluating and predicting 
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import ClassTarget, LabelsTarget, NumberTarget
@@ -15,7 +16,8 @@ from clipx.data.index.shard_index import build_index
 from clipx.errors import InputError, some_names
 from clipx.fitting.count import Cells, Counts, count_rows
 from clipx.fitting.facts import warn_of_unknown, with_facts
-from clipx.fitting.shards import with_shards
+from clipx.fitting.shards import shards_folder, with_shards
+from clipx.fitting.tables import are_shards
 
 _MIN_ROWS_FOR_LIMIT = 100  # below, a share of bad rows says nothing
 
@@ -30,6 +32,7 @@ def resolve(config: FitConfig) -> FitConfig:
         RunError: too many pictures cannot be read, or a storage fails.
     """
     if config.is_resolved:
+        _warn_of_others(config)
         return config
     if config.data.train_shards is None or config.data.val_shards is None:
         config = with_shards(config)
@@ -42,6 +45,17 @@ def resolve(config: FitConfig) -> FitConfig:
     for line in described(config, train, val):
         log.info("%s", line)
     return config
+
+
+def _warn_of_others(config: FitConfig) -> None:
+    """Tells that the shards of a copied config are another run's, whatever table it now names."""
+    data, own = config.data, shards_folder(config, "train")
+    if not are_shards(data.train) and [Path(path).absolute() for path in data.train_shards or ()] != [own.absolute()]:
+        log.warning(
+            "data.train_shards=%s are of another run, and %s is not read; for its rows set data.train_shards, "
+            "data.val_shards and the facts of inputs and targets to null",
+            *(some_names(data.train_shards or ()), some_names(data.train)),
+        )
 
 
 def _count(config: FitConfig, shards: list[str] | None) -> Counts:

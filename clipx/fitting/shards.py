@@ -69,6 +69,11 @@ def with_shards(config: FitConfig) -> FitConfig:
     return replace(config, data=data)
 
 
+def shards_folder(config: FitConfig, name: str) -> Path:
+    """Where the shards of a run's table lie; `name` is train or val."""
+    return Path(config.run_dir) / "shards" / name
+
+
 def _opened(addresses: Sequence[str], config: FitConfig) -> Rows | list[str]:
     """The rows of which shards are made, or the shards that are there."""
     return list(addresses) if are_shards(addresses) else open_tables(addresses, config, is_cut=False)
@@ -76,7 +81,7 @@ def _opened(addresses: Sequence[str], config: FitConfig) -> Rows | list[str]:
 
 def _made(rows: Rows, config: FitConfig, name: str) -> list[str]:
     """Makes shards of rows in the run folder."""
-    folder = Path(config.run_dir) / "shards" / name
+    folder = shards_folder(config, name)
     options = MakeOptions(
         shuffle=_ORDER if name == "train" else None,
         group_rows=False,

@@ -1,7 +1,6 @@
 """Loads a model: a run's, an export's, or another library's."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,14 +9,16 @@ from torch import Tensor
 
 from clipx.checkpoint.find import ModelFiles, find_model
 from clipx.checkpoint.tensors import holds_average, load_weights
-from clipx.config.fit import EncoderConfig, FitConfig
+from clipx.config.fit import FitConfig
 from clipx.config.model import ModelConfig
+from clipx.config.schema import with_model
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
 from clipx.models.fused import FusedModel, build_fused_model
 from clipx.pretrained import huggingface, open_clip, own
 from clipx.pretrained.fitted import Fitted
+from clipx.pretrained.input_columns import fitted_config
 from clipx.pretrained.model import Pretrained
 from clipx.pretrained.stored_model import described, stored_model, without_download
 from clipx.pretrained.whole_weights import check_whole
@@ -43,9 +44,9 @@ def load(
     tokenizer = build_tokenizer(config.text)
     job = described(files)
     if isinstance(job, FitConfig):
-        encoder = without_download(config)
-        assert isinstance(encoder, EncoderConfig)
-        job = replace(job, encoder=encoder)
+        resolved = with_model(job, without_download(config))
+        assert isinstance(resolved, FitConfig)
+        job = resolved
         model: CLIP = build_fused_model(job, vocab_size=tokenizer.vocab_size)
     else:
         model = build_model(without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
@@ -68,12 +69,9 @@ def load_fitted(
     Raises:
         InputError: it is a model of another kind, and the cases of `load`.
     """
+    fitted_config(path)
     loaded = load(path, device=device, weights=weights)
-    if not isinstance(loaded, Fitted):
-        raise InputError(
-            f"{path} embeds pictures and texts and predicts nothing else; train a model that does: clipx fit TABLE "
-            f"--model {path} ..."
-        )
+    assert isinstance(loaded, Fitted)
     return loaded
 
 

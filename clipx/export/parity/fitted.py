@@ -95,7 +95,7 @@ def graph_inputs(folder: Path, rows: Sequence[FittedRow]) -> dict[str, np.ndarra
     if IDS in wanted:
         length = wanted[IDS]["shape"][1]
         length = length if isinstance(length, int) else None
-        found[IDS], mask_BL = token_rows(folder, [row.text or "" for row in rows], length=length)
+        found[IDS], mask_BL = token_rows(folder, [row.text for row in rows], length=length)
         found |= {MASK: mask_BL} if MASK in wanted else {}
     if NUMBERS in wanted:
         found[NUMBERS] = np.array([row.numbers for row in rows], dtype=np.float64)

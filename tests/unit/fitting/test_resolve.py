@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 from fit_tables import fit_config, sample, write_samples
@@ -76,6 +77,15 @@ def test_a_resolved_config_is_complete(tmp_path):
     assert load_config([path]) == resolved
     table.unlink()
     assert resolve(load_config([path])) == resolved
+
+
+def test_a_copied_config_tells_that_it_reads_another_run(tmp_path, caplog):
+    resolved = resolve(config_of(tmp_path, write_table(tmp_path)))
+    assert resolve(resolved) is resolved
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    other = replace(resolved, run_dir=str(tmp_path / "other"))
+    assert resolve(other) is other
+    assert "are of another run" in caplog.text
 
 
 def test_the_same_rows_are_held_out_for_ever_and_groups_are_not_parted(tmp_path):
