@@ -114,6 +114,16 @@ def test_sums_and_softmax_are_in_float32_under_autocast(kind: str) -> None:
     assert (found - exact).abs().max() > 0 or kind == "weighted_sum"
 
 
+def test_products_are_in_float32_under_autocast() -> None:
+    fusion = build("bilinear", modalities=2, dim=8).float()
+    vectors_BMD = draw(2, 8)[0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fusion(vectors_BMD, torch.ones(4, 2))
+        first_BN, second_BN = (linear(vectors_BMD[:, index]).float() for index, linear in enumerate(fusion.factors))
+    wanted = (first_BN * second_BN).unflatten(1, (fusion.rank, 8)).sum(1) + fusion.bias_D
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "late"])
 def test_what_it_gives_has_about_the_variance_1_at_first(kind: str) -> None:
     torch.manual_seed(0)
