@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipx.config.fit import FitConfig
     from clipx.config.load import dump_config
     from clipx.config.schema import RunConfig
     from clipx.errors import ClipxError, InputError, RunError
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClipxError",
+    "FitConfig",
     "InputError",
     "Pretrained",
     "RunConfig",
@@ -37,6 +39,7 @@ __all__ = [
 
 _MODULES = {
     "ClipxError": "clipx.errors",
+    "FitConfig": "clipx.config.fit",
     "InputError": "clipx.errors",
     "Pretrained": "clipx.pretrained",
     "RunConfig": "clipx.config.schema",

@@ -93,6 +93,11 @@ def key(seed: int, stream: Stream, *keys: int) -> int:
     return bits >> 1
 
 
+def keys(seed: int, stream: Stream, *values: np.ndarray) -> np.ndarray:
+    """What `key` gives for each row of int64 arrays."""
+    return _shift(fold(start(seed, stream), *values), 1)
+
+
 def uniform(bits: np.ndarray) -> np.ndarray:
     """float64 numbers in [0, 1) from the top 53 bits of each hash."""
     return _shift(bits, 11).astype(np.float64) * 2.0**-53

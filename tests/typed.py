@@ -9,7 +9,7 @@ import clipx
 
 def uses() -> None:
     config = clipx.load_config("tiny", ["seed=3"])
-    assert_type(config, clipx.RunConfig)
+    assert_type(config, clipx.RunConfig | clipx.FitConfig)
     assert_type(clipx.train(config), clipx.Status)
     model = clipx.load("runs/tiny")
     assert_type(model, clipx.Pretrained)

@@ -18,10 +18,9 @@ from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.config.model import HuggingFaceTextConfig
 from clipx.errors import RunError
 from clipx.export.folder import AVERAGE, publish, readable_errors
-from clipx.models.huggingface_text import save_encoder_config
+from clipx.export.serving import write_text_encoder
 from clipx.pretrained import Pretrained, load
 from clipx.pretrained.own import write_weights
-from clipx.pretrained.stored_model import TEXT_ENCODER
 from clipx.printable import printable
 from clipx.storage.drafts import draft_of
 
@@ -62,8 +61,7 @@ def _write_texts(model: Pretrained, folder: Path) -> None:
     """The tokenizer, and the config of the text encoder; of CLIP's own there is nothing to write."""
     text = model.config.text
     if isinstance(text, HuggingFaceTextConfig):
-        save_encoder_config(text.name, folder / TEXT_ENCODER)
-        model.tokenizer.save(folder / TEXT_ENCODER)
+        write_text_encoder(model, folder)
     elif text.tokenizer != "clip":
         model.tokenizer.save(folder)
 

@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from clipx.checkpoint.manifest import MANIFEST, Entry, find_problem, read_manifest, recorded, write_manifest
 from clipx.checkpoint.state import RunState
 from clipx.config.load import load_config
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.errors import InputError
 from clipx.storage.folders import Folder, folder_at
 
@@ -93,7 +93,7 @@ class Checkpoint:
             return self.state().scheduled
         return False
 
-    def config(self) -> RunConfig:
+    def config(self) -> JobConfig:
         """The config of the run when it was saved."""
         return stored_config(self.folder)
 
@@ -299,12 +299,12 @@ def _completed(checkpoint: Checkpoint) -> bool:
     return MANIFEST in checkpoint.folder.names()
 
 
-def checkpoints_of(config: RunConfig) -> CheckpointStore:
+def checkpoints_of(config: JobConfig) -> CheckpointStore:
     """The checkpoints of the run with this config."""
     return CheckpointStore(config.checkpoint.folder or Path(config.run_dir) / "checkpoints")
 
 
-def stored_config(folder: Folder, name: str = CONFIG) -> RunConfig:
+def stored_config(folder: Folder, name: str = CONFIG) -> JobConfig:
     """Reads a config from a file in a folder.
 
     Raises:

@@ -11,7 +11,7 @@ from clipx.config.paths import expand_home
 from clipx.errors import InputError, some_names
 
 if TYPE_CHECKING:
-    from clipx.config.schema import RunConfig
+    from clipx.config.schema import JobConfig
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
 
@@ -50,7 +50,7 @@ def is_override(argument: str) -> bool:
     return _OVERRIDE.match(argument) is not None and not (is_config([argument]) and Path(argument).is_file())
 
 
-def load_arguments(arguments: Sequence[str]) -> "RunConfig":
+def load_arguments(arguments: Sequence[str]) -> "JobConfig":
     """Loads the config from the arguments.
 
     Raises:

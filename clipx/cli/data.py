@@ -10,6 +10,7 @@ import typer
 
 from clipx.cli.config_files import ConfigArguments, load_arguments, names_config
 from clipx.cli.data_options import (
+    Absent,
     CaptionColumns,
     CaptionKey,
     ClassFolders,
@@ -19,6 +20,8 @@ from clipx.cli.data_options import (
     ImageFolder,
     ImageKey,
     IndexOfShards,
+    JoinCaptions,
+    KeyColumn,
     LabelColumn,
     MaxBad,
     NumShards,
@@ -60,6 +63,7 @@ def make(
     shuffle: Shuffle = None,
     image_column: ImageColumn = None,
     caption_column: CaptionColumns = None,
+    join_captions: JoinCaptions = None,
     label_column: LabelColumn = None,
     class_folders: ClassFolders = None,
     image_folder: ImageFolder = None,
@@ -67,6 +71,8 @@ def make(
     quoting: Quoting = "double",
     split: Splits = None,
     group_rows: GroupRows = True,
+    absent: Absent = False,
+    key: KeyColumn = None,
     size: ShortSide = None,
     quality: Quality = None,
     verify: Verify = True,
@@ -84,12 +90,19 @@ def make(
     from clipx.data.rows.dialects import TextFormat
     from clipx.data.rows.opening import SourceOptions, open_rows
     from clipx.data.rows.row import TableColumns
-    from clipx.prepare.images import ImageOptions
-    from clipx.prepare.make import make_shards
-    from clipx.prepare.make_shard import MakeOptions
+    from clipx.making.images import ImageOptions
+    from clipx.making.make import make_shards
+    from clipx.making.make_shard import MakeOptions
 
     names = [] if header is None else [name.strip() for name in header.split(",")]
-    columns = TableColumns(image=image_column, captions=caption_column or (), label=label_column)
+    columns = TableColumns(
+        image=image_column,
+        captions=caption_column or (),
+        joined_by=join_captions,
+        label=label_column,
+        needs_captions=not absent,
+        needs_image=not absent,
+    )
     text_format = TextFormat(quoting=quoting == "double", header=names)
     options = SourceOptions(
         columns=columns,
@@ -108,6 +121,8 @@ def make(
         num_shards=num_shards,
         shuffle=shuffle,
         group_rows=group_rows,
+        allow_absent=absent,
+        key=key,
         images=ImageOptions(size=size, quality=quality, verify=verify),
         image_key=image_key,
     )
@@ -286,18 +301,44 @@ def synth(
         Path,
         typer.Option(metavar="DIR", help="Folder to make; must not exist.", show_default=False),
     ],
-    train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 20_000,
-    eval_per_class: Annotated[int, typer.Option(min=1, help="Pictures per class in the evaluation sets.")] = 20,
+    table: Annotated[
+        bool, typer.Option("--table", help="Write a table of products, to fit and to predict, instead of shards.")
+    ] = False,
+    train: Annotated[
+        int | None, typer.Option(min=1, help="Training pairs, or rows; default: 20,000 pairs, 5,000 rows.")
+    ] = None,
+    eval_per_class: Annotated[
+        int, typer.Option(min=1, help="Pictures per class in the evaluation sets; test rows for each of 48 classes.")
+    ] = 20,
     size: Annotated[int, typer.Option(min=16, help="Side of the pictures in pixels.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the whole set.")] = 0,
-    shard_size: Annotated[int, typer.Option(min=1, help="Pairs per training shard.")] = 1000,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Pairs per training shard; default: 1,000.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write shards of rendered scenes with captions, and evaluation sets of scenes never trained on."""
-    from clipx.demo.scenes import write_synthetic_set
+    """Write shards of rendered scenes with captions, and evaluation sets of scenes never trained on.
 
-    write_synthetic_set(
-        out, num_train=train, num_eval_per_class=eval_per_class, image_size=size, seed=seed, shard_size=shard_size
-    )
+    With --table: train.csv and test.csv of products with photographs, and best.json, what the best model can reach.
+    """
+    if table and shard_size is not None:
+        raise InputError("--shard-size is for shards; leave it out with --table")
+    if table:
+        from clipx.demo.product_table import write_product_table
+        from clipx.demo.scenes import SEEN_CLASSES
+
+        num_test = eval_per_class * len(SEEN_CLASSES)
+        write_product_table(out, num_train=train or 5000, num_test=num_test, image_size=size, seed=seed)
+    else:
+        from clipx.demo.scenes import write_synthetic_set
+
+        write_synthetic_set(
+            out,
+            num_train=train or 20_000,
+            num_eval_per_class=eval_per_class,
+            image_size=size,
+            seed=seed,
+            shard_size=shard_size or 1000,
+        )
     say(f"wrote {out}")
 
 

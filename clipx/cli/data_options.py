@@ -41,7 +41,16 @@ Shuffle = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the pictures.")]
 CaptionColumns = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Column of captions; may be given several times.")
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Column of captions; may be given several times, for several captions."),
+]
+JoinCaptions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help='Join the texts of the caption columns to one caption, with this between them, as ", "; empty cells are '
+        "passed over.",
+    ),
 ]
 LabelColumn = Annotated[
     str | None,
@@ -73,6 +82,21 @@ GroupRows = Annotated[bool, typer.Option(help="Make one sample of all rows of a 
 ImageFolder = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where paths start from; default: the table's folder."),
+]
+Absent = Annotated[
+    bool,
+    typer.Option(
+        "--absent",
+        help="Make samples of rows without a picture (empty cell, a file that is not there) or without a text, too; "
+        "all other columns stand in their json. Pictures that cannot be read are still left out.",
+    ),
+]
+KeyColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Column of the samples' keys, each another one; . and / become _. Default: the row's number.",
+    ),
 ]
 ShortSide = Annotated[
     int | None, typer.Option(min=16, metavar="PX", help="Reduce pictures to this short side, as JPEG; default: never.")

@@ -9,7 +9,7 @@ from clipx.config.paths import expand_home
 from clipx.printable import shown
 
 if TYPE_CHECKING:
-    from clipx.prepare.make import Made
+    from clipx.making.make import Made
     from clipx.prepare.stats import SetStatistics
 
 
@@ -28,7 +28,7 @@ def print_counts(title: str, unit: str, counts: Mapping[str, int]) -> None:
 def print_made(made: "Made", out: str, *, image_key: str) -> None:
     """Prints what `clipx data make` made, and what it takes to train on all of it."""
     from clipx.data.rows.class_lists import CLASS_NAMES, DATASET_TYPE
-    from clipx.prepare.out_folder import REPORT
+    from clipx.making.out_folder import REPORT
 
     say(f"{out}: {made.num_shards:,} shards, {made.num_samples:,} samples")
     if made.num_joined:
@@ -40,6 +40,11 @@ def print_made(made: "Made", out: str, *, image_key: str) -> None:
         say(
             f"{made.num_several:,} samples have several captions: data.caption_key='json:captions;txt' trains on all "
             "of them, the default (txt) on the first alone"
+        )
+    if made.num_without_picture or made.num_without_text:
+        say(
+            f"{made.num_without_picture:,} samples have no picture, {made.num_without_text:,} no text; what fits a "
+            "model takes them, what trains on pairs leaves them out"
         )
     if made.num_classes:
         folder = Path(expand_home(out))

@@ -17,7 +17,7 @@ from clipx.errors import ClipxError, InputError
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
-    from clipx.config.schema import RunConfig
+    from clipx.config.schema import JobConfig
     from clipx.data.suite_sets import SetPlace
 
 P = ParamSpec("P")
@@ -92,7 +92,7 @@ def require_pictures(place: str | None) -> None:
 
 
 @_alone
-def require_inputs(config: "RunConfig") -> None:
+def require_inputs(config: "JobConfig") -> None:
     """Raises InputError if local shards or evaluation data of a run are not there, or the model that it starts from.
 
     As after every failed start, status.json says so.
@@ -109,7 +109,7 @@ def require_inputs(config: "RunConfig") -> None:
         raise
 
 
-def _require_inputs(config: "RunConfig") -> None:
+def _require_inputs(config: "JobConfig") -> None:
     from clipx.config.data import sources
     from clipx.config.geometry import resolve_geometry
     from clipx.config.phases import check_stages
@@ -132,7 +132,7 @@ def _require_inputs(config: "RunConfig") -> None:
             raise InputError(f"start_from: {error}") from error
 
 
-def _begins(config: "RunConfig") -> bool:
+def _begins(config: "JobConfig") -> bool:
     """Whether nothing was saved yet; not asked of a store. A run that goes on needs the model no more."""
     from clipx.checkpoint.store import checkpoints_of
 

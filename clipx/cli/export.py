@@ -21,8 +21,14 @@ def export(
     *,
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.", show_default=False)],
     formats: Annotated[
-        str, typer.Option("--format", metavar="NAMES", help="Some of hf, open_clip, onnx, pt2, with commas.")
-    ] = "hf,open_clip",
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAMES",
+            help="Some of hf, open_clip, onnx, pt2, with commas.",
+            show_default="hf,open_clip; of a fitted model onnx,pt2",
+        ),
+    ] = None,
     weights: WeightsOption = None,
     only: Annotated[Tower | None, typer.Option(help="One tower alone (hf, onnx, pt2).")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the stored weights.")] = "fp32",
@@ -40,18 +46,20 @@ def export(
     """Write a folder that transformers and others load, and compare each of them with the model (parity.json)."""
     from clipx.distributed.environment import overrule_environment
     from clipx.export.folder import require_own
-    from clipx.export.formats import check_formats
+    from clipx.export.formats import DEFAULT_FORMATS, check_formats
 
-    names = [name.strip() for name in formats.split(",")]
+    names = None if formats is None else [name.strip() for name in formats.split(",")]
     options = ExportOptions(only=only, dtype=dtype, int8=int8)
-    check_formats(names, options)
+    check_formats(DEFAULT_FORMATS if names is None else names, options)
     require_own(to)
     require_pictures(pictures)
     require_model(model)
     overrule_environment()
     from clipx.export.run import export_model
 
-    parity = export_model(model, to, cast("list[Format]", names), weights=weights, options=options, pictures=pictures)
+    parity = export_model(
+        model, to, cast("list[Format] | None", names), weights=weights, options=options, pictures=pictures
+    )
     if as_json:
         typer.echo(json.dumps(parity, indent=2))
     else:

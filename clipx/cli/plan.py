@@ -41,9 +41,10 @@ def plan(
     json_file: FiguresFile = None,
 ) -> None:
     """Reckon memory, time and cost of a run, on GPUs that are not here; nothing is computed or read but the config."""
+    from clipx.config.schema import require_pretraining
     from clipx.plan.gpus import check_gpus
 
-    config = load_arguments(arguments)
+    config = require_pretraining(load_arguments(arguments), "clipx plan")
     check_gpus(config, gpus)
     require_outputs({"--json": json_file})
     cluster = _cluster(

@@ -1,9 +1,9 @@
 """What differs between two configs, key by key, for comparisons and for a person."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from clipx.config.sections import as_tree
 from clipx.printable import redacted
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _MAX_NAMED = 10
 
 def changes_between(before: "DataclassInstance", after: "DataclassInstance") -> Changes:
     """The keys whose values differ; where a section is of two types, without the keys that one of them lacks."""
-    old, new = _flat(redacted(asdict(before))), _flat(redacted(asdict(after)))
+    old, new = _flat(redacted(as_tree(before))), _flat(redacted(as_tree(after)))
     changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     both_have = [key for key in changed if key.endswith(".type") and key in old and key in new]
     retyped = tuple(key.removesuffix("type") for key in both_have)

@@ -23,6 +23,7 @@ from clipx.errors import InputError
 
 CaptionKey = Text | Annotated[dict[Text, Positive], Field(min_length=1)]
 Captions = Literal["negatives", "ignored"]
+Decode = Literal["fast", "scaled", "pil"]
 Shards = Annotated[list[ShardPath], Field(min_length=1)]
 
 
@@ -154,9 +155,61 @@ class CacheConfig:
     """Most 10^9 bytes; the shards that were used longest ago make room."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source in which every value is resolved: its own, or the one of `data`."""
+
+    name: str
+    shards: tuple[str, ...]
+    weight: float
+    index: str | None
+    image_key: str
+    caption_key: str | Mapping[str, float]
+    class_names: str | list[str] | None
+    templates: str | list[str] | None
+    equal_captions: Captions
+    augment: AugmentConfig | None
+    """None: the preprocessing of evaluation, which draws nothing."""
+
+
 @validated
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class StreamConfig:
+    """How the samples of a run are ordered, read and decoded, whatever is read of them."""
+
+    __pydantic_config__ = STRICT
+
+    lanes: Literal["auto"] | Count = "auto"
+    """Parallel read positions, a divisor of global_batch_size; auto: the largest up to 4096. Fixed for a run's life."""
+    shuffle_window: Literal["auto"] | Count = "auto"
+    """Samples of a lane that are shuffled together; auto: max(16, 65536 / lanes)."""
+    workers: Literal["auto"] | Interval = "auto"
+    """Loader processes per rank; 0 loads in the training process. Never changes the data order. auto: as many as a
+    short measurement says are needed."""
+    prefetch_batches: Count = 2
+    """Batches that the workers of a rank hold ready."""
+    decode: Decode = "fast"
+    """fast: libjpeg-turbo, Pillow for what it cannot read; scaled: JPEGs decoded at 1/2 to 1/8 where the crop stays
+    at least as large as the result, faster, and 0.5 to 0.7 of 255 away on average; pil: Pillow for all."""
+    max_bad_fraction: Fraction = 0.01
+    """Share of distinct samples that may be undecodable or without caption before the run stops (from 100 on)."""
+    allow_repeats: bool = False
+    """Permit a set smaller than its share of one global batch."""
+    allow_change: bool = False
+    """Resume although shards, counts, lanes, window, batch size or seed differ from those the run began with."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """Reads over a network."""
+    cache: CacheConfig | None = None
+    """Keep remote shards on a local disk; null: only what is read is fetched."""
+
+    def described(self) -> tuple[Source, ...]:
+        """The sources in the order of the config."""
+        raise NotImplementedError
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(StreamConfig):
     """The training stream."""
 
     __pydantic_config__ = STRICT
@@ -185,30 +238,8 @@ class DataConfig:
     equal_captions: Captions = "negatives"
     """`ignored`: pairs of equal captions, or of the same class, are not each other's negatives (as UniCL does with
     labels, arXiv 2204.03610, but without making them positives)."""
-    lanes: Literal["auto"] | Count = "auto"
-    """Parallel read positions, a divisor of global_batch_size; auto: the largest up to 4096. Fixed for a run's life."""
-    shuffle_window: Literal["auto"] | Count = "auto"
-    """Samples of a lane that are shuffled together; auto: max(16, 65536 / lanes)."""
-    workers: Literal["auto"] | Interval = "auto"
-    """Loader processes per rank; 0 loads in the training process. Never changes the data order. auto: as many as a
-    short measurement says are needed."""
-    prefetch_batches: Count = 2
-    """Batches that the workers of a rank hold ready."""
-    decode: Literal["fast", "scaled", "pil"] = "fast"
-    """fast: libjpeg-turbo, Pillow for what it cannot read; scaled: JPEGs decoded at 1/2 to 1/8 where the crop stays
-    at least as large as the result, faster, and 0.5 to 0.7 of 255 away on average; pil: Pillow for all."""
-    max_bad_fraction: Fraction = 0.01
-    """Share of distinct samples that may be undecodable or without caption before the run stops (from 100 on)."""
-    allow_repeats: bool = False
-    """Permit a set smaller than its share of one global batch."""
-    allow_change: bool = False
-    """Resume although shards, counts, lanes, window, batch size or seed differ from those the run began with."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crop, flip and colours."""
-    remote: RemoteConfig = field(default_factory=RemoteConfig)
-    """Reads over a network."""
-    cache: CacheConfig | None = None
-    """Keep remote shards on a local disk; null: only what is read is fetched."""
 
     def __post_init__(self) -> None:
         if (self.train is None) == (not self.sources):
@@ -222,38 +253,31 @@ class DataConfig:
                 "them for whole batches: set them in data.augment alone"
             )
 
+    def described(self) -> tuple[Source, ...]:
+        """The sources in the order of the config; without `sources` there is one, named `train`."""
+        configs = self.sources or {"train": SourceConfig(shards=self.train or [])}
+        inherited = ("index", "image_key", "caption_key", "class_names", "templates", "equal_captions", "augment")
+        return tuple(
+            Source(
+                name=name,
+                shards=tuple(config.shards),
+                weight=config.weight,
+                **{
+                    key: getattr(self, key) if getattr(config, key) is None else getattr(config, key)
+                    for key in inherited
+                },
+            )
+            for name, config in configs.items()
+        )
 
-def device_part(augment: AugmentConfig) -> tuple[object, ...]:
+
+def device_part(augment: AugmentConfig | None) -> tuple[object, ...]:
     """The augmentations that the device computes; comparable, so that sources can be compared."""
+    if augment is None:
+        return ()
     return augment.color_jitter, augment.grayscale, augment.rand_augment
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A source in which every value is resolved: its own, or the one of `data`."""
-
-    name: str
-    shards: tuple[str, ...]
-    weight: float
-    index: str | None
-    image_key: str
-    caption_key: str | Mapping[str, float]
-    class_names: str | list[str] | None
-    templates: str | list[str] | None
-    equal_captions: Captions
-    augment: AugmentConfig
-
-
-def sources(data: DataConfig) -> tuple[Source, ...]:
-    """The sources in the order of the config; without `data.sources` there is one, named `train`."""
-    configs = data.sources or {"train": SourceConfig(shards=data.train or [])}
-    inherited = ("index", "image_key", "caption_key", "class_names", "templates", "equal_captions", "augment")
-    return tuple(
-        Source(
-            name=name,
-            shards=tuple(config.shards),
-            weight=config.weight,
-            **{key: getattr(data, key) if getattr(config, key) is None else getattr(config, key) for key in inherited},
-        )
-        for name, config in configs.items()
-    )
+def sources(data: StreamConfig) -> tuple[Source, ...]:
+    """The sources in the order of the config."""
+    return data.described()

@@ -3,23 +3,33 @@
 from textwrap import TextWrapper
 from typing import Any
 
+from clipx.config.fit import FitConfig
 from clipx.config.schema import RunConfig
 from clipx.config.sections import Section, class_schema, sections
 
 
 def describe() -> str:
-    """Text with every knob, its default, type and meaning; a knob's line begins like an override of it."""
-    return "\n\n".join(_section_text(section) for section in sections(RunConfig))
+    """Text with every knob, its default, type and meaning; a knob's line begins like an override of it.
+
+    First those of a pretraining run; then the sections of a fit run that are not the same there.
+    """
+    pretraining = sections(RunConfig)
+    others = [section for section in sections(FitConfig) if section not in pretraining]
+    texts = [_section_text(section) for section in pretraining]
+    heading = _paragraph(f"# job=fit: {others[0].doc} What is not here is as above.", indent="", hanging="# ")
+    return "\n\n".join([*texts, heading, *map(_section_text, others)])
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a YAML file that `load_config` takes, for completion and checks in editors.
 
     A file may be a part of a run's config, completed by other files and by overrides. So no key is required, and a
-    mapping without `type` may be any of its variants.
+    mapping without `type` may be any of its variants. The key `job` decides which keys there are.
     """
-    schema: dict[str, Any] = _partial(class_schema(RunConfig))
-    return schema
+    pretrain, fit = (dict(_partial(class_schema(root))) for root in (RunConfig, FitConfig))
+    definitions = pretrain.pop("$defs") | fit.pop("$defs")  # what both have is the same class
+    is_fit = {"properties": {"job": {"const": "fit"}}, "required": ["job"]}
+    return {"$defs": definitions, "type": "object", "if": is_fit, "then": fit, "else": pretrain}
 
 
 def _partial(node: Any) -> Any:

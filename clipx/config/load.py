@@ -6,15 +6,16 @@ validated once.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from clipx.config.fit import FitConfig
 from clipx.config.model import ModelConfig
-from clipx.config.schema import ModelFile, RunConfig
+from clipx.config.schema import JobConfig, ModelFile, RunConfig
+from clipx.config.sections import as_tree
 from clipx.config.shipped import config_path
 from clipx.config.validate import Keys, Tree, is_one_value, validate, with_default_types
 from clipx.config.yaml_text import read_yaml, write_yaml
@@ -23,10 +24,10 @@ from clipx.printable import redact, redacted
 
 log = logging.getLogger(__name__)
 
-_PADDED: Keys = ("model", "text")
+_PADDED: tuple[Keys, ...] = (("model", "text"), ("encoder", "text"))
 
 StartingModel = Callable[[str, str], ModelConfig]
-"""From `start_from` and `run_dir`, as they are written, to the config of the model that is there."""
+"""From `start_from` (or `encoder.from`) and `run_dir`, as they are written, to the config of the model there."""
 
 
 def load_config(
@@ -34,14 +35,14 @@ def load_config(
     overrides: str | Sequence[str] = (),
     *,
     starting_model: StartingModel | None = None,
-) -> RunConfig:
+) -> JobConfig:
     """The config of a run: the files merged from left to right, then changed by the overrides.
 
     If a mapping's `type` changes, the mapping is replaced, so that no field of the other variant remains; mappings with
     free keys (model.image.options) are always replaced. Overrides form one layer: their order does not matter, except
     that the later of two for the same key wins.
 
-    A `model` that does not name its image tower, or that is null, lies over that of `start_from`.
+    A `model` (or `encoder`) that does not name its image tower, or that is null, lies over that of `start_from`.
 
     Args:
         files: a YAML file, or several; a file that comes with clipx also by its name, e.g. `tiny`.
@@ -57,19 +58,58 @@ def load_config(
     if not files:
         raise InputError("no config file given: name at least one .yaml file")
     layers = [read_tree(config_path(file)) for file in files]
-    layers.append(reduce(_merge, map(_read_override, overrides), {}))
-    tree = _merged(layers)
-    start, model = tree.get("start_from"), tree.get("model")
-    if starting_model is not None and isinstance(start, str) and start.strip() and not _is_whole(model):
-        loaded = {"model": asdict(starting_model(start, str(tree.get("run_dir", ""))))}
-        nulled = ("model" in layer and layer["model"] is None for layer in layers)
-        tree = _merged(
-            [loaded, *(layer | loaded if null else layer for layer, null in zip(layers, nulled, strict=True))]
-        )
-    return validate(RunConfig, tree)
+    root = _root([*layers, *({"job": text.removeprefix("job=")} for text in overrides if text.startswith("job="))])
+    changes: Tree = {}
+    for text in overrides:
+        changes = _merge(root, changes, _read_override(root, text))
+    layers.append(changes)
+    tree = _merged(root, layers)
+    if starting_model is not None:
+        tree = _with_start(root, tree, layers, starting_model)
+    config: JobConfig = validate(root, tree)
+    return config
 
 
-def load_stored(file: Path) -> RunConfig | ModelFile:
+def _root(layers: Sequence[Tree]) -> type:
+    """The class of the config, by the last `job` that the layers name."""
+    jobs = [layer["job"] for layer in layers if "job" in layer]
+    if not jobs or jobs[-1] == "pretrain":
+        return RunConfig
+    if jobs[-1] == "fit":
+        return FitConfig
+    raise InputError(f"job={jobs[-1]}: expected pretrain or fit")
+
+
+def _with_start(root: type, tree: Tree, layers: Sequence[Tree], starting_model: StartingModel) -> Tree:
+    """The tree whose towers, if it does not say them, lie over those of the model that the run starts from."""
+    if root is FitConfig:
+        key, towers = "encoder", tree.get("encoder")
+        start = towers.get("from") if isinstance(towers, dict) else None
+    else:
+        key, towers, start = "model", tree.get("model"), tree.get("start_from")
+    if not isinstance(start, str) or not start.strip() or _is_whole(towers):
+        return tree
+    loaded = {key: as_tree(starting_model(start, str(tree.get("run_dir", ""))))}
+    nulled = (key in layer and layer[key] is None for layer in layers)
+    return _merged(
+        root, [loaded, *(layer | loaded if null else layer for layer, null in zip(layers, nulled, strict=True))]
+    )
+
+
+def overridden(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """A tree of plain values changed by overrides, as `load_config` would change a file of it; not validated.
+
+    Raises:
+        InputError: an override has no `=`, or names a part of what is one value.
+    """
+    root = _root([tree])
+    changes: Tree = {}
+    for text in overrides:
+        changes = _merge(root, changes, _read_override(root, text))
+    return _merge(root, tree, changes)
+
+
+def load_stored(file: Path) -> JobConfig | ModelFile:
     """The config beside a stored model: of its run, or where the file has nothing else, of the model alone.
 
     Raises:
@@ -79,17 +119,17 @@ def load_stored(file: Path) -> RunConfig | ModelFile:
     return validate(ModelFile, tree) if tree.keys() == {"model"} else load_config(file)
 
 
-def dump_config(config: RunConfig | ModelFile) -> str:
+def dump_config(config: JobConfig | ModelFile) -> str:
     """YAML of every value in the order of the schema; what read the config reads it into an equal one.
 
     Secrets are left out: what is written of a config is read by more people than the config. `${NAME}` stays.
     """
-    return write_yaml(redacted(asdict(config)))
+    return write_yaml(redacted(as_tree(config)))
 
 
-def warn_of_secrets(config: RunConfig) -> None:
+def warn_of_secrets(config: JobConfig) -> None:
     """Logs what to do if the config holds secrets, which `dump_config` leaves out."""
-    hidden = list(_hidden(asdict(config)))
+    hidden = list(_hidden(as_tree(config)))
     if hidden:
         more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
         log.warning(
@@ -110,8 +150,8 @@ def _hidden(value: Any) -> Iterator[str]:
             yield from _hidden(item)
 
 
-def _merged(layers: Sequence[Tree]) -> Tree:
-    return reduce(lambda below, above: _merge(with_default_types(RunConfig, below), above), layers, {})
+def _merged(root: type, layers: Sequence[Tree]) -> Tree:
+    return reduce(lambda below, above: _merge(root, with_default_types(root, below), above), layers, {})
 
 
 def _is_whole(model: Any) -> bool:
@@ -143,7 +183,7 @@ def read_tree(path: Path) -> Tree:
     return value
 
 
-def _read_override(text: str) -> Tree:
+def _read_override(root: type, text: str) -> Tree:
     key, equals, value = text.partition("=")
     *parents, name = key.split(".")
     if not equals or not all((*parents, name)):
@@ -153,7 +193,7 @@ def _read_override(text: str) -> Tree:
     except yaml.YAMLError as error:
         raise InputError(f"{text!r}: the value is not valid YAML ({_problem(error)}); put it in quotes") from error
     for end in range(1, len(parents) + 1):
-        if is_one_value(RunConfig, tuple(parents[:end])):
+        if is_one_value(root, tuple(parents[:end])):
             parent = ".".join(parents[:end])
             raise InputError(f"{text!r}: {parent} is one value; give it whole, as {parent}={{key: value}}")
     return _nested(parents, tree)
@@ -182,7 +222,7 @@ def _problem(error: yaml.YAMLError) -> str:
     return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
 
 
-def _merge(below: Tree, above: Tree, path: Keys = ()) -> Tree:
+def _merge(root: type, below: Tree, above: Tree, path: Keys = ()) -> Tree:
     """Merges two trees, which are at `path`, into a new one: values of `above` win.
 
     Mappings merge, unless their types differ or their keys are free. Texts that are padded are padded to their length,
@@ -193,10 +233,10 @@ def _merge(below: Tree, above: Tree, path: Keys = ()) -> Tree:
     merged = dict(below)
     for key, value in above.items():
         old, key_path = below.get(key), (*path, key)
-        if isinstance(old, dict) and isinstance(value, dict) and not is_one_value(RunConfig, key_path):
-            merged[key] = _merge(old, value, key_path)
+        if isinstance(old, dict) and isinstance(value, dict) and not is_one_value(root, key_path):
+            merged[key] = _merge(root, old, value, key_path)
         else:
             merged[key] = value
-    if path == _PADDED and "pad" not in above and below.get("pad") is not None and "context_length" in above:
+    if path in _PADDED and "pad" not in above and below.get("pad") is not None and "context_length" in above:
         merged["pad"] = above["context_length"]
     return merged

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipx.config.run_length import RunLength
-from clipx.config.schema import RunConfig, StageConfig
+from clipx.config.schema import JobConfig, StageConfig
 from clipx.errors import InputError
 
 TowerName = Literal["image", "text"]
@@ -32,7 +32,7 @@ class Phase:
     """Towers whose weights, except for the projection, do not change."""
 
 
-def phase_at(config: RunConfig, step: int, length: RunLength | None = None) -> Phase:
+def phase_at(config: JobConfig, step: int, length: RunLength | None = None) -> Phase:
     """The phase of the update that comes after `step` updates; after the end of the run, the last phase.
 
     Args:
@@ -61,7 +61,7 @@ def phase_at(config: RunConfig, step: int, length: RunLength | None = None) -> P
     )
 
 
-def check_stages(config: RunConfig, length: RunLength | None = None) -> dict[int, StageConfig]:
+def check_stages(config: JobConfig, length: RunLength | None = None) -> dict[int, StageConfig]:
     """The stages by the step at which they end; `length` as for `phase_at`.
 
     Raises:
@@ -83,6 +83,6 @@ def check_stages(config: RunConfig, length: RunLength | None = None) -> dict[int
     return {end: stage for end, (_, stage) in named.items()}
 
 
-def _locked_steps(config: RunConfig, tower: TowerName, num_steps: int) -> int:
+def _locked_steps(config: JobConfig, tower: TowerName, num_steps: int) -> int:
     locked = config.optim.image.locked_steps if tower == "image" else config.optim.text.locked_steps
     return num_steps if locked == "all" else locked

@@ -5,13 +5,16 @@ Types, limits and docstrings come from pydantic's JSON schema, so they are writt
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
 from clipx.config.field_types import NOT_BLANK
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ANY_NAME = "NAME"
 """Placeholder for a key that the person chooses, for example in `evaluate.NAME.data`."""
@@ -53,6 +56,16 @@ class Section:
         return len(path) == len(self.path) and all(key in (ANY_NAME, part) for key, part in pairs)
 
 
+def key_of(field_name: str) -> str:
+    """The key of a field in YAML; fields whose key is a word of Python end in _ (`from_`)."""
+    return field_name.removesuffix("_")
+
+
+def as_tree(config: "DataclassInstance") -> dict[str, Any]:
+    """A config as plain values by key, as a YAML file has them."""
+    return asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
+
+
 @cache
 def adapter(root: type) -> TypeAdapter[Any]:
     """Pydantic's validator of a config class."""
@@ -83,7 +96,7 @@ def _add_inherited(node: type, schema: dict[str, Any]) -> None:
     for base in node.__mro__[1:]:
         if is_dataclass(base):
             for name, inherited in adapter(base).json_schema()["properties"].items():
-                schema["properties"][name].update(inherited)
+                schema["properties"][name] = {**inherited, **schema["properties"][name]}
 
 
 def _classes(node: type) -> Iterator[type]:
@@ -103,8 +116,8 @@ def _walk(node: type, root: type, *, path: tuple[str, ...], is_default: bool) ->
     properties = schema["properties"]
     yield Section(
         path=path,
-        keys=tuple(inner),
-        knobs=tuple(_knob(item, properties[item.name]) for item in items if not inner[item.name]),
+        keys=tuple(map(key_of, inner)),
+        knobs=tuple(_knob(item, properties[key_of(item.name)]) for item in items if not inner[item.name]),
         tag=getattr(node, "type", None),
         is_default=is_default,
         doc=" ".join(schema.get("description", "").split()),  # python -OO drops docstrings
@@ -127,7 +140,7 @@ def _inner_nodes(hint: Any) -> list[type]:
 def _knob(item: Field[Any], schema: dict[str, Any]) -> Knob:
     default = item.default_factory() if item.default_factory is not MISSING else item.default
     return Knob(
-        name=item.name,
+        name=key_of(item.name),
         rule=_rule(schema),
         default=None if default is MISSING else default if isinstance(default, str) else json.dumps(default),
         doc=" ".join(schema.get("description", "").split()),

@@ -26,9 +26,10 @@ class ImageBuffers:
 
     def __init__(self, num_buffers: int, shape: tuple[int, int, int, int], *, pin_memory: bool = False) -> None:
         size = int(np.prod(shape))
-        self._memory = mmap.mmap(-1, num_buffers * size)
-        self._images = np.frombuffer(self._memory, dtype=np.uint8).reshape(num_buffers, *shape)
-        self._pin_memory = pin_memory and _lock_pages(self._images)
+        self._memory = mmap.mmap(-1, max(1, num_buffers * size))  # no images, no bytes: of those there is no mapping
+        flat = np.frombuffer(self._memory, dtype=np.uint8)[: num_buffers * size]
+        self._images = flat.reshape(num_buffers, *shape)
+        self._pin_memory = pin_memory and size > 0 and _lock_pages(self._images)
         self._free = deque(range(num_buffers))
         self._returned: deque[tuple[int, torch.cuda.Event | None]] = deque()
 

@@ -3,21 +3,26 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from clipx.config.data import DataConfig, sources
-from clipx.config.model import Interpolation
-from clipx.config.schema import RunConfig
+from clipx.config.data import AugmentConfig, DataConfig, Decode, Source, sources
+from clipx.config.fit import FitConfig
+from clipx.config.fit_data import FitDataConfig
+from clipx.config.model import ImageConfig, TimmImageConfig
+from clipx.config.schema import JobConfig
 from clipx.data.captions import CaptionReader
-from clipx.data.columns import ColumnReader, check_columns
+from clipx.data.columns import Wanted, check_columns
+from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, SampleReader, SourceReader
 from clipx.data.shards import ShardReader
 from clipx.data.tokenizer import Tokenizer
-from clipx.data.transforms import TrainTransform
+from clipx.data.transforms import FixedTransform, TrainTransform
+
+ALL_CAPTIONED = Wanted()
 
 
 def build_order(
-    config: RunConfig,
+    config: JobConfig,
     indexes: Sequence[ShardIndex],
     *,
     lanes: int | Literal["auto"] | None = None,
@@ -45,11 +50,11 @@ def open_reader(
     indexes: Sequence[ShardIndex],
     order: DataOrder,
     *,
-    data: DataConfig,
+    data: DataConfig | FitDataConfig,
     image_size: int,
     tokenizer: Tokenizer,
-    interpolation: Interpolation = "bicubic",
-    column_readers: Sequence[ColumnReader] = (),
+    image: ImageConfig | None = None,
+    wanted: Wanted = ALL_CAPTIONED,
 ) -> BatchReader:
     """The reader of parts of batches that the config describes.
 
@@ -59,32 +64,90 @@ def open_reader(
         data: what is read, and how.
         image_size: pixels of an image's side.
         tokenizer: of the captions.
-        interpolation: with which crops of images are resized.
-        column_readers: of what an objective wants of every sample besides.
+        image: the tower that images are made for; None: as open_clip makes them.
+        wanted: what an objective has read of every sample.
 
     Raises:
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
     """
     described = sources(data)
+    return BatchReader(
+        order,
+        open_samples(indexes, described, data=data, seed=order.seed, image_size=image_size, image=image, wanted=wanted),
+        tokenizer,
+        captions_per_image=data.captions_per_image,
+        groups=any(source.equal_captions == "ignored" for source in described),
+        read_ahead_batches=data.remote.read_ahead_batches,
+    )
+
+
+def open_samples(
+    indexes: Sequence[ShardIndex],
+    described: Sequence[Source],
+    *,
+    data: DataConfig | FitDataConfig,
+    seed: int,
+    image_size: int,
+    image: ImageConfig | None = None,
+    wanted: Wanted = ALL_CAPTIONED,
+) -> SampleReader:
+    """The reader of single samples of these sources; for the rest see `open_reader`."""
+    image = TimmImageConfig(name="") if image is None else image
     readers = [
         SourceReader(
             name=source.name,
             image_key=source.image_key,
             caption_key=source.caption_key if isinstance(source.caption_key, str) else ";".join(source.caption_key),
-            captions=CaptionReader(source, captions_per_image=data.captions_per_image, seed=order.seed),
-            transform=TrainTransform(image_size, source.augment, decode=data.decode, interpolation=interpolation),
+            captions=wanted.texts or CaptionReader(source, captions_per_image=data.captions_per_image, seed=seed),
+            transform=build_transform(image, image_size=image_size, augment=source.augment, decode=data.decode),
+            images=wanted.images,
         )
         for source in described
     ]
-    check_columns(column_readers)
-    further = [reader.extensions for reader in column_readers]
+    check_columns(wanted.columns)
+    further = [reader.extensions for reader in wanted.columns]
     extensions = [reader.extensions.union(*further) for reader in readers]
     shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)
-    return BatchReader(
-        order,
-        SampleReader(shards, readers, seed=order.seed, column_readers=column_readers),
-        tokenizer,
-        captions_per_image=data.captions_per_image,
-        groups=any(source.equal_captions == "ignored" for source in described),
-        read_ahead_batches=data.remote.read_ahead_batches,
+    return SampleReader(shards, readers, seed=seed, column_readers=wanted.columns)
+
+
+def open_fit_samples(config: FitConfig, index: ShardIndex) -> SampleReader:
+    """The reader of a fit run's samples as evaluation sees them: nothing is augmented or drawn away.
+
+    Args:
+        config: resolved.
+        index: of the shards for training, or of those that are held out.
+    """
+    wanted = Wanted(
+        columns=(FitColumns(config, training=False),),
+        texts=JoinedText(config.text_columns),
+        images="optional" if "image" in config.modalities else "unread",
+    )
+    return open_samples(
+        [index],
+        [config.data.source(list(index.paths))],
+        data=config.data,
+        seed=config.seed,
+        image_size=wanted.image_size(config.model.image.image_size),
+        image=config.model.image,
+        wanted=wanted,
+    )
+
+
+def build_transform(
+    image: ImageConfig, *, image_size: int, augment: AugmentConfig | None, decode: Decode
+) -> TrainTransform | FixedTransform:
+    """What makes squares of `image_size` pixels of encoded pictures, for the tower that `image` describes.
+
+    Args:
+        augment: what is drawn; None: nothing, as in evaluation.
+        decode: see `data.decode`.
+
+    Raises:
+        InputError: "scaled" without simplejpeg.
+    """
+    if augment is not None:
+        return TrainTransform(image_size, augment, decode=decode, interpolation=image.interpolation)
+    return FixedTransform(
+        image_size, resize=image.resize, interpolation=image.interpolation, crop=image.crop, decode=decode
     )

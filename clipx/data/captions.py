@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate, cycle, islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from clipx import counter_random
 from clipx.config.data import Source
@@ -24,9 +24,12 @@ __all__ = [
     "MAX_TEXT",
     "CaptionReader",
     "Captions",
+    "TextReader",
     "alternatives",
     "class_number",
     "decode_captions",
+    "decode_record",
+    "decode_text",
     "first_present",
     "is_blank",
 ]
@@ -42,6 +45,21 @@ class Captions(NamedTuple):
     """`captions_per_image` texts."""
     group_id: int | None
     """63 bits that are equal for equal captions, whose pairs are no negatives; None if captions have no groups."""
+
+
+class TextReader(Protocol):
+    """Gives the texts of samples."""
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """The extensions of the members that `read` needs."""
+
+    def read(self, fields: Mapping[str, bytes], *, epoch: int, sample_id: int) -> Captions:
+        """The texts of a sample in an epoch, always the same number of them.
+
+        Raises:
+            UndecodableError: the sample has none and should, or they cannot be read.
+        """
 
 
 class CaptionReader:
@@ -162,6 +180,37 @@ def decode_captions(fields: Mapping[str, bytes], caption_key: str, *, numbers: b
     return captions
 
 
+def decode_record(fields: Mapping[str, bytes], extension: str) -> dict[str, object]:
+    """The object in a json member that the sample has.
+
+    Raises:
+        UndecodableError: it is no JSON object, or too large.
+    """
+    text = decode_text(fields, extension)
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
+        raise UndecodableError(f"member {extension!r} is not JSON: {one_line(error)}") from error
+    if not isinstance(record, dict):
+        raise UndecodableError(f"member {extension!r} holds a JSON {type(record).__name__}, not an object")
+    return record
+
+
+def decode_text(fields: Mapping[str, bytes], extension: str) -> str:
+    """The text of a member that the sample has.
+
+    Raises:
+        UndecodableError: it is not UTF-8, or too large.
+    """
+    data = fields[extension]
+    if len(data) > MAX_TEXT:
+        raise UndecodableError(f"caption under {extension!r} has {len(data)} bytes; at most {MAX_TEXT} are a text")
+    try:
+        return without_bom(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UndecodableError(f"caption under {extension!r} is not UTF-8: {one_line(error)}") from error
+
+
 def class_number(text: str, num_classes: int) -> int | None:
     """The class number in a text, 0 to `num_classes` - 1; None if it holds no such number."""
     digits = without_bom(text).strip()
@@ -203,35 +252,19 @@ class _Members:
             if extension not in self._fields:
                 continue
             if not name:
-                return _Alternative(extension, _text(self._fields[extension], extension))
+                return _Alternative(extension, decode_text(self._fields, extension))
             if (value := self._record(extension).get(name)) is not None:
                 return _Alternative(f"{extension}:{name}", value)
         return None
 
     def _record(self, extension: str) -> dict[str, object]:
         if extension not in self._records:
-            text = _text(self._fields[extension], extension)
-            try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
-                raise UndecodableError(f"member {extension!r} is not JSON: {one_line(error)}") from error
-            if not isinstance(record, dict):
-                raise UndecodableError(f"member {extension!r} holds a JSON {type(record).__name__}, not an object")
-            self._records[extension] = record
+            self._records[extension] = decode_record(self._fields, extension)
         return self._records[extension]
 
 
 def _weighted(caption_key: str | Mapping[str, float]) -> dict[str, float]:
     return {caption_key: 1.0} if isinstance(caption_key, str) else dict(caption_key)
-
-
-def _text(data: bytes, extension: str) -> str:
-    if len(data) > MAX_TEXT:
-        raise UndecodableError(f"caption under {extension!r} has {len(data)} bytes; at most {MAX_TEXT} are a text")
-    try:
-        return without_bom(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UndecodableError(f"caption under {extension!r} is not UTF-8: {one_line(error)}") from error
 
 
 def _non_blank(alternative: _Alternative | None, *, numbers: bool) -> list[str]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clipx.data.captions import TextReader
 from clipx.data.decode import UndecodableError
 from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.errors import RunError
@@ -56,6 +57,25 @@ class ColumnReader(Protocol):
         Raises:
             UndecodableError: the sample lacks the columns; it is bad, and the next good one replaces it.
         """
+
+
+Images = Literal["needed", "optional", "unread"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an objective has read of every sample."""
+
+    columns: Sequence[ColumnReader] = ()
+    """Readers of further columns."""
+    texts: TextReader | None = None
+    """What gives the texts; None: the captions that the config describes."""
+    images: Images = "needed"
+    """needed: a sample without a picture is bad; optional: it has a black one; unread: no picture is read at all."""
+
+    def image_size(self, size: int) -> int:
+        """Pixels of an image's side in a batch, where the model takes `size`: 0 if none is read."""
+        return 0 if self.images == "unread" else size
 
 
 def check_columns(readers: Sequence[ColumnReader]) -> None:

@@ -104,7 +104,7 @@ class Inputs:
             content = rows.read(number - (self._ends[part - 1] if part else 0))
         if isinstance(content, StoredSample):
             return self._of_sample(content)
-        if content.image == b"":  # a line of text
+        if content.image is None:  # a line of text
             return Item(key=content.name, name=content.name, image=None, captions=tuple(content.captions))
         name = str(content.image) if isinstance(content.image, Path) else content.name
         return Item(
@@ -274,7 +274,7 @@ class _LineRows(Rows):
         name, text = f"{self._path} line {row + 1}", self._lines[row].strip()
         if is_blank(text):
             raise LeftOutError("no caption", name, "the line is blank")
-        return Row(name, b"", [text])
+        return Row(name, None, [text])
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""

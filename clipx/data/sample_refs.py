@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +30,26 @@ class SampleName(NamedTuple):
     key: str
     members: tuple[str, ...]
     """Extensions of all its members."""
+
+
+class SampleSource(Protocol):
+    """Where samples are read: shards (`clipx.data.shards.ShardReader`), or whatever has their form."""
+
+    remote_sources: frozenset[int]
+    """Sources whose samples are better asked for ahead of their turn."""
+    wait_s: float
+    """Seconds for which remote storage was waited for."""
+
+    def read(self, ref: SampleRef) -> dict[str, bytes]:
+        """The content of a sample's members by extension.
+
+        Raises:
+            BadSampleError: they cannot be read because of what they are.
+            RunError: the storage failed.
+        """
+
+    def name(self, ref: SampleRef) -> SampleName:
+        """The names of a sample."""
 
 
 class ShuffleBlock(NamedTuple):

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from clipx import counter_random
 from clipx.counter_random import Stream
-from clipx.data.captions import CaptionReader, Captions, alternatives, first_present
-from clipx.data.columns import ColumnReader, RawSample, read_columns
+from clipx.data.captions import Captions, TextReader, alternatives, first_present
+from clipx.data.columns import ColumnReader, Images, RawSample, read_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
-from clipx.data.sample_refs import SampleRef
+from clipx.data.sample_refs import SampleRef, SampleSource
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
-from clipx.data.transforms import Decoding, TrainTransform
+from clipx.data.transforms import Decoding, FixedTransform, TrainTransform
 from clipx.errors import RunError, some_names
 from clipx.storage.tar import KEYS_END_AT_DOTS, MANY_MEMBERS
 from clipx.types import BadSample, Batch, axis_of, tensor_fields
@@ -40,12 +40,15 @@ class SourceReader:
     name: str
     image_key: str
     caption_key: str
-    captions: CaptionReader
-    transform: TrainTransform
+    captions: TextReader
+    transform: TrainTransform | FixedTransform
+    images: Images = "needed"
 
     @property
     def extensions(self) -> frozenset[str]:
         """The members of a sample that are read."""
+        if self.images == "unread":
+            return self.captions.extensions
         return self.captions.extensions | {extension for extension, _ in alternatives(self.image_key)}
 
 
@@ -65,7 +68,7 @@ class SampleReader:
 
     def __init__(
         self,
-        shards: ShardReader,
+        shards: SampleSource,
         sources: Sequence[SourceReader],
         *,
         seed: int,
@@ -74,7 +77,7 @@ class SampleReader:
         self.shards = shards
         self.sources = sources
         self._seed = seed
-        self._column_readers = column_readers
+        self.column_readers = column_readers
 
     def augment_seed(self, ref: SampleRef) -> int:
         """The seed of the augmentation: a function of (seed, epoch, sample), 63 bits."""
@@ -84,25 +87,43 @@ class SampleReader:
         """Reads a sample; its image, uint8 (S, S, 3), goes into `out`.
 
         Raises:
-            BadSampleError: image, caption or column is absent or undecodable, or the shard is cut.
+            BadSampleError: image, caption or column is absent and needed, or undecodable, or the shard is cut.
             RunError: the storage failed, or a column is not what its reader promised.
         """
-        members = self.shards.read(ref)
+        return self.decoded(ref, self.shards.read(ref), out=out)
+
+    def decoded(self, ref: SampleRef, members: Mapping[str, bytes], *, out: Tensor) -> SampleContent:
+        """What `read` makes of the members of a sample; several threads may call it at once.
+
+        Raises:
+            BadSampleError: image, caption or column is absent or undecodable.
+            RunError: a column is not what its reader promised.
+        """
         source = self.sources[ref.source]
         try:
             captions = source.captions.read(members, epoch=ref.epoch, sample_id=ref.sample_id)
             columns: dict[str, np.ndarray] = {}
-            if self._column_readers:
+            if self.column_readers:
                 name = partial(self.shards.name, ref)
                 raw = RawSample(members=members, texts=captions.texts, ref=ref, name=name)
-                columns = read_columns(self._column_readers, raw)
-            data = first_present(members, source.image_key)  # last: the others are cheaper to find absent
-            if data is None:
+                columns = read_columns(self.column_readers, raw)
+            # last: the others are cheaper to find absent
+            data = None if source.images == "unread" else first_present(members, source.image_key)
+            if data is not None:
+                decoding = source.transform(data, seed=self.augment_seed(ref), out=out)
+            elif source.images == "needed":
                 raise BadSampleError(f"no picture under {source.image_key!r}")
-            decoding = source.transform(data, seed=self.augment_seed(ref), out=out)
+            else:
+                out.zero_()
+                decoding = Decoding(by_pillow=False, deep=False)
         except UndecodableError as error:
             raise BadSampleError(str(error)) from error
         return SampleContent(captions, columns, decoding)
+
+    def bad(self, ref: SampleRef, reason: str) -> BadSample:
+        """The record of a sample that cannot be read."""
+        name = self.shards.name(ref)
+        return BadSample(self.sources[ref.source].name, name.shard, name.key, reason, ref.sample_id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +136,43 @@ class PartialBatch:
     bad: tuple[BadSample, ...]
     counts: Mapping[str, float]
     read_wait_s: float
+
+
+def columns_of(
+    refs: Sequence[SampleRef],
+    samples: Sequence[SampleContent],
+    *,
+    reader: SampleReader,
+    tokenizer: Tokenizer,
+    first_slot: int,
+) -> dict[str, np.ndarray]:
+    """The columns of a part of a batch whose slots, from `first_slot` on, hold these samples, at least one.
+
+    Raises:
+        RunError: a column of axis T does not fit the tokens.
+    """
+    tokens_T, lengths_B = tokenizer.encode([text for sample in samples for text in sample.captions.texts])
+    columns = {
+        "tokens_T": tokens_T.numpy(),
+        "lengths_B": lengths_B.numpy(),
+        "sample_id_I": np.array([ref.sample_id for ref in refs]),
+        "slot_I": np.arange(first_slot, first_slot + len(refs)),
+        "source_I": np.array([ref.source for ref in refs]),
+        "augment_seed_I": np.array([reader.augment_seed(ref) for ref in refs]),
+    }
+    for name in samples[0].columns:
+        columns[name] = np.concatenate([sample.columns[name] for sample in samples])
+        if axis_of(name) == "T" and len(columns[name]) != len(tokens_T):
+            raise RunError(f"column {name} has {len(columns[name])} rows, not {len(tokens_T)} (tokens); mend it")
+    return columns
+
+
+def counts_of(samples: Sequence[SampleContent]) -> dict[str, float]:
+    """What is counted of these samples, the same names whatever they are."""
+    return {
+        "pillow_images": sum(sample.decoding.by_pillow for sample in samples),
+        "deep_images": sum(sample.decoding.deep for sample in samples),
+    }
 
 
 def join_parts(parts: Sequence[PartialBatch], images_IHWC: Tensor, *, captions_per_image: int) -> Batch:
@@ -134,6 +192,17 @@ def join_parts(parts: Sequence[PartialBatch], images_IHWC: Tensor, *, captions_p
         counts={name: sum(part.counts[name] for part in parts) for name in parts[0].counts},
         read_wait_s=sum(part.read_wait_s for part in parts),
     )
+
+
+class PartReader(Protocol):
+    """Reads parts of batches."""
+
+    @property
+    def captions_per_image(self) -> int:
+        """K."""
+
+    def read(self, batch_index: int, slots: range, *, out: Tensor, prefetch: bool = True) -> PartialBatch:
+        """See `BatchReader.read`."""
 
 
 class BatchReader:
@@ -183,14 +252,14 @@ class BatchReader:
             good, sample = self._first_good(batch_index, slot, ref, out=row, bad=bad)
             used.append(good)
             samples.append(sample)
+        columns = columns_of(used, samples, reader=self._samples, tokenizer=self._tokenizer, first_slot=slots.start)
+        if self._groups:
+            columns["group_id_B"] = self._group_ids(samples, columns["sample_id_I"])
         return PartialBatch(
             index=batch_index,
-            columns=self._columns(slots, used, samples),
+            columns=columns,
             bad=tuple(bad.values()),
-            counts={
-                "pillow_images": sum(sample.decoding.by_pillow for sample in samples),
-                "deep_images": sum(sample.decoding.deep for sample in samples),
-            },
+            counts=counts_of(samples),
             read_wait_s=self._samples.shards.wait_s - waited_before,
         )
 
@@ -198,31 +267,12 @@ class BatchReader:
         if self._schedule is None or self._schedule.slots != slots:
             from clipx.data.prefetch_schedule import PrefetchSchedule
 
+            shards = self._samples.shards
+            assert isinstance(shards, ShardReader), "nothing else is remote"
             self._schedule = PrefetchSchedule(
-                self._order, self._samples.shards, slots=slots, read_ahead_batches=self._read_ahead_batches
+                self._order, shards, slots=slots, read_ahead_batches=self._read_ahead_batches
             )
         self._schedule.announce(batch_index)
-
-    def _columns(
-        self, slots: range, refs: Sequence[SampleRef], samples: Sequence[SampleContent]
-    ) -> dict[str, np.ndarray]:
-        """The columns of the samples that fill the slots."""
-        tokens_T, lengths_B = self._tokenizer.encode([text for sample in samples for text in sample.captions.texts])
-        columns = {
-            "tokens_T": tokens_T.numpy(),
-            "lengths_B": lengths_B.numpy(),
-            "sample_id_I": np.array([ref.sample_id for ref in refs]),
-            "slot_I": np.arange(slots.start, slots.stop),
-            "source_I": np.array([ref.source for ref in refs]),
-            "augment_seed_I": np.array([self._samples.augment_seed(ref) for ref in refs]),
-        }
-        if self._groups:
-            columns["group_id_B"] = self._group_ids(samples, columns["sample_id_I"])
-        for name in samples[0].columns:
-            columns[name] = np.concatenate([sample.columns[name] for sample in samples])
-            if axis_of(name) == "T" and len(columns[name]) != len(tokens_T):
-                raise RunError(f"column {name} has {len(columns[name])} rows, not {len(tokens_T)} (tokens); mend it")
-        return columns
 
     def _group_ids(self, samples: Sequence[SampleContent], sample_id_I: np.ndarray) -> np.ndarray:
         """int64 (B,): the captions' groups; a pair without one is alone with its sample, below zero."""
@@ -242,14 +292,10 @@ class BatchReader:
                 try:
                     return tried, self._samples.read(tried, out=out)
                 except BadSampleError as error:
-                    self._known_bad[tried.sample_id] = self._record(tried, str(error))
+                    self._known_bad[tried.sample_id] = self._samples.bad(tried, str(error))
             bad[tried.sample_id] = self._known_bad[tried.sample_id]
             tried = self._order.replacement(batch_index, slot, attempt)
         raise AssertionError("unreachable")
-
-    def _record(self, ref: SampleRef, reason: str) -> BadSample:
-        name = self._samples.shards.name(ref)
-        return BadSample(self._samples.sources[ref.source].name, name.shard, name.key, reason, ref.sample_id)
 
     def _nothing_good(self, ref: SampleRef, tries: int, bad: dict[int, BadSample]) -> RunError:
         first = bad[ref.sample_id]

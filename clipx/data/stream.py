@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipx.config.checkpoint import StopSignal
 from clipx.data.order import DataOrder
-from clipx.data.samples import BatchReader, PartialBatch, join_parts
+from clipx.data.samples import PartialBatch, PartReader, join_parts
 from clipx.errors import ClipxError, RunError
 from clipx.host import end_with_parent
 from clipx.types import Batch
@@ -63,7 +63,7 @@ class PairStream:
 
     def __init__(
         self,
-        reader: BatchReader,
+        reader: PartReader,
         *,
         slots: range,
         image_size: int,

@@ -173,11 +173,18 @@ class EvalTransform:
         Raises:
             UndecodableError: no image that Pillow can read.
         """
-        if decode == "pil":
-            return self(decode_any(data).image)
-        size = jpeg_size(data)
+        return self.read(data, decode=decode)[0]
+
+    def read(self, data: bytes, *, decode: Literal["pil", "fast"]) -> tuple[Tensor, Decoding]:
+        """What `decoded` gives, and how it came about."""
+        size = jpeg_size(data) if decode == "fast" else None
         pixels_HWC = None if size is None else decode_jpeg(data, size)
-        return self._resized(to_tensor(decode_any(data).image) if pixels_HWC is None else pixels_HWC)
+        if pixels_HWC is not None:
+            return self._resized(pixels_HWC), Decoding(by_pillow=False, deep=False)
+        image, deep = decode_any(data)
+        if decode == "pil":
+            return self(image), Decoding(by_pillow=False, deep=deep)
+        return self._resized(to_tensor(image)), Decoding(by_pillow=True, deep=deep)
 
     def _resized(self, pixels_HWC: Tensor) -> Tensor:
         """What `__call__` makes of RGB pixels, by torch."""
@@ -198,6 +205,38 @@ class EvalTransform:
         length = long_side(width, height, self._size)
         margin = length - self._size
         return length, round(margin / 2) if self._crop == "round" else margin // 2  # 1.5 becomes 2 or 1
+
+
+class FixedTransform:
+    """The evaluation preprocessing in the place of `TrainTransform`: it draws nothing.
+
+    Args:
+        image_size: S, pixels of the square result.
+        decode: as for training; "scaled" is "fast" here.
+        resize, interpolation, crop: see `EvalTransform`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        decode: Literal["fast", "scaled", "pil"] = "fast",
+        resize: Resize = "shortest",
+        interpolation: Interpolation = "bicubic",
+        crop: Crop = "round",
+    ) -> None:
+        self._transform = EvalTransform(image_size, resize=resize, interpolation=interpolation, crop=crop)
+        self._decode: Literal["pil", "fast"] = "pil" if decode == "pil" else "fast"
+
+    def __call__(self, data: bytes, *, seed: int, out: Tensor) -> Decoding:
+        """Writes the image into `out`: uint8 (S, S, 3).
+
+        Raises:
+            UndecodableError: no image that Pillow can read; `out` is unchanged.
+        """
+        pixels_SSC, decoding = self._transform.read(data, decode=self._decode)
+        out.copy_(pixels_SSC)
+        return decoding
 
 
 def random_box(

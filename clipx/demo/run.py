@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipx.config.load import dump_config, load_config
-from clipx.config.schema import RunConfig
+from clipx.config.schema import RunConfig, require_pretraining
 from clipx.demo.scenes import write_synthetic_set
 from clipx.errors import InputError, RunError
 from clipx.printable import shown
@@ -114,7 +114,7 @@ def _config(*, data: Path, run_dir: Path) -> RunConfig:
     overrides = [f"run_dir={run_dir}", f"data.train=[{data / 'train'}]"]
     overrides += [f"evaluate.seen.data={data / SEEN}", f"evaluate.unseen.data={data / UNSEEN}"]
     with as_file(files("clipx.demo").joinpath("demo.yaml")) as config_file:
-        return load_config([config_file], overrides)
+        return require_pretraining(load_config([config_file], overrides), "clipx demo")
 
 
 def _train_with_a_stop(config_file: Path, run_dir: Path, *, num_steps: int) -> list[_Row]:

@@ -20,8 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clipx.data.shard_writer import write_shard
-from clipx.errors import InputError
-from clipx.storage.drafts import draft_of, finish
+from clipx.demo.new_folder import new_folder
 
 Split = Literal["train", "heldout", "unseen"]
 Relation = Literal["left", "right", "above", "below"]
@@ -139,6 +138,13 @@ def make_scene(seed: int, split: Split, index: int) -> Scene:
     else:
         objects = (_place_alone(rng, name),)
     return Scene(objects, relation, _caption(rng, objects, relation), (*key, 1))
+
+
+def make_single_scene(key: tuple[int, ...]) -> Scene:
+    """Makes a scene of one object, drawn at random from SEEN_CLASSES; a pure function of `key`, the random seed."""
+    rng = np.random.default_rng(key)
+    objects = (_place_alone(rng, SEEN_CLASSES[rng.integers(len(SEEN_CLASSES))]),)
+    return Scene(objects, None, _caption(rng, objects, None), (*key, 1))
 
 
 def _place_alone(rng: np.random.Generator, name: str) -> SceneObject:
@@ -263,15 +269,8 @@ def write_synthetic_set(
     Raises:
         InputError: `out` exists or cannot be made.
     """
-    try:
-        if out.exists():
-            raise InputError(f"{out} exists; remove it or write the synthetic set to another folder")
-        with draft_of(out.absolute()) as draft:
-            _write_sets(draft, num_train, num_eval_per_class, image_size=image_size, seed=seed, shard_size=shard_size)
-            finish(draft)
-            draft.rename(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be made: {error.strerror or error}; write the set to another folder") from error
+    with new_folder(out) as folder:
+        _write_sets(folder, num_train, num_eval_per_class, image_size=image_size, seed=seed, shard_size=shard_size)
 
 
 def _write_sets(
@@ -293,7 +292,7 @@ def _write_sets(
 def _write_labelled(folder: Path, scenes: Iterable[Scene], *, class_names: tuple[str, ...], image_size: int) -> None:
     def members(scene: Scene) -> dict[str, bytes]:
         label = class_names.index(scene.objects[0].class_name)
-        return {"jpg": _jpeg(scene, image_size), "cls": str(label).encode()}
+        return {"jpg": jpeg_of(scene, image_size), "cls": str(label).encode()}
 
     write_shard(folder / "test/0.tar", ((f"{key:08}", members(scene)) for key, scene in enumerate(scenes)))
     _write_text(folder / "test/nshards.txt", "1")
@@ -319,7 +318,7 @@ def _write_retrieval(folder: Path, *, seed: int, image_size: int) -> None:
 
 def _write_captioned(path: Path, scenes: Iterable[Scene], *, first_key: int, image_size: int) -> None:
     def members(scene: Scene) -> dict[str, bytes]:
-        return {"jpg": _jpeg(scene, image_size), "txt": scene.caption.encode()}
+        return {"jpg": jpeg_of(scene, image_size), "txt": scene.caption.encode()}
 
     write_shard(path, ((f"{key:08}", members(scene)) for key, scene in enumerate(scenes, first_key)))
 
@@ -328,7 +327,8 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _jpeg(scene: Scene, image_size: int) -> bytes:
+def jpeg_of(scene: Scene, image_size: int) -> bytes:
+    """The rendered scene as the bytes of a JPEG file."""
     buffer = io.BytesIO()
     # Chroma in full resolution: at these sizes subsampling would blur the colours.
     render(scene, image_size).save(buffer, "JPEG", quality=95, subsampling=0)

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.distributed.collectives import gather_objects
 from clipx.errors import InputError
 
@@ -76,7 +76,7 @@ def evenly_spread(blocks: Sequence[nn.Module], fraction: float) -> list[nn.Modul
     return [blocks[index * len(blocks) // num_chosen] for index in range(num_chosen)]
 
 
-def compiles(config: RunConfig, *, device_type: str, image_flops: float, world_size: int) -> bool:
+def compiles(config: JobConfig, *, device_type: str, image_flops: float, world_size: int) -> bool:
     """Whether a run compiles its blocks: as `compile` says, and for `auto` if that pays.
 
     It depends on the whole run and not on what is left of it, so that a run goes on as it began. Inductor chooses

@@ -11,7 +11,7 @@ import sys
 from collections.abc import MutableMapping
 
 from clipx.config.parallel import Fsdp2Config
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.distributed.launchers import is_first_rank
 from clipx.errors import InputError, some_names
 
@@ -38,7 +38,7 @@ _HARMLESS = re.compile(
 _OFF = ("", "0", "no", "false", "none", "default")  # as accelerate launch sets those that nobody asked for
 
 
-def overrule_environment(config: RunConfig | None = None, environment: MutableMapping[str, str] | None = None) -> None:
+def overrule_environment(config: JobConfig | None = None, environment: MutableMapping[str, str] | None = None) -> None:
     """Takes away what would change what is computed, and says so once, on the first rank, in one line.
 
     Args:
@@ -70,7 +70,7 @@ def overrule_environment(config: RunConfig | None = None, environment: MutableMa
         log.warning("the config alone says what is computed; ignored from the environment: %s", some_names(named))
 
 
-def _check_fsdp(config: RunConfig, environment: MutableMapping[str, str]) -> None:
+def _check_fsdp(config: JobConfig, environment: MutableMapping[str, str]) -> None:
     launched_for_fsdp = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if launched_for_fsdp and not isinstance(config.parallel, Fsdp2Config):
         raise InputError(
@@ -79,7 +79,7 @@ def _check_fsdp(config: RunConfig, environment: MutableMapping[str, str]) -> Non
         )
 
 
-def _agrees(name: str, value: str, config: RunConfig | None) -> bool:
+def _agrees(name: str, value: str, config: JobConfig | None) -> bool:
     """Whether a variable of accelerate asks for nothing, or for what the config says."""
     if name == "ACCELERATE_USE_FSDP" or _HARMLESS.search(name):
         return True  # checked, or without effect on what is computed

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.config.parallel import Fsdp2Config, ParallelConfig
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.distributed import collectives
 from clipx.distributed.environment import overrule_environment
 from clipx.distributed.launchers import adopt_ranks, warn_if_alone
@@ -117,7 +117,7 @@ class Runtime:
 
 
 @contextmanager
-def start_runtime(config: RunConfig) -> Iterator[Runtime]:
+def start_runtime(config: JobConfig) -> Iterator[Runtime]:
     """Joins the ranks that the launcher started (torchrun, accelerate launch, srun; one rank under plain python).
 
     Raises:
@@ -164,7 +164,7 @@ def start_runtime(config: RunConfig) -> Iterator[Runtime]:
 
 
 @contextmanager
-def _torch_settings(config: RunConfig) -> Iterator[None]:
+def _torch_settings(config: JobConfig) -> Iterator[None]:
     """torch's global settings for a run; those that the program had come back after it.
 
     A rank without a GPU computes in one thread: sums over several depend on their number, which cores, affinity and
@@ -192,7 +192,7 @@ def _torch_settings(config: RunConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _join(config: RunConfig, **options: Any) -> Accelerator:
+def _join(config: JobConfig, **options: Any) -> Accelerator:
     try:
         return Accelerator(**options)
     except RuntimeError as error:
@@ -214,7 +214,7 @@ def _reason(error: RuntimeError) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _host_group(config: RunConfig) -> ProcessGroup | None:
+def _host_group(config: JobConfig) -> ProcessGroup | None:
     if not dist.is_initialized() or dist.get_backend() == "gloo":
         return dist.group.WORLD if dist.is_initialized() else None
     try:
@@ -244,7 +244,7 @@ def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
         PartialState._reset_state()
 
 
-def _check_machine(config: RunConfig) -> None:
+def _check_machine(config: JobConfig) -> None:
     on_gpu = torch.cuda.is_available()
     if config.precision == "fp16" and not on_gpu:
         raise InputError("precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
@@ -265,13 +265,13 @@ def _check_fp8() -> None:
         raise InputError("precision=fp8 needs torchao, which is not installed; `pip install torchao`, or use bf16")
 
 
-def _backend(config: RunConfig) -> str | None:
+def _backend(config: JobConfig) -> str | None:
     """The backend of the collectives; None means the default of accelerate and torch: NCCL with a GPU, else gloo."""
     offloaded = isinstance(config.parallel, Fsdp2Config) and config.parallel.cpu_offload
     return "cuda:nccl,cpu:gloo" if offloaded else None  # the norm of offloaded gradients is summed on the host
 
 
-def _trackers(config: RunConfig) -> list[str] | None:
+def _trackers(config: JobConfig) -> list[str] | None:
     wanted = {"wandb": config.track.wandb != "disabled", "tensorboard": config.track.tensorboard}
     return [name for name, on in wanted.items() if on] or None
 

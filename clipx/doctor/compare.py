@@ -12,7 +12,7 @@ from statistics import median_high
 
 import clipx
 from clipx.config.load import dump_config
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.doctor.finding import Finding, Measurement, Verdict, ok, problem, worst
 from clipx.doctor.software import Package
 
@@ -24,7 +24,7 @@ _SLOW_RANK = 0.8
 _MAX_NAMED = 4  # ranks or values in one line
 
 
-def own_environment(packages: Sequence[Package], config: RunConfig | None) -> Environment:
+def own_environment(packages: Sequence[Package], config: JobConfig | None) -> Environment:
     """What this rank should have in common with the others."""
     environment = {package.name: package.installed or "not installed" for package in packages}
     environment["clipx's code"] = _code_digest()

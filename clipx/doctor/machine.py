@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipx.config.data import DataConfig
-from clipx.config.schema import RunConfig
+from clipx.config.data import AugmentConfig, DataConfig
+from clipx.config.schema import JobConfig
 from clipx.data.decode import can_scale
 from clipx.data.transforms import TrainTransform
 from clipx.data.workers import measure_image
@@ -74,12 +74,14 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     return ok("/dev/shm", value)
 
 
-def check_decoding(config: RunConfig | None) -> Finding:
+def check_decoding(config: JobConfig | None) -> Finding:
     """How many images one core decodes, crops and resizes in a second; without a config to 224 px."""
     image_size = 224 if config is None else config.model.image.image_size
     data = DataConfig(train=["none"]) if config is None else config.data
     interpolation = "bicubic" if config is None else config.model.image.interpolation
-    transform = TrainTransform(image_size, data.augment, decode=data.decode, interpolation=interpolation)
+    transform = TrainTransform(
+        image_size, data.augment or AugmentConfig(), decode=data.decode, interpolation=interpolation
+    )
     out = torch.empty(image_size, image_size, 3, dtype=torch.uint8)
     seconds = measure_image(lambda number: transform(_sample_jpeg(), seed=number, out=out))
     return check_decode_speed(1 / seconds, image_size, has_simplejpeg=can_scale())

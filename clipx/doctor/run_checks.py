@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from clipx.config.schema import RunConfig, TrackConfig
+from clipx.config.job import TrackConfig
+from clipx.config.schema import JobConfig
 from clipx.doctor import gpus, machine, ranks, software, storage
 from clipx.doctor.compare import compare_ranks, merge, own_environment
 from clipx.doctor.finding import Finding, Verdict, failed, problem, warning
@@ -72,7 +73,7 @@ class Runner:
         return [replace(finding, area=check.area) for finding in ([result] if isinstance(result, Finding) else result)]
 
 
-def run_checks(config: RunConfig | None, *, folder: Path, announce: Callable[[str], None]) -> Report:
+def run_checks(config: JobConfig | None, *, folder: Path, announce: Callable[[str], None]) -> Report:
     """Checks everything; without a config also the speed of `folder`. `announce` gets each check's name before it."""
     environment, groups, runner = dict(os.environ), ProcessGroups(), Runner(announce)
     announce("other ranks")
@@ -110,7 +111,7 @@ def _join(groups: ProcessGroups, environment: Mapping[str, str]) -> Finding | No
 
 
 def _local_checks(
-    config: RunConfig | None, folder: Path, environment: Mapping[str, str], *, groups: ProcessGroups
+    config: JobConfig | None, folder: Path, environment: Mapping[str, str], *, groups: ProcessGroups
 ) -> list[Check]:
     """The checks of this rank alone; what a machine has once is checked by its first rank."""
     ranks_here, num_cores = groups.ranks_here, len(own_cores().numbers)
@@ -142,7 +143,7 @@ def _local_checks(
     return checks
 
 
-def _check_between_ranks(config: RunConfig | None, groups: ProcessGroups, runner: Runner) -> list[Finding]:
+def _check_between_ranks(config: JobConfig | None, groups: ProcessGroups, runner: Runner) -> list[Finding]:
     """What all ranks measure together; the findings are those of rank 0, the other ranks have none."""
     group, gloo, device, hosts = groups.group, groups.gloo, groups.device, groups.hosts
     assert group is not None
@@ -163,7 +164,7 @@ def _check_between_ranks(config: RunConfig | None, groups: ProcessGroups, runner
 
 
 def _merge_ranks(
-    findings: list[Finding], config: RunConfig | None, groups: ProcessGroups, runner: Runner
+    findings: list[Finding], config: JobConfig | None, groups: ProcessGroups, runner: Runner
 ) -> list[Finding]:
     """The findings of all ranks as one list, with a line about whether they agree; the same on all ranks."""
     if groups.group is None:

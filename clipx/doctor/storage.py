@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from clipx.config.data import RemoteConfig, sources
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.tokenizer import build_tokenizer
 from clipx.doctor.finding import MIB, Finding, Measurement, failed, num_bytes, ok, problem, rounded, speed, warning
@@ -51,13 +51,13 @@ def check_folder(folder: Path) -> list[Finding]:
     ]
 
 
-def check_shards(config: RunConfig) -> list[Finding]:
+def check_shards(config: JobConfig) -> list[Finding]:
     """A line for each data source of the config: whether its shards are there, and how fast they are read."""
     remote = replace(config.data.remote, retries=0, timeout_s=min(config.data.remote.timeout_s, 10.0))
     return [_check_source(f"read {source.name}", source.shards, remote) for source in sources(config.data)]
 
 
-def check_run_folders(config: RunConfig) -> list[Finding]:
+def check_run_folders(config: JobConfig) -> list[Finding]:
     """All lines about run_dir, and about checkpoint.folder if it is another place."""
     findings, checkpoint = [], None
     try:
@@ -142,7 +142,7 @@ def measure_writing(path: Path) -> float:
     return written / (time.perf_counter() - began)
 
 
-def checkpoint_bytes(config: RunConfig) -> int:
+def checkpoint_bytes(config: JobConfig) -> int:
     """Approximate bytes of a checkpoint (some optimizers keep one moment less); allocates no weights.
 
     Raises:
@@ -177,7 +177,7 @@ def _check_source(name: str, patterns: Sequence[str], remote: RemoteConfig) -> F
         return failed(name, error, place=f"{place}, such as {readable[0]}")
 
 
-def _check_local(key: str, folder: str, config: RunConfig, *, checkpoint: int | None) -> list[Finding]:
+def _check_local(key: str, folder: str, config: JobConfig, *, checkpoint: int | None) -> list[Finding]:
     name, background = f"write {key}", config.checkpoint.async_save
     try:
         with _scratch_file(Path(folder)) as path:
@@ -194,7 +194,7 @@ def _check_local(key: str, folder: str, config: RunConfig, *, checkpoint: int | 
     return findings
 
 
-def _check_remote(folder: str, config: RunConfig, *, checkpoint: int | None) -> Finding:
+def _check_remote(folder: str, config: JobConfig, *, checkpoint: int | None) -> Finding:
     """Writes, reads back and removes one object."""
     name, background = "write checkpoint.folder", config.checkpoint.async_save
     url, content = f"{folder.rstrip('/')}/.clipx-doctor-{secrets.token_hex(4)}", os.urandom(_PIECE)

@@ -13,10 +13,10 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,13 @@ def default_cache() -> Path:
     return cache_folder() / "features"
 
 
-def read_entry(entry: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of an entry, mapped from their files; None if it is absent, half-written or damaged."""
+def read_entry(entry: Path, *, compare: bool = True) -> dict[str, NDArray[Any]] | None:
+    """The arrays of an entry, mapped from their files; None if it is absent, half-written or damaged.
+
+    Args:
+        entry: its folder.
+        compare: the content with the checksums, beside the sizes.
+    """
     try:
         manifest = json.loads((entry / _MANIFEST).read_bytes())
         if manifest["format"] != _FORMAT:
@@ -51,10 +56,11 @@ def read_entry(entry: Path) -> dict[str, NDArray[Any]] | None:
         arrays = {}
         for name, content in manifest["arrays"].items():
             path = entry / f"{name}.npy"
-            if [path.stat().st_size, _checksum(path)] != content:
+            size = path.stat().st_size
+            if size != content[0] or (compare and _checksum(path) != content[1]):
                 log.warning("%s is damaged; the features are computed anew", path)
                 return None
-            arrays[name] = np.load(path, mmap_mode="r" if path.stat().st_size > _PIECE else None, allow_pickle=False)
+            arrays[name] = np.load(path, mmap_mode="r" if size > _PIECE else None, allow_pickle=False)
         with suppress(OSError):  # another user's: it is read all the same
             os.utime(entry / _MANIFEST)
         return arrays
@@ -68,13 +74,9 @@ def write_entry(entry: Path, arrays: Arrays, *, max_bytes: int = MAX_BYTES) -> N
     A cache that cannot be written is no reason to lose what was computed: it is logged.
     """
     try:
-        with draft_of(entry) as draft:
-            contents = {name: _write(draft / f"{name}.npy", value) for name, value in arrays.items()}
-            (draft / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "arrays": contents}))
-            if entry.is_dir():  # damaged, or another process was faster
-                shutil.rmtree(entry)
-            finish(draft)
-            draft.rename(entry)
+        write_in_pieces(
+            entry, {name: InPieces(value.shape, value.dtype, _tiles(value)) for name, value in arrays.items()}
+        )
         _make_room(entry.parent, keep=entry, max_bytes=max_bytes)
     except InputError as error:  # another process is at it
         log.info("%s", error)
@@ -82,14 +84,42 @@ def write_entry(entry: Path, arrays: Arrays, *, max_bytes: int = MAX_BYTES) -> N
         log.warning("features are not kept in %s: %s", entry.parent, error.strerror or error)
 
 
-def _write(path: Path, value: NDArray[Any]) -> list[int]:
+class InPieces(NamedTuple):
+    """An array of which some rows after others are at hand."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    pieces: Iterable[NDArray[Any]]
+
+
+def write_in_pieces(entry: Path, arrays: Mapping[str, InPieces]) -> None:
+    """Writes an entry of any size.
+
+    Raises:
+        InputError: another process writes it.
+        OSError: it cannot be written.
+    """
+    with draft_of(entry) as draft:
+        contents = {name: _write(draft / f"{name}.npy", array) for name, array in arrays.items()}
+        (draft / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "arrays": contents}))
+        if entry.is_dir():  # damaged, or another process was faster
+            shutil.rmtree(entry)
+        finish(draft)
+        draft.rename(entry)
+
+
+def _tiles(value: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    rows = max(1, _PIECE // max(1, value[:1].nbytes))
+    return (read_rows(value, start, start + rows) for start in range(0, len(value), rows))
+
+
+def _write(path: Path, array: InPieces) -> list[int]:
     """Writes an array piece by piece; returns the file's size and checksum."""
     with open(path, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(value.dtype), "fortran_order": False, "shape": value.shape}
+        header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
         np.lib.format.write_array_header_1_0(file, header)
-        rows = max(1, _PIECE // max(1, value[:1].nbytes))
-        for start in range(0, len(value), rows):
-            file.write(read_rows(value, start, start + rows).tobytes())
+        for piece in array.pieces:
+            file.write(piece.tobytes())
         file.flush()
         os.fsync(file.fileno())
     return [path.stat().st_size, _checksum(path)]

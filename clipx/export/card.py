@@ -5,7 +5,7 @@ where shards lie stays with the person: sources stand here by name.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from clipx.config.model import ModelConfig
 from clipx.config.schema import RunConfig
 from clipx.config.yaml_text import write_yaml
 from clipx.export.card_code import code_blocks
+from clipx.export.card_text import cell, code_name, count, line, percent, short, table
 from clipx.export.options import Tower
 from clipx.export.run_record import RunRecord
-from clipx.printable import printable, shown
 
 CARD = "README.md"
 _CLIP_MODEL = "transformers CLIPModel"
@@ -59,9 +59,7 @@ def write(
     }
     text = "".join(f"\n## {title}\n\n{body.strip()}\n" for title, body in sections.items() if body)
     head = write_yaml(_metadata(files, model, config=config, only=only))
-    (folder / CARD).write_text(
-        f"---\n{head}---\n\n# {_cell(name)}\n\n{_summary(model, only)}\n{text}", encoding="utf-8"
-    )
+    (folder / CARD).write_text(f"---\n{head}---\n\n# {cell(name)}\n\n{_summary(model, only)}\n{text}", encoding="utf-8")
 
 
 def _tower_class(folder: Path, files: AbstractSet[str]) -> str | None:
@@ -94,9 +92,9 @@ def _metadata(
 
 def _summary(model: ModelConfig, only: Tower | None) -> str:
     image, text = model.image, model.text
-    words = f"`{_code(text.name)}`" if text.type == "huggingface" else f"a Transformer of {text.layers} layers"
+    words = f"`{code_name(text.name)}`" if text.type == "huggingface" else f"a Transformer of {text.layers} layers"
     towers = {
-        "image": f"image tower (`{_code(image.name)}`, {image.image_size} pixels)",
+        "image": f"image tower (`{code_name(image.name)}`, {image.image_size} pixels)",
         "text": f"text tower ({words}, {text.context_length} tokens)",
     }
     by = f"Exported by clipx {__version__}"
@@ -124,8 +122,8 @@ def _average(average: Mapping[str, Any] | None) -> str:
     rows = [(part["model"], f"{part['share']:.4g}", part["sha256"][:16]) for part in average["parts"]]
     told = "The weights are the mean of these models' weights."
     if sets := average.get("chosen_by"):
-        told += f" It was chosen by scores on {_line(', '.join(sets))}, which are therefore no evidence of its quality."
-    return f"{told}\n\n{_table(('model', 'share', 'SHA-256 of its weights'), rows)}"
+        told += f" It was chosen by scores on {line(', '.join(sets))}, which are therefore no evidence of its quality."
+    return f"{told}\n\n{table(('model', 'share', 'SHA-256 of its weights'), rows)}"
 
 
 def _training(config: RunConfig, run: RunRecord | None, *, averaged: bool) -> str:
@@ -147,7 +145,7 @@ def _training(config: RunConfig, run: RunRecord | None, *, averaged: bool) -> st
         rows |= {"steps": f"{run.step:,}", "pairs seen": f"{run.samples_seen:,}"}
         rows |= {"software": ", ".join(f"{name} {version}" for name, version in run.versions.items())}
     told = "Of the first model that was named for the average; the others' settings may differ.\n\n" if averaged else ""
-    return told + _table(("setting", "value"), rows.items())
+    return told + table(("setting", "value"), rows.items())
 
 
 def _begun(config: RunConfig) -> str:
@@ -162,17 +160,17 @@ def _data(sources: Mapping[str, SourceConfig], run: RunRecord | None) -> str:
     last = run.curve[-1] if run.curve else {}
     told = f"{run.num_samples:,} pictures with captions or labels in {run.num_shards:,} shards."
     rows = [
-        (name, f"{source.weight:g}", _count(last.get(f"samples/{name}")), _short(last.get(f"epoch/{name}")))
+        (name, f"{source.weight:g}", count(last.get(f"samples/{name}")), short(last.get(f"epoch/{name}")))
         for name, source in sources.items()
-    ] or [("train", "1", _count(run.samples_seen), _short(last.get("epoch")))]
-    return f"{told}\n\n{_table(('source', 'weight', 'read', 'epochs'), rows)}"
+    ] or [("train", "1", count(run.samples_seen), short(last.get("epoch")))]
+    return f"{told}\n\n{table(('source', 'weight', 'read', 'epochs'), rows)}"
 
 
 def _curve(run: RunRecord | None) -> str:
     if run is None or not run.curve:
         return ""
     columns = ("step", "samples_seen", "loss", "lr", "logit_scale")
-    return _table(columns, ([_short(row.get(name)) for name in columns] for row in run.curve))
+    return table(columns, ([short(row.get(name)) for name in columns] for row in run.curve))
 
 
 def _evaluation(run: RunRecord | None) -> str:
@@ -184,7 +182,7 @@ def _evaluation(run: RunRecord | None) -> str:
         for metric, value in metrics.items()
     ]
     told = "Measured by the run itself; `ema` is the average of the weights, where one was kept."
-    return f"{told}\n\n{_table(('evaluation', 'step', 'metric', 'value'), rows)}"
+    return f"{told}\n\n{table(('evaluation', 'step', 'metric', 'value'), rows)}"
 
 
 def _parity(parity: Mapping[str, Any]) -> str:
@@ -197,12 +195,12 @@ def _parity(parity: Mapping[str, Any]) -> str:
         rows.append(
             (
                 f"{name} ({row['library']})",
-                _percent(row.get("same_crop")),
-                _percent(row.get("same_token_ids")),
-                _short(max(row["largest_difference"].values(), default=None)),
-                _short(row["limit"]) or "told only",
-                _short(max(elsewhere, default=None)),
-                _short(row.get("other_best_text")),
+                percent(row.get("same_crop")),
+                percent(row.get("same_token_ids")),
+                short(max(row["largest_difference"].values(), default=None)),
+                short(row["limit"]) or "told only",
+                short(max(elsewhere, default=None)),
+                short(row.get("other_best_text")),
             )
         )
     columns = (
@@ -219,7 +217,7 @@ def _parity(parity: Mapping[str, Any]) -> str:
         f"{parity['texts']} texts ({parity['compared_on']}). Differences are those of an element of an embedding, a "
         "logit or a pixel; `parity.json` has each."
     )
-    return f"{told}\n\n{_table(columns, rows)}"
+    return f"{told}\n\n{table(columns, rows)}"
 
 
 def _limits(parity: Mapping[str, Any], model: ModelConfig, *, only: Tower | None) -> str:
@@ -245,37 +243,4 @@ def _limits(parity: Mapping[str, Any], model: ModelConfig, *, only: Tower | None
         for note in row.get("notes", ()):
             notes.setdefault(note, []).append(name)
     points += [f"{'; '.join(names)}: {note}." for note, names in notes.items()]
-    return "\n".join(f"- {_line(point)}" for point in points)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _line(value: object) -> str:
-    """The value in one line, without secrets and without what a terminal or a page obeys."""
-    return printable(" ".join(shown(value).split())).replace("<", "&lt;")
-
-
-def _cell(value: object) -> str:
-    return _line(value).replace("|", "\\|")
-
-
-def _code(name: str) -> str:
-    """A name between backticks; of a local path its last part."""
-    return _line(Path(name).name if Path(name).is_absolute() else name).replace("`", "'")
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
+    return "\n".join(f"- {line(point)}" for point in points)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from clipx.pretrained import Pretrained
 
 Format = Literal["hf", "open_clip", "onnx", "pt2"]
+DEFAULT_FORMATS: tuple[Format, ...] = ("hf", "open_clip")
+"""Of a model of two towers."""
 _ONE_TOWER: tuple[Format, ...] = ("hf", "onnx", "pt2")
 
 

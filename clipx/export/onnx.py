@@ -19,12 +19,12 @@ from clipx.pretrained import Pretrained
 
 __all__ = ["CONSUMERS", "problem", "write"]
 
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def problem(pretrained: Pretrained, only: Tower | None = None) -> str | None:
     """Why a model, or its one tower, cannot be exported to ONNX here; None: it can."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed; pip install 'clipx-train[onnx]'"
     return plain_problem(pretrained.model, only)

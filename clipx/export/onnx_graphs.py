@@ -4,7 +4,7 @@ Shapes: B images, N texts, D embedding.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,25 @@ Graph = Any
 """An onnx.ModelProto."""
 
 
-def convert(program: ExportedProgram, output: str, inputs: Mapping[str, tuple[str, ...]]) -> Graph:
-    """Converts the program of a tower.
+def convert(program: ExportedProgram, output: str | Sequence[str], inputs: Mapping[str, tuple[str, ...]]) -> Graph:
+    """Converts the program of a tower, or of a whole model.
 
     Args:
-        program: with one output.
-        output: its name in the graph.
+        program: with one output, or several.
+        output: its name in the graph, or their names in their order.
         inputs: the names of the inputs, in their order, each with those of its first axes where they are free.
 
     Raises:
         RunError: there is an operator that has no form in ONNX.
     """
+    outputs = [output] if isinstance(output, str) else list(output)
     try:
         with quiet():
             converted = torch.onnx.export(
                 program,
                 (),
                 input_names=list(inputs),
-                output_names=[output],
+                output_names=outputs,
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
@@ -48,7 +49,7 @@ def convert(program: ExportedProgram, output: str, inputs: Mapping[str, tuple[st
         assert converted is not None
         graph = converted.model_proto
     except Exception as error:  # a converter may raise anything
-        raise conversion_error(error, f"ONNX has no form of the tower that gives {output}") from error
+        raise conversion_error(error, f"ONNX has no form of the tower that gives {', '.join(outputs)}") from error
     _forget_origin(graph)
     _name_axes(graph, inputs)
     return graph

@@ -92,12 +92,12 @@ def _program(
 ) -> ExportedProgram:
     try:
         with quiet():
-            return _without_origin(torch.export.export(module, example, dynamic_shapes=shapes))
+            return without_origin(torch.export.export(module, example, dynamic_shapes=shapes))
     except Exception as error:  # a model may hold anything
         raise conversion_error(error, f"torch.export does not take the {tower} tower") from error
 
 
-def _without_origin(program: ExportedProgram) -> ExportedProgram:
+def without_origin(program: ExportedProgram) -> ExportedProgram:
     """Removes the lines of code that every operation came from, which name folders of this machine."""
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():

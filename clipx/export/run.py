@@ -4,23 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from clipx.checkpoint.find import EXPORT_CONFIG, find_model
+from clipx.checkpoint.find import EXPORT_CONFIG, ModelFiles, find_model
 from clipx.config.load import dump_config
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
-from clipx.export import card
+from clipx.export import card, fitted, fitted_card
 from clipx.export.averaged import read_average
 from clipx.export.check import check
 from clipx.export.folder import publish, readable_errors, require_own
-from clipx.export.formats import Format, check_formats, format_module
+from clipx.export.formats import DEFAULT_FORMATS, Format, check_formats, format_module
 from clipx.export.options import ExportOptions
+from clipx.export.parity.fitted_samples import drawn_rows, stored_rows
 from clipx.export.parity.given import given_samples
 from clipx.export.parity.half import rounding
 from clipx.export.parity.ours import our_outputs
 from clipx.export.parity.samples import Samples, drawn_samples
 from clipx.export.run_record import read_run
 from clipx.export.weights import round_to_half
-from clipx.pretrained import Pretrained, load
+from clipx.pretrained import Fitted, Pretrained, load
 from clipx.pretrained.stored_model import described
 from clipx.storage.drafts import draft_of
 
@@ -28,7 +29,7 @@ from clipx.storage.drafts import draft_of
 def export_model(
     model_path: Path,
     to: Path,
-    formats: Sequence[Format] = ("hf", "open_clip"),
+    formats: Sequence[Format] | None = None,
     *,
     weights: Literal["average", "trained"] | None = None,
     options: ExportOptions | None = None,
@@ -43,7 +44,7 @@ def export_model(
     Args:
         model_path: a MODEL, as in `clipx.load`.
         to: the folder.
-        formats: of the files.
+        formats: of the files; None: hf and open_clip, or of a fitted model onnx and pt2.
         weights: of a checkpoint, as in `clipx.load`.
         options: one tower alone, and the dtype.
         pictures: a folder of pictures, or shards with captions, on which the export is compared; None: drawn ones.
@@ -61,11 +62,15 @@ def export_model(
     """
     to = to.resolve()
     options = options or ExportOptions()
-    check_formats(formats, options)
+    check_formats(DEFAULT_FORMATS if formats is None else formats, options)
     with readable_errors(to):
         require_own(to)
     given = None if pictures is None else given_samples(pictures)
-    pretrained = load(model_path, weights=weights)
+    files = find_model(model_path)
+    pretrained = load(files.folder.address, weights=weights)
+    if isinstance(pretrained, Fitted):
+        return _export_fitted(pretrained, files, to, formats=formats or fitted.FORMATS, options=options, given=given)
+    formats = DEFAULT_FORMATS if formats is None else formats
     for name in formats:
         if reason := format_module(name).problem(pretrained, options.only):
             raise InputError(f"this model cannot be exported to {name}: {reason}")
@@ -74,9 +79,7 @@ def export_model(
     if options.dtype == "fp16":
         chosen["half_precision"] = _half(pretrained, samples)
     with readable_errors(to), draft_of(to) as draft:
-        parity = _write(
-            pretrained, draft, model_path=model_path, samples=samples, options=options, chosen=chosen, name=to.name
-        )
+        parity = _write(pretrained, draft, files=files, samples=samples, options=options, chosen=chosen, name=to.name)
         publish(draft, to, parity)
     return parity
 
@@ -85,7 +88,7 @@ def _write(
     pretrained: Pretrained,
     draft: Path,
     *,
-    model_path: Path,
+    files: ModelFiles,
     samples: Samples,
     options: ExportOptions,
     chosen: dict[str, Any],
@@ -94,7 +97,6 @@ def _write(
     """Writes all files of the export but its record, which it returns after every consumer was compared."""
     for format_name in chosen["formats"]:
         format_module(format_name).write(pretrained, draft, options)
-    files = find_model(model_path)
     config = described(files)
     if not options.only:  # one tower is no MODEL; written anew, since an old run's file may hold secrets
         (draft / EXPORT_CONFIG).write_text(dump_config(config), encoding="utf-8")
@@ -110,6 +112,32 @@ def _write(
         run=read_run(files),
         only=options.only,
     )
+    return parity
+
+
+def _export_fitted(
+    model: Fitted,
+    files: ModelFiles,
+    to: Path,
+    *,
+    formats: Sequence[Format],
+    options: ExportOptions,
+    given: Samples | None,
+) -> dict[str, Any]:
+    """Exports a model that predicts; it is compared on rows of its own data where these are here."""
+    fitted.require_formats(model, formats, options)
+    config = model.fit_config
+    samples = stored_rows(config) if given is None else None
+    samples = samples or drawn_rows(config, given or drawn_samples(config.model.image.image_size))
+    chosen: dict[str, Any] = {"formats": list(formats)}
+    if average := read_average(files):
+        chosen["average"] = average
+    with readable_errors(to), draft_of(to) as draft:
+        fitted.write_fitted(model, draft, formats)
+        (draft / EXPORT_CONFIG).write_text(dump_config(described(files)), encoding="utf-8")
+        parity = fitted.check_fitted(model, draft, formats, samples) | chosen
+        fitted_card.write(draft, parity, name=to.name, config=config, run=read_run(files))
+        publish(draft, to, parity)
     return parity
 
 

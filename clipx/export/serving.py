@@ -10,12 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from clipx.config.model import TextConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.model import HuggingFaceTextConfig, TextConfig, TimmImageConfig, TransformerTextConfig
 from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer
 from clipx.export import huggingface
 from clipx.export.huggingface_config import PAD
 from clipx.export.options import ExportOptions
+from clipx.models.huggingface_text import save_encoder_config
 from clipx.pretrained import Pretrained
+from clipx.pretrained.stored_model import TEXT_ENCODER
 
 PREPROCESSOR = "preprocessor_config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -32,7 +34,7 @@ def write_serving(pretrained: Pretrained, folder: Path, options: ExportOptions) 
             for weights in draft.glob("*.safetensors*"):
                 weights.unlink()
         else:
-            _write_plain(pretrained, draft, options)
+            write_plain(pretrained, draft, options)
         for path in sorted(draft.iterdir()):
             if not (folder / path.name).exists():
                 shutil.move(path, folder / path.name)
@@ -59,7 +61,8 @@ def own_padding(pretrained: Pretrained) -> tuple[str, int] | None:
     return PAD if fills else None
 
 
-def _write_plain(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
+def write_plain(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:
+    """Writes preprocessor and tokenizer without what says that transformers has a class for the model."""
     if options.only != "text":
         (folder / PREPROCESSOR).write_text(json.dumps(_preprocessor(pretrained.config.image), indent=2) + "\n")
     if options.only != "image":
@@ -74,6 +77,14 @@ def _write_plain(pretrained: Pretrained, folder: Path, options: ExportOptions) -
         described = json.loads(path.read_text(encoding="utf-8"))
         described["model_max_length"] = tokenizer.context_length  # a tokenizer's own may be longer
         path.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_text_encoder(pretrained: Pretrained, folder: Path) -> None:
+    """Writes config and tokenizer of a transformers text encoder to where clipx looks for them in an export."""
+    text = pretrained.config.text
+    if isinstance(text, HuggingFaceTextConfig):
+        save_encoder_config(text.name, folder / TEXT_ENCODER)
+        pretrained.tokenizer.save(folder / TEXT_ENCODER)
 
 
 def _preprocessor(image: TimmImageConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from clipx.config.parallel import Fsdp2Config
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.errors import InputError
 from clipx.launching.files import LAUNCH_FILES
 from clipx.launching.nodes import Nodes
@@ -67,7 +67,7 @@ def torchrun_command(run: Sequence[str], *, nodes: Nodes, processes_per_node: in
 
 def accelerate_command(
     run: Sequence[str],
-    config: RunConfig,
+    config: JobConfig,
     *,
     nodes: int,
     processes_per_node: int,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipx.config.geometry import resolve_geometry
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.errors import InputError
 
 _OF_TORCHRUN = ("gpu", "auto")  # its words for the GPUs of a node
@@ -75,7 +75,7 @@ def processes_from(environment: Mapping[str, str], option: int | None) -> int:
     return torch.cuda.device_count() or 1
 
 
-def check_batch(config: RunConfig, nodes: Nodes, *, processes_per_node: int) -> None:
+def check_batch(config: JobConfig, nodes: Nodes, *, processes_per_node: int) -> None:
     """Checks that the batch divides evenly among the processes, before a job waits in a queue.
 
     Raises:

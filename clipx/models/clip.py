@@ -4,6 +4,7 @@ Shape suffixes: B pairs of this rank or micro-batch, H and W pixels, C channels,
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -120,14 +121,14 @@ def _unit_length(x_BD: Tensor) -> Tensor:
     return functional.normalize(promoted_BD, dim=-1).to(x_BD.dtype)
 
 
-def build_model(config: ModelConfig, *, vocab_size: int, seed: int, kind: type[CLIP] = CLIP) -> CLIP:
+def build_model(config: ModelConfig, *, vocab_size: int, seed: int, kind: Callable[..., CLIP] = CLIP) -> CLIP:
     """Builds the model from its config, on the CPU, in float32.
 
     Args:
         config: both towers, the embedding space, the multiplier and the bias.
         vocab_size: number of the tokenizer's ids.
         seed: determines every initial weight; torch's global generators do not change.
-        kind: CLIP, or a subclass with the same arguments.
+        kind: makes the model of both towers: CLIP, or a subclass with the same arguments.
 
     Raises:
         InputError: a tower cannot be built, or the initial multiplier is above its maximum.

@@ -2,10 +2,11 @@
 
 from typing import assert_never
 
+from clipx.config.fit import FitConfig
 from clipx.config.geometry import BatchGeometry
 from clipx.config.loss import InfoNCEConfig, LossConfig, SigmoidConfig
 from clipx.config.phases import Phase
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.losses import ContrastiveLoss
 from clipx.losses.cost import LossShape
 from clipx.losses.info_nce import InfoNCELoss
@@ -15,8 +16,12 @@ from clipx.objectives.flops import ModelFlops
 from clipx.objectives.objective import Objective
 
 
-def build_objective(config: RunConfig, phase: Phase, *, vocab_size: int) -> Objective:
+def build_objective(config: JobConfig, phase: Phase, *, vocab_size: int) -> Objective:
     """The objective that the config describes, as `clipx.objectives.objective.BuildObjective`."""
+    if isinstance(config, FitConfig):
+        from clipx.objectives.supervised import SupervisedObjective
+
+        return SupervisedObjective(config, phase, vocab_size=vocab_size)
     model = build_model(config.model, vocab_size=vocab_size, seed=config.seed)
     return ContrastiveObjective(
         model,
@@ -27,7 +32,7 @@ def build_objective(config: RunConfig, phase: Phase, *, vocab_size: int) -> Obje
     )
 
 
-def loss_shape(config: RunConfig, geometry: BatchGeometry) -> LossShape:
+def loss_shape(config: JobConfig, geometry: BatchGeometry) -> LossShape:
     """What a run's losses are computed over."""
     return LossShape(
         rank_batch_size=geometry.rank_batch_size,

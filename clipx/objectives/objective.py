@@ -14,7 +14,7 @@ Both are exact for every number of ranks and micro-batches. The loss that is min
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -25,14 +25,17 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from clipx.config.phases import Phase
-from clipx.config.schema import RunConfig
-from clipx.data.columns import ColumnReader
+from clipx.config.schema import JobConfig
+from clipx.data.captions import TextReader
+from clipx.data.columns import ColumnReader, Images, Wanted
 from clipx.distributed.parallelize import full_tensor
 from clipx.losses.cost import NO_COST, LossCost, LossShape
 from clipx.models.clip import CLIP
 from clipx.objectives.flops import ModelFlops
 from clipx.types import Batch, tensors_of
 
+FIRST_SAMPLES = 2048
+"""Samples that `Objective.begin` may look at; a mean over them errs by 2% of the deviation."""
 Outputs = Any
 """What a model gives for a piece of a batch: a frozen dataclass of tensors (`clipx.types` says how names tell axes)."""
 
@@ -91,6 +94,15 @@ class Objective(ABC):
     terms: Mapping[str, Term] = MappingProxyType({})
     column_readers: Sequence[ColumnReader] = ()
     """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
+    text_reader: TextReader | None = None
+    """What gives the texts of a sample; None: its captions, as the config describes them."""
+    images: Images = "needed"
+    """Whether a sample must have a picture, may, or is read without (`clipx.data.columns.Wanted`)."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is read of every sample."""
+        return Wanted(columns=self.column_readers, texts=self.text_reader, images=self.images)
 
     @abstractmethod
     def forward(self, model: nn.Module, piece: Batch, *, for_terms: bool) -> Outputs:
@@ -111,6 +123,15 @@ class Objective(ABC):
 
         Raises:
             InputError: it could not run.
+        """
+
+    def begin(self, batches: Iterable[Batch], group: ProcessGroup | None) -> None:  # noqa: B027 (most need nothing)
+        """Looks at the first samples of a run that begins, before the model is wrapped; all ranks call it together.
+
+        Args:
+            batches: this rank's parts of the first global batches, on the model's device, with at least
+                `FIRST_SAMPLES` samples of all ranks where an epoch has as many.
+            group: of all ranks.
         """
 
     def after_update(self) -> None:
@@ -158,7 +179,7 @@ class Objective(ABC):
 class BuildObjective(Protocol):
     """Config to objective: what `clipx.train` takes in place of the config's own."""
 
-    def __call__(self, config: RunConfig, phase: Phase, *, vocab_size: int) -> Objective:
+    def __call__(self, config: JobConfig, phase: Phase, *, vocab_size: int) -> Objective:
         """The objective of one phase, its model on the CPU and in float32, the same on every rank.
 
         Args:

@@ -1,1 +1,1 @@
-"""Making, checking and looking at training data: what `clipx data` does."""
+"""Checking, repairing and looking at training data: what `clipx data` does beside making it."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipx.config.data import device_part, sources
 from clipx.config.phases import phase_at
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.data.build import build_order, open_reader
 from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import ShardIndex, build_index
@@ -39,7 +39,7 @@ class _Shown:
     captions: Sequence[str]
 
 
-def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
+def draw_batch(config: JobConfig, path: Path, *, batch: int, count: int) -> str:
     """Writes the first `count` pictures of global batch `batch` (from 0), or all it has, as a PNG.
 
     The pictures are those of training: same order, crops, captions and replacements, augmentations of the device
@@ -65,13 +65,14 @@ def draw_batch(config: RunConfig, path: Path, *, batch: int, count: int) -> str:
         data=config.data,
         image_size=phase.image_size,
         tokenizer=texts,
-        interpolation=model.image.interpolation,
+        image=model.image,
     )
     count = min(count, plan.global_batch_size)
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)
     part = reader.read(batch, range(count), out=images_IHWC, prefetch=False)
-    if any(device_part(described[0].augment)):
-        images_IHWC = DeviceAugment(described[0].augment)(images_IHWC, torch.from_numpy(part.columns["augment_seed_I"]))
+    augment = described[0].augment
+    if augment is not None and any(device_part(augment)):
+        images_IHWC = DeviceAugment(augment)(images_IHWC, torch.from_numpy(part.columns["augment_seed_I"]))
     of_batch = np.subtract(plan.samples_of_source(batch + 1), plan.samples_of_source(batch)).tolist()
     counts = ", ".join(f"{source.name} {count_in:,}" for source, count_in in zip(described, of_batch, strict=True))
     title = f"batch {batch}: {plan.global_batch_size:,} pictures ({counts}); {count} shown, {phase.image_size} px"

@@ -20,7 +20,7 @@ from clipx.data.rows.row import LeftOutError
 from clipx.data.rows.shard_rows import ShardRows
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import RunError
-from clipx.prepare.images import image_header
+from clipx.making.images import image_header
 from clipx.prepare.samples import StoredSampleReader, UnusableSampleError
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

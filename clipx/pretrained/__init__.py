@@ -7,13 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipx.pretrained.loading import load
+    from clipx.pretrained.fitted import Fitted
+    from clipx.pretrained.loading import load, load_fitted
     from clipx.pretrained.model import Pretrained
     from clipx.pretrained.starting import start_from
 
-__all__ = ["Pretrained", "load", "start_from"]
+__all__ = ["Fitted", "Pretrained", "load", "load_fitted", "start_from"]
 
-_MODULES = {"Pretrained": "model", "load": "loading", "start_from": "starting"}
+_MODULES = {
+    "Fitted": "fitted",
+    "Pretrained": "model",
+    "load": "loading",
+    "load_fitted": "loading",
+    "start_from": "starting",
+}
 
 if not TYPE_CHECKING:  # or every name would be there for a type checker
 

@@ -28,9 +28,14 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def fingerprint(model: nn.Module, config: ModelConfig, tokenizer: Tokenizer) -> str:
     """32 hex digits of weights, settings and what the tokenizer makes of some words."""
+    return fingerprint_of_weights(model.state_dict(), config, tokenizer)
+
+
+def fingerprint_of_weights(tensors: Mapping[str, Tensor], config: ModelConfig, tokenizer: Tokenizer) -> str:
+    """The same of some of a model's weights, by name."""
     settings = asdict(config)
     for tower in ("image", "text"):
         settings[tower] = {key: value for key, value in settings[tower].items() if key not in _PLACES}
     tokens_T, lengths_B = tokenizer.encode(WORDS)
-    content = [checksum(model.state_dict()), settings, tokenizer.vocab_size, tokens_T.tolist(), lengths_B.tolist()]
+    content = [checksum(tensors), settings, tokenizer.vocab_size, tokens_T.tolist(), lengths_B.tolist()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_DIGITS]

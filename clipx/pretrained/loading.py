@@ -9,13 +9,18 @@ from torch import Tensor
 
 from clipx.checkpoint.find import ModelFiles, find_model
 from clipx.checkpoint.tensors import holds_average, load_weights
+from clipx.config.fit import FitConfig
 from clipx.config.model import ModelConfig
+from clipx.config.schema import with_model
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
+from clipx.models.fused import FusedModel, build_fused_model
 from clipx.pretrained import huggingface, open_clip, own
+from clipx.pretrained.fitted import Fitted
+from clipx.pretrained.input_columns import fitted_config
 from clipx.pretrained.model import Pretrained
-from clipx.pretrained.stored_model import stored_model, without_download
+from clipx.pretrained.stored_model import described, stored_model, without_download
 from clipx.pretrained.whole_weights import check_whole
 from clipx.storage.folders import Folder
 
@@ -23,7 +28,7 @@ from clipx.storage.folders import Folder
 def load(
     path: str | Path, *, device: str | torch.device = "cpu", weights: Literal["average", "trained"] | None = None
 ) -> Pretrained:
-    """Loads a model in float32.
+    """Loads a model in float32; one that a fit run trained is a `Fitted`, which predicts.
 
     Args:
         path: a run folder, a checkpoint (also by address, s3://...), an export, an average, a folder of transformers'
@@ -37,12 +42,37 @@ def load(
     files = find_model(path)
     config = stored_model(files)
     tokenizer = build_tokenizer(config.text)
-    model = build_model(without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
+    job = described(files)
+    if isinstance(job, FitConfig):
+        resolved = with_model(job, without_download(config))
+        assert isinstance(resolved, FitConfig)
+        job = resolved
+        model: CLIP = build_fused_model(job, vocab_size=tokenizer.vocab_size)
+    else:
+        model = build_model(without_download(config), vocab_size=tokenizer.vocab_size, seed=0)
     if files.kind == "checkpoint":
         load_weights(files.folder, model, average=choose_average(files.folder, weights))
     else:
         _fill(model, _read_weights(files, config), files.local)
-    return Pretrained(model.to(device).eval(), config, tokenizer=tokenizer)
+    model = model.to(device).eval()
+    if isinstance(job, FitConfig):
+        assert isinstance(model, FusedModel)
+        return Fitted(model, job, tokenizer=tokenizer)
+    return Pretrained(model, config, tokenizer=tokenizer)
+
+
+def load_fitted(
+    path: str | Path, *, device: str | torch.device = "cpu", weights: Literal["average", "trained"] | None = None
+) -> Fitted:
+    """Loads a model that a fit run trained, as `load` does.
+
+    Raises:
+        InputError: it is a model of another kind, and the cases of `load`.
+    """
+    fitted_config(path)
+    loaded = load(path, device=device, weights=weights)
+    assert isinstance(loaded, Fitted)
+    return loaded
 
 
 def choose_average(checkpoint: Folder, weights: Literal["average", "trained"] | None) -> bool:

@@ -12,12 +12,12 @@ from clipx.checkpoint.store import CONFIG
 from clipx.config import load
 from clipx.config.model import ModelConfig
 from clipx.config.paths import expand_home
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.errors import InputError
 from clipx.pretrained.stored_model import described, stored_model, without_download
 
 
-def load_config(files: Path | str | Sequence[Path | str], overrides: str | Sequence[str] = ()) -> RunConfig:
+def load_config(files: Path | str | Sequence[Path | str], overrides: str | Sequence[str] = ()) -> JobConfig:
     """The config of a run: the files merged from left to right, then changed by the overrides.
 
     With `start_from`, `model` may be left out, or hold only what shall differ from the model that is there, e.g.

@@ -8,7 +8,7 @@ from clipx.checkpoint.find import ModelFiles
 from clipx.checkpoint.store import stored_config
 from clipx.config.load import load_stored
 from clipx.config.model import HuggingFaceTextConfig, ModelConfig
-from clipx.config.schema import ModelFile, RunConfig
+from clipx.config.schema import JobConfig, ModelFile
 from clipx.errors import InputError
 from clipx.pretrained import huggingface, open_clip
 from clipx.pretrained.kept_texts import with_kept_texts
@@ -28,14 +28,14 @@ def stored_model(files: ModelFiles) -> ModelConfig:
     config = described_by.model
     if files.kind == "export":
         return _with_own_files(config, files.local)
-    if isinstance(described_by, RunConfig):
+    if isinstance(described_by, JobConfig):
         path = files.folder.path
         beside = [] if path is None else [path.parent.parent]  # the run folder may have been moved
         return with_kept_texts(config, [*beside, Path(described_by.run_dir)])
     return config
 
 
-def described(files: ModelFiles) -> RunConfig | ModelFile:
+def described(files: ModelFiles) -> JobConfig | ModelFile:
     """What the files say of a model, for another folder of it: its run's config, else the architecture alone.
 
     Raises:

@@ -18,7 +18,7 @@ from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.state import RunState
 from clipx.checkpoint.store import CONFIG, CheckpointStore, checkpoints_of
 from clipx.config.load import load_config
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.errors import ClipxError, InputError
 from clipx.storage.json_rows import read_rows
 
@@ -57,7 +57,7 @@ class Recorded:
     starts: Sequence[Row] = ()
     rollbacks: Sequence[Row] = ()
     quarantine: Sequence[Row] = ()
-    config: RunConfig | None = None
+    config: JobConfig | None = None
     config_problem: str = ""
     """Why there is no config."""
     config_text: str = ""
@@ -141,7 +141,7 @@ def _require_run(folder: Path) -> None:
         raise InputError(f"{folder} is no run folder: it has no {_METRICS}, {_STATUS} or {CONFIG}; {hint}")
 
 
-def _config(folder: Path) -> tuple[RunConfig | None, str]:
+def _config(folder: Path) -> tuple[JobConfig | None, str]:
     """The config of the latest start; else why there is none."""
     try:
         return load_config(folder / CONFIG), ""
@@ -149,7 +149,7 @@ def _config(folder: Path) -> tuple[RunConfig | None, str]:
         return None, str(error)
 
 
-def _store(folder: Path, config: RunConfig | None) -> CheckpointStore:
+def _store(folder: Path, config: JobConfig | None) -> CheckpointStore:
     """The run's checkpoints, wherever they lie; the folder may have been moved."""
     if config is None:
         return CheckpointStore(folder / "checkpoints")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from clipx.errors import InputError
 
 if TYPE_CHECKING:
-    from clipx.config.schema import RunConfig
+    from clipx.config.schema import JobConfig
     from clipx.objectives.objective import BuildObjective
     from clipx.train.liveness.status import Status
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 class _Training(ModuleType):
     """This package, which is also the function `clipx.train`: Python sets a package's name in the one above it."""
 
-    def __call__(self, config: "RunConfig", *, objective: "BuildObjective | None" = None) -> "Status":
+    def __call__(self, config: "JobConfig", *, objective: "BuildObjective | None" = None) -> "Status":
         """Does what `clipx.train.trainer.run` does."""
-        from clipx.config.schema import RunConfig
+        from clipx.config.schema import JobConfig
 
-        if not isinstance(config, RunConfig):
+        if not isinstance(config, JobConfig):
             raise InputError(
-                f"train takes a RunConfig, not {type(config).__name__}; clipx.load_config makes one of files"
+                f"train takes a JobConfig, not {type(config).__name__}; clipx.load_config makes one of files"
             )
         from clipx.train.trainer import run
 

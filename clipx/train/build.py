@@ -3,28 +3,32 @@
 import logging
 import socket
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from clipx.checkpoint.state import DataOrderRecord, MicroBatch, Progress, RunState
 from clipx.checkpoint.store import Checkpoint
 from clipx.checkpoint.tensors import holds_average, load_tensors
+from clipx.config.fit import FitConfig
 from clipx.config.geometry import resolve_geometry
 from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.run_length import RunLength
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig, with_model
 from clipx.data.build import build_order
 from clipx.data.index.shard_index import ShardIndex
+from clipx.data.kept_samples import KeptSamples
 from clipx.data.order import DataOrder
-from clipx.data.samples import BatchReader
-from clipx.data.stream import PairStream
+from clipx.data.samples import PartReader, join_parts
+from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
 from clipx.export.formats import formats_of
 from clipx.objectives.build import build_objective
-from clipx.objectives.objective import BuildObjective, Objective
+from clipx.objectives.objective import FIRST_SAMPLES, BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
 from clipx.optim.schedules import warmup_of
 from clipx.pretrained import Pretrained, start_from
@@ -46,7 +50,7 @@ log = logging.getLogger(__name__)
 class Run:
     """A run that is ready to go on from `progress`."""
 
-    config: RunConfig
+    config: JobConfig
     runtime: Runtime
     length: RunLength
     """How its steps and its pairs correspond."""
@@ -60,6 +64,8 @@ class Run:
     state: RunState
     monitor: Monitor
     quarantine: Quarantine
+    kept_val: KeptSamples | None = None
+    """The held-out samples of a run that keeps features."""
 
     @property
     def run_dir(self) -> Path:
@@ -93,7 +99,12 @@ class Run:
 
 
 def build_run(
-    config: RunConfig, runtime: Runtime, rollback: Rollback | None = None, *, build: BuildObjective = build_objective
+    config: JobConfig,
+    runtime: Runtime,
+    rollback: Rollback | None = None,
+    *,
+    build: BuildObjective = build_objective,
+    between: Callable[[], None] = lambda: None,
 ) -> Run:
     """Builds all parts, loads the newest good checkpoint if there is one.
 
@@ -102,6 +113,7 @@ def build_run(
         runtime: the ranks; all of them call this.
         rollback: the batches that the run skips from here on, which that checkpoint does not know of.
         build: config to objective.
+        between: called by all ranks now and then where building takes long; ends it by an exception of its own.
 
     Raises:
         InputError: the config does not fit the ranks, the data or the checkpoint; on all ranks alike.
@@ -112,6 +124,12 @@ def build_run(
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
+    kept_val = None
+    if isinstance(config, FitConfig) and config.keeps_features:
+        index = indexes[0]
+        parts, kept_val = _with_kept_features(
+            parts, config, runtime, index=index, checkpoint=checkpoint, between=between
+        )
     saved, length, phase, objective = parts.saved, parts.length, parts.phase, parts.objective
     state = RunState(
         progress=parts.progress,
@@ -120,6 +138,8 @@ def build_run(
         objective=type(objective).__qualname__,
         versions=versions(),
     )
+    if saved is None:
+        objective.begin(_first_batches(parts, config, runtime), runtime.group)
     found = None if checkpoint is None else _found_before(parts, config, runtime, checkpoint)
     stepper = build_stepper(config, runtime, objective, length=length, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
@@ -141,6 +161,7 @@ def build_run(
         state=state,
         monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
+        kept_val=kept_val,
     )
 
 
@@ -157,12 +178,12 @@ class _Parts:
     phase: Phase
     objective: Objective
     """Its model is on the rank's device, with the weights of the start."""
-    reader: BatchReader
+    reader: PartReader
     tokenizer: Tokenizer
 
 
 def _prepare(
-    config: RunConfig,
+    config: JobConfig,
     runtime: Runtime,
     *,
     checkpoint: Checkpoint | None,
@@ -192,7 +213,7 @@ def _prepare(
             f"{config.run_dir} was begun with the objective {saved.objective}, not {type(objective).__qualname__}; go "
             "on with the program that began it, or choose a new run_dir"
         )
-    reader = phase_reader(readable, indexes, plan, phase=phase, column_readers=objective.column_readers)
+    reader = phase_reader(readable, indexes, plan, phase=phase, wanted=objective.wanted)
     model = objective.model.to(runtime.device)
     check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
@@ -212,9 +233,46 @@ def _prepare(
     )
 
 
-def _with_kept_texts(config: RunConfig) -> RunConfig:
+def _with_kept_features(
+    parts: _Parts,
+    config: FitConfig,
+    runtime: Runtime,
+    *,
+    index: ShardIndex,
+    checkpoint: Checkpoint | None,
+    between: Callable[[], None],
+) -> tuple[_Parts, KeptSamples]:
+    """The parts with a reader of kept features, and the samples that are held out."""
+    from clipx.train.build_features import keep_features
+
+    reader, val = keep_features(
+        config,
+        runtime,
+        model=parts.objective.model,
+        tokenizer=parts.tokenizer,
+        index=index,
+        plan=parts.plan,
+        checkpoint=checkpoint,
+        between=between,
+    )
+    return replace(parts, reader=reader), val
+
+
+def _first_batches(parts: _Parts, config: JobConfig, runtime: Runtime) -> Iterator[Batch]:
+    """This rank's parts of the first global batches on its device, read as they are asked for."""
+    slots = rank_slots(parts.plan, rank=runtime.rank, world_size=runtime.world_size)
+    size = parts.objective.wanted.image_size(parts.phase.image_size)
+    in_epoch = max(1, parts.plan.num_samples // parts.plan.global_batch_size)
+    for index in range(min(in_epoch, -(-FIRST_SAMPLES // parts.plan.global_batch_size))):
+        images_IHWC = torch.empty(len(slots), size, size, 3, dtype=torch.uint8)
+        part = parts.reader.read(index, slots, out=images_IHWC, prefetch=False)
+        batch = join_parts([part], images_IHWC, captions_per_image=config.data.captions_per_image)
+        yield batch.to(runtime.device)
+
+
+def _with_kept_texts(config: JobConfig) -> JobConfig:
     """The config with which a run that goes on builds its model, where folders that it names may be gone."""
-    return replace(config, model=with_kept_texts(config.model, [Path(config.run_dir)]))
+    return with_model(config, with_kept_texts(config.model, [Path(config.run_dir)]))
 
 
 def _log_formats(pretrained: Pretrained) -> None:
@@ -228,7 +286,7 @@ def _log_formats(pretrained: Pretrained) -> None:
     log.info("formats of an export: %s%s", ", ".join(n for n, reason in formats.items() if reason is None), reasons)
 
 
-def _diagnosis(config: RunConfig, runtime: Runtime, length: RunLength, *, workers: int) -> Diagnosis:
+def _diagnosis(config: JobConfig, runtime: Runtime, length: RunLength, *, workers: int) -> Diagnosis:
     return Diagnosis(
         max_logit_scale=config.model.max_logit_scale,
         warmup_steps=warmup_of(config.optim, length),
@@ -249,7 +307,7 @@ def _resume(checkpoint: Checkpoint, saved: RunState, stepper: Stepper) -> None:
         log.info("resuming from %s", checkpoint)
 
 
-def _found_before(parts: _Parts, config: RunConfig, runtime: Runtime, checkpoint: Checkpoint) -> int | None:
+def _found_before(parts: _Parts, config: JobConfig, runtime: Runtime, checkpoint: Checkpoint) -> int | None:
     """What `micro_batch_size: auto` found when this phase began, where all that decides it is as it was then."""
     saved, before = checkpoint.state(), checkpoint.config()
     found, step, phase = saved.micro_batch, saved.progress.step, parts.phase
@@ -260,7 +318,7 @@ def _found_before(parts: _Parts, config: RunConfig, runtime: Runtime, checkpoint
     return found.size if config.micro_batch_size == "auto" and alike else None
 
 
-def _memory_of(config: RunConfig, phase: Phase) -> tuple[object, ...]:
+def _memory_of(config: JobConfig, phase: Phase) -> tuple[object, ...]:
     """What decides how many pairs fit."""
     work = (config.micro_batch_size, config.precision, config.activation_checkpointing)
     return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase)

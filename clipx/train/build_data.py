@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from clipx.checkpoint.state import DataOrderRecord
-from clipx.config.data import DataConfig, sources
+from clipx.config.data import StreamConfig, sources
 from clipx.config.phases import Phase
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.data.build import build_order, open_reader
-from clipx.data.columns import ColumnReader
+from clipx.data.columns import Wanted
 from clipx.data.index.shard_index import ShardIndex, build_index
+from clipx.data.kept_samples import KeptBatchReader
 from clipx.data.order import DataOrder
-from clipx.data.samples import BatchReader
+from clipx.data.samples import BatchReader, PartReader
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.hardware import peak_flops
@@ -29,7 +30,7 @@ _BEST_MFU = 0.6  # nothing of this kind has been seen to train faster: a loader 
 log = logging.getLogger(__name__)
 
 
-def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
+def load_indexes(data: StreamConfig, runtime: Runtime) -> list[ShardIndex]:
     """The index of every source; rank 0 lists shards and makes what is missing, for all: stores are asked once."""
     indexes: list[ShardIndex] = []
     with runtime.raise_on_all_ranks():
@@ -41,7 +42,7 @@ def load_indexes(data: DataConfig, runtime: Runtime) -> list[ShardIndex]:
 
 
 def plan_record(
-    config: RunConfig, indexes: Sequence[ShardIndex], *, begun: DataOrderRecord | None = None
+    config: JobConfig, indexes: Sequence[ShardIndex], *, begun: DataOrderRecord | None = None
 ) -> DataOrderRecord:
     """What determines the order beside the seed, for `build_order` and for checkpoints.
 
@@ -80,14 +81,14 @@ def plan_record(
 
 
 def phase_reader(
-    config: RunConfig,
+    config: JobConfig,
     indexes: Sequence[ShardIndex],
     plan: DataOrder,
     *,
     phase: Phase,
-    column_readers: Sequence[ColumnReader],
+    wanted: Wanted,
 ) -> BatchReader:
-    """What reads samples as the phase wants them, with the columns of the objective.
+    """What reads samples as the phase and the objective want them.
 
     Raises:
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
@@ -96,17 +97,17 @@ def phase_reader(
         indexes,
         plan,
         data=config.data,
-        image_size=phase.image_size,
+        image_size=wanted.image_size(phase.image_size),
         tokenizer=build_tokenizer(config.model.text, context_length=phase.context_length),
-        interpolation=config.model.image.interpolation,
-        column_readers=column_readers,
+        image=config.model.image,
+        wanted=wanted,
     )
 
 
 def open_stream(
-    config: RunConfig,
+    config: JobConfig,
     runtime: Runtime,
-    reader: BatchReader,
+    reader: PartReader,
     plan: DataOrder,
     *,
     phase: Phase,
@@ -126,7 +127,9 @@ def open_stream(
     """
     slots = rank_slots(plan, rank=runtime.rank, world_size=runtime.world_size)
     workers = config.data.workers
-    if workers == "auto":
+    if workers == "auto" and isinstance(reader, KeptBatchReader):
+        workers = 0  # a batch costs less than handing it over
+    elif workers == "auto":
         peak = peak_flops(runtime.device)
         pace = None if peak is None else _BEST_MFU * peak / flops_per_image
         out = torch.empty(1, phase.image_size, phase.image_size, 3, dtype=torch.uint8)
@@ -141,7 +144,7 @@ def open_stream(
     )
 
 
-def _read_one(reader: BatchReader, slots: range, start: int, out: Tensor, number: int) -> None:
+def _read_one(reader: PartReader, slots: range, start: int, out: Tensor, number: int) -> None:
     """The rank's picture of this number, counted from batch `start` on."""
     batches, slot = divmod(number, len(slots))
     reader.read(start + batches, slots[slot : slot + 1], out=out, prefetch=False)

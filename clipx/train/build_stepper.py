@@ -7,13 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from clipx.config.data import DataConfig, device_part, sources
+from clipx.config.data import StreamConfig, device_part, sources
 from clipx.config.geometry import micro_batch_sizes, resolve_geometry
 from clipx.config.optim import TimmOptimConfig
 from clipx.config.parallel import Fsdp2Config
 from clipx.config.phases import TOWERS, Phase
 from clipx.config.run_length import RunLength
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.data.columns import blank_columns
 from clipx.distributed.block_transforms import checkpoint_blocks, compile_blocks, compiles, float8_blocks
 from clipx.distributed.parallelize import parallelize, state_bytes
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _TENSOR_CORE_SIZE = 64  # bf16 elements of a row that a product's tile takes at once (128 bytes)
 
 
-def check_step(config: RunConfig, runtime: Runtime, objective: Objective) -> None:
+def check_step(config: JobConfig, runtime: Runtime, objective: Objective) -> None:
     """Looks before any work at what a step of a later phase would find.
 
     Raises:
@@ -68,7 +68,7 @@ def check_step(config: RunConfig, runtime: Runtime, objective: Objective) -> Non
             check_patch_drop(model.image_tower, stage.patch_drop, name=f"stages.{name}.patch_drop")
 
 
-def _warn_of_batch_statistics(config: RunConfig, runtime: Runtime, model: CLIP) -> None:
+def _warn_of_batch_statistics(config: JobConfig, runtime: Runtime, model: CLIP) -> None:
     towers = {"image": model.image_tower, "text": model.text_tower}
     learning = {"image": config.optim.image, "text": config.optim.text}
     modules = [module for name in TOWERS if learning[name].locked_steps != "all" for module in towers[name].modules()]
@@ -89,7 +89,7 @@ def odd_sizes(blocks: Sequence[nn.Module]) -> list[int]:
 
 
 def build_stepper(
-    config: RunConfig,
+    config: JobConfig,
     runtime: Runtime,
     objective: Objective,
     *,
@@ -140,7 +140,7 @@ def build_stepper(
     )
 
 
-def _transform(block_lists: Sequence[Sequence[nn.Module]], config: RunConfig) -> None:
+def _transform(block_lists: Sequence[Sequence[nn.Module]], config: JobConfig) -> None:
     """Makes the blocks compute in float8, and forget activations, as the config says."""
     for tower_blocks in block_lists:
         if config.precision == "fp8":
@@ -148,7 +148,7 @@ def _transform(block_lists: Sequence[Sequence[nn.Module]], config: RunConfig) ->
         checkpoint_blocks(tower_blocks, fraction=config.activation_checkpointing)
 
 
-def _choose_attention(config: RunConfig, runtime: Runtime, model: CLIP, phase: Phase) -> None:
+def _choose_attention(config: JobConfig, runtime: Runtime, model: CLIP, phase: Phase) -> None:
     choose_attention(
         model,
         phase=phase,
@@ -159,24 +159,24 @@ def _choose_attention(config: RunConfig, runtime: Runtime, model: CLIP, phase: P
     )
 
 
-def copied_dtype(config: RunConfig, runtime: Runtime) -> torch.dtype | None:
+def copied_dtype(config: JobConfig, runtime: Runtime) -> torch.dtype | None:
     """The dtype of `HalfWeights`: FSDP2 gathers weights in half precision already, and float8 has other layers."""
     if runtime.device.type != "cuda" or isinstance(config.parallel, Fsdp2Config):
         return None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
 
 
-def _device_augment(data: DataConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _device_augment(data: StreamConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Colours are changed on the device: they cost a loader process more than decoding does."""
     augment = sources(data)[0].augment
-    if not any(device_part(augment)):
+    if augment is None or not any(device_part(augment)):
         return None
     from clipx.data.device_augment import DeviceAugment
 
     return DeviceAugment(augment)
 
 
-def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: Phase) -> DryRun:
+def _dry_run(config: JobConfig, runtime: Runtime, objective: Objective, phase: Phase) -> DryRun:
     """A pass of the bare model as it will train: outputs and terms."""
 
     def forward(batch: Batch) -> Iterable[Tensor]:
@@ -184,7 +184,7 @@ def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: P
 
     return dry_run(
         forward,
-        image_size=phase.image_size,
+        image_size=objective.wanted.image_size(phase.image_size),
         context_length=phase.context_length,
         captions_per_image=config.data.captions_per_image,
         columns=partial(blank_columns, objective.column_readers),
@@ -192,7 +192,7 @@ def _dry_run(config: RunConfig, runtime: Runtime, objective: Objective, phase: P
     )
 
 
-def _is_compiled(config: RunConfig, runtime: Runtime, objective: Objective) -> bool:
+def _is_compiled(config: JobConfig, runtime: Runtime, objective: Objective) -> bool:
     device_type = runtime.device.type
     compiled = compiles(
         config, device_type=device_type, image_flops=objective.flops.image, world_size=runtime.world_size
@@ -204,7 +204,7 @@ def _is_compiled(config: RunConfig, runtime: Runtime, objective: Objective) -> b
     return compiled
 
 
-def _compile(config: RunConfig, runtime: Runtime, objective: Objective, *, micro_batch_size: int, run: DryRun) -> None:
+def _compile(config: JobConfig, runtime: Runtime, objective: Objective, *, micro_batch_size: int, run: DryRun) -> None:
     """Compiles the blocks if all ranks can; their inputs then come in few shapes."""
     objective.use_few_shapes(True)
     problem = compile_blocks(
@@ -227,7 +227,7 @@ def _compile(config: RunConfig, runtime: Runtime, objective: Objective, *, micro
         log.warning("compiling is not possible here (%s); the run goes on without, which is slower", problem)
 
 
-def _micro_batch_size(config: RunConfig, runtime: Runtime, objective: Objective, run: DryRun) -> int:
+def _micro_batch_size(config: JobConfig, runtime: Runtime, objective: Objective, run: DryRun) -> int:
     """The configured size, or the largest that fits."""
     captions, model = config.data.captions_per_image, objective.model
     geometry = resolve_geometry(

@@ -18,7 +18,7 @@ import numpy as np
 from clipx.checkpoint.state import Progress
 from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.config.checkpoint import SpikeConfig
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.storage.json_rows import read_rows
@@ -96,7 +96,7 @@ class Rollback:
         progress.go_to(progress.next_batch)
 
 
-def rollback(spike: LossSpikeError, progress: Progress, *, config: RunConfig, runtime: Runtime) -> Rollback:
+def rollback(spike: LossSpikeError, progress: Progress, *, config: JobConfig, runtime: Runtime) -> Rollback:
     """Sets aside the checkpoints that the spike may have spoilt, so that the run is built from an earlier one.
 
     All ranks call this; rank 0 adds a row to run_dir/rollbacks.jsonl.
@@ -127,7 +127,7 @@ def rollback(spike: LossSpikeError, progress: Progress, *, config: RunConfig, ru
     return Rollback(tuple(sorted({*progress.skipped_batches, *batches})), progress.rollbacks + 1)
 
 
-def _set_aside_spoilt(spike: LossSpikeError, *, config: RunConfig, runtime: Runtime) -> int:
+def _set_aside_spoilt(spike: LossSpikeError, *, config: JobConfig, runtime: Runtime) -> int:
     """Renames the checkpoints that the spike may have spoilt; returns the step of the newest one left, 0 if none."""
     assert config.spikes is not None
     store, back_to, skipping = checkpoints_of(config), 0, config.spikes.leave_out
@@ -147,7 +147,7 @@ def _set_aside_spoilt(spike: LossSpikeError, *, config: RunConfig, runtime: Runt
     return runtime.broadcast_from_rank0(back_to)
 
 
-def going_back(store: CheckpointStore, config: RunConfig, step: int) -> list[int]:
+def going_back(store: CheckpointStore, config: JobConfig, step: int) -> list[int]:
     """The saved steps that a spike at `step` chooses from, which retention keeps; none without `spikes`.
 
     Raises:

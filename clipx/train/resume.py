@@ -10,11 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipx import __version__
-from clipx.checkpoint.state import DataOrderRecord, RunState
+from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
 from clipx.config.changes import Changes, changes_between, named
+from clipx.config.fit import FitConfig
 from clipx.config.model import ModelConfig
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 
@@ -22,23 +23,24 @@ log = logging.getLogger(__name__)
 
 _SAME_CURVE = (
     # where and when things are written, read, measured and stopped
-    *("run_dir", "checkpoint.*", "track.*", "evaluate*"),
+    *("run_dir", "checkpoint.*", "track.*", "evaluate*", "stop*", "keep_features"),
     *("max_minutes", "max_skipped_steps", "stop_signals", "stall_timeout_s"),
     *("data.workers", "data.prefetch_batches", "data.remote.*", "data.cache*", "data.index", "data.max_bad_fraction"),
     # how the same is computed, to rounding
     *("micro_batch_size", "activation_checkpointing", "attention", "compile", "deterministic", "parallel.*"),
     # the start, which is over
     *("start_from", "start_from_anyway", "model.init_*", "model.image.pretrained", "model.text.pretrained"),
+    *("encoder.from", "encoder.image.pretrained", "encoder.text.pretrained"),
     # what evaluation alone does
     *("model.image.resize", "model.image.crop"),
     # what DataOrderRecord compares
     *("seed", "global_batch_size", "data.train", "data.sources", "data.sources.*.shards", "data.sources.*.weight"),
-    *("data.sources.*.index", "data.lanes", "data.shuffle_window", "data.allow_*"),
+    *("data.sources.*.index", "data.lanes", "data.shuffle_window", "data.allow_*", "data.*_shards"),
 )
 """Keys whose change leaves the rest of the run as it would have been."""
 
 
-def newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
+def newest_checkpoint(config: JobConfig, runtime: Runtime) -> Checkpoint | None:
     """What the run goes on from: rank 0 looks through its checkpoints, every rank learns which."""
     store, step = checkpoints_of(config), None
     with runtime.raise_on_all_ranks():
@@ -58,7 +60,7 @@ def newest_checkpoint(config: RunConfig, runtime: Runtime) -> Checkpoint | None:
     return None if step is None else store.checkpoint(step)
 
 
-def compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
+def compatible_state(config: JobConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
     """The state to resume from.
 
     Raises:
@@ -89,7 +91,7 @@ def compatible_state(config: RunConfig, checkpoint: Checkpoint, record: DataOrde
     return saved
 
 
-def _say_changes(saved: RunState, begun: RunConfig, config: RunConfig) -> None:
+def _say_changes(saved: RunState, begun: JobConfig, config: JobConfig) -> None:
     """Names what is computed in another way from here on; where a model or data are others, the resume has ended."""
     changes = {
         key: values
@@ -104,7 +106,7 @@ def _say_changes(saved: RunState, begun: RunConfig, config: RunConfig) -> None:
         log.warning("going on from step %d with other versions: %s", saved.progress.step, named(updated))
 
 
-def _go_on(saved: RunState, config: RunConfig, record: DataOrderRecord) -> None:
+def _go_on(saved: RunState, config: JobConfig, record: DataOrderRecord) -> None:
     """Brings the progress to global batches of the config's size.
 
     Raises:
@@ -118,10 +120,17 @@ def _go_on(saved: RunState, config: RunConfig, record: DataOrderRecord) -> None:
         progress.batch_changes.append([progress.step, progress.samples_seen])
         changes.append((progress.step, progress.samples_seen))
     if progress.step > config.length(changes).num_steps:
-        done, key, end = f"done {progress.step} steps", "steps", config.steps
-        if config.samples is not None:
-            done, key, end = f"seen {progress.samples_seen} pairs", "samples", config.samples
+        done, key, end = _end_of(config, progress)
         raise InputError(f"{config.run_dir} has {done}, more than {key}={end}; raise {key} or choose a new run_dir")
+
+
+def _end_of(config: JobConfig, progress: Progress) -> tuple[str, str, object]:
+    """What the run has done, and the key that says where it ends, with its value."""
+    if isinstance(config, FitConfig):
+        return f"done {progress.step} steps", "epochs", config.epochs
+    if config.samples is not None:
+        return f"seen {progress.samples_seen} pairs", "samples", config.samples
+    return f"done {progress.step} steps", "steps", config.steps
 
 
 def _shape(model: ModelConfig) -> ModelConfig:

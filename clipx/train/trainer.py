@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from clipx.config.fit import FitConfig
 from clipx.config.phases import phase_at
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
 from clipx.distributed.runtime import Runtime, start_runtime
 from clipx.errors import RunError
 from clipx.objectives.build import build_objective
@@ -19,7 +20,7 @@ from clipx.train.evaluations import evaluate, missing_evaluations
 from clipx.train.liveness.heartbeat import join_heartbeats
 from clipx.train.liveness.run_lock import run_lock
 from clipx.train.liveness.status import Status, explain, write_failure, write_status
-from clipx.train.liveness.stops import StopRequest, catch_stops
+from clipx.train.liveness.stops import StopAskedError, StopRequest, catch_stops
 from clipx.train.liveness.watchdog import Watchdog
 from clipx.train.loss_spikes import LossSpikeError, Rollback, SpikeDetector, rollback
 from clipx.train.metrics.monitor import logging_to_stderr, own_stats
@@ -35,12 +36,12 @@ log = logging.getLogger(__name__)
 _FP16_SEARCH = 32  # overflows in a row in which the loss scaler may search its scale, from 2^16 down
 
 
-def train(config: RunConfig, *, objective: BuildObjective = build_objective) -> int:
+def train(config: JobConfig, *, objective: BuildObjective = build_objective) -> int:
     """Does what `run` does; returns the exit code of a process that does nothing else."""
     return run(config, objective=objective).exit_code
 
 
-def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> Status:
+def run(config: JobConfig, *, objective: BuildObjective = build_objective) -> Status:
     """Runs a config to its end or to a stop.
 
     In the main thread it takes the config's signals and Ctrl-C for requests to stop, until it returns; logging is set
@@ -68,10 +69,31 @@ def run(config: RunConfig, *, objective: BuildObjective = build_objective) -> St
                 check_folder(run_dir)
                 held.enter_context(run_lock(run_dir))
         # from here on the folder is this start's, and status.json its word
-        return _run_phases(config, runtime, stop, objective)
+        return _run_phases(_resolved(config, runtime), runtime, stop, objective)
 
 
-def _run_phases(config: RunConfig, runtime: Runtime, stop: StopRequest, objective: BuildObjective) -> Status:
+def _resolved(config: JobConfig, runtime: Runtime) -> JobConfig:
+    """The config with all that is found in the data before training: rank 0 looks, for all.
+
+    Raises:
+        InputError: the data does not fit it; on all ranks alike, and status.json says so.
+    """
+    if not isinstance(config, FitConfig):
+        return config
+    from clipx.fitting.resolve import resolve
+
+    try:
+        with runtime.raise_on_all_ranks():
+            if runtime.is_main:
+                config = resolve(config)
+    except Exception as error:
+        explained = explain(error)
+        write_failure(Path(config.run_dir), explained, step=0, rank=runtime.rank)
+        raise explained from error
+    return runtime.broadcast_from_rank0(config)
+
+
+def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objective: BuildObjective) -> Status:
     """Builds the run for each of its phases, and after each rollback, until it ends."""
     run: Run | None = None
     status: Status | None = None
@@ -82,14 +104,25 @@ def _run_phases(config: RunConfig, runtime: Runtime, stop: StopRequest, objectiv
         reached = step if run is None else run.progress.step
         write_failure(Path(config.run_dir), error, step=reached, rank=runtime.rank)
 
+    def between() -> None:
+        watchdog.set_activity("start", step=step)
+        if runtime.is_main:
+            stop.look()
+        if any(runtime.gather_objects(bool(stop))):
+            raise StopAskedError
+
     with _watchdog(config, runtime, lambda reason: note_failure(RunError(reason))) as watchdog:
         try:
             while status is None:
                 watchdog.set_activity("start", step=step)
-                run = build_run(config, runtime, pending_rollback, build=objective)
                 try:
+                    run = build_run(config, runtime, pending_rollback, build=objective, between=between)
                     status, pending_rollback = Loop(run, stop, watchdog).fit(), None
+                except StopAskedError:
+                    status = Status.AGAIN
+                    break
                 except LossSpikeError as spike:
+                    assert run is not None
                     pending_rollback = rollback(spike, run.progress, config=config, runtime=runtime)
                 step = run.progress.step
                 if status is None:
@@ -99,27 +132,28 @@ def _run_phases(config: RunConfig, runtime: Runtime, stop: StopRequest, objectiv
             explained = explain(error)
             note_failure(explained)
             raise explained from error
-        assert run is not None
         watchdog.set_activity("end", step=step)
-        _finish(run, status, stop)
+        _finish(Path(config.run_dir), runtime, status, stop, step=step)
+        if run is not None:
+            run.monitor.close_trackers()
     return status
 
 
-def _finish(run: Run, status: Status, stop: StopRequest) -> None:
+def _finish(run_dir: Path, runtime: Runtime, status: Status, stop: StopRequest, *, step: int) -> None:
     """After all ranks have ended, rank 0 says how."""
-    run.runtime.barrier()
-    if run.runtime.is_main:
-        why = "all steps done" if status is Status.COMPLETE else stop.reason or "a stop signal at another process"
-        try:
-            write_status(run.run_dir, status, step=run.progress.step, reason=why)
-            stop.forget_file()
-        except OSError as error:  # all is saved, maybe elsewhere, and the exit code says so too
-            log.error("cannot write status.json in %s (%s)", run.run_dir, error)
-        log.info("%s at step %d: %s", status.word, run.progress.step, run.run_dir)
-    run.monitor.close_trackers()
+    runtime.barrier()
+    if not runtime.is_main:
+        return
+    why = "all steps done" if status is Status.COMPLETE else stop.reason or "a stop signal at another process"
+    try:
+        write_status(run_dir, status, step=step, reason=why)
+        stop.forget_file()
+    except OSError as error:  # all is saved, maybe elsewhere, and the exit code says so too
+        log.error("cannot write status.json in %s (%s)", run_dir, error)
+    log.info("%s at step %d: %s", status.word, step, run_dir)
 
 
-def _watchdog(config: RunConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:
+def _watchdog(config: JobConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:
     """This rank's watchdog; all ranks call this."""
     return Watchdog(
         stall_timeout_s=config.stall_timeout_s,

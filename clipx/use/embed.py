@@ -22,11 +22,12 @@ from clipx.data.recorded_inputs import record_of
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import InputError, RunError
 from clipx.pretrained import Pretrained
+from clipx.pretrained.lanes import one_thread
 from clipx.printable import redact
 from clipx.storage.files import is_local
 from clipx.use.embed_folder import Report, Request, claimed, complete, read_report
 from clipx.use.embeddings import COLUMNS, FORMAT, REDUCTION, Dtype, Manifest
-from clipx.use.encode import Encoded, encode, one_thread
+from clipx.use.encode import Encoded, encode
 from clipx.use.key_table import require_pyarrow
 from clipx.use.pca import PCA, require_components
 from clipx.use.reading import Decode

@@ -1,18 +1,15 @@
 """Embeddings of any rows, block by block: the same bits whoever computes them, and however often it is begun anew.
 
-A matrix product on a CPU has other bits with another number of threads or rows (torch 2.15 with MKL; measured: both
-change the last ones). So a block of rows is always one forward pass of its own, in one thread; several cores compute
-several blocks side by side. What a block gives then depends on its rows and the model alone: not on ranks, workers,
-OMP_NUM_THREADS, or where a job was stopped. It may still differ between kinds of CPU or GPU and versions of torch.
+A block of rows is always one forward pass of its own (`clipx.pretrained.lanes`), so what it gives depends on its rows
+and the model alone: not on ranks, workers, OMP_NUM_THREADS, or where a job was stopped. It may still differ between
+kinds of CPU or GPU and versions of torch.
 
 Shapes: B good rows of a block, I pictures of them, C captions of them, D embedding.
 """
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,9 +17,8 @@ from torch import Tensor
 from clipx.data.inputs import Inputs
 from clipx.data.parallel import num_cores
 from clipx.pretrained import Pretrained
+from clipx.pretrained.lanes import ON_DEVICE, side_by_side
 from clipx.use.reading import BlockReader, Decode, ItemInfo, LeftOut, ReadBlock, read_blocks
-
-_ON_DEVICE = 2  # blocks at once on a GPU: the host has the next one ready when the device is done with one
 
 
 @dataclass(frozen=True)
@@ -79,18 +75,9 @@ def encode(
     on_cpu = pretrained.device.type == "cpu"
     # Two threads must not switch the modes of one model.
     is_training = any(module.training for module in pretrained.model.modules())
-    lanes = 1 if is_training else num_cores() if on_cpu else _ON_DEVICE
-    with one_thread(on_cpu), ThreadPoolExecutor(lanes, initializer=_start_lane, initargs=(pretrained.device,)) as pool:
-        pending: deque[Future[Encoded]] = deque()
-        try:
-            for block in read_blocks(reader, blocks, workers=workers):
-                pending.append(pool.submit(_embed, pretrained, block))
-                if len(pending) > lanes:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    lanes = 1 if is_training else num_cores() if on_cpu else ON_DEVICE
+    read = read_blocks(reader, blocks, workers=workers)
+    yield from side_by_side(partial(_embed, pretrained), read, device=pretrained.device, lanes=lanes)
 
 
 def _embed(pretrained: Pretrained, block: ReadBlock) -> Encoded:
@@ -122,23 +109,3 @@ def _spread(some_D: Tensor, has_B: Tensor) -> Tensor:
     all_BD = some_D.new_zeros(len(has_B), some_D.shape[1])
     all_BD[has_B] = some_D
     return all_BD
-
-
-@contextmanager
-def one_thread(on: bool) -> Iterator[None]:
-    """Within the block torch computes with one thread per operation in this thread, if `on`."""
-    before = torch.get_num_threads()
-    if on:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _start_lane(device: torch.device) -> None:
-    """Gives a new thread what torch keeps for each thread by itself."""
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    elif device.type == "cuda":
-        torch.cuda.set_device(device)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clipx.data.captions import is_blank
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import LeftOutError, Row, Rows
-from clipx.prepare.groups import group_rows, merged
+from clipx.making.groups import group_rows, merged
 
 CAPTIONS = st.text(st.sampled_from("ab,;|\t\"'\n .#é\u200b\ufeff\u2028\0") | st.characters(exclude_categories=["Cs"]))
 PAIRS = st.lists(st.tuples(st.integers(0, 3), CAPTIONS), min_size=1, max_size=12)

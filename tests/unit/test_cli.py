@@ -295,6 +295,14 @@ class TestCommands:
         assert any((tmp_path / "index").iterdir())
         assert clipx("data", "synth", "--out", out)[0] == 2
 
+    def test_synth_writes_a_table_instead(self, clipx, tmp_path: Path) -> None:
+        out = tmp_path / "products"
+        options = ("--out", out, "--table", "--train", 5, "--eval-per-class", 1, "--size", 16)
+        assert clipx("data", "synth", *options) == (0, f"wrote {out}\n", "")
+        assert [len((out / f"{name}.csv").read_text().splitlines()) for name in ("train", "test")] == [1 + 5, 1 + 48]
+        code, _, err = clipx("data", "synth", *options, "--shard-size", 3)
+        assert (code, err) == (2, "clipx: error: --shard-size is for shards; leave it out with --table\n")
+
 
 @pytest.mark.parametrize(
     "command", ["", "demo", "train", "zeroshot", "average", "export", "config", "data", "data index", "data synth"]

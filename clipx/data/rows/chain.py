@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, repeat
 
 from clipx.data.rows.row import LeftOutError, Row, Rows, StoredSample
+from clipx.data.rows.values import Record
 from clipx.errors import InputError, some_names
 
 
@@ -16,6 +17,7 @@ class Chain(Rows):
         self._ends = list(accumulate(map(len, parts)))
         self.block_rows = max(part.block_rows for part in parts)
         self.uses = {option for part in parts for option in part.uses}
+        self.keeps_all = any(part.keeps_all for part in parts)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -28,6 +30,21 @@ class Chain(Rows):
     def identity(self) -> list[object]:
         """See `Rows.identity`."""
         return [part.identity() for part in self._parts]
+
+    def column_names(self) -> Sequence[str]:
+        """See `Rows.column_names`; those that any source has."""
+        return list(dict.fromkeys(name for part in self._parts for name in part.column_names()))
+
+    def records(self) -> Iterator[Record]:
+        """See `Rows.records`."""
+        return chain.from_iterable(part.records() for part in self._parts)
+
+    def column(self, name: str) -> Iterator[object]:
+        """See `Rows.column`; None for the rows of a source that does not have it."""
+        self.require_column(name)
+        return chain.from_iterable(
+            part.column(name) if name in part.column_names() else repeat(None, len(part)) for part in self._parts
+        )
 
     def picture_keys(self) -> Iterator[bytes | None] | None:
         """See `Rows.picture_keys`."""

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from clipx.data.parallel import in_threads
 from clipx.data.rows.file_states import file_state_or_none
-from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns, captions_of, plain
+from clipx.data.rows.row import LeftOutError, Row, Rows, TableColumns
 from clipx.data.rows.source_files import decode_text, read_regular
+from clipx.data.rows.table_row import captions_in
+from clipx.data.rows.values import captions_of, plain
 from clipx.errors import InputError
 
 _DECODED = frozenset(
@@ -39,16 +41,20 @@ class FolderRows(Rows):
     """The images of a folder and of those below it, in the order of their names; each real folder once.
 
     `NAME.txt` beside `NAME.jpg` is its caption; `NAME.json` holds further fields, and the captions if there is no text
-    file or `columns` names those of captions; else one of a usual name. The case of extensions does not matter.
+    file or `columns` names those of captions; else one of a usual name. The case of extensions does not matter. Where
+    `columns` keep all, the text is a field called `txt`, and what cannot be read leaves its picture out.
 
     Raises:
         InputError: no image, or a folder that cannot be read.
     """
 
-    uses = ("--caption-column",)
+    uses = ("--caption-column", "--join-captions")
 
     def __init__(self, folder: Path, *, columns: TableColumns) -> None:
         self._folder, self._columns = folder, columns
+        self.keeps_all = columns.keeps_all
+        # what may be absent is left out where it is there and cannot be read
+        self._tells_absent = columns.keeps_all or not columns.needs_image
         self._names: list[str] = []
         self._hidden: list[str] = []
         self._beside: dict[str, str] = {}  # files beside images whose extensions have capitals, by the usual name
@@ -80,15 +86,23 @@ class FolderRows(Rows):
         captions: list[str] = []
         try:
             record = self._json(f"{stem}.json", name)
-            text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
-            captions = self._captions_in(record, name) if text is None else captions_of([text])
-            if not captions:
-                files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
-                raise LeftOutError("no caption", name, f"no {files} beside it has one")
+            captions = self._captions(record, stem, name)
         except LeftOutError:
-            if self._columns.needs_captions:
+            if self._columns.needs_captions or self._tells_absent:
                 raise
         return Row(name, self._folder / name, captions, plain({"file_name": name, **record}))
+
+    def _captions(self, record: dict[str, object], stem: str, name: str) -> list[str]:
+        """The captions beside an image; those of the json file leave the record, a text may become a part of it."""
+        text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
+        if self.keeps_all:
+            record.setdefault("txt", text)
+            return []
+        captions = self._captions_in(record, name) if text is None else captions_of([text])
+        if not captions and self._columns.needs_captions:
+            files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
+            raise LeftOutError("no caption", name, f"no {files} beside it has one")
+        return captions
 
     def _read_beside(self, usual: str, name: str) -> str | None:
         """The text of a file beside an image, None if there is none."""
@@ -121,11 +135,20 @@ class FolderRows(Rows):
         """The captions of the json file, which leave the record."""
         if not record:
             return []
+        columns = self._columns
+        if columns.captions and not columns.needs_captions:  # a field that is not there is absent
+            fields = {field.lower() for field in record}
+            columns = replace(columns, captions=[field for field in columns.captions if field.lower() in fields])
+            if not columns.captions:
+                return []
         try:
-            keys = self._columns.caption_names(list(record), name)
+            keys = columns.caption_names(list(record), name)
         except InputError as error:
             raise LeftOutError("no caption", name, str(error)) from error
-        return captions_of([record.pop(key, None) for key in keys])
+        captions = captions_in(record, keys, self._columns)
+        for key in keys:
+            record.pop(key, None)
+        return captions
 
     @property
     def names(self) -> Sequence[str]:

@@ -8,6 +8,7 @@ from clipx.data.rows.folders import files_in, hidden_file, is_hidden, is_picture
 from clipx.data.rows.picture_keys import picture_key
 from clipx.data.rows.row import LeftOutError, Row, Rows
 from clipx.data.rows.tables import Table
+from clipx.data.rows.values import Record
 
 
 class ImagefolderRows(Rows):
@@ -15,7 +16,7 @@ class ImagefolderRows(Rows):
 
     def __init__(self, table: Table, folder: Path) -> None:
         self._table, self._folder = table, folder
-        self.block_rows, self.uses = table.block_rows, table.uses
+        self.block_rows, self.uses, self.keeps_all = table.block_rows, table.uses, table.keeps_all
 
     def __len__(self) -> int:
         return len(self._table)
@@ -28,7 +29,19 @@ class ImagefolderRows(Rows):
         """See `Rows.identity`."""
         return self._table.identity()
 
-    def picture_keys(self) -> Iterator[bytes | None]:
+    def column_names(self) -> Sequence[str]:
+        """See `Rows.column_names`."""
+        return self._table.column_names()
+
+    def records(self) -> Iterator[Record]:
+        """See `Rows.records`."""
+        return self._table.records()
+
+    def column(self, name: str) -> Iterator[object]:
+        """See `Rows.column`."""
+        return self._table.column(name)
+
+    def picture_keys(self) -> Iterator[bytes | None] | None:
         """See `Rows.picture_keys`."""
         return self._table.picture_keys()
 
@@ -50,7 +63,7 @@ class ImagefolderRows(Rows):
 
     @cached_property
     def _passed_over(self) -> list[LeftOutError]:
-        named, folder = set(self.picture_keys()), str(self._folder.absolute())
+        named, folder = set(self.picture_keys() or ()), str(self._folder.absolute())
         names = [name for name in files_in(self._folder) if is_picture(name) and picture_key(name, folder) not in named]
         return [
             hidden_file(name) if is_hidden(name) else LeftOutError("not in the table", name, "no row has its name")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clipx.data.rows.picture_keys import picture_key
-from clipx.data.rows.row import LeftOutError, Record, Row, Rows, captions_of, plain
+from clipx.data.rows.row import LeftOutError, Row, Rows
+from clipx.data.rows.values import Record, captions_of, plain
 from clipx.errors import InputError, some_names
 from clipx.storage.files import file_state
 

@@ -54,6 +54,7 @@ class SourceOptions:
         given = {
             "--image-column": self.columns.image,
             "--caption-column": self.columns.captions,
+            "--join-captions": self.columns.joined_by is not None,
             "--label-column": self.columns.label,
             "--class-folders": self.class_folders,
             "--image-folder": self.image_folder,
@@ -107,7 +108,7 @@ def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int],
     if is_local(source):
         source = expand_home(source)
     path = Path(source)
-    if _is_shards(source, path):
+    if is_shards(source):
         if options.splits:
             raise InputError(f"{source} has no splits; leave out --split")
         if options.index is not None:
@@ -126,9 +127,11 @@ def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int],
     raise InputError(f"{source}: no such file or folder; give pictures, a table, a saved data set, or shards")
 
 
-def _is_shards(source: str, path: Path) -> bool:
+def is_shards(source: str) -> bool:
+    """Whether an address names shards; what no file system of this machine holds can be nothing else."""
     if not is_local(source):
         return True
+    path = Path(expand_home(source))
     if path.is_dir():
         return any(path.glob("[!.]*.tar"))
     return source.endswith(".tar") or ("::" in source and not path.exists())  # fsspec's chain
@@ -158,6 +161,8 @@ def _open_file(path: Path, options: SourceOptions, *, is_split: bool = False) ->
     image_folder = path.parent
     if options.image_folder is not None:
         image_folder = Path(expand_home(str(options.image_folder)))
+        if not options.columns.needs_image and not image_folder.is_dir():  # all pictures would be absent
+            raise InputError(f"{image_folder} is no folder; name the one from which the paths of {path} start")
     if not path.is_file():
         raise InputError(f"{path} is no file; the data set that names it is not whole")
     suffix = path.suffix.lower()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 
-from clipx.data.rows.row import of_struct, path_of
+from clipx.data.rows.table_row import of_struct, path_of
 
 
 def picture_key(image: object, folder: str) -> bytes | None:

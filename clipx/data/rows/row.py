@@ -4,17 +4,17 @@ Every kind of source (`tables`, `folders`, `shard_rows`) gives rows by their num
 so that shards can be made in parallel, in any order, and again.
 """
 
-import math
-import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from clipx.config.paths import expand_home
-from clipx.data.captions import is_blank
+from clipx.data.captions import decode_record
+from clipx.data.decode import UndecodableError
+from clipx.data.rows.values import Record, as_json
 from clipx.errors import InputError, some_names
 
 Reason = Literal[
@@ -28,8 +28,13 @@ Reason = Literal[
     "a URL",
     "hidden file",
     "not in the table",
+    "nothing in it",
 ]
-Record = Mapping[str, object]
+
+RECORD = "json"
+"""The member of a sample that holds its record."""
+ROWS_WITH_NAMES = 1000
+"""Rows whose fields are the columns of a source that does not list them: fields may be absent from some rows."""
 
 # Names that people give these columns, the usual ones first.
 _IMAGE_COLUMNS = (
@@ -43,7 +48,6 @@ _LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "classname", "category", "target", "cls", "fine_label", "class_id"),
     *("label_id", "category_id"),
 )
-_URL = re.compile(r"(https?|ftp|s3|gs|gcs|hf|az)://", re.IGNORECASE)
 
 
 class LeftOutError(Exception):
@@ -60,14 +64,16 @@ class Row:
 
     name: str
     """What a person finds it by: a file, or a table and a row."""
-    image: bytes | Path
-    """Encoded, or the file that holds it."""
+    image: bytes | Path | None
+    """Encoded, or the file that holds it; None if there is none, where rows need none."""
     captions: list[str]
     """None of them blank; none at all only where rows need no caption, or have labels."""
     record: Record = field(default_factory=dict)
     """Whatever else is known: becomes the sample's json member."""
     label: object = None
     """Of its class, as the source has it: a number or a word; None if it has none."""
+    image_field: str | None = None
+    """The field of the record that names the picture, if it is one."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ class Rows(ABC):
     """Rows that can only be read together; 1 if each is read alone."""
     uses: Collection[str] = ()
     """Options of `clipx data make`, of those that say how a source is read, that have a meaning for this kind."""
+    keeps_all = False
+    """Whether records hold all columns but the picture's, by their own names: see `TableColumns.keeps_all`."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -103,6 +111,42 @@ class Rows(ABC):
     @abstractmethod
     def identity(self) -> list[object]:
         """Changes when the source does; plain values that JSON keeps."""
+
+    def number(self, row: int) -> int:
+        """The number that a row is known by: in the whole source, where these rows are a part of it."""
+        return row
+
+    def column_names(self) -> Sequence[str]:
+        """The columns, or the fields that rows have; of a source that does not list them those of its first rows."""
+        return list(dict.fromkeys(name for record in islice(self.records(), ROWS_WITH_NAMES) for name in record))
+
+    def records(self) -> Iterator[Record]:
+        """The fields of each row, as a sample's json member holds them; empty for a row that cannot be read.
+
+        Those of captions and of the picture are not among them, unless the source keeps all.
+        """
+        for row in range(len(self)):
+            try:
+                yield fields_in(self.read(row))
+            except LeftOutError:
+                yield {}
+
+    def column(self, name: str) -> Iterator[object]:
+        """The value of each row in a column, as JSON has it; None for one that is empty or cannot be read.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        self.require_column(name)
+        return (record.get(name) for record in self.records())
+
+    def require_column(self, name: str) -> None:
+        """Raises an InputError if there is no such column."""
+        names = self.column_names()
+        if name not in names:
+            near = [other for other in names if other.lower() == name.lower()] or get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}? The columns are" if near else "the columns are"
+            raise InputError(f"there is no column {name!r}; {hint} {some_names(names) or 'none'}")
 
     def picture_keys(self) -> Iterator[bytes | None] | None:
         """For each row 16 bytes that are equal for rows of one picture, None for one that has none.
@@ -140,18 +184,36 @@ class Rows(ABC):
         return ()
 
 
+def fields_in(content: Row | StoredSample) -> Record:
+    """The fields of a row but the picture's, as a sample's json member holds them; empty if that cannot be read."""
+    if isinstance(content, StoredSample):
+        try:
+            return decode_record(content.fields, RECORD) if RECORD in content.fields else {}
+        except UndecodableError:
+            return {}
+    return as_json({name: value for name, value in content.record.items() if name != content.image_field})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableColumns:
     """Which columns hold what; those that are not given are found by their usual names."""
 
     image: str | None = None
     captions: Sequence[str] = ()
+    joined_by: str | None = None
+    """What stands between the texts of all caption columns, which are one caption then; None: each is a caption."""
     label: str | None = None
     """Not given, a column of a usual name is taken only where none holds captions, or where its type says it."""
     needs_captions: bool = True
     """Whether rows with neither caption nor label are left out; if not, no column has to hold captions."""
     finds_label: bool = False
     """Whether a column of labels is looked for beside captions, too."""
+    needs_image: bool = True
+    """Whether rows without a picture are left out; if not, no column has to hold pictures."""
+    keeps_all: bool = False
+    """Whether a row's record holds every column but the picture's, by its own name, and no column is one of captions
+    or labels; then `needs_captions` is false. Labels that are numbers by their type become the names of their classes.
+    Where pictures are not needed, none is looked for by its usual name."""
 
     def resolve(self, names: Sequence[str], origin: str, *, typed: Sequence[str] = ()) -> "TableColumns":
         """All of them, as `names` of `origin` have them.
@@ -162,16 +224,25 @@ class TableColumns:
         Raises:
             InputError: a column is not there, or has no usual name.
         """
-        image = _column(names, [self.image] if self.image else _IMAGE_COLUMNS, origin, "image")
+        assert not self.keeps_all or not (self.needs_captions or self.captions or self.label), "fields, not captions"
+        image = self._image(names, origin)
         label = self._label(names, origin, typed)
         captions = [] if label and not self.captions and not _has_usual(names) else self.caption_names(names, origin)
-        for name in (image, *captions, *([label] if label else [])):
-            if names.count(name) > 1:
+        for name in (image, *captions, label):
+            if name is not None and names.count(name) > 1:
                 raise InputError(f"{origin} has {names.count(name)} columns {name!r}; give each a name of its own")
         return replace(self, image=image, captions=captions, label=label)
 
+    def _image(self, names: Sequence[str], origin: str) -> str | None:
+        """The column of pictures; None if there is none, and none has to be."""
+        if self.image is None and not self.needs_image:
+            return None if self.keeps_all else _usual(names, _IMAGE_COLUMNS)
+        return _column(names, [self.image] if self.image else _IMAGE_COLUMNS, origin, "image")
+
     def _label(self, names: Sequence[str], origin: str, typed: Sequence[str]) -> str | None:
         """The column of labels; None if there is none, or none is wanted."""
+        if self.keeps_all:
+            return None
         if self.label is not None:
             return _column(names, [self.label], origin, "label")
         if usual := _usual_label(typed):
@@ -192,6 +263,8 @@ class TableColumns:
             InputError: see `resolve`.
         """
         wanted: list[Sequence[str]] = [[caption] for caption in self.captions] or [_CAPTION_COLUMNS]
+        if self.keeps_all:
+            return []
         if not self.captions and not self.needs_captions and not _has_usual(names):
             return []
         return [_column(names, choice, origin, "caption") for choice in wanted]
@@ -203,7 +276,11 @@ def _has_usual(names: Sequence[str]) -> bool:
 
 
 def _usual_label(names: Sequence[str]) -> str | None:
-    return next((name for word in _LABEL_COLUMNS for name in names if name.lower() == word), None)
+    return _usual(names, _LABEL_COLUMNS)
+
+
+def _usual(names: Sequence[str], words: Sequence[str]) -> str | None:
+    return next((name for word in words for name in names if name.lower() == word), None)
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str) -> str:
@@ -216,70 +293,3 @@ def _column(names: Sequence[str], wanted: Sequence[str], origin: str, kind: str)
         which = f"column {wanted[0]!r}" if len(wanted) == 1 else f"{kind} column of a usual name"
         raise InputError(f"{origin} has no {which}; name one of {some_names(names)} with --{kind}-column")
     return column
-
-
-def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) -> Row:
-    """The row that a table's or a list's values by column describe, with resolved `columns`.
-
-    Relative paths of images start from `folder`; `name` is the row's in messages if its image is no file.
-
-    Raises:
-        LeftOutError: no caption or no image.
-    """
-    assert columns.image is not None
-    image = values.get(columns.image)
-    record = {key: value for key, value in values.items() if key not in columns.captions}
-    if isinstance(image, Mapping):
-        record[columns.image] = image.get("path")
-        image = of_struct(image)
-    if isinstance(image, str):
-        name = image
-    captions = captions_of([values.get(caption) for caption in columns.captions])
-    label = None if columns.label is None else values.get(columns.label)
-    if not captions and columns.needs_captions and columns.label is None:
-        raise LeftOutError("no caption", name)
-    return Row(name, _image(image, folder, name), captions, plain(record), label)
-
-
-def of_struct(image: Mapping[str, object]) -> object:
-    """What an image of HF datasets holds: bytes, or the path of the file in which it stayed."""
-    return image.get("path") if image.get("bytes") is None else image["bytes"]
-
-
-def _image(value: object, folder: Path, name: str) -> bytes | Path:
-    if isinstance(value, bytes) and value:
-        return value
-    if not isinstance(value, str) or not value.strip():
-        raise LeftOutError("no picture", name)
-    if _URL.match(value):
-        raise LeftOutError("a URL", name, "download the pictures first, for example with img2dataset")
-    return Path(path_of(value, str(folder)))
-
-
-def path_of(value: str, folder: str) -> str:
-    """The path that a table names, relative ones from `folder`."""
-    return os.path.join(folder, expand_home(value.removeprefix("file://")))
-
-
-def captions_of(values: Sequence[object]) -> list[str]:
-    """All captions in values that are strings or lists of them; blank ones and what is no text are passed over."""
-    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-    # JSON can spell half of a surrogate pair, which is no character and has no encoding
-    strings = [text.encode("utf-8", "ignore").decode() for text in texts if isinstance(text, str)]
-    stripped = [text.lstrip("\ufeff").strip() for text in strings]
-    return [text for text in stripped if not is_blank(text)]  # \x85 is white space, but cleaned alone an ellipsis
-
-
-def plain(record: Record) -> dict[str, object]:
-    """The values of a record that JSON can hold: no bytes, no missing values, NaN among them; within lists null."""
-    values = {key: _plain(value) for key, value in record.items()}
-    return {key: value for key, value in values.items() if value is not None and value != ""}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return plain(value)
-    if isinstance(value, list | tuple):  # parquet's maps are tuples of key and value
-        return [_plain(item) for item in value]
-    no_value = isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value))
-    return None if no_value else value

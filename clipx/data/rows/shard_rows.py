@@ -1,11 +1,13 @@
 """The samples of shards that exist, to be put into others."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from clipx.data.index.offsets import ShardOffsets
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.rows.row import LeftOutError, Rows, StoredSample
+from clipx.data.rows.row import RECORD, LeftOutError, Rows, StoredSample, fields_in
+from clipx.data.rows.values import Record
 from clipx.errors import RunError
 from clipx.storage.files import RangeReader, file_state, is_local, open_ranges
 from clipx.storage.tar import CutMemberError, LargeSampleError, read_members
@@ -40,18 +42,31 @@ class ShardRows(Rows):
             LeftOutError: it is cut, or too large.
             RunError: the storage failed.
         """
+        return self._read(row)
+
+    def _read(self, row: int, *, only: str | None = None) -> StoredSample:
+        """The sample of this number with all of its members, or with one if it has it."""
         shard, place = self._index.locate(row)
         path = self._index.paths[shard]
         try:
             file, offsets = self._shard(shard)
             key = offsets.key(place)
-            return StoredSample(f"{path} {key}", key, read_members(file, offsets.members(place)))
+            members = [member for member in offsets.members(place) if only is None or member.extension == only]
+            return StoredSample(f"{path} {key}", key, read_members(file, members))
         except CutMemberError as error:
             raise LeftOutError("truncated shard", f"{path} {key}", str(error)) from error
         except LargeSampleError as error:
             raise LeftOutError("unreadable row", f"{path} {key}", str(error)) from error
         except OSError as error:
             raise RunError(f"shard {path} cannot be read: {error}; check the storage and start again") from error
+
+    def records(self) -> Iterator[Record]:
+        """See `Rows.records`; of each sample only that member is read."""
+        for row in range(len(self)):
+            try:
+                yield fields_in(self._read(row, only=RECORD))
+            except LeftOutError:
+                yield {}
 
     def _shard(self, shard: int) -> _OpenShard:
         if shard not in self._open:

@@ -41,15 +41,34 @@ def image_of(row: Row) -> bytes:
     """The encoded picture of a row.
 
     Raises:
-        LeftOutError: its file is not there, cannot be read, or is no regular file.
+        LeftOutError: it has none; its file is not there, cannot be read, or is no regular file.
         InputError: the storage fails.
     """
+    if row.image is None:
+        raise LeftOutError("no picture", row.name)
     if isinstance(row.image, bytes):
         return row.image
     try:
         return read_regular(row.image, row.name, reason="unreadable picture")
     except FileNotFoundError as error:
         raise LeftOutError("missing file", row.name, str(row.image)) from error
+
+
+def image_or_none(row: Row) -> bytes | None:
+    """The encoded picture of a row; None if it has none, or its file is not there.
+
+    Raises:
+        LeftOutError: its file is there and cannot be read, or is no regular file.
+        InputError: the storage fails.
+    """
+    if row.image is None:
+        return None
+    try:
+        return image_of(row)
+    except LeftOutError as error:
+        if error.reason == "missing file":
+            return None
+        raise
 
 
 def decode_text(data: bytes) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 
 from clipx.data.rows.class_lists import class_labels, names_beside
 from clipx.data.rows.picture_keys import picture_key
-from clipx.data.rows.row import LeftOutError, Record, Row, Rows, TableColumns, path_of, row_of
+from clipx.data.rows.row import ROWS_WITH_NAMES, LeftOutError, Row, Rows, TableColumns
+from clipx.data.rows.table_row import fields_of, is_url, path_of, row_of
+from clipx.data.rows.values import Record, cell_text, plain
 from clipx.errors import InputError
 from clipx.storage.failures import unreadable
 from clipx.storage.files import file_state
 
-ROWS_WITH_NAMES = 1000
-"""Of a JSON file: fields may be absent from some rows."""
 _PICTURE_TYPES = ("binary", "large_binary", "fixed_size_binary", "struct")  # of arrow; what else there is, are paths
 
 
@@ -31,15 +31,19 @@ class Table(Rows):
         InputError: the file is not what its name says, or lacks such columns.
     """
 
-    uses: Collection[str] = ("--image-column", "--caption-column", "--label-column", "--image-folder")
+    uses: Collection[str] = (
+        *("--image-column", "--caption-column", "--join-captions", "--label-column", "--image-folder"),
+    )
 
     def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path) -> None:
         self._path, self._image_folder = path, image_folder
         self._columns = columns
-        names = self._scan()
+        self._column_names = self._scan()
         typed = self._typed_labels()
-        self._columns = columns.resolve(names, str(path), typed=list(typed))
+        self._columns = columns.resolve(self._column_names, str(path), typed=list(typed))
         self._typed_names = typed.get(self._columns.label or "", ())
+        self.keeps_all = columns.keeps_all
+        self._named = dict(typed) if columns.keeps_all else {}
 
     def _typed_labels(self) -> Mapping[str, Sequence[str]]:
         """The classes of each column that is of labels by its type."""
@@ -65,17 +69,56 @@ class Table(Rows):
         """See `Rows.read`."""
         name = f"{self._path} row {row}"
         try:
-            values = self._values(row)
+            values = self._with_names(self._values(row))
         except (ValueError, RecursionError) as error:
             raise LeftOutError("unreadable row", name, str(error)) from error
         except OSError as error:
             raise unreadable(str(self._path), error) from error
         return row_of(values, self._columns, folder=self._image_folder, name=name)
 
-    def picture_keys(self) -> Iterator[bytes | None]:
+    def column_names(self) -> Sequence[str]:
+        """See `Rows.column_names`."""
+        return self._column_names
+
+    def records(self) -> Iterator[Record]:
+        """See `Rows.records`."""
+        try:
+            for values in self._all_values():
+                yield fields_of(self._with_names(values), self._columns)
+        except OSError as error:
+            raise unreadable(str(self._path), error) from error
+
+    def _all_values(self) -> Iterator[Record]:
+        """The values of each row by column, perhaps without the picture's; empty for one that cannot be read."""
+        for row in range(len(self)):
+            try:
+                yield self._values(row)
+            except (ValueError, RecursionError):
+                yield {}
+
+    def _with_names(self, values: Record) -> Record:
+        """The values, in which labels that are numbers by their type are the names of their classes."""
+        return {name: self._name_of(name, value) for name, value in values.items()} if self._named else values
+
+    def _name_of(self, column: str, value: object) -> object:
+        names = self._named.get(column)
+        if isinstance(value, list):
+            return [self._name_of(column, part) for part in value]
+        if names is None or not isinstance(value, int):
+            return value
+        return names[value] if 0 <= value < len(names) else None
+
+    def column(self, name: str) -> Iterator[object]:
+        """See `Rows.column`."""
+        self.require_column(name)
+        return (plain({name: self._name_of(name, value)}).get(name) for value in self._column(name))
+
+    def picture_keys(self) -> Iterator[bytes | None] | None:
         """See `Rows.picture_keys`."""
+        if self._columns.image is None:
+            return None
         folder = str(self._image_folder.absolute())
-        return (picture_key(image, folder) for image in self._column(str(self._columns.image)))
+        return (picture_key(image, folder) for image in self._column(self._columns.image))
 
     def labels(self) -> Iterator[object] | None:
         """See `Rows.labels`."""
@@ -83,10 +126,10 @@ class Table(Rows):
 
     def files(self) -> Iterator[str]:
         """See `Rows.files`."""
-        if self._holds_pictures():
+        if self._columns.image is None or self._holds_pictures():
             return iter(())
-        images = self._column(str(self._columns.image))
-        return (path_of(image, str(self._image_folder)) for image in images if isinstance(image, str))
+        images = (image for image in self._column(self._columns.image) if isinstance(image, str) and cell_text(image))
+        return (path_of(image, str(self._image_folder)) for image in images if not is_url(image))
 
     def _holds_pictures(self) -> bool:
         """Whether the pictures stand in the table itself, by its type."""
@@ -163,15 +206,29 @@ class ParquetTable(Table):
                 raise
             raise ValueError(str(error)) from error  # pyarrow calls damaged pages an OSError
 
+    def _all_values(self) -> Iterator[Record]:
+        names = [name for name in self._column_names if name != self._columns.image]
+        for group in range(len(self._ends)):
+            try:
+                table = self._read_group(group, names)
+            except ValueError:
+                yield from repeat({}, self._group_size(group))
+                continue
+            # without any column a table has no rows
+            yield from table.to_pylist() if names else repeat({}, self._group_size(group))
+
+    def _group_size(self, group: int) -> int:
+        return self._ends[group] - (self._ends[group - 1] if group else 0)
+
     def _typed_labels(self) -> Mapping[str, Sequence[str]]:
         return class_labels(self._open().schema_arrow.metadata, folder=self._path.parent)
 
     def _column(self, name: str) -> Iterator[object]:
-        for group, end in enumerate(self._ends):
+        for group in range(len(self._ends)):
             try:
                 column = self._read_group(group, [name]).column(name)
             except ValueError:
-                yield from repeat(None, end - (self._ends[group - 1] if group else 0))
+                yield from repeat(None, self._group_size(group))
                 continue
             yield from (value.as_py() for value in column)
 
@@ -209,6 +266,11 @@ class ArrowTable(Table):
     def _values(self, row: int) -> Record:
         (values,) = self._open().slice(row, 1).to_pylist()
         return values
+
+    def _all_values(self) -> Iterator[Record]:
+        names = [name for name in self._column_names if name != self._columns.image]
+        for batch in self._open().select(names).to_batches(max_chunksize=ROWS_WITH_NAMES):
+            yield from batch.to_pylist() if names else repeat({}, batch.num_rows)
 
     def _typed_labels(self) -> Mapping[str, Sequence[str]]:
         return class_labels(self._open().schema.metadata, folder=self._path.parent)

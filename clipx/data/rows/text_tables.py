@@ -16,9 +16,10 @@ from pathlib import Path
 from clipx.data.rows.cells import label_or_labels, number_or_text, text_or_texts
 from clipx.data.rows.dialects import TextFormat, find_dialect
 from clipx.data.rows.folders import is_picture
-from clipx.data.rows.row import Record, TableColumns
+from clipx.data.rows.row import ROWS_WITH_NAMES, TableColumns
 from clipx.data.rows.source_files import is_wide
-from clipx.data.rows.tables import ROWS_WITH_NAMES, Table
+from clipx.data.rows.tables import Table
+from clipx.data.rows.values import Record
 from clipx.errors import InputError
 
 
@@ -92,8 +93,18 @@ class CsvTable(_TextTable):
     def _values(self, row: int) -> Record:
         reader = self._dialect.reader(_Lines(io.BytesIO(self._read(row))))
         values = next(reader)
-        self._require_whole(values, row, num_lines=reader.line_num)
+        return self._record(values, row, num_lines=reader.line_num)
+
+    def _record(self, values: Sequence[str], row: int, *, num_lines: int) -> Record:
+        self._require_whole(values, row, num_lines=num_lines)
         return {column: self._value(column, value) for column, value in zip(self._names, values, strict=False)}
+
+    def _all_values(self) -> Iterator[Record]:
+        for row, values in enumerate(self._cells()):
+            try:
+                yield self._record(values, row, num_lines=1 + sum(value.count("\n") for value in values))
+            except ValueError:
+                yield {}
 
     def _value(self, column: str, cell: str) -> object:
         if column == self._columns.image:
@@ -102,8 +113,9 @@ class CsvTable(_TextTable):
             return label_or_labels(cell)
         return text_or_texts(cell) if column in self._columns.captions else number_or_text(cell)
 
-    def _image_place(self) -> int:
-        return self._names.index(str(self._columns.image))
+    def column_names(self) -> Sequence[str]:
+        """See `Rows.column_names`."""
+        return self._names
 
     def _require_whole(self, values: Sequence[str], row: int, *, num_lines: int) -> None:
         """Raises a ValueError if a part of the row's caption may be lost, or may be another row."""
@@ -120,7 +132,9 @@ class CsvTable(_TextTable):
 
     def _takes_in_rows(self, values: Sequence[str], row: int, num_lines: int) -> bool:
         """Whether two lines of a row look like rows: something like the row's picture stands where it should."""
-        place, num_columns = self._image_place(), len(self._names)
+        if self._columns.image is None:
+            return False
+        place, num_columns = self._names.index(self._columns.image), len(self._names)
         if place >= len(values):
             return False
         extension = Path(values[place]).suffix.lower()
@@ -139,10 +153,15 @@ class CsvTable(_TextTable):
         return name != "" and os.path.isfile(os.path.join(self._image_folder, name))
 
     def _column(self, name: str) -> Iterator[object]:
-        place, rows = self._names.index(name), self._rows()
+        place = self._names.index(name)
+        return (self._value(name, values[place]) if place < len(values) else None for values in self._cells())
+
+    def _cells(self) -> Iterator[list[str]]:
+        """The values of each row, in one pass over the file."""
+        rows = self._rows()
         if not self._dialect.names:
             next(rows)  # the names of the columns
-        return (self._value(name, values[place]) if place < len(values) else None for _, values in rows)
+        return (values for _, values in rows)
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""

@@ -17,8 +17,13 @@ def pixel_values(folder: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
     """Resized, cropped and normalised as preprocessor_config.json says: float32 (B, 3, S, S)."""
     settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     mean, std = (np.array(settings[name], dtype=np.float32) for name in ("image_mean", "image_std"))
-    rows = [np.asarray(_square(picture.convert("RGB"), settings), dtype=np.float32) for picture in pictures]
-    return ((np.stack(rows) / 255 - mean) / std).transpose(0, 3, 1, 2)
+    return ((squares(folder, pictures).astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
+
+
+def squares(folder: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Resized and cropped as preprocessor_config.json says: uint8 (B, S, S, 3)."""
+    settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    return np.stack([np.asarray(_square(picture.convert("RGB"), settings)) for picture in pictures])
 
 
 def token_rows(folder: Path, texts: Sequence[str], *, length: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,10 @@ STOP_FILE = "STOP"
 _LOOK_EVERY_S = 1.0  # a run folder may lie on a file system that answers slowly
 
 
+class StopAskedError(Exception):
+    """Ends what a run does before its first step, on all ranks alike; nothing of it is lost."""
+
+
 class StopRequest:
     """Whether this process was asked to stop, and by what.
 

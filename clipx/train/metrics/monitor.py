@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clipx.checkpoint.state import Progress as RunProgress
 from clipx.config.run_length import RunLength
-from clipx.config.schema import RunConfig
+from clipx.config.schema import JobConfig
+from clipx.config.sections import as_tree
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
@@ -62,7 +63,7 @@ class Monitor:
         diagnosis: says what rows mean, where it is bad.
     """
 
-    def __init__(self, runtime: Runtime, config: RunConfig, length: RunLength, diagnosis: Diagnosis) -> None:
+    def __init__(self, runtime: Runtime, config: JobConfig, length: RunLength, diagnosis: Diagnosis) -> None:
         self._runtime = runtime
         self._config = config
         self._metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
@@ -151,7 +152,7 @@ class Monitor:
             start_trackers(
                 self._runtime,
                 project=self._config.track.project,
-                config=redacted(asdict(self._config)),
+                config=redacted(as_tree(self._config)),
                 wandb_mode=self._config.track.wandb,
                 wandb_id=wandb_id,
                 run_dir=Path(self._config.run_dir),

@@ -4,22 +4,36 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from clipx.config import checkpoint, data, evaluate, loss, model, optim, parallel, schema
+from clipx.config import (
+    checkpoint,
+    data,
+    evaluate,
+    fit,
+    fit_data,
+    fit_inputs,
+    job,
+    loss,
+    model,
+    optim,
+    parallel,
+    schema,
+)
 from clipx.config.describe import describe, json_schema
+from clipx.config.fit import FitConfig
 from clipx.config.schema import RunConfig
-from clipx.config.sections import sections
+from clipx.config.sections import key_of, sections
 
 CONFIG_CLASSES = {
     item
-    for module in (checkpoint, data, evaluate, loss, model, optim, parallel, schema)
+    for module in (checkpoint, data, evaluate, fit, fit_data, fit_inputs, job, loss, model, optim, parallel, schema)
     for name, item in vars(module).items()
-    if name.endswith("Config") and is_dataclass(item)
+    if name.endswith(("Config", "Input", "Target")) and is_dataclass(item) and item is not data.StreamConfig
 }
 
 
 def test_every_dataclass_of_the_schema_is_a_section() -> None:
-    assert {section.keys for section in sections(RunConfig)} == {
-        tuple(item.name for item in fields(config_class)) for config_class in CONFIG_CLASSES
+    assert {section.keys for root in (RunConfig, FitConfig) for section in sections(root)} == {
+        tuple(key_of(item.name) for item in fields(config_class)) for config_class in CONFIG_CLASSES
     }
 
 
@@ -61,6 +75,7 @@ def test_default_variants_are_marked() -> None:
 
 def test_json_schema_forbids_unknown_keys_and_carries_docstrings() -> None:
     tree = json_schema()
-    assert tree["additionalProperties"] is False
-    assert tree["properties"]["run_dir"]["description"] == "Folder of everything that the run writes."
+    for job in ("then", "else"):
+        assert tree[job]["additionalProperties"] is False
+        assert tree[job]["properties"]["run_dir"]["description"] == "Folder of everything that the run writes."
     assert all(node["additionalProperties"] is False for node in tree["$defs"].values())

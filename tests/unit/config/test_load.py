@@ -208,7 +208,7 @@ class TestProblems:
 
     def test_all_problems_come_at_once(self, problems) -> None:
         lines = problems("seed: x\ndata: {worker: 3}", overrides=("optim.lr=-1",))
-        assert [line.split(":")[0] for line in lines] == ["seed=x", "data.worker=3", "optim.lr=-1"]
+        assert [line.split(":")[0] for line in lines] == ["seed=x", "optim.lr=-1", "data.worker=3"]
 
     def test_missing_keys_of_an_empty_config(self, problems) -> None:
         lines = problems(base="steps: 1")

@@ -32,7 +32,7 @@ def run_config(**changes: Any) -> RunConfig:
         ({"steps": 0}, "steps=0: expected integer >= 1 or null"),
         ({"seed": True}, "seed=true: expected integer >= -9.22337e+18 and < 9.22337e+18"),
         ({"precision": "fp64"}, "precision=fp64: expected fp32 or bf16 or fp16 or fp8"),
-        ({"bach": 8}, "bach=8: unknown key; known here: run_dir, seed, "),
+        ({"bach": 8}, "bach=8: unknown key; known here: job, run_dir, seed, "),
         ({"sed": 8}, "sed=8: unknown key; the nearest known is seed"),
         ({"samples": 80}, "steps=10 and samples=80: give exactly one of the two"),
         ({"loss": SigmoidConfig()}, "loss.type=sigmoid needs a bias: set model.init_logit_bias (SigLIP: -10)"),

@@ -10,7 +10,7 @@ from streams import LetterTokenizer, make_order
 
 from clipx.config.data import DataConfig
 from clipx.data.build import open_reader
-from clipx.data.columns import ColumnSpec, blank_columns
+from clipx.data.columns import ColumnSpec, Wanted, blank_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_index import build_index
 from clipx.errors import RunError
@@ -46,7 +46,7 @@ def index(tmp_path):
 def read(index, *readers):
     data = DataConfig(train=["none.tar"], image_key="png", captions_per_image=2)
     reader = open_reader(
-        [index], make_order(index), data=data, image_size=6, tokenizer=LetterTokenizer(), column_readers=readers
+        [index], make_order(index), data=data, image_size=6, tokenizer=LetterTokenizer(), wanted=Wanted(columns=readers)
     )
     return [reader.read(t, range(12), out=torch.empty(12, 6, 6, 3, dtype=torch.uint8)) for t in range(6)]
 

@@ -13,6 +13,7 @@ from clipx.checkpoint.state import Progress
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.data.build import build_order
+from clipx.data.columns import Wanted
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.train.build_data import phase_reader, plan_record
 
@@ -86,7 +87,7 @@ def test_crops_are_resized_as_the_model_says(tmp_path: Path) -> None:
     for interpolation in ("bicubic", "bilinear"):
         config = config_of(tmp_path, f"model.image.interpolation={interpolation}")
         order = build_order(config, [index])
-        reader = phase_reader(config, [index], order, phase=phase_at(config, 0), column_readers=())
+        reader = phase_reader(config, [index], order, phase=phase_at(config, 0), wanted=Wanted())
         images.append(torch.empty(24, 32, 32, 3, dtype=torch.uint8))
         reader.read(0, range(24), out=images[-1])
     spread = [image.float().std(dim=(1, 2)).mean() for image in images]

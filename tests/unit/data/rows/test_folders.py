@@ -11,8 +11,8 @@ from shard_files import png
 from clipx.data.rows.folders import FolderRows
 from clipx.data.rows.row import LeftOutError, Row, TableColumns
 from clipx.errors import InputError
-from clipx.prepare.make import Made, make_shards
-from clipx.prepare.make_shard import MakeOptions
+from clipx.making.make import Made, make_shards
+from clipx.making.make_shard import MakeOptions
 
 
 def rows_of(folder: Path) -> FolderRows:

@@ -21,8 +21,8 @@ from clipx.data.captions import MAX_TEXT
 from clipx.data.rows.dialects import TextFormat
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import TableColumns
-from clipx.prepare.make import Made, make_shards
-from clipx.prepare.make_shard import MakeOptions
+from clipx.making.make import Made, make_shards
+from clipx.making.make_shard import MakeOptions
 
 Samples = list[tuple[int, list[str]]]
 

@@ -16,10 +16,10 @@ from clipx.data.index.shard_index import load_index
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import Row, Rows
 from clipx.errors import InputError, RunError
-from clipx.prepare import images
-from clipx.prepare.images import ImageOptions
-from clipx.prepare.make import Made, make_shards
-from clipx.prepare.make_shard import MakeOptions
+from clipx.making import images
+from clipx.making.images import ImageOptions
+from clipx.making.make import Made, make_shards
+from clipx.making.make_shard import MakeOptions
 
 
 def rows_of(*sources: Path) -> Rows:

@@ -8,6 +8,7 @@ Every row is a sample, has joined that of an earlier row of the same picture, or
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,9 +26,10 @@ from clipx.data.rows.classes import Classes, find_classes
 from clipx.data.rows.row import Rows
 from clipx.data.text_cleaning import is_blank
 from clipx.errors import InputError, RunError, some_names
-from clipx.prepare.groups import Groups, group_rows
-from clipx.prepare.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
-from clipx.prepare.out_folder import REPORT, claimed, finish
+from clipx.making.groups import Groups, group_rows
+from clipx.making.keys import require_different, sample_keys
+from clipx.making.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
+from clipx.making.out_folder import REPORT, claimed, finish, forget
 from clipx.printable import json_text, printable, redacted
 from clipx.storage.files import is_local, write_file
 
@@ -55,6 +57,10 @@ class Made:
     """Samples with several captions."""
     num_classes: int = 0
     """Classes in the list of their names; 0 for rows without labels."""
+    num_without_picture: int = 0
+    """Samples without a picture, where they are allowed."""
+    num_without_text: int = 0
+    """Samples without a caption, where they are allowed."""
 
 
 def make_shards(
@@ -64,13 +70,15 @@ def make_shards(
     *,
     workers: int,
     max_bad: float = 0.01,
+    quiet: bool = False,
     on_grouping: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Made:
     """Makes the shards that are not there yet, then the index and the reports.
 
     `out` is a local folder: new, empty, or begun by an equal call. `max_bad` is the share of all rows, if there are 100
-    or more, that may be left out. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
+    or more, that may be left out. Unless `quiet`, a warning tells that all was made before. `on_grouping` gets
+    (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
         InputError: `out` holds something else, was begun otherwise, is in use or cannot be written; wrong labels.
@@ -82,15 +90,15 @@ def make_shards(
     request = _request(rows, options, classes := _classes(rows))
     with claimed(folder, request) as made:
         if made is not None:
-            log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
+            if not quiet:
+                log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
-        groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
-        stretches = _stretches(rows, options, groups)
-        digits = len(str(len(stretches) - 1))
+        plan = _plan(rows, options, folder, on_grouping)
+        digits = len(str(len(plan.stretches) - 1))
         make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, digits), classes=classes)
-        reports = [report for number in range(len(stretches)) if (report := make.report(number)) is not None]
+        reports = [report for number in range(len(plan.stretches)) if (report := make.report(number)) is not None]
         done = {report.shard for report in reports}
-        jobs = (_job(number, stretch, groups) for number, stretch in enumerate(stretches) if number not in done)
+        jobs = (plan.job(number) for number in range(len(plan.stretches)) if number not in done)
         limit = max_bad * len(rows) if len(rows) >= _MIN_ROWS_FOR_LIMIT else len(rows) - 1
         num_left_out = sum(len(report.left_out) for report in reports)
         num_rows = sum(report.num_rows for report in reports)
@@ -142,10 +150,63 @@ def _stretches(rows: Rows, options: MakeOptions, groups: Groups | None) -> list[
     return [order[start:stop] for start, stop in pairwise(cuts)]
 
 
-def _job(number: int, samples: Sequence[int] | np.ndarray, groups: Groups | None) -> ShardJob:
-    if groups is None:
-        return ShardJob(number, np.reshape(samples, (-1, 1)))
-    return ShardJob(number, [groups.rows(int(sample)) for sample in samples])
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows each shard holds."""
+
+    stretches: list[Sequence[int] | np.ndarray]
+    """The samples of each shard."""
+    groups: Groups | None
+    """The rows of each sample; None: each row is one."""
+    keys: list[str] | None
+    """The key of each row; None: the numbers of rows are keys."""
+
+    def job(self, number: int) -> ShardJob:
+        """The work on a shard."""
+        samples = self.stretches[number]
+        if self.groups is None:
+            rows: Sequence[np.ndarray] | np.ndarray = np.reshape(samples, (-1, 1))
+        else:
+            rows = [self.groups.rows(int(sample)) for sample in samples]
+        if self.keys is None:
+            return ShardJob(number, rows)
+        return ShardJob(number, rows, {int(row): self.keys[row] for of_sample in rows for row in of_sample})
+
+
+def _plan(rows: Rows, options: MakeOptions, folder: Path, on_grouping: Callable[[int, int], None] | None) -> _Plan:
+    """What is to be done; the folder is free again if it cannot be.
+
+    Raises:
+        InputError: wrong keys, or of the pictures that rows name and may lack none is there.
+    """
+    groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
+    keys = None
+    try:
+        if options.allow_absent:
+            _require_pictures(rows)
+        if options.key is not None:
+            keys = sample_keys(rows, options.key)
+            samples = range(len(rows) if groups is None else len(groups))
+            firsts = samples if groups is None else [int(groups.rows(sample)[0]) for sample in samples]
+            require_different(keys, firsts, rows, options.key)
+    except InputError:
+        forget(folder)
+        raise
+    return _Plan(_stretches(rows, options, groups), groups, keys)
+
+
+def _require_pictures(rows: Rows) -> None:
+    """Raises an InputError if none of the files is there that rows name: then the folder is another one."""
+    num_missing, path = 0, ""
+    for path in rows.files():
+        if os.path.exists(path):
+            return
+        num_missing += 1
+    if num_missing:
+        raise InputError(
+            f"none of the {num_missing:,} pictures that rows name is there, e.g. {path}; give the folder that their "
+            "paths start from (--image-folder), or empty the column if no row has a picture"
+        )
 
 
 def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | np.ndarray:
@@ -211,6 +272,8 @@ def _finish(make: ShardMaker, request: dict[str, object], rows: Rows, reports: l
         num_joined=sum(report.num_joined for report in reports),
         num_several=sum(report.num_several for report in reports),
         num_classes=0 if make.classes is None else len(make.classes.names),
+        num_without_picture=sum(report.num_without_picture for report in reports),
+        num_without_text=sum(report.num_without_text for report in reports),
     )
     assert made.num_samples + made.num_joined + sum(made.left_out.values()) == made.num_rows, made
     finish(make.folder, request, asdict(made))

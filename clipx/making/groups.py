@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from clipx.data.rows.row import Record, Row, Rows
+from clipx.data.rows.row import Row, Rows
+from clipx.data.rows.values import Record
 
 _ROWS_PER_REPORT = 10_000
 

@@ -9,9 +9,9 @@ from shard_files import png
 
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.errors import InputError, RunError
-from clipx.prepare import out_folder
-from clipx.prepare.make import Made, make_shards
-from clipx.prepare.make_shard import MakeOptions
+from clipx.making import out_folder
+from clipx.making.make import Made, make_shards
+from clipx.making.make_shard import MakeOptions
 
 
 @pytest.fixture
@@ -91,10 +91,10 @@ def test_a_full_disk_at_the_end_is_one_line(source: Path, tmp_path: Path, monkey
         raise OSError(28, "No space left on device", path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipx.prepare.make.write_file", refuse)
+        patch.setattr("clipx.making.make.write_file", refuse)
         with pytest.raises(RunError, match=r"out cannot be written: .*No space left.*; run the same command again"):
             make(source, tmp_path / "out")
-        patch.setattr("clipx.prepare.out_folder.write_file", refuse)
+        patch.setattr("clipx.making.out_folder.write_file", refuse)
         with pytest.raises(InputError, match=r"--out .* cannot be used: No space left on device"):
             make(source, tmp_path / "new")
     seen: list[int] = []

@@ -13,8 +13,8 @@ from clipx.data.labelled import MultiLabelSet, open_classification, open_set
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import TableColumns
 from clipx.errors import InputError
-from clipx.prepare.make import Made, make_shards
-from clipx.prepare.make_shard import MakeOptions
+from clipx.making.make import Made, make_shards
+from clipx.making.make_shard import MakeOptions
 from clipx.storage.files import open_ranges
 from clipx.storage.tar import read_members, scan_tar
 

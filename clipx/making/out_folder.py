@@ -80,6 +80,12 @@ def place(folder: Path, name: str) -> None:
         os.replace(made, target)
 
 
+def forget(folder: Path) -> None:
+    """Makes a folder free again that was begun for nothing, if no shard is done."""
+    if not any((folder / MAKING).glob("[0-9]*.json")):
+        clear(folder)
+
+
 def clear(folder: Path) -> None:
     """Removes what only a second start would need."""
     for path in (folder / MAKING).iterdir():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipx.data.rows.row import Row, Rows
-from clipx.prepare.groups import group_rows, merged
+from clipx.making.groups import group_rows, merged
 
 
 class Keys(Rows):

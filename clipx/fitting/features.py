@@ -1,0 +1,255 @@
+"""Vectors of frozen towers, computed once before training and kept in the run folder with all else that a batch needs.
+
+    RUN_DIR/features/<set>-<fingerprint>/COLUMN.npy     row i is that of sample i; `clipx.evaluate.feature_cache`
+                    .<set>-<fingerprint>.parts/         blocks of a pass that goes on, or was killed
+
+The ranks take turns with blocks of samples. A finished block is a file of its own that appears whole, so what a killed
+pass left is taken up, on any number of ranks. A block is one forward pass with one thread, so its bits depend on its
+samples and the model alone. At the end rank 0 joins the blocks.
+
+Shapes: B good samples of a block, N all of a set, I those of them with a picture, D embedding.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.distributed import ProcessGroup
+
+from clipx.config.fit import FitConfig
+from clipx.data.in_order import Block, InOrder, block_samples, read_in_order
+from clipx.data.index.shard_index import ShardIndex
+from clipx.data.kept_samples import PRESENCE, KeptSamples
+from clipx.data.parallel import num_cores
+from clipx.data.samples import SampleReader
+from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
+from clipx.errors import RunError
+from clipx.evaluate.feature_cache import Arrays, read_entry
+from clipx.fitting.feature_parts import BAD, Parts
+from clipx.models.fused import KEPT
+from clipx.pretrained import Pretrained
+from clipx.pretrained.fingerprint import fingerprint_of_weights
+from clipx.pretrained.lanes import ON_DEVICE, side_by_side
+from clipx.types import BadSample
+
+T = TypeVar("T")
+
+BLOCK = 256
+"""Samples of a forward pass."""
+FOLDER = "features"
+_FORMAT = 1
+_DIGITS = 16
+_SAY_EVERY_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """A set whose samples are kept."""
+
+    name: str
+    """For the folder and the log: train, val."""
+    index: ShardIndex
+    samples: SampleReader
+    """Reads pictures and texts, and draws nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What computes vectors, and for whom.
+
+    Args:
+        config: resolved, of a run that keeps features.
+        pretrained: the bare model with the weights of the run's towers.
+        autocast: the precision of the run.
+        group: all ranks, for messages between hosts; None if there is one process.
+        between: called by all ranks after every round of blocks. An exception of its own ends the pass, and another one
+            takes it up.
+    """
+
+    config: FitConfig
+    pretrained: Pretrained
+    group: ProcessGroup | None
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    between: Callable[[], None] = lambda: None
+
+
+def kept_samples(work: Pass, wanted: FeatureSet) -> KeptSamples:
+    """The samples of a set with their vectors: those that are kept, or computed now; all ranks call this.
+
+    Raises:
+        RunError: the storage failed, or the run folder cannot be written.
+    """
+    group = work.group
+    entry = (
+        Path(work.config.run_dir) / FOLDER / f"{wanted.name}-{_from_rank0(partial(_fingerprint, work, wanted), group)}"
+    )
+    if not _from_rank0(lambda: read_entry(entry) is not None, group):
+        _compute(work, wanted, entry)
+    with raise_on_all_ranks(group):
+        arrays = read_entry(entry, compare=False)
+        if arrays is None:
+            raise RunError(f"{entry} cannot be read right after it was written: is run_dir on a disk of all ranks?")
+    bad = [BadSample(**record) for record in json.loads(arrays.pop(BAD).tobytes())]
+    return KeptSamples(
+        columns=arrays,
+        bad={sample.sample_id: sample for sample in bad},
+        blank_tokens=work.pretrained.tokenizer.encode([""])[0].numpy(),
+    )
+
+
+def _from_rank0(find: Callable[[], T], group: ProcessGroup | None) -> T:
+    """What rank 0 finds, on every rank."""
+    found: list[T] = []
+    with raise_on_all_ranks(group):
+        if rank(group) == 0:
+            found.append(find())
+    value: T = gather_objects(found, group)[0][0]
+    return value
+
+
+def _fingerprint(work: Pass, wanted: FeatureSet) -> str:
+    """Hex digits of all that vectors and columns depend on."""
+    config, model = work.config, work.pretrained.model
+    towers = tuple(f"{name}_tower." for name in ("image", "text") if name in config.modalities)
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith(towers)}
+    content = [
+        _FORMAT,
+        BLOCK,
+        fingerprint_of_weights(weights, work.pretrained.config, work.pretrained.tokenizer),
+        config.precision,
+        config.data.decode,
+        wanted.index.fingerprint(),
+        {name: asdict(item) for name, item in config.inputs.items()},
+        {name: asdict(item) for name, item in config.targets.items()},
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_DIGITS]
+
+
+def _compute(work: Pass, wanted: FeatureSet, entry: Path) -> None:
+    """Has all ranks compute the blocks that are missing, and rank 0 join them."""
+    parts, group, ranks = Parts(entry), work.group, world_size(work.group)
+    num_samples = int(wanted.index.counts.sum())
+    num_blocks = -(-num_samples // BLOCK)
+    missing = _from_rank0(lambda: parts.missing(num_blocks), group)
+    blocks = [
+        Block(number, block_samples(number, num_samples, batch_size=BLOCK)) for number in missing[rank(group) :: ranks]
+    ]
+    progress = _Progress(wanted.name, num_samples, missing=len(missing) * BLOCK, told=rank(group) == 0)
+    with closing(_computed(work, wanted, blocks)) as computed:
+        for number in range(1, -(-len(missing) // ranks) + 1):
+            with raise_on_all_ranks(group):
+                if (block := next(computed, None)) is not None:
+                    parts.write(*block)
+            work.between()
+            progress.say(number * BLOCK * ranks)
+    with raise_on_all_ranks(group):
+        if rank(group) == 0:
+            parts.join(num_blocks, num_samples)
+    progress.end(entry)
+
+
+def _computed(
+    work: Pass, wanted: FeatureSet, blocks: Sequence[Block]
+) -> Generator[tuple[int, Arrays, Sequence[BadSample]]]:
+    """Number, arrays and bad samples of each block."""
+    pretrained, device = work.pretrained, work.pretrained.device
+    read = read_in_order(
+        wanted.samples,
+        tokenizer=pretrained.tokenizer,
+        counts=wanted.index.counts,
+        image_size=pretrained.config.image.image_size if "image" in work.config.modalities else 0,
+        blocks=blocks,
+    )
+    lanes = max(1, num_cores() // world_size(work.group)) if device.type == "cpu" else ON_DEVICE
+    with _evaluating(pretrained.model):
+        found = side_by_side(partial(_with_vectors, work), read, device=device, lanes=lanes)
+        for block, (numbers, columns, bad) in zip(blocks, found, strict=True):
+            yield block.number, _spread(columns, numbers, block.samples), bad
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Turns the whole model's training mode off within the block: lanes must not switch it, each by itself."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _with_vectors(work: Pass, found: InOrder) -> tuple[Sequence[int], Arrays, Sequence[BadSample]]:
+    """The columns of a block, with the vectors of what is there; zeros for what is absent."""
+    batch, pretrained = found.batch, work.pretrained
+    columns = dict(batch.columns)
+    for modality, name in KEPT.items():
+        if modality not in work.config.modalities:
+            continue
+        there_B = columns[PRESENCE][:, work.config.modalities.index(modality)] > 0
+        columns[name] = torch.zeros(len(batch), work.config.encoder.embed_dim)
+        if not there_B.any():
+            continue
+        with torch.no_grad(), work.autocast():
+            if modality == "image":
+                vectors_ID = pretrained.encode_image(batch.images_IHWC[there_B])
+            else:
+                tokens_T = batch.tokens_T[there_B.repeat_interleave(batch.lengths_B)]
+                vectors_ID = pretrained.encode_tokens(tokens_T, batch.lengths_B[there_B])
+        columns[name][there_B] = vectors_ID.float().cpu()
+    return found.numbers, {name: value.numpy() for name, value in columns.items()}, batch.bad
+
+
+def _spread(columns: Arrays, numbers: Sequence[int], samples: range) -> Arrays:
+    """The good rows of a block in their places among all."""
+    rows = [number - samples.start for number in numbers]
+    spread: dict[str, NDArray[Any]] = {}
+    for name, values in columns.items():
+        spread[name] = np.zeros((len(samples), *values.shape[1:]), values.dtype)
+        spread[name][rows] = values[: len(rows)]
+    return spread
+
+
+class _Progress:
+    """Tells a person how far the pass is.
+
+    Args:
+        name: of the set.
+        num_samples: of it.
+        missing: those that this pass computes.
+        told: whether this rank tells.
+    """
+
+    def __init__(self, name: str, num_samples: int, *, missing: int, told: bool) -> None:
+        self._name, self._num_samples, self._told = name, num_samples, told
+        self._missing = min(missing, num_samples)
+        self._began = self._said = time.monotonic()
+
+    def say(self, done: int) -> None:
+        """Logs a line now and then; `done` of the missing samples are computed."""
+        if self._told and time.monotonic() - self._said >= _SAY_EVERY_S:
+            self._said = time.monotonic()
+            pace = done / (self._said - self._began)
+            log.info("features of %s: %d of %d samples, %.0f a second", self._name, done, self._missing, pace)
+
+    def end(self, entry: Path) -> None:
+        """Logs what it took."""
+        if self._told:
+            took = max(time.monotonic() - self._began, 1e-9)
+            log.info(
+                "features of %d %s samples computed in %.1f s (%.0f a second), kept in %s",
+                *(self._num_samples, self._name, took, self._missing / took, entry),
+            )

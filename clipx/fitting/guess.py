@@ -1,0 +1,267 @@
+"""The config of a fit run, guessed from its table: kinds of columns, sizes of batches, epochs, the learning rate.
+
+What a person said stands; everything else is decided here, each with a reason that is shown and written beside it. The
+same table and request give the same config, so every rank may guess for itself.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipx.data.rows.row import Rows
+from clipx.errors import InputError, some_names
+from clipx.fitting.looks import SEPARATORS, ColumnLook, look
+
+Tree = dict[str, Any]
+
+_FEW = 20  # whole numbers of at most so many different values are classes, if each comes
+_EACH = 5  # so often, on average
+_VAL_SHARE = 0.1
+_LARGEST_BATCH, _LEAST_STEPS_PER_EPOCH, _STEPS = 256, 8, 2_000
+_FEWEST_EPOCHS, _MOST_EPOCHS = 5, 100
+_WARMUP_STEPS = 50
+_PATIENCE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest:
+    """What a person said of a fit run."""
+
+    table: str
+    targets: Sequence[str]
+    model: str
+    """The encoder's."""
+    out: str
+    image: str | None = None
+    text: Sequence[str] = ()
+    """Columns of one text."""
+    numbers: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    inputs: Sequence[str] = ()
+    """Columns whose kind is to be guessed: numbers or categories."""
+    val: str | None = None
+    """Another table, or a share; None: a tenth."""
+    group: str | None = None
+    key: str | None = None
+    image_folder: str | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        columns = self.columns
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise InputError(f"column {twice[0]!r} is named twice; a column is one input, or a target")
+        if not self.targets:
+            raise InputError("no target; name the columns that are to be predicted with --target")
+        if len(columns) == len(self.targets):
+            raise InputError("no input; name columns with --image, --text, --number or --category")
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns of inputs and targets."""
+        image = [self.image] if self.image is not None else []
+        return [*image, *self.text, *self.numbers, *self.categories, *self.inputs, *self.targets]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A config, as plain values, and why it is as it is."""
+
+    tree: Tree
+    reasons: Mapping[str, str]
+    """By the dotted key of what was decided."""
+
+
+def guess(request: FitRequest, rows: Rows) -> Guess:
+    """The config of a fit run.
+
+    Args:
+        request: what is known.
+        rows: of the table for training.
+
+    Raises:
+        InputError: a column is absent or empty, or a target has one value, or another one in nearly every row.
+    """
+    _require_columns(request, rows)
+    looks = look(rows, [name for name in request.columns if name != request.image], origin=request.table)
+    reasons: dict[str, str] = {}
+    inputs = _inputs(request, looks, reasons)
+    targets: Tree = {}
+    for column in request.targets:
+        name = _name(column, [*inputs, *targets])
+        targets[name], reasons[f"targets.{name}"] = _target(column, looks[column], request.table)
+        _add_column(targets[name], name, column)
+    share = _share(request.val)
+    num_train = len(rows) if share is None else round(len(rows) * (1 - share))
+    batch = _batch(num_train, reasons)
+    epochs = _epochs(request.epochs, num_train, batch, reasons)
+    tree: Tree = {
+        "job": "fit",
+        "run_dir": request.out,
+        "data": _data(request, share, reasons),
+        "inputs": inputs,
+        "targets": targets,
+        "encoder": {"from": request.model, "train": "frozen"},
+        "epochs": epochs,
+        "global_batch_size": batch,
+        "precision": "fp32",
+        "optim": {"warmup_steps": min(_WARMUP_STEPS, epochs * -(-num_train // batch) // 10)},
+        "stop": _stop(targets, reasons),
+    }
+    reasons["encoder.train"] = "its vectors are computed once, and epochs are fast; or all, or {image: N, text: N}"
+    reasons["precision"] = "all is small but the encoder, which computes once"
+    reasons["optim.warmup_steps"] = "of a tenth of the steps, at most"
+    return Guess(tree, reasons)
+
+
+def _require_columns(request: FitRequest, rows: Rows) -> None:
+    further = [name for name in (request.group, request.key) if name is not None]
+    of_pictures = [request.image] if rows.shards() else []  # shards keep pictures beside the columns
+    for column in (*request.columns, *further):
+        if column not in of_pictures:
+            try:
+                rows.require_column(column)
+            except InputError as error:
+                raise InputError(f"{request.table}: {error}") from error
+
+
+def _inputs(request: FitRequest, looks: Mapping[str, ColumnLook], reasons: dict[str, str]) -> Tree:
+    inputs: Tree = {}
+
+    def add(kind: str, column: str, **more: object) -> str:
+        name = _name(column, list(inputs))
+        inputs[name] = {"type": kind, **more}
+        if "columns" not in more:
+            _add_column(inputs[name], name, column)
+        return name
+
+    if request.image is not None:
+        add("image", request.image)
+    if len(request.text) == 1 and _name(request.text[0], list(inputs)) == request.text[0]:
+        add("text", request.text[0], columns=[])
+        del inputs[request.text[0]]["columns"]
+    elif request.text:
+        add("text", request.text[0], columns=list(request.text))
+    for column in request.numbers:
+        add("number", column)
+    for column in request.categories:
+        add("category", column)
+    for column in request.inputs:
+        kind, reason = _input_kind(column, looks[column], request.table)
+        reasons[f"inputs.{add(kind, column)}"] = reason
+    return inputs
+
+
+def _input_kind(column: str, found: ColumnLook, table: str) -> tuple[str, str]:
+    different = len(found.values)
+    if found.is_numeric:
+        return "number", f"{different:,} different numbers"
+    if found.has_pictures:
+        raise InputError(f"{table}: column {column!r} names pictures; give it as --image {column}")
+    if different * 2 > found.num_present:
+        raise InputError(
+            f"{table}: column {column!r} has {different:,} different values in {found.num_present:,} cells, which are "
+            f"no categories; give it as --text {column}"
+        )
+    return "category", f"{different:,} different values"
+
+
+def _target(column: str, found: ColumnLook, table: str) -> tuple[Tree, str]:
+    """The kind of a target, and why."""
+    different = len(found.values) + len(found.labels)
+    if different < 2:
+        only = next(iter((*found.values, *found.labels)), "")
+        raise InputError(
+            f"{table}: target {column!r} is {only!r} in all of {found.num_present:,} cells; nothing is to be predicted"
+        )
+    if found.num_lists * 2 > found.num_present:
+        return {"type": "labels"}, f"lists of {len(found.labels):,} different labels"
+    if found.is_numeric:
+        if found.is_whole and different <= _FEW and different * _EACH <= found.num_present:
+            return {"type": "class"}, f"{different} different whole numbers"
+        span = f"{different:,} different numbers from {min(found.numbers):g} to {max(found.numbers):g}"
+        if found.is_skewed():
+            return {"type": "number", "transform": "log"}, f"{span}, with a long tail: their logarithm"
+        return {"type": "number"}, span
+    if (separator := found.separator()) is not None:
+        return _labels(found, separator)
+    if different * 2 > found.num_present:
+        raise InputError(
+            f"{table}: target {column!r} has {different:,} different values in {found.num_present:,} cells, as "
+            f"{some_names(list(found.values)[:3])}; classes must come again"
+        )
+    return {"type": "class"}, f"{different:,} different values"
+
+
+def _labels(found: ColumnLook, separator: str) -> tuple[Tree, str]:
+    different = {part.strip() for value in found.values for part in value.split(separator)}
+    tree: Tree = {"type": "labels"}
+    if separator != SEPARATORS[0]:
+        tree["separator"] = separator
+    return tree, f"{len(different):,} different labels, with {separator!r} between them"
+
+
+def _share(val: str | None) -> float | None:
+    """The share of the rows that validation takes; None where it has a table of its own."""
+    if val is None:
+        return _VAL_SHARE
+    try:
+        return float(val)
+    except ValueError:
+        return None
+
+
+def _data(request: FitRequest, share: float | None, reasons: dict[str, str]) -> Tree:
+    if request.val is None:
+        reasons["data.val"] = "share of the rows that is held out, always the same ones"
+    said = {"group": request.group, "key": request.key, "image_folder": request.image_folder}
+    return {
+        "train": request.table,
+        "val": request.val if share is None else share,
+        **{key: value for key, value in said.items() if value is not None},
+    }
+
+
+def _batch(num_train: int, reasons: dict[str, str]) -> int:
+    """The largest power of two with which an epoch has eight steps, from 2 to 256."""
+    most = min(_LARGEST_BATCH, max(2, num_train // _LEAST_STEPS_PER_EPOCH))
+    batch = 1 << (most.bit_length() - 1)
+    reasons["global_batch_size"] = f"{num_train:,} rows to train on; at least {_LEAST_STEPS_PER_EPOCH} steps an epoch"
+    return batch
+
+
+def _epochs(asked: int | None, num_train: int, batch: int, reasons: dict[str, str]) -> int:
+    """As many as make 2,000 steps, from 5 to 100."""
+    if asked is not None:
+        return asked
+    steps = max(1, -(-num_train // batch))
+    epochs = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_STEPS / steps)))
+    reasons["epochs"] = f"{epochs * steps:,} steps at most; it ends where nothing improves any more"
+    return epochs
+
+
+def _stop(targets: Tree, reasons: dict[str, str]) -> Tree:
+    """What the best checkpoint is chosen by: the figure of the one target, or the loss of all of them."""
+    first, *others = targets.items()
+    name, target = first
+    metric = "loss" if others else f"{name}/{_METRIC[target['type']]}"
+    what = "all targets together" if others else "of rows that training does not see"
+    reasons["stop"] = f"{what}; the best checkpoint is the model"
+    return {"metric": metric, "patience": _PATIENCE}
+
+
+_METRIC = {"class": "accuracy", "number": "mae", "labels": "macro_f1"}
+
+
+def _add_column(tree: Tree, name: str, column: str) -> None:
+    if name != column:
+        tree["column"] = column
+
+
+def _name(column: str, taken: Sequence[str]) -> str:
+    """A name for a column: its own, of letters, digits, _ and -, and no other's."""
+    name = base = re.sub(r"[^\w-]+", "_", column).strip("_-") or "column"
+    number = 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name

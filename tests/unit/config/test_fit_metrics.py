@@ -1,0 +1,55 @@
+"""Names of a fit run's figures, and the check of the one by which a run stops."""
+
+import pytest
+
+from clipx.config.fit_metrics import METRICS, TargetKind, check_metric, figure_name, lower_is_better, metric_names
+from clipx.errors import InputError
+
+_TARGETS: dict[str, TargetKind] = {"category": "class", "price": "number", "tags": "labels"}
+_BOTH = ("image", "text")
+
+
+def test_every_target_has_its_figures_for_each_modality_taken_away() -> None:
+    names = metric_names(_TARGETS, _BOTH)
+    assert len(names) == len(set(names)) == 3 * (1 + sum(len(METRICS[kind]) for kind in _TARGETS.values()))
+    assert {"loss", "loss_without_text", "category/accuracy", "price/r2_without_image"} <= set(names)
+    assert not [name for name in metric_names(_TARGETS, ("text",)) if "without" in name]
+    assert metric_names(_TARGETS, _BOTH, average=True) == names + [f"ema_{name}" for name in names]
+
+
+@pytest.mark.parametrize("metric", ["loss", "category/accuracy", "price/r2_without_text", "tags/auroc"])
+def test_a_figure_of_the_run_is_taken(metric: str) -> None:
+    check_metric(metric, targets=_TARGETS, modalities=_BOTH)
+
+
+@pytest.mark.parametrize(
+    ("metric", "hint"),
+    [
+        ("category/acuracy", "the nearest is category/accuracy"),
+        ("mae", "the nearest is price/mae"),
+        ("price/accuracy", "the nearest is category/accuracy"),
+        ("ema_loss", "the nearest is loss"),
+        ("???", "this run has loss, category/accuracy"),
+    ],
+)
+def test_another_figure_is_refused_with_the_nearest(metric: str, hint: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check_metric(metric, targets=_TARGETS, modalities=_BOTH)
+    assert f"stop.metric={metric}: expected" in str(refused.value)
+    assert hint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_average_of_the_weights_has_figures_where_it_is_kept() -> None:
+    check_metric("ema_category/accuracy", targets=_TARGETS, modalities=_BOTH, average=True)
+
+
+@pytest.mark.parametrize("name", ["loss", "val/loss", "price/mae_without_image", "ema_loss", "a/calibration_error"])
+def test_errors_are_better_the_lower(name: str) -> None:
+    assert lower_is_better(name)
+
+
+@pytest.mark.parametrize("name", ["category/accuracy", "mae/r2", "loss/auroc", "image_to_text_recall@1"])
+def test_scores_are_better_the_higher(name: str) -> None:
+    assert not lower_is_better(name)
+    assert figure_name("a", "r2", "text") == "a/r2_without_text"
