@@ -31,7 +31,7 @@ def fit(
         str,
         typer.Argument(
             metavar="TABLE",
-            help="Rows to learn from: CSV, TSV, JSON lines, parquet, arrow, or shards that `clipx data make` made of such.",
+            help="Rows to learn from: CSV, TSV, JSON lines, parquet, arrow, or shards of `clipx data make --absent`.",
             show_default=False,
         ),
     ],

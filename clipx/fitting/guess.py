@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipx.config.fit_metrics import HEADLINES
 from clipx.data.rows.row import Rows
 from clipx.errors import InputError, some_names
 from clipx.fitting.looks import SEPARATORS, ColumnLook, look
@@ -244,13 +245,10 @@ def _stop(targets: Tree, reasons: dict[str, str]) -> Tree:
     """What the best checkpoint is chosen by: the figure of the one target, or the loss of all of them."""
     first, *others = targets.items()
     name, target = first
-    metric = "loss" if others else f"{name}/{_METRIC[target['type']]}"
+    metric = "loss" if others else f"{name}/{HEADLINES[target['type']]}"
     what = "all targets together" if others else "of rows that training does not see"
     reasons["stop"] = f"{what}; the best checkpoint is the model"
     return {"metric": metric, "patience": _PATIENCE}
-
-
-_METRIC = {"class": "accuracy", "number": "mae", "labels": "macro_f1"}
 
 
 def _add_column(tree: Tree, name: str, column: str) -> None:
