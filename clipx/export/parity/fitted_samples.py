@@ -18,7 +18,7 @@ from clipx.data import fit_cells
 from clipx.data.decode import UndecodableError, decode_image
 from clipx.data.fit_columns import picture_members, read_record
 from clipx.export.parity.samples import Samples
-from clipx.pretrained.row_samples import input_columns
+from clipx.pretrained.input_columns import input_columns
 from clipx.storage.files import open_ranges
 from clipx.storage.tar import CutMemberError, LargeSampleError, read_members, scan_tar
 from clipx.storage.tar_headers import NotTarError
