@@ -7,6 +7,7 @@ clipx_config.yaml, clipx_model.safetensors  the model for `clipx predict` and `c
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from clipx.export.fitted_settings import fitted_settings, output_name, write_set
 from clipx.export.formats import Format
 from clipx.export.onnx import PACKAGES
 from clipx.export.onnx_graphs import convert, save_graph
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.consumer import LIMIT
 from clipx.export.parity.fitted import CONSUMERS, Arrays, FittedConsumer, faults, fitted_row, graph_inputs
 from clipx.export.parity.fitted_samples import FittedRow, FittedSamples
@@ -68,8 +69,7 @@ def write_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format]) -> Non
         RunError: a format has no form of the model.
     """
     config = fitted.fit_config
-    write_settings(config, folder)
-    write_plain(fitted, folder, ExportOptions(only=_only_tower(fitted)))
+    write_serving_files(fitted, folder)
     write_text_encoder(fitted, folder)
     write_weights(fitted.model.state_dict(), folder)
     program = fitted_program(fitted)
@@ -79,6 +79,15 @@ def write_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format]) -> Non
     if "onnx" in formats:
         graph = convert(program, list(fitted_settings(config)["outputs"]), free_axes(config))
         save_graph(graph, folder / CONSUMERS["onnx"].file, {})
+
+
+def write_serving_files(fitted: Fitted, folder: Path) -> None:
+    """Writes what says how a row becomes the program's inputs: fitted.json, preprocessor and tokenizer."""
+    write_settings(fitted.fit_config, folder)
+    towers: dict[str, Tower] = {"image": "image", "text": "text"}
+    read = [towers[name] for name in fitted.fit_config.modalities if name in towers]
+    if read:
+        write_plain(fitted, folder, ExportOptions(only=read[0] if len(read) == 1 else None))
 
 
 def check_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format], samples: FittedSamples) -> dict[str, Any]:
@@ -108,20 +117,18 @@ def check_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format], sample
 
 
 def our_outputs(fitted: Fitted, rows: Sequence[FittedRow]) -> dict[str, np.ndarray]:
-    """What the model itself predicts, read as `Fitted.predict` reads rows, under the names of the program's outputs."""
-    config = fitted.fit_config
+    """What the model itself predicts, read as `Fitted.predict` reads rows, under the names of the program's outputs.
+
+    Pictures are decoded by Pillow, as on the other side: faster decoders round some pixels otherwise.
+    """
+    config = replace(fitted.fit_config, data=replace(fitted.fit_config.data, decode="pil"))
+    fitted = Fitted(fitted.model, config, tokenizer=fitted.tokenizer)
     given = GivenRows([row.cells for row in rows], config, absent=True)
     found = [fitted.predict_block(block, read) for block, read in fitted.read(given, cut(len(rows), _AT_ONCE))]
     if problems := {row: why for block in found for row, why in block.problems.items()}:
         raise RunError(f"row {min(problems)} of the comparison cannot be read: {problems[min(problems)]}")
     raw_BO = torch.cat([block.raw_BO for block in found])
     return {output_name(config, name): rows.numpy() for name, rows in outputs_of(config, raw_BO).items()}
-
-
-def _only_tower(fitted: Fitted) -> Any:
-    """The tower of which anything is read, if there is one alone."""
-    read = [name for name in ("image", "text") if name in fitted.fit_config.modalities]
-    return read[0] if len(read) == 1 else None
 
 
 def _row(
