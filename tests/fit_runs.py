@@ -49,8 +49,9 @@ def row(number: int) -> dict[str, Any]:
 
 
 def tiny_fit(run_dir: Path, shards: Path, *overrides: str) -> FitConfig:
-    """The run of tiny_fit.yaml in `run_dir` on `shards`, not resolved yet."""
+    """The run of tiny_fit.yaml in `run_dir` on `shards`, with nothing left to be found."""
     places = [f"run_dir={run_dir}", f"data.train=[{shards / 'train'}]", f"data.val=[{shards / 'val'}]"]
-    config = load_config([CONFIG], [*places, *overrides])
-    assert isinstance(config, FitConfig)
+    found = [f"data.train_shards=[{shards / 'train'}]", f"data.val_shards=[{shards / 'val'}]"]
+    config = load_config([CONFIG], [*places, *found, f"data.num_train={NUM_TRAIN}", *overrides])
+    assert isinstance(config, FitConfig) and config.is_resolved
     return config

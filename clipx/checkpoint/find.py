@@ -3,18 +3,22 @@
 Imports no torch, so that a wrong name is said at once.
 """
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from clipx.checkpoint.best import best_first, read_scores, stop_rule
 from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.store import CONFIG, STATE, Checkpoint, CheckpointStore, checkpoints_of, stored_config
 from clipx.errors import InputError
 from clipx.storage.folders import Folder, folder_at
 from clipx.storage.hub import hub_folder, hub_model
+
+log = logging.getLogger(__name__)
 
 EXPORT_CONFIG = "clipx_config.yaml"
 """The file of an export that has the resolved config of the run."""
@@ -44,8 +48,8 @@ def find_model(path: Path | str) -> ModelFiles:
     That is a run folder, a checkpoint, an export, a folder of transformers' or open_clip's with a config, or one of the
     last three at the hub (hf://ORG/NAME[@REVISION]), which is downloaded if it is not in the cache.
 
-    For a run folder it is the newest good checkpoint. Checkpoints, and a folder of them, may have an address
-    (s3://...); a run folder knows the address of its own.
+    For a run folder it is the newest good checkpoint; of a run with `stop` the best good one, once it was evaluated.
+    Checkpoints, and a folder of them, may have an address (s3://...); a run folder knows the address of its own.
 
     Raises:
         InputError: the path is none of these or cannot be read, the checkpoint is broken, or the run has no good one.
@@ -53,8 +57,8 @@ def find_model(path: Path | str) -> ModelFiles:
     folder = _folder(path)
     with _readable_errors(folder):
         found = _look(folder)
-        if isinstance(found, CheckpointStore):
-            return _newest(folder, found)
+        if isinstance(found, _Checkpoints):
+            return _best(folder, found)
         if found.kind == "checkpoint" and (problem := Checkpoint(folder).problem()):
             raise InputError(f"{folder}: the checkpoint is broken ({problem}); give another, or the run folder")
         return found
@@ -71,10 +75,10 @@ def find_config(path: Path | str) -> ModelFiles:
         found = _look(folder)
         if isinstance(found, ModelFiles):
             return found
-        named = reversed(found.checkpoints())
+        named = reversed(found.store.checkpoints())
         whole = (checkpoint for checkpoint in named if {MANIFEST, CONFIG} <= set(checkpoint.folder.names()))
         newest = next(whole, None)
-        return _newest(folder, found) if newest is None else ModelFiles("checkpoint", newest.folder, CONFIG)
+        return _newest(folder, found.store) if newest is None else ModelFiles("checkpoint", newest.folder, CONFIG)
 
 
 def require_model(path: Path | str) -> None:
@@ -88,8 +92,8 @@ def require_model(path: Path | str) -> None:
         return
     with _readable_errors(folder):
         found = _look(folder)
-        if isinstance(found, CheckpointStore) and not found.checkpoints():
-            _newest(folder, found)
+        if isinstance(found, _Checkpoints) and not found.store.checkpoints():
+            _newest(folder, found.store)
 
 
 def address_of(path: Path | str) -> str:
@@ -112,7 +116,16 @@ def _readable_errors(folder: Folder) -> Iterator[None]:
         raise InputError(f"{folder} cannot be read ({error}); check the address and the storage") from error
 
 
-def _look(folder: Folder) -> ModelFiles | CheckpointStore:
+@dataclass(frozen=True)
+class _Checkpoints:
+    """The checkpoints of which one is the model."""
+
+    store: CheckpointStore
+    best_first: Sequence[int] = ()
+    """The steps that come before the newest one, where the run says which of them are good."""
+
+
+def _look(folder: Folder) -> ModelFiles | _Checkpoints:
     """The files of a model, or the store that may hold them; no checkpoint is read."""
     if folder.path is not None and not folder.path.is_dir():
         fault = "is a file" if folder.path.exists() else "no such folder"
@@ -126,9 +139,11 @@ def _look(folder: Folder) -> ModelFiles | CheckpointStore:
     if MANIFEST in names:
         return ModelFiles("checkpoint", folder, CONFIG)
     if CONFIG in names and STATE not in names:
-        return checkpoints_of(replace(stored_config(folder), run_dir=folder.address))  # it may have been moved
+        config = replace(stored_config(folder), run_dir=folder.address)  # it may have been moved
+        rule = stop_rule(config)
+        return _Checkpoints(checkpoints_of(config), best_first(read_scores(folder, rule), rule) if rule else ())
     if "checkpoints" in names:
-        return CheckpointStore(f"{folder}/checkpoints")
+        return _Checkpoints(CheckpointStore(f"{folder}/checkpoints"))
     if OPEN_CLIP_CONFIG in names and folder.path is not None:  # the two together: what open_clip puts on the hub
         return ModelFiles("open_clip", folder, OPEN_CLIP_CONFIG)
     if TRANSFORMERS_CONFIG in names and folder.path is not None:
@@ -139,7 +154,19 @@ def _look(folder: Folder) -> ModelFiles | CheckpointStore:
             f"{folder} is neither a run folder, nor a checkpoint, nor an export, nor a model of transformers or "
             "open_clip (it has none of their files)"
         )
-    return store
+    return _Checkpoints(store)
+
+
+def _best(folder: Folder, found: _Checkpoints) -> ModelFiles:
+    """The best good checkpoint; the newest good one where none has a score."""
+    saved = {checkpoint.step: checkpoint for checkpoint in found.store.checkpoints()} if found.best_first else {}
+    for place, step in enumerate(found.best_first):
+        wrong = saved[step].problem() if step in saved else "there is none"
+        if wrong is None:
+            return ModelFiles("checkpoint", saved[step].folder, CONFIG)
+        if place == 0 or step in saved:  # of those that were less good, most are not kept
+            log.warning("%s: the checkpoint of step %d is not usable (%s); using the next best", folder, step, wrong)
+    return _newest(folder, found.store)
 
 
 def _newest(folder: Folder, store: CheckpointStore) -> ModelFiles:

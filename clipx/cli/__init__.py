@@ -22,9 +22,11 @@ from clipx.cli.doctor import doctor
 from clipx.cli.early import require_inputs
 from clipx.cli.embed import embed
 from clipx.cli.export import export
+from clipx.cli.fit import fit
 from clipx.cli.launch import launch_app
 from clipx.cli.output import say
 from clipx.cli.plan import plan
+from clipx.cli.predict import predict
 from clipx.cli.push import push
 from clipx.cli.report import compare, report
 from clipx.cli.search import search
@@ -90,12 +92,14 @@ def train(arguments: ConfigArguments) -> None:
     raise typer.Exit(run(config))
 
 
+app.command(rich_help_panel=_RUN)(fit)
 app.command(rich_help_panel=_RUN)(plan)
 app.command(rich_help_panel=_RUN)(doctor)
 app.command(rich_help_panel=_RUN)(report)
 app.command(rich_help_panel=_RUN)(compare)
 
 
+app.command(rich_help_panel=_MODEL)(predict)
 app.command(rich_help_panel=_MODEL)(classify)
 app.command(rich_help_panel=_MODEL)(embed)
 app.command(rich_help_panel=_MODEL)(search)

@@ -22,6 +22,9 @@ METRICS: Mapping[TargetKind, tuple[str, ...]] = {
 LOWER_IS_BETTER = frozenset({"loss", "mae", "calibration_error"})
 """Figures that are better the lower they are; all others the higher."""
 
+EVALUATION = "val"
+"""Name of a fit run's evaluation, on its held-out rows."""
+
 AVERAGE = "ema_"
 """Before the name of a figure: that of the average of the weights, where a run keeps one."""
 

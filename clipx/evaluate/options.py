@@ -17,6 +17,7 @@ Task = Literal[
     "linear_probe",
     "few_shot_probe",
     "knn",
+    "supervised",
 ]
 
 

@@ -43,13 +43,15 @@ def with_facts(config: FitConfig, counts: Counts) -> FitConfig:
 
 
 def warn_of_unknown(config: FitConfig, counts: Counts) -> None:
-    """Names and counts the labels of held-out rows that the config's classes do not have.
+    """Names and counts the labels of held-out rows that the config's classes do not have; and targets that none has.
 
     Args:
         config: with its facts.
         counts: of the held-out rows.
     """
     for key, (column, part) in counted_parts(config).items():
+        if key.startswith("targets.") and not counts.cells[key].present:
+            log.warning("%s: no validation row has a cell in column %r, so it is not scored", key, column)
         if isinstance(part, NumberInput | NumberTarget):
             continue
         labels, known = counts.cells[key].labels, set(part.classes or ())

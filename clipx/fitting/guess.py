@@ -82,7 +82,8 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
     Raises:
         InputError: a column is absent or empty, or a target has one value, or another one in nearly every row.
     """
-    looks = look(rows, request.columns, origin=request.table)
+    _require_columns(request, rows)
+    looks = look(rows, [name for name in request.columns if name != request.image], origin=request.table)
     reasons: dict[str, str] = {}
     inputs = _inputs(request, looks, reasons)
     targets: Tree = {}
@@ -111,6 +112,17 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
     reasons["precision"] = "all is small but the encoder, which computes once"
     reasons["optim.warmup_steps"] = "of a tenth of the steps, at most"
     return Guess(tree, reasons)
+
+
+def _require_columns(request: FitRequest, rows: Rows) -> None:
+    further = [name for name in (request.group, request.key) if name is not None]
+    of_pictures = [request.image] if rows.shards() else []  # shards keep pictures beside the columns
+    for column in (*request.columns, *further):
+        if column not in of_pictures:
+            try:
+                rows.require_column(column)
+            except InputError as error:
+                raise InputError(f"{request.table}: {error}") from error
 
 
 def _inputs(request: FitRequest, looks: Mapping[str, ColumnLook], reasons: dict[str, str]) -> Tree:

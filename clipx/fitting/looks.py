@@ -1,17 +1,18 @@
 """What a sample of a table's cells says of each column: numbers, words or lists, how many different ones."""
 
-import json
 import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from clipx.data.captions import decode_record
+from clipx.data.decode import UndecodableError
 from clipx.data.fit_cells import CellError, is_absent, label, labels, number
 from clipx.data.rows.cells import label_or_labels
-from clipx.data.rows.row import LeftOutError, Row, Rows
-from clipx.errors import InputError, some_names
+from clipx.data.rows.row import RECORD, LeftOutError, Row, Rows
+from clipx.errors import InputError
 
 MOST_ROWS = 100_000
 """Of a larger table as many rows are looked at, from all of it."""
@@ -90,40 +91,30 @@ def look(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnLo
     """Looks at some columns of a table, in at most `MOST_ROWS` rows that lie evenly in it.
 
     Raises:
-        InputError: the table has no such column, or no row that can be read.
+        InputError: the table has no such column, or no cell in it.
     """
     total = len(rows)
     wanted = range(total) if total <= MOST_ROWS else [row * total // MOST_ROWS for row in range(MOST_ROWS)]
     looks = {name: ColumnLook(len(wanted)) for name in names}
-    known: dict[str, None] = {}
     for row in wanted:
         record = _record(rows, row)
-        known |= dict.fromkeys(record)
         for name, column in looks.items():
             if not is_absent(cell := record.get(name)):
                 column.add(cell)
-    if absent := [name for name, column in looks.items() if not column.num_present]:
-        raise InputError(f"{origin}: column {absent[0]!r} is not there, or empty; those with cells: {_listed(known)}")
+    if empty := [name for name, column in looks.items() if not column.num_present]:
+        raise InputError(f"{origin}: column {empty[0]!r} is empty in all of {len(wanted):,} rows; name another")
     return looks
-
-
-def _listed(names: Iterable[str]) -> str:
-    return some_names(list(names)) or "none"
 
 
 def _record(rows: Rows, row: int) -> Mapping[str, object]:
     """All cells of a row by column; none of a row that cannot be read, which training names."""
     try:
         content = rows.read(row)
-    except LeftOutError:
+        if isinstance(content, Row):
+            return content.record
+        return decode_record(content.fields, RECORD) if RECORD in content.fields else {}
+    except (LeftOutError, UndecodableError):
         return {}
-    if isinstance(content, Row):
-        return content.record
-    try:
-        record = json.loads(content.fields.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _skewness(numbers: Sequence[float]) -> float:

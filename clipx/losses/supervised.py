@@ -5,7 +5,7 @@ the global batch (`num_present`). Absent cells are masked and never indexed, so 
 nothing waits for the device. They are masked before the loss as well as after it: neither their target nor their
 prediction reaches a loss or a gradient.
 
-All compute outside of autocast, in at least float32 (float64 for float64).
+All compute in at least float32 (float64 for float64); there is no operator here that autocast would narrow.
 
 Shape suffixes: B samples, K classes, L labels.
 """
@@ -13,6 +13,8 @@ Shape suffixes: B samples, K classes, L labels.
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_NO_CLASS = -1
 
 
 def num_present(targets: Tensor) -> Tensor:
@@ -31,14 +33,11 @@ def cross_entropy_sum(logits_BK: Tensor, target_B: Tensor, class_weights_K: Tens
     Returns:
         0-d. It is not divided by the sum of weights: they are meant to have the mean 1 over the training set.
     """
-    with torch.autocast(logits_BK.device.type, enabled=False):
-        present_B = ~target_B.isnan()
-        class_B = torch.where(present_B, target_B, 0).long()
-        logits_BK = torch.where(present_B[:, None], _widened(logits_BK), 0)
-        loss_B = -functional.log_softmax(logits_BK, dim=1).gather(1, class_B[:, None]).squeeze(1)
-        if class_weights_K is not None:
-            loss_B = loss_B * class_weights_K.to(loss_B.dtype)[class_B]
-        return torch.where(present_B, loss_B, 0).sum()
+    present_B = ~target_B.isnan()
+    class_B = torch.where(present_B, target_B, _NO_CLASS).long()
+    logits_BK = torch.where(present_B[:, None], _widened(logits_BK), 0)
+    weights_K = None if class_weights_K is None else class_weights_K.to(logits_BK.dtype)
+    return functional.cross_entropy(logits_BK, class_B, weight=weights_K, reduction="sum", ignore_index=_NO_CLASS)
 
 
 def binary_sum(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
@@ -51,12 +50,11 @@ def binary_sum(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
     Returns:
         0-d.
     """
-    with torch.autocast(logits_BL.device.type, enabled=False):
-        present_BL = ~targets_BL.isnan()
-        logits_BL = torch.where(present_BL, _widened(logits_BL), 0)
-        targets_BL = torch.where(present_BL, targets_BL, 0).to(logits_BL.dtype)
-        loss_BL = functional.binary_cross_entropy_with_logits(logits_BL, targets_BL, reduction="none")
-        return torch.where(present_BL, loss_BL, 0).sum()
+    present_BL = ~targets_BL.isnan()
+    logits_BL = torch.where(present_BL, _widened(logits_BL), 0)
+    targets_BL = torch.where(present_BL, targets_BL, 0).to(logits_BL.dtype)
+    loss_BL = functional.binary_cross_entropy_with_logits(logits_BL, targets_BL, reduction="none")
+    return torch.where(present_BL, loss_BL, 0).sum()
 
 
 def huber_sum(predicted_B: Tensor, target_B: Tensor) -> Tensor:
@@ -71,11 +69,10 @@ def huber_sum(predicted_B: Tensor, target_B: Tensor) -> Tensor:
     Returns:
         0-d.
     """
-    with torch.autocast(predicted_B.device.type, enabled=False):
-        present_B = ~target_B.isnan()
-        predicted_B = torch.where(present_B, _widened(predicted_B), 0)
-        target_B = torch.where(present_B, target_B, 0).to(predicted_B.dtype)
-        return functional.huber_loss(predicted_B, target_B, reduction="sum")
+    present_B = ~target_B.isnan()
+    predicted_B = torch.where(present_B, _widened(predicted_B), 0)
+    target_B = torch.where(present_B, target_B, 0).to(predicted_B.dtype)
+    return functional.huber_loss(predicted_B, target_B, reduction="sum")
 
 
 def _widened(x: Tensor) -> Tensor:

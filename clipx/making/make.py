@@ -70,13 +70,15 @@ def make_shards(
     *,
     workers: int,
     max_bad: float = 0.01,
+    quiet: bool = False,
     on_grouping: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Made:
     """Makes the shards that are not there yet, then the index and the reports.
 
     `out` is a local folder: new, empty, or begun by an equal call. `max_bad` is the share of all rows, if there are 100
-    or more, that may be left out. `on_grouping` gets (rows compared, rows), `on_progress` (rows done, rows).
+    or more, that may be left out. Unless `quiet`, a warning tells that all was made before. `on_grouping` gets
+    (rows compared, rows), `on_progress` (rows done, rows).
 
     Raises:
         InputError: `out` holds something else, was begun otherwise, is in use or cannot be written; wrong labels.
@@ -88,20 +90,15 @@ def make_shards(
     request = _request(rows, options, classes := _classes(rows))
     with claimed(folder, request) as made:
         if made is not None:
-            log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
+            if not quiet:
+                log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
             return Made(**made)
-        groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
-        try:
-            keys = _checked_keys(rows, options, groups)
-        except InputError:
-            forget(folder)
-            raise
-        stretches = _stretches(rows, options, groups)
-        digits = len(str(len(stretches) - 1))
+        plan = _plan(rows, options, folder, on_grouping)
+        digits = len(str(len(plan.stretches) - 1))
         make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, digits), classes=classes)
-        reports = [report for number in range(len(stretches)) if (report := make.report(number)) is not None]
+        reports = [report for number in range(len(plan.stretches)) if (report := make.report(number)) is not None]
         done = {report.shard for report in reports}
-        jobs = (_job(number, stretch, groups, keys) for number, stretch in enumerate(stretches) if number not in done)
+        jobs = (plan.job(number) for number in range(len(plan.stretches)) if number not in done)
         limit = max_bad * len(rows) if len(rows) >= _MIN_ROWS_FOR_LIMIT else len(rows) - 1
         num_left_out = sum(len(report.left_out) for report in reports)
         num_rows = sum(report.num_rows for report in reports)
@@ -153,20 +150,49 @@ def _stretches(rows: Rows, options: MakeOptions, groups: Groups | None) -> list[
     return [order[start:stop] for start, stop in pairwise(cuts)]
 
 
-def _checked_keys(rows: Rows, options: MakeOptions, groups: Groups | None) -> list[str] | None:
-    """The key of each row; None if keys are the numbers of rows.
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows each shard holds."""
+
+    stretches: list[Sequence[int] | np.ndarray]
+    """The samples of each shard."""
+    groups: Groups | None
+    """The rows of each sample; None: each row is one."""
+    keys: list[str] | None
+    """The key of each row; None: the numbers of rows are keys."""
+
+    def job(self, number: int) -> ShardJob:
+        """The work on a shard."""
+        samples = self.stretches[number]
+        if self.groups is None:
+            rows: Sequence[np.ndarray] | np.ndarray = np.reshape(samples, (-1, 1))
+        else:
+            rows = [self.groups.rows(int(sample)) for sample in samples]
+        if self.keys is None:
+            return ShardJob(number, rows)
+        return ShardJob(number, rows, {int(row): self.keys[row] for of_sample in rows for row in of_sample})
+
+
+def _plan(rows: Rows, options: MakeOptions, folder: Path, on_grouping: Callable[[int, int], None] | None) -> _Plan:
+    """What is to be done; the folder is free again if it cannot be.
 
     Raises:
-        InputError: see `clipx.making.keys`; or absent pictures are allowed, and none is there that rows name.
+        InputError: wrong keys, or of the pictures that rows name and may lack none is there.
     """
-    if options.allow_absent:
-        _require_pictures(rows)
-    if options.key is None:
-        return None
-    keys = sample_keys(rows, options.key)
-    firsts = range(len(rows)) if groups is None else [int(groups.rows(sample)[0]) for sample in range(len(groups))]
-    require_different(keys, firsts, rows, options.key)
-    return keys
+    groups = group_rows(rows, on_progress=on_grouping) if options.group_rows else None
+    keys = None
+    try:
+        if options.allow_absent:
+            _require_pictures(rows)
+        if options.key is not None:
+            keys = sample_keys(rows, options.key)
+            samples = range(len(rows) if groups is None else len(groups))
+            firsts = samples if groups is None else [int(groups.rows(sample)[0]) for sample in samples]
+            require_different(keys, firsts, rows, options.key)
+    except InputError:
+        forget(folder)
+        raise
+    return _Plan(_stretches(rows, options, groups), groups, keys)
 
 
 def _require_pictures(rows: Rows) -> None:
@@ -181,13 +207,6 @@ def _require_pictures(rows: Rows) -> None:
             f"none of the {num_missing:,} pictures that rows name is there, e.g. {path}; give the folder that their "
             "paths start from (--image-folder), or empty the column if no row has a picture"
         )
-
-
-def _job(
-    number: int, samples: Sequence[int] | np.ndarray, groups: Groups | None, keys: Sequence[str] | None
-) -> ShardJob:
-    rows = np.reshape(samples, (-1, 1)) if groups is None else [groups.rows(int(sample)) for sample in samples]
-    return ShardJob(number, rows, {} if keys is None else {int(row): keys[row] for of_one in rows for row in of_one})
 
 
 def _order(num_rows: int, block_rows: int, seed: int | None) -> Sequence[int] | np.ndarray:

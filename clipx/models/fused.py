@@ -99,16 +99,19 @@ class FusedModel(CLIP):
         embeddings = [self._embedding(modality, batch) for modality in self.layout.modalities]
         keys_B = dropout_keys(seed, batch.index, batch.slot_I) if self.training else None
         with torch.autocast(self.mean_MD.device.type, enabled=False):
-            vectors_BMD = torch.stack([x_BD.float() for x_BD in embeddings], dim=1)
+            vectors_BMD = torch.stack([_widened(x_BD) for x_BD in embeddings], dim=1)
             return FusedOutputs(raw_BO=self._predict(vectors_BMD, batch.columns["presence_BM"], keys_B))
 
     def _embedding(self, modality: Modality, batch: Batch) -> Tensor:
         """The vectors of a modality (B, D), of what is absent, too."""
         if modality == "table":
             assert self.table_tower is not None
-            columns = batch.columns
+            numbers_BK = batch.columns.get("numbers_BK")
             with torch.autocast(self.mean_MD.device.type, enabled=False):
-                vectors_BD: Tensor = self.table_tower(columns.get("numbers_BK"), columns.get("categories_BC"))
+                vectors_BD: Tensor = self.table_tower(
+                    None if numbers_BK is None else numbers_BK.to(self.mean_MD.dtype),
+                    batch.columns.get("categories_BC"),
+                )
             return vectors_BD
         if (kept_BD := batch.columns.get(KEPT[modality])) is not None:
             return kept_BD
@@ -145,11 +148,11 @@ class FusedModel(CLIP):
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> Tensor:
-        """The embeddings (B, M, D) before they are standardised, float32; zeros for the table."""
+        """The embeddings (B, M, D) before they are standardised, at least float32; zeros for the table."""
         rows = len(batch)
         zero_BD = self.mean_MD.new_zeros(rows, self.layout.embed_dim)
         found = [zero_BD if name == "table" else self._embedding(name, batch) for name in self.layout.modalities]
-        return torch.stack([x_BD.float() for x_BD in found], dim=1)
+        return torch.stack([_widened(x_BD) for x_BD in found], dim=1)
 
     @torch.no_grad()
     def measured_as(self, mean_MD: Tensor, scale_M: Tensor) -> None:
@@ -158,6 +161,11 @@ class FusedModel(CLIP):
             if name != "table":
                 self.mean_MD[number] = mean_MD[number]
                 self.scale_M[number] = scale_M[number]
+
+
+def _widened(x: Tensor) -> Tensor:
+    """The tensor in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def fused_layout(config: FitConfig) -> FusedLayout:

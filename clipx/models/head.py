@@ -30,10 +30,11 @@ class Head(nn.Module):
 
     def __init__(self, dim: int, *, hidden: Sequence[int], num_outputs: int, dropout: float) -> None:
         super().__init__()
-        self.hidden = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise((dim, *hidden)))
+        layers = [nn.Linear(*sizes) for sizes in pairwise((dim, *hidden))]
+        self.hidden = nn.ModuleList(layers)
         self.dropouts = nn.ModuleList(SlotDropout(dropout) for _ in hidden)
         self.last = nn.Linear(hidden[-1] if hidden else dim, num_outputs)
-        for linear in self.hidden:
+        for linear in layers:
             initialise_linear(linear)
         initialise_linear(self.last, gain=_LAST_GAIN)
 

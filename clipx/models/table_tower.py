@@ -36,7 +36,7 @@ class TableTower(nn.Module):
         super().__init__()
         num_cells = num_numbers + len(category_sizes)
         assert num_cells > 0, "a table tower needs a number or a category"
-        self.bias_H = nn.Parameter(torch.zeros(dim))
+        self.bias_H = nn.Parameter(torch.empty(dim))
         # Columns: the K values, and after them the K marks of absence.
         self.numbers = nn.Linear(2 * num_numbers, dim, bias=False) if num_numbers else None
         # The tables of all categories, one below the other; the first row of each is for what is absent.
@@ -46,9 +46,9 @@ class TableTower(nn.Module):
         self.fc1 = nn.Linear(dim, dim)
         self.fc2 = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        for cells in (self.numbers, self.categories):
-            if cells is not None:
-                nn.init.normal_(cells.weight, std=num_cells**-0.5)  # scaled numbers: the sum has about the variance 1
+        vectors = [self.bias_H, *(cells.weight for cells in (self.numbers, self.categories) if cells is not None)]
+        for vector in vectors:
+            nn.init.normal_(vector, std=(num_cells + 1) ** -0.5)  # the sum has about the variance 1
         for linear in (self.fc1, self.fc2):
             initialise_linear(linear)
 

@@ -89,14 +89,25 @@ def _moments(model: FusedModel, batch: Batch) -> Tensor:
 
 def _total(head: Head, outputs: FusedOutputs, piece: Batch) -> Share:
     """The sum of a target's losses over the samples of a piece that have it."""
-    raw_BS, targets_BS = outputs.raw_BO[:, head.outputs], piece.columns["targets_BO"][:, head.columns]
+    return Share(loss_sum(head, outputs.raw_BO, piece.columns["targets_BO"]))
+
+
+def loss_sum(head: Head, raw_BO: Tensor, targets_BT: Tensor) -> Tensor:
+    """The sum of a target's losses over the samples that have it, 0-d, in at least float32.
+
+    Args:
+        head: of the target.
+        raw_BO: outputs of all targets.
+        targets_BT: columns of all targets, NaN where absent.
+    """
+    raw_BS, own_BT = raw_BO[:, head.outputs], targets_BT[:, head.columns]
     match head.kind:
         case "class":
-            return Share(cross_entropy_sum(raw_BS, targets_BS[:, 0], _class_weights(head, raw_BS)))
+            return cross_entropy_sum(raw_BS, own_BT[:, 0], _class_weights(head, raw_BS))
         case "number":
-            return Share(huber_sum(raw_BS[:, 0], targets_BS[:, 0]))
+            return huber_sum(raw_BS[:, 0], own_BT[:, 0])
         case "labels":
-            return Share(binary_sum(raw_BS, targets_BS))
+            return binary_sum(raw_BS, own_BT)
         case _:
             assert_never(head.kind)
 

@@ -18,6 +18,7 @@ from clipx.models.clip import CLIP, build_model
 from clipx.models.fused import FusedModel, build_fused_model
 from clipx.pretrained import huggingface, open_clip, own
 from clipx.pretrained.fitted import Fitted
+from clipx.pretrained.input_columns import fitted_config
 from clipx.pretrained.model import Pretrained
 from clipx.pretrained.stored_model import described, stored_model, without_download
 from clipx.pretrained.whole_weights import check_whole
@@ -68,12 +69,9 @@ def load_fitted(
     Raises:
         InputError: it is a model of another kind, and the cases of `load`.
     """
+    fitted_config(path)
     loaded = load(path, device=device, weights=weights)
-    if not isinstance(loaded, Fitted):
-        raise InputError(
-            f"{path} embeds pictures and texts and predicts nothing else; train a model that does: clipx fit TABLE "
-            f"--model {path} ..."
-        )
+    assert isinstance(loaded, Fitted)
     return loaded
 
 

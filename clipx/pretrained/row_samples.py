@@ -6,7 +6,7 @@ Absent is what is empty, and a picture whose file is not there; what is there an
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 from PIL import Image
@@ -24,7 +24,8 @@ from clipx.data.rows.values import json_member
 from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.data.samples import SampleReader, SourceReader
 from clipx.data.shards import BadSampleError
-from clipx.errors import InputError, some_names
+from clipx.errors import InputError
+from clipx.pretrained.input_columns import input_columns, require_columns
 from clipx.storage.failures import is_of_storage, unreadable
 from clipx.storage.files import read_file
 
@@ -81,26 +82,6 @@ def row_reader(config: FitConfig, rows: RowSource) -> SampleReader:
     )
     columns = FitColumns(config, training=False, targets=False)
     return SampleReader(RowSamples(rows), [source], seed=config.seed, column_readers=[columns])
-
-
-def input_columns(config: FitConfig) -> list[str]:
-    """The columns that a fitted model predicts from, each once."""
-    return list(dict.fromkeys(column for _, column in config.input_columns()))
-
-
-def require_columns(wanted: Sequence[str], there: Iterable[str], *, origin: str, hint: str) -> None:
-    """Looks whether columns of inputs are there.
-
-    Raises:
-        InputError: one is not; `hint` says how to predict without it.
-    """
-    names = list(there)
-    if missing := [name for name in wanted if name not in names]:
-        lacks = f"column {missing[0]!r}" if len(missing) == 1 else f"columns {some_names(missing)}"
-        raise InputError(
-            f"{origin} without {lacks}, an input of this model (there are: {some_names(names) or 'none'}); rename, "
-            f"add, or {hint}"
-        )
 
 
 class GivenRows:

@@ -6,25 +6,24 @@ not start over anything else.
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from yaml import YAMLError
 
+from clipx.checkpoint.best import EVAL_FOLDER, read_result
 from clipx.checkpoint.store import CONFIG, CheckpointStore, checkpoints_of
 from clipx.config.load import dump_config, warn_of_secrets
 from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError, RunError
 from clipx.pretrained.kept_texts import TEXTS, is_kept, keep_texts
-from clipx.storage.folders import write_atomically
+from clipx.storage.folders import folder_at, write_atomically
 from clipx.storage.json_rows import read_rows
 from clipx.train.build import Run
 
 log = logging.getLogger(__name__)
 
 _MARK = "# The resolved config of the latest start. Every start writes it anew, without what was changed here.\n"
-_RESULT = re.compile(r"(.+)-(\d{8,})\.json")
 _RESOLVED = frozenset({"run_dir", "seed", "global_batch_size", "data", "model", "optim", "checkpoint", "track"})
 
 
@@ -72,7 +71,7 @@ def open_folder(run: Run) -> None:
         if run.progress.step == 0 or not is_kept(run.run_dir / TEXTS):
             keep_texts(run.run_dir, run.config.model, run.encoder.tokenizer)
         (run.run_dir / "status.json").unlink(missing_ok=True)
-        for path in (run.run_dir / "eval").glob("*.json"):
+        for path in (run.run_dir / EVAL_FOLDER).glob("*.json"):
             if _result_step(path) > run.progress.step:
                 path.unlink()
     except OSError as error:
@@ -91,11 +90,8 @@ def _discard_unfinished(store: CheckpointStore) -> None:
 
 def _result_step(path: Path) -> int:
     """The step of an evaluation's result that a run wrote; 0 of any other file."""
-    match = _RESULT.fullmatch(path.name)
-    content = _json(path) if match is not None else None
-    if match is None or not isinstance(content, dict):
-        return 0
-    return int(match[2]) if (content.get("name"), content.get("step")) == (match[1], int(match[2])) else 0
+    result = read_result(folder_at(path.parent), path.name)
+    return 0 if result is None else result.step
 
 
 def _is_config(path: Path) -> bool:

@@ -12,7 +12,6 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from importlib import import_module
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +24,8 @@ from clipx.pretrained.fitted import PredictedBlock
 from clipx.pretrained.predictions import LIKELY, ClassPrediction, LabelsPrediction, NumberPrediction, predictions
 from clipx.printable import redact
 from clipx.use.key_table import as_stored
+from clipx.use.own_predictions import LAST, MARK, WHAT, import_arrow, is_parquet, require_own
 
-WHAT = "predictions of a fitted model"
-_MARK = b"clipx"
-_LAST = ("present", "problem")
 _GROUP_ROWS = 16_384  # rows of a row group, at least
 _BETWEEN = ";"
 
@@ -60,8 +57,8 @@ class PredictionTable:
         self.columns = [
             Column(_free(key or "row", taken), "whole" if key is None else "text"),
             *values,
-            Column(_free(_LAST[0], taken), "texts"),
-            Column(_free(_LAST[1], taken), "text"),
+            Column(_free(LAST[0], taken), "texts"),
+            Column(_free(LAST[1], taken), "text"),
         ]
 
     def _values_of_targets(self) -> Iterator[Column]:
@@ -133,7 +130,7 @@ class PredictionFile:
         self._draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = (_Parquet if _is_parquet(path) else _Csv)(self._draft, table.columns)
+            self._writer = (_Parquet if is_parquet(path) else _Csv)(self._draft, table.columns)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -172,49 +169,6 @@ class PredictionFile:
 
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(f"--out {self._path}: cannot be written: {error.strerror or error}")
-
-
-def require_own(path: Path) -> None:
-    """Refuses an ending of another format, and to replace what is no file of predictions.
-
-    Raises:
-        InputError: it is so, or pyarrow is missing.
-    """
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise InputError(f"--out {path}: predictions are .csv or .parquet; name such a file")
-    if _is_parquet(path):
-        _require_own_parquet(path)
-    else:
-        _require_own_csv(path)
-
-
-def _require_own_csv(path: Path) -> None:
-    """Its header ends as those of this file do."""
-    try:
-        if not path.is_file():  # opening a fifo would wait
-            return
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            header = next(csv.reader(file), [])
-    except (OSError, csv.Error):
-        header = [""]
-    if header and [name.rstrip("_") for name in header[-2:]] != list(_LAST):
-        raise InputError(f"--out {path}: a file is there that holds no {WHAT}; name another")
-
-
-def _require_own_parquet(path: Path) -> None:
-    parquet = _import("pyarrow.parquet")
-    if not path.is_file() or not path.stat().st_size:
-        return
-    try:
-        metadata = parquet.read_schema(path).metadata or {}
-    except (OSError, ValueError):  # pyarrow's errors of form are ValueErrors
-        metadata = {}
-    if metadata.get(_MARK) != WHAT.encode():
-        raise InputError(f"--out {path}: a file is there that holds no {WHAT}; name another")
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -257,7 +211,7 @@ class _Parquet:
     """Row groups of whole blocks; equal bytes for equal predictions and one version of pyarrow."""
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
-        self._arrow = _import("pyarrow")
+        self._arrow = import_arrow("pyarrow")
         types = {
             "text": self._arrow.string(),
             "number": self._arrow.float32(),
@@ -265,8 +219,8 @@ class _Parquet:
             "texts": self._arrow.list_(self._arrow.string()),
         }
         fields = [self._arrow.field(column.name, types[column.kind]) for column in columns]
-        self._schema = self._arrow.schema(fields, metadata={_MARK: WHAT.encode()})
-        self._writer = _import("pyarrow.parquet").ParquetWriter(path, self._schema, compression="zstd")
+        self._schema = self._arrow.schema(fields, metadata={MARK: WHAT.encode()})
+        self._writer = import_arrow("pyarrow.parquet").ParquetWriter(path, self._schema, compression="zstd")
         self._cells: list[list[Any]] = [[] for _ in columns]
 
     def write(self, cells: Sequence[Sequence[Any]]) -> None:
@@ -292,10 +246,3 @@ class _Parquet:
 def _storable(cell: Any) -> Any:
     """Bytes of a path that are no UTF-8 become escapes: they come from Python as surrogates, which have no encoding."""
     return as_stored(cell) if isinstance(cell, str) else cell
-
-
-def _import(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError("--out: a parquet file needs pyarrow: pip install pyarrow; or name a .csv") from error

@@ -1,26 +1,17 @@
 """The rows of a table, as a fitted model reads them."""
 
-import os
-from itertools import islice
-from pathlib import Path
-
 from clipx.config.fit import FitConfig
 from clipx.data.captions import alternatives, decode_record
-from clipx.data.rows.opening import SourceOptions, open_rows
-from clipx.data.rows.row import RECORD, Rows, StoredSample, TableColumns
+from clipx.data.rows.row import RECORD, Rows, StoredSample
 from clipx.data.rows.source_files import image_or_none
 from clipx.data.rows.values import Record, cell_text, json_member
-from clipx.errors import InputError
-from clipx.pretrained.row_samples import input_columns, require_columns
-
-_LOOKED_AT = 1000  # files of pictures, before anything is predicted
 
 
 class TableRows:
     """The rows of a table, a `clipx.pretrained.row_samples.RowSource`.
 
     Args:
-        rows: as `open_table` gives them.
+        rows: as `clipx.use.opened_table.open_table` gives them.
         config: of the model, resolved.
         key: the column that names rows; None: they have their numbers.
     """
@@ -57,52 +48,3 @@ class TableRows:
     def take_key(self, row: int) -> str:
         """The key of a row that was read, "" if it has none; it is forgotten then."""
         return self._keys.pop(row, "")
-
-
-def open_table(
-    table: str, config: FitConfig, *, absent: bool = False, image_folder: Path | None = None
-) -> tuple[Rows, str | None]:
-    """The rows of a table for a fitted model, and the column of their keys, if the run had one that is there.
-
-    Args:
-        table: CSV, TSV, JSON lines, parquet, arrow, a folder, shards.
-        config: of the model, resolved.
-        absent: whether columns of inputs may be missing.
-        image_folder: where relative paths of pictures begin; None: the table's folder.
-
-    Raises:
-        InputError: it is no table, or a column of an input is not there.
-    """
-    columns = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
-    names = open_rows([table], SourceOptions(columns=columns)).column_names()
-    wanted, image = input_columns(config), config.image_column
-    options = SourceOptions(
-        columns=TableColumns(
-            image=image if image in names else None, needs_captions=False, needs_image=False, keeps_all=True
-        ),
-        image_folder=image_folder,
-    )
-    rows = open_rows([table], options)
-    if not absent:
-        there = [*names, *([image] if image is not None and rows.shards() else [])]
-        require_columns(wanted, there, origin=table, hint="give --absent")
-    if not len(rows):
-        raise InputError(f"{table} has no row; give one that has")
-    if not absent:
-        _require_some_picture(rows, table)
-    key = config.data.key
-    return rows, key if key in names else None
-
-
-def _require_some_picture(rows: Rows, table: str) -> None:
-    """Looks whether paths of pictures begin where they are looked for: one that is not there counts as absent.
-
-    Raises:
-        InputError: not one file of the first that are named is there.
-    """
-    named = list(islice(rows.files(), _LOOKED_AT))
-    if named and not any(map(os.path.lexists, named)):
-        raise InputError(
-            f"{table}: not one of the pictures that it names is there, as {named[0]}; say with --image-folder where "
-            "their paths begin, or predict without them by --absent"
-        )

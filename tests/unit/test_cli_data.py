@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from labelled_sets import write_class_folders, write_saved
+from made_shards import samples
 from shard_files import png
 
 from clipx import cli
@@ -91,6 +92,24 @@ def test_make_hands_over_every_option(clipx, pictures: Path, tmp_path: Path) -> 
         "num_without_text": 0,
     }
     assert (made["request"]["size"], made["request"]["quality"]) == (22, 70)
+
+
+def test_make_takes_rows_without_pictures_or_texts(clipx, pictures: Path, tmp_path: Path) -> None:
+    table = pictures / "t.csv"
+    table.write_text("image,title,brand,id\n1.png,mug,acme,a.1\n,cup,,b\n2.png,,,c\ngone.png,,,d\n")
+    options = ["--caption-column", "brand", "--caption-column", "title", "--join-captions", ", ", "--key", "id"]
+    code, out, err = clipx("make", table, "--out", tmp_path / "out", "--absent", *options, "--workers", 1)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:2] == [
+        f"{tmp_path / 'out'}: 1 shards, 3 samples",
+        "1 samples have no picture, 1 no text; what fits a model takes them, what trains on pairs leaves them out",
+    ]
+    assert "nothing in it │    1" in out
+    found = samples(tmp_path / "out")
+    assert {key: fields.get("txt") for key, fields in found.items()} == {"a_1": b"acme, mug", "b": b"cup", "c": None}
+    code, out, err = clipx("make", table, "--out", tmp_path / "no", *options, "--key", "brand")
+    assert (code, out) == (2, "")
+    assert "error: --key brand: row 1 is empty, or cannot be read; every row needs a key" in err
 
 
 def test_make_says_which_rows_are_one_sample(clipx, pictures: Path, tmp_path: Path) -> None:

@@ -76,17 +76,14 @@ def find_dialect(first_line: bytes, path: Path, columns: TableColumns, format: T
     delimiters = "\t,;|" if path.suffix.lower() in (".tsv", ".tab") else _DELIMITERS
     dialects = [_with_delimiter(line, delimiter, format) for delimiter in delimiters if delimiter in line]
     if format.header:
-        fitting = (dialect for dialect in dialects if len(_values(line, dialect)) == len(format.header))
-        return next(fitting, Dialect(delimiter=delimiters[0], quoting=format.quoting, names=format.header))
-    strict = replace(columns, needs_image=True)  # which tells delimiters apart; what needs no column fits any
-    for dialect in dialects:
-        try:
-            strict.resolve(_values(line, dialect), str(path))
-        except InputError:
-            continue
-        return dialect
+        of_length = (dialect for dialect in dialects if len(_values(line, dialect)) == len(format.header))
+        return next(of_length, Dialect(delimiter=delimiters[0], quoting=format.quoting, names=format.header))
+    # a column of pictures tells delimiters apart, also where none is needed
+    if fitting := [dialect for dialect in dialects if _fits(line, dialect, replace(columns, needs_image=True))]:
+        return fitting[0]
+    fitting = [dialect for dialect in dialects if _fits(line, dialect, columns)] or dialects
     dialect = max(
-        dialects, key=lambda dialect: len(_values(line, dialect)), default=Dialect(delimiter=",", quoting=True)
+        fitting, key=lambda dialect: len(_values(line, dialect)), default=Dialect(delimiter=",", quoting=True)
     )
     names = _values(line, dialect)
     if any(map(_DATA.match, names)):
@@ -95,6 +92,15 @@ def find_dialect(first_line: bytes, path: Path, columns: TableColumns, format: T
             "--header, for example --header image,caption"
         )
     return dialect  # whose columns are not found, which is said where they are looked for
+
+
+def _fits(line: str, dialect: Dialect, columns: TableColumns) -> bool:
+    """Whether a dialect gives the columns that are wanted."""
+    try:
+        columns.resolve(_values(line, dialect), "")
+    except InputError:
+        return False
+    return True
 
 
 def _with_delimiter(line: str, delimiter: str, format: TextFormat) -> Dialect:

@@ -53,6 +53,8 @@ class FolderRows(Rows):
     def __init__(self, folder: Path, *, columns: TableColumns) -> None:
         self._folder, self._columns = folder, columns
         self.keeps_all = columns.keeps_all
+        # what may be absent is left out where it is there and cannot be read
+        self._tells_absent = columns.keeps_all or not columns.needs_image
         self._names: list[str] = []
         self._hidden: list[str] = []
         self._beside: dict[str, str] = {}  # files beside images whose extensions have capitals, by the usual name
@@ -84,20 +86,23 @@ class FolderRows(Rows):
         captions: list[str] = []
         try:
             record = self._json(f"{stem}.json", name)
-            text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
-            if self.keeps_all and text is not None:
-                record = {"txt": text.strip(), **record}
-            elif text is not None:
-                captions = captions_of([text])
-            else:
-                captions = self._captions_in(record, name)
-            if not captions and not self.keeps_all:
-                files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
-                raise LeftOutError("no caption", name, f"no {files} beside it has one")
+            captions = self._captions(record, stem, name)
         except LeftOutError:
-            if self._columns.needs_captions or self.keeps_all:
+            if self._columns.needs_captions or self._tells_absent:
                 raise
         return Row(name, self._folder / name, captions, plain({"file_name": name, **record}))
+
+    def _captions(self, record: dict[str, object], stem: str, name: str) -> list[str]:
+        """The captions beside an image; those of the json file leave the record, a text may become a part of it."""
+        text = None if self._columns.captions else self._read_beside(f"{stem}.txt", name)
+        if self.keeps_all:
+            record.setdefault("txt", text)
+            return []
+        captions = self._captions_in(record, name) if text is None else captions_of([text])
+        if not captions and self._columns.needs_captions:
+            files = "NAME.json" if self._columns.captions else "NAME.txt or NAME.json"
+            raise LeftOutError("no caption", name, f"no {files} beside it has one")
+        return captions
 
     def _read_beside(self, usual: str, name: str) -> str | None:
         """The text of a file beside an image, None if there is none."""
@@ -130,8 +135,14 @@ class FolderRows(Rows):
         """The captions of the json file, which leave the record."""
         if not record:
             return []
+        columns = self._columns
+        if columns.captions and not columns.needs_captions:  # a field that is not there is absent
+            fields = {field.lower() for field in record}
+            columns = replace(columns, captions=[field for field in columns.captions if field.lower() in fields])
+            if not columns.captions:
+                return []
         try:
-            keys = self._columns.caption_names(list(record), name)
+            keys = columns.caption_names(list(record), name)
         except InputError as error:
             raise LeftOutError("no caption", name, str(error)) from error
         captions = captions_in(record, keys, self._columns)

@@ -108,7 +108,7 @@ def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int],
     if is_local(source):
         source = expand_home(source)
     path = Path(source)
-    if _is_shards(source, path):
+    if is_shards(source):
         if options.splits:
             raise InputError(f"{source} has no splits; leave out --split")
         if options.index is not None:
@@ -127,9 +127,11 @@ def _open(source: str, options: SourceOptions, on_progress: Callable[[int, int],
     raise InputError(f"{source}: no such file or folder; give pictures, a table, a saved data set, or shards")
 
 
-def _is_shards(source: str, path: Path) -> bool:
+def is_shards(source: str) -> bool:
+    """Whether an address names shards; what no file system of this machine holds can be nothing else."""
     if not is_local(source):
         return True
+    path = Path(expand_home(source))
     if path.is_dir():
         return any(path.glob("[!.]*.tar"))
     return source.endswith(".tar") or ("::" in source and not path.exists())  # fsspec's chain

@@ -144,7 +144,7 @@ class Rows(ABC):
         """Raises an InputError if there is no such column."""
         names = self.column_names()
         if name not in names:
-            near = get_close_matches(name, names, n=1)
+            near = [other for other in names if other.lower() == name.lower()] or get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}? The columns are" if near else "the columns are"
             raise InputError(f"there is no column {name!r}; {hint} {some_names(names) or 'none'}")
 

@@ -43,9 +43,7 @@ def split_rows(rows: Rows, share: float, *, group: str | None = None, key: str |
 
 def _texts(rows: Rows, group: str | None, key: str | None) -> Iterator[str]:
     """For each row the text that decides its side."""
-    nothing = repeat(None, len(rows))
-    groups = nothing if group is None else rows.column(group)
-    keys = nothing if key is None else rows.column(key)
+    groups, keys = (repeat(None, len(rows)) if name is None else rows.column(name) for name in (group, key))
     for row, cells in enumerate(zip(groups, keys, strict=True)):
         texts = (f"{kind} {text}" for kind, cell in zip("gk", cells, strict=True) if (text := cell_text(cell)))
         yield next(texts, f"r {rows.number(row)}")

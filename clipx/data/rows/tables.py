@@ -16,7 +16,7 @@ from clipx.data.rows.class_lists import class_labels, names_beside
 from clipx.data.rows.picture_keys import picture_key
 from clipx.data.rows.row import ROWS_WITH_NAMES, LeftOutError, Row, Rows, TableColumns
 from clipx.data.rows.table_row import fields_of, is_url, path_of, row_of
-from clipx.data.rows.values import Record, plain
+from clipx.data.rows.values import Record, cell_text, plain
 from clipx.errors import InputError
 from clipx.storage.failures import unreadable
 from clipx.storage.files import file_state
@@ -128,7 +128,7 @@ class Table(Rows):
         """See `Rows.files`."""
         if self._columns.image is None or self._holds_pictures():
             return iter(())
-        images = (image for image in self._column(self._columns.image) if isinstance(image, str) and image.strip())
+        images = (image for image in self._column(self._columns.image) if isinstance(image, str) and cell_text(image))
         return (path_of(image, str(self._image_folder)) for image in images if not is_url(image))
 
     def _holds_pictures(self) -> bool:

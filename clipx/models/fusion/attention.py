@@ -7,20 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipx.models.fusion.fusion import Fusion
+from clipx.models.fusion.fusion import Fusion, widened
 from clipx.models.initialise import initialise_linear
 from clipx.models.slot_dropout import SlotDropout
 
-_HEAD_CHANNELS = 64  # as in arXiv 1706.03762, section 3.2.2
+_MOST_HEADS = 8  # as in arXiv 1706.03762, section 3.2.2
 
 
 class Attention(Fusion):
-    """One pre-LN block of a Transformer (arXiv 2002.04745, figure 1b) over [class; x_1 + p_1; ...; x_M + p_M].
+    """One pre-LN block of a Transformer (arXiv 2002.04745, figure 1b) over [class; U_1 x_1 + p_1; ...; U_M x_M + p_M].
 
         y = class + W_o softmax(q k^T / sqrt(K)) v,    z = LN(y + MLP(LN(y)))
 
-    Only the class token's row is computed, since no other is read afterwards. p_m is a learned vector for "modality m
-    is there" and another for "a stand-in is here". We drop hidden channels of the MLP in training.
+    Every modality has a matrix U_m, since all tokens share keys and values: without it one modality's noise would lie
+    in the directions that the other's signal is read from. p_m is a learned vector for "modality m is there", and
+    another for "a stand-in is here". Only the class token's row is computed, since no other is read afterwards. We drop
+    hidden channels of the MLP in training.
 
     Args:
         num_modalities: M.
@@ -31,8 +33,9 @@ class Attention(Fusion):
 
     def __init__(self, num_modalities: int, *, dim: int, dropout: float, mlp_ratio: int = 2) -> None:
         super().__init__()
-        most = max(1, dim // _HEAD_CHANNELS)
-        self.heads = next(heads for heads in range(most, 0, -1) if dim % heads == 0)
+        self.heads = next(heads for heads in range(_MOST_HEADS, 0, -1) if dim % heads == 0)
+        inputs = [nn.Linear(dim, dim, bias=False) for _ in range(num_modalities)]
+        self.inputs = nn.ModuleList(inputs)
         self.class_D = nn.Parameter(torch.empty(dim))
         self.absent_MD = nn.Parameter(torch.empty(num_modalities, dim))
         self.present_MD = nn.Parameter(torch.empty(num_modalities, dim))
@@ -47,14 +50,16 @@ class Attention(Fusion):
         self.norm3 = nn.LayerNorm(dim)
         for token in (self.class_D, self.absent_MD, self.present_MD):
             nn.init.normal_(token, std=0.02)
-        for linear in (self.query, self.keys_values, self.proj, self.fc1, self.fc2):
+        for linear in (*inputs, self.query, self.keys_values, self.proj, self.fc1, self.fc2):
             initialise_linear(linear)
 
     def forward(self, vectors_BMD: Tensor, presence_BM: Tensor, *, keys_B: Tensor | None = None) -> Tensor:
         """See `Fusion`. The softmax and the residual stream are computed in at least float32."""
+        tokens = [linear(x_BD) for linear, x_BD in zip(self.inputs, vectors_BMD.unbind(1), strict=True)]
+        tokens_BMD = torch.stack(tokens, dim=1)
         place_BMD = torch.where(presence_BM[:, :, None] > 0, self.present_MD, self.absent_MD)
         class_BD = self.class_D.expand(len(vectors_BMD), -1)
-        tokens_BTD = self.norm1(torch.cat([class_BD[:, None], vectors_BMD + place_BMD], dim=1))
+        tokens_BTD = self.norm1(torch.cat([class_BD[:, None], tokens_BMD + place_BMD], dim=1))
         y_BD = class_BD + self._attend(tokens_BTD)
         hidden_BN = functional.gelu(self.fc1(self.norm2(y_BD)))
         return self.norm3(y_BD + self.fc2(self.dropout(hidden_BN, keys_B)))
@@ -64,5 +69,5 @@ class Attention(Fusion):
         query_BHK = self.query(tokens_BTD[:, 0]).unflatten(-1, (self.heads, -1))
         key_BTHK, value_BTHK = self.keys_values(tokens_BTD).unflatten(-1, (2, self.heads, -1)).unbind(2)
         scores_BTH = (query_BHK[:, None] * key_BTHK).sum(-1) * query_BHK.shape[-1] ** -0.5
-        shares_BTH = scores_BTH.to(torch.promote_types(scores_BTH.dtype, torch.float32)).softmax(1)
+        shares_BTH = widened(scores_BTH).softmax(1)
         return self.proj((shares_BTH[..., None] * value_BTHK).sum(1).flatten(1))

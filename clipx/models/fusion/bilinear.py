@@ -1,12 +1,14 @@
 """Low-rank multimodal fusion: products of all modalities, without the tensor that holds all of them.
 
-Shape suffixes: B samples, M modalities, R ranks, D channels.
+Shape suffixes: B samples, M modalities, R ranks, D channels, N = R D.
 """
+
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from clipx.models.fusion.fusion import Fusion
+from clipx.models.fusion.fusion import Fusion, widened
 from clipx.models.slot_dropout import SlotDropout
 
 
@@ -31,17 +33,17 @@ class Bilinear(Fusion):
     def __init__(self, num_modalities: int, *, dim: int, dropout: float, rank: int = 8) -> None:
         super().__init__()
         self.rank = rank
-        self.factors = nn.ModuleList(nn.Linear(dim, rank * dim) for _ in range(num_modalities))
+        factors = [nn.Linear(dim, rank * dim) for _ in range(num_modalities)]
+        self.factors = nn.ModuleList(factors)
         self.bias_D = nn.Parameter(torch.zeros(dim))
         self.dropout = SlotDropout(dropout)
         std = (rank ** (-1 / num_modalities) / 2) ** 0.5
-        for linear in self.factors:
+        for linear in factors:
             nn.init.normal_(linear.weight, std=std * dim**-0.5)
             nn.init.normal_(linear.bias, std=std)
 
     def forward(self, vectors_BMD: Tensor, presence_BM: Tensor, *, keys_B: Tensor | None = None) -> Tensor:
         """See `Fusion`. Products and sums are computed in at least float32."""
-        product_BN = torch.ones((), dtype=self.bias_D.dtype, device=vectors_BMD.device)
-        for linear, x_BD in zip(self.factors, vectors_BMD.unbind(1), strict=True):
-            product_BN = product_BN * linear(x_BD)
+        pairs = zip(self.factors, vectors_BMD.unbind(1), strict=True)
+        product_BN = reduce(torch.mul, (widened(linear(x_BD)) for linear, x_BD in pairs))
         return self.dropout(product_BN.unflatten(1, (self.rank, -1)).sum(1) + self.bias_D, keys_B)

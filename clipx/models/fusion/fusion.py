@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,3 +18,8 @@ class Fusion(nn.Module, ABC):
             presence_BM: 1 where a modality is there, 0 where its vector is a stand-in.
             keys_B: int64 (B,), of `clipx.models.slot_dropout.dropout_keys`; None (evaluation) drops nothing.
         """
+
+
+def widened(x: Tensor) -> Tensor:
+    """The tensor in at least float32 (float64 stays)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipx.models.fusion.fusion import widened
+
 OutputKind = Literal["class", "number", "labels"]
 
 
@@ -46,8 +48,7 @@ class Late(nn.Module):
         counts_BM = there_BM | ~there_BM.any(1, keepdim=True)
         weights_BTM = self.logits_TM.masked_fill(~counts_BM[:, None], -torch.inf).softmax(-1)
         raw = [head(x_BD, keys_B) for head, x_BD in zip(self.heads, vectors_BMD.unbind(1), strict=True)]
-        raw_BMO = torch.stack(raw, dim=1)
-        raw_BMO = raw_BMO.to(torch.promote_types(raw_BMO.dtype, torch.float32))
+        raw_BMO = widened(torch.stack(raw, dim=1))
         means = [
             (weights_BTM[:, target, :, None] * _averaged(kind, raw_BMO[:, :, columns])).sum(1)
             for target, (kind, columns) in enumerate(self.layout)

@@ -18,7 +18,7 @@ def _classes(num_rows: int, num_classes: int, *, seed: int = 0) -> tuple[NDArray
     """Probabilities with ties, and classes that they tell something of."""
     generator = np.random.default_rng(seed)
     class_N = generator.integers(num_classes, size=num_rows)
-    parts_NK = generator.integers(1, 9, size=(num_rows, num_classes)) + 7 * (class_N[:, None] == np.arange(num_classes))
+    parts_NK = generator.integers(1, 9, size=(num_rows, num_classes)) + 5 * (class_N[:, None] == np.arange(num_classes))
     return parts_NK / parts_NK.sum(axis=1, keepdims=True), class_N
 
 

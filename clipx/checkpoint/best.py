@@ -1,0 +1,124 @@
+"""Whether a run still gets better, and which of its steps are the best: by the scores in its folder.
+
+All of it is a function of the files that evaluations write, `eval/NAME-STEP.json`. So a run that was stopped or killed
+decides as one that was not, and whoever is pointed at a run folder finds the same best checkpoint. Imports no torch.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from clipx.config.fit import FitConfig
+from clipx.config.fit_metrics import EVALUATION, lower_is_better
+from clipx.config.schema import JobConfig
+from clipx.storage.folders import Folder
+
+EVAL_FOLDER = "eval"
+"""The folder of the results, in that of the run."""
+_RESULT = re.compile(r"(.+)-(\d{8,})\.json")
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a run ends before its last step, and what its best step is."""
+
+    evaluation: str
+    """Name of the evaluation that decides."""
+    metric: str
+    """Name of its figure."""
+    patience: int
+    """Evaluations in a row that may be no better than the best before."""
+
+
+class Score(NamedTuple):
+    """The figure that decides, at one step; None where the evaluation did not define it."""
+
+    step: int
+    value: float | None
+
+
+class Result(NamedTuple):
+    """What a file of an evaluation's result holds."""
+
+    evaluation: str
+    step: int
+    content: dict[str, Any]
+
+
+def stop_rule(config: JobConfig) -> StopRule | None:
+    """The rule of a run; None if it trains all its steps, and its newest checkpoint is its model."""
+    if not isinstance(config, FitConfig) or config.stop is None:
+        return None
+    return StopRule(EVALUATION, config.stop.metric, config.stop.patience)
+
+
+def result_name(evaluation: str, step: int) -> str:
+    """The name of the file of an evaluation's result."""
+    return f"{evaluation}-{step:08d}.json"
+
+
+def read_result(folder: Folder, name: str) -> Result | None:
+    """The result in a file of this name, if it is one that a run wrote.
+
+    Raises:
+        OSError: the storage did not answer.
+    """
+    match = _RESULT.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        content = json.loads(folder.read(name).decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    result = Result(match[1], int(match[2]), content)
+    own = isinstance(content, dict) and (content.get("name"), content.get("step")) == (result.evaluation, result.step)
+    return result if own else None
+
+
+def read_scores(run_folder: Folder, rule: StopRule, *, until: int | None = None) -> list[Score]:
+    """The scores of the evaluation that decides, in the order of steps.
+
+    Args:
+        run_folder: of the run.
+        rule: names the evaluation and its figure.
+        until: the last step that counts: of what comes after it, the run knows nothing yet, or no more.
+
+    Raises:
+        OSError: the storage did not answer.
+    """
+    folder, scores = run_folder.child(EVAL_FOLDER), []
+    for name in folder.names():
+        result = read_result(folder, name) if name.startswith(f"{rule.evaluation}-") else None
+        if result is not None and result.evaluation == rule.evaluation and (until is None or result.step <= until):
+            scores.append(Score(result.step, _finite(result.content.get(rule.metric))))
+    return sorted(scores, key=lambda score: score.step)
+
+
+def best_first(scores: Sequence[Score], rule: StopRule) -> list[int]:
+    """The steps that have a score, from the best on; of equal ones the earlier is the better."""
+    sign = 1 if lower_is_better(rule.metric) else -1
+    known = [(sign * score.value, score.step) for score in scores if score.value is not None]
+    return [step for _, step in sorted(known)]
+
+
+def reason_to_stop(scores: Sequence[Score], rule: StopRule) -> str | None:
+    """Why the run ends here: its last evaluations were no better than the best before; None if it goes on.
+
+    An evaluation that does not define the figure is no better.
+    """
+    best = next(iter(best_first(scores, rule)), None)
+    since = [score for score in scores if best is None or score.step > best]
+    if len(since) < rule.patience:
+        return None
+    if best is None:
+        return f"stop: {rule.metric} was not defined in {len(since)} evaluations"
+    value = next(score.value for score in scores if score.step == best)
+    return f"stop: {rule.metric} was no better than {value:.4g} of step {best} in {len(since)} evaluations in a row"
+
+
+def _finite(value: object) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None  # type: ignore[arg-type]
