@@ -8,9 +8,8 @@ clipx_config.yaml, clipx_model.safetensors  the model for `clipx predict` and `c
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from clipx.errors import InputError, RunError
 from clipx.export.fitted_graph import fitted_program, free_axes, outputs_of
 from clipx.export.fitted_settings import fitted_settings, output_name, write_settings
 from clipx.export.formats import Format
-from clipx.export.onnx import PACKAGES
+from clipx.export.onnx import missing_packages
 from clipx.export.onnx_graphs import convert, save_graph
 from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.consumer import LIMIT
@@ -29,6 +28,7 @@ from clipx.export.parity.fitted_samples import FittedRow, FittedSamples
 from clipx.export.plain import plain_problem
 from clipx.export.programs import quiet
 from clipx.export.serving import write_plain, write_text_encoder
+from clipx.models.fused import FusedModel
 from clipx.pretrained import load_fitted
 from clipx.pretrained.fitted import Fitted, cut
 from clipx.pretrained.own import write_weights
@@ -38,6 +38,14 @@ FORMATS: tuple[Format, ...] = ("onnx", "pt2")
 _AT_ONCE = 32
 
 
+def formats_of_fitted(model: FusedModel) -> dict[Format, str | None]:
+    """Every format, with the reason why a fitted model cannot be exported to it; None: it can."""
+    plain = plain_problem(model, None if "text" in model.layout.modalities else "image")
+    foreign = "it predicts columns of a table, for which that format has no place"
+    found: dict[Format, str | None] = dict.fromkeys(get_args(Format), foreign)
+    return found | {"onnx": missing_packages() or plain, "pt2": plain}
+
+
 def require_formats(fitted: Fitted, formats: Sequence[Format], options: ExportOptions) -> None:
     """Checks that a fitted model can be exported as asked.
 
@@ -45,21 +53,14 @@ def require_formats(fitted: Fitted, formats: Sequence[Format], options: ExportOp
         InputError: it cannot.
     """
     predicts = f"it predicts {', '.join(fitted.fit_config.targets)}"
-    if foreign := [name for name in formats if name not in FORMATS]:
-        raise InputError(
-            f"this model cannot be exported to {foreign[0]}: {predicts}, for which {foreign[0]} has no form; give "
-            f"--format {','.join(FORMATS)} (its towers alone are those of the model that it began with)"
-        )
+    reasons = formats_of_fitted(fitted.model)
+    if refused := [name for name in formats if reasons[name] is not None]:
+        hint = f"; give --format {','.join(FORMATS)}" if refused[0] not in FORMATS else ""
+        raise InputError(f"this model cannot be exported to {refused[0]}: {reasons[refused[0]]}{hint}")
     asked = {"--only": options.only, "--dtype": options.dtype if options.dtype != "fp32" else None}
     for option, value in (asked | {"--int8": options.int8 or None}).items():
         if value is not None:
             raise InputError(f"{option} is for towers, and this model is one program: {predicts}; leave it out")
-    if "onnx" in formats and (missing := [name for name in PACKAGES if find_spec(name) is None]):
-        hint = "pip install 'clipx-train[onnx]'"
-        raise InputError(f"this model cannot be exported to onnx: {', '.join(missing)} not installed; {hint}")
-    unread = "text" not in fitted.fit_config.modalities
-    if reason := plain_problem(fitted.model, "image" if unread else None):
-        raise InputError(f"this model cannot be exported: {reason}")
 
 
 def write_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format]) -> None:
