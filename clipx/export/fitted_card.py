@@ -55,12 +55,11 @@ def _metadata(config: FitConfig) -> dict[str, Any]:
 
 
 def _summary(config: FitConfig) -> str:
-    words = {"image": "a picture", "text": "a text", "table": "numbers and categories"}
+    words = {"image": "a picture", "text": "a text", "table": "numbers or categories"}
     given = [words[name] for name in config.modalities]
     joined = given[0] if len(given) == 1 else f"{', '.join(given[:-1])} and {given[-1]}"
-    told = f"Predicts {line(', '.join(config.targets))} of a row from {joined}; what a row lacks may be left out."
-    if len(given) == 1:
-        told = f"Predicts {line(', '.join(config.targets))} of a row from {joined}."
+    told = f"Predicts {line(', '.join(config.targets))} of a row from {joined}"
+    told += "; what a row lacks may be left out." if len(given) > 1 else "."
     return f"{told} Exported by clipx {__version__}; `clipx_config.yaml` has all settings."
 
 
