@@ -62,12 +62,14 @@ def update(optimizer: Optimizer, good: Tensor) -> None:
         good: bool, 0-dim, on the device, equal on all ranks.
     """
     inner: Any = inner_optimizer(optimizer)
+    scaler = getattr(optimizer, "scaler", None)
+    stepped = inner if scaler is None else optimizer  # accelerate's wrapper searches for packages in each step
     if takes_found_inf(inner):
         inner.grad_scale = None
         inner.found_inf = (~good).float()
-        optimizer.step()
-    elif getattr(optimizer, "scaler", None) is not None or good:
-        optimizer.step()
+        stepped.step()
+    elif scaler is not None or good:
+        stepped.step()
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:

@@ -21,7 +21,7 @@ from clipx.errors import RunError
 from clipx.models.half_weights import HalfWeights
 from clipx.objectives.objective import Objective, Outputs, Share
 from clipx.optim.ema import Ema
-from clipx.optim.optimizers import set_learning_rate, update
+from clipx.optim.optimizers import inner_optimizer, set_learning_rate, update
 from clipx.train.accumulate import Losses, accumulate
 from clipx.train.metrics.step_metrics import (
     Clock,
@@ -61,9 +61,13 @@ class Stepper:
     names: tuple[str, ...] | None = None
     """Names of figures and counts, once they have been compared over ranks: in the first step."""
     uploads: Uploads = field(init=False)
+    clipped: Sequence[nn.Parameter] = field(init=False)
+    """Whose gradients are clipped; listed once, since that may take as long as the step of a small model."""
 
     def __post_init__(self) -> None:
         self.uploads = Uploads(self.runtime.device)
+        sharded = self.runtime.parallel.type == "fsdp2"  # then accelerate wants all, in the order of the model
+        self.clipped = [weight for weight in self.model.parameters() if sharded or weight.requires_grad]
 
     def __call__(self, batch: Batch, *, step: int, requests: StopOrSave, stats: RankStats) -> InFlightStep:
         """Trains on this rank's part of one global batch.
@@ -79,7 +83,7 @@ class Stepper:
         numbers = own_numbers(counts, num_bad=len(batch.bad), requests=requests, stats=stats, runtime=self.runtime)
         lr = self.learning_rate(step)
         set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad()
+        inner_optimizer(self.optimizer).zero_grad()  # accelerate's wrapper looks at the signature in each step
         with observed(partial(clock.measure, "communication")):
             with clock.measure("model and loss"):
                 sent = self._send(batch, numbers)
@@ -135,7 +139,7 @@ class Stepper:
             nonlocal on_device
             with clock.measure("forward"):  # pixels go to the device when their turn comes: all of them need gigabytes
                 on_device = self._moved(piece, sent.vectors[number])
-                torch.manual_seed(key(self.seed, Stream.DROPOUT, piece.index, number, self.runtime.rank))
+                _seed(key(self.seed, Stream.DROPOUT, piece.index, number, self.runtime.rank), self.runtime.device)
                 outputs = self.objective.forward(self.model, on_device, for_terms=for_terms)
             check_outputs(outputs, piece.sizes)
             return outputs
@@ -203,7 +207,7 @@ class Stepper:
     def _clip(self) -> Tensor:
         """Scales gradients to the largest norm; returns the norm before, 0-dim, equal on all ranks."""
         limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
-        norm: Tensor = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        norm: Tensor = self.runtime.accelerator.clip_grad_norm_(self.clipped, limit)
         return full_tensor(norm).to(self.runtime.device)  # of offloaded parameters it is on the host
 
     def _update(self, good: Tensor, step: int) -> None:
@@ -228,6 +232,13 @@ class _Sent:
     """This rank's `own_numbers`, on the device."""
     sample_counts: Mapping[str, Tensor]
     """What each term is divided by, by its name."""
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seeds the generators that a forward pass may draw from; `torch.manual_seed` sees to others, for a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _divided(share: Share, count: Tensor) -> Share:
