@@ -126,9 +126,9 @@ def test_a_modality_taken_away_is_as_one_that_is_absent(
 def complete_shards(folder: Path, taken: set[str]) -> list[str]:
     """The held-out samples with a picture and a title, without some of their members and columns."""
     samples: list[dict[str, bytes]] = []
-    for place, row in enumerate(ROWS):
+    for place, held_out in enumerate(ROWS):
         members = sample(NUM_TRAIN + place)
-        if "png" in members and row["title"] is not None:
+        if "png" in members and held_out["title"] is not None:
             record = {name: value for name, value in json.loads(members["json"]).items() if name not in taken}
             kept = {name: content for name, content in members.items() if name not in taken}
             samples.append(kept | {"json": json.dumps(record).encode()})
