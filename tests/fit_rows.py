@@ -1,4 +1,4 @@
-"""A small table for fitted models of `fitted_models`, with all that a table may have."""
+"""A small table for fitted models of `row_models`, with all that a table may have."""
 
 import csv
 from pathlib import Path

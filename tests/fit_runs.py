@@ -53,5 +53,6 @@ def tiny_fit(run_dir: Path, shards: Path, *overrides: str) -> FitConfig:
     places = [f"run_dir={run_dir}", f"data.train=[{shards / 'train'}]", f"data.val=[{shards / 'val'}]"]
     found = [f"data.train_shards=[{shards / 'train'}]", f"data.val_shards=[{shards / 'val'}]"]
     config = load_config([CONFIG], [*places, *found, f"data.num_train={NUM_TRAIN}", *overrides])
-    assert isinstance(config, FitConfig) and config.is_resolved
+    assert isinstance(config, FitConfig)
+    assert config.is_resolved
     return config

@@ -109,14 +109,26 @@ def reason_to_stop(scores: Sequence[Score], rule: StopRule) -> str | None:
 
     An evaluation that does not define the figure is no better.
     """
-    best = next(iter(best_first(scores, rule)), None)
-    since = [score for score in scores if best is None or score.step > best]
-    if len(since) < rule.patience:
-        return None
+    _, since = _since_best(scores, rule)
+    return f"stop: {standing(scores, rule)}" if since >= rule.patience else None
+
+
+def standing(scores: Sequence[Score], rule: StopRule) -> str:
+    """How the figure stands, in words."""
+    best, since = _since_best(scores, rule)
     if best is None:
-        return f"stop: {rule.metric} was not defined in {len(since)} evaluations"
-    value = next(score.value for score in scores if score.step == best)
-    return f"stop: {rule.metric} was no better than {value:.4g} of step {best} in {len(since)} evaluations in a row"
+        return f"{rule.metric} was not defined in {since} evaluations (patience {rule.patience})"
+    if since == 0:
+        return f"{rule.metric} {best.value:.4g} is the best so far"
+    times = f"{since} evaluation{'s' if since > 1 else ''} (patience {rule.patience})"
+    return f"{rule.metric} was no better than {best.value:.4g} of step {best.step} in {times}"
+
+
+def _since_best(scores: Sequence[Score], rule: StopRule) -> tuple[Score | None, int]:
+    """The best score, and how many evaluations there were since."""
+    step = next(iter(best_first(scores, rule)), None)
+    best = next((score for score in scores if score.step == step), None)
+    return best, sum(best is None or score.step > best.step for score in scores)
 
 
 def _finite(value: object) -> float | None:

@@ -16,7 +16,8 @@ from clipx.errors import InputError
 
 if TYPE_CHECKING:
     from clipx.config.fit import FitConfig
-    from clipx.fitting.guess import FitRequest, Guess
+    from clipx.fitting.guess import Guess
+    from clipx.fitting.request import FitRequest
 
 
 def _option(metavar: str, help: str) -> Any:
@@ -31,7 +32,7 @@ def fit(
         str,
         typer.Argument(
             metavar="TABLE",
-            help="Rows to learn from: CSV, TSV, JSON lines, parquet, arrow, or shards that `clipx data make` made of such.",
+            help="Rows to learn from: CSV, TSV, JSON lines, parquet, arrow, or shards of `clipx data make --absent`.",
             show_default=False,
         ),
     ],
@@ -75,7 +76,7 @@ def fit(
     mean, of the picture alone, and of the text alone. `clipx predict DIR TABLE` uses the model. The same command again
     goes on, or prints the table. Works under torchrun and accelerate launch. Exit codes are those of `clipx train`.
     """
-    from clipx.fitting.guess import FitRequest
+    from clipx.fitting.request import FitRequest
 
     given = overrides or []
     if wrong := [text for text in given if not is_override(text)]:
@@ -126,20 +127,20 @@ def _is_first() -> bool:
 def _config(request: "FitRequest", overrides: Sequence[str]) -> "tuple[FitConfig, Guess]":
     """The config that is guessed, or was before: every rank guesses the same, the first writes it down."""
     from clipx.config.fit import FitConfig
-    from clipx.data.rows.opening import SourceOptions, open_rows
-    from clipx.data.rows.row import TableColumns
     from clipx.fitting.guess import guess
     from clipx.fitting.guessed_file import FILE, guessed_text, settle, with_overrides
+    from clipx.fitting.request import open_table
     from clipx.pretrained.run_config import load_config
 
-    columns = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
-    rows = open_rows([request.table], SourceOptions(columns=columns))
-    guessed = with_overrides(guess(request, rows), overrides)
+    guessed = with_overrides(guess(request, open_table(request)), overrides)
     text = guessed_text(guessed)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / FILE
         draft.write_text(text, encoding="utf-8")
-        config = load_config(draft)  # what is wrong with it is said before anything is written
+        try:
+            config = load_config(draft)  # what is wrong with it is said before anything is written
+        except InputError as error:
+            raise InputError(str(error).replace("start_from:", "--model:", 1)) from error
     assert isinstance(config, FitConfig)
     if _is_first():
         settle(text, Path(config.run_dir))

@@ -7,6 +7,7 @@ from clipx.cli.output import say
 from clipx.printable import shown
 
 if TYPE_CHECKING:
+    from clipx.config.fit import FitConfig
     from clipx.fitting.guess import Guess
 
 
@@ -33,4 +34,36 @@ def _value(value: Any) -> str:
 
 
 def print_scores(config: "FitConfig") -> None:
-    """Placeholder until figures are there."""
+    """Prints what the model of a run is worth on held-out rows."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from clipx.fitting.figures import read_figures
+
+    figures = read_figures(config)
+    modalities = config.modalities
+    alone = len(modalities) == 2  # then what is left without one is the other one
+    names = {modality: _NAMES[modality] for modality in modalities}
+    # in the order of what is left: the picture alone is the model without the text
+    less = (modalities[::-1] if alone else modalities) if len(modalities) > 1 else ()
+    others = {modality: next((name for name in names if name != modality), modality) for modality in less}
+    titles = [f"{names[others[each]]} alone" if alone else f"without {names[each]}" for each in less]
+    columns = [Column(title, justify="right") for title in ("trivial", *titles, "all inputs" if less else "model")]
+    table = Table("target", "figure", *columns, title=f"rows that training did not see, step {figures.step}")
+    for row in figures.rows:
+        values = [row.trivial, *(row.less[each] for each in less), row.all]
+        is_first = row.figure == next(each.figure for each in figures.rows if each.target == row.target)
+        table.add_row(Text(shown(row.target)) if is_first else "", row.figure, *map(_number, values))
+    Console().print(table)
+    say("trivial: the most frequent class, labels as they are frequent, the mean")
+    if less:
+        what = "alone" if alone else "without"
+        say(f"{what}: this model, and none of its own, where other inputs are taken away; of rows that have one left")
+
+
+_NAMES = {"image": "picture", "text": "text", "table": "table"}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"

@@ -271,8 +271,7 @@ class FitConfig(Job):
         rows = max(1, round(self.epochs * (self.data.num_train or 1)))
         return RunLength(global_batch_size=self.global_batch_size, steps=None, samples=rows, changes=tuple(changes))
 
-    def epoch_ends(self, length: RunLength) -> tuple[int, ...]:
-        """The steps after which another whole epoch is done, ascending, and the last step of the run."""
+    def ends_epoch(self, step: int, length: RunLength) -> bool:
+        """Whether another whole epoch is done after this step, and was not before it."""
         rows = self.data.num_train or 1
-        ends = [length.in_steps(rows * epoch) for epoch in range(1, int(self.epochs) + 1)]
-        return tuple(sorted({end for end in ends if end <= length.num_steps} | {length.num_steps}))
+        return step > 0 and length.samples_seen(step) // rows > length.samples_seen(step - 1) // rows

@@ -1,7 +1,7 @@
 """The figures of a fit run's evaluations, by name: `loss`, and for each target `TARGET/FIGURE`.
 
-Where a run has several modalities, each figure also stands under `..._without_MODALITY`: over the same rows, with that
-modality taken away from all of them. Imports no torch, so that a wrong `stop.metric` is said at once.
+Where a run has several modalities, each figure also stands under `..._without_MODALITY`: with that modality taken away
+from all rows, over those that have another one. Imports no torch, so that a wrong `stop.metric` is said at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,9 @@ METRICS: Mapping[TargetKind, tuple[str, ...]] = {
     "labels": ("macro_f1", "auroc", "calibration_error", "loss"),
 }
 """The figures of a target by its kind; `clipx.evaluate.supervised_metrics` defines them."""
+
+HEADLINES: Mapping[TargetKind, str] = {"class": "accuracy", "number": "r2", "labels": "macro_f1"}
+"""The figure of a target that a person is shown first, by its kind."""
 
 LOWER_IS_BETTER = frozenset({"loss", "mae", "calibration_error"})
 """Figures that are better the lower they are; all others the higher."""

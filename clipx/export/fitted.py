@@ -7,9 +7,9 @@ clipx_config.yaml, clipx_model.safetensors  the model for `clipx predict` and `c
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,15 +19,16 @@ from clipx.errors import InputError, RunError
 from clipx.export.fitted_graph import fitted_program, free_axes, outputs_of
 from clipx.export.fitted_settings import fitted_settings, output_name, write_settings
 from clipx.export.formats import Format
-from clipx.export.onnx import PACKAGES
+from clipx.export.onnx import missing_packages
 from clipx.export.onnx_graphs import convert, save_graph
-from clipx.export.options import ExportOptions
+from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.consumer import LIMIT
 from clipx.export.parity.fitted import CONSUMERS, Arrays, FittedConsumer, faults, fitted_row, graph_inputs
 from clipx.export.parity.fitted_samples import FittedRow, FittedSamples
 from clipx.export.plain import plain_problem
 from clipx.export.programs import quiet
 from clipx.export.serving import write_plain, write_text_encoder
+from clipx.models.fused import FusedModel
 from clipx.pretrained import load_fitted
 from clipx.pretrained.fitted import Fitted, cut
 from clipx.pretrained.own import write_weights
@@ -37,6 +38,14 @@ FORMATS: tuple[Format, ...] = ("onnx", "pt2")
 _AT_ONCE = 32
 
 
+def formats_of_fitted(model: FusedModel) -> dict[Format, str | None]:
+    """Every format, with the reason why a fitted model cannot be exported to it; None: it can."""
+    plain = plain_problem(model, None if "text" in model.layout.modalities else "image")
+    foreign = "it predicts columns of a table, for which that format has no place"
+    found: dict[Format, str | None] = dict.fromkeys(get_args(Format), foreign)
+    return found | {"onnx": missing_packages() or plain, "pt2": plain}
+
+
 def require_formats(fitted: Fitted, formats: Sequence[Format], options: ExportOptions) -> None:
     """Checks that a fitted model can be exported as asked.
 
@@ -44,21 +53,14 @@ def require_formats(fitted: Fitted, formats: Sequence[Format], options: ExportOp
         InputError: it cannot.
     """
     predicts = f"it predicts {', '.join(fitted.fit_config.targets)}"
-    if foreign := [name for name in formats if name not in FORMATS]:
-        raise InputError(
-            f"this model cannot be exported to {foreign[0]}: {predicts}, for which {foreign[0]} has no form; give "
-            f"--format {','.join(FORMATS)} (its towers alone are those of the model that it began with)"
-        )
+    reasons = formats_of_fitted(fitted.model)
+    if refused := [name for name in formats if reasons[name] is not None]:
+        hint = f"; give --format {','.join(FORMATS)}" if refused[0] not in FORMATS else ""
+        raise InputError(f"this model cannot be exported to {refused[0]}: {reasons[refused[0]]}{hint}")
     asked = {"--only": options.only, "--dtype": options.dtype if options.dtype != "fp32" else None}
     for option, value in (asked | {"--int8": options.int8 or None}).items():
         if value is not None:
             raise InputError(f"{option} is for towers, and this model is one program: {predicts}; leave it out")
-    if "onnx" in formats and (missing := [name for name in PACKAGES if find_spec(name) is None]):
-        hint = "pip install 'clipx-train[onnx]'"
-        raise InputError(f"this model cannot be exported to onnx: {', '.join(missing)} not installed; {hint}")
-    unread = "text" not in fitted.fit_config.modalities
-    if reason := plain_problem(fitted.model, "image" if unread else None):
-        raise InputError(f"this model cannot be exported: {reason}")
 
 
 def write_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format]) -> None:
@@ -68,8 +70,7 @@ def write_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format]) -> Non
         RunError: a format has no form of the model.
     """
     config = fitted.fit_config
-    write_settings(config, folder)
-    write_plain(fitted, folder, ExportOptions(only=_only_tower(fitted)))
+    write_serving_files(fitted, folder)
     write_text_encoder(fitted, folder)
     write_weights(fitted.model.state_dict(), folder)
     program = fitted_program(fitted)
@@ -79,6 +80,15 @@ def write_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format]) -> Non
     if "onnx" in formats:
         graph = convert(program, list(fitted_settings(config)["outputs"]), free_axes(config))
         save_graph(graph, folder / CONSUMERS["onnx"].file, {})
+
+
+def write_serving_files(fitted: Fitted, folder: Path) -> None:
+    """Writes what says how a row becomes the program's inputs: fitted.json, preprocessor and tokenizer."""
+    write_settings(fitted.fit_config, folder)
+    towers: dict[str, Tower] = {"image": "image", "text": "text"}
+    read = [towers[name] for name in fitted.fit_config.modalities if name in towers]
+    if read:
+        write_plain(fitted, folder, ExportOptions(only=read[0] if len(read) == 1 else None))
 
 
 def check_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format], samples: FittedSamples) -> dict[str, Any]:
@@ -108,20 +118,18 @@ def check_fitted(fitted: Fitted, folder: Path, formats: Sequence[Format], sample
 
 
 def our_outputs(fitted: Fitted, rows: Sequence[FittedRow]) -> dict[str, np.ndarray]:
-    """What the model itself predicts, read as `Fitted.predict` reads rows, under the names of the program's outputs."""
-    config = fitted.fit_config
+    """What the model itself predicts, read as `Fitted.predict` reads rows, under the names of the program's outputs.
+
+    Pictures are decoded by Pillow, as on the other side: faster decoders round some pixels otherwise.
+    """
+    config = replace(fitted.fit_config, data=replace(fitted.fit_config.data, decode="pil"))
+    fitted = Fitted(fitted.model, config, tokenizer=fitted.tokenizer)
     given = GivenRows([row.cells for row in rows], config, absent=True)
     found = [fitted.predict_block(block, read) for block, read in fitted.read(given, cut(len(rows), _AT_ONCE))]
     if problems := {row: why for block in found for row, why in block.problems.items()}:
         raise RunError(f"row {min(problems)} of the comparison cannot be read: {problems[min(problems)]}")
     raw_BO = torch.cat([block.raw_BO for block in found])
     return {output_name(config, name): rows.numpy() for name, rows in outputs_of(config, raw_BO).items()}
-
-
-def _only_tower(fitted: Fitted) -> Any:
-    """The tower of which anything is read, if there is one alone."""
-    read = [name for name in ("image", "text") if name in fitted.fit_config.modalities]
-    return read[0] if len(read) == 1 else None
 
 
 def _row(

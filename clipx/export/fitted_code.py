@@ -11,13 +11,13 @@ def square(picture):
     width, height = ({size} * side // min(picture.size) for side in picture.size)
     picture = picture.convert("RGB").resize((width, height), Image.Resampling.{filter})
     left, top = round((width - {size}) / 2), round((height - {size}) / 2)
-    return np.asarray(picture.crop((left, top, left + {size}, top + {size})))
+    return np.array(picture.crop((left, top, left + {size}, top + {size})))
 
 
 """
 _SQUASH = """\
 def square(picture):
-    return np.asarray(picture.convert("RGB").resize(({size}, {size}), Image.Resampling.{filter}))
+    return np.array(picture.convert("RGB").resize(({size}, {size}), Image.Resampling.{filter}))
 
 
 """
@@ -32,7 +32,8 @@ print(dict(zip(names, session.run(names, inputs))))
 """
 _PT2 = """\
 predict = torch.export.load("fitted.pt2").module()
-print(predict(**{name: torch.from_numpy(rows) for name, rows in inputs.items()}))
+with torch.no_grad():
+    print(predict(**{name: torch.from_numpy(rows) for name, rows in inputs.items()}))
 """
 _CLIPX = """\
 import clipx
@@ -64,7 +65,7 @@ def _row(config: FitConfig) -> str:
     cells: dict[str, object] = {}
     if config.image_column is not None:
         cells[config.image_column] = "photo.jpg"
-    cells |= dict.fromkeys(config.text_columns, "a red cup")
+    cells |= {name: "" if place else "a red cup" for place, name in enumerate(config.text_columns)}
     cells |= {part.column or name: round(part.mean or 0.0, 2) for name, part in config.numbers.items()}
     cells |= {part.column or name: (part.classes or ("",))[0] for name, part in config.categories.items()}
     return repr(cells)

@@ -52,6 +52,12 @@ def check_formats(formats: Sequence[str], options: ExportOptions | None = None) 
 
 def formats_of(pretrained: "Pretrained") -> dict[Format, str | None]:
     """Every format, with the reason why a model cannot be exported to it; None: it can. Nothing is converted."""
+    from clipx.models.fused import FusedModel
+
+    if isinstance(pretrained.model, FusedModel):
+        from clipx.export.fitted import formats_of_fitted
+
+        return formats_of_fitted(pretrained.model)
     return {name: format_module(name).problem(pretrained) for name in get_args(Format)}
 
 

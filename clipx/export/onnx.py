@@ -19,15 +19,18 @@ from clipx.pretrained import Pretrained
 
 __all__ = ["CONSUMERS", "problem", "write"]
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def problem(pretrained: Pretrained, only: Tower | None = None) -> str | None:
     """Why a model, or its one tower, cannot be exported to ONNX here; None: it can."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        return f"{', '.join(missing)} not installed; pip install 'clipx-train[onnx]'"
-    return plain_problem(pretrained.model, only)
+    return missing_packages() or plain_problem(pretrained.model, only)
+
+
+def missing_packages() -> str | None:
+    """What must be installed to write graphs, and how; None: nothing."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    return f"{', '.join(missing)} not installed; pip install 'clipx-train[onnx]'" if missing else None
 
 
 def write(pretrained: Pretrained, folder: Path, options: ExportOptions) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipx.config.fit_metrics import HEADLINES
+from clipx.data.rows.named_files import lost_picture
 from clipx.data.rows.row import Rows
 from clipx.errors import InputError, some_names
 from clipx.fitting.looks import SEPARATORS, ColumnLook, look
+from clipx.fitting.request import FitRequest
 
 Tree = dict[str, Any]
 
@@ -22,45 +25,6 @@ _LARGEST_BATCH, _LEAST_STEPS_PER_EPOCH, _STEPS = 256, 8, 2_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 5, 100
 _WARMUP_STEPS = 50
 _PATIENCE = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitRequest:
-    """What a person said of a fit run."""
-
-    table: str
-    targets: Sequence[str]
-    model: str
-    """The encoder's."""
-    out: str
-    image: str | None = None
-    text: Sequence[str] = ()
-    """Columns of one text."""
-    numbers: Sequence[str] = ()
-    categories: Sequence[str] = ()
-    inputs: Sequence[str] = ()
-    """Columns whose kind is to be guessed: numbers or categories."""
-    val: str | None = None
-    """Another table, or a share; None: a tenth."""
-    group: str | None = None
-    key: str | None = None
-    image_folder: str | None = None
-    epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        columns = self.columns
-        if twice := [name for name in columns if columns.count(name) > 1]:
-            raise InputError(f"column {twice[0]!r} is named twice; a column is one input, or a target")
-        if not self.targets:
-            raise InputError("no target; name the columns that are to be predicted with --target")
-        if len(columns) == len(self.targets):
-            raise InputError("no input; name columns with --image, --text, --number or --category")
-
-    @property
-    def columns(self) -> list[str]:
-        """All columns of inputs and targets."""
-        image = [self.image] if self.image is not None else []
-        return [*image, *self.text, *self.numbers, *self.categories, *self.inputs, *self.targets]
 
 
 @dataclass(frozen=True)
@@ -77,13 +41,20 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
 
     Args:
         request: what is known.
-        rows: of the table for training.
+        rows: of `open_table`.
 
     Raises:
-        InputError: a column is absent or empty, or a target has one value, or another one in nearly every row.
+        InputError: a column is absent or empty, pictures are not there, or a target has one value, or another one in
+            nearly every row.
     """
     _require_columns(request, rows)
+    if (lost := lost_picture(rows)) is not None:
+        raise InputError(
+            f"{request.table}: not one of the pictures that it names is there, as {lost}; say with --image-folder "
+            "where their paths begin"
+        )
     looks = look(rows, [name for name in request.columns if name != request.image], origin=request.table)
+    _require_numbers(request, looks)
     reasons: dict[str, str] = {}
     inputs = _inputs(request, looks, reasons)
     targets: Tree = {}
@@ -116,13 +87,23 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
 
 def _require_columns(request: FitRequest, rows: Rows) -> None:
     further = [name for name in (request.group, request.key) if name is not None]
-    of_pictures = [request.image] if rows.shards() else []  # shards keep pictures beside the columns
     for column in (*request.columns, *further):
-        if column not in of_pictures:
+        if column != request.image:  # which is no field of a record; opening the table has looked for it
             try:
                 rows.require_column(column)
             except InputError as error:
                 raise InputError(f"{request.table}: {error}") from error
+
+
+def _require_numbers(request: FitRequest, looks: Mapping[str, ColumnLook]) -> None:
+    """Before shards are made; a single cell that is no number is named with its row by training."""
+    for column in request.numbers:
+        if not (found := looks[column]).is_numeric:
+            others = some_names(list(found.values)[:3])
+            raise InputError(
+                f"{request.table}: column {column!r} is no column of numbers: {len(found.numbers):,} of "
+                f"{found.num_present:,} cells are, others are {others}; give it as --text or --category"
+            )
 
 
 def _inputs(request: FitRequest, looks: Mapping[str, ColumnLook], reasons: dict[str, str]) -> Tree:
@@ -206,9 +187,12 @@ def _share(val: str | None) -> float | None:
     if val is None:
         return _VAL_SHARE
     try:
-        return float(val)
+        share = float(val)
     except ValueError:
         return None
+    if not 0 < share < 1:
+        raise InputError(f"--val {val}: a share lies between 0 and 1; give such a one, or another table")
+    return share
 
 
 def _data(request: FitRequest, share: float | None, reasons: dict[str, str]) -> Tree:
@@ -244,13 +228,10 @@ def _stop(targets: Tree, reasons: dict[str, str]) -> Tree:
     """What the best checkpoint is chosen by: the figure of the one target, or the loss of all of them."""
     first, *others = targets.items()
     name, target = first
-    metric = "loss" if others else f"{name}/{_METRIC[target['type']]}"
+    metric = "loss" if others else f"{name}/{HEADLINES[target['type']]}"
     what = "all targets together" if others else "of rows that training does not see"
     reasons["stop"] = f"{what}; the best checkpoint is the model"
     return {"metric": metric, "patience": _PATIENCE}
-
-
-_METRIC = {"class": "accuracy", "number": "mae", "labels": "macro_f1"}
 
 
 def _add_column(tree: Tree, name: str, column: str) -> None:

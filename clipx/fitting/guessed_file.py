@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from clipx.checkpoint.store import CONFIG
 from clipx.config.load import overridden
 from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError
@@ -64,23 +65,29 @@ def _commented(lines: Sequence[str], reasons: Mapping[str, str]) -> Iterator[str
 def settle(text: str, folder: Path) -> Path:
     """Writes the file of a guess into a run folder, or finds the same one there, of an earlier start.
 
+    One of a run that never began to train is replaced: what was wrong with it may be corrected.
+
     Raises:
         InputError: the folder has another one, or cannot be written.
     """
     path = folder / FILE
     try:
-        before = path.read_text(encoding="utf-8") if os.path.lexists(path) else None
-        if before is None:
+        before = path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
+        is_own, has_begun = before.startswith(_MARK), (folder / CONFIG).exists()
+        if not before or (is_own and not has_begun):
             folder.mkdir(parents=True, exist_ok=True)
             aside = folder / f".{FILE}.{os.getpid()}"  # each rank writes the same
             aside.write_text(text, encoding="utf-8")
             aside.replace(path)
+            return path
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be used: {error}; choose another --out") from error
-    if before not in (None, text):
-        hint = _difference(before or "", text) if (before or "").startswith(_MARK) else "clipx fit did not write it"
+    if not is_own:
+        raise InputError(f"{path} is there, and clipx fit did not write it; choose another --out")
+    if before != text:
         raise InputError(
-            f"{path} is of another fit ({hint}); go on with that one by clipx train {path}, or choose another --out"
+            f"{path} is of another fit ({_difference(before, text)}); go on with that one by clipx train {path}, or "
+            "choose another --out"
         )
     return path
 

@@ -7,18 +7,23 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from clipx.checkpoint.background import Background
+from clipx.checkpoint.best import best_first, read_scores, stop_rule
 from clipx.checkpoint.host_copy import HostCopy
-from clipx.checkpoint.manifest import Entry
+from clipx.checkpoint.manifest import Entry, find_problem
 from clipx.checkpoint.state import RunState
 from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.checkpoint.tensors import State, own_share, state_of, write_state
+from clipx.config.fit import FitConfig
 from clipx.config.load import dump_config
 from clipx.distributed.collectives import gather_objects, world_size
 from clipx.errors import RunError
 from clipx.optim.optimizers import inner_optimizer
+from clipx.storage.folders import folder_at
 from clipx.train.build import Run
+from clipx.train.evaluations import due_evaluations
 from clipx.train.loss_spikes import going_back
 
 log = logging.getLogger(__name__)
@@ -52,6 +57,7 @@ class Saver:
         """The step of the newest good checkpoint that all ranks know of."""
         group = run.runtime.group
         self._group = group if world_size(group) > 1 else None
+        self._stop_rule = stop_rule(run.config)
         self._host = HostCopy()
         self._background: Background[_Saved] | None = None
         if run.config.checkpoint.async_save:
@@ -80,17 +86,22 @@ class Saver:
         return time.monotonic() - self._tried_at > min((wait_s for wait_s in waits_s if wait_s), default=math.inf)
 
     def is_due(self) -> bool:
-        """Whether the count of steps asks for a save: by `checkpoint.every_steps`, or at the end of a phase."""
+        """Whether the count of steps asks for a save.
+
+        It does by `checkpoint.every_steps`, at the end of a phase, and where a fit run is evaluated: any of these
+        checkpoints may be the best.
+        """
         step, every = self._run.progress.step, self._run.config.checkpoint.every_steps
-        return step == self._run.phase.until or (every > 0 and step % every == 0)
+        evaluated = isinstance(self._run.config, FitConfig) and bool(due_evaluations(self._run))
+        return step == self._run.phase.until or (every > 0 and step % every == 0) or evaluated
 
     def save(self, *, stopping: bool) -> None:
         """Saves the current step. A save that fails harms nothing that was saved before, and `saved_step` stays.
 
         Waits for the disk when saves are not asynchronous, when the run is `stopping`, and at the end of a phase. While
         losses are not finite, the weights may be the cause. So nothing is saved then unless the run or its phase ends,
-        and no old checkpoint is removed. With `spikes` a save of the schedule waits for the one before instead of being
-        left out: a rollback must not depend on the speed of the storage.
+        and no old checkpoint is removed. With `spikes` or `stop` a save of the schedule is never left out but waits for
+        the one before: a rollback, and the best checkpoint, must not depend on the speed of the storage.
 
         Raises:
             RunError: from `wait`.
@@ -98,7 +109,8 @@ class Saver:
         began = time.perf_counter()
         run, progress = self._run, self._run.progress
         final = stopping or progress.step == run.phase.until
-        if final or (run.config.spikes is not None and self.is_due()) or not self._is_busy():
+        waits = run.config.spikes is not None or self._stop_rule is not None
+        if final or (waits and self.is_due()) or not self._is_busy():
             self.wait()
             if self.saved_step != progress.step and (final or not progress.skipped_in_row):
                 self._save(began, wait=final)
@@ -262,11 +274,20 @@ class Saver:
     def _retry_s(self) -> float:
         return _FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 10)
 
+    def _best(self) -> list[int]:
+        """The step of the best checkpoint that is there, by the evaluations so far; none without `stop`."""
+        if self._stop_rule is None:
+            return []
+        ranked = best_first(read_scores(folder_at(self._run.run_dir), self._stop_rule), self._stop_rule)
+        there = {checkpoint.step: checkpoint.folder for checkpoint in self.store.checkpoints()}
+        good = (step for step in ranked if step in there and find_problem(there[step], checksums=False) is None)
+        return list(islice(good, 1))
+
     def _remove_old(self, step: int) -> None:
         config = self._run.config
         policy = config.checkpoint
         try:
-            needed = going_back(self.store, config, step + 1)
+            needed = going_back(self.store, config, step + 1) + self._best()
             self.store.apply_retention(keep_last=policy.keep_last, keep_every=policy.keep_every, keep=needed)
         except OSError as error:
             log.warning("cannot remove an old checkpoint (%s); it stays until the next save", error)

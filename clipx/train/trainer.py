@@ -16,7 +16,7 @@ from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
 from clipx.storage.standard_error import surviving_stderr
 from clipx.train.build import Run, build_run
-from clipx.train.evaluations import evaluate, missing_evaluations
+from clipx.train.evaluations import due_evaluations, early_end, evaluate, missing_evaluations
 from clipx.train.liveness.heartbeat import join_heartbeats
 from clipx.train.liveness.run_lock import run_lock
 from clipx.train.liveness.status import Status, explain, write_failure, write_status
@@ -133,24 +133,28 @@ def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objectiv
             note_failure(explained)
             raise explained from error
         watchdog.set_activity("end", step=step)
-        _finish(Path(config.run_dir), runtime, status, stop, step=step)
+        early = early_end(run) if run is not None and status is Status.COMPLETE else None
+        _finish(Path(config.run_dir), runtime, status, stop, step=step, early=early)
         if run is not None:
             run.monitor.close_trackers()
     return status
 
 
-def _finish(run_dir: Path, runtime: Runtime, status: Status, stop: StopRequest, *, step: int) -> None:
-    """After all ranks have ended, rank 0 says how."""
+def _finish(
+    run_dir: Path, runtime: Runtime, status: Status, stop: StopRequest, *, step: int, early: str | None
+) -> None:
+    """After all ranks have ended, rank 0 says how; `early` is why a complete run has not done all its steps."""
     runtime.barrier()
     if not runtime.is_main:
         return
-    why = "all steps done" if status is Status.COMPLETE else stop.reason or "a stop signal at another process"
+    asked = stop.reason or "a stop signal at another process"
+    why = (early or "all steps done") if status is Status.COMPLETE else asked
     try:
         write_status(run_dir, status, step=step, reason=why)
         stop.forget_file()
     except OSError as error:  # all is saved, maybe elsewhere, and the exit code says so too
         log.error("cannot write status.json in %s (%s)", run_dir, error)
-    log.info("%s at step %d: %s", status.word, step, run_dir)
+    log.info("%s at step %d%s: %s", status.word, step, "" if early is None else f" ({early})", run_dir)
 
 
 def _watchdog(config: JobConfig, runtime: Runtime, note: Callable[[str], None]) -> Watchdog:
@@ -190,21 +194,24 @@ class Loop:
             How the run stands; None where another phase follows.
         """
         run, progress = self.run, self.run.progress
-        if progress.step == run.length.num_steps and not missing_evaluations(run):
+        if not missing_evaluations(run) and (progress.step == run.length.num_steps or early_end(run)):
             return Status.COMPLETE
         with run.runtime.raise_on_all_ranks():
             open_folder(run)
         record_start(run, began_at=self.stop.began_at)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():
-            self.evaluate_if_due()  # what a kill between a save and its evaluation left undone
+            if self.evaluate_if_due():  # what a kill between a save and its evaluation left undone
+                return Status.COMPLETE
             while progress.step < run.phase.until:
                 orders = self.launch_step(self.next_batch(batches))
                 if orders.stop or orders.save or self.saver.is_due():
                     self.save(stopping=orders.stop)
                 if orders.stop and progress.step < run.length.num_steps:
                     return Status.AGAIN
-                self.evaluate_if_due()
+                if self.evaluate_if_due():
+                    self.save(stopping=True)
+                    return Status.COMPLETE
         if progress.step == run.length.num_steps:
             return Status.COMPLETE
         if run.runtime.is_main:
@@ -326,11 +333,16 @@ class Loop:
             self.watchdog.set_activity("save", step=self.run.progress.step)  # which may be waited for
             self.saver.close()
 
-    def evaluate_if_due(self) -> None:
-        """Runs the evaluations that belong to the current step and have no result yet, on all ranks."""
+    def evaluate_if_due(self) -> bool:
+        """Runs the evaluations that belong to the current step and have no result yet, on all ranks.
+
+        Returns:
+            Whether the run ends here, before its last step (`stop`).
+        """
         if missing := missing_evaluations(self.run):
             self.read_pending_step()
             evaluate(self.run, missing, watchdog=self.watchdog)
+        return bool(due_evaluations(self.run)) and early_end(self.run) is not None
 
 
 def _spike_detector(run: Run) -> SpikeDetector | None:

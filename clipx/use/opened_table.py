@@ -1,16 +1,13 @@
 """Opens a table for a fitted model, and says what is wrong with it before the model is loaded; needs no torch."""
 
-import os
-from itertools import islice
 from pathlib import Path
 
 from clipx.config.fit import FitConfig
+from clipx.data.rows.named_files import lost_picture
 from clipx.data.rows.opening import SourceOptions, open_rows
 from clipx.data.rows.row import Rows, TableColumns
 from clipx.errors import InputError
 from clipx.pretrained.input_columns import input_columns, require_columns
-
-_LOOKED_AT = 1000  # files of pictures
 
 
 def open_table(
@@ -49,14 +46,9 @@ def open_table(
 
 
 def _require_some_picture(rows: Rows, table: str) -> None:
-    """Looks whether paths of pictures begin where they are looked for: one that is not there counts as absent.
-
-    Raises:
-        InputError: not one file of the first that are named is there.
-    """
-    named = list(islice(rows.files(), _LOOKED_AT))
-    if named and not any(map(os.path.lexists, named)):
+    """Raises an InputError if pictures are looked for in the wrong place."""
+    if (lost := lost_picture(rows)) is not None:
         raise InputError(
-            f"{table}: not one of the pictures that it names is there, as {named[0]}; say with --image-folder where "
-            "their paths begin, or predict without them by --absent"
+            f"{table}: not one of the pictures that it names is there, as {lost}; say with --image-folder where their "
+            "paths begin, or predict without them by --absent"
         )

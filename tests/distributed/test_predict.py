@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 from distributed.ranks import run_ranks
 from fit_rows import NUM_ROWS, write_table
-from fitted_models import fitted_model, resolved_config
+from row_models import fitted_model, resolved_config
 
 from clipx.errors import InputError
 from clipx.use.opened_table import open_table

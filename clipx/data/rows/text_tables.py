@@ -93,8 +93,18 @@ class CsvTable(_TextTable):
     def _values(self, row: int) -> Record:
         reader = self._dialect.reader(_Lines(io.BytesIO(self._read(row))))
         values = next(reader)
-        self._require_whole(values, row, num_lines=reader.line_num)
+        return self._record(values, row, num_lines=reader.line_num)
+
+    def _record(self, values: Sequence[str], row: int, *, num_lines: int) -> Record:
+        self._require_whole(values, row, num_lines=num_lines)
         return {column: self._value(column, value) for column, value in zip(self._names, values, strict=False)}
+
+    def _all_values(self) -> Iterator[Record]:
+        for row, values in enumerate(self._cells()):
+            try:
+                yield self._record(values, row, num_lines=1 + sum(value.count("\n") for value in values))
+            except ValueError:
+                yield {}
 
     def _value(self, column: str, cell: str) -> object:
         if column == self._columns.image:
@@ -143,10 +153,15 @@ class CsvTable(_TextTable):
         return name != "" and os.path.isfile(os.path.join(self._image_folder, name))
 
     def _column(self, name: str) -> Iterator[object]:
-        place, rows = self._names.index(name), self._rows()
+        place = self._names.index(name)
+        return (self._value(name, values[place]) if place < len(values) else None for values in self._cells())
+
+    def _cells(self) -> Iterator[list[str]]:
+        """The values of each row, in one pass over the file."""
+        rows = self._rows()
         if not self._dialect.names:
             next(rows)  # the names of the columns
-        return (self._value(name, values[place]) if place < len(values) else None for _, values in rows)
+        return (values for _, values in rows)
 
     def identity(self) -> list[object]:
         """See `Rows.identity`."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,11 @@ from clipx.config.fit import FitConfig
 from clipx.data import fit_cells
 from clipx.data.decode import UndecodableError, decode_image
 from clipx.data.fit_columns import picture_members, read_record
+from clipx.data.index.shard_list import expand_shards
+from clipx.errors import ClipxError
 from clipx.export.parity.samples import Samples
 from clipx.pretrained.row_samples import input_columns
-from clipx.storage.files import open_ranges
+from clipx.storage.files import is_local, open_ranges
 from clipx.storage.tar import CutMemberError, LargeSampleError, read_members, scan_tar
 from clipx.storage.tar_headers import NotTarError
 
@@ -92,13 +93,13 @@ class FittedSamples:
 
 def stored_rows(config: FitConfig) -> FittedSamples | None:
     """The first rows that the run held out, some without one or two inputs; None if their shards are not here."""
-    shards = [Path(path) for path in config.data.val_shards or ()]
-    if not shards or not all(path.is_file() for path in shards):
+    places = config.data.val_shards or ()
+    if not places or not all(map(is_local, places)):
         return None
     try:
-        rows = list(islice(_read(config, shards), _MOST))
-    except (OSError, NotTarError, CutMemberError, LargeSampleError, UndecodableError):
-        return None
+        rows = list(islice(_read(config, expand_shards(places)), _MOST))
+    except (ClipxError, OSError, NotTarError, CutMemberError, LargeSampleError, UndecodableError):
+        return None  # moved, or damaged meanwhile: the model is as good
     patterns = cycle(_patterns(config))
     return FittedSamples([_as(row, next(patterns)) for row in rows], "rows that were held out") if rows else None
 
@@ -143,11 +144,11 @@ def _table(config: FitConfig, generator: np.random.Generator) -> dict[str, Any]:
     return {name: cell for name, cell in cells.items() if generator.random() < 0.75} or cells
 
 
-def _read(config: FitConfig, shards: Sequence[Path]) -> Iterator[FittedRow]:
+def _read(config: FitConfig, shards: Sequence[str]) -> Iterator[FittedRow]:
     """The rows of shards that have an input."""
     columns, pictures = input_columns(config), picture_members(config)
     for shard in shards:
-        with closing(open_ranges(str(shard), sequential=True)) as file:
+        with closing(open_ranges(shard, sequential=True)) as file:
             scan = scan_tar(file)
             for place in range(len(scan.keys)):
                 fields = read_members(file, scan.members(place))

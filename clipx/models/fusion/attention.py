@@ -58,7 +58,7 @@ class Attention(Fusion):
         tokens = [linear(x_BD) for linear, x_BD in zip(self.inputs, vectors_BMD.unbind(1), strict=True)]
         tokens_BMD = torch.stack(tokens, dim=1)
         place_BMD = torch.where(presence_BM[:, :, None] > 0, self.present_MD, self.absent_MD)
-        class_BD = self.class_D.expand(len(vectors_BMD), -1)
+        class_BD = self.class_D.expand(vectors_BMD.shape[0], -1)  # not len(): an export would fix it
         tokens_BTD = self.norm1(torch.cat([class_BD[:, None], tokens_BMD + place_BMD], dim=1))
         y_BD = class_BD + self._attend(tokens_BTD)
         hidden_BN = functional.gelu(self.fc1(self.norm2(y_BD)))

@@ -13,6 +13,7 @@ from clipx.checkpoint.best import (
     read_scores,
     reason_to_stop,
     result_name,
+    standing,
 )
 from clipx.storage.folders import folder_at
 
@@ -82,9 +83,18 @@ def test_patience_ends_with_evaluations_in_a_row_that_are_no_better(
 
 def test_the_reason_names_figure_value_and_step() -> None:
     assert reason_to_stop(scores(0.25, 0.5, 0.5, 0.125), RULE) == (
-        "stop: category/accuracy was no better than 0.5 of step 20 in 2 evaluations in a row"
+        "stop: category/accuracy was no better than 0.5 of step 20 in 2 evaluations (patience 2)"
     )
-    assert reason_to_stop(scores(None, None), RULE) == "stop: category/accuracy was not defined in 2 evaluations"
+    assert reason_to_stop(scores(None, None), RULE) == (
+        "stop: category/accuracy was not defined in 2 evaluations (patience 2)"
+    )
+
+
+def test_how_the_run_stands_is_said_at_each_evaluation() -> None:
+    assert standing(scores(0.25, 0.5), RULE) == "category/accuracy 0.5 is the best so far"
+    assert standing(scores(0.5, 0.25), RULE) == (
+        "category/accuracy was no better than 0.5 of step 10 in 1 evaluation (patience 2)"
+    )
 
 
 def test_a_decision_does_not_depend_on_what_came_after_it() -> None:

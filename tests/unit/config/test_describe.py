@@ -75,7 +75,7 @@ def test_default_variants_are_marked() -> None:
 
 def test_json_schema_forbids_unknown_keys_and_carries_docstrings() -> None:
     tree = json_schema()
-    for job in ("then", "else"):
-        assert tree[job]["additionalProperties"] is False
-        assert tree[job]["properties"]["run_dir"]["description"] == "Folder of everything that the run writes."
+    for kind in ("then", "else"):
+        assert tree[kind]["additionalProperties"] is False
+        assert tree[kind]["properties"]["run_dir"]["description"] == "Folder of everything that the run writes."
     assert all(node["additionalProperties"] is False for node in tree["$defs"].values())

@@ -79,6 +79,11 @@ def test_a_resolved_config_is_complete(tmp_path):
     assert resolve(load_config([path])) == resolved
 
 
+def test_rows_of_one_picture_are_samples_of_their_own(tmp_path):
+    resolved = resolve(config_of(tmp_path, write_table(tmp_path, photo=dict.fromkeys(range(40), "photos/1.png"))))
+    assert len(keys(resolved.data.train_shards) + keys(resolved.data.val_shards)) == 40
+
+
 def test_a_copied_config_tells_that_it_reads_another_run(tmp_path, caplog):
     resolved = resolve(config_of(tmp_path, write_table(tmp_path)))
     assert resolve(resolved) is resolved

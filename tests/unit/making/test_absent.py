@@ -85,6 +85,15 @@ def test_a_value_that_names_no_picture_is_not_absent(tmp_path: Path) -> None:
     assert left_out(tmp_path / "out") == [(0, "no picture"), (1, "no picture")]
 
 
+def test_what_is_there_and_is_no_file_is_not_absent(tmp_path: Path) -> None:
+    (tmp_path / "0.png").mkdir()
+    (tmp_path / "1.png").write_bytes(b"")
+    (tmp_path / "t.csv").write_text("image,caption\n0.png,a\n1.png,b\n2.png,c\n")
+    make(opened(tmp_path / "t.csv"), tmp_path / "out", allow_absent=True)
+    assert sorted(samples(tmp_path / "out")) == ["000000002"]
+    assert left_out(tmp_path / "out") == [(0, "unreadable picture"), (1, "unreadable picture")]
+
+
 def test_a_key_alone_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption,id\n,a,x\n,,y\n")
     make(opened(tmp_path / "t.csv"), tmp_path / "out", allow_absent=True, key="id")

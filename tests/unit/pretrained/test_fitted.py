@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fitted_models import INPUTS, TARGETS, fitted_model, resolved_config
+from row_models import INPUTS, TARGETS, fitted_model, resolved_config
 from tiny_clip import encoded, picture
 
 from clipx.errors import InputError

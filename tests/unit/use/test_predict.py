@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fit_rows import BROKEN, HEAVY, LOST, NO_PHOTO, NO_TITLE, NOTHING, NUM_ROWS, write_table
-from fitted_models import TARGETS, fitted_model, resolved_config
+from row_models import TARGETS, fitted_model, resolved_config
 from shard_files import write_tar
 from tiny_clip import encoded, picture
 

@@ -15,7 +15,7 @@ from made_shards import make, samples
 from shard_files import png, write_shards
 
 from clipx.data.rows.opening import SourceOptions, open_rows
-from clipx.data.rows.row import Rows, TableColumns
+from clipx.data.rows.row import LeftOutError, Rows, TableColumns
 from clipx.data.rows.values import cell_text
 from clipx.errors import InputError
 
@@ -136,6 +136,20 @@ def test_a_row_that_cannot_be_read_has_nothing(tmp_path: Path) -> None:
     rows = opened(tmp_path / "t.jsonl")
     assert list(rows.records()) == [{"a": 1}, {}, {"b": [1, None]}]
     assert list(rows.column("a")) == [1, None, None]
+
+
+def test_records_of_a_csv_are_those_of_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        'photo,title,price\n0.png,"two\nlines",1\n1.png,one\n2.png,too,many,values\n\n3.png,"a,1\n4.png,b",2\n'
+    )
+    rows = opened(tmp_path / "t.csv")
+    assert list(rows.records()) == [{"title": "two\nlines", "price": 1}, {"title": "one"}, {}, {}]
+    for row, expected in enumerate(rows.records()):
+        if expected:
+            assert rows.read(row).record == expected
+        else:
+            with pytest.raises(LeftOutError, match="unreadable row"):
+                rows.read(row)
 
 
 def test_without_keeping_all_captions_are_no_fields(pictures: Path) -> None:

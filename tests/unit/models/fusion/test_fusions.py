@@ -7,7 +7,6 @@ import torch
 from reference import supervised as textbook
 from torch import Tensor, nn
 
-from clipx.errors import InputError
 from clipx.models.fusion import Late, build_fusion
 from clipx.models.head import Head
 from clipx.models.slot_dropout import dropout_keys, number_sites
@@ -103,6 +102,17 @@ def test_compiles_without_a_break_and_needs_no_value_on_the_host(kind: str) -> N
 
 
 @every_kind
+def test_exports_for_any_number_of_rows(kind: str) -> None:
+    fusion = build(kind, modalities=2, dim=8).eval()
+    vectors_BMD, presence_BM = draw(2, 8)
+    rows = {0: torch.export.Dim("rows", min=1, max=1000)}
+    exported = torch.export.export(fusion, (vectors_BMD, presence_BM), dynamic_shapes=(rows, rows), strict=False)
+    for count in (1, 3):
+        wanted = fusion(vectors_BMD[:count], presence_BM[:count])
+        torch.testing.assert_close(exported.module()(vectors_BMD[:count], presence_BM[:count]), wanted)
+
+
+@every_kind
 def test_sums_and_softmax_are_in_float32_under_autocast(kind: str) -> None:
     fusion = build(kind, modalities=2, dim=8).float()
     vectors_BMD, presence_BM = draw(2, 8)
@@ -112,6 +122,16 @@ def test_sums_and_softmax_are_in_float32_under_autocast(kind: str) -> None:
     assert found.dtype == (torch.bfloat16 if kind in ("concat", "gated") else torch.float32)
     assert (found - exact).norm() < 0.02 * exact.norm()
     assert (found - exact).abs().max() > 0 or kind == "weighted_sum"
+
+
+def test_products_are_in_float32_under_autocast() -> None:
+    fusion = build("bilinear", modalities=2, dim=8).float()
+    vectors_BMD = draw(2, 8)[0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fusion(vectors_BMD, torch.ones(4, 2))
+        first_BN, second_BN = (linear(vectors_BMD[:, index]).float() for index, linear in enumerate(fusion.factors))
+    wanted = (first_BN * second_BN).unflatten(1, (fusion.rank, 8)).sum(1) + fusion.bias_D
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "late"])
@@ -131,11 +151,6 @@ def test_late_fusion_of_one_present_modality_is_its_own_prediction() -> None:
     out_BO = fusion(vectors_BMD, torch.tensor([[0.0, 1.0]]).expand(4, 2))
     torch.testing.assert_close(out_BO[:, :3].softmax(1), raw_BO[:, :3].softmax(1))
     torch.testing.assert_close(out_BO[:, 3:], raw_BO[:, 3:])
-
-
-def test_late_is_no_fusion_of_vectors() -> None:
-    with pytest.raises(InputError, match="choose weighted_sum, concat, gated, bilinear or attention"):
-        build_fusion("late", num_modalities=2, dim=4, dropout=0.1)
 
 
 @every_kind
