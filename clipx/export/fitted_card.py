@@ -12,12 +12,12 @@ from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import CategoryInput, ClassTarget, ImageInput, LabelsTarget, NumberInput, TextInput
 from clipx.config.fit_metrics import AVERAGE, METRICS, figure_name, lower_is_better, taken_away
 from clipx.config.yaml_text import write_yaml
+from clipx.export.card import CARD, averaged
 from clipx.export.card_text import cell, code_name, line, percent, short, table
 from clipx.export.fitted_code import fitted_code
 from clipx.export.fitted_settings import SETTINGS
 from clipx.export.run_record import RunRecord
 
-CARD = "README.md"
 _MOST_NAMES = 20  # of classes
 _SHARES = {"accuracy", "macro_f1"}
 
@@ -38,6 +38,7 @@ def write(folder: Path, parity: Mapping[str, Any], *, name: str, config: FitConf
         "Inputs": _inputs(config),
         "Predictions": _targets(config),
         "Evaluation": _evaluation(config, run),
+        "Average": averaged(parity.get("average")),
         "Training": _training(config, run),
         "Parity": _parity(parity),
         "Limits": _limits(config),
