@@ -116,7 +116,7 @@ def test_the_glossary_has_at_most_15_words() -> None:
 
 def test_recipes_are_those_that_are_asked_for() -> None:
     recipes = re.findall(r"^\*\*An? (\w+)\.\*\*", section(ARCHITECTURE, "Recipes"), re.MULTILINE)
-    assert recipes == ["loss", "objective", "tower", "evaluation", "library", "export"]
+    assert recipes == ["loss", "objective", "tower", "fusion", "evaluation", "library", "export"]
     assert section(ARCHITECTURE, "Recipes").count("Forgotten: ") == len(recipes)
 
 
