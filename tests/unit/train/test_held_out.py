@@ -8,14 +8,11 @@ SCORES = {
     "loss": 1.25,
     "category/accuracy": 0.5,
     "category/accuracy_without_image": 0.25,
-    "category/accuracy_without_text": 0.375,
     "category/auroc": 0.75,
     "price/r2": -0.125,
 }
 
 
-def test_a_figure_of_each_target_with_and_without_modalities_where_they_are_defined() -> None:
-    assert headline(resolved_config(), SCORES) == (
-        "loss 1.2500  category/accuracy 0.5000 (without image 0.2500, text 0.3750)  price/r2 -0.1250"
-    )
+def test_a_figure_of_each_target_where_it_is_defined() -> None:
+    assert headline(resolved_config(), SCORES) == "loss 1.2500  category/accuracy 0.5000  price/r2 -0.1250"
     assert headline(resolved_config(), {}) == ""
