@@ -1,4 +1,4 @@
-"""A fit run is evaluated and saved after each epoch, ends where it no longer improves, and its best checkpoint stays.
+"""A fit run is evaluated after each epoch, ends where it no longer improves, and its best step is saved and stays.
 
 With `optim.lr=0` nothing changes, so the first evaluation stays the best.
 """
