@@ -50,6 +50,27 @@ def is_override(argument: str) -> bool:
     return _OVERRIDE.match(argument) is not None and not (is_config([argument]) and Path(argument).is_file())
 
 
+def with_shards(config: "JobConfig") -> "JobConfig":
+    """The config of a run whose data are shards: of a fit run, what it found when it began.
+
+    Raises:
+        InputError: it has not begun.
+    """
+    from clipx.config.fit import FitConfig
+    from clipx.config.load import load_config
+
+    if not isinstance(config, FitConfig) or config.is_resolved:
+        return config
+    path = Path(config.run_dir) / "config.yaml"
+    begun = load_config(path) if path.is_file() else None
+    if isinstance(begun, FitConfig) and begun.is_resolved and begun.data.train == config.data.train:
+        return begun
+    raise InputError(
+        f"data.train={some_names(config.data.train)} becomes shards in run_dir={config.run_dir} when the run begins, "
+        "and it has not yet; begin it by `clipx train`, then this command reads them"
+    )
+
+
 def load_arguments(arguments: Sequence[str]) -> "JobConfig":
     """Loads the config from the arguments.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipx.cli.config_files import ConfigArguments, load_arguments, names_config
+from clipx.cli.config_files import ConfigArguments, load_arguments, names_config, with_shards
 from clipx.cli.data_options import (
     Absent,
     CaptionColumns,
@@ -48,6 +48,7 @@ from clipx.printable import json_text, printable, redacted
 
 if TYPE_CHECKING:
     from clipx.config.data import Source
+    from clipx.config.schema import JobConfig
     from clipx.prepare.stats import Description
 
 data_app = typer.Typer(help="Prepare training data and look at it.", no_args_is_help=True)
@@ -196,15 +197,23 @@ def check(
 
     Exit code 0: all good; 1: something is bad. The shards themselves are never changed.
     """
-    described = _sources(shards, image_key, caption_key)
+    config = with_shards(load_arguments(shards)) if names_config(shards) else None
+    described = _sources(shards, config, image_key=image_key, caption_key=caption_key)
     require_shards(described)
     require_writable(report, option="--report")
     require_folder(repair, option="--repair")
+    from clipx.config.fit import FitConfig
     from clipx.data.parallel import num_cores
     from clipx.prepare.check import check_shards
 
     with progress_bar("shards") as on_progress:
-        health = check_shards(described, repair=repair, workers=workers or num_cores(), on_progress=on_progress)
+        health = check_shards(
+            described,
+            fit=config if isinstance(config, FitConfig) else None,
+            repair=repair,
+            workers=workers or num_cores(),
+            on_progress=on_progress,
+        )
     if report is not None:
         lines = [json_text(redacted(asdict(problem))) + "\n" for problem in health.problems]
         write_text(report, "".join(lines), option="--report")
@@ -243,8 +252,10 @@ def stats(
 
     Tokens are those of the config's tokenizer; without a config, CLIP's with a context of 77.
     """
-    config = load_arguments(shards) if names_config(shards) else None
-    described = _sources(shards, image_key, caption_key)
+    from clipx.config.schema import require_pretraining
+
+    config = require_pretraining(load_arguments(shards), "clipx data stats") if names_config(shards) else None
+    described = _sources(shards, config, image_key=image_key, caption_key=caption_key)
     require_shards(described)
     if out is not None:
         require_writable(out / "stats.json", option="--out")
@@ -282,7 +293,7 @@ def show(
     """Draw pictures and captions of a batch exactly as the model will see them."""
     from clipx.config.data import sources
 
-    config = load_arguments(arguments)
+    config = with_shards(load_arguments(arguments))
     require_shards(sources(config.data))
     path = out or Path(f"batch-{batch}.png")
     require_writable(path, option="--out")
@@ -342,16 +353,21 @@ def synth(
     say(f"wrote {out}")
 
 
-def _sources(arguments: Sequence[str], image_key: str | None, caption_key: str | None) -> "tuple[Source, ...]":
-    """The sources of a config, or of shards read with these keys."""
+def _sources(
+    arguments: Sequence[str], config: "JobConfig | None", *, image_key: str | None, caption_key: str | None
+) -> "tuple[Source, ...]":
+    """The sources of a config, those that a fit run holds out too; without one, of shards read with these keys."""
     from clipx.config.data import DataConfig, sources
+    from clipx.config.fit import FitConfig
 
     given = _given(image_key=image_key, caption_key=caption_key)
-    if not names_config(arguments):
+    if config is None:
         return sources(replace(DataConfig(train=list(arguments)), **given))
     for name in given:
         raise InputError(f"--{name.replace('_', '-')} goes with shards; to a config add data.{name}={given[name]}")
-    return sources(load_arguments(arguments).data)
+    if isinstance(config, FitConfig):
+        return (*sources(config.data), config.data.source(config.data.val_shards or ()))
+    return sources(config.data)
 
 
 def _given(**options: str | None) -> dict[str, Any]:

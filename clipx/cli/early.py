@@ -129,7 +129,7 @@ def _require_inputs(config: "JobConfig") -> None:
         try:
             require_model(config.start_from)
         except InputError as error:
-            raise InputError(f"start_from: {error}") from error
+            raise InputError(f"{'encoder.from' if config.job == 'fit' else 'start_from'}: {error}") from error
 
 
 def _begins(config: "JobConfig") -> bool:

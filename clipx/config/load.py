@@ -89,7 +89,10 @@ def _with_start(root: type, tree: Tree, layers: Sequence[Tree], starting_model: 
         key, towers, start = "model", tree.get("model"), tree.get("start_from")
     if not isinstance(start, str) or not start.strip() or _is_whole(towers):
         return tree
-    loaded = {key: as_tree(starting_model(start, str(tree.get("run_dir", ""))))}
+    try:
+        loaded = {key: as_tree(starting_model(start, str(tree.get("run_dir", ""))))}
+    except InputError as error:
+        raise InputError(f"{'encoder.from' if key == 'encoder' else 'start_from'}: {error}") from error
     nulled = (key in layer and layer[key] is None for layer in layers)
     return _merged(
         root, [loaded, *(layer | loaded if null else layer for layer, null in zip(layers, nulled, strict=True))]

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from clipx.config.data import RemoteConfig, sources
+from clipx.config.fit import FitConfig
 from clipx.config.schema import JobConfig
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.tokenizer import build_tokenizer
 from clipx.doctor.finding import MIB, Finding, Measurement, failed, num_bytes, ok, problem, rounded, speed, warning
 from clipx.doctor.machine import PACE
-from clipx.errors import ClipxError, InputError
+from clipx.errors import ClipxError, InputError, some_names
 from clipx.models.clip import build_model
 from clipx.storage.files import RangeReader, is_local, open_ranges, read_file, write_file
 from clipx.storage.remote import ask, state
@@ -52,9 +53,23 @@ def check_folder(folder: Path) -> list[Finding]:
 
 
 def check_shards(config: JobConfig) -> list[Finding]:
-    """A line for each data source of the config: whether its shards are there, and how fast they are read."""
+    """A line for each data source of the config: whether its shards are there, and how fast they are read.
+
+    A fit run that has not begun has a table, of which the run makes shards.
+    """
+    if isinstance(config, FitConfig) and config.data.train_shards is None:
+        return [_check_table(config)]
     remote = replace(config.data.remote, retries=0, timeout_s=min(config.data.remote.timeout_s, 10.0))
     return [_check_source(f"read {source.name}", source.shards, remote) for source in sources(config.data)]
+
+
+def _check_table(config: FitConfig) -> Finding:
+    """Whether what shards will be made of is there."""
+    tables, later = config.data.train, "becomes shards in run_dir when the run begins"
+    missing = [table for table in tables if is_local(table) and not Path(table).exists()]
+    if missing:
+        return problem("read train", f"data.train: {missing[0]} is not there", "name a table, a folder or shards")
+    return ok("read train", f"{some_names(tables)} {later}")
 
 
 def check_run_folders(config: JobConfig) -> list[Finding]:

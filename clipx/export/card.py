@@ -49,7 +49,7 @@ def write(
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     sections = {
         "Use": _use(code_blocks(files, model, tower_class=_tower_class(folder, files) if only else None)),
-        "Average": _average(parity.get("average")),
+        "Average": averaged(parity.get("average")),
         "Training": "" if config is None else _training(config, run, averaged="average" in parity),
         "Data": _data({} if config is None else config.data.sources, run),
         "Curve": _curve(run),
@@ -116,7 +116,8 @@ def _use(blocks: Mapping[str, str]) -> str:
     return "\n\n".join([told, *(f"With {library}:\n\n```python\n{code}```" for library, code in blocks.items())])
 
 
-def _average(average: Mapping[str, Any] | None) -> str:
+def averaged(average: Mapping[str, Any] | None) -> str:
+    """What went into a model that is an average; empty for another."""
     if average is None:
         return ""
     rows = [(part["model"], f"{part['share']:.4g}", part["sha256"][:16]) for part in average["parts"]]

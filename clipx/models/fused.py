@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipx.config.fit import FitConfig
+from clipx.config.fit import FitConfig, Fusion
 from clipx.config.fit_inputs import Modality
 from clipx.models.clip import CLIP, build_model
 from clipx.models.fusion import Late, build_fusion
@@ -44,7 +44,7 @@ class FusedLayout:
     category_sizes: tuple[int, ...]
     targets: tuple[tuple[OutputKind, slice], ...]
     """Kind and outputs of each target."""
-    fusion: str
+    fusion: Fusion
     hidden: tuple[int, ...]
     dropout: float
     translated: bool

@@ -6,7 +6,7 @@ on micro-batches, whichever cells are absent where.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import assert_never
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from clipx.config.fit import FitConfig
-from clipx.config.fit_inputs import ClassTarget, Head
+from clipx.config.fit_inputs import ClassTarget, Head, TargetConfig
 from clipx.config.phases import TOWERS, Phase, TowerName
 from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.kept_samples import KeptColumns
@@ -103,7 +103,7 @@ def loss_sum(head: Head, raw_BO: Tensor, targets_BT: Tensor) -> Tensor:
     raw_BS, own_BT = raw_BO[:, head.outputs], targets_BT[:, head.columns]
     match head.kind:
         case "class":
-            return cross_entropy_sum(raw_BS, own_BT[:, 0], _class_weights(head, raw_BS))
+            return cross_entropy_sum(raw_BS, own_BT[:, 0], _class_weights(head.target, raw_BS.device))
         case "number":
             return huber_sum(raw_BS[:, 0], own_BT[:, 0])
         case "labels":
@@ -117,13 +117,14 @@ def _count(head: Head, batch: Batch) -> float:
     return float(num_present(batch.columns["targets_BO"][:, head.columns]))
 
 
-def _class_weights(head: Head, like: Tensor) -> Tensor | None:
-    """Weights of classes with the mean 1 over the training rows; None if all are 1."""
-    target = head.target
+@cache  # made once: a copy to the device in every step would wait for it
+def _class_weights(target: TargetConfig, device: torch.device) -> Tensor | None:
+    """Weights of classes with the mean 1 over the training rows, float64; None if all are 1."""
     if not isinstance(target, ClassTarget) or target.class_weights == "none":
         return None
     counts = target.counts or ()
-    return like.new_tensor([sum(counts) / (len(counts) * count) for count in counts])
+    weights = [sum(counts) / (len(counts) * count) for count in counts]
+    return torch.tensor(weights, dtype=torch.float64, device=device)
 
 
 def _flops(model: FusedModel, phase: Phase, config: FitConfig) -> ModelFlops:

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from clipx.config.data import AugmentConfig, Source
+from clipx.config.fit import FitConfig
 from clipx.data.decode import UndecodableError
 from clipx.data.index.shard_list import expand_shards
 from clipx.data.parallel import in_processes
 from clipx.data.transforms import Decoding, TrainTransform
 from clipx.prepare.repair import RepairFolder
-from clipx.prepare.samples import Fault, StoredSampleReader, UnusableSampleError
+from clipx.prepare.samples import Fault, FitSampleReader, MemberReader, StoredSampleReader, UnusableSampleError
 from clipx.storage.files import RangeReader, open_ranges
 from clipx.storage.tar import CutMemberError, LargeSampleError, TarScan, read_members, scan_tar
 from clipx.storage.tar_headers import NotTarError
@@ -77,11 +78,14 @@ class Health:
 def check_shards(
     sources: Sequence[Source],
     *,
+    fit: FitConfig | None = None,
     repair: Path | None = None,
     workers: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Health:
     """Looks at every sample; `on_progress` gets (shards done, shards).
+
+    With `fit`, the resolved config of a fit run, they are its samples, and read as such.
 
     The folder `repair` gets a shard with the good samples for each in which something is bad, of the same name: with
     those of all tars that were joined to one, and with the members of each sample together.
@@ -96,7 +100,7 @@ def check_shards(
     if folder is not None:
         folder.require_free([path for _, path in jobs])
     shards = []
-    for shard in in_processes(_ShardCheck(tuple(sources), folder), jobs, workers=workers):
+    for shard in in_processes(_ShardCheck(tuple(sources), folder, fit), jobs, workers=workers):
         shards.append(shard)
         if on_progress is not None:
             on_progress(len(shards), len(jobs))
@@ -109,6 +113,7 @@ class _ShardCheck:
 
     sources: tuple[Source, ...]
     repair: RepairFolder | None
+    fit: FitConfig | None
 
     def __call__(self, job: tuple[int, str]) -> ShardHealth:
         source, path = job
@@ -128,23 +133,24 @@ class _ShardCheck:
         return health
 
     @cached_property
-    def _readers(self) -> list[StoredSampleReader]:
+    def _readers(self) -> list[MemberReader]:
+        if self.fit is not None:
+            return [FitSampleReader(self.fit)] * len(self.sources)
         return [StoredSampleReader(source) for source in self.sources]
 
     @cached_property
     def _transform(self) -> TrainTransform:
         return TrainTransform(_SIDE, AugmentConfig(), decode="fast")
 
-    def _good_samples(
-        self, file: RangeReader, scan: TarScan, reader: StoredSampleReader, health: ShardHealth
-    ) -> list[int]:
+    def _good_samples(self, file: RangeReader, scan: TarScan, reader: MemberReader, health: ShardHealth) -> list[int]:
         """The good samples; the others are added to `health`, pieces of samples only as the shard's problem."""
         good = []
         for i in range(len(scan.keys)):
             try:
                 decoding = self._try(file, scan, i, reader)
-                health.num_by_pillow += decoding.by_pillow
-                health.num_deep += decoding.deep
+                if decoding is not None:
+                    health.num_by_pillow += decoding.by_pillow
+                    health.num_deep += decoding.deep
                 good.append(i)
             except UnusableSampleError as error:
                 if reason := scan.linked.get(scan.keys[i]):
@@ -154,14 +160,16 @@ class _ShardCheck:
         health.num_samples, health.num_good = len(scan.keys), len(good)
         return good
 
-    def _try(self, file: RangeReader, scan: TarScan, sample: int, reader: StoredSampleReader) -> Decoding:
-        """Reads a sample as training does, and tells how its picture was decoded.
+    def _try(self, file: RangeReader, scan: TarScan, sample: int, reader: MemberReader) -> Decoding | None:
+        """Reads a sample as training does, and tells how its picture was decoded; None: it may lack one, and does.
 
         Raises:
             UnusableSampleError: training would not take it.
         """
         try:
             _, image = reader.read(read_members(file, scan.members(sample)), sample_id=0)
+            if image is None:
+                return None
             return self._transform(image, seed=0, out=torch.empty((_SIDE, _SIDE, 3), dtype=torch.uint8))
         except CutMemberError as error:
             raise UnusableSampleError("cut sample", str(error)) from error
@@ -170,9 +178,7 @@ class _ShardCheck:
         except UndecodableError as error:
             raise UnusableSampleError("unreadable picture", str(error)) from error
 
-    def _write(
-        self, path: str, file: RangeReader, scan: TarScan, good: Sequence[int], reader: StoredSampleReader
-    ) -> bool:
+    def _write(self, path: str, file: RangeReader, scan: TarScan, good: Sequence[int], reader: MemberReader) -> bool:
         """Writes a shard of the good samples, all that can be had; False if there are none.
 
         Raises:

@@ -1,11 +1,15 @@
 """Reads samples as training does and tells the good from the bad, for `clipx data check` and `clipx data stats`."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 from clipx.config.data import Source
+from clipx.config.fit import FitConfig
 from clipx.data.captions import CaptionReader, first_present
+from clipx.data.columns import RawSample
 from clipx.data.decode import UndecodableError
+from clipx.data.fit_columns import FitColumns, JoinedText, picture_members
+from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.errors import some_names
 
 Fault = Literal[
@@ -20,6 +24,7 @@ Fault = Literal[
     "no caption",
     "no picture",
     "unreadable picture",
+    "unreadable record",
 ]
 
 
@@ -29,6 +34,17 @@ class UnusableSampleError(Exception):
     def __init__(self, fault: Fault, detail: str) -> None:
         super().__init__(fault, detail)
         self.fault, self.detail = fault, detail
+
+
+class MemberReader(Protocol):
+    """Finds text and picture among the members of a sample."""
+
+    def read(self, fields: Mapping[str, bytes], *, sample_id: int) -> tuple[str, bytes | None]:
+        """The text and the encoded image; None: it may be absent, and is.
+
+        Raises:
+            UnusableSampleError: training would not take the sample.
+        """
 
 
 class StoredSampleReader:
@@ -53,3 +69,27 @@ class StoredSampleReader:
             members = some_names(sorted(fields))
             raise UnusableSampleError("no picture", f"nothing under {self._image_key!r}; members: {members}")
         return caption, image
+
+
+class FitSampleReader:
+    """Reads samples as a fit run does: any input may be absent, but not all, and every cell must be readable."""
+
+    def __init__(self, config: FitConfig) -> None:
+        self._texts = JoinedText(config.text_columns)
+        self._columns = FitColumns(config, training=False)
+        self._pictures = picture_members(config)
+
+    def read(self, fields: Mapping[str, bytes], *, sample_id: int) -> tuple[str, bytes | None]:
+        """The joined text and the encoded image, None if there is none or it is no input.
+
+        Raises:
+            UnusableSampleError: a cell cannot be read, or none of the inputs is there.
+        """
+        name = SampleName("", "", tuple(fields))
+        ref = SampleRef(source=0, shard=0, index=sample_id, epoch=0, sample_id=sample_id)
+        try:
+            text = self._texts.read(fields, epoch=0, sample_id=sample_id).texts[0]
+            self._columns.read(RawSample(members=fields, texts=(text,), ref=ref, name=lambda: name))
+        except UndecodableError as error:
+            raise UnusableSampleError("unreadable record", str(error)) from error
+        return text, next((content for kind, content in fields.items() if kind in self._pictures), None)

@@ -11,10 +11,13 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from clipx.config.data import device_part, sources
+from clipx.config.fit import FitConfig
 from clipx.config.phases import phase_at
 from clipx.config.schema import JobConfig
-from clipx.data.build import build_order, open_reader
+from clipx.data.build import ALL_CAPTIONED, build_order, open_reader
+from clipx.data.columns import Images, Wanted
 from clipx.data.device_augment import DeviceAugment
+from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import InputError
@@ -66,6 +69,7 @@ def draw_batch(config: JobConfig, path: Path, *, batch: int, count: int) -> str:
         image_size=phase.image_size,
         tokenizer=texts,
         image=model.image,
+        wanted=_wanted(config),
     )
     count = min(count, plan.global_batch_size)
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)
@@ -88,6 +92,15 @@ def draw_batch(config: JobConfig, path: Path, *, batch: int, count: int) -> str:
     ]
     _save(_draw(shown, printable(title)), path)
     return title
+
+
+def _wanted(config: JobConfig) -> Wanted:
+    """What a run has read of every sample, as far as it is shown."""
+    if not isinstance(config, FitConfig):
+        return ALL_CAPTIONED
+    images: Images = "optional" if "image" in config.modalities else "unread"
+    columns = (FitColumns(config, training=True),)
+    return Wanted(columns=columns, texts=JoinedText(config.text_columns), images=images)
 
 
 def _save(sheet: Image.Image, path: Path) -> None:

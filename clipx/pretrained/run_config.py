@@ -42,9 +42,9 @@ def _starting_model(start_from: str, run_dir: str) -> ModelConfig:
     try:
         files = find_config(path)
         model = stored_model(files)
-    except InputError as error:
+    except InputError:
         if own is None:
-            raise InputError(f"start_from: {error}") from error
+            raise
         return own
     if own is not None and files.kind == "checkpoint":
         model = _as_named(model, own=own, other=described(files).model)

@@ -14,7 +14,9 @@ from clipx.data.tokenizer import Tokenizer
 from clipx.errors import InputError
 from clipx.models.clip import CLIP
 from clipx.models.differences import model_differences
+from clipx.models.fused import FusedModel
 from clipx.models.vit import fit_positions
+from clipx.pretrained.fitted import Fitted
 from clipx.pretrained.loading import choose_average, load
 from clipx.pretrained.model import Pretrained
 
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _TOWERS = ("image_tower.", "text_tower.")
 _SCALE = "log_logit_scale"
+_OF_LOGITS = (_SCALE, "logit_bias")
 _ROUNDED = 1.001  # OpenAI's models were stored at 100 as log 4.6055, in half precision
 _IMAGE_POSITIONS = "image_tower.trunk.pos_embed"
 _TEXT_POSITIONS = "text_tower.position_embedding.weight"
@@ -36,7 +39,8 @@ def start_from(
     bicubic without antialiasing in transformers' folders, with it in all others. That of texts is cut, as transformers
     does it, so that a text that still fits has the embedding that it had; open_clip would stretch it, and change every
     text. What an objective adds to the towers, and a bias of the logits, keep their initial values if they are not
-    stored. The model is not wrapped or sharded yet.
+    stored. A model that will be fitted takes the towers alone, and from a fitted model they alone are taken: heads
+    belong to their targets. The model is not wrapped or sharded yet.
 
     Args:
         path: of a model.
@@ -51,16 +55,21 @@ def start_from(
     """
     wanted = model.state_dict()
     own = {name: tensor for name, tensor in wanted.items() if not name.startswith(_TOWERS) and name != _SCALE}
+    is_fit = isinstance(model, FusedModel)
     try:
         before = load(path)
         stored = before.model.state_dict()
         files = find_model(path)
-        if files.kind == "checkpoint":
+        if files.kind == "checkpoint" and not is_fit:
             stored |= load_tensors_by_name(files.folder, own, average=choose_average(files.folder, None))
     except InputError as error:
-        raise InputError(f"start_from: {error}") from error
+        raise InputError(f"{'encoder.from' if is_fit else 'start_from'}: {error}") from error
     _check_function(path, before, Pretrained(model, config, tokenizer=tokenizer), anyway=anyway)
-    if kept := sorted(own.keys() - stored.keys()):
+    if is_fit or isinstance(before, Fitted):
+        stored = {name: tensor for name, tensor in stored.items() if name.startswith((*_TOWERS, *_OF_LOGITS))}
+    if isinstance(before, Fitted):
+        log.info("%s predicts %s: its towers are taken alone", path, ", ".join(before.fit_config.targets))
+    if not is_fit and (kept := sorted(own.keys() - stored.keys())):
         log.info("start_from: %s has no %s; its initial values stay", path, ", ".join(kept))
     stored = own | stored
     fitted = {name: stored[name] for name in wanted.keys() & stored.keys()}

@@ -5,15 +5,16 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from clipx.config.changes import changes_between
 from clipx.errors import InputError
 from clipx.pages import Html, line_chart, page, paragraph, section, table, write_page
 from clipx.report.curves import SMOOTHED_FROM, smoothed, wide
+from clipx.report.metric_names import is_less, is_share, label, main_metric, series, unit, written
 from clipx.report.recorded import Recorded, read_run
 from clipx.report.run_page import pace, spent, status_word, steps
-from clipx.report.scores import label, main_metric, percent, series
 from clipx.report.setup import shown
 
 _CURVES = {
@@ -148,10 +149,13 @@ def _final_scores(runs: Sequence[Recorded]) -> list[Figure]:
     figures = []
     for name in dict.fromkeys(name for run in runs for name in run.evaluations):
         results = [run.evaluations.get(name) for run in runs]
-        metrics = dict.fromkeys(metric for result in results if result for metric in result[-1].scores)
+        metrics = dict.fromkeys(
+            metric for result in results if result for metric in result[-1].scores if not is_less(metric)
+        )
         for metric in metrics:
             values = [result[-1].scores.get(metric) if result else None for result in results]
-            figures.append(Figure(f"{name}, {label(metric)}", values, percent, lambda d: f"{100 * d:+.2f}"))
+            change = (lambda d: f"{100 * d:+.2f}") if is_share(metric) else (lambda d: f"{d:+.4g}")
+            figures.append(Figure(f"{name}, {label(metric)}", values, partial(written, metric), change))
     return figures
 
 
@@ -181,7 +185,7 @@ def _evaluations(runs: Sequence[Recorded]) -> Html:
         for over, axis in _OVER.items() if metric is not None else ():
             assert metric is not None
             lines = {run.name: _scored(run, name, metric, over) for run in runs}
-            charts.append(line_chart(lines, title=f"{name}, {label(metric)}", x_label=axis, y_label="%"))
+            charts.append(line_chart(lines, title=f"{name}, {label(metric)}", x_label=axis, y_label=unit(metric)))
     if not charts:
         return paragraph("None of the runs has been evaluated yet.")
     return Html(f'<div class="charts">{"".join(charts)}</div>')

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from clipx.config.fit import FitConfig
 from clipx.pages import Extras, Html, joined, line_chart, paragraph
 from clipx.report.recorded import Recorded, finite
 
@@ -11,6 +12,7 @@ Points = list[tuple[float, float]]
 
 _COMPUTED = ("forward_s", "loss_s", "backward_s", "optimizer_s", "communication_s")
 SMOOTHED_FROM = 60  # rows; below, every row can be seen by itself
+_LOSS = "loss_"  # before the name of a term
 _WINDOWS = 40  # in the length of a run
 _MOST_MEDIANS = 400  # more than pixels show
 _LOG_RATIO = 30  # between the largest and the smallest value, from which a logarithmic axis shows more
@@ -30,11 +32,12 @@ def curves(run: Recorded) -> Html:
     loss, _ = smoothed(run.points("loss"))
     charts = [
         _chart(_with_raw(run.points("loss"), loss), "Loss", "loss", marks, faint="each row"),
+        _chart(of_targets(run), "Loss of each target", "loss", marks),
         _chart({"": run.points("lr")}, "Learning rate", "lr", marks, log_y=False),
         _chart({"": run.points("logit_scale")}, "Logit scale", "multiplier of the similarities", marks, log_y=False),
         _chart({"": run.points("logit_bias")}, "Logit bias", "bias", marks, log_y=False),
         _chart({"": run.points("grad_norm")}, "Gradient norm", "before clipping", marks),
-        _chart({"": run.points("samples_per_s")}, "Speed", "pairs per second", marks, log_y=False),
+        _chart({"": run.points("samples_per_s")}, "Speed", f"{run.samples} per second", marks, log_y=False),
         _chart(time_split(run), "Where the time goes", "% of the time since the row before", marks, log_y=False),
         _chart(
             {"pictures": run.points("image_cosine"), "texts": run.points("text_cosine")},
@@ -65,6 +68,14 @@ def curves(run: Recorded) -> Html:
             else "",
         ]
     )
+
+
+def of_targets(run: Recorded) -> dict[str, Points]:
+    """The losses of a fit run's targets, where there are several; smoothed as the whole."""
+    if not isinstance(run.config, FitConfig) or len(run.config.targets) == 1:
+        return {}
+    found = {target: run.points(_LOSS + target) for target in run.config.targets}
+    return {target: smoothed(points)[0] or points for target, points in found.items()}
 
 
 def restarts(run: Recorded) -> list[tuple[float, str]]:
@@ -139,7 +150,8 @@ def _chart(
 
 def _further(run: Recorded, marks: Sequence[tuple[float, str]]) -> str:
     """Charts of what an objective, a mixture or a later version writes besides, where it ever changes."""
-    names = dict.fromkeys(name for row in run.rows for name in row if name not in _KNOWN)
+    shown = _KNOWN | {_LOSS + target for target in of_targets(run)}
+    names = dict.fromkeys(name for row in run.rows for name in row if name not in shown)
     charts = []
     for name in names:
         points = run.points(name)

@@ -17,6 +17,7 @@ from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.state import RunState
 from clipx.checkpoint.store import CONFIG, CheckpointStore, checkpoints_of
+from clipx.config.fit import FitConfig
 from clipx.config.load import load_config
 from clipx.config.schema import JobConfig
 from clipx.errors import ClipxError, InputError
@@ -37,6 +38,8 @@ class Evaluated:
     """Metrics by name, numbers alone."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Their 95% intervals, as far as they were written."""
+    trivial: Mapping[str, float] = field(default_factory=dict)
+    """Of a fit run: the same metrics of predictions that look at no input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class Recorded:
     """Of the newest checkpoint."""
     checkpoints: Sequence[int] = ()
     """Their steps."""
+
+    @property
+    def samples(self) -> str:
+        """What it sees many of: a fit run the rows of a table."""
+        return "rows" if isinstance(self.config, FitConfig) else "pairs"
 
     @property
     def step(self) -> int:
@@ -180,11 +188,16 @@ def _evaluations(folder: Path) -> dict[str, list[Evaluated]]:
         name, step = result.get("name"), result.get("step")
         if match is None or not isinstance(name, str) or not _is_step(step):
             continue
-        scores = {
-            key: number for key, value in result.items() if key != "step" and (number := _number(value)) is not None
-        }
-        found.setdefault(name, []).append(Evaluated(step=step, scores=scores, intervals=_intervals(result)))
+        scores, trivial = _numbers(result), _numbers(result.get("trivial"))
+        evaluated = Evaluated(step=step, scores=scores, intervals=_intervals(result), trivial=trivial)
+        found.setdefault(name, []).append(evaluated)
     return {name: sorted(found[name], key=lambda result: result.step) for name in sorted(found)}
+
+
+def _numbers(result: object) -> dict[str, float]:
+    """The figures of a result, or of a part of it."""
+    given = result.items() if isinstance(result, dict) else ()
+    return {key: number for key, value in given if key != "step" and (number := _number(value)) is not None}
 
 
 def _intervals(result: Row) -> dict[str, tuple[float, float]]:

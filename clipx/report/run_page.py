@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
 
+from clipx.config.fit import FitConfig
 from clipx.pages import Html, facts, joined, page, paragraph, section, text
 from clipx.report.curves import curves
+from clipx.report.metric_names import label, main_metric, written
 from clipx.report.recorded import Recorded, finite
-from clipx.report.scores import SetSize, interval, label, main_metric, percent, scores
+from clipx.report.scores import SetSize, interval, scores
 from clipx.report.setup import setup
 from clipx.report.trouble import trouble
 
@@ -38,7 +40,7 @@ def summary(run: Recorded, sizes: Mapping[str, SetSize]) -> dict[str, object]:
     """The figures that stand at the top, by what they are called there."""
     shown: dict[str, object] = {"status": status_word(run), "steps": steps(run)}
     if (seen := run.last("samples_seen")) is not None:
-        shown["pairs seen"] = int(seen)
+        shown[f"{run.samples} seen"] = int(seen)
     if (loss := run.last("loss")) is not None:
         shown["loss"] = loss
     for name, results in run.evaluations.items():
@@ -47,8 +49,8 @@ def summary(run: Recorded, sizes: Mapping[str, SetSize]) -> dict[str, object]:
             share = results[-1].scores[metric]
             found = interval(metric, results[-1], sizes.get(name))
             reach = "" if found is None else f" ± {50 * (found.high - found.low):.1f}"
-            shown[f"{name}, {label(metric)}"] = f"{percent(share)}{reach}"
-    shown |= {"pairs per second": pace(run), "training": spent(run)}
+            shown[f"{name}, {label(metric)}"] = f"{written(metric, share)}{reach}"
+    shown |= {f"{run.samples} per second": pace(run), "training": spent(run)}
     if run.starts:
         shown["starts"] = len(run.starts)
     return {name: value for name, value in shown.items() if value not in ("", None)}
@@ -88,7 +90,10 @@ def _subtitle(run: Recorded) -> str:
     if run.config is None:
         return "A run of clipx"
     model = run.config.model
-    return f"{model.image.name}, {run.config.global_batch_size:,} pairs a step"
+    batch = f"{run.config.global_batch_size:,} {run.samples} a step"
+    if isinstance(run.config, FitConfig):
+        return f"{', '.join(run.config.targets)} from {', '.join(run.config.inputs)}; {run.config.fusion}, {batch}"
+    return f"{model.image.name}, {batch}"
 
 
 def _state(run: Recorded) -> Html:

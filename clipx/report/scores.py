@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from clipx.pages import Extras, Html, joined, line_chart, paragraph, table
 from clipx.report.intervals import Interval, wilson
+from clipx.report.metric_names import AVERAGE, MAIN, has_targets, label, percent, series
 from clipx.report.recorded import Evaluated, Recorded
+from clipx.report.target_scores import target_scores
 
-_MAIN = ("acc1", "mean_average_precision", "image_to_text_recall@1", "text_to_image_recall@1")
-"""Metrics that stand for an evaluation, those first that are taken first."""
 _COUNTED_IN_PICTURES = ("acc1", "acc5", "image_to_text_recall@")
 _COUNTED_IN_TEXTS = ("text_to_image_recall@",)
-_AVERAGE = "ema_"
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,6 @@ class SetSize:
 
     pictures: int
     texts: int = 0
-
-
-def main_metric(scores: Mapping[str, float]) -> str | None:
-    """The metric that stands for an evaluation: of the weights that an export takes, so of their average if there."""
-    names = [name for name in _MAIN if name in scores] or list(scores)
-    if not names:
-        return None
-    return _AVERAGE + names[0] if _AVERAGE + names[0] in scores else names[0]
 
 
 def interval(metric: str, result: Evaluated, size: SetSize | None) -> Interval | None:
@@ -41,16 +32,11 @@ def interval(metric: str, result: Evaluated, size: SetSize | None) -> Interval |
     share = result.scores.get(metric, math.nan)
     if size is None or not 0 <= share <= 1:
         return None
-    plain = metric.removeprefix(_AVERAGE)
+    plain = metric.removeprefix(AVERAGE)
     count = size.texts if plain.startswith(_COUNTED_IN_TEXTS) else 0
     if plain.startswith(_COUNTED_IN_PICTURES):
         count = size.pictures
     return wilson(share, count) if count > 0 else None
-
-
-def percent(share: float) -> str:
-    """A share with the digits that matter."""
-    return f"{100 * share:.2f}%" if math.isfinite(share) else "none"
 
 
 def scores(run: Recorded, sizes: Mapping[str, SetSize]) -> Html:
@@ -61,8 +47,17 @@ def scores(run: Recorded, sizes: Mapping[str, SetSize]) -> Html:
     """
     if not run.evaluations:
         return paragraph("No evaluation has been written yet.")
-    charts = [_chart(name, results, sizes.get(name)) for name, results in run.evaluations.items()]
-    rows = [row for name, results in run.evaluations.items() for row in _rows(name, results, sizes.get(name))]
+    of_targets = {name: results for name, results in run.evaluations.items() if has_targets(results)}
+    others = {name: results for name, results in run.evaluations.items() if name not in of_targets}
+    return joined([*(target_scores(name, results) for name, results in of_targets.items()), _of_sets(others, sizes)])
+
+
+def _of_sets(evaluations: Mapping[str, Sequence[Evaluated]], sizes: Mapping[str, SetSize]) -> Html:
+    """The charts and the table of evaluations whose metrics are shares."""
+    if not evaluations:
+        return joined([])
+    charts = [_chart(name, results, sizes.get(name)) for name, results in evaluations.items()]
+    rows = [row for name, results in evaluations.items() for row in _rows(name, results, sizes.get(name))]
     columns = ("evaluation", "metric", "last", "95% interval", "at step", "best", "at step")
     known = any(row[3] for row in rows)
     note = (
@@ -78,15 +73,10 @@ def scores(run: Recorded, sizes: Mapping[str, SetSize]) -> Html:
     )
 
 
-def series(results: Sequence[Evaluated], metric: str) -> list[tuple[float, float]]:
-    """One metric over the steps, in percent."""
-    return [(float(result.step), 100 * result.scores[metric]) for result in results if metric in result.scores]
-
-
 def _chart(name: str, results: Sequence[Evaluated], size: SetSize | None) -> Html:
     metrics = list(dict.fromkeys(metric for result in results for metric in result.scores))
     bands: dict[str, list[tuple[float, float, float]]] = {}
-    for metric in metrics[:1] + [metric for metric in metrics[1:] if metric in _MAIN]:
+    for metric in metrics[:1] + [metric for metric in metrics[1:] if metric in MAIN]:
         for result in results:
             found = interval(metric, result, size)
             if found is not None:
@@ -110,10 +100,3 @@ def _rows(name: str, results: Sequence[Evaluated], size: SetSize | None) -> list
 
 def _or_lowest(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
-
-
-def label(metric: str) -> str:
-    """The metric as a person reads it."""
-    if metric.startswith(_AVERAGE):
-        return f"{label(metric.removeprefix(_AVERAGE))}, averaged weights"
-    return metric.replace("_recall@", " R@").replace("_", " ")

@@ -1,5 +1,6 @@
 """Resolved configs as text, so that a changed default shows in review; `--update-golden` writes them anew."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from clipx.config.load import dump_config, load_config
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "configs"
-CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "finetune").glob("*.yaml")])
+CONFIGS = sorted(path for folder in ("", "finetune", "fit") for path in (ROOT / "configs" / folder).glob("*.yaml"))
+TOWER = "image.name=vit_base_patch32_clip_224"  # instead of that of a model that is not here
 
 
 def compare(path: Path, text: str, *, update: bool) -> None:
@@ -21,8 +23,9 @@ def compare(path: Path, text: str, *, update: bool) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_config_resolves_as_recorded(path: Path, request: pytest.FixtureRequest) -> None:
-    begins = "start_from:" in path.read_text()  # with a model that is not here
-    config = load_config([path], ["model.image.name=vit_base_patch32_clip_224"] if begins else [])
+    begins = {"start_from:": "model", "from:": "encoder"}
+    keys = [key for mark, key in begins.items() if re.search(rf"(?<!\w){mark}", path.read_text())]
+    config = load_config([path], [f"{key}.{TOWER}" for key in keys])
     compare(FOLDER / _name(path), dump_config(config), update=request.config.getoption("--update-golden"))
 
 

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from clipx.config.fit import FitConfig
 from clipx.config.geometry import resolve_geometry
 from clipx.config.load import load_config
 from clipx.config.model import TransformerTextConfig
 from clipx.config.phases import check_stages, phase_at
+from clipx.demo.product_table import COLUMNS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 FINETUNE = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
+FIT = sorted((Path(__file__).parents[2] / "configs" / "fit").glob("*.yaml"))
 OVERLAYS = sorted((Path(__file__).parents[2] / "configs" / "overlays").glob("*.yaml"))
 SHIPPED = {
     "tiny",
@@ -28,6 +31,7 @@ TO_TUNE = {"whole_model", "locked_image_tower", "frozen_encoders", "labelled_dat
 def test_all_presets_are_shipped() -> None:
     assert {path.stem for path in CONFIGS} >= SHIPPED
     assert {path.stem for path in FINETUNE} == TO_TUNE
+    assert {path.stem for path in FIT} == {"products"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -51,6 +55,16 @@ def test_a_config_to_tune_with_says_what_it_begins_with_and_what_stays(path: Pat
         assert config.data.equal_captions == "ignored"
 
 
+@pytest.mark.parametrize("path", FIT, ids=lambda path: path.stem)
+def test_a_config_to_fit_with_fits_the_generated_table(path: Path) -> None:
+    config = load_config([path], ["encoder.image.name=vit_base_patch32_clip_224"])  # instead of the one it begins with
+    assert isinstance(config, FitConfig)
+    assert config.run_dir == f"runs/{path.stem}"
+    columns = {*(column for _, column in config.input_columns()), *config.targets}
+    assert columns == {*COLUMNS} - {"id"}
+    assert config.keeps_features
+
+
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 def test_overlay_fits_the_config_that_its_header_names(path: Path) -> None:
     match = re.search(r"configs/(\w+)\.yaml configs/overlays/(\w+)\.yaml", path.read_text())
@@ -63,7 +77,7 @@ def test_overlay_fits_the_config_that_its_header_names(path: Path) -> None:
     assert {phase_at(config, step).image_size % 14 for step in (0, config.num_steps - 1)} <= {0}
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *FINETUNE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *FINETUNE, *FIT], ids=lambda path: path.stem)
 def test_header_says_command_hardware_time_and_score(path: Path) -> None:
     header = re.match(r"(#.*\n)+", path.read_text())
     assert header is not None

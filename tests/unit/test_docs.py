@@ -109,14 +109,15 @@ def test_the_reading_order_is_short_and_each_file_is_imported_by_one_before() ->
         assert any(statement.search((ROOT / before).read_text()) for before in files[:place]), path
 
 
-def test_the_glossary_has_at_most_15_words() -> None:
-    rows = re.findall(r"^\| (?!word|-)([^|]+) \|", section(CONTRIBUTING, "Words"), re.MULTILINE)
-    assert 10 <= len(rows) == len(set(rows)) <= 15
+@pytest.mark.parametrize("title", ["Words\n", "Words of fit runs"])
+def test_a_glossary_has_at_most_15_words(title: str) -> None:
+    rows = re.findall(r"^\| (?!word|-)([^|]+) \|", section(CONTRIBUTING, title), re.MULTILINE)
+    assert 5 <= len(rows) == len(set(rows)) <= 15
 
 
 def test_recipes_are_those_that_are_asked_for() -> None:
     recipes = re.findall(r"^\*\*An? (\w+)\.\*\*", section(ARCHITECTURE, "Recipes"), re.MULTILINE)
-    assert recipes == ["loss", "objective", "tower", "evaluation", "library", "export"]
+    assert recipes == ["loss", "objective", "tower", "fusion", "evaluation", "library", "export"]
     assert section(ARCHITECTURE, "Recipes").count("Forgotten: ") == len(recipes)
 
 

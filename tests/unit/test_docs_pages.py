@@ -13,13 +13,16 @@ import yaml
 from pages import run_line, shell_lines, without_launcher
 from tiny import tiny_config, write_scenes
 
+import clipx
 from clipx.config.load import load_config
 from clipx.train.trainer import run
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("python.md", "extend/loss.md", "extend/tower.md", "extend/evaluator.md")
 OF_A_RUN = ("reports.md", "classify.md", "search.md")  # pages with commands for the run of runs/scenes
-IN_OTHER_TESTS = {"tutorial.md"}  # tests/end_to_end/test_tutorial.py
+FIT = "fit.md"
+SHORTER = {"clipx data synth": "--train 60 --eval-per-class 1", "clipx fit": "--epochs 2 track.wandb=disabled"}
+IN_OTHER_TESTS = {"tutorial.md", FIT}  # tests/end_to_end/test_tutorial.py, and below
 UPLOADS = {"finetune.md"}  # tests/unit/export/test_push.py asks a hub of its own
 
 
@@ -49,7 +52,7 @@ def pages_with(language: str) -> set[str]:
 def test_no_page_is_left_out() -> None:
     assert pages_with("python") - IN_OTHER_TESTS == set(PAGES)
     assert pages_with("sh") - IN_OTHER_TESTS - UPLOADS == set(OF_A_RUN)
-    assert pages_with("yaml") == {"extend/tower.md"}
+    assert pages_with("yaml") == {"extend/tower.md", FIT}
 
 
 def test_the_commands_that_look_at_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +66,21 @@ def test_the_commands_that_look_at_a_run(tmp_path: Path, monkeypatch: pytest.Mon
         run_line(line, monkeypatch)
     for name in ("runs/scenes/report.html", "comparison.html", "classified.html", "found.html"):
         assert (tmp_path / name).stat().st_size > 1000, name
+
+
+def test_a_table_is_followed_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_launcher(tmp_path / "cache", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    run(tiny_config(tmp_path / "runs" / "scenes", write_scenes(tmp_path / "scenes") / "train", "steps=2"))
+    for line in shell_lines(FIT):
+        shorter = [more for command, more in SHORTER.items() if line.startswith(command)]
+        run_line(" ".join([line, *shorter]), monkeypatch)
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 48
+    assert (tmp_path / "exported" / "parity.json").is_file()
+    test_a_page_runs_and_prints_what_it_says(FIT, tmp_path, monkeypatch)
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / FIT).read_text(), re.DOTALL)
+    (tmp_path / "fit.yaml").write_text(block)
+    assert isinstance(clipx.load_config(tmp_path / "fit.yaml"), clipx.FitConfig)
 
 
 def test_the_towers_of_the_page_are_a_config(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ DOCUMENTS = [
         "docs/tutorial.md",
         "docs/reports.md",
         "docs/classify.md",
+        "docs/fit.md",
         "docs/search.md",
         "docs/recipes.md",
         "docs/extend/loss.md",

@@ -1,6 +1,7 @@
 """From the vectors of several modalities to one: one paper, one file. A fusion knows no encoder and no config."""
 
-from clipx.errors import InputError
+from typing import Literal, assert_never
+
 from clipx.models.fusion.attention import Attention
 from clipx.models.fusion.bilinear import Bilinear
 from clipx.models.fusion.concat import Concat
@@ -9,20 +10,20 @@ from clipx.models.fusion.gated import Gated
 from clipx.models.fusion.late import Late
 from clipx.models.fusion.weighted_sum import WeightedSum
 
-__all__ = ["Attention", "Bilinear", "Concat", "Fusion", "Gated", "Late", "WeightedSum", "build_fusion"]
+__all__ = ["Attention", "Bilinear", "Concat", "Fusion", "Gated", "Late", "VectorFusion", "WeightedSum", "build_fusion"]
+
+VectorFusion = Literal["weighted_sum", "concat", "gated", "bilinear", "attention"]
+"""The config's fusions but for `late`, which is none of vectors: see `Late`."""
 
 
-def build_fusion(kind: str, *, num_modalities: int, dim: int, dropout: float) -> Fusion:
+def build_fusion(kind: VectorFusion, *, num_modalities: int, dim: int, dropout: float) -> Fusion:
     """Builds a fusion on the CPU, with weights from torch's current generator.
 
     Args:
-        kind: weighted_sum, concat, gated, bilinear or attention. `late` is no fusion of vectors: see `Late`.
+        kind: of the fusion.
         num_modalities: M, at least 1.
         dim: D, channels of each modality's vector and of the fused one.
         dropout: in training, in those that have hidden channels of their own (gated, bilinear, attention).
-
-    Raises:
-        InputError: there is no fusion of this kind.
     """
     match kind:
         case "weighted_sum":
@@ -35,6 +36,5 @@ def build_fusion(kind: str, *, num_modalities: int, dim: int, dropout: float) ->
             return Bilinear(num_modalities, dim=dim, dropout=dropout)
         case "attention":
             return Attention(num_modalities, dim=dim, dropout=dropout)
-        case _:
-            kinds = "weighted_sum, concat, gated, bilinear or attention"
-            raise InputError(f"fusion={kind} is no fusion of vectors; choose {kinds}")
+        case unknown:
+            assert_never(unknown)

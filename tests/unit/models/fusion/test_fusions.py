@@ -7,7 +7,6 @@ import torch
 from reference import supervised as textbook
 from torch import Tensor, nn
 
-from clipx.errors import InputError
 from clipx.models.fusion import Late, build_fusion
 from clipx.models.head import Head
 from clipx.models.slot_dropout import dropout_keys, number_sites
@@ -152,11 +151,6 @@ def test_late_fusion_of_one_present_modality_is_its_own_prediction() -> None:
     out_BO = fusion(vectors_BMD, torch.tensor([[0.0, 1.0]]).expand(4, 2))
     torch.testing.assert_close(out_BO[:, :3].softmax(1), raw_BO[:, :3].softmax(1))
     torch.testing.assert_close(out_BO[:, 3:], raw_BO[:, 3:])
-
-
-def test_late_is_no_fusion_of_vectors() -> None:
-    with pytest.raises(InputError, match="choose weighted_sum, concat, gated, bilinear or attention"):
-        build_fusion("late", num_modalities=2, dim=4, dropout=0.1)
 
 
 @every_kind
