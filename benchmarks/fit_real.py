@@ -11,6 +11,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,20 @@ def write_table(shards: Path, out: Path, *, target: str, words: Words) -> None:
         writer = csv.writer(file)
         writer.writerow(("picture", "words", target))
         for shard in sorted(shards.glob("*.tar")):
-            with tarfile.open(shard) as tar:
-                members = {member.name: tar.extractfile(member) for member in tar}
-                for name in (name for name in members if name.endswith(".json")):
-                    record = json.loads(members[name].read())
-                    picture = next(members[key] for key in (name[:-4] + "jpg", name[:-4] + "png") if key in members)
-                    path = pictures / Path(picture.name).name
-                    path.write_bytes(picture.read())
-                    writer.writerow((path.relative_to(out), words(record), record[target]))
+            for key, members in samples(shard):
+                record = json.loads(members.pop("json"))
+                kind = next(kind for kind in ("jpg", "png") if kind in members)
+                path = pictures / f"{key}.{kind}"
+                path.write_bytes(members[kind])
+                writer.writerow((path.relative_to(out), words(record), record[target]))
+
+
+def samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The samples of a shard: key, and the content of its members by extension."""
+    with tarfile.open(shard) as tar:
+        files = ((member.name.split(".", 1), tar.extractfile(member).read()) for member in tar)
+        for key, members in groupby(files, key=lambda file: file[0][0]):
+            yield key, {extension: content for (_, extension), content in members}
 
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:

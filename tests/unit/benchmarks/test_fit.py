@@ -60,6 +60,9 @@ def test_real_pictures_are_predicted_from_both_and_from_each(tmp_path: Path, mod
 
     for split, count in (("train", 24), ("val", 8)):
         write_shards(tmp_path / "set" / split, [count], replaced={number: sample(number) for number in range(count)})
-    (found,) = rows("real", model, "--set", str(tmp_path / "set"), "--kind", "emoji", out=tmp_path)
+    work = tmp_path / "work"
+    options = ("--set", str(tmp_path / "set"), "--kind", "emoji", "--work", str(work))
+    (found,) = rows("real", model, *options, out=tmp_path)
+    assert len({path.read_bytes() for path in work.glob("*_pictures/*.png")}) == 24  # val has 8 of them
     assert (found["target"], found["trivial"]) == ("group", "0.5")
     assert all(0 <= float(found[name]) <= 1 for name in ("both", "picture", "words"))

@@ -1,6 +1,7 @@
 """Names of a fit run's figures, and the check of the one by which a run stops."""
 
 import pytest
+from fitted_models import resolved_config
 
 from clipx.config.fit_metrics import (
     METRICS,
@@ -66,3 +67,11 @@ def test_scores_are_better_the_higher(name: str) -> None:
 def test_the_figures_of_complete_rows_belong_to_that_of_all(figure: str) -> None:
     assert [whole_figure(name) for name in variants(figure, _BOTH)] == [figure] * 4
     assert variants(figure, ("text",)) == (figure,)
+
+
+def test_a_config_refuses_to_stop_by_a_figure_that_it_has_not() -> None:
+    targets = {"price": {"type": "number"}}
+    average = {"ema": {"decay": 0.9}, "stop": {"metric": "ema_price/r2"}}
+    assert resolved_config(targets=targets, **average).stop is not None
+    with pytest.raises(InputError, match=r"stop.metric=ema_price/r2: expected .*; the nearest is price/r2"):
+        resolved_config(targets=targets, **(average | {"ema": None}))
