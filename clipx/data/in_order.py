@@ -59,7 +59,7 @@ def num_rounds(num_samples: int, *, batch_size: int, world_size: int) -> int:
     return -(-num_samples // (batch_size * world_size))
 
 
-def own_blocks(num_samples: int, *, batch_size: int, rank: int, world_size: int) -> list[Block]:
+def own_blocks(num_samples: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Block]:
     """A rank's blocks; those beyond the last sample are empty."""
     rounds = num_rounds(num_samples, batch_size=batch_size, world_size=world_size)
     numbers = range(rank, rounds * world_size, world_size)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import ImageInput, NumberInput, TextInput
-from clipx.data.in_order import Block, InOrder, read_in_order
+from clipx.data.in_order import Block, InOrder, own_blocks, read_in_order
 from clipx.data.tokenizer import Tokenizer
 from clipx.errors import InputError
+from clipx.models.evaluating import evaluating
 from clipx.models.fused import FusedModel
 from clipx.pretrained.model import Pretrained
 from clipx.pretrained.predictions import cells, no_cells, predictions
@@ -78,7 +79,7 @@ class Fitted(Pretrained):
             raise InputError(f"batch_size={batch_size} rows at once; give at least 1")
         given = GivenRows(rows, self.fit_config, absent=absent)
         found: list[dict[str, object]] = []
-        for block, batch in self.read(given, cut(len(given), batch_size)):
+        for block, batch in self.read(given, own_blocks(len(given), batch_size=batch_size)):
             found += self.described(self.predict_block(block, batch), probabilities=probabilities)
         return found
 
@@ -101,7 +102,7 @@ class Fitted(Pretrained):
         batch, count = read.batch, len(read.numbers)
         raw_BO = torch.empty(0, self.fit_config.heads[-1].outputs.stop)
         if count:
-            with self._evaluating():
+            with evaluating(self.model):
                 raw_BO = self.model(batch.to(self.device), seed=0).raw_BO.float().cpu()
         return PredictedBlock(
             block.samples,
@@ -140,9 +141,3 @@ class Fitted(Pretrained):
             nothing = [no_cells(head, all_probabilities=probabilities) for head in config.heads]
             by_row[row] = {**dict(chain.from_iterable(map(dict.items, nothing))), "present": [], "problem": problem}
         return [by_row[row] for row in block.rows]
-
-
-def cut(num_rows: int, size: int) -> list[Block]:
-    """Blocks of `size` rows, the last one of those that are left."""
-    starts = range(0, num_rows, size)
-    return [Block(number, range(start, min(start + size, num_rows))) for number, start in enumerate(starts)]
