@@ -14,8 +14,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.distributed import ProcessGroup
 
 from clipx.config.fit import FitConfig
@@ -38,6 +37,7 @@ from clipx.errors import RunError
 from clipx.evaluate.feature_cache import Arrays, read_entry
 from clipx.fitting.feature_parts import BAD, Parts
 from clipx.models.fused import KEPT
+from clipx.models.modes import evaluating
 from clipx.pretrained import Pretrained
 from clipx.pretrained.fingerprint import fingerprint_of_weights
 from clipx.pretrained.lanes import ON_DEVICE, side_by_side
@@ -174,22 +174,10 @@ def _computed(
         blocks=blocks,
     )
     lanes = max(1, num_cores() // world_size(work.group)) if device.type == "cpu" else ON_DEVICE
-    with _evaluating(pretrained.model):
+    with evaluating(pretrained.model):  # lanes must not switch modes, each by itself
         found = side_by_side(partial(_with_vectors, work), read, device=device, lanes=lanes)
         for block, (numbers, columns, bad) in zip(blocks, found, strict=True):
             yield block.number, _spread(columns, numbers, block.samples), bad
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turns the whole model's training mode off within the block: lanes must not switch it, each by itself."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _with_vectors(work: Pass, found: InOrder) -> tuple[Sequence[int], Arrays, Sequence[BadSample]]:

@@ -17,6 +17,7 @@ from clipx.data.in_order import Block, InOrder, read_in_order
 from clipx.data.tokenizer import Tokenizer
 from clipx.errors import InputError
 from clipx.models.fused import FusedModel
+from clipx.models.modes import evaluating
 from clipx.pretrained.model import Pretrained
 from clipx.pretrained.predictions import cells, no_cells, predictions
 from clipx.pretrained.row_samples import GivenRows, RowSource, row_reader
@@ -101,7 +102,7 @@ class Fitted(Pretrained):
         batch, count = read.batch, len(read.numbers)
         raw_BO = torch.empty(0, self.fit_config.heads[-1].outputs.stop)
         if count:
-            with self._evaluating():
+            with evaluating(self.model):
                 raw_BO = self.model(batch.to(self.device), seed=0).raw_BO.float().cpu()
         return PredictedBlock(
             block.samples,
