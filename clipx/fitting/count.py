@@ -79,14 +79,19 @@ def counted_parts(config: FitConfig) -> dict[str, tuple[str, Counted]]:
     return parts | {f"targets.{name}": (part.column or name, part) for name, part in config.targets.items()}
 
 
-def count_rows(index: ShardIndex, config: FitConfig) -> Counts:
+def count_rows(index: ShardIndex, config: FitConfig, *, table: str | None = None) -> Counts:
     """Counts all rows of an index, in processes if there are many.
+
+    Args:
+        index: of the shards.
+        config: of the run.
+        table: of whose rows the shards were made, which a person knows them by; None: they are the shards'.
 
     Raises:
         InputError: a cell that cannot be read, with its row, column and value.
         RunError: the storage failed.
     """
-    count = _CountShard(index, config)
+    count = _CountShard(index, config, table)
     workers = 1 if index.num_samples < _ALONE else num_cores()
     total = Counts({key: Cells() for key in counted_parts(config)})
     for counts in in_processes(count, range(len(index.paths)), workers=workers):
@@ -100,6 +105,7 @@ class _CountShard:
 
     index: ShardIndex
     config: FitConfig
+    table: str | None
 
     @cached_property
     def _parts(self) -> Mapping[str, tuple[str, Counted]]:
@@ -132,9 +138,16 @@ class _CountShard:
                 self._count(record, name, counts)
             except CellError as error:
                 raise InputError(
-                    f"row {name.key} of {name.shard}: {error}; correct the cell, or leave it empty if it is not known"
+                    f"{self._where(name)}: {error}; correct the cell, or leave it empty if it is not known"
                 ) from error
         return counts
+
+    def _where(self, name: SampleName) -> str:
+        """What a person finds a row by."""
+        if self.table is None:
+            return f"row {name.key} of {name.shard}"
+        is_numbered = self.config.data.key is None and name.key.isdecimal()  # with leading zeros
+        return f"{self.table}: row {int(name.key) if is_numbered else name.key}"
 
     def _refs(self, shard: int) -> Iterator[SampleRef]:
         """The samples of a shard, of which those of a remote one are fetched many at a time."""

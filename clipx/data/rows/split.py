@@ -36,6 +36,8 @@ def split_rows(rows: Rows, share: float, *, group: str | None = None, key: str |
         is_held_out_R[row] = drawn.setdefault(digest, int.from_bytes(digest[:8], "big") < share * 2**64)
     num_held_out = int(is_held_out_R.sum())
     if num_held_out in (0, len(rows)):
+        if group is None and len(drawn) < len(rows):
+            group = key  # cells of which come again
         raise InputError(_one_side(len(rows), len(drawn), share, group=group, is_held_out=num_held_out > 0))
     train, held_out = (Subset(rows, np.flatnonzero(chosen_R)) for chosen_R in (~is_held_out_R, is_held_out_R))
     return train, held_out

@@ -174,7 +174,7 @@ def test_what_the_table_lacks_is_said_before_anything_is_made(tmp_path, change, 
 @pytest.mark.parametrize(
     ("changes", "targets", "message"),
     [
-        ({"price": {7: "n/a"}}, {"price": "number"}, "row 000000007 of .*: column 'price': 'n/a' is no number"),
+        ({"price": {7: "n/a"}}, {"price": "number"}, "table.csv: row 7: column 'price': 'n/a' is no number"),
         ({"category": dict.fromkeys(range(40), "odd")}, {"category": "class"}, "targets.category: all .* are 'odd'"),
         ({"price": dict.fromkeys(range(40), 5)}, {"price": "number"}, "targets.price: all .* are 5;"),
         ({"price": dict.fromkeys(range(40), "")}, {"price": "number"}, "targets.price: none of the .* has a cell"),
@@ -196,6 +196,16 @@ def test_labels_that_only_held_out_rows_have_are_named(tmp_path, caplog):
     resolve(config_of(tmp_path, table, data={"val": str(val)}))
     assert "targets.category: 1 of the validation rows' labels" in caplog.text
     assert "new (2)" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "row"), [(None, "3"), ("sku", "s3")])
+def test_a_cell_that_cannot_be_read_is_known_by_its_row_in_the_table(tmp_path, key, row):
+    table = write_table(tmp_path, price={3: "n/a"})
+    val = write_table(tmp_path, name="val.csv", price={3: "n/a"})
+    for train in (table, write_table(tmp_path, name="good.csv")):
+        wrong = table if train == table else val
+        with pytest.raises(InputError, match=rf"^{wrong}: row {row}: column 'price': 'n/a' is no number; correct"):
+            resolve(config_of(tmp_path / train.stem, train, data={"val": str(val), "key": key}))
 
 
 @pytest.mark.parametrize(("num_empty", "is_refused"), [(1, False), (3, True)])
