@@ -18,6 +18,7 @@ from clipx.data.fit_cells import CellError, joined_text, read_cell
 from clipx.data.fit_columns import picture_members, read_record, record_members
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.parallel import in_processes, num_cores
+from clipx.data.rows.row import Rows
 from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.data.shards import BadSampleError, ShardReader
 from clipx.errors import InputError
@@ -25,6 +26,7 @@ from clipx.errors import InputError
 Counted = NumberInput | CategoryInput | ClassTarget | NumberTarget | LabelsTarget
 _AT_ONCE = 1024  # samples of a remote shard that are asked for together
 _ALONE = 20_000  # samples that one process counts sooner than others begin
+_MEND = "correct the cell, or leave it empty if it is not known"
 _MAX_COLUMNS = 10_000  # names that are kept: records may be anybody's
 
 
@@ -79,24 +81,36 @@ def counted_parts(config: FitConfig) -> dict[str, tuple[str, Counted]]:
     return parts | {f"targets.{name}": (part.column or name, part) for name, part in config.targets.items()}
 
 
-def count_rows(index: ShardIndex, config: FitConfig, *, table: str | None = None) -> Counts:
+def count_rows(index: ShardIndex, config: FitConfig) -> Counts:
     """Counts all rows of an index, in processes if there are many.
-
-    Args:
-        index: of the shards.
-        config: of the run.
-        table: of whose rows the shards were made, which a person knows them by; None: they are the shards'.
 
     Raises:
         InputError: a cell that cannot be read, with its row, column and value.
         RunError: the storage failed.
     """
-    count = _CountShard(index, config, table)
+    count = _CountShard(index, config)
     workers = 1 if index.num_samples < _ALONE else num_cores()
     total = Counts({key: Cells() for key in counted_parts(config)})
     for counts in in_processes(count, range(len(index.paths)), workers=workers):
         total.add(counts)
     return total
+
+
+def check_cells(rows: Rows, config: FitConfig) -> None:
+    """Reads every cell that training will read, before shards are made: that may take hours, and a mended table is
+    another one.
+
+    Raises:
+        InputError: a cell cannot be read, with its row in the table, column and value.
+    """
+    parts = counted_parts(config)
+    for place, record in enumerate(rows.records()):
+        try:
+            joined_text(record, config.text_columns)
+            for column, part in parts.values():
+                read_cell(partial(_take, part=part, cells=Cells()), record, column)
+        except CellError as error:
+            raise InputError(f"row {rows.number(place)}: {error}; {_MEND}") from error
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,6 @@ class _CountShard:
 
     index: ShardIndex
     config: FitConfig
-    table: str | None
 
     @cached_property
     def _parts(self) -> Mapping[str, tuple[str, Counted]]:
@@ -137,17 +150,8 @@ class _CountShard:
             try:
                 self._count(record, name, counts)
             except CellError as error:
-                raise InputError(
-                    f"{self._where(name)}: {error}; correct the cell, or leave it empty if it is not known"
-                ) from error
+                raise InputError(f"row {name.key} of {name.shard}: {error}; {_MEND}") from error
         return counts
-
-    def _where(self, name: SampleName) -> str:
-        """What a person finds a row by."""
-        if self.table is None:
-            return f"row {name.key} of {name.shard}"
-        is_numbered = self.config.data.key is None and name.key.isdecimal()  # with leading zeros
-        return f"{self.table}: row {int(name.key) if is_numbered else name.key}"
 
     def _refs(self, shard: int) -> Iterator[SampleRef]:
         """The samples of a shard, of which those of a remote one are fetched many at a time."""

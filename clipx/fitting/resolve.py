@@ -36,11 +36,10 @@ def resolve(config: FitConfig) -> FitConfig:
         return config
     if config.data.train_shards is None or config.data.val_shards is None:
         config = with_shards(config)
-    held_out = config.data.train if isinstance(config.data.val, float) else config.data.val
-    train = _count(config, config.data.train_shards, config.data.train)
+    train = _count(config, config.data.train_shards)
     _require_readable(train, config, key="data.train")
     config = with_facts(config, train)
-    val = _count(config, config.data.val_shards, held_out)
+    val = _count(config, config.data.val_shards)
     _require_readable(val, config, key="data.val")
     warn_of_unknown(config, val)
     for line in described(config, train, val):
@@ -59,11 +58,9 @@ def _warn_of_others(config: FitConfig) -> None:
         )
 
 
-def _count(config: FitConfig, shards: list[str] | None, origin: list[str]) -> Counts:
-    """Counts the rows of shards, that were made of tables unless `origin` is shards."""
+def _count(config: FitConfig, shards: list[str] | None) -> Counts:
     assert shards is not None
-    table = None if are_shards(origin) else some_names(origin)
-    return count_rows(build_index(shards, remote=config.data.remote), config, table=table)
+    return count_rows(build_index(shards, remote=config.data.remote), config)
 
 
 def _require_readable(counts: Counts, config: FitConfig, *, key: str) -> None:
