@@ -140,7 +140,7 @@ def _config(request: "FitRequest", overrides: Sequence[str]) -> "tuple[FitConfig
         try:
             config = load_config(draft)  # what is wrong with it is said before anything is written
         except InputError as error:
-            raise InputError(str(error).replace("start_from:", "--model:", 1)) from error
+            raise InputError(str(error).replace("encoder.from:", "--model:", 1)) from error
     assert isinstance(config, FitConfig)
     if _is_first():
         settle(text, Path(config.run_dir))

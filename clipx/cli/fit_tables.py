@@ -49,17 +49,18 @@ def print_scores(config: "FitConfig") -> None:
     less = (modalities[::-1] if alone else modalities) if len(modalities) > 1 else ()
     others = {modality: next((name for name in names if name != modality), modality) for modality in less}
     titles = [f"{names[others[each]]} alone" if alone else f"without {names[each]}" for each in less]
-    columns = [Column(title, justify="right") for title in ("trivial", *titles, "all inputs" if less else "model")]
+    last = ("all inputs", "all rows") if less else ("model",)
+    columns = [Column(title, justify="right") for title in ("trivial", *titles, *last)]
     table = Table("target", "figure", *columns, title=f"rows that training did not see, step {figures.step}")
     for row in figures.rows:
-        values = [row.trivial, *(row.less[each] for each in less), row.all]
+        values = [row.trivial, *(row.less[each] for each in less), *([row.complete] if less else []), row.all]
         is_first = row.figure == next(each.figure for each in figures.rows if each.target == row.target)
         table.add_row(Text(shown(row.target)) if is_first else "", row.figure, *map(_number, values))
     Console().print(table)
     say("trivial: the most frequent class, labels as they are frequent, the mean")
     if less:
         what = "alone" if alone else "without"
-        say(f"{what}: this model, and none of its own, where other inputs are taken away; of rows that have one left")
+        say(f"{what}, all inputs: rows in which none is absent; {what}: this model, with other inputs taken away")
 
 
 _NAMES = {"image": "picture", "text": "text", "table": "table"}

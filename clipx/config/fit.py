@@ -155,7 +155,8 @@ class FitConfig(Job):
             from clipx.config.fit_metrics import check_metric
 
             kinds = {name: target.type for name, target in self.targets.items()}
-            check_metric(self.stop.metric, targets=kinds, modalities=self.modalities)
+            average = self.ema is not None
+            check_metric(self.stop.metric, targets=kinds, modalities=self.modalities, average=average)
 
     def _check_inputs(self) -> None:
         for kind in (ImageInput, TextInput):

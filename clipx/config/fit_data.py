@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from clipx.config.data import AugmentConfig, Shards, Source, StreamConfig
-from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Text
+from clipx.config.field_types import NO_BOOL, NOT_BLANK, STRICT, Count, FilePath, Text
 from clipx.config.validate import validated
 
 
@@ -15,7 +15,9 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) or value is None else [value]
 
 
-Tables = Annotated[Shards, BeforeValidator(_listed)]
+_ONE = {"type": "string", "pattern": NOT_BLANK}
+_ONE_OR_SEVERAL = {"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}
+Tables = Annotated[Shards, BeforeValidator(_listed), WithJsonSchema(_ONE_OR_SEVERAL)]
 Share = Annotated[float, Field(gt=0, lt=1), NO_BOOL]
 
 

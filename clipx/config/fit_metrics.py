@@ -1,7 +1,8 @@
 """The figures of a fit run's evaluations, by name: `loss`, and for each target `TARGET/FIGURE`.
 
-Where a run has several modalities, each figure also stands under `..._without_MODALITY`: with that modality taken away
-from all rows, over those that have another one. Imports no torch, so that a wrong `stop.metric` is said at once.
+Where a run has several modalities, there are further figures of the rows that have all of them, so that they can be
+compared: `..._complete`, with all inputs, and `..._without_MODALITY`, with that modality taken away. Imports no torch,
+so that a wrong `stop.metric` is said at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,16 +33,35 @@ AVERAGE = "ema_"
 """Before the name of a figure: that of the average of the weights, where a run keeps one."""
 
 _WITHOUT = "_without_"
+_COMPLETE = "_complete"
 
 
-def without(figure: str, modality: str | None) -> str:
-    """The name of a figure where a modality is taken away; None: where all inputs are as they are."""
-    return figure if modality is None else f"{figure}{_WITHOUT}{modality}"
+def complete(figure: str) -> str:
+    """The name of a figure of the rows that have all modalities."""
+    return figure + _COMPLETE
 
 
-def figure_name(target: str, metric: str, modality: str | None = None) -> str:
-    """The name of a target's figure, with all inputs or without a modality."""
-    return without(f"{target}/{metric}", modality)
+def without(figure: str, modality: str) -> str:
+    """The name of a figure of the rows that have all modalities, where one is taken away."""
+    return f"{figure}{_WITHOUT}{modality}"
+
+
+def figure_name(target: str, metric: str) -> str:
+    """The name of a target's figure, over all rows."""
+    return f"{target}/{metric}"
+
+
+def whole_figure(name: str) -> str:
+    """The figure of all rows that one of the rows with all modalities belongs to; of another figure its own name."""
+    target, slash, figure = name.rpartition("/")
+    return target + slash + figure.partition(_WITHOUT)[0].removesuffix(_COMPLETE)
+
+
+def variants(figure: str, modalities: Sequence[str]) -> tuple[str, ...]:
+    """All names under which a figure stands."""
+    if len(modalities) < 2:
+        return (figure,)
+    return (figure, complete(figure), *(without(figure, modality) for modality in modalities))
 
 
 def taken_away(modalities: Sequence[str]) -> tuple[str | None, ...]:
@@ -57,14 +77,8 @@ def metric_names(targets: Mapping[str, TargetKind], modalities: Sequence[str], *
         modalities: that the run has inputs of.
         average: whether the run keeps an average of its weights, which has figures of its own.
     """
-    names = [
-        name
-        for modality in taken_away(modalities)
-        for name in (
-            without("loss", modality),
-            *(figure_name(target, metric, modality) for target, kind in targets.items() for metric in METRICS[kind]),
-        )
-    ]
+    figures = ["loss", *(figure_name(target, metric) for target, kind in targets.items() for metric in METRICS[kind])]
+    names = [name for figure in figures for name in variants(figure, modalities)]
     return [*names, *(AVERAGE + name for name in names)] if average else names
 
 
@@ -87,4 +101,4 @@ def check_metric(
 
 def lower_is_better(metric: str) -> bool:
     """Whether a figure of this name, of whatever evaluation, is better the lower it is."""
-    return metric.rpartition("/")[2].removeprefix(AVERAGE).partition(_WITHOUT)[0] in LOWER_IS_BETTER
+    return whole_figure(metric).rpartition("/")[2].removeprefix(AVERAGE) in LOWER_IS_BETTER

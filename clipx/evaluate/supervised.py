@@ -1,7 +1,8 @@
 """Evaluates a fitted model on held-out samples: figures of each target, with all inputs and without each modality.
 
-The names of the figures are those of `clipx.config.fit_metrics`. A figure counts the rows that have the target; without
-a modality, those of them that have another one. Rank 0 computes the figures of all rows, whatever the number of ranks.
+The names of the figures are those of `clipx.config.fit_metrics`. A figure counts the rows that have the target; those
+that compare modalities, the rows that have all of them. Rank 0 computes the figures of all rows, whatever the number of
+ranks.
 
 Shapes: N rows, M modalities, S outputs of one target, O those of all, T columns of all targets, P passes.
 """
@@ -9,15 +10,15 @@ Shapes: N rows, M modalities, S outputs of one target, O those of all, T columns
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import assert_never
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import Head
-from clipx.config.fit_metrics import figure_name, taken_away, without
+from clipx.config.fit_metrics import complete, figure_name, taken_away, without
 from clipx.data.in_order import InOrder
 from clipx.distributed.collectives import gather_objects
 from clipx.errors import some_names
@@ -67,11 +68,14 @@ def supervised(
     found = None
     if rows is not None:
         metrics: dict[str, float] = {}
+        whole_N = rows.there_NM.all(1)
         for raw_NO, modality in zip(rows.raw_PNO, passes, strict=True):
-            others_M = torch.tensor([name != modality for name in config.modalities])
-            left_N = (rows.there_NM & others_M).any(1)
-            own = figures(config.heads, raw_NO[left_N], rows.targets_NT[left_N])
-            metrics |= {without(name, modality): value for name, value in own.items()}
+            if modality is None:
+                metrics |= figures(config.heads, raw_NO, rows.targets_NT)
+            if len(passes) > 1:
+                named = complete if modality is None else partial(without, modality=modality)
+                of_whole = figures(config.heads, raw_NO[whole_N], rows.targets_NT[whole_N])
+                metrics |= {named(name): value for name, value in of_whole.items()}
         constant_NO = constant_outputs(config).expand(len(rows.targets_NT), -1)
         trivial = figures(config.heads, constant_NO, rows.targets_NT)
         found = Evaluation(task="supervised", metrics=metrics, derived=trivial)

@@ -9,7 +9,7 @@ clipx_config.yaml, clipx_model.safetensors  the model for `clipx predict` and `c
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +18,14 @@ from clipx import __version__
 from clipx.errors import InputError, RunError
 from clipx.export.fitted_graph import fitted_program, free_axes, outputs_of
 from clipx.export.fitted_settings import fitted_settings, output_name, write_settings
-from clipx.export.formats import Format
-from clipx.export.onnx import missing_packages
+from clipx.export.formats import Format, formats_of
 from clipx.export.onnx_graphs import convert, save_graph
 from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.consumer import LIMIT
 from clipx.export.parity.fitted import CONSUMERS, Arrays, FittedConsumer, faults, fitted_row, graph_inputs
 from clipx.export.parity.fitted_samples import FittedRow, FittedSamples
-from clipx.export.plain import plain_problem
 from clipx.export.programs import quiet
 from clipx.export.serving import write_plain, write_text_encoder
-from clipx.models.fused import FusedModel
 from clipx.pretrained import load_fitted
 from clipx.pretrained.fitted import Fitted, cut
 from clipx.pretrained.own import write_weights
@@ -38,14 +35,6 @@ FORMATS: tuple[Format, ...] = ("onnx", "pt2")
 _AT_ONCE = 32
 
 
-def formats_of_fitted(model: FusedModel) -> dict[Format, str | None]:
-    """Every format, with the reason why a fitted model cannot be exported to it; None: it can."""
-    plain = plain_problem(model, None if "text" in model.layout.modalities else "image")
-    foreign = "it predicts columns of a table, for which that format has no place"
-    found: dict[Format, str | None] = dict.fromkeys(get_args(Format), foreign)
-    return found | {"onnx": missing_packages() or plain, "pt2": plain}
-
-
 def require_formats(fitted: Fitted, formats: Sequence[Format], options: ExportOptions) -> None:
     """Checks that a fitted model can be exported as asked.
 
@@ -53,7 +42,7 @@ def require_formats(fitted: Fitted, formats: Sequence[Format], options: ExportOp
         InputError: it cannot.
     """
     predicts = f"it predicts {', '.join(fitted.fit_config.targets)}"
-    reasons = formats_of_fitted(fitted.model)
+    reasons = formats_of(fitted)
     if refused := [name for name in formats if reasons[name] is not None]:
         hint = f"; give --format {','.join(FORMATS)}" if refused[0] not in FORMATS else ""
         raise InputError(f"this model cannot be exported to {refused[0]}: {reasons[refused[0]]}{hint}")

@@ -10,7 +10,7 @@ from typing import Any
 from clipx import __version__
 from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import CategoryInput, ClassTarget, ImageInput, LabelsTarget, NumberInput, TextInput
-from clipx.config.fit_metrics import AVERAGE, METRICS, figure_name, lower_is_better, taken_away
+from clipx.config.fit_metrics import AVERAGE, METRICS, figure_name, lower_is_better, variants
 from clipx.config.yaml_text import write_yaml
 from clipx.export.card import CARD, averaged
 from clipx.export.card_text import cell, code_name, line, percent, short, table
@@ -106,21 +106,23 @@ def _names(names: tuple[str, ...]) -> str:
 
 
 def _evaluation(config: FitConfig, run: RunRecord | None) -> str:
-    """The figures of the evaluation at the checkpoint's step, with all inputs and without each."""
+    """The figures of the evaluation at the checkpoint's step."""
     if run is None or not run.scores:
         return ""
     step, scores = max(run.scores.values(), key=lambda found: found[0])
-    away = taken_away(config.modalities)
+    several = config.modalities if len(config.modalities) > 1 else ()
     prefix = AVERAGE if any(name.startswith(AVERAGE) for name in scores) else ""
     rows = []
     for target, given in config.targets.items():
         for metric in METRICS[given.type]:
-            values = [scores.get(prefix + figure_name(target, metric, modality)) for modality in away]
+            names = variants(figure_name(target, metric), config.modalities)
+            values = [scores.get(prefix + name) for name in names]
             if any(value is not None for value in values):
                 better = "lower" if lower_is_better(metric) else "higher"
                 shown = [percent(value) if metric in _SHARES else short(value) for value in values]
                 rows.append((target, metric.replace("_", " "), better, *shown))
-    columns = ("prediction", "figure", "better", *("all inputs" if m is None else f"without {m}" for m in away))
+    parts = ("rows that have all inputs", *(f"those without {modality}" for modality in several)) if several else ()
+    columns = ("prediction", "figure", "better", "all rows", *parts)
     told = f"Measured by the run itself on rows that were held out, at step {step:,}"
     told += ", with the average of the weights." if prefix else "."
     return f"{told}\n\n{table(columns, rows)}" if rows else ""

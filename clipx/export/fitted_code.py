@@ -4,7 +4,7 @@ from collections.abc import Set as AbstractSet
 
 from clipx.config.fit import FitConfig
 from clipx.export.fitted_settings import CATEGORIES, IDS, MASK, NUMBERS, PICTURES, PRESENCE
-from clipx.export.serving import padded_length
+from clipx.export.plain import padded_length
 
 _SQUARE = """\
 def square(picture):

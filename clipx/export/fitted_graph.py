@@ -13,9 +13,9 @@ from torch.export import Dim, ExportedProgram
 
 from clipx.config.fit import FitConfig
 from clipx.export.fitted_settings import CATEGORIES, IDS, MASK, NUMBERS, PICTURES, PRESENCE, output_name
-from clipx.export.plain import plain_image, plain_text
+from clipx.export.plain import padded_length, plain_image, plain_text
 from clipx.export.programs import conversion_error, quiet, without_origin
-from clipx.export.serving import own_padding, padded_length
+from clipx.export.serving import own_padding
 from clipx.models.fused import KEPT
 from clipx.pretrained.fitted import Fitted
 from clipx.pretrained.predictions import ClassPrediction, LabelsPrediction, NumberPrediction, predictions

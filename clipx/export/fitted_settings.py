@@ -11,7 +11,7 @@ from typing import Any, assert_never
 
 from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import ClassTarget, LabelsTarget, NumberTarget
-from clipx.export.serving import padded_length
+from clipx.export.plain import padded_length
 
 SETTINGS = "fitted.json"
 JOINED_BY = ", "

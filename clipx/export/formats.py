@@ -9,6 +9,7 @@ from clipx.export.options import ExportOptions, Tower
 
 if TYPE_CHECKING:
     from clipx.export.parity.consumer import Consumer
+    from clipx.models.fused import FusedModel
     from clipx.pretrained import Pretrained
 
 Format = Literal["hf", "open_clip", "onnx", "pt2"]
@@ -55,10 +56,19 @@ def formats_of(pretrained: "Pretrained") -> dict[Format, str | None]:
     from clipx.models.fused import FusedModel
 
     if isinstance(pretrained.model, FusedModel):
-        from clipx.export.fitted import formats_of_fitted
-
-        return formats_of_fitted(pretrained.model)
+        return _formats_of_fused(pretrained.model)
     return {name: format_module(name).problem(pretrained) for name in get_args(Format)}
+
+
+def _formats_of_fused(model: "FusedModel") -> dict[Format, str | None]:
+    """The same for a model that predicts, which is exported as one program (`clipx.export.fitted`)."""
+    from clipx.export.onnx import missing_packages
+    from clipx.export.plain import plain_problem
+
+    plain = plain_problem(model, None if "text" in model.layout.modalities else "image")
+    foreign = "it predicts columns of a table, for which that format has no place"
+    found: dict[Format, str | None] = dict.fromkeys(get_args(Format), foreign)
+    return found | {"onnx": missing_packages() or plain, "pt2": plain}
 
 
 def format_module(name: Format) -> FormatModule:

@@ -12,9 +12,9 @@ import torch
 from clipx.export.onnx_graphs import Graph, also_named, convert, join, quantize, save_graph
 from clipx.export.options import ExportOptions, Tower
 from clipx.export.parity.onnxruntime import CONSUMERS, FOLDER, SUFFIXES
-from clipx.export.plain import plain_problem
+from clipx.export.plain import padded_length, plain_problem
 from clipx.export.programs import image_program, text_program
-from clipx.export.serving import padded_length, serving_settings, write_serving
+from clipx.export.serving import serving_settings, write_serving
 from clipx.pretrained import Pretrained
 
 __all__ = ["CONSUMERS", "problem", "write"]

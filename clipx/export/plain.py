@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipx.config.model import TextConfig, TransformerTextConfig
 from clipx.export.options import Tower
 from clipx.models.clip import CLIP
 from clipx.models.huggingface_text import HuggingFaceTextTower
@@ -99,6 +100,11 @@ class PlainEncoder(Plain):
                 return _last(x_BLC, attention_mask)
             case unknown:
                 assert_never(unknown)
+
+
+def padded_length(text: TextConfig) -> int | None:
+    """The number of tokens to which every text is padded, which count as text; None: none."""
+    return text.pad if isinstance(text, TransformerTextConfig) else None
 
 
 def plain_problem(model: CLIP, only: Tower | None = None) -> str | None:

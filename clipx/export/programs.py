@@ -15,8 +15,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from clipx.errors import RunError
-from clipx.export.plain import plain_image, plain_text
-from clipx.export.serving import own_padding, padded_length
+from clipx.export.plain import padded_length, plain_image, plain_text
+from clipx.export.serving import own_padding
 from clipx.pretrained import Pretrained
 
 _EXAMPLE = (3, 5)

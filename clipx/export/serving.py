@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from clipx.config.model import HuggingFaceTextConfig, TextConfig, TimmImageConfig, TransformerTextConfig
+from clipx.config.model import HuggingFaceTextConfig, TimmImageConfig
 from clipx.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer
 from clipx.export import huggingface
 from clipx.export.huggingface_config import PAD
 from clipx.export.options import ExportOptions
+from clipx.export.plain import padded_length
 from clipx.models.huggingface_text import save_encoder_config
 from clipx.pretrained import Pretrained
 from clipx.pretrained.stored_model import TEXT_ENCODER
@@ -48,11 +49,6 @@ def serving_settings(pretrained: Pretrained) -> dict[str, Any]:
         "logit_bias": None if bias is None else bias.item(),
         "text_length": padded_length(pretrained.config.text),
     }
-
-
-def padded_length(text: TextConfig) -> int | None:
-    """The number of tokens to which every text is padded, which count as text; None: none."""
-    return text.pad if isinstance(text, TransformerTextConfig) else None
 
 
 def own_padding(pretrained: Pretrained) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from typing import Any
 from clipx.checkpoint.best import EVAL_FOLDER, Result, best_first, read_result, read_scores, stop_rule
 from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import HeadKind, Modality
-from clipx.config.fit_metrics import AVERAGE, EVALUATION, figure_name
+from clipx.config.fit_metrics import AVERAGE, EVALUATION, complete, figure_name, without
 from clipx.errors import InputError
 from clipx.storage.folders import folder_at
 
@@ -29,9 +29,11 @@ class FigureRow:
     trivial: float | None
     """Of the most frequent class, of labels as they are frequent, of the mean."""
     less: Mapping[Modality, float | None]
-    """Of the model, with the inputs of a modality taken away; empty if there is one modality."""
+    """Of the model on the rows that have all inputs, with those of a modality taken away; empty if there is one."""
+    complete: float | None
+    """Of the model on the same rows, with all inputs."""
     all: float | None
-    """Of the model, with all inputs."""
+    """Of the model on all rows."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def _rows(config: FitConfig, content: Mapping[str, Any]) -> Iterator[FigureRow]:
                 name,
                 figure,
                 trivial=trivial.get(figure_name(name, figure)),
-                less={each: content.get(prefix + figure_name(name, figure, each)) for each in several},
+                less={each: content.get(prefix + without(figure_name(name, figure), each)) for each in several},
+                complete=content.get(prefix + complete(figure_name(name, figure))),
                 all=content.get(prefix + figure_name(name, figure)),
             )

@@ -35,8 +35,8 @@ class SlotDropout(nn.Module):
         super().__init__()
         assert 0 <= rate < 1, f"rate={rate} is not in [0, 1)"
         self.rate = rate
-        # A hash is uniform over all int64, so that a share `rate` of them is below this. It is at most 2^63 - 2^10.
-        self.lowest_kept = int(rate * 2.0**64) - 2**63
+        # Uniform over all int16, of which a share `rate`, rounded up to 2^-16, is below this.
+        self.lowest_kept = min(math.ceil(rate * 2**16), 2**16 - 1) - 2**15
 
     def forward(self, x: Tensor, keys_B: Tensor | None = None) -> Tensor:
         """Maps (B, ...) to the same shape.
@@ -48,9 +48,12 @@ class SlotDropout(nn.Module):
         if keys_B is None or self.rate == 0:
             return x
         assert self.site is not None, "number_sites(model) was not called"
-        place_N = torch.arange(math.prod(x.shape[1:]), device=x.device)
-        bits_BN = counter_random.fold(keys_B[:, None], self.site, place_N)
-        return torch.where((bits_BN >= self.lowest_kept).view(x.shape), x / (1 - self.rate), 0)
+        num_places = math.prod(x.shape[1:])
+        # A hash has the bits of four places: of the step of a small model, hashing is what takes longest.
+        place_N = torch.arange(-(-num_places // 4), device=x.device)
+        bits_BN = counter_random.fold(keys_B[:, None], self.site, place_N).view(torch.int16)[:, :num_places]
+        kept_BN = (bits_BN >= self.lowest_kept).to(x.dtype)  # a product is faster than `where`, in both directions
+        return x * kept_BN.view(x.shape) / (1 - self.rate)
 
 
 def number_sites(model: nn.Module) -> None:

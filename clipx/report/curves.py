@@ -37,7 +37,7 @@ def curves(run: Recorded) -> Html:
         _chart({"": run.points("logit_scale")}, "Logit scale", "multiplier of the similarities", marks, log_y=False),
         _chart({"": run.points("logit_bias")}, "Logit bias", "bias", marks, log_y=False),
         _chart({"": run.points("grad_norm")}, "Gradient norm", "before clipping", marks),
-        _chart({"": run.points("samples_per_s")}, "Speed", "pairs per second", marks, log_y=False),
+        _chart({"": run.points("samples_per_s")}, "Speed", f"{run.samples} per second", marks, log_y=False),
         _chart(time_split(run), "Where the time goes", "% of the time since the row before", marks, log_y=False),
         _chart(
             {"pictures": run.points("image_cosine"), "texts": run.points("text_cosine")},

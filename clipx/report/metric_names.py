@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from clipx.config.fit_metrics import HEADLINES
+from clipx.config.fit_metrics import HEADLINES, whole_figure
 from clipx.report.recorded import Evaluated
 
 MAIN = ("acc1", "mean_average_precision", "image_to_text_recall@1", "text_to_image_recall@1")
 """Metrics that stand for an evaluation, those first that are taken first."""
 AVERAGE = "ema_"
-_WITHOUT = "_without_"
 _SHARES_OF_TARGETS = ("accuracy", "macro_f1")
 
 
@@ -19,8 +18,8 @@ def has_targets(results: Sequence[Evaluated]) -> bool:
 
 
 def is_less(metric: str) -> bool:
-    """Whether it is a figure of a fit run without one of its inputs."""
-    return _WITHOUT in metric and (metric.removeprefix(AVERAGE).startswith("loss") or "/" in metric)
+    """Whether it is a figure of a fit run of the rows alone that have all inputs, with them or without one."""
+    return whole_figure(metric) != metric and (metric.removeprefix(AVERAGE).startswith("loss") or "/" in metric)
 
 
 def is_headline(metric: str) -> bool:
@@ -40,7 +39,7 @@ def main_metric(scores: Mapping[str, float]) -> str | None:
 def is_share(metric: str) -> bool:
     """Whether a metric is a share, which is written in percent; those of a target are of several kinds."""
     _, _, figure = metric.removeprefix(AVERAGE).rpartition("/")
-    plain = figure.partition(_WITHOUT)[0]
+    plain = whole_figure(figure)
     return plain in _SHARES_OF_TARGETS if "/" in metric or plain == "loss" else True
 
 
@@ -72,6 +71,7 @@ def label(metric: str) -> str:
     if metric.startswith(AVERAGE):
         return f"{label(metric.removeprefix(AVERAGE))}, averaged weights"
     target, slash, figure = metric.rpartition("/")
-    figure, without, modality = figure.partition(_WITHOUT)
-    plain = figure.replace("_recall@", " R@").replace("_", " ")
-    return f"{target}{' ' if slash else ''}{plain}{', without ' if without else ''}{modality}"
+    whole = whole_figure(figure)
+    plain = whole.replace("_recall@", " R@").replace("_", " ")
+    rows = figure.removeprefix(whole).replace("_complete", ", complete rows").replace("_without_", ", without ")
+    return f"{target}{' ' if slash else ''}{plain}{rows}"

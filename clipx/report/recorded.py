@@ -17,6 +17,7 @@ from clipx.checkpoint.find import EXPORT_CONFIG
 from clipx.checkpoint.manifest import MANIFEST
 from clipx.checkpoint.state import RunState
 from clipx.checkpoint.store import CONFIG, CheckpointStore, checkpoints_of
+from clipx.config.fit import FitConfig
 from clipx.config.load import load_config
 from clipx.config.schema import JobConfig
 from clipx.errors import ClipxError, InputError
@@ -67,6 +68,11 @@ class Recorded:
     """Of the newest checkpoint."""
     checkpoints: Sequence[int] = ()
     """Their steps."""
+
+    @property
+    def samples(self) -> str:
+        """What it sees many of: a fit run the rows of a table."""
+        return "rows" if isinstance(self.config, FitConfig) else "pairs"
 
     @property
     def step(self) -> int:

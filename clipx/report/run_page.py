@@ -40,7 +40,7 @@ def summary(run: Recorded, sizes: Mapping[str, SetSize]) -> dict[str, object]:
     """The figures that stand at the top, by what they are called there."""
     shown: dict[str, object] = {"status": status_word(run), "steps": steps(run)}
     if (seen := run.last("samples_seen")) is not None:
-        shown[f"{samples(run)} seen"] = int(seen)
+        shown[f"{run.samples} seen"] = int(seen)
     if (loss := run.last("loss")) is not None:
         shown["loss"] = loss
     for name, results in run.evaluations.items():
@@ -50,15 +50,10 @@ def summary(run: Recorded, sizes: Mapping[str, SetSize]) -> dict[str, object]:
             found = interval(metric, results[-1], sizes.get(name))
             reach = "" if found is None else f" ± {50 * (found.high - found.low):.1f}"
             shown[f"{name}, {label(metric)}"] = f"{written(metric, share)}{reach}"
-    shown |= {f"{samples(run)} per second": pace(run), "training": spent(run)}
+    shown |= {f"{run.samples} per second": pace(run), "training": spent(run)}
     if run.starts:
         shown["starts"] = len(run.starts)
     return {name: value for name, value in shown.items() if value not in ("", None)}
-
-
-def samples(run: Recorded) -> str:
-    """What a run sees many of: a fit run the rows of a table."""
-    return "rows" if isinstance(run.config, FitConfig) else "pairs"
 
 
 def status_word(run: Recorded) -> str:
@@ -95,7 +90,7 @@ def _subtitle(run: Recorded) -> str:
     if run.config is None:
         return "A run of clipx"
     model = run.config.model
-    batch = f"{run.config.global_batch_size:,} {samples(run)} a step"
+    batch = f"{run.config.global_batch_size:,} {run.samples} a step"
     if isinstance(run.config, FitConfig):
         return f"{', '.join(run.config.targets)} from {', '.join(run.config.inputs)}; {run.config.fusion}, {batch}"
     return f"{model.image.name}, {batch}"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from clipx.config.fit_metrics import lower_is_better, without
+from clipx.config.fit_metrics import complete, lower_is_better, whole_figure, without
 from clipx.pages import Html, joined, line_chart, paragraph, table
 from clipx.report.metric_names import AVERAGE, is_headline, label, series, unit, written
 from clipx.report.recorded import Evaluated
@@ -19,11 +19,12 @@ def target_scores(name: str, results: Sequence[Evaluated]) -> Html:
     charts = "".join(_chart(results, figure) for figure in first)
     further = "".join(_chart(results, figure) for figure in figures if figure not in first)
     away = [modality for modality in _MODALITIES if any(without(figure, modality) in last.scores for figure in figures)]
-    columns = ("figure", "trivial", "all inputs", *(f"without {modality}" for modality in away), "best", "at step")
+    less = ("all inputs", *(f"without {modality}" for modality in away)) if away else ()
+    columns = ("figure", "trivial", "all rows", *less, "best", "at step")
     rows = [_row(results, figure, away) for figure in figures if figure in last.scores]
     note = (
         "Of rows that were held out. Trivial: predictions that look at no input (the most frequent class, the mean). "
-        "Without an input: it is taken away from all rows."
+        "All inputs, and without one of them: of the rows in which none is absent."
     )
     return joined(
         [
@@ -38,14 +39,13 @@ def target_scores(name: str, results: Sequence[Evaluated]) -> Html:
 
 
 def _is_whole(metric: str) -> bool:
-    """Whether it is a figure of the weights with all inputs."""
-    plain = {f"_without_{modality}" for modality in _MODALITIES}
-    return not metric.startswith(AVERAGE) and not any(metric.endswith(end) for end in plain)
+    """Whether it is a figure of the weights over all rows."""
+    return not metric.startswith(AVERAGE) and whole_figure(metric) == metric
 
 
 def _chart(results: Sequence[Evaluated], figure: str) -> Html:
     """A figure with all inputs and without each, and that of the averaged weights."""
-    lines = {"all inputs": series(results, figure)}
+    lines = {"all rows": series(results, figure), "all inputs": series(results, complete(figure))}
     lines |= {f"without {modality}": series(results, without(figure, modality)) for modality in _MODALITIES}
     lines |= {"averaged weights": series(results, AVERAGE + figure)}
     there = {name: points for name, points in lines.items() if points}
@@ -54,7 +54,7 @@ def _chart(results: Sequence[Evaluated], figure: str) -> Html:
 
 def _row(results: Sequence[Evaluated], figure: str, away: Sequence[str]) -> list[str]:
     last = results[-1]
-    names = [figure, *(without(figure, modality) for modality in away)]
+    names = [figure, *([complete(figure)] if away else []), *(without(figure, modality) for modality in away)]
     best = min((result for result in results if figure in result.scores), key=lambda result: _badness(result, figure))
     return [
         label(figure),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from clipx.checkpoint.best import EVAL_FOLDER, read_scores, reason_to_stop, result_name, standing, stop_rule
+from clipx.checkpoint.best import EVAL_FOLDER, best_first, read_scores, reason_to_stop, result_name, standing, stop_rule
 from clipx.config.fit import FitConfig
 from clipx.config.fit_metrics import AVERAGE, EVALUATION
 from clipx.distributed.parallelize import reshard
@@ -51,26 +51,37 @@ def missing_evaluations(run: Run) -> dict[str, Path]:
     return {name: due[name] for name in run.runtime.broadcast_from_rank0(missing)}
 
 
-def early_end(run: Run) -> str | None:
-    """Why the run ends before its last step, if its rule says so (`stop`); equal on all ranks, which all call this.
+class Verdict(NamedTuple):
+    """What the evaluations so far mean for a run with `stop`."""
 
-    A function of the results of evaluations up to the current step, so a run that goes on decides as it did before.
+    is_best: bool
+    """Whether the current step is the best one."""
+    early_end: str | None
+    """Why the run ends here, before its last step; None if it goes on."""
+
+
+def verdict(run: Run) -> Verdict:
+    """What the results up to the current step say; equal on all ranks, which all call this.
+
+    A function of these results alone, so a run that goes on decides as it did before.
 
     Raises:
         RunError: the results cannot be read; on all ranks alike.
     """
-    rule, reason = stop_rule(run.config), None
-    if rule is None or run.progress.step == run.length.num_steps:
-        return None
+    rule, found = stop_rule(run.config), Verdict(is_best=False, early_end=None)
+    if rule is None:
+        return found
+    step = run.progress.step
     with run.runtime.raise_on_all_ranks():
         if run.runtime.is_main:
             try:
-                scores = read_scores(folder_at(run.run_dir), rule, until=run.progress.step)
+                scores = read_scores(folder_at(run.run_dir), rule, until=step)
             except OSError as error:
                 folder = run.run_dir / EVAL_FOLDER
                 raise RunError(f"{folder} cannot be read ({error}); repair the storage, then start again") from error
-            reason = reason_to_stop(scores, rule)
-    return run.runtime.broadcast_from_rank0(reason)
+            reason = None if step == run.length.num_steps else reason_to_stop(scores, rule)
+            found = Verdict(is_best=best_first(scores, rule)[:1] == [step], early_end=reason)
+    return run.runtime.broadcast_from_rank0(found)
 
 
 def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> None:

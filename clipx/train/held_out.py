@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from clipx.config.fit import FitConfig
-from clipx.config.fit_metrics import HEADLINES, figure_name, taken_away
+from clipx.config.fit_metrics import HEADLINES, figure_name
 from clipx.data.build import open_fit_samples
 from clipx.data.in_order import InOrder, batches_in_order
 from clipx.evaluate.options import Evaluation
@@ -39,14 +39,10 @@ def _blocks(run: Run, config: FitConfig) -> Iterator[InOrder]:
 
 
 def headline(config: FitConfig, scores: Mapping[str, float]) -> str:
-    """One figure of each target in a line, with all inputs and without each modality; all figures are in the file."""
+    """One figure of each target in a line; all figures are in the file."""
     parts = [f"loss {scores['loss']:.4f}"] if "loss" in scores else []
-    _, *modalities = taken_away(config.modalities)
     for name, target in config.targets.items():
-        metric = HEADLINES[target.type]
-        if (whole := scores.get(figure_name(name, metric))) is None:
-            continue
-        without = [(modality, scores.get(figure_name(name, metric, modality))) for modality in modalities]
-        less = ", ".join(f"{modality} {value:.4f}" for modality, value in without if value is not None)
-        parts.append(f"{figure_name(name, metric)} {whole:.4f}" + (f" (without {less})" if less else ""))
+        figure = figure_name(name, HEADLINES[target.type])
+        if figure in scores:
+            parts.append(f"{figure} {scores[figure]:.4f}")
     return "  ".join(parts)

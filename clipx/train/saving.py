@@ -16,14 +16,12 @@ from clipx.checkpoint.manifest import Entry, find_problem
 from clipx.checkpoint.state import RunState
 from clipx.checkpoint.store import CheckpointStore, checkpoints_of
 from clipx.checkpoint.tensors import State, own_share, state_of, write_state
-from clipx.config.fit import FitConfig
 from clipx.config.load import dump_config
 from clipx.distributed.collectives import gather_objects, world_size
 from clipx.errors import RunError
 from clipx.optim.optimizers import inner_optimizer
 from clipx.storage.folders import folder_at
 from clipx.train.build import Run
-from clipx.train.evaluations import due_evaluations
 from clipx.train.loss_spikes import going_back
 
 log = logging.getLogger(__name__)
@@ -86,22 +84,18 @@ class Saver:
         return time.monotonic() - self._tried_at > min((wait_s for wait_s in waits_s if wait_s), default=math.inf)
 
     def is_due(self) -> bool:
-        """Whether the count of steps asks for a save.
-
-        It does by `checkpoint.every_steps`, at the end of a phase, and where a fit run is evaluated: any of these
-        checkpoints may be the best.
-        """
+        """Whether the count of steps asks for a save: by `checkpoint.every_steps`, or at the end of a phase."""
         step, every = self._run.progress.step, self._run.config.checkpoint.every_steps
-        evaluated = isinstance(self._run.config, FitConfig) and bool(due_evaluations(self._run))
-        return step == self._run.phase.until or (every > 0 and step % every == 0) or evaluated
+        return step == self._run.phase.until or (every > 0 and step % every == 0)
 
-    def save(self, *, stopping: bool) -> None:
+    def save(self, *, stopping: bool, is_best: bool = False) -> None:
         """Saves the current step. A save that fails harms nothing that was saved before, and `saved_step` stays.
 
         Waits for the disk when saves are not asynchronous, when the run is `stopping`, and at the end of a phase. While
         losses are not finite, the weights may be the cause. So nothing is saved then unless the run or its phase ends,
-        and no old checkpoint is removed. With `spikes` or `stop` a save of the schedule is never left out but waits for
-        the one before: a rollback, and the best checkpoint, must not depend on the speed of the storage.
+        and no old checkpoint is removed. With `spikes` a save of the schedule is never left out but waits for the one
+        before, and so does that of a step that `is_best`: a rollback, and the best checkpoint, must not depend on the
+        speed of the storage.
 
         Raises:
             RunError: from `wait`.
@@ -109,8 +103,7 @@ class Saver:
         began = time.perf_counter()
         run, progress = self._run, self._run.progress
         final = stopping or progress.step == run.phase.until
-        waits = run.config.spikes is not None or self._stop_rule is not None
-        if final or (waits and self.is_due()) or not self._is_busy():
+        if final or is_best or (run.config.spikes is not None and self.is_due()) or not self._is_busy():
             self.wait()
             if self.saved_step != progress.step and (final or not progress.skipped_in_row):
                 self._save(began, wait=final)

@@ -16,7 +16,7 @@ from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
 from clipx.storage.standard_error import surviving_stderr
 from clipx.train.build import Run, build_run
-from clipx.train.evaluations import due_evaluations, early_end, evaluate, missing_evaluations
+from clipx.train.evaluations import due_evaluations, evaluate, missing_evaluations, verdict
 from clipx.train.liveness.heartbeat import join_heartbeats
 from clipx.train.liveness.run_lock import run_lock
 from clipx.train.liveness.status import Status, explain, write_failure, write_status
@@ -133,7 +133,7 @@ def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objectiv
             note_failure(explained)
             raise explained from error
         watchdog.set_activity("end", step=step)
-        early = early_end(run) if run is not None and status is Status.COMPLETE else None
+        early = verdict(run).early_end if run is not None and status is Status.COMPLETE else None
         _finish(Path(config.run_dir), runtime, status, stop, step=step, early=early)
         if run is not None:
             run.monitor.close_trackers()
@@ -194,7 +194,7 @@ class Loop:
             How the run stands; None where another phase follows.
         """
         run, progress = self.run, self.run.progress
-        if not missing_evaluations(run) and (progress.step == run.length.num_steps or early_end(run)):
+        if not missing_evaluations(run) and (progress.step == run.length.num_steps or verdict(run).early_end):
             return Status.COMPLETE
         with run.runtime.raise_on_all_ranks():
             open_folder(run)
@@ -307,8 +307,8 @@ class Loop:
             self.saver.wait()  # or it would come to stand among the checkpoints after these were set aside
             raise LossSpikeError(step=outcome.step, batch=outcome.batch, loss=outcome.loss, z_score=z_score)
 
-    def save(self, *, stopping: bool) -> None:
-        """Saves the current step.
+    def save(self, *, stopping: bool, is_best: bool = False) -> None:
+        """Saves the current step, the best one so far if it `is_best`.
 
         Raises:
             RunError: the run ends here and the disk did not take its state.
@@ -316,7 +316,7 @@ class Loop:
         self.read_pending_step()
         self.watchdog.set_activity("save", step=self.run.progress.step)
         with self.run.monitor.pause():
-            self.saver.save(stopping=stopping)
+            self.saver.save(stopping=stopping, is_best=is_best)
         self.run.monitor.saved(self.saver.pop_pause_seconds())
         step = self.run.progress.step
         if self.saver.saved_step != step and (stopping or step == self.run.phase.until):
@@ -336,13 +336,21 @@ class Loop:
     def evaluate_if_due(self) -> bool:
         """Runs the evaluations that belong to the current step and have no result yet, on all ranks.
 
+        With `stop`, a step that is the best so far is saved. Evaluations come first: of a large encoder that stays as
+        it is, epochs may take less than a save does.
+
         Returns:
-            Whether the run ends here, before its last step (`stop`).
+            Whether the run ends here, before its last step.
         """
         if missing := missing_evaluations(self.run):
             self.read_pending_step()
             evaluate(self.run, missing, watchdog=self.watchdog)
-        return bool(due_evaluations(self.run)) and early_end(self.run) is not None
+        if not due_evaluations(self.run):
+            return False
+        found = verdict(self.run)
+        if found.is_best:
+            self.save(stopping=False, is_best=True)
+        return found.early_end is not None
 
 
 def _spike_detector(run: Run) -> SpikeDetector | None:

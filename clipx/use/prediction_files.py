@@ -90,11 +90,16 @@ class PredictionTable:
             [name for name, is_there in zip(inputs, row, strict=True) if is_there] for row in block.there_BP.tolist()
         ]
         return [
-            list(block.rows) if self._key is None else [key or None for key in keys],
+            list(block.rows) if self._key is None else [as_stored(key) or None for key in keys],
             *map(spread, self._of_targets(block)),
             spread(there),
-            [redact(block.problems[row]) if row in block.problems else None for row in block.rows],
+            [self._problem(block, row) for row in block.rows],
         ]
+
+    @staticmethod
+    def _problem(block: PredictedBlock, row: int) -> str | None:
+        problem = block.problems.get(row)
+        return None if problem is None else as_stored(redact(problem))
 
     def _of_targets(self, block: PredictedBlock) -> Iterator[list[Any]]:
         """The values of the B good rows, in the order of the columns."""
@@ -182,8 +187,7 @@ class _Csv:
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
         self._columns = columns
-        # names of files that are no UTF-8 come back as their own bytes
-        self._file: IO[str] = open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+        self._file: IO[str] = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow([column.name for column in columns])
 
@@ -236,13 +240,7 @@ class _Parquet:
 
     def _flush(self) -> None:
         arrays = [
-            self._arrow.array(map(_storable, values), field.type)
-            for values, field in zip(self._cells, self._schema, strict=True)
+            self._arrow.array(values, field.type) for values, field in zip(self._cells, self._schema, strict=True)
         ]
         self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
         self._cells = [[] for _ in self._cells]
-
-
-def _storable(cell: Any) -> Any:
-    """Bytes of a path that are no UTF-8 become escapes: they come from Python as surrogates, which have no encoding."""
-    return as_stored(cell) if isinstance(cell, str) else cell

@@ -1,4 +1,4 @@
-"""A fit run is evaluated and saved after each epoch, ends where it no longer improves, and its best checkpoint stays.
+"""A fit run is evaluated after each epoch, ends where it no longer improves, and its best step is saved and stays.
 
 With `optim.lr=0` nothing changes, so the first evaluation stays the best.
 """
@@ -53,10 +53,14 @@ def saved(run_dir: Path | str) -> list[int]:
     return [int(path.name.removeprefix("step-")) for path in checkpoints(Path(run_dir))]
 
 
-def test_every_epoch_is_saved_and_evaluated_and_so_is_the_end(shards: Path, tmp_path: Path) -> None:
-    config = tiny_fit(tmp_path, shards, "epochs=2.6", "checkpoint.keep_last=9", "global_batch_size=20")
+@pytest.mark.parametrize(("stop", "kept"), [("null", [13]), ("{metric: loss}", [5, 10, 13])])
+def test_every_epoch_is_evaluated_and_saved_if_it_is_the_best(
+    stop: str, kept: list[int], shards: Path, tmp_path: Path
+) -> None:
+    config = tiny_fit(tmp_path, shards, "epochs=2.6", "checkpoint.keep_last=9", "global_batch_size=20", f"stop={stop}")
     assert train(config) == 0
-    assert list(results(tmp_path)) == saved(tmp_path) == [5, 10, 13]  # of 96 rows: 100, 200, 260 of 250
+    assert list(results(tmp_path)) == [5, 10, 13]  # of 96 rows: 100, 200, 260 of 250
+    assert saved(tmp_path) == kept
 
 
 def test_a_run_ends_where_it_is_no_better_and_says_why(stopped: FitConfig) -> None:

@@ -173,13 +173,16 @@ def huber_sum(predicted_B: Tensor, target_B: Tensor) -> Tensor:
 
 
 def drop(layer: SlotDropout, x_N: Tensor, key: int | None) -> Tensor:
-    """One sample's numbers, each kept where the hash of (key, site, place), as a number in [0, 1), reaches the rate."""
+    """One sample's numbers, each kept where its 16 bits, as a number in [0, 1), reach the rate.
+
+    The hash of (key, site, n) has those of the places 4 n to 4 n + 3, the lowest first, as signed numbers.
+    """
     if key is None:
         return x_N
     kept = []
     for place in range(len(x_N)):
-        bits = int(counter_random.fold(np.array([key]), layer.site, place)[0])
-        kept.append((bits + 2**63) / 2**64 >= layer.rate)
+        bits = int(counter_random.fold(np.array([key]), layer.site, place // 4)[0]) >> 16 * (place % 4)
+        kept.append(((bits + 2**15) % 2**16) / 2**16 >= layer.rate)
     return torch.stack([x / (1 - layer.rate) if keep else 0 * x for x, keep in zip(x_N, kept, strict=True)])
 
 

@@ -95,13 +95,14 @@ class TestConfig:
         assert "data.lanes=auto" in out
         code, out, _ = clipx("config", "--json-schema")
         assert code == 0
-        assert "global_batch_size" in json.loads(out)["properties"]
+        schema = json.loads(out)
+        assert all("global_batch_size" in schema[job]["properties"] for job in ("then", "else"))
 
     def test_a_path_with_an_equals_sign_is_a_file(self, clipx, tmp_path: Path) -> None:
         folder = tmp_path / "lr=3"
         folder.mkdir()
         (folder / "a.yaml").write_text(CONFIG)
-        assert clipx("config", folder / "a.yaml", "run_dir=b.yaml")[1].startswith("run_dir: b.yaml\n")
+        assert clipx("config", folder / "a.yaml", "run_dir=b.yaml")[1].startswith("job: pretrain\nrun_dir: b.yaml\n")
 
 
 class TestErrors:

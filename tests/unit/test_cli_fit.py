@@ -27,6 +27,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     for name in ("CLIPX_DEBUG", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
+    monkeypatch.setenv("COLUMNS", "120")
+
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["clipx", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_info:
@@ -71,7 +73,7 @@ def test_a_table_becomes_a_model_and_the_model_predicts_it(run: Run, folder: Pat
     assert "targets.shape" in text
     assert f"the whole config: {out}/fit.yaml" in text
     table = text[text.index("rows that training did not see") :]
-    for word in ("trivial", "picture alone", "text alone", "all inputs", "accuracy", "mae"):
+    for word in ("trivial", "picture alone", "text alone", "all inputs", "all rows", "accuracy", "mae"):
         assert word in table
     steps = len(read_rows(out / "metrics.jsonl"))
     config = (out / "fit.yaml").read_bytes()

@@ -19,7 +19,7 @@ from clipx.data.fit_columns import picture_members, read_record
 from clipx.data.index.shard_list import expand_shards
 from clipx.errors import ClipxError
 from clipx.export.parity.samples import Samples
-from clipx.pretrained.row_samples import input_columns
+from clipx.pretrained.input_columns import input_columns
 from clipx.storage.files import is_local, open_ranges
 from clipx.storage.tar import CutMemberError, LargeSampleError, read_members, scan_tar
 from clipx.storage.tar_headers import NotTarError
@@ -120,7 +120,7 @@ def drawn_rows(config: FitConfig, samples: Samples) -> FittedSamples:
     return FittedSamples(rows, samples.origin)
 
 
-def _patterns(config: FitConfig) -> list[tuple[str, ...]]:
+def _patterns(config: FitConfig) -> Sequence[tuple[str, ...]]:
     """Which modalities a row has: all, then every other choice of one or more."""
     modalities = config.modalities
     chosen = product((True, False), repeat=len(modalities))

@@ -24,6 +24,7 @@ def _figures(step: int) -> dict[str, Any]:
         "shape/accuracy_without_image": 0.3,
         "price/mae_without_table": 7.5,
         "price/mae": 5.0,
+        "price/mae_complete": 4.0,
         "trivial": {"shape/accuracy": 0.25},
     }
 
@@ -50,7 +51,7 @@ def test_figures_are_those_of_the_step_that_is_the_model(
     accuracy, price = figures.rows[0], figures.rows[2]
     assert (accuracy.trivial, accuracy.all) == (0.25, step / 100)
     assert accuracy.less == {"image": 0.3, "text": None, "table": None}
-    assert (price.trivial, price.less["table"], price.all) == (None, 7.5, 5.0)
+    assert (price.trivial, price.less["table"], price.complete, price.all) == (None, 7.5, 4.0, 5.0)
 
 
 def test_of_one_modality_nothing_is_taken_away(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from clipx.report.intervals import Interval, wilson
+from clipx.report.metric_names import main_metric, percent
 from clipx.report.recorded import Evaluated
-from clipx.report.scores import SetSize, interval, main_metric, percent
+from clipx.report.scores import SetSize, interval
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (1, 10), (5, 10), (10, 10), (904, 960), (1, 1)])

@@ -117,6 +117,18 @@ def test_rows_bear_the_key_of_the_run(fitted: Fitted, table: Path, tmp_path: Pat
     assert [line["sku"] for line in _lines(tmp_path / "out.csv")] == [f"sku-{row}" for row in range(NUM_ROWS)]
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_key_that_has_no_encoding_is_escaped(fitted: Fitted, tmp_path: Path, name: str) -> None:
+    config = fitted.fit_config
+    keyed = Fitted(fitted.model, replace(config, data=replace(config.data, key="sku")), tokenizer=fitted.tokenizer)
+    table = tmp_path / "table.jsonl"
+    row = {"sku": "a\ud800", "photo": None, "title": "b", "brand": None, "weight": 1, "shop": "north"}
+    table.write_text(json.dumps(row) + "\n")
+    _predict(keyed, table, tmp_path / name)
+    rows = pq.read_table(tmp_path / name).to_pylist() if name.endswith("parquet") else _lines(tmp_path / name)
+    assert rows[0]["sku"] == "a\\ud800"
+
+
 def test_a_table_of_another_kind_gives_the_same(fitted: Fitted, table: Path, tmp_path: Path) -> None:
     _predict(fitted, table, tmp_path / "out.csv")
     lists = table.with_name("table.jsonl")
