@@ -22,6 +22,7 @@ from clipx.config.fit_inputs import (
     TextInput,
     heads_of,
 )
+from clipx.config.fit_metrics import check_metric
 from clipx.config.job import Job
 from clipx.config.model import ModelConfig
 from clipx.config.optim import AdamWConfig, StableAdamWConfig, TimmOptimConfig
@@ -152,8 +153,6 @@ class FitConfig(Job):
             reason = "data.augment changes pictures in every epoch" if frozen else "encoder.train changes them"
             raise InputError(f"keep_features=true keeps vectors of towers, and {reason}; choose auto")
         if self.stop is not None:
-            from clipx.config.fit_metrics import check_metric
-
             kinds = {name: target.type for name, target in self.targets.items()}
             average = self.ema is not None
             check_metric(self.stop.metric, targets=kinds, modalities=self.modalities, average=average)

@@ -7,20 +7,18 @@ so that a wrong `stop.metric` is said at once.
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Literal
 
+from clipx.config.fit_inputs import HeadKind
 from clipx.errors import InputError, some_names
 
-TargetKind = Literal["class", "number", "labels"]
-
-METRICS: Mapping[TargetKind, tuple[str, ...]] = {
+METRICS: Mapping[HeadKind, tuple[str, ...]] = {
     "class": ("accuracy", "macro_f1", "auroc", "calibration_error", "loss"),
     "number": ("mae", "r2", "loss"),
     "labels": ("macro_f1", "auroc", "calibration_error", "loss"),
 }
 """The figures of a target by its kind; `clipx.evaluate.supervised_metrics` defines them."""
 
-HEADLINES: Mapping[TargetKind, str] = {"class": "accuracy", "number": "r2", "labels": "macro_f1"}
+HEADLINES: Mapping[HeadKind, str] = {"class": "accuracy", "number": "r2", "labels": "macro_f1"}
 """The figure of a target that a person is shown first, by its kind."""
 
 LOWER_IS_BETTER = frozenset({"loss", "mae", "calibration_error"})
@@ -69,7 +67,7 @@ def taken_away(modalities: Sequence[str]) -> tuple[str | None, ...]:
     return (None, *modalities) if len(modalities) > 1 else (None,)
 
 
-def metric_names(targets: Mapping[str, TargetKind], modalities: Sequence[str], *, average: bool = False) -> list[str]:
+def metric_names(targets: Mapping[str, HeadKind], modalities: Sequence[str], *, average: bool = False) -> list[str]:
     """All figures that an evaluation may give.
 
     Args:
@@ -83,7 +81,7 @@ def metric_names(targets: Mapping[str, TargetKind], modalities: Sequence[str], *
 
 
 def check_metric(
-    metric: str, *, targets: Mapping[str, TargetKind], modalities: Sequence[str], average: bool = False
+    metric: str, *, targets: Mapping[str, HeadKind], modalities: Sequence[str], average: bool = False
 ) -> None:
     """Checks the figure by which a fit run stops.
 

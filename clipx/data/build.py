@@ -112,7 +112,7 @@ def open_samples(
 
 
 def open_fit_samples(config: FitConfig, index: ShardIndex) -> SampleReader:
-    """The reader of a fit run's samples as evaluation sees them: nothing is augmented or drawn away.
+    """The reader of a fit run's samples as evaluation sees them: nothing is augmented or hidden.
 
     Args:
         config: resolved.

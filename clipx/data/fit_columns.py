@@ -11,16 +11,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from clipx import counter_random
 from clipx.config.fit import FitConfig
 from clipx.config.fit_inputs import ClassTarget, Head, LabelsTarget, NumberTarget
-from clipx.counter_random import Stream
 from clipx.data import fit_cells
 from clipx.data.captions import Captions, alternatives, decode_record, decode_text
 from clipx.data.columns import ColumnSpec, RawSample
 from clipx.data.decode import UndecodableError
 from clipx.data.fit_cells import CellError, joined_text, read_cell
-from clipx.data.sample_refs import SampleRef
+from clipx.data.modality_dropout import ModalityDropout
 
 T = TypeVar("T")
 
@@ -151,7 +149,7 @@ class FitColumns:
 
     Args:
         config: resolved.
-        training: whether inputs are drawn away, as `absent.probability` says.
+        training: whether inputs are hidden, as `absent.probability` says.
         targets: whether the column of targets is read; what is predicted has none.
     """
 
@@ -168,8 +166,8 @@ class FitColumns:
         self._targets = [_Target(head) for head in config.heads] if targets else []
         self._target_columns = max((target.columns.stop for target in self._targets), default=0)
         self._picture_members = picture_members(config)
-        self._probability = config.absent.probability if training else 0.0
-        self._seed = config.seed
+        probability = config.absent.probability if training else 0.0
+        self._dropout = ModalityDropout(seed=config.seed, modalities=self._modalities, probability=probability)
         inputs = [part.column for part in self._numbers] + [part.column for part in self._categories]
         self._names = frozenset([*inputs, *(target.column for target in self._targets)])
 
@@ -217,10 +215,10 @@ class FitColumns:
         present = [self._has(modality, sample, values) for modality in self._modalities]
         if not any(present):
             raise UndecodableError(f"none of the inputs is there ({', '.join(self._modalities)})")
-        if self._probability and sum(present) > 1:
-            hidden = self._drawn_away(sample.ref)
-            present = [here and name != hidden for here, name in zip(present, self._modalities, strict=True)]
-        return np.array([present], np.float32)
+        ref = sample.ref
+        return self._dropout(
+            np.array([present], np.float32), epoch_B=np.array([ref.epoch]), sample_id_B=np.array([ref.sample_id])
+        )
 
     def _has(self, modality: str, sample: RawSample, values: Mapping[str, np.ndarray]) -> bool:
         if modality == "text":
@@ -230,13 +228,6 @@ class FitColumns:
             return is_read or not self._picture_members.isdisjoint(sample.name().members)
         has_number = "numbers_BK" in values and not np.isnan(values["numbers_BK"]).all()
         return has_number or ("categories_BC" in values and bool((values["categories_BC"] >= 0).any()))
-
-    def _drawn_away(self, ref: SampleRef) -> str | None:
-        """The modality that a sample of two or more does without in this epoch."""
-        drawn = counter_random.key(self._seed, Stream.ABSENT, ref.epoch, ref.sample_id) * 2.0**-63
-        if drawn < self._probability:
-            return "image"
-        return "text" if drawn < 2 * self._probability else None
 
 
 def _known(fact: T | None) -> T:

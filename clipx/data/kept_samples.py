@@ -18,6 +18,7 @@ from clipx import counter_random
 from clipx.counter_random import Stream
 from clipx.data.columns import ColumnSpec, RawSample
 from clipx.data.in_order import InOrder, own_blocks
+from clipx.data.modality_dropout import ModalityDropout
 from clipx.data.order import DataOrder
 from clipx.data.sample_refs import SampleRef
 from clipx.data.samples import PartialBatch, join_parts
@@ -71,31 +72,6 @@ class KeptSamples:
             yield InOrder(join_parts([part], images_ISSC, captions_per_image=1), numbers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hiding:
-    """Draws away the picture or the text of samples in training, as `clipx.data.fit_columns.FitColumns` does."""
-
-    seed: int
-    """Of the run."""
-    modalities: Sequence[str]
-    """M names, in the order of the column."""
-    probability: float
-    """Of hiding the picture, and of hiding the text."""
-
-    def hidden(self, presence_BM: np.ndarray, *, epoch_B: np.ndarray, sample_id_B: np.ndarray) -> np.ndarray:
-        """The presence of samples in their epochs, float32."""
-        if not self.probability:
-            return presence_BM
-        drawn_B = counter_random.keys(self.seed, Stream.ABSENT, epoch_B, sample_id_B).astype(np.float64) * 2.0**-63
-        several_B = presence_BM.sum(axis=1) > 1
-        low = {"image": 0.0, "text": self.probability}
-        away_BM = np.zeros(presence_BM.shape, dtype=bool)
-        for place, name in enumerate(self.modalities):
-            if name in low:
-                away_BM[:, place] = several_B & (low[name] <= drawn_B) & (drawn_B < low[name] + self.probability)
-        return np.where(away_BM, np.float32(0), presence_BM)
-
-
 class KeptColumns:
     """Says which columns of vectors there are; `KeptBatchReader` reads them.
 
@@ -122,17 +98,17 @@ class KeptBatchReader:
     Args:
         order: of the samples.
         kept: they themselves.
-        hiding: what is drawn away of them.
+        dropout: what is hidden of them.
     """
 
     captions_per_image = 1
     """K."""
 
-    def __init__(self, order: DataOrder, kept: KeptSamples, *, hiding: Hiding) -> None:
+    def __init__(self, order: DataOrder, kept: KeptSamples, *, dropout: ModalityDropout) -> None:
         assert order.num_samples == kept.num_samples
         self._order = order
         self._kept = kept
-        self._hiding = hiding
+        self._dropout = dropout
         self._is_bad_N = np.zeros(kept.num_samples, dtype=bool)
         self._is_bad_N[list(kept.bad)] = True
 
@@ -152,7 +128,7 @@ class KeptBatchReader:
         columns = self._kept.rows(sample_id_B)
         columns["slot_I"] = np.arange(slots.start, slots.stop)
         columns["augment_seed_I"] = counter_random.keys(self._order.seed, Stream.AUGMENT, epoch_B, sample_id_B)
-        columns[PRESENCE] = self._hiding.hidden(columns[PRESENCE], epoch_B=epoch_B, sample_id_B=sample_id_B)
+        columns[PRESENCE] = self._dropout(columns[PRESENCE], epoch_B=epoch_B, sample_id_B=sample_id_B)
         return PartialBatch(batch_index, columns, tuple(bad.values()), _NO_COUNTS, read_wait_s=0.0)
 
     def _next_good(self, batch_index: int, slot: int, first: int, *, bad: dict[int, BadSample]) -> SampleRef:

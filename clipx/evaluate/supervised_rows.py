@@ -6,16 +6,16 @@ of all ranks are put together in the order of the samples. Nothing is drawn: nei
 Shapes: B rows of a block, N all rows, M modalities, O raw outputs, T columns of targets, P passes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.data.in_order import InOrder
 from clipx.distributed.collectives import all_gather, gather_objects, rank
+from clipx.models.evaluating import evaluating
 from clipx.models.fused import KEPT, FusedModel
 from clipx.types import BadSample, Batch
 
@@ -65,7 +65,7 @@ def predicted_rows(
     absent = [None if name is None else modalities.index(name) for name in passes]
     kept: list[Tensor] = []
     bad: list[BadSample] = []
-    with _evaluating(model):
+    with evaluating(model):
         for found in blocks:
             between()
             bad += found.batch.bad
@@ -116,14 +116,3 @@ def _all_rows(local_BC: Tensor, group: ProcessGroup | None) -> Tensor:
     padded[: len(local_BC), 1:] = local_BC
     gathered = all_gather(padded, group)
     return gathered[gathered[:, 0] > 0, 1:]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]  # not those of a frozen tower
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from clipx import __version__
+from clipx.data.in_order import own_blocks
 from clipx.errors import InputError, RunError
 from clipx.export.fitted_graph import fitted_program, free_axes, outputs_of
 from clipx.export.fitted_settings import fitted_settings, output_name, write_settings
@@ -27,7 +28,7 @@ from clipx.export.parity.fitted_samples import FittedRow, FittedSamples
 from clipx.export.programs import quiet
 from clipx.export.serving import write_plain, write_text_encoder
 from clipx.pretrained import load_fitted
-from clipx.pretrained.fitted import Fitted, cut
+from clipx.pretrained.fitted import Fitted
 from clipx.pretrained.own import write_weights
 from clipx.pretrained.row_samples import GivenRows
 
@@ -114,7 +115,8 @@ def our_outputs(fitted: Fitted, rows: Sequence[FittedRow]) -> dict[str, np.ndarr
     config = replace(fitted.fit_config, data=replace(fitted.fit_config.data, decode="pil"))
     fitted = Fitted(fitted.model, config, tokenizer=fitted.tokenizer)
     given = GivenRows([row.cells for row in rows], config, absent=True)
-    found = [fitted.predict_block(block, read) for block, read in fitted.read(given, cut(len(rows), _AT_ONCE))]
+    blocks = own_blocks(len(rows), batch_size=_AT_ONCE)
+    found = [fitted.predict_block(block, read) for block, read in fitted.read(given, blocks)]
     if problems := {row: why for block in found for row, why in block.problems.items()}:
         raise RunError(f"row {min(problems)} of the comparison cannot be read: {problems[min(problems)]}")
     raw_BO = torch.cat([block.raw_BO for block in found])

@@ -14,8 +14,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.distributed import ProcessGroup
 
 from clipx.config.fit import FitConfig
@@ -37,10 +36,11 @@ from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, ra
 from clipx.errors import RunError
 from clipx.evaluate.feature_cache import Arrays, read_entry
 from clipx.fitting.feature_parts import BAD, Parts
+from clipx.models.evaluating import evaluating
 from clipx.models.fused import KEPT
 from clipx.pretrained import Pretrained
 from clipx.pretrained.fingerprint import fingerprint_of_weights
-from clipx.pretrained.lanes import ON_DEVICE, side_by_side
+from clipx.pretrained.threads import ON_DEVICE, side_by_side
 from clipx.types import BadSample
 
 T = TypeVar("T")
@@ -173,23 +173,11 @@ def _computed(
         image_size=pretrained.config.image.image_size if "image" in work.config.modalities else 0,
         blocks=blocks,
     )
-    lanes = max(1, num_cores() // world_size(work.group)) if device.type == "cpu" else ON_DEVICE
-    with _evaluating(pretrained.model):
-        found = side_by_side(partial(_with_vectors, work), read, device=device, lanes=lanes)
+    threads = max(1, num_cores() // world_size(work.group)) if device.type == "cpu" else ON_DEVICE
+    with evaluating(pretrained.model):  # before there are threads, which would switch it under each other
+        found = side_by_side(partial(_with_vectors, work), read, device=device, threads=threads)
         for block, (numbers, columns, bad) in zip(blocks, found, strict=True):
             yield block.number, _spread(columns, numbers, block.samples), bad
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turns the whole model's training mode off within the block: lanes must not switch it, each by itself."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _with_vectors(work: Pass, found: InOrder) -> tuple[Sequence[int], Arrays, Sequence[BadSample]]:

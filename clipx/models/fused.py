@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from clipx.config.fit import FitConfig, Fusion
-from clipx.config.fit_inputs import Modality
+from clipx.config.fit_inputs import HeadKind, Modality
 from clipx.models.clip import CLIP, build_model
 from clipx.models.fusion import Late, build_fusion
-from clipx.models.fusion.late import OutputKind
+from clipx.models.fusion.fusion import widened
 from clipx.models.head import Head
 from clipx.models.slot_dropout import dropout_keys, number_sites
 from clipx.models.table_tower import TableTower
@@ -42,7 +42,7 @@ class FusedLayout:
     embed_dim: int
     num_numbers: int
     category_sizes: tuple[int, ...]
-    targets: tuple[tuple[OutputKind, slice], ...]
+    targets: tuple[tuple[HeadKind, slice], ...]
     """Kind and outputs of each target."""
     fusion: Fusion
     hidden: tuple[int, ...]
@@ -99,7 +99,7 @@ class FusedModel(CLIP):
         embeddings = [self._embedding(modality, batch) for modality in self.layout.modalities]
         keys_B = dropout_keys(seed, batch.index, batch.slot_I) if self.training else None
         with torch.autocast(self.mean_MD.device.type, enabled=False):
-            vectors_BMD = torch.stack([_widened(x_BD) for x_BD in embeddings], dim=1)
+            vectors_BMD = torch.stack([widened(x_BD) for x_BD in embeddings], dim=1)
             return FusedOutputs(raw_BO=self._predict(vectors_BMD, batch.columns["presence_BM"], keys_B))
 
     def _embedding(self, modality: Modality, batch: Batch) -> Tensor:
@@ -152,7 +152,7 @@ class FusedModel(CLIP):
         rows = len(batch)
         zero_BD = self.mean_MD.new_zeros(rows, self.layout.embed_dim)
         found = [zero_BD if name == "table" else self._embedding(name, batch) for name in self.layout.modalities]
-        return torch.stack([_widened(x_BD) for x_BD in found], dim=1)
+        return torch.stack([widened(x_BD) for x_BD in found], dim=1)
 
     @torch.no_grad()
     def measured_as(self, mean_MD: Tensor, scale_M: Tensor) -> None:
@@ -161,11 +161,6 @@ class FusedModel(CLIP):
             if name != "table":
                 self.mean_MD[number] = mean_MD[number]
                 self.scale_M[number] = scale_M[number]
-
-
-def _widened(x: Tensor) -> Tensor:
-    """The tensor in at least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def fused_layout(config: FitConfig) -> FusedLayout:

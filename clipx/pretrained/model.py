@@ -4,8 +4,7 @@ Shapes: B images or texts, S image size, T tokens, D embedding.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -19,6 +18,7 @@ from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.data.transforms import EvalTransform
 from clipx.errors import InputError
 from clipx.models.clip import CLIP
+from clipx.models.evaluating import evaluating
 from clipx.pretrained.classes import BestClasses, ClassEmbeddings, embed_classes
 from clipx.pretrained.fingerprint import fingerprint
 from clipx.pretrained.pictures import Pictures, pixel_batches
@@ -121,7 +121,7 @@ class Pretrained:
                 f"pictures must be at least one PIL.Image or uint8 (B, {size}, {size}, 3) as `preprocess` makes them, "
                 f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             )
-        with self._evaluating():
+        with evaluating(self.model):
             return torch.cat([self.model.encode_image(part.to(self.device)) for part in images.split(self._at_once)])
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ class Pretrained:
         """Unit-length embeddings (B, D) of texts as `tokenize` gives them: flat ids, and how many each text has."""
         parts = lengths_B.split(self._at_once)
         tokens = tokens_T.split([int(part.sum()) for part in parts])
-        with self._evaluating():
+        with evaluating(self.model):
             return torch.cat(list(map(self._encode_part, tokens, parts)))
 
     def _encode_part(self, tokens_T: Tensor, lengths_B: Tensor) -> Tensor:
@@ -207,14 +207,3 @@ class Pretrained:
     ) -> BestClasses:
         """`classify` of pictures' embeddings, as tensors; see `ClassEmbeddings.best`."""
         return classes.best(image_BD, logit_scale=self.logit_scale, logit_bias=self.logit_bias, top=top, multi=multi)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = [module for module in self.model.modules() if module.training]  # not those of a locked tower
-        if training:  # else nothing to set in each of some hundred modules, which takes as long as a small model
-            self.model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True

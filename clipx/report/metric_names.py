@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from clipx.config.fit_metrics import HEADLINES, whole_figure
+from clipx.config.fit_metrics import AVERAGE, HEADLINES, whole_figure
 from clipx.report.recorded import Evaluated
 
 MAIN = ("acc1", "mean_average_precision", "image_to_text_recall@1", "text_to_image_recall@1")
 """Metrics that stand for an evaluation, those first that are taken first."""
-AVERAGE = "ema_"
 _SHARES_OF_TARGETS = ("accuracy", "macro_f1")
 
 

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from clipx.config.fit_metrics import AVERAGE
 from clipx.pages import Extras, Html, joined, line_chart, paragraph, table
 from clipx.report.intervals import Interval, wilson
-from clipx.report.metric_names import AVERAGE, MAIN, has_targets, label, percent, series
+from clipx.report.metric_names import MAIN, has_targets, label, percent, series
 from clipx.report.recorded import Evaluated, Recorded
 from clipx.report.target_scores import target_scores
 

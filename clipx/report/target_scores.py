@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from clipx.config.fit_metrics import complete, lower_is_better, whole_figure, without
+from clipx.config.fit_metrics import AVERAGE, complete, lower_is_better, whole_figure, without
 from clipx.pages import Html, joined, line_chart, paragraph, table
-from clipx.report.metric_names import AVERAGE, is_headline, label, series, unit, written
+from clipx.report.metric_names import is_headline, label, series, unit, written
 from clipx.report.recorded import Evaluated
 
 _MODALITIES = ("image", "text", "table")

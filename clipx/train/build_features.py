@@ -8,7 +8,8 @@ from clipx.checkpoint.tensors import load_weights
 from clipx.config.fit import FitConfig
 from clipx.data.build import open_fit_samples
 from clipx.data.index.shard_index import ShardIndex, build_index
-from clipx.data.kept_samples import Hiding, KeptBatchReader, KeptSamples
+from clipx.data.kept_samples import KeptBatchReader, KeptSamples
+from clipx.data.modality_dropout import ModalityDropout
 from clipx.data.order import DataOrder
 from clipx.data.tokenizer import Tokenizer
 from clipx.distributed.runtime import Runtime
@@ -63,8 +64,8 @@ def keep_features(
     )
     train = kept_samples(work, FeatureSet(name="train", index=index, samples=open_fit_samples(config, index)))
     val = kept_samples(work, FeatureSet(name="val", index=val_index, samples=open_fit_samples(config, val_index)))
-    hiding = Hiding(seed=config.seed, modalities=config.modalities, probability=config.absent.probability)
-    return KeptData(KeptBatchReader(plan, train, hiding=hiding), val)
+    dropout = ModalityDropout(seed=config.seed, modalities=config.modalities, probability=config.absent.probability)
+    return KeptData(KeptBatchReader(plan, train, dropout=dropout), val)
 
 
 def load_val_index(config: FitConfig, runtime: Runtime) -> ShardIndex:

@@ -22,7 +22,7 @@ from clipx.data.recorded_inputs import record_of
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import InputError, RunError
 from clipx.pretrained import Pretrained
-from clipx.pretrained.lanes import one_thread
+from clipx.pretrained.threads import one_thread
 from clipx.printable import redact
 from clipx.storage.files import is_local
 from clipx.use.embed_folder import Report, Request, claimed, complete, read_report

@@ -1,6 +1,6 @@
 """Embeddings of any rows, block by block: the same bits whoever computes them, and however often it is begun anew.
 
-A block of rows is always one forward pass of its own (`clipx.pretrained.lanes`), so what it gives depends on its rows
+A block of rows is always one forward pass of its own (`clipx.pretrained.threads`), so what it gives depends on its rows
 and the model alone: not on ranks, workers, OMP_NUM_THREADS, or where a job was stopped. It may still differ between
 kinds of CPU or GPU and versions of torch.
 
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from clipx.data.inputs import Inputs
-from clipx.data.parallel import num_cores
 from clipx.pretrained import Pretrained
-from clipx.pretrained.lanes import ON_DEVICE, side_by_side
+from clipx.pretrained.threads import num_threads, side_by_side
 from clipx.use.reading import BlockReader, Decode, ItemInfo, LeftOut, ReadBlock, read_blocks
 
 
@@ -72,12 +71,10 @@ def encode(
         tokenizer=pretrained.tokenizer if texts else None,
         image_size=pretrained.config.image.image_size,
     )
-    on_cpu = pretrained.device.type == "cpu"
-    # Two threads must not switch the modes of one model.
-    is_training = any(module.training for module in pretrained.model.modules())
-    lanes = 1 if is_training else num_cores() if on_cpu else ON_DEVICE
+    device = pretrained.device
+    threads = num_threads(pretrained.model, device)
     read = read_blocks(reader, blocks, workers=workers)
-    yield from side_by_side(partial(_embed, pretrained), read, device=pretrained.device, lanes=lanes)
+    yield from side_by_side(partial(_embed, pretrained), read, device=device, threads=threads)
 
 
 def _embed(pretrained: Pretrained, block: ReadBlock) -> Encoded:

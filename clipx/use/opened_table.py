@@ -1,5 +1,6 @@
 """Opens a table for a fitted model, and says what is wrong with it before the model is loaded; needs no torch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from clipx.config.fit import FitConfig
@@ -25,13 +26,11 @@ def open_table(
         InputError: it is no table, or a column of an input is not there.
     """
     columns = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
-    names = open_rows([table], SourceOptions(columns=columns)).column_names()
-    wanted, image = input_columns(config), config.image_column
+    found = open_rows([table], SourceOptions(columns=columns))
+    names, wanted, image = found.column_names(), input_columns(config), config.image_column
+    names_pictures = "--image-column" in found.uses and image in names  # else they are the rows, as in shards
     options = SourceOptions(
-        columns=TableColumns(
-            image=image if image in names else None, needs_captions=False, needs_image=False, keeps_all=True
-        ),
-        image_folder=image_folder,
+        columns=replace(columns, image=image if names_pictures else None), image_folder=image_folder
     )
     rows = open_rows([table], options)
     if not absent:

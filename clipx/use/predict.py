@@ -1,6 +1,6 @@
 """Predictions for all rows of a table, block by block: the same bytes whatever the ranks.
 
-Blocks are cut from the rows alone, and each is one forward pass in one thread (`clipx.pretrained.lanes` says why).
+Blocks are cut from the rows alone, and each is one forward pass in one thread (`clipx.pretrained.threads` says why).
 Ranks take turns with them, and rank 0 writes them in order as they come: no table is too large.
 
 Shapes: B good rows of a block, O raw outputs of all targets side by side.
@@ -15,13 +15,12 @@ from pathlib import Path
 
 from torch.distributed import ProcessGroup
 
-from clipx.data.in_order import Block, InOrder
-from clipx.data.parallel import num_cores
+from clipx.data.in_order import Block, InOrder, own_blocks
 from clipx.data.rows.row import Rows
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import InputError
-from clipx.pretrained.fitted import Fitted, PredictedBlock, cut
-from clipx.pretrained.lanes import ON_DEVICE, side_by_side
+from clipx.pretrained.fitted import Fitted, PredictedBlock
+from clipx.pretrained.threads import num_threads, side_by_side
 from clipx.use.prediction_files import PredictionFile, PredictionTable
 from clipx.use.table_samples import TableRows
 
@@ -90,7 +89,7 @@ def predict_table(
         RunError: a shard cannot be read.
     """
     total, ranks = len(rows), world_size(group)
-    blocks = cut(total, options.batch_size)
+    blocks = own_blocks(total, batch_size=options.batch_size)
     source = TableRows(rows, fitted.fit_config, key=options.key)
     found = Predicted()
     with ExitStack() as stack:
@@ -125,9 +124,6 @@ _Keyed = tuple[PredictedBlock, list[str]]
 
 def _predict(fitted: Fitted, rows: TableRows, blocks: Sequence[Block]) -> Generator[_Keyed]:
     """Yields the blocks with the keys of their rows, several forward passes at once."""
-    # Two threads must not switch the modes of one model.
-    is_training = any(module.training for module in fitted.model.modules())
-    lanes = 1 if is_training else num_cores() if fitted.device.type == "cpu" else ON_DEVICE
 
     def predict(read: tuple[Block, InOrder, list[str]]) -> _Keyed:
         block, batch, keys = read
@@ -137,7 +133,8 @@ def _predict(fitted: Fitted, rows: TableRows, blocks: Sequence[Block]) -> Genera
         for block, batch in fitted.read(rows, blocks):
             yield block, batch, [rows.take_key(row) for row in block.samples]
 
-    yield from side_by_side(predict, read(), device=fitted.device, lanes=lanes)
+    threads = num_threads(fitted.model, fitted.device)
+    yield from side_by_side(predict, read(), device=fitted.device, threads=threads)
 
 
 def _in_turns(parts: Sequence[Sequence[_Keyed]]) -> Iterator[_Keyed]:

@@ -6,15 +6,14 @@ Shape suffixes: B samples, M modalities, T targets, O outputs of all targets sid
 """
 
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipx.config.fit_inputs import HeadKind
 from clipx.models.fusion.fusion import widened
-
-OutputKind = Literal["class", "number", "labels"]
 
 
 class Late(nn.Module):
@@ -33,7 +32,7 @@ class Late(nn.Module):
         layout: of each target its kind and its columns among the outputs; together all O, in this order.
     """
 
-    def __init__(self, heads: Sequence[nn.Module], layout: Sequence[tuple[OutputKind, slice]]) -> None:
+    def __init__(self, heads: Sequence[nn.Module], layout: Sequence[tuple[HeadKind, slice]]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
         self.layout = tuple(layout)
@@ -56,7 +55,7 @@ class Late(nn.Module):
         return torch.cat(means, dim=1)
 
 
-def _averaged(kind: OutputKind, raw_BMO: Tensor) -> Tensor:
+def _averaged(kind: HeadKind, raw_BMO: Tensor) -> Tensor:
     """What is averaged of one target's outputs."""
     match kind:
         case "class":

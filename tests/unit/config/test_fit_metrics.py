@@ -3,9 +3,9 @@
 import pytest
 from fitted_models import resolved_config
 
+from clipx.config.fit_inputs import HeadKind
 from clipx.config.fit_metrics import (
     METRICS,
-    TargetKind,
     check_metric,
     lower_is_better,
     metric_names,
@@ -14,7 +14,7 @@ from clipx.config.fit_metrics import (
 )
 from clipx.errors import InputError
 
-_TARGETS: dict[str, TargetKind] = {"category": "class", "price": "number", "tags": "labels"}
+_TARGETS: dict[str, HeadKind] = {"category": "class", "price": "number", "tags": "labels"}
 _BOTH = ("image", "text")
 
 

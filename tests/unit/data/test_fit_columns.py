@@ -150,7 +150,7 @@ def drawn(*, record=ALL, picture=1, training=True, seed=0, epoch=0, num=2000, in
     return np.concatenate([reader.read(raw(members, epoch=epoch, sample_id=i))["presence_BM"] for i in range(num)])
 
 
-def test_presence_is_drawn_away_from_seed_epoch_and_sample_and_never_both():
+def test_presence_is_hidden_by_seed_epoch_and_sample_and_never_both():
     first = drawn()
     assert np.array_equal(first, drawn())
     assert not np.array_equal(first, drawn(seed=1))
@@ -161,7 +161,7 @@ def test_presence_is_drawn_away_from_seed_epoch_and_sample_and_never_both():
     assert hidden[:, 2].sum() == 0
 
 
-def test_nothing_is_drawn_away_in_evaluation_or_where_it_is_the_only_input():
+def test_nothing_is_hidden_in_evaluation_or_where_it_is_the_only_input():
     assert drawn(training=False, num=100).all()
     alone = drawn(record={}, num=100, p=0.5)
     assert alone.tolist() == [[1, 0, 0]] * 100

@@ -14,7 +14,8 @@ from clipx.data.columns import Wanted
 from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.in_order import batches_in_order, num_rounds
 from clipx.data.index.shard_index import build_index
-from clipx.data.kept_samples import Hiding, KeptBatchReader, KeptSamples
+from clipx.data.kept_samples import KeptBatchReader, KeptSamples
+from clipx.data.modality_dropout import ModalityDropout
 from clipx.data.order import DataOrder
 from clipx.errors import RunError
 from clipx.types import BadSample
@@ -72,8 +73,8 @@ def from_shards(config, index, order):
     )
 
 
-def hiding(config):
-    return Hiding(seed=config.seed, modalities=config.modalities, probability=config.absent.probability)
+def dropout(config):
+    return ModalityDropout(seed=config.seed, modalities=config.modalities, probability=config.absent.probability)
 
 
 def read(reader, index, slots, *, size):
@@ -83,7 +84,7 @@ def read(reader, index, slots, *, size):
 @pytest.mark.parametrize("slots", [range(24), range(7, 19)])
 def test_parts_are_those_of_the_reader_of_shards_for_epochs(tmp_path, slots):
     config, index, order, kept = make(tmp_path)
-    expected, reader = from_shards(config, index, order), KeptBatchReader(order, kept, hiding=hiding(config))
+    expected, reader = from_shards(config, index, order), KeptBatchReader(order, kept, dropout=dropout(config))
     hidden = 0
     for number in range(12):  # three epochs
         theirs, ours = read(expected, number, slots, size=32), read(reader, number, slots, size=0)
@@ -99,10 +100,10 @@ def test_parts_are_those_of_the_reader_of_shards_for_epochs(tmp_path, slots):
     assert kept.bad.keys() == BAD.keys()
 
 
-def test_what_is_drawn_away_leaves_the_arrays_as_they_are(tmp_path):
+def test_what_is_hidden_leaves_the_arrays_as_they_are(tmp_path):
     config, _, order, kept = make(tmp_path)
     before = {name: values.copy() for name, values in kept.columns.items()}
-    reader = KeptBatchReader(order, kept, hiding=hiding(config))
+    reader = KeptBatchReader(order, kept, dropout=dropout(config))
     for number in range(4):
         read(reader, number, range(24), size=0)
     for name, values in before.items():
@@ -130,6 +131,6 @@ def test_blocks_in_order_are_those_of_shards(tmp_path, world_size):
 def test_nothing_good_within_reach_is_an_error_that_names_the_first(tmp_path):
     config, _, order, kept = make(tmp_path, bad={})
     bad = {number: BadSample("train", "a.tar", f"{number}", "broken", number) for number in range(NUM_TRAIN)}
-    reader = KeptBatchReader(order, replace(kept, bad=bad), hiding=hiding(config))
+    reader = KeptBatchReader(order, replace(kept, bad=bad), dropout=dropout(config))
     with pytest.raises(RunError, match=r"none of \d+ samples in a row is readable, from \d+ of .*\(broken\)"):
         read(reader, 0, range(24), size=0)

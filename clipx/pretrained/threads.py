@@ -12,15 +12,26 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import nn
+
+from clipx.data.parallel import num_cores
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
 
-ON_DEVICE = 2  # blocks at once on a GPU: the host has the next one ready when the device is done with one
+ON_DEVICE = 2
+"""Threads for a GPU: the host has the next block ready when the device is done with one."""
+
+
+def num_threads(model: nn.Module, device: torch.device) -> int:
+    """How many threads compute blocks with a model; one if it is in training mode, for each would switch its modes."""
+    if any(module.training for module in model.modules()):
+        return 1
+    return num_cores() if device.type == "cpu" else ON_DEVICE
 
 
 def side_by_side(
-    work: Callable[[Block], Result], blocks: Iterable[Block], *, device: torch.device, lanes: int
+    work: Callable[[Block], Result], blocks: Iterable[Block], *, device: torch.device, threads: int
 ) -> Generator[Result]:
     """Yields `work(block)` for each block, in their order, computed by threads.
 
@@ -30,17 +41,17 @@ def side_by_side(
         work: a forward pass.
         blocks: taken when their turn comes near, in the caller's thread.
         device: of the model.
-        lanes: threads.
+        threads: how many.
     """
     with (
         one_thread(device.type == "cpu"),
-        ThreadPoolExecutor(lanes, initializer=_start_lane, initargs=(device,)) as pool,
+        ThreadPoolExecutor(threads, initializer=_start_thread, initargs=(device,)) as pool,
     ):
         pending: deque[Future[Result]] = deque()
         try:
             for block in blocks:
                 pending.append(pool.submit(work, block))
-                if len(pending) > lanes:
+                if len(pending) > threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -60,7 +71,7 @@ def one_thread(on: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _start_lane(device: torch.device) -> None:
+def _start_thread(device: torch.device) -> None:
     """Gives a new thread what torch keeps for each thread by itself."""
     if device.type == "cpu":
         torch.set_num_threads(1)
