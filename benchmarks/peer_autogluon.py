@@ -10,7 +10,8 @@ has trained.
 
 Two options differ from AutoGluon's own because what it is compared with has no such thing: pictures are not augmented
 (trivial_augment is left out), and test.csv is looked at once, after the last epoch, so that no checkpoint is chosen by
-it. A LoRA whose filter matches no layer is how its towers are frozen: their last norms and projections still learn.
+it. It has no option that freezes towers and trains what is on them: a LoRA whose filter matches no layer leaves their
+last norms and projections to learn, which the callback that takes the times freezes, too.
 """
 
 import contextlib
@@ -39,13 +40,21 @@ LIBRARIES = ("autogluon.multimodal", "torch", "transformers", "lightning")
 
 
 class Epochs(lightning.Callback):
-    """Seconds from the start of each epoch to the end of its last batch: neither evaluation nor saving."""
+    """Seconds from the start of each epoch to the end of its last batch: neither evaluation nor saving.
 
-    def __init__(self) -> None:
+    Args:
+        frozen: also freezes what the towers still learn.
+    """
+
+    def __init__(self, *, frozen: bool) -> None:
+        self.frozen = frozen
         self.seconds: list[float] = []
         self.weights = 0
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
+        if self.frozen:
+            for tower in module.model.model:
+                tower.requires_grad_(False)
         self.weights = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
@@ -59,9 +68,9 @@ class Epochs(lightning.Callback):
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Epochs]:
+def watched(*, frozen: bool) -> Iterator[Epochs]:
     """A callback of the trainings within; AutoGluon takes none from outside."""
-    epochs = Epochs()
+    epochs = Epochs(frozen=frozen)
     own = BaseLearner.get_callbacks_per_run
 
     def callbacks(learner: BaseLearner, *arguments: Any, is_train: bool = True, **options: Any) -> list[Any]:
@@ -87,7 +96,7 @@ def settings(export: str, job: dict[str, Any], *, epochs: int, batch: int) -> di
     found |= {"optim.lr": job["lr"], "optim.max_epochs": epochs}
     found |= {"optim.val_check_interval": 1.0, "optim.check_val_every_n_epoch": epochs}
     if job["train"] == "frozen":
-        found |= {"optim.peft": "lora", "optim.lora.filter": ["^$"]}
+        found |= {"optim.peft": "lora", "optim.lora.filter": ["^$"]}  # adapts none, and freezes all blocks
     return found
 
 
@@ -110,7 +119,7 @@ def fit(job: dict[str, Any], tables: dict[str, pd.DataFrame], options: dict[str,
     if is_number:
         for rows in used.values():
             rows[target] = np.log(rows[target].astype(float))
-    with tempfile.TemporaryDirectory() as folder, watched() as epochs:
+    with tempfile.TemporaryDirectory() as folder, watched(frozen=job["train"] == "frozen") as epochs:
         predictor = MultiModalPredictor(
             label=target,
             problem_type=KINDS[job["kind"]],
