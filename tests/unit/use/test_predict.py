@@ -6,8 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fit_rows import BROKEN, HEAVY, LOST, NO_PHOTO, NO_TITLE, NOTHING, NUM_ROWS, write_table
-from row_models import TARGETS, fitted_model, resolved_config
+from fit_rows import (
+    BROKEN,
+    HEAVY,
+    LOST,
+    NO_PHOTO,
+    NO_TITLE,
+    NOTHING,
+    NUM_ROWS,
+    TARGETS,
+    row_config,
+    row_model,
+    write_table,
+)
 from shard_files import write_tar
 from tiny_clip import encoded, picture
 
@@ -23,7 +34,7 @@ SMALL = PredictOptions(batch_size=4)
 
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
-    return fitted_model()
+    return row_model()
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +208,7 @@ def test_a_table_of_which_no_row_can_be_predicted_writes_nothing(fitted: Fitted,
 
 def test_targets_named_like_columns_of_the_file_keep_their_names(table: Path, tmp_path: Path) -> None:
     targets = dict.fromkeys(("row", "present", "problem"), TARGETS["price"])
-    _predict(fitted_model(resolved_config(targets=targets)), table, tmp_path / "out.csv")
+    _predict(row_model(row_config(targets=targets)), table, tmp_path / "out.csv")
     lines = _lines(tmp_path / "out.csv")
     assert list(lines[0]) == ["row_", "row", "present", "problem", "present_", "problem_"]
-    _predict(fitted_model(resolved_config(targets=targets)), table, tmp_path / "out.csv")  # it is its own
+    _predict(row_model(row_config(targets=targets)), table, tmp_path / "out.csv")  # it is its own
