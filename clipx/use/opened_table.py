@@ -1,11 +1,12 @@
 """Opens a table for a fitted model, and says what is wrong with it before the model is loaded; needs no torch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from clipx.config.fit import FitConfig
 from clipx.data.rows.named_files import lost_picture
 from clipx.data.rows.opening import SourceOptions, open_rows
-from clipx.data.rows.row import Rows, TableColumns
+from clipx.data.rows.row import ALL_COLUMNS, Rows
 from clipx.errors import InputError
 from clipx.pretrained.input_columns import input_columns, require_columns
 
@@ -24,14 +25,10 @@ def open_table(
     Raises:
         InputError: it is no table, or a column of an input is not there.
     """
-    columns = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
-    names = open_rows([table], SourceOptions(columns=columns)).column_names()
+    names = open_rows([table], SourceOptions(columns=ALL_COLUMNS)).column_names()
     wanted, image = input_columns(config), config.image_column
     options = SourceOptions(
-        columns=TableColumns(
-            image=image if image in names else None, needs_captions=False, needs_image=False, keeps_all=True
-        ),
-        image_folder=image_folder,
+        columns=replace(ALL_COLUMNS, image=image if image in names else None), image_folder=image_folder
     )
     rows = open_rows([table], options)
     if not absent:
