@@ -171,8 +171,8 @@ class FitConfig(Job):
             column = target.column or name
             if name == "s":  # its loss would be `loss_s` in metrics.jsonl, the seconds of the losses
                 raise InputError(
-                    f"targets: the name {name!r} is taken by a figure of the trainer; choose another name, with column: "
-                    f"{column}"
+                    f"targets: the name {name!r} is taken by a figure of the trainer; choose another name, with "
+                    f"column: {column}"
                 )
             for input_name, used in self.input_columns():
                 if column == used:

@@ -78,5 +78,5 @@ def test_a_config_refuses_to_stop_by_a_figure_that_it_has_not() -> None:
 
 
 def test_a_target_whose_loss_would_be_another_figure_is_told_before_training() -> None:
-    with pytest.raises(InputError, match="the name 's' is taken .* with column: s"):
+    with pytest.raises(InputError, match=r"the name 's' is taken .* with column: s"):
         resolved_config(targets={"s": {"type": "number", "mean": 0.0, "std": 1.0}})
