@@ -80,14 +80,14 @@ def product_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def product_runs(arguments: argparse.Namespace) -> Iterator[FitRuns]:
-    """Runs of configs/fit/products.yaml on the table."""
+def product_runs(arguments: argparse.Namespace, part: str = "") -> Iterator[FitRuns]:
+    """Runs of configs/fit/products.yaml on the table; they share nothing with those of another part."""
     tables = [
         f"data.{name}={arguments.table.absolute() / file}"
         for name, file in (("train", "train.csv"), ("val", "test.csv"))
     ]
     with work_folder(arguments.work) as folder:
-        yield FitRuns(folder, PRODUCTS, [*tables, f"encoder.from={arguments.model}", *arguments.overrides])
+        yield FitRuns(folder / part, PRODUCTS, [*tables, f"encoder.from={arguments.model}", *arguments.overrides])
 
 
 @contextmanager
@@ -121,16 +121,15 @@ def views(rows: Sequence[Row], *, picture: str, text: str) -> dict[str, list[Row
 def scores(fitted: Fitted, rows: Sequence[Row]) -> dict[str, float]:
     """Of each target the accuracy, or for a number R2 in its units."""
     found = fitted.predict(rows, absent=True)
-    measured = {}
-    for head in fitted.fit_config.heads:
-        predicted = [prediction[head.name] for prediction in found]
-        if head.kind == "number":
-            true_N, predicted_N = (
-                np.array(values, dtype=float) for values in ([row[head.name] for row in rows], predicted)
-            )
-            measured[head.name] = float(1 - np.square(true_N - predicted_N).mean() / true_N.var())
-        else:
-            measured[head.name] = float(
-                np.mean([one == row[head.name] for one, row in zip(predicted, rows, strict=True)])
-            )
-    return measured
+    return {
+        head.name: score([row[head.name] for row in rows], [one[head.name] for one in found], kind=head.kind)
+        for head in fitted.fit_config.heads
+    }
+
+
+def score(true: Sequence[object], predicted: Sequence[object], *, kind: str) -> float:
+    """Accuracy, or for numbers R2."""
+    true_N, predicted_N = (np.array(values, dtype=float if kind == "number" else str) for values in (true, predicted))
+    if kind == "number":
+        return float(1 - np.square(true_N - predicted_N).mean() / true_N.var())
+    return float((true_N == predicted_N).mean())

@@ -315,9 +315,7 @@ def synth(
     table: Annotated[
         bool, typer.Option("--table", help="Write a table of products, to fit and to predict, instead of shards.")
     ] = False,
-    train: Annotated[
-        int | None, typer.Option(min=1, help="Training pairs, or rows; default: 20,000 pairs, 5,000 rows.")
-    ] = None,
+    train: Annotated[int, typer.Option(min=1, help="Training pairs, or rows.")] = 20_000,
     eval_per_class: Annotated[
         int, typer.Option(min=1, help="Pictures per class in the evaluation sets; test rows for each of 48 classes.")
     ] = 20,
@@ -338,13 +336,13 @@ def synth(
         from clipx.demo.scenes import SEEN_CLASSES
 
         num_test = eval_per_class * len(SEEN_CLASSES)
-        write_product_table(out, num_train=train or 5000, num_test=num_test, image_size=size, seed=seed)
+        write_product_table(out, num_train=train, num_test=num_test, image_size=size, seed=seed)
     else:
         from clipx.demo.scenes import write_synthetic_set
 
         write_synthetic_set(
             out,
-            num_train=train or 20_000,
+            num_train=train,
             num_eval_per_class=eval_per_class,
             image_size=size,
             seed=seed,

@@ -127,12 +127,13 @@ def _is_first() -> bool:
 def _config(request: "FitRequest", overrides: Sequence[str]) -> "tuple[FitConfig, Guess]":
     """The config that is guessed, or was before: every rank guesses the same, the first writes it down."""
     from clipx.config.fit import FitConfig
-    from clipx.fitting.guess import guess
+    from clipx.fitting.guess import guess, require_numbers
     from clipx.fitting.guessed_file import FILE, guessed_text, settle, with_overrides
     from clipx.fitting.request import open_table
     from clipx.pretrained.run_config import load_config
 
     guessed = with_overrides(guess(request, open_table(request)), overrides)
+    require_numbers(guessed)
     text = guessed_text(guessed)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / FILE

@@ -35,6 +35,7 @@ def _value(value: Any) -> str:
 
 def print_scores(config: "FitConfig") -> None:
     """Prints what the model of a run is worth on held-out rows."""
+    from rich import box
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
@@ -51,7 +52,14 @@ def print_scores(config: "FitConfig") -> None:
     titles = [f"{names[others[each]]} alone" if alone else f"without {names[each]}" for each in less]
     last = ("all inputs", "all rows") if less else ("model",)
     columns = [Column(title, justify="right") for title in ("trivial", *titles, *last)]
-    table = Table("target", "figure", *columns, title=f"rows that training did not see, step {figures.step}")
+    # without lines between the columns, so that three kinds of input fit into 80 characters
+    table = Table(
+        *(Column("target", overflow="fold"), Column("figure", no_wrap=True), *columns),
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        title=f"rows that training did not see, step {figures.step}",
+    )
     for row in figures.rows:
         values = [row.trivial, *(row.less[each] for each in less), *([row.complete] if less else []), row.all]
         is_first = row.figure == next(each.figure for each in figures.rows if each.target == row.target)
@@ -67,4 +75,8 @@ _NAMES = {"image": "picture", "text": "text", "table": "table"}
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"
+    if value is None:
+        return ""
+    if abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"  # prices are no powers of ten

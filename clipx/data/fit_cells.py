@@ -76,7 +76,7 @@ def number(value: object) -> float | None:
 
 
 def label(value: object) -> str | None:
-    """The label in a cell as a text; None if it is absent. 3, 3.0 and "3" are the same one, as are true and "true".
+    """The label in a cell as a text; None if it is absent. 3, 3.0 and "3" are the same one, as are true and "True".
 
     Raises:
         CellError: it is a list or an object.
@@ -87,6 +87,8 @@ def label(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, str):
         text = _encodable(without_bom(value).strip())
+        if text.lower() in ("true", "false"):  # pandas and spreadsheets write them so
+            return text.lower()
         value = number_or_text(text)
         if isinstance(value, str):
             return text

@@ -11,7 +11,7 @@ Shapes: I rows of a batch, S image size.
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -146,17 +146,22 @@ class _BlockReader:
         self._tokenizer = tokenizer
         self._image_size = image_size
         self._ends = ends
-        self._one_at_a_time = threading.Lock()
+        self._turns = threading.Condition()  # its lock is held while anything is read
+        self._num_parts, self._next_part = 0, 0
 
     def begin(self, block: Block, pool: ThreadPoolExecutor) -> _Begun:
         """Has a block read."""
         refs, shards = self._refs(block.samples), self._samples.shards
         if isinstance(shards, ShardReader) and shards.remote_sources:
-            with self._one_at_a_time:
+            with self._turns:
                 shards.expect(refs, until=block.number)
         images_ISSC = self._blank_images(len(refs))
         parts = [slice(start, start + _AT_ONCE) for start in range(0, len(refs), _AT_ONCE)]
-        futures = [pool.submit(self._some, refs[part], images_ISSC[part]) for part in parts]
+        futures = [
+            pool.submit(self._some, number, refs[part], images_ISSC[part])
+            for number, part in enumerate(parts, self._num_parts)
+        ]
+        self._num_parts += len(parts)
         return _Begun(block.number, refs, images_ISSC, futures)
 
     def end(self) -> None:
@@ -174,16 +179,31 @@ class _BlockReader:
             for number, shard, first in zip(numbers, shards, firsts, strict=True)
         ]
 
-    def _some(self, refs: Sequence[SampleRef], images_ISSC: Tensor) -> list[_Read]:
-        return [self._one(ref, out) for ref, out in zip(refs, images_ISSC, strict=True)]
+    def _some(self, part: int, refs: Sequence[SampleRef], images_ISSC: Tensor) -> list[_Read]:
+        # In turns: rows that can only be read in groups would be read many times at a border by threads that mix. The
+        # pool begins parts in their order, so whoever a part waits for has begun.
+        with self._turns:
+            self._turns.wait_for(lambda: self._next_part == part)
+            try:
+                members = [self._members(ref) for ref in refs]
+            finally:
+                self._next_part += 1
+                self._turns.notify_all()
+        return [self._decoded(*sample) for sample in zip(refs, members, images_ISSC, strict=True)]
 
-    def _one(self, ref: SampleRef, out: Tensor) -> _Read:
+    def _members(self, ref: SampleRef) -> Mapping[str, bytes] | BadSample:
         try:
-            with self._one_at_a_time:
-                members = self._samples.shards.read(ref)
+            return self._samples.shards.read(ref)
+        except BadSampleError as error:
+            return self._samples.bad(ref, str(error))
+
+    def _decoded(self, ref: SampleRef, members: Mapping[str, bytes] | BadSample, out: Tensor) -> _Read:
+        if isinstance(members, BadSample):
+            return members
+        try:
             return self._samples.decoded(ref, members, out=out)
         except BadSampleError as error:
-            with self._one_at_a_time:
+            with self._turns:
                 return self._samples.bad(ref, str(error))
 
     def joined(self, begun: _Begun) -> InOrder:

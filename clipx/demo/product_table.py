@@ -16,12 +16,13 @@ In every five rows one has no photograph and another one no title.
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipx.demo.new_folder import new_folder
 from clipx.demo.scenes import SEEN_CLASSES, SIZES, Scene, jpeg_of, make_single_scene
@@ -46,6 +47,9 @@ SIZE_FACTORS = dict(zip(SIZES, (0.8, 1.0, 1.3), strict=True))
 # Equal in both groups, so that a price tells nothing of the group.
 BRAND_FACTORS = dict(zip(BRANDS, (0.7, 0.8, 0.95, 1.05, 1.2, 1.4) * 2, strict=True))
 PACK_FACTORS = {4: 0.8, 6: 1.0, 8: 1.2, 12: 1.4}
+# All factors of a photograph, and of a title; of each list all are equally frequent.
+_SHOWN = [SHAPE_FACTORS[name.split()[1]] * size for name in SEEN_CLASSES for size in SIZE_FACTORS.values()]
+_SAID = [brand * pack for brand in BRAND_FACTORS.values() for pack in PACK_FACTORS.values()]
 
 _ROWS_PER_ABSENCE = 5
 # Beside the numbers of the scenes' own splits.
@@ -106,22 +110,48 @@ def best_possible() -> dict[str, Any]:
     What is there: `both`, the `photo` alone, the `title` alone, or `as_it_is`, the table's own mixture of these. The
     best prediction is the likeliest class, the mean price (`r2`), and the mean logarithm of the price (`r2_log`).
     """
-    shown = _shown_by_photo(SHAPE_FACTORS, SIZE_FACTORS)
-    said = [brand * pack for brand in BRAND_FACTORS.values() for pack in PACK_FACTORS.values()]
     likeliest = max(_share_of_shape(shape) for shape in SHAPE_FACTORS)
     return {
         "category": {"accuracy": _with_mixture(both=1.0, photo=1.0, title=likeliest)},
         "price": {
-            "r2": _with_mixture(**_r2(shown, said)),
-            "r2_log": _with_mixture(**_r2_of_logarithm(shown, said)),
+            "r2": _with_mixture(**_r2(_SHOWN, _SAID)),
+            "r2_log": _with_mixture(**_r2_of_logarithm(_SHOWN, _SAID)),
         },
         "gift": {"accuracy": _with_mixture(both=1.0, photo=0.5, title=0.5)},
     }
 
 
-def _shown_by_photo(shapes: Mapping[str, float], sizes: Mapping[str, float]) -> list[float]:
-    """The factor of a photograph, one of each seen class and size; all are equally frequent."""
-    return [shapes[name.split()[1]] * size for name in SEEN_CLASSES for size in sizes.values()]
+def best_on_rows(products: Sequence[Product]) -> dict[str, dict[str, float]]:
+    """What the same predictor of the price reaches on these rows: measure -> what is there -> value.
+
+    `both`, `photo` and `title` are of the rows that have it, with the rest taken away; `as_it_is` is of all rows.
+    """
+    views = {
+        "both": [(product, True, True) for product in products if product.has_photo and product.has_title],
+        "photo": [(product, True, False) for product in products if product.has_photo],
+        "title": [(product, False, True) for product in products if product.has_title],
+        "as_it_is": [(product, product.has_photo, product.has_title) for product in products],
+    }
+    found: dict[str, dict[str, float]] = {"r2": {}, "r2_log": {}}
+    for name, rows in views.items():
+        prices = np.array([product.price for product, _, _ in rows])
+        predicted = np.array([_best_prices(product, photo=photo, title=title) for product, photo, title in rows])
+        found["r2"][name] = _explained(prices, predicted[:, 0])
+        found["r2_log"][name] = _explained(np.log(prices), predicted[:, 1])
+    return found
+
+
+def _best_prices(product: Product, *, photo: bool, title: bool) -> tuple[float, float]:
+    """The mean price, and the mean logarithm of the price, given what is there."""
+    item = product.scene.objects[0]
+    shown = [SHAPE_FACTORS[item.shape] * SIZE_FACTORS[item.size]] if photo else _SHOWN
+    said = [BRAND_FACTORS[product.brand] * PACK_FACTORS[product.pack]] if title else _SAID
+    mean = _BASE_PRICE * np.mean(shown) * np.mean(said) * math.exp(NOISE_STD**2 / 2)
+    return float(mean), float(math.log(_BASE_PRICE) + np.mean(np.log(shown)) + np.mean(np.log(said)))
+
+
+def _explained(values: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
+    return float(1 - np.mean((values - predicted) ** 2) / np.var(values))
 
 
 def _share_of_shape(shape: str) -> float:
@@ -156,8 +186,9 @@ def _with_mixture(*, both: float, photo: float, title: float) -> dict[str, float
 
 
 def write_product_table(out: Path, *, num_train: int, num_test: int, image_size: int, seed: int) -> None:
-    """Writes `train.csv`, `test.csv`, the pictures of both in `photos`, and `best.json` (`best_possible`).
+    """Writes `train.csv`, `test.csv`, the pictures of both in `photos`, and `best.json`.
 
+    Of the latter, `expected` is `best_possible`, and `price_of_test_rows` is `best_on_rows`: of the test rows.
     Equal arguments give equal bytes (with the same Pillow and NumPy). The table is written to a folder beside `out`
     that is renamed at the end, so a folder at `out` is always complete.
 
@@ -168,9 +199,10 @@ def write_product_table(out: Path, *, num_train: int, num_test: int, image_size:
         (folder / "photos").mkdir()
         counts: dict[TableSplit, int] = {"train": num_train, "test": num_test}
         for split, num_rows in counts.items():
-            products = (make_product(seed, split, index) for index in range(num_rows))
+            products = [make_product(seed, split, index) for index in range(num_rows)]
             _write_rows(folder / f"{split}.csv", products, image_size=image_size)
-        (folder / "best.json").write_text(json.dumps(best_possible(), indent=2) + "\n", encoding="utf-8")
+        best = {"expected": best_possible(), "price_of_test_rows": best_on_rows(products)}
+        (folder / "best.json").write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_rows(table: Path, products: Iterable[Product], *, image_size: int) -> None:

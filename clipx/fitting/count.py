@@ -18,6 +18,7 @@ from clipx.data.fit_cells import CellError, joined_text, read_cell
 from clipx.data.fit_columns import picture_members, read_record, record_members
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.parallel import in_processes, num_cores
+from clipx.data.rows.row import Rows
 from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.data.shards import BadSampleError, ShardReader
 from clipx.errors import InputError
@@ -25,6 +26,7 @@ from clipx.errors import InputError
 Counted = NumberInput | CategoryInput | ClassTarget | NumberTarget | LabelsTarget
 _AT_ONCE = 1024  # samples of a remote shard that are asked for together
 _ALONE = 20_000  # samples that one process counts sooner than others begin
+_MEND = "correct the cell, or leave it empty if it is not known"
 _MAX_COLUMNS = 10_000  # names that are kept: records may be anybody's
 
 
@@ -94,6 +96,23 @@ def count_rows(index: ShardIndex, config: FitConfig) -> Counts:
     return total
 
 
+def check_cells(rows: Rows, config: FitConfig) -> None:
+    """Reads every cell that training will read, before shards are made: that may take hours, and a mended table is
+    another one.
+
+    Raises:
+        InputError: a cell cannot be read, with its row in the table, column and value.
+    """
+    parts = counted_parts(config)
+    for place, record in enumerate(rows.records()):
+        try:
+            joined_text(record, config.text_columns)
+            for column, part in parts.values():
+                read_cell(partial(_take, part=part, cells=Cells()), record, column)
+        except CellError as error:
+            raise InputError(f"row {rows.number(place)}: {error}; {_MEND}") from error
+
+
 @dataclass(frozen=True)
 class _CountShard:
     """What each process does."""
@@ -131,9 +150,7 @@ class _CountShard:
             try:
                 self._count(record, name, counts)
             except CellError as error:
-                raise InputError(
-                    f"row {name.key} of {name.shard}: {error}; correct the cell, or leave it empty if it is not known"
-                ) from error
+                raise InputError(f"row {name.key} of {name.shard}: {error}; {_MEND}") from error
         return counts
 
     def _refs(self, shard: int) -> Iterator[SampleRef]:

@@ -6,7 +6,7 @@ same table and request give the same config, so every rank may guess for itself.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clipx.config.fit_metrics import HEADLINES
@@ -34,6 +34,8 @@ class Guess:
     tree: Tree
     reasons: Mapping[str, str]
     """By the dotted key of what was decided."""
+    no_numbers: Mapping[str, str] = field(default_factory=dict)
+    """By column, what its first cell that is no number is."""
 
 
 def guess(request: FitRequest, rows: Rows) -> Guess:
@@ -82,7 +84,21 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
     reasons["encoder.train"] = "its vectors are computed once, and epochs are fast; or all, or {image: N, text: N}"
     reasons["precision"] = "all is small but the encoder, which computes once"
     reasons["optim.warmup_steps"] = "of a tenth of the steps, at most"
-    return Guess(tree, reasons)
+    no_numbers = {
+        column: f"{request.table}: row {found.no_number[0]}, column {column!r}: {found.no_number[1]}"
+        for column, found in looks.items()
+        if found.no_number is not None
+    }
+    return Guess(tree, reasons, no_numbers)
+
+
+def require_numbers(guess: Guess) -> None:
+    """Raises an InputError if a column of numbers has a cell that is none: training says so after making shards."""
+    for parts in (guess.tree.get("inputs"), guess.tree.get("targets")):
+        for name, part in parts.items() if isinstance(parts, dict) else ():
+            is_number = isinstance(part, dict) and part.get("type") == "number"
+            if is_number and (wrong := guess.no_numbers.get(part.get("column") or name)) is not None:
+                raise InputError(f"{wrong}; correct the cell, or leave it empty if it is not known")
 
 
 def _require_columns(request: FitRequest, rows: Rows) -> None:
@@ -96,7 +112,7 @@ def _require_columns(request: FitRequest, rows: Rows) -> None:
 
 
 def _require_numbers(request: FitRequest, looks: Mapping[str, ColumnLook]) -> None:
-    """Before shards are made; a single cell that is no number is named with its row by training."""
+    """A column of few numbers is named wrongly; of a single cell that is none `require_numbers` tells."""
     for column in request.numbers:
         if not (found := looks[column]).is_numeric:
             others = some_names(list(found.values)[:3])
@@ -152,7 +168,7 @@ def _target(column: str, found: ColumnLook, table: str) -> tuple[Tree, str]:
     if different < 2:
         only = next(iter((*found.values, *found.labels)), "")
         raise InputError(
-            f"{table}: target {column!r} is {only!r} in all of {found.num_present:,} cells; nothing is to be predicted"
+            f"{table}: target {column!r} is {only!r} in all of {found.num_present:,} cells; name one whose cells differ"
         )
     if found.num_lists * 2 > found.num_present:
         return {"type": "labels"}, f"lists of {len(found.labels):,} different labels"

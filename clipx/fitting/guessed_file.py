@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def with_overrides(guess: Guess, overrides: Sequence[str]) -> Guess:
     """
     tree = overridden(guess.tree, overrides)
     kept = {key: why for key, why in guess.reasons.items() if at(tree, key) == at(guess.tree, key)}
-    return Guess(tree, kept)
+    return replace(guess, tree=tree, reasons=kept)
 
 
 def at(tree: Tree, key: str) -> Any:
@@ -68,13 +69,13 @@ def settle(text: str, folder: Path) -> Path:
     One of a run that never began to train is replaced: what was wrong with it may be corrected.
 
     Raises:
-        InputError: the folder has another one, or cannot be written.
+        InputError: the folder has another one, or another run, or cannot be written.
     """
     path = folder / FILE
     try:
         before = path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
         is_own, has_begun = before.startswith(_MARK), (folder / CONFIG).exists()
-        if not before or (is_own and not has_begun):
+        if not has_begun and (not before or is_own):
             folder.mkdir(parents=True, exist_ok=True)
             aside = folder / f".{FILE}.{os.getpid()}"  # each rank writes the same
             aside.write_text(text, encoding="utf-8")
@@ -82,6 +83,8 @@ def settle(text: str, folder: Path) -> Path:
             return path
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be used: {error}; choose another --out") from error
+    if not before:
+        raise InputError(f"--out {folder} holds a run that clipx fit did not begin; choose another")
     if not is_own:
         raise InputError(f"{path} is there, and clipx fit did not write it; choose another --out")
     if before != text:

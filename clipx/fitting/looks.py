@@ -36,18 +36,23 @@ class ColumnLook:
     """Different members of cells that are lists."""
     num_present: int = 0
     num_lists: int = 0
+    no_number: tuple[int, str] | None = None
+    """The first cell that is no number: its row, and what is wrong with it."""
 
-    def add(self, cell: object) -> None:
+    def add(self, cell: object, row: int) -> None:
         """Takes in a cell that is not empty; one that makes no sense is there, and is nothing more."""
         self.num_present += 1
+        try:
+            if (found := number(cell)) is not None:
+                self.numbers.append(found)
+        except CellError as error:
+            self.no_number = self.no_number or (row, str(error))
         try:
             if isinstance(label_or_labels(cell) if isinstance(cell, str) else cell, list):
                 self.labels.update(labels(cell, separator=SEPARATORS[0]) or ())
                 self.num_lists += 1
                 return
             self.values[label(cell) or ""] += 1
-            if (found := number(cell)) is not None:
-                self.numbers.append(found)
         except CellError:
             return
 
@@ -100,7 +105,7 @@ def look(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnLo
         record = _record(rows, row)
         for name, column in looks.items():
             if not is_absent(cell := record.get(name)):
-                column.add(cell)
+                column.add(cell, rows.number(row))
     if empty := [name for name, column in looks.items() if not column.num_present]:
         raise InputError(f"{origin}: column {empty[0]!r} is empty in all of {len(wanted):,} rows; name another")
     return looks

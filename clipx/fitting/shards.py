@@ -20,9 +20,11 @@ from clipx.data.parallel import num_cores
 from clipx.data.rows.row import Rows
 from clipx.data.rows.split import split_rows
 from clipx.errors import ClipxError
+from clipx.fitting.count import check_cells
 from clipx.fitting.tables import are_shards, open_tables
 from clipx.making.make import make_shards
 from clipx.making.make_shard import MakeOptions
+from clipx.making.out_folder import REPORT, is_made
 
 _ORDER = 0  # the seed of the rows' order, whatever the run's: other seeds find the same shards
 _PROGRESS_EVERY_S = 30
@@ -57,6 +59,10 @@ def with_shards(config: FitConfig) -> FitConfig:
     if not isinstance(data.val, float):
         with _said_of("data.val"):
             opened["val"] = _opened(data.val, config)
+    for name, rows_or_shards in opened.items():
+        with _said_of(f"data.{name}"):
+            if isinstance(rows_or_shards, Rows) and not is_made(shards_folder(config, name)):
+                check_cells(rows_or_shards, config)
     shards: dict[str, list[str]] = {}
     for name, rows_or_shards in opened.items():  # after both were looked at
         with _said_of(f"data.{name}"):
@@ -89,7 +95,7 @@ def _made(rows: Rows, config: FitConfig, name: str) -> list[str]:
         key=config.data.key,
         image_key=config.data.source(()).image_key,
     )
-    make_shards(
+    made = make_shards(
         rows,
         str(folder),
         options,
@@ -98,6 +104,12 @@ def _made(rows: Rows, config: FitConfig, name: str) -> list[str]:
         quiet=True,
         on_progress=_progress(folder),
     )
+    if made.left_out:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in made.left_out.items())
+        log.warning(
+            "data.%s: %s of %s rows are left out: %s; %s names them",
+            *(name, f"{sum(made.left_out.values()):,}", f"{len(rows):,}", reasons, folder / REPORT),
+        )
     return [str(folder)]
 
 

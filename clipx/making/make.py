@@ -29,7 +29,7 @@ from clipx.errors import InputError, RunError, some_names
 from clipx.making.groups import Groups, group_rows
 from clipx.making.keys import require_different, sample_keys
 from clipx.making.make_shard import MakeOptions, ShardJob, ShardMaker, ShardReport, left_out_line
-from clipx.making.out_folder import REPORT, claimed, finish, forget
+from clipx.making.out_folder import REPORT, claimed, finish, forget, require_whole
 from clipx.printable import json_text, printable, redacted
 from clipx.storage.files import is_local, write_file
 
@@ -90,9 +90,11 @@ def make_shards(
     request = _request(rows, options, classes := _classes(rows))
     with claimed(folder, request) as made:
         if made is not None:
+            before = Made(**made)
+            require_whole(folder, before.num_shards)
             if not quiet:
                 log.warning("%s was made before and stays as it is; for changed pictures choose another --out", folder)
-            return Made(**made)
+            return before
         plan = _plan(rows, options, folder, on_grouping)
         digits = len(str(len(plan.stretches) - 1))
         make = ShardMaker(rows=rows, folder=folder, options=options, width=max(5, digits), classes=classes)

@@ -60,6 +60,21 @@ def claimed(folder: Path, request: dict[str, object]) -> Iterator[dict[str, Any]
             clear(folder)
 
 
+def is_made(folder: Path) -> bool:
+    """Whether a folder says that it is complete, whatever was asked for."""
+    return (folder / MADE).exists()
+
+
+def require_whole(folder: Path, num_shards: int) -> None:
+    """Raises an InputError if shards of a folder that was complete are gone: nothing else would notice."""
+    there = len(list(folder.glob("[!.]*.tar")))
+    if there < num_shards:
+        raise InputError(
+            f"--out {folder} was complete, and {num_shards - there} of its {num_shards} shards are gone; "
+            "put them back or choose a new folder"
+        )
+
+
 def finish(folder: Path, request: dict[str, object], made: dict[str, object]) -> None:
     """Writes what became of the request, which completes the folder."""
     _write(folder / MADE, {"request": request, "made": made}, indent=2)

@@ -20,6 +20,7 @@ from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.kept_samples import KeptColumns
 from clipx.distributed.collectives import all_reduce
 from clipx.losses.supervised import binary_sum, cross_entropy_sum, huber_sum, num_present
+from clipx.models.evaluating import evaluating
 from clipx.models.fused import KEPT, FusedModel, FusedOutputs, build_fused_model
 from clipx.objectives.flops import ModelFlops
 from clipx.objectives.objective import Objective, Share, Term
@@ -62,7 +63,8 @@ class SupervisedObjective(Objective):
 
     def begin(self, batches: Iterable[Batch], group: ProcessGroup | None) -> None:
         """Measures the mean and the scale of the embeddings of what is there; see `Objective.begin`."""
-        sums = sum((_moments(self.model, batch) for batch in batches), start=torch.zeros(()))
+        with evaluating(self.model):
+            sums = sum((_moments(self.model, batch) for batch in batches), start=torch.zeros(()))
         total_MS = all_reduce(sums, "sum", group)
         count_M1, sum_MD, squares_M = total_MS[:, :1].clamp(min=1), total_MS[:, 2:], total_MS[:, 1]
         mean_MD = sum_MD / count_M1
@@ -158,6 +160,14 @@ def _freeze(model: FusedModel, config: FitConfig) -> None:
         for path, parameter in tower.named_parameters():
             learns = _learns(config, name) and (last is None or height[path] <= last)
             parameter.requires_grad_(learns)
-        for module in tower.modules():
-            if not any(parameter.requires_grad for parameter in module.parameters()):
-                module.training = False
+        _evaluate_frozen(tower)
+
+
+def _evaluate_frozen(module: nn.Module) -> None:
+    """Evaluates what does not learn. What has no weights (dropout) goes with what it stands in."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        module.eval()
+        return
+    for child in module.children():
+        if any(True for _ in child.parameters()):
+            _evaluate_frozen(child)

@@ -3,9 +3,9 @@
 Shapes: B rows of a block, O raw outputs of all targets side by side, P inputs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from clipx.errors import InputError
 from clipx.models.evaluating import evaluating
 from clipx.models.fused import FusedModel
 from clipx.pretrained.model import Pretrained
-from clipx.pretrained.predictions import cells, no_cells, predictions
+from clipx.pretrained.predictions import cells, free_name, no_cells, predictions
 from clipx.pretrained.row_samples import GivenRows, RowSource, row_reader
 from clipx.types import Batch
 
@@ -62,7 +62,7 @@ class Fitted(Pretrained):
         It holds for each target its value under the target's name: a class, a number in the units of the table, or a
         list of labels, which are those of probability 0.5 and more. `NAME_probability` is the probability of a class.
         `present` lists the inputs that the row had. A row that cannot be read, or that has no input at all, has None
-        for its values, and the reason under `problem`.
+        for its values, and the reason under `problem`. A name that is a target's own gets an underscore.
 
         Args:
             rows: a mapping from column to value, several, or a DataFrame of pandas. A picture is a path (relative ones
@@ -130,14 +130,22 @@ class Fitted(Pretrained):
     def described(self, block: PredictedBlock, *, probabilities: bool = False) -> list[dict[str, object]]:
         """The rows of a block as `predict` gives them."""
         config = self.fit_config
+        present, why = (free_name(name, config.targets) for name in ("present", "problem"))
         values: list[dict[str, object]] = [{} for _ in block.good]
         for name, prediction in predictions(config.heads, block.raw_BO).items():
             for place, own in enumerate(cells(prediction, name, all_probabilities=probabilities)):
-                values[place] |= own
+                values[place] |= self._named(own, target=name)
         for place, there_P in enumerate(block.there_BP.tolist()):
-            values[place]["present"] = list(compress(config.inputs, there_P))
+            values[place][present] = list(compress(config.inputs, there_P))
         by_row = dict(zip(block.good, values, strict=True))
         for row, problem in block.problems.items():
-            nothing = [no_cells(head, all_probabilities=probabilities) for head in config.heads]
-            by_row[row] = {**dict(chain.from_iterable(map(dict.items, nothing))), "present": [], "problem": problem}
+            nothing: dict[str, object] = {}
+            for head in config.heads:
+                nothing |= self._named(no_cells(head, all_probabilities=probabilities), target=head.name)
+            by_row[row] = {**nothing, present: [], why: problem}
         return [by_row[row] for row in block.rows]
+
+    def _named(self, values: Mapping[str, object], *, target: str) -> dict[str, object]:
+        """What is said of a target, under names that are no other target's."""
+        others = self.fit_config.targets
+        return {name if name == target else free_name(name, others): value for name, value in values.items()}

@@ -5,7 +5,7 @@ The inverse of what was done to the targets (`clipx.data.fit_columns`), in float
 Shapes: B rows, K classes of a target, L labels, O raw outputs of all targets side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
@@ -119,6 +119,13 @@ def cells(prediction: Prediction, name: str, *, all_probabilities: bool = False)
         for row, values in zip(found, probability_BK.tolist(), strict=True):
             row[f"{name}_probabilities"] = dict(zip(names, values, strict=True))
     return found
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, with underscores behind it if it is taken: targets keep their names, and what else is said moves."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def no_cells(head: Head, *, all_probabilities: bool = False) -> dict[str, None]:

@@ -27,7 +27,7 @@ from clipx.data.shards import BadSampleError
 from clipx.errors import InputError
 from clipx.pretrained.input_columns import input_columns, require_columns
 from clipx.storage.failures import is_of_storage, unreadable
-from clipx.storage.files import read_file
+from clipx.storage.files import is_local, read_file
 
 
 class RowSource(Protocol):
@@ -93,7 +93,7 @@ class GivenRows:
         absent: whether a column that no row has is absent from all of them.
 
     Raises:
-        InputError: what is given is no row, or lacks a column of an input.
+        InputError: what is given is no row, lacks a column of an input, or names pictures of which not one is there.
     """
 
     def __init__(self, rows: Any, config: FitConfig, *, absent: bool) -> None:
@@ -105,6 +105,17 @@ class GivenRows:
         if not absent and self._rows:
             there = dict.fromkeys(name for row in self._rows for name in row)
             require_columns(wanted, map(str, there), origin="rows", hint="predict with absent=True")
+            self._require_some_picture()
+
+    def _require_some_picture(self) -> None:
+        """Raises an InputError if rows name files, and not one is there: paths then begin in the wrong folder."""
+        cells = [] if self._image_column is None else [row.get(self._image_column) for row in self._rows]
+        lost = [cell for cell in cells if _is_lost(cell)]
+        if lost and all(_is_lost(cell) or is_absent(cell) for cell in cells):
+            raise InputError(
+                f"rows: not one of the pictures that they name is there, as {lost[0]}; relative paths begin in the "
+                "current folder: give whole ones, or predict without pictures by absent=True"
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -169,11 +180,21 @@ def _picture(value: Any, name: str) -> bytes | None:
         return bytes(value) or None
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    kind = type(value).__name__
     if is_absent(value := _plain(value)):
         return None
     if not isinstance(value, str):
-        raise LeftOutError("unreadable picture", name, f"{value!r} is no path, no bytes and no picture of Pillow's")
+        shown = repr(value) if isinstance(value, int | float) else f"a value of type {kind}"
+        raise LeftOutError("unreadable picture", name, f"{shown} is no path, no bytes and no picture of Pillow's")
     return _file(value, name)
+
+
+def _is_lost(value: Any) -> bool:
+    """Whether a cell names a file of this machine that is not there."""
+    if not isinstance(value, str | os.PathLike) or is_absent(value):
+        return False
+    path = os.fspath(value)
+    return is_local(path) and not os.path.lexists(expand_home(path))
 
 
 def _file(path: str, name: str) -> bytes | None:

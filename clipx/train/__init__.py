@@ -30,7 +30,7 @@ class _Training(ModuleType):
 
         if not isinstance(config, JobConfig):
             raise InputError(
-                f"train takes a JobConfig, not {type(config).__name__}; clipx.load_config makes one of files"
+                f"train takes a RunConfig or a FitConfig, not {type(config).__name__}; clipx.load_config makes one"
             )
         from clipx.train.trainer import run
 

@@ -139,7 +139,8 @@ def build_run(
         versions=versions(),
     )
     if saved is None:
-        objective.begin(_first_batches(parts, config, runtime), runtime.group)
+        with runtime.accelerator.autocast():  # what is measured are vectors as steps compute them
+            objective.begin(_first_batches(parts, config, runtime), runtime.group)
     found = None if checkpoint is None else _found_before(parts, config, runtime, checkpoint)
     stepper = build_stepper(config, runtime, objective, length=length, phase=phase, micro_batch_size=found)
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)

@@ -25,10 +25,11 @@ def open_table(
     Raises:
         InputError: it is no table, or a column of an input is not there.
     """
-    names = open_rows([table], SourceOptions(columns=ALL_COLUMNS)).column_names()
-    wanted, image = input_columns(config), config.image_column
+    found = open_rows([table], SourceOptions(columns=ALL_COLUMNS))
+    names, wanted, image = found.column_names(), input_columns(config), config.image_column
+    names_pictures = "--image-column" in found.uses and image in names  # else they are the rows, as in shards
     options = SourceOptions(
-        columns=replace(ALL_COLUMNS, image=image if image in names else None), image_folder=image_folder
+        columns=replace(ALL_COLUMNS, image=image if names_pictures else None), image_folder=image_folder
     )
     rows = open_rows([table], options)
     if not absent:

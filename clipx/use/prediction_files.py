@@ -3,12 +3,15 @@
 The first column is the row's number, or its key. Then come, for each target, its value under its name (a class, a
 number in its units, labels) and the probability of a class under NAME_probability; with all probabilities, one column
 for each class or label, NAME_probability_CLASS. `present` has the names of the inputs that the row had, `problem` says
-why it has no prediction. Columns of these last two names move out of a target's way with an underscore.
+why it has no prediction. Columns move out of the way of a target that has their name with an underscore. In CSV labels
+stand with their separator between them; if it is in one of them, as a JSON list, which is read as labels, too.
 
 Shapes: B good rows of a block, N all its rows, K classes or labels.
 """
 
 import csv
+import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,10 +21,17 @@ from types import TracebackType
 from typing import IO, Any, Literal, NamedTuple, Self
 
 from clipx.config.fit import FitConfig
-from clipx.config.fit_inputs import LabelsTarget
+from clipx.config.fit_inputs import LabelsTarget, NumberTarget
 from clipx.errors import InputError
 from clipx.pretrained.fitted import PredictedBlock
-from clipx.pretrained.predictions import LIKELY, ClassPrediction, LabelsPrediction, NumberPrediction, predictions
+from clipx.pretrained.predictions import (
+    LIKELY,
+    ClassPrediction,
+    LabelsPrediction,
+    NumberPrediction,
+    free_name,
+    predictions,
+)
 from clipx.printable import redact
 from clipx.use.key_table import as_stored
 from clipx.use.own_predictions import LAST, MARK, WHAT, import_arrow, is_parquet, require_own
@@ -29,7 +39,10 @@ from clipx.use.own_predictions import LAST, MARK, WHAT, import_arrow, is_parquet
 _GROUP_ROWS = 16_384  # rows of a row group, at least
 _BETWEEN = ";"
 
-Kind = Literal["text", "number", "whole", "texts"]
+_DIGITS = 7  # of a float32
+_MOST_DIGITS = 17  # of a float64
+
+Kind = Literal["text", "share", "number", "whole", "texts"]
 
 
 class Column(NamedTuple):
@@ -39,6 +52,8 @@ class Column(NamedTuple):
     kind: Kind
     separator: str = _BETWEEN
     """Of texts, in CSV."""
+    digits: int = _DIGITS
+    """Of numbers, in CSV."""
 
 
 class PredictionTable:
@@ -52,14 +67,16 @@ class PredictionTable:
 
     def __init__(self, config: FitConfig, *, key: str | None, probabilities: bool) -> None:
         self._config, self._key, self._all = config, key, probabilities
-        values = list(self._values_of_targets())
-        taken = {column.name for column in values}
-        self.columns = [
-            Column(_free(key or "row", taken), "whole" if key is None else "text"),
-            *values,
-            Column(_free(LAST[0], taken), "texts"),
-            Column(_free(LAST[1], taken), "text"),
-        ]
+        taken = set(config.targets)
+        values: list[Column] = []
+        for column in self._values_of_targets():
+            is_value = column.kind != "share"  # of a target, under its own name
+            values.append(column if is_value else column._replace(name=free_name(column.name, taken)))
+            taken.add(values[-1].name)
+        first = Column(free_name(key or "row", taken), "whole" if key is None else "text")
+        taken.add(first.name)
+        present, problem = (free_name(name, taken) for name in LAST)
+        self.columns = [first, *values, Column(present, "texts"), Column(problem, "text")]
 
     def _values_of_targets(self) -> Iterator[Column]:
         for head in self._config.heads:
@@ -67,15 +84,16 @@ class PredictionTable:
             match head.kind:
                 case "class":
                     yield Column(head.name, "text")
-                    yield Column(f"{head.name}_probability", "number")
+                    yield Column(f"{head.name}_probability", "share")
                 case "number":
-                    yield Column(head.name, "number")
+                    assert isinstance(target, NumberTarget)
+                    yield Column(head.name, "number", digits=_digits(target))
                 case "labels":
                     assert isinstance(target, LabelsTarget)
                     yield Column(head.name, "texts", target.separator)
             if self._all and head.kind != "number":
                 for name in getattr(target, "classes", None) or ():
-                    yield Column(f"{head.name}_probability_{name}", "number")
+                    yield Column(f"{head.name}_probability_{name}", "share")
 
     def cells(self, block: PredictedBlock, keys: Sequence[str]) -> list[list[Any]]:
         """The cells of a block's rows, column by column; None where there is nothing."""
@@ -176,14 +194,20 @@ class PredictionFile:
         return InputError(f"--out {self._path}: cannot be written: {error.strerror or error}")
 
 
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
+def _digits(target: NumberTarget) -> int:
+    """As many as tell numbers apart that a float32 does when they are scaled: of dates in seconds more than of prices.
+
+    The step from one number to the next is that share of a standard deviation; with a logarithm, that deviation is a
+    share of the number itself.
+    """
+    assert target.mean is not None, "the config is not resolved"
+    assert target.std is not None, "the config is not resolved"
+    size = 1.0 if target.transform == "log" else abs(target.mean)
+    return min(_MOST_DIGITS, _DIGITS + max(0, math.floor(math.log10(max(size / target.std, 1)))))
 
 
 class _Csv:
-    """Numbers have the seven digits that a float32 has."""
+    """Cells as text."""
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
         self._columns = columns
@@ -203,12 +227,18 @@ def _text(cell: Any, column: Column) -> str:
     if cell is None:
         return ""
     match column.kind:
-        case "number":
-            return f"{cell:.7g}"
+        case "number" | "share":
+            return f"{cell:.{column.digits}g}"
         case "texts":
-            return column.separator.join(cell)
+            return _joined(cell, column.separator)
         case _:
             return str(cell)
+
+
+def _joined(texts: Sequence[str], separator: str) -> str:
+    if any(separator in text for text in texts) or (texts and texts[0].startswith("[")):
+        return json.dumps(texts, ensure_ascii=False)
+    return separator.join(texts)
 
 
 class _Parquet:
@@ -218,7 +248,8 @@ class _Parquet:
         self._arrow = import_arrow("pyarrow")
         types = {
             "text": self._arrow.string(),
-            "number": self._arrow.float32(),
+            "share": self._arrow.float32(),
+            "number": self._arrow.float64(),
             "whole": self._arrow.int64(),
             "texts": self._arrow.list_(self._arrow.string()),
         }

@@ -1,10 +1,12 @@
 """The rows of a table, as a fitted model reads them."""
 
+from pathlib import Path
+
 from clipx.config.fit import FitConfig
-from clipx.data.captions import alternatives, decode_record
-from clipx.data.rows.row import RECORD, Rows, StoredSample
+from clipx.data.captions import alternatives
+from clipx.data.rows.row import RECORD, Row, Rows, StoredSample, fields_in
 from clipx.data.rows.source_files import image_or_none
-from clipx.data.rows.values import Record, cell_text, json_member
+from clipx.data.rows.values import cell_text, json_member
 
 
 class TableRows:
@@ -31,20 +33,23 @@ class TableRows:
     def members(self, row: int) -> dict[str, bytes]:
         """See `RowSource`."""
         content = self._rows.read(row)
+        if self._key is not None:
+            self._keys[row] = cell_text(_cell(content, self._key)) or ""
         if isinstance(content, StoredSample):
-            self._keep_key(row, decode_record(content.fields, RECORD) if RECORD in content.fields else {})
             return content.fields
-        self._keep_key(row, content.record)
         members = {RECORD: json_member(content.record)}
         picture = image_or_none(content)
         if picture is not None:
             members[self._extension] = picture
         return members
 
-    def _keep_key(self, row: int, record: Record) -> None:
-        if self._key is not None:
-            self._keys[row] = cell_text(record.get(self._key)) or ""
-
     def take_key(self, row: int) -> str:
         """The key of a row that was read, "" if it has none; it is forgotten then."""
         return self._keys.pop(row, "")
+
+
+def _cell(content: Row | StoredSample, column: str) -> object:
+    """The cell of a row in a column, also in that of the pictures' paths, which is no field of the record."""
+    if isinstance(content, Row) and column == content.image_field and isinstance(content.image, Path):
+        return content.name
+    return content.record.get(column) if isinstance(content, Row) else fields_in(content).get(column)

@@ -150,9 +150,10 @@ def losses(config):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-def test_training_on_kept_features_ends_with_the_weights_of_training_without(tmp_path):
-    folder = shards_of(tmp_path)
-    configs = [config_of(folder, f"keep-{keep}", f"keep_features={keep}", "epochs=5") for keep in ("auto", "false")]
+@pytest.mark.parametrize(("precision", "epochs"), [("fp32", 5), ("bf16", 1)])
+def test_training_on_kept_features_ends_with_the_weights_of_training_without(tmp_path, precision, epochs):
+    folder, settings = shards_of(tmp_path), (f"precision={precision}", f"epochs={epochs}")
+    configs = [config_of(folder, f"keep-{keep}", f"keep_features={keep}", *settings) for keep in ("auto", "false")]
     for config in configs:
         run(config)
     with_features, without = map(weights, configs)

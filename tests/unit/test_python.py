@@ -112,7 +112,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("config", ["tiny.yaml", {"steps": 3}, None])
     def test_what_is_no_config_is_said(self, config: object) -> None:
-        with pytest.raises(clipx.InputError, match=r"train takes a RunConfig, not .*; clipx\.load_config makes one"):
+        with pytest.raises(clipx.InputError, match=r"a RunConfig or a FitConfig, not .*; clipx\.load_config makes"):
             clipx.train(config)  # type: ignore[arg-type]
 
     def test_what_is_wrong_is_an_error_and_no_exit(self, tmp_path: Path) -> None:

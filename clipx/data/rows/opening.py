@@ -85,7 +85,7 @@ def open_rows(
     rows = parts[0] if len(parts) == 1 else Chain(parts)
     origin = sources[0] if len(sources) == 1 else some_names(sources)
     if not len(rows):
-        raise InputError(f"{origin}: no row in it; give a source with pictures and captions")
+        raise InputError(f"{origin}: no row in it; give a source that has some")
     if unused := [option for option in options.given() if option not in rows.uses]:
         raise InputError(f"{origin}: {unused[0]} has no meaning for such a source; leave it out")
     return rows

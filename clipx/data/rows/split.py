@@ -1,5 +1,6 @@
 """Cuts rows into those that are trained on and those that are held out, by a hash: the same rows for ever."""
 
+import math
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import repeat
@@ -29,14 +30,17 @@ def split_rows(rows: Rows, share: float, *, group: str | None = None, key: str |
     """
     if not 0 < share < 1:
         raise InputError(f"share {share:g} for validation: it must be above 0 and below 1")
-    is_held_out_R = np.zeros(len(rows), bool)
-    drawn: dict[bytes, bool] = {}
+    drawn_R = np.zeros(len(rows), np.uint64)
     for row, text in enumerate(_texts(rows, group, key)):
         digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        is_held_out_R[row] = drawn.setdefault(digest, int.from_bytes(digest[:8], "big") < share * 2**64)
+        drawn_R[row] = int.from_bytes(digest[:8], "big")
+    is_held_out_R = drawn_R < np.uint64(math.ceil(share * 2**64))
     num_held_out = int(is_held_out_R.sum())
     if num_held_out in (0, len(rows)):
-        raise InputError(_one_side(len(rows), len(drawn), share, group=group, is_held_out=num_held_out > 0))
+        num_groups = len(np.unique(drawn_R))
+        if group is None and num_groups < len(rows):
+            group = key  # cells of which come again
+        raise InputError(_one_side(len(rows), num_groups, share, group=group, is_held_out=num_held_out > 0))
     train, held_out = (Subset(rows, np.flatnonzero(chosen_R)) for chosen_R in (~is_held_out_R, is_held_out_R))
     return train, held_out
 

@@ -1,5 +1,6 @@
 """From the values of a table's or a list's row, by column, to a row."""
 
+import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +22,7 @@ def row_of(values: Record, columns: TableColumns, *, folder: Path, name: str) ->
         LeftOutError: no caption or no image.
     """
     image = None if columns.image is None else values.get(columns.image)
-    record = {name: value for name, value in values.items() if name not in _no_fields(columns)}
+    record = _fields(values, columns, but=_no_fields(columns))
     if isinstance(image, Mapping):
         if columns.image in record:
             record[columns.image] = image.get("path")
@@ -44,7 +45,19 @@ def _no_fields(columns: TableColumns) -> Collection[str | None]:
 def fields_of(values: Record, columns: TableColumns) -> Record:
     """The record of a row without the picture's field, as a sample's json member holds it."""
     no_fields = {columns.image, *_no_fields(columns)}
-    return as_json(plain({name: value for name, value in values.items() if name not in no_fields}))
+    return as_json(plain(_fields(values, columns, but=no_fields)))
+
+
+def _fields(values: Record, columns: TableColumns, *, but: Collection[str | None]) -> dict[str, object]:
+    """The fields of a row; where all are kept, what is infinite is its text, for JSON would take it for absent."""
+    fields = {name: value for name, value in values.items() if name not in but}
+    if columns.keeps_all:
+        return {name: str(value) if _is_infinite(value) else value for name, value in fields.items()}
+    return fields
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float) and math.isinf(value)
 
 
 def captions_in(values: Record, names: Sequence[str], columns: TableColumns) -> list[str]:

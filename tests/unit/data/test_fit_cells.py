@@ -44,7 +44,13 @@ def test_a_number_and_its_text_are_one(value):
 
 @pytest.mark.parametrize(
     ("cells", "expected"),
-    [([3, 3.0, "3", " 3 ", "3.0"], "3"), ([True, "true"], "true"), (["a b", " a b\n"], "a b"), ([2.5, "2.5"], "2.5")],
+    [
+        ([3, 3.0, "3", " 3 ", "3.0"], "3"),
+        ([True, "true", "True", " TRUE "], "true"),
+        ([False, "False"], "false"),
+        (["a b", " a b\n"], "a b"),
+        ([2.5, "2.5"], "2.5"),
+    ],
 )
 def test_equal_labels(cells, expected):
     assert {label(cell) for cell in cells} == {expected}

@@ -1,5 +1,7 @@
 """Every sample once, in order: blocks that know nothing of ranks, and the samples of them that cannot be read."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from streams import BAD, LetterTokenizer, make_order, make_reader
 from clipx.data.columns import ColumnSpec
 from clipx.data.in_order import batches_in_order, num_rounds
 from clipx.data.index.shard_index import build_index
+from clipx.data.shards import ShardReader
 from clipx.errors import RunError
 
 NUM_SAMPLES = 25  # two bad ones among the first block of four, one in the second, two in the third
@@ -118,6 +121,21 @@ def test_large_blocks_are_read_by_several_threads_and_keep_their_order(tmp_path)
     (block, rest) = read(build_index([str(tmp_path)]), batch_size=60)
     assert block.numbers + rest.numbers == tuple(range(100))
     assert block.batch.images_IHWC[:, 5, 5, 0].tolist() == list(range(60))
+
+
+def test_samples_are_read_in_their_order_however_long_each_takes_to_decode(tmp_path, monkeypatch):
+    write_shards(tmp_path, [100], replaced={i: {"png": png(i), "txt": b"a"} for i in range(100)})
+    order = []
+    read_one = ShardReader.read
+
+    def slow_read(self, ref):
+        order.append(ref.sample_id)
+        time.sleep(0.001)  # others get their turn
+        return read_one(self, ref)
+
+    monkeypatch.setattr(ShardReader, "read", slow_read)
+    read(build_index([str(tmp_path)]), batch_size=60)
+    assert order == list(range(100)), "groups of rows would be read again at each change"
 
 
 def test_reading_leaves_the_threads_of_this_process_as_they_were(index):

@@ -20,6 +20,8 @@ from clipx.demo.product_table import (
     NOUNS,
     PACK_FACTORS,
     WARM_COLOURS,
+    _best_prices,
+    best_on_rows,
     best_possible,
     make_product,
     write_product_table,
@@ -107,6 +109,21 @@ def test_the_best_of_rows_as_they_are_is_that_of_a_mixture(products, measure: st
     assert found == pytest.approx(best_possible()["price"][measure]["as_it_is"], abs=0.015)
 
 
+@pytest.mark.parametrize("measure", ["r2", "r2_log"])
+def test_the_best_predictor_reaches_on_many_rows_what_is_expected(products, measure: str) -> None:
+    assert best_on_rows(products)[measure] == pytest.approx(best_possible()["price"][measure], abs=0.01)
+
+
+def test_no_other_prices_fit_the_rows_better(products) -> None:
+    """A factor on the best predictions, and an exponent, must both lose."""
+    best = best_on_rows(products)["r2"]["title"]
+    rows = [product for product in products if product.has_title]
+    prices = np.array([product.price for product in rows])
+    means = np.array([_best_prices(product, photo=False, title=True)[0] for product in rows])
+    for other in (0.97 * means, 1.03 * means, means**1.03, means**0.97):
+        assert 1 - np.mean((prices - other) ** 2) / prices.var() < best
+
+
 def test_the_logarithm_of_the_price_is_a_sum_of_factors_and_noise(products) -> None:
     levels = [(BRANDS, lambda p: p.brand), (tuple(PACK_FACTORS), lambda p: p.pack)]
     levels += [(SHAPES, lambda p: _shown(p)[1]), (SIZES, lambda p: _shown(p)[2])]
@@ -181,7 +198,8 @@ def test_files_have_what_the_products_have(written) -> None:
                 with Image.open(written / row["photo"]) as image:
                     assert image.size == (32, 32)
     assert len(list((written / "photos").iterdir())) == (25 + 10) * 4 // 5
-    assert json.loads((written / "best.json").read_text()) == best_possible()
+    best = best_on_rows([make_product(0, "test", index) for index in range(10)])
+    assert json.loads((written / "best.json").read_text()) == {"expected": best_possible(), "price_of_test_rows": best}
 
 
 def test_a_title_says_neither_shape_nor_colour_nor_size(products) -> None:

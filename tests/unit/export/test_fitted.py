@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fit_runs import NUM_VAL, tiny_fit, write_table_shards
 from fitted_models import INPUTS, TARGETS, fitted, resolved_config, stored
 from tiny_clip import picture
 
@@ -21,7 +22,7 @@ from clipx.export.fitted_graph import FittedGraph
 from clipx.export.fitted_settings import fitted_settings
 from clipx.export.options import ExportOptions
 from clipx.export.parity.fitted import faults, graph_inputs, with_other_absent
-from clipx.export.parity.fitted_samples import FittedRow, drawn_rows
+from clipx.export.parity.fitted_samples import FittedRow, drawn_rows, stored_rows
 from clipx.export.parity.samples import drawn_samples
 from clipx.pretrained import load_fitted
 from clipx.pretrained.fitted import Fitted
@@ -168,6 +169,21 @@ def test_padding_that_counts_as_text_is_part_of_it(tmp_path: Path) -> None:
     assert "attention_mask" not in inputs
     assert inputs["input_ids"].shape[1] == 16
     assert_close(by_graph(model, inputs), fitted_export.our_outputs(model, rows_of(model)))
+
+
+def test_rows_that_were_held_out_are_compared_where_they_are(tmp_path: Path) -> None:
+    config = tiny_fit(tmp_path / "run", write_table_shards(tmp_path / "table"))
+    samples = stored_rows(config)
+    assert samples is not None
+    assert (samples.origin, len(samples.rows)) == ("rows that were held out", NUM_VAL)
+    assert {tuple(map(row.has, config.modalities)) for row in samples.rows} >= {
+        (True, True, True),
+        (False, True, False),
+        (True, False, False),
+        (False, False, True),
+    }
+    assert all(any(map(row.has, config.modalities)) for row in samples.rows)
+    assert stored_rows(tiny_fit(tmp_path / "run", tmp_path / "elsewhere")) is None
 
 
 def test_formats_and_options_of_towers_are_refused(tmp_path: Path) -> None:

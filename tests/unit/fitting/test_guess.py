@@ -14,7 +14,7 @@ from clipx.config.fit import FitConfig
 from clipx.config.validate import validate
 from clipx.config.yaml_text import read_yaml
 from clipx.errors import InputError
-from clipx.fitting.guess import Guess, guess
+from clipx.fitting.guess import Guess, guess, require_numbers
 from clipx.fitting.guessed_file import FILE, at, guessed_text, settle, with_overrides
 from clipx.fitting.request import FitRequest, open_table
 
@@ -69,7 +69,7 @@ def test_the_kind_of_a_target_follows_from_its_cells(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (_many(lambda i: "ring"), "target 'y' is 'ring' in all of 200 cells; nothing is to be predicted"),
+        (_many(lambda i: "ring"), "target 'y' is 'ring' in all of 200 cells; name one whose cells differ"),
         (_many(lambda i: 3 if i % 2 else None), "target 'y' is '3' in all of 100 cells"),
         (_many(lambda i: f"a {i}"), "target 'y' has 200 different values in 200 cells, as a 0, a 1, a 2; classes must"),
         (_many(lambda i: None), "there is no column 'y'|column 'y' is empty"),
@@ -130,6 +130,18 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path: Path, said:
     )
     with pytest.raises(InputError, match=message):
         _guess(table, **said)
+
+
+@pytest.mark.parametrize("said", [{}, {"numbers": ["y"], "targets": ["z"]}, {"inputs": ["y"], "targets": ["z"]}])
+def test_a_cell_that_is_no_number_is_named_with_its_row_before_shards_are_made(
+    tmp_path: Path, said: dict[str, Any]
+) -> None:
+    columns = {"x": _many(lambda i: f"a {i}"), "y": _many(lambda i: "3 EUR" if i in (7, 9) else i), "z": _many(int)}
+    found = _guess(_table(tmp_path, columns), **{"text": ["x"], **said})
+    with pytest.raises(InputError, match=r"table.jsonl: row 7, column 'y': '3 EUR' is no number; correct the cell"):
+        require_numbers(found)
+    part = "targets" if "y" in found.tree["targets"] else "inputs"
+    require_numbers(with_overrides(found, [f"{part}.y.type=class"]))  # whoever says so knows why
 
 
 @pytest.mark.parametrize(
@@ -199,6 +211,15 @@ def test_what_is_overridden_has_no_reason(found: Guess) -> None:
 def test_a_name_that_looks_like_a_key_spoils_nothing(found: Guess) -> None:
     tree = found.tree | {"run_dir": "a\nepochs: 3\n"}
     assert read_yaml(guessed_text(Guess(tree, found.reasons))) == tree
+
+
+def test_the_run_of_another_command_is_left_as_it_is(found: Guess, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("job: pretrain\n")
+    with pytest.raises(InputError, match=r"--out .* holds a run that clipx fit did not begin; choose another"):
+        settle(guessed_text(found), folder)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
 def test_the_file_is_found_again_and_no_other_is_replaced(found: Guess, tmp_path: Path) -> None:

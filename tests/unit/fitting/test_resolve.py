@@ -174,7 +174,7 @@ def test_what_the_table_lacks_is_said_before_anything_is_made(tmp_path, change, 
 @pytest.mark.parametrize(
     ("changes", "targets", "message"),
     [
-        ({"price": {7: "n/a"}}, {"price": "number"}, "row 000000007 of .*: column 'price': 'n/a' is no number"),
+        ({"price": {7: "n/a"}}, {"price": "number"}, "^data.train: row 7: column 'price': 'n/a' is no number"),
         ({"category": dict.fromkeys(range(40), "odd")}, {"category": "class"}, "targets.category: all .* are 'odd'"),
         ({"price": dict.fromkeys(range(40), 5)}, {"price": "number"}, "targets.price: all .* are 5;"),
         ({"price": dict.fromkeys(range(40), "")}, {"price": "number"}, "targets.price: none of the .* has a cell"),
@@ -191,11 +191,37 @@ def test_what_cannot_be_learned(tmp_path, changes, targets, message):
         resolve(config_of(tmp_path, table, targets=targets))
 
 
+def test_a_corrected_cell_needs_no_other_run(tmp_path):
+    table = write_table(tmp_path, price={7: "n/a"})
+    with pytest.raises(InputError, match="correct the cell"):
+        resolve(config_of(tmp_path, table))
+    assert resolve(config_of(tmp_path, write_table(tmp_path))).is_resolved
+
+
+def test_shards_that_are_gone_are_missed(tmp_path):
+    config = config_of(tmp_path, write_table(tmp_path))
+    resolve(config)
+    (tmp_path / "run/shards/train/00000.tar").unlink()
+    with pytest.raises(InputError, match=r"data.train: .* 1 of its 1 shards are gone; .* choose another run_dir"):
+        resolve(config)
+
+
 def test_labels_that_only_held_out_rows_have_are_named(tmp_path, caplog):
     table, val = write_table(tmp_path), write_table(tmp_path, name="val.csv", num=8, category={2: "new", 3: "new"})
     resolve(config_of(tmp_path, table, data={"val": str(val)}))
     assert "targets.category: 1 of the validation rows' labels" in caplog.text
     assert "new (2)" in caplog.text
+
+
+def test_rows_whose_picture_cannot_be_read_are_told(tmp_path, caplog):
+    table = write_table(tmp_path)
+    (tmp_path / "photos" / "7.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "11.png").write_bytes(b"no picture")
+    resolve(config_of(tmp_path, table, data={"val": str(table)}))
+    folder = tmp_path / "run" / "shards" / "train"
+    assert f"data.train: 2 of 40 rows are left out: unreadable picture (2); {folder}/left_out.jsonl names them" in (
+        caplog.text
+    )
 
 
 @pytest.mark.parametrize(("num_empty", "is_refused"), [(1, False), (3, True)])

@@ -65,7 +65,7 @@ def test_a_picture_of_any_mode_is_taken(fitted: Fitted, mode: str) -> None:
 
 @pytest.mark.parametrize("nothing", [None, "", "  ", math.nan, np.float64("nan"), b"", "absent.png"])
 def test_what_is_absent_is_not_among_the_inputs(fitted: Fitted, nothing: object) -> None:
-    (found,) = fitted.predict(_row() | {"photo": nothing})
+    found, _ = fitted.predict([_row() | {"photo": nothing}, _row() | {"photo": __file__}])  # a file that is there
     assert found["present"] == ["title", "weight", "shop"]
     assert _values(found) == _values(fitted.predict({**_row(), "photo": None})[0])
 
@@ -118,6 +118,21 @@ def test_a_broken_picture_is_no_absent_one(fitted: Fitted, tmp_path: Path) -> No
     assert "picture of 10 bytes" in str(found[0]["problem"])
     assert "unreadable picture" in str(found[1]["problem"])
     assert "3 is no path, no bytes and no picture" in str(found[2]["problem"])
+
+
+def test_a_picture_of_another_kind_is_named_in_a_few_words(fitted: Fitted) -> None:
+    (found,) = fitted.predict(_row() | {"photo": np.zeros((64, 64, 3), np.uint8)})
+    assert found["problem"] == (
+        "unreadable picture (a value of type ndarray is no path, no bytes and no picture of Pillow's)"
+    )
+
+
+def test_paths_of_pictures_that_begin_elsewhere_are_noticed(fitted: Fitted) -> None:
+    rows = [_row() | {"photo": name} for name in ("photos/a.png", "photos/b.png")]
+    with pytest.raises(InputError, match=r"rows: not one of the pictures .* is there, as photos/a.png; .*absent=True"):
+        fitted.predict(rows)
+    assert [row["present"] for row in fitted.predict(rows, absent=True)] == [["title", "weight", "shop"]] * 2
+    assert fitted.predict([*rows, _row()])[0]["present"] == ["title", "weight", "shop"]  # this one has its picture
 
 
 def test_a_column_that_no_row_has_is_said_or_absent(fitted: Fitted) -> None:

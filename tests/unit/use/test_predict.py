@@ -22,6 +22,7 @@ from fit_rows import (
 from shard_files import write_tar
 from tiny_clip import encoded, picture
 
+from clipx.data.fit_cells import labels
 from clipx.errors import InputError
 from clipx.pretrained import Fitted
 from clipx.use.opened_table import open_table
@@ -128,6 +129,13 @@ def test_rows_bear_the_key_of_the_run(fitted: Fitted, table: Path, tmp_path: Pat
     assert [line["sku"] for line in _lines(tmp_path / "out.csv")] == [f"sku-{row}" for row in range(NUM_ROWS)]
 
 
+def test_a_key_may_be_the_path_of_the_picture(fitted: Fitted, table: Path, tmp_path: Path) -> None:
+    config = fitted.fit_config
+    keyed = Fitted(fitted.model, replace(config, data=replace(config.data, key="photo")), tokenizer=fitted.tokenizer)
+    _predict(keyed, table, tmp_path / "out.csv")
+    assert [line["photo"] for line in _lines(tmp_path / "out.csv")] == [row["photo"] for row in _lines(table)]
+
+
 @pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
 def test_a_key_that_has_no_encoding_is_escaped(fitted: Fitted, tmp_path: Path, name: str) -> None:
     config = fitted.fit_config
@@ -160,6 +168,27 @@ def test_shards_are_tables(fitted: Fitted, tmp_path: Path) -> None:
         fitted.predict({**record, "photo": picture(3)})[0]["price"], rel=1e-5
     )
     assert predicted.num_null == 0
+
+
+def test_shards_may_name_their_pictures_and_hold_damaged_records(fitted: Fitted, tmp_path: Path) -> None:
+    config = fitted.fit_config
+    keyed = Fitted(fitted.model, replace(config, data=replace(config.data, key="sku")), tokenizer=fitted.tokenizer)
+    record = {"sku": "s", "photo": "0.png", "title": "thing", "brand": "acme", "weight": 3, "shop": "north"}
+    members = [("0.json", json.dumps(record).encode()), ("0.png", encoded(picture(3))), ("1.json", b"{")]
+    shard = write_tar(tmp_path / "00000.tar", members)
+    _predict(keyed, Path(shard), tmp_path / "out.csv")
+    good, bad = _lines(tmp_path / "out.csv")
+    assert (good["sku"], good["present"], bad["sku"]) == ("s", "photo;title;weight;shop", "")
+    assert "is not JSON" in bad["problem"]
+
+
+def test_an_infinite_number_is_not_absent(fitted: Fitted, tmp_path: Path) -> None:
+    table = tmp_path / "table.jsonl"
+    row = {"title": "a", "brand": None, "photo": None, "shop": "north"}
+    table.write_text("".join(json.dumps({**row, "weight": value}) + "\n" for value in (1, float("inf"), float("nan"))))
+    _predict(fitted, table, tmp_path / "out.csv")
+    problems = [line["problem"] for line in _lines(tmp_path / "out.csv")]
+    assert problems == ["", "column 'weight': 'inf' is no number", ""]
 
 
 def test_an_input_that_the_table_lacks_is_said_or_absent(fitted: Fitted, tmp_path: Path) -> None:
@@ -212,3 +241,40 @@ def test_targets_named_like_columns_of_the_file_keep_their_names(table: Path, tm
     lines = _lines(tmp_path / "out.csv")
     assert list(lines[0]) == ["row_", "row", "present", "problem", "present_", "problem_"]
     _predict(row_model(row_config(targets=targets)), table, tmp_path / "out.csv")  # it is its own
+
+
+def test_what_is_said_of_a_target_moves_out_of_the_way_of_another(table: Path, tmp_path: Path) -> None:
+    names = ("shape", "shape_probability", "present", "problem")
+    fitted = row_model(row_config(targets=dict.fromkeys(names, TARGETS["shape"])))
+    _predict(fitted, table, tmp_path / "out.csv", replace(SMALL, probabilities=True))
+    lines, rows = _lines(tmp_path / "out.csv"), fitted.predict(_rows(table), batch_size=4, probabilities=True)
+    assert len(lines[0]) == 1 + 4 * (2 + 3) + 2, "no column twice"
+    for line, row in zip(lines, rows, strict=True):
+        assert [line[name] for name in names] == [row[name] or "" for name in names]
+        assert line["present_"] == ";".join(row["present_"])  # type: ignore[arg-type]
+        assert bool(line["problem_"]) == ("problem_" in row)
+        assert row.keys() - {"problem_"} == rows[0].keys()
+
+
+def test_numbers_have_the_digits_that_tell_them_apart(table: Path, tmp_path: Path) -> None:
+    seconds = {"type": "number", "mean": 1.7e9, "std": 1000.0}
+    fitted = row_model(row_config(targets={"seconds": seconds, "price": TARGETS["price"]}))
+    for name in ("out.csv", "out.parquet"):
+        _predict(fitted, table, tmp_path / name)
+    expected = [row for row in fitted.predict(_rows(table), batch_size=4) if row["price"] is not None]
+    lines = [line for line in _lines(tmp_path / "out.csv") if line["price"]]
+    stored = [row for row in pq.read_table(tmp_path / "out.parquet").to_pylist() if row["price"] is not None]
+    for line, row, exact in zip(lines, stored, expected, strict=True):
+        assert row["seconds"] == exact["seconds"]
+        assert float(line["seconds"]) == pytest.approx(exact["seconds"], rel=0, abs=1e-3)
+        assert len(line["price"].replace(".", "")) <= 7
+
+
+def test_labels_that_hold_the_separator_are_a_list(table: Path, tmp_path: Path) -> None:
+    tags = TARGETS["tags"] | {"classes": [f"a|{i}" for i in range(6)], "counts": [1] * 6}
+    fitted = row_model(row_config(targets={"tags": tags}))
+    _predict(fitted, table, tmp_path / "out.csv")
+    cells = [line["tags"] for line in _lines(tmp_path / "out.csv")]
+    expected = [row["tags"] or [] for row in fitted.predict(_rows(table), batch_size=4)]
+    assert any(expected)
+    assert [labels(cell, separator="|") or [] for cell in cells] == expected

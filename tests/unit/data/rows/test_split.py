@@ -102,6 +102,7 @@ def test_a_group_is_the_same_as_a_number_a_float_or_a_text(groups: list[int]) ->
         (8, 0.001, {"group": "shop"}, r"share 0\.001 of 8 rows in 2 groups of 'shop' leaves no row for validation"),
         (3, 0.999, {"group": "shop"}, r"of 3 rows in 1 group of 'shop' leaves no row for training and all for val"),
         (3, 0.001, {}, r"of 3 rows leaves no row for validation and all for training: each row is drawn by itself"),
+        (8, 0.001, {"key": "shop"}, r"of 8 rows in 2 groups of 'shop' leaves no row for validation"),
         (3, 1, {}, "share 1 for validation: it must be above 0 and below 1"),
         (3, 0.5, {"group": "shops"}, "there is no column 'shops'; did you mean 'shop'"),
         (3, 0.5, {"key": "key"}, "there is no column 'key'; the columns are id, shop"),
