@@ -136,7 +136,11 @@ def test_code_on_the_card_runs_with_one_result(
 
 
 @pytest.mark.parametrize(
-    ("fusion", "stand_in"), [*((fusion, "learned") for fusion in FUSIONS), ("gated", "translated")]
+    ("fusion", "stand_in"),
+    [
+        *(pytest.param(fusion, "learned", marks=pytest.mark.full) for fusion in FUSIONS if fusion != "late"),
+        *(("late", "learned"), ("gated", "translated")),
+    ],
 )
 def test_the_graph_computes_what_the_model_predicts(fusion: str, stand_in: str, tmp_path: Path) -> None:
     model = fitted(resolved_config(fusion=fusion, absent={"stand_in": stand_in}))

@@ -213,6 +213,17 @@ def test_labels_that_only_held_out_rows_have_are_named(tmp_path, caplog):
     assert "new (2)" in caplog.text
 
 
+def test_rows_whose_picture_cannot_be_read_are_told(tmp_path, caplog):
+    table = write_table(tmp_path)
+    (tmp_path / "photos" / "7.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "11.png").write_bytes(b"no picture")
+    resolve(config_of(tmp_path, table, data={"val": str(table)}))
+    folder = tmp_path / "run" / "shards" / "train"
+    assert f"data.train: 2 of 40 rows are left out: unreadable picture (2); {folder}/left_out.jsonl names them" in (
+        caplog.text
+    )
+
+
 @pytest.mark.parametrize(("num_empty", "is_refused"), [(1, False), (3, True)])
 def test_rows_without_any_input_are_told_and_too_many_refused(tmp_path, caplog, num_empty, is_refused):
     rows = [{"title": "" if row < num_empty else f"thing {row}", "kind": "ab"[row % 2]} for row in range(200)]
