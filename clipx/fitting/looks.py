@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clipx.data.captions import decode_record
-from clipx.data.decode import UndecodableError
 from clipx.data.fit_cells import CellError, is_absent, label, labels, number
 from clipx.data.rows.cells import label_or_labels
-from clipx.data.rows.row import RECORD, LeftOutError, Row, Rows
+from clipx.data.rows.row import LeftOutError, Rows, fields_in
 from clipx.errors import InputError
 
 MOST_ROWS = 100_000
@@ -101,8 +99,9 @@ def look(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnLo
     total = len(rows)
     wanted = range(total) if total <= MOST_ROWS else [row * total // MOST_ROWS for row in range(MOST_ROWS)]
     looks = {name: ColumnLook(len(wanted)) for name in names}
-    for row in wanted:
-        record = _record(rows, row)
+    # all in one pass, which passes over pictures
+    records = rows.records() if total <= MOST_ROWS else (_record(rows, row) for row in wanted)
+    for row, record in zip(wanted, records, strict=True):
         for name, column in looks.items():
             if not is_absent(cell := record.get(name)):
                 column.add(cell, rows.number(row))
@@ -112,13 +111,10 @@ def look(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnLo
 
 
 def _record(rows: Rows, row: int) -> Mapping[str, object]:
-    """All cells of a row by column; none of a row that cannot be read, which training names."""
+    """The cells of a row by column, as training reads them; none of a row that cannot be read, which it names."""
     try:
-        content = rows.read(row)
-        if isinstance(content, Row):
-            return content.record
-        return decode_record(content.fields, RECORD) if RECORD in content.fields else {}
-    except (LeftOutError, UndecodableError):
+        return fields_in(rows.read(row))
+    except LeftOutError:
         return {}
 
 
