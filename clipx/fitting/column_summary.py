@@ -97,8 +97,9 @@ def summarised(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, Co
     total = len(rows)
     wanted = range(total) if total <= MOST_ROWS else [row * total // MOST_ROWS for row in range(MOST_ROWS)]
     summaries = {name: ColumnSummary() for name in names}
-    for row in wanted:
-        record = _record(rows, row)
+    # all in one pass, which passes over pictures
+    records = rows.records() if total <= MOST_ROWS else (_record(rows, row) for row in wanted)
+    for row, record in zip(wanted, records, strict=True):
         for name, column in summaries.items():
             if not is_absent(cell := record.get(name)):
                 column.add(cell, rows.number(row))
@@ -108,7 +109,7 @@ def summarised(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, Co
 
 
 def _record(rows: Rows, row: int) -> Mapping[str, object]:
-    """A row by column, as training reads it; nothing of one that cannot be read, which training names."""
+    """The cells of a row by column, as training reads them; none of a row that cannot be read, which it names."""
     try:
         return fields_in(rows.read(row))
     except LeftOutError:

@@ -55,9 +55,10 @@ def _wanted(config: FitConfig, *, is_cut: bool) -> Iterator[tuple[str, str]]:
 
 def _require(rows: Rows, column: str, *, key: str, origin: str) -> None:
     """Raises an InputError if no row has the column."""
-    names = rows.column_names()
-    # a list of objects is known by its first rows, and others may have more fields
-    if column in names or any(column in record for record in rows.records()):
+    names = list(rows.column_names())
+    if (count := names.count(column)) > 1:
+        raise InputError(f"{key}: {origin} has {count} columns {column!r}; give each a name of its own")
+    if rows.has_column(column):
         return
     nearest = get_close_matches(column, names, n=1)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""

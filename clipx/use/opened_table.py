@@ -26,7 +26,11 @@ def open_table(
         InputError: it is no table, or a column of an input is not there.
     """
     found = open_rows([table], SourceOptions(columns=ALL_COLUMNS))
-    names, wanted, image = found.column_names(), input_columns(config), config.image_column
+    wanted, image, key = input_columns(config), config.image_column, config.data.key
+    names = list(found.column_names())
+    if not found.shards():  # of which each record would be asked for
+        further = [name for name in [*wanted, key] if name is not None and name not in names]
+        names += [name for name in dict.fromkeys(further) if found.has_column(name)]
     names_pictures = "--image-column" in found.uses and image in names  # else they are the rows, as in shards
     options = SourceOptions(
         columns=replace(ALL_COLUMNS, image=image if names_pictures else None), image_folder=image_folder
@@ -39,7 +43,6 @@ def open_table(
         raise InputError(f"{table} has no row; give one that has")
     if not absent:
         _require_some_picture(rows, table)
-    key = config.data.key
     return rows, key if key in names else None
 
 

@@ -140,6 +140,10 @@ class Rows(ABC):
         self.require_column(name)
         return (record.get(name) for record in self.records())
 
+    def has_column(self, name: str) -> bool:
+        """Whether any row has a column: of a source that does not list them perhaps a late one alone."""
+        return name in self.column_names() or any(name in record for record in self.records())
+
     def require_column(self, name: str) -> None:
         """Raises an InputError if there is no such column."""
         names = self.column_names()

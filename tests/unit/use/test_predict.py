@@ -182,6 +182,15 @@ def test_shards_may_name_their_pictures_and_hold_damaged_records(fitted: Fitted,
     assert "is not JSON" in bad["problem"]
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_columns_that_only_late_rows_have_are_read(fitted: Fitted, table: Path, absent: bool) -> None:
+    early, late = {"title": "a", "brand": "b"}, {"photo": "3.png", "weight": 1, "shop": "north"}
+    lists = table.with_name("late.jsonl")
+    lists.write_text("".join(json.dumps(early | (late if row > 1000 else {})) + "\n" for row in range(1002)))
+    rows, _ = open_table(str(lists), fitted.fit_config, absent=absent)
+    assert rows.read(1001).image == table.parent / "3.png"  # type: ignore[union-attr]
+
+
 def test_an_infinite_number_is_not_absent(fitted: Fitted, tmp_path: Path) -> None:
     table = tmp_path / "table.jsonl"
     row = {"title": "a", "brand": None, "photo": None, "shop": "north"}
