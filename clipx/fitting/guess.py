@@ -125,20 +125,19 @@ def _require_numbers(request: FitRequest, looks: Mapping[str, ColumnLook]) -> No
 def _inputs(request: FitRequest, looks: Mapping[str, ColumnLook], reasons: dict[str, str]) -> Tree:
     inputs: Tree = {}
 
-    def add(kind: str, column: str, **more: object) -> str:
+    def add(kind: str, column: str) -> str:
         name = _name(column, list(inputs))
-        inputs[name] = {"type": kind, **more}
-        if "columns" not in more:
+        inputs[name] = {"type": kind}
+        if kind != "text":
             _add_column(inputs[name], name, column)
+        elif [name] != list(request.text):
+            inputs[name]["columns"] = list(request.text)
         return name
 
     if request.image is not None:
         add("image", request.image)
-    if len(request.text) == 1 and _name(request.text[0], list(inputs)) == request.text[0]:
-        add("text", request.text[0], columns=[])
-        del inputs[request.text[0]]["columns"]
-    elif request.text:
-        add("text", request.text[0], columns=list(request.text))
+    if request.text:
+        add("text", request.text[0])
     for column in request.numbers:
         add("number", column)
     for column in request.categories:

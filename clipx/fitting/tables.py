@@ -7,10 +7,8 @@ from pathlib import Path
 
 from clipx.config.fit import FitConfig
 from clipx.data.rows.opening import SourceOptions, is_shards, open_rows
-from clipx.data.rows.row import Rows, TableColumns
+from clipx.data.rows.row import ALL_COLUMNS, Rows
 from clipx.errors import InputError, some_names
-
-_ALL_COLUMNS = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
 
 
 def are_shards(addresses: Sequence[str]) -> bool:
@@ -30,9 +28,9 @@ def open_tables(addresses: Sequence[str], config: FitConfig, *, is_cut: bool) ->
         InputError: they cannot be read, have no row, or lack a column of the config.
     """
     if are_shards(addresses):
-        return open_rows(addresses, SourceOptions(columns=_ALL_COLUMNS))
+        return open_rows(addresses, SourceOptions(columns=ALL_COLUMNS))
     folder = config.data.image_folder
-    options = SourceOptions(columns=_ALL_COLUMNS, image_folder=None if folder is None else Path(folder))
+    options = SourceOptions(columns=ALL_COLUMNS, image_folder=None if folder is None else Path(folder))
     rows = open_rows(addresses, options)
     names_pictures = "--image-column" in rows.uses  # else they are the rows, as in a folder of pictures
     for key, column in _wanted(config, is_cut=is_cut):
@@ -40,7 +38,7 @@ def open_tables(addresses: Sequence[str], config: FitConfig, *, is_cut: bool) ->
             _require(rows, column, key=key, origin=some_names(addresses))
     if config.image_column is None or not names_pictures:
         return rows
-    return open_rows(addresses, replace(options, columns=replace(_ALL_COLUMNS, image=config.image_column)))
+    return open_rows(addresses, replace(options, columns=replace(ALL_COLUMNS, image=config.image_column)))
 
 
 def _wanted(config: FitConfig, *, is_cut: bool) -> Iterator[tuple[str, str]]:

@@ -43,6 +43,8 @@ from clipx.train.resume import compatible_state, newest_checkpoint, versions
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
+_LOOKED_AT = 256  # pairs at once before a run begins: what fits in training is not known yet
+
 log = logging.getLogger(__name__)
 
 
@@ -146,8 +148,15 @@ def build_run(
     state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
     if checkpoint is not None and saved is not None:
         _resume(checkpoint, saved, stepper)
-    start, flops = parts.progress.next_batch, objective.flops.image
-    stream = open_stream(config, runtime, parts.reader, parts.plan, phase=phase, start=start, flops_per_image=flops)
+    stream = open_stream(
+        config,
+        runtime,
+        parts.reader,
+        parts.plan,
+        image_size=objective.wanted.image_size(phase.image_size),
+        start=parts.progress.next_batch,
+        flops_per_image=objective.flops.image,
+    )
     return Run(
         config=config,
         runtime=runtime,
@@ -260,15 +269,18 @@ def _with_kept_features(
 
 
 def _first_batches(parts: _Parts, config: JobConfig, runtime: Runtime) -> Iterator[Batch]:
-    """This rank's parts of the first global batches on its device, read as they are asked for."""
+    """This rank's parts of the first global batches on its device, in pieces, read as they are asked for."""
     slots = rank_slots(parts.plan, rank=runtime.rank, world_size=runtime.world_size)
     size = parts.objective.wanted.image_size(parts.phase.image_size)
     in_epoch = max(1, parts.plan.num_samples // parts.plan.global_batch_size)
+    captions = config.data.captions_per_image
+    at_once = max(1, _LOOKED_AT // captions) * captions
     for index in range(min(in_epoch, -(-FIRST_SAMPLES // parts.plan.global_batch_size))):
         images_IHWC = torch.empty(len(slots), size, size, 3, dtype=torch.uint8)
         part = parts.reader.read(index, slots, out=images_IHWC, prefetch=False)
-        batch = join_parts([part], images_IHWC, captions_per_image=config.data.captions_per_image)
-        yield batch.to(runtime.device)
+        batch = join_parts([part], images_IHWC, captions_per_image=captions)
+        for piece in batch.micro_batches(at_once):
+            yield piece.to(runtime.device)
 
 
 def _with_kept_texts(config: JobConfig) -> JobConfig:

@@ -165,7 +165,7 @@ def _say_standing(run: Run, name: str) -> None:
     rule = stop_rule(run.config)
     if rule is None or rule.evaluation != name:
         return
-    with suppress(OSError):  # `early_end` says so
+    with suppress(OSError):  # `verdict` says so
         scores = read_scores(folder_at(run.run_dir), rule, until=run.progress.step)
         if scores and scores[-1].value is None:
             log.warning(

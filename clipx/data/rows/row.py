@@ -274,6 +274,10 @@ class TableColumns:
         return [_column(names, choice, origin, "caption") for choice in wanted]
 
 
+ALL_COLUMNS = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
+"""Of tables that are fitted or predicted: whatever there is, by its name; a column of pictures is named besides."""
+
+
 def _has_usual(names: Sequence[str]) -> bool:
     """Whether a column of captions has a usual name."""
     return any(name.lower() in _CAPTION_COLUMNS for name in names)
