@@ -79,7 +79,7 @@ def test_cells_are_looked_at_as_training_reads_them(
         "day": _many(lambda i: date(2024, 1, 1 + i // 20), 40),
     }
     parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
-    monkeypatch.setattr("clipx.fitting.looks.MOST_ROWS", most_rows)
+    monkeypatch.setattr("clipx.fitting.column_summary.MOST_ROWS", most_rows)
     targets = _guess(str(tmp_path / "t.parquet"), text=["x"], targets=["price", "day"]).tree["targets"]
     assert targets == {"price": {"type": "number"}, "day": {"type": "class"}}
 

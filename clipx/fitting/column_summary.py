@@ -21,11 +21,9 @@ _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif",
 
 
 @dataclass
-class ColumnLook:
+class ColumnSummary:
     """The cells of a column that are not empty."""
 
-    num_rows: int
-    """All rows that were looked at."""
     numbers: list[float] = field(default_factory=list)
     """Those that are numbers, or text that is one."""
     values: Counter[str] = field(default_factory=Counter)
@@ -90,24 +88,24 @@ class ColumnLook:
         return high > 100 * low or _skewness(numbers) > max(1.0, 2 * abs(_skewness(logs)))
 
 
-def look(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnLook]:
-    """Looks at some columns of a table, in at most `MOST_ROWS` rows that lie evenly in it.
+def summarised(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnSummary]:
+    """Summaries of some columns of a table, of at most `MOST_ROWS` rows that lie evenly in it.
 
     Raises:
         InputError: the table has no such column, or no cell in it.
     """
     total = len(rows)
     wanted = range(total) if total <= MOST_ROWS else [row * total // MOST_ROWS for row in range(MOST_ROWS)]
-    looks = {name: ColumnLook(len(wanted)) for name in names}
+    summaries = {name: ColumnSummary() for name in names}
     # all in one pass, which passes over pictures
     records = rows.records() if total <= MOST_ROWS else (_record(rows, row) for row in wanted)
     for row, record in zip(wanted, records, strict=True):
-        for name, column in looks.items():
+        for name, column in summaries.items():
             if not is_absent(cell := record.get(name)):
                 column.add(cell, rows.number(row))
-    if empty := [name for name, column in looks.items() if not column.num_present]:
+    if empty := [name for name, column in summaries.items() if not column.num_present]:
         raise InputError(f"{origin}: column {empty[0]!r} is empty in all of {len(wanted):,} rows; name another")
-    return looks
+    return summaries
 
 
 def _record(rows: Rows, row: int) -> Mapping[str, object]:
