@@ -37,7 +37,7 @@ def open_table(
     )
     rows = open_rows([table], options)
     if not absent:
-        there = [*names, *([image] if image is not None and rows.shards() else [])]
+        there = dict.fromkeys([*names, *([image] if image is not None and rows.shards() else [])])
         require_columns(wanted, there, origin=table, hint="give --absent")
     if not len(rows):
         raise InputError(f"{table} has no row; give one that has")
