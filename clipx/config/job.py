@@ -51,8 +51,8 @@ class Job:
     global_batch_size: Annotated[int, Field(ge=2), NO_BOOL]
     """Pairs, or rows of a fit run, per optimizer step over all ranks."""
     micro_batch_size: Literal["auto"] | Count = "auto"
-    """The same per rank and forward pass; smaller than the rank's share: gradient cache, the same result in less memory.
-    auto: the largest that fits."""
+    """The same per rank and forward pass; smaller than the rank's share: gradient cache, the same result in less
+    memory. auto: the largest that fits."""
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = "bf16"
     """Arithmetic of the towers; parameters and softmax stay float32. fp8: the blocks' linear layers, the rest bf16."""
     activation_checkpointing: Fraction = 0.0
