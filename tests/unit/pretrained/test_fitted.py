@@ -99,7 +99,7 @@ def test_a_row_without_any_input_has_no_values_and_says_so(fitted: Fitted) -> No
         "price": None,
         "tags": None,
         "present": [],
-        "problem": "none of the inputs is there (image, text, table)",
+        "problem": "none of the inputs is there (photo, title, weight, shop)",
     }
     assert found[0] == found[2]
     assert "problem" not in found[0]

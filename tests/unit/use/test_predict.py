@@ -88,7 +88,7 @@ def test_what_was_absent_and_what_was_wrong_stand_beside_it(fitted: Fitted, tabl
     assert lines[NO_TITLE]["present"] == "photo;weight;shop"
     assert lines[4]["present"] == "photo;title;shop"
     assert predicted.absent == {"photo": 2, "title": 1, "weight": 8, "shop": 0}
-    assert lines[NOTHING]["problem"] == "none of the inputs is there (image, text, table)"
+    assert lines[NOTHING]["problem"] == "none of the inputs is there (photo, title, weight, shop)"
     assert "picture of 10 bytes" in lines[BROKEN]["problem"]
     assert lines[HEAVY]["problem"] == "column 'weight': 'heavy' is no number"
 
