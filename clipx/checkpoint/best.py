@@ -132,5 +132,6 @@ def _since_best(scores: Sequence[Score], rule: StopRule) -> tuple[Score | None, 
 
 
 def _finite(value: object) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

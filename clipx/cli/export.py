@@ -84,12 +84,18 @@ def _print_parity(parity: Mapping[str, Any], to: Path) -> None:
         lowest = min(half["lowest_cosine"].values())
         told.append(f"weights in half precision: cosine to the trained model's embeddings down to {lowest:.6f}")
     told.append("crop, ids: how many see the same pixels and tokens as the model; differs: by the most where they do")
-    told.append(f"compared on {parity['pictures']} pictures and {parity['texts']} texts: {parity['compared_on']}")
+    told.append(f"compared on {_compared(parity)}: {parity['compared_on']}")
     told.append(f"exported to {to}; all figures are in parity.json there")
     console = Console()
     console.print(table)
     for line in told:
         console.print(Text(shown(line)))
+
+
+def _compared(parity: Mapping[str, Any]) -> str:
+    """How many pictures, texts and, of a model that predicts, rows."""
+    inputs = f"{parity['pictures']} pictures and {parity['texts']} texts"
+    return f"{parity['rows']} rows with {inputs}" if "rows" in parity else inputs
 
 
 def _numbers(row: Mapping[str, Any]) -> list[str]:

@@ -169,6 +169,11 @@ class FitConfig(Job):
             if not re.fullmatch(r"[^/.\s][^/\n]*", name):
                 raise InputError(f"targets: the name {name!r} must have no / in it and not begin with . or a blank")
             column = target.column or name
+            if name == "s":  # its loss would be `loss_s` in metrics.jsonl, the seconds of the losses
+                raise InputError(
+                    f"targets: the name {name!r} is taken by a figure of the trainer; choose another name, with "
+                    f"column: {column}"
+                )
             for input_name, used in self.input_columns():
                 if column == used:
                     raise InputError(

@@ -131,6 +131,8 @@ class LabelsTarget:
     """All labels of the training rows; null: to be found."""
     counts: tuple[Count, ...] | None = None
     """Training rows with each label; null: to be found."""
+    num_rows: Count | None = None
+    """Training rows that have the target, with labels or none; null: to be found."""
 
 
 TargetConfig = Annotated[ClassTarget | NumberTarget | LabelsTarget, Field(discriminator="type")]

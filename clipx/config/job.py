@@ -49,10 +49,10 @@ class Job:
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), NO_BOOL] = 0
     """With the config and the step it determines the run."""
     global_batch_size: Annotated[int, Field(ge=2), NO_BOOL]
-    """Pairs per optimizer step over all ranks."""
+    """Pairs, or rows of a fit run, per optimizer step over all ranks."""
     micro_batch_size: Literal["auto"] | Count = "auto"
-    """Pairs per rank and forward pass; smaller than the rank's share: gradient cache, the same result in less memory.
-    auto: the largest that fits."""
+    """The same per rank and forward pass; smaller than the rank's share: gradient cache, the same result in less
+    memory. auto: the largest that fits."""
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = "bf16"
     """Arithmetic of the towers; parameters and softmax stay float32. fp8: the blocks' linear layers, the rest bf16."""
     activation_checkpointing: Fraction = 0.0

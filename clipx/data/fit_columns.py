@@ -19,6 +19,7 @@ from clipx.data.columns import ColumnSpec, RawSample
 from clipx.data.decode import UndecodableError
 from clipx.data.fit_cells import CellError, joined_text, read_cell
 from clipx.data.modality_dropout import ModalityDropout
+from clipx.errors import some_names
 
 T = TypeVar("T")
 
@@ -155,6 +156,7 @@ class FitColumns:
 
     def __init__(self, config: FitConfig, *, training: bool, targets: bool = True) -> None:
         self._modalities = config.modalities
+        self._inputs = some_names(config.inputs)
         self._numbers = [
             _Number(number.column or name, _known(number.mean), _known(number.std))
             for name, number in config.numbers.items()
@@ -214,7 +216,7 @@ class FitColumns:
         """float32 (1, M): which modalities the sample has and may use in this epoch."""
         present = [self._has(modality, sample, values) for modality in self._modalities]
         if not any(present):
-            raise UndecodableError(f"none of the inputs is there ({', '.join(self._modalities)})")
+            raise UndecodableError(f"none of the inputs is there ({self._inputs})")
         ref = sample.ref
         return self._dropout(
             np.array([present], np.float32), epoch_B=np.array([ref.epoch]), sample_id_B=np.array([ref.sample_id])

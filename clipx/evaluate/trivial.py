@@ -14,16 +14,17 @@ from clipx.config.fit_inputs import ClassTarget, LabelsTarget, NumberTarget, Tar
 
 def constant_outputs(config: FitConfig) -> Tensor:
     """The raw outputs that say so, float64 (1, O): those of all targets of a resolved config side by side."""
-    outputs = [_outputs(target, num_rows=config.data.num_train or 0) for target in config.targets.values()]
+    outputs = [_outputs(target, num_train=config.data.num_train or 0) for target in config.targets.values()]
     return torch.cat(outputs)[None]
 
 
-def _outputs(target: TargetConfig, *, num_rows: int) -> Tensor:
+def _outputs(target: TargetConfig, *, num_train: int) -> Tensor:
     match target:
         case ClassTarget(counts=counts):
             return torch.tensor(counts or (), dtype=torch.float64).log()
         case NumberTarget():
             return torch.zeros(1, dtype=torch.float64)
-        case LabelsTarget(counts=counts):
-            share_L = torch.tensor(counts or (), dtype=torch.float64) / max(num_rows, *(counts or ()))
+        case LabelsTarget(counts=counts, num_rows=num_rows):
+            # Of the rows that have the target; a config that was resolved by hand may not say how many.
+            share_L = torch.tensor(counts or (), dtype=torch.float64) / max(num_rows or num_train, *(counts or ()))
             return share_L.logit(1e-6)

@@ -29,7 +29,6 @@ class FittedGraph(nn.Module):
     """Maps the inputs that fitted.json names to its outputs, both by their names.
 
     What is absent is replaced before a tower sees it: anything may stand there, also what no tower takes.
-
     """
 
     mean_C: Tensor

@@ -160,7 +160,8 @@ def _target(key: str, part: TargetConfig, cells: Cells) -> TargetConfig:
             _check_labels(key, cells)
     classes = tuple(sorted_labels(cells.labels)) if part.classes is None else part.classes
     _require_same(key, classes, cells.labels)
-    return replace(part, classes=classes, counts=tuple(cells.labels[name] for name in classes))
+    found = replace(part, classes=classes, counts=tuple(cells.labels[name] for name in classes))
+    return replace(found, num_rows=cells.present) if isinstance(found, LabelsTarget) else found
 
 
 def _check_classes(key: str, cells: Cells) -> None:

@@ -13,7 +13,7 @@ from clipx.config.fit_metrics import HEADLINES
 from clipx.data.rows.named_files import lost_picture
 from clipx.data.rows.row import Rows
 from clipx.errors import InputError, some_names
-from clipx.fitting.looks import SEPARATORS, ColumnLook, look
+from clipx.fitting.column_summary import SEPARATORS, ColumnSummary, summarised
 from clipx.fitting.request import FitRequest
 
 Tree = dict[str, Any]
@@ -55,14 +55,14 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
             f"{request.table}: not one of the pictures that it names is there, as {lost}; say with --image-folder "
             "where their paths begin"
         )
-    looks = look(rows, [name for name in request.columns if name != request.image], origin=request.table)
-    _require_numbers(request, looks)
+    summaries = summarised(rows, [name for name in request.columns if name != request.image], origin=request.table)
+    _require_numbers(request, summaries)
     reasons: dict[str, str] = {}
-    inputs = _inputs(request, looks, reasons)
+    inputs = _inputs(request, summaries, reasons)
     targets: Tree = {}
     for column in request.targets:
         name = _name(column, [*inputs, *targets])
-        targets[name], reasons[f"targets.{name}"] = _target(column, looks[column], request.table)
+        targets[name], reasons[f"targets.{name}"] = _target(column, summaries[column], request.table)
         _add_column(targets[name], name, column)
     share = _share(request.val)
     num_train = len(rows) if share is None else round(len(rows) * (1 - share))
@@ -86,7 +86,7 @@ def guess(request: FitRequest, rows: Rows) -> Guess:
     reasons["optim.warmup_steps"] = "of a tenth of the steps, at most"
     no_numbers = {
         column: f"{request.table}: row {found.no_number[0]}, column {column!r}: {found.no_number[1]}"
-        for column, found in looks.items()
+        for column, found in summaries.items()
         if found.no_number is not None
     }
     return Guess(tree, reasons, no_numbers)
@@ -111,10 +111,10 @@ def _require_columns(request: FitRequest, rows: Rows) -> None:
                 raise InputError(f"{request.table}: {error}") from error
 
 
-def _require_numbers(request: FitRequest, looks: Mapping[str, ColumnLook]) -> None:
+def _require_numbers(request: FitRequest, summaries: Mapping[str, ColumnSummary]) -> None:
     """A column of few numbers is named wrongly; of a single cell that is none `require_numbers` tells."""
     for column in request.numbers:
-        if not (found := looks[column]).is_numeric:
+        if not (found := summaries[column]).is_numeric:
             others = some_names(list(found.values)[:3])
             raise InputError(
                 f"{request.table}: column {column!r} is no column of numbers: {len(found.numbers):,} of "
@@ -122,34 +122,33 @@ def _require_numbers(request: FitRequest, looks: Mapping[str, ColumnLook]) -> No
             )
 
 
-def _inputs(request: FitRequest, looks: Mapping[str, ColumnLook], reasons: dict[str, str]) -> Tree:
+def _inputs(request: FitRequest, summaries: Mapping[str, ColumnSummary], reasons: dict[str, str]) -> Tree:
     inputs: Tree = {}
 
-    def add(kind: str, column: str, **more: object) -> str:
+    def add(kind: str, column: str) -> str:
         name = _name(column, list(inputs))
-        inputs[name] = {"type": kind, **more}
-        if "columns" not in more:
+        inputs[name] = {"type": kind}
+        if kind != "text":
             _add_column(inputs[name], name, column)
+        elif [name] != list(request.text):
+            inputs[name]["columns"] = list(request.text)
         return name
 
     if request.image is not None:
         add("image", request.image)
-    if len(request.text) == 1 and _name(request.text[0], list(inputs)) == request.text[0]:
-        add("text", request.text[0], columns=[])
-        del inputs[request.text[0]]["columns"]
-    elif request.text:
-        add("text", request.text[0], columns=list(request.text))
+    if request.text:
+        add("text", request.text[0])
     for column in request.numbers:
         add("number", column)
     for column in request.categories:
         add("category", column)
     for column in request.inputs:
-        kind, reason = _input_kind(column, looks[column], request.table)
+        kind, reason = _input_kind(column, summaries[column], request.table)
         reasons[f"inputs.{add(kind, column)}"] = reason
     return inputs
 
 
-def _input_kind(column: str, found: ColumnLook, table: str) -> tuple[str, str]:
+def _input_kind(column: str, found: ColumnSummary, table: str) -> tuple[str, str]:
     different = len(found.values)
     if found.is_numeric:
         return "number", f"{different:,} different numbers"
@@ -163,7 +162,7 @@ def _input_kind(column: str, found: ColumnLook, table: str) -> tuple[str, str]:
     return "category", f"{different:,} different values"
 
 
-def _target(column: str, found: ColumnLook, table: str) -> tuple[Tree, str]:
+def _target(column: str, found: ColumnSummary, table: str) -> tuple[Tree, str]:
     """The kind of a target, and why."""
     different = len(found.values) + len(found.labels)
     if different < 2:
@@ -190,7 +189,7 @@ def _target(column: str, found: ColumnLook, table: str) -> tuple[Tree, str]:
     return {"type": "class"}, f"{different:,} different values"
 
 
-def _labels(found: ColumnLook, separator: str) -> tuple[Tree, str]:
+def _labels(found: ColumnSummary, separator: str) -> tuple[Tree, str]:
     different = {part.strip() for value in found.values for part in value.split(separator)}
     tree: Tree = {"type": "labels"}
     if separator != SEPARATORS[0]:

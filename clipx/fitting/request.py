@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipx.data.rows.opening import SourceOptions, open_rows
-from clipx.data.rows.row import Rows, TableColumns
+from clipx.data.rows.row import ALL_COLUMNS, Rows
 from clipx.errors import InputError
 
 
@@ -54,8 +54,7 @@ def open_table(request: FitRequest) -> Rows:
     Raises:
         InputError: it is no table, or has no column of this name for pictures.
     """
-    columns = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
-    rows = open_rows([request.table], SourceOptions(columns=columns))
+    rows = open_rows([request.table], SourceOptions(columns=ALL_COLUMNS))
     if request.image is None or "--image-column" not in rows.uses:  # shards keep pictures beside their columns
         return rows
     try:
@@ -63,5 +62,5 @@ def open_table(request: FitRequest) -> Rows:
     except InputError as error:
         raise InputError(f"{request.table}: {error}") from error
     folder = None if request.image_folder is None else Path(request.image_folder)
-    columns = replace(columns, image=request.image)
+    columns = replace(ALL_COLUMNS, image=request.image)
     return open_rows([request.table], SourceOptions(columns=columns, image_folder=folder))

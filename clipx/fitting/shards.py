@@ -24,7 +24,7 @@ from clipx.fitting.count import check_cells
 from clipx.fitting.tables import are_shards, open_tables
 from clipx.making.make import make_shards
 from clipx.making.make_shard import MakeOptions
-from clipx.making.out_folder import is_made
+from clipx.making.out_folder import REPORT, is_made
 
 _ORDER = 0  # the seed of the rows' order, whatever the run's: other seeds find the same shards
 _PROGRESS_EVERY_S = 30
@@ -95,7 +95,7 @@ def _made(rows: Rows, config: FitConfig, name: str) -> list[str]:
         key=config.data.key,
         image_key=config.data.source(()).image_key,
     )
-    make_shards(
+    made = make_shards(
         rows,
         str(folder),
         options,
@@ -104,6 +104,12 @@ def _made(rows: Rows, config: FitConfig, name: str) -> list[str]:
         quiet=True,
         on_progress=_progress(folder),
     )
+    if made.left_out:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in made.left_out.items())
+        log.warning(
+            "data.%s: %s of %s rows are left out: %s; %s names them",
+            *(name, f"{sum(made.left_out.values()):,}", f"{len(rows):,}", reasons, folder / REPORT),
+        )
     return [str(folder)]
 
 

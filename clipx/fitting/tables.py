@@ -7,10 +7,8 @@ from pathlib import Path
 
 from clipx.config.fit import FitConfig
 from clipx.data.rows.opening import SourceOptions, is_shards, open_rows
-from clipx.data.rows.row import Rows, TableColumns
+from clipx.data.rows.row import ALL_COLUMNS, Rows
 from clipx.errors import InputError, some_names
-
-_ALL_COLUMNS = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
 
 
 def are_shards(addresses: Sequence[str]) -> bool:
@@ -30,9 +28,9 @@ def open_tables(addresses: Sequence[str], config: FitConfig, *, is_cut: bool) ->
         InputError: they cannot be read, have no row, or lack a column of the config.
     """
     if are_shards(addresses):
-        return open_rows(addresses, SourceOptions(columns=_ALL_COLUMNS))
+        return open_rows(addresses, SourceOptions(columns=ALL_COLUMNS))
     folder = config.data.image_folder
-    options = SourceOptions(columns=_ALL_COLUMNS, image_folder=None if folder is None else Path(folder))
+    options = SourceOptions(columns=ALL_COLUMNS, image_folder=None if folder is None else Path(folder))
     rows = open_rows(addresses, options)
     names_pictures = "--image-column" in rows.uses  # else they are the rows, as in a folder of pictures
     for key, column in _wanted(config, is_cut=is_cut):
@@ -40,7 +38,7 @@ def open_tables(addresses: Sequence[str], config: FitConfig, *, is_cut: bool) ->
             _require(rows, column, key=key, origin=some_names(addresses))
     if config.image_column is None or not names_pictures:
         return rows
-    return open_rows(addresses, replace(options, columns=replace(_ALL_COLUMNS, image=config.image_column)))
+    return open_rows(addresses, replace(options, columns=replace(ALL_COLUMNS, image=config.image_column)))
 
 
 def _wanted(config: FitConfig, *, is_cut: bool) -> Iterator[tuple[str, str]]:
@@ -57,9 +55,10 @@ def _wanted(config: FitConfig, *, is_cut: bool) -> Iterator[tuple[str, str]]:
 
 def _require(rows: Rows, column: str, *, key: str, origin: str) -> None:
     """Raises an InputError if no row has the column."""
-    names = rows.column_names()
-    # a list of objects is known by its first rows, and others may have more fields
-    if column in names or any(column in record for record in rows.records()):
+    names = list(rows.column_names())
+    if (count := names.count(column)) > 1:
+        raise InputError(f"{key}: {origin} has {count} columns {column!r}; give each a name of its own")
+    if rows.has_column(column):
         return
     nearest = get_close_matches(column, names, n=1)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""

@@ -137,14 +137,17 @@ class FusedModel(CLIP):
         scale_M1 = self.scale_M[:, None]
         stand_in_BMD = self.stand_in_MD.expand_as(vectors_BMD)
         if self.layout.translated:
-            image, text = (self.layout.modalities.index(name) for name in ("image", "text"))
-            order = list(range(len(self.layout.modalities)))
-            order[image], order[text] = text, image
-            paired_BM1 = there_BM1[:, order].clone()
-            if "table" in self.layout.modalities:
-                paired_BM1 &= there_BM1.new_tensor([name != "table" for name in self.layout.modalities])[None, :, None]
-            stand_in_BMD = torch.where(paired_BM1, centred_BMD[:, order] / scale_M1, stand_in_BMD)
+            paired_BM1, moved_BMD = self._exchanged(there_BM1), self._exchanged(centred_BMD)
+            stand_in_BMD = torch.where(paired_BM1, moved_BMD / scale_M1, stand_in_BMD)
         return torch.where(there_BM1, centred_BMD / scale_M1, stand_in_BMD)
+
+    def _exchanged(self, values_BMN: Tensor) -> Tensor:
+        """The values (B, M, N) with those of picture and text exchanged, and zeros for the table."""
+        places = {name: place for place, name in enumerate(self.layout.modalities)}
+        source = {"image": places["text"], "text": places["image"]}
+        zeros_BN = torch.zeros_like(values_BMN[:, 0])
+        # Not by a list as an index: torch would copy it to the device, and the host would wait for that.
+        return torch.stack([values_BMN[:, source[name]] if name in source else zeros_BN for name in places], dim=1)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> Tensor:

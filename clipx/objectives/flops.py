@@ -35,6 +35,11 @@ class ModelFlops:
         """FLOPs of training on one image, without its texts."""
         return self.image_passes * self.image_forward
 
+    @property
+    def runs_towers(self) -> bool:
+        """Whether a step runs a tower: not where vectors were computed before, or are those of a table alone."""
+        return self.image_passes + self.text_passes > 0
+
     def __call__(self, batch: Batch) -> float:
         """FLOPs of a batch on the host."""
         text = self.text.forward(

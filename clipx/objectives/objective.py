@@ -129,8 +129,8 @@ class Objective(ABC):
         """Looks at the first samples of a run that begins, before the model is wrapped; all ranks call it together.
 
         Args:
-            batches: this rank's parts of the first global batches, on the model's device, with at least
-                `FIRST_SAMPLES` samples of all ranks where an epoch has as many.
+            batches: this rank's parts of the first global batches, on the model's device and in pieces of at most 256
+                pairs, with at least `FIRST_SAMPLES` samples of all ranks where an epoch has as many.
             group: of all ranks.
         """
 

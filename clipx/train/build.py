@@ -43,6 +43,8 @@ from clipx.train.resume import compatible_state, newest_checkpoint, versions
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
+_LOOKED_AT = 256  # pairs at once before a run begins: what fits in training is not known yet
+
 log = logging.getLogger(__name__)
 
 
@@ -124,30 +126,30 @@ def build_run(
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
-    kept_val = None
     if isinstance(config, FitConfig) and config.keeps_features:
-        index = indexes[0]
-        parts, kept_val = _with_kept_features(
-            parts, config, runtime, index=index, checkpoint=checkpoint, between=between
-        )
+        parts = _with_kept_features(parts, config, runtime, index=indexes[0], checkpoint=checkpoint, between=between)
     saved, length, phase, objective = parts.saved, parts.length, parts.phase, parts.objective
+    if saved is None:
+        with runtime.accelerator.autocast():  # what is measured are vectors as steps compute them
+            objective.begin(_first_batches(parts, config, runtime), runtime.group)
+    stepper = _ready_stepper(parts, config, runtime, checkpoint)
     state = RunState(
         progress=parts.progress,
         data_order=parts.record,
         wandb_id=runtime.broadcast_from_rank0(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
         objective=type(objective).__qualname__,
         versions=versions(),
+        micro_batch=MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until),
     )
-    if saved is None:
-        with runtime.accelerator.autocast():  # what is measured are vectors as steps compute them
-            objective.begin(_first_batches(parts, config, runtime), runtime.group)
-    found = None if checkpoint is None else _found_before(parts, config, runtime, checkpoint)
-    stepper = build_stepper(config, runtime, objective, length=length, phase=phase, micro_batch_size=found)
-    state.micro_batch = MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until)
-    if checkpoint is not None and saved is not None:
-        _resume(checkpoint, saved, stepper)
-    start, flops = parts.progress.next_batch, objective.flops.image
-    stream = open_stream(config, runtime, parts.reader, parts.plan, phase=phase, start=start, flops_per_image=flops)
+    stream = open_stream(
+        config,
+        runtime,
+        parts.reader,
+        parts.plan,
+        image_size=objective.wanted.image_size(phase.image_size),
+        start=parts.progress.next_batch,
+        flops_per_image=objective.flops.image,
+    )
     return Run(
         config=config,
         runtime=runtime,
@@ -162,7 +164,7 @@ def build_run(
         state=state,
         monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
-        kept_val=kept_val,
+        kept_val=parts.kept_val,
     )
 
 
@@ -181,6 +183,8 @@ class _Parts:
     """Its model is on the rank's device, with the weights of the start."""
     reader: PartReader
     tokenizer: Tokenizer
+    kept_val: KeptSamples | None = None
+    """See `Run.kept_val`."""
 
 
 def _prepare(
@@ -242,8 +246,8 @@ def _with_kept_features(
     index: ShardIndex,
     checkpoint: Checkpoint | None,
     between: Callable[[], None],
-) -> tuple[_Parts, KeptSamples]:
-    """The parts with a reader of kept features, and the samples that are held out."""
+) -> _Parts:
+    """The parts with a reader of kept features, and with the samples that are held out."""
     from clipx.train.build_features import keep_features
 
     reader, val = keep_features(
@@ -256,19 +260,22 @@ def _with_kept_features(
         checkpoint=checkpoint,
         between=between,
     )
-    return replace(parts, reader=reader), val
+    return replace(parts, reader=reader, kept_val=val)
 
 
 def _first_batches(parts: _Parts, config: JobConfig, runtime: Runtime) -> Iterator[Batch]:
-    """This rank's parts of the first global batches on its device, read as they are asked for."""
+    """This rank's parts of the first global batches on its device, in pieces, read as they are asked for."""
     slots = rank_slots(parts.plan, rank=runtime.rank, world_size=runtime.world_size)
     size = parts.objective.wanted.image_size(parts.phase.image_size)
     in_epoch = max(1, parts.plan.num_samples // parts.plan.global_batch_size)
+    captions = config.data.captions_per_image
+    at_once = max(1, _LOOKED_AT // captions) * captions
     for index in range(min(in_epoch, -(-FIRST_SAMPLES // parts.plan.global_batch_size))):
         images_IHWC = torch.empty(len(slots), size, size, 3, dtype=torch.uint8)
         part = parts.reader.read(index, slots, out=images_IHWC, prefetch=False)
-        batch = join_parts([part], images_IHWC, captions_per_image=config.data.captions_per_image)
-        yield batch.to(runtime.device)
+        batch = join_parts([part], images_IHWC, captions_per_image=captions)
+        for piece in batch.micro_batches(at_once):
+            yield piece.to(runtime.device)
 
 
 def _with_kept_texts(config: JobConfig) -> JobConfig:
@@ -295,6 +302,17 @@ def _diagnosis(config: JobConfig, runtime: Runtime, length: RunLength, *, worker
         workers=workers,
         hosts=runtime.gather_objects(socket.gethostname()),
     )
+
+
+def _ready_stepper(parts: _Parts, config: JobConfig, runtime: Runtime, checkpoint: Checkpoint | None) -> Stepper:
+    """The stepper of the phase, with all that the checkpoint holds."""
+    found = None if checkpoint is None else _found_before(parts, config, runtime, checkpoint)
+    stepper = build_stepper(
+        config, runtime, parts.objective, length=parts.length, phase=parts.phase, micro_batch_size=found
+    )
+    if checkpoint is not None and parts.saved is not None:
+        _resume(checkpoint, parts.saved, stepper)
+    return stepper
 
 
 def _resume(checkpoint: Checkpoint, saved: RunState, stepper: Stepper) -> None:

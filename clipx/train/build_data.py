@@ -110,20 +110,21 @@ def open_stream(
     reader: PartReader,
     plan: DataOrder,
     *,
-    phase: Phase,
+    image_size: int,
     start: int,
     flops_per_image: float,
 ) -> PairStream:
-    """This rank's batches as the phase wants them.
+    """This rank's batches, to the end of the phase.
 
     Args:
         config: of the run.
         runtime: the ranks; all of them call this.
         reader: of the samples (`phase_reader`).
         plan: their order.
-        phase: what holds for these steps.
+        image_size: of the pictures that the reader gives; 0 if it gives none.
         start: the global batch that will be read first.
         flops_per_image: of training on a picture, at least; with the GPU's peak it says how fast pictures can be used.
+            0 if there are none: then nobody knows.
     """
     slots = rank_slots(plan, rank=runtime.rank, world_size=runtime.world_size)
     workers = config.data.workers
@@ -131,13 +132,13 @@ def open_stream(
         workers = 0  # a batch costs less than handing it over
     elif workers == "auto":
         peak = peak_flops(runtime.device)
-        pace = None if peak is None else _BEST_MFU * peak / flops_per_image
-        out = torch.empty(1, phase.image_size, phase.image_size, 3, dtype=torch.uint8)
+        pace = None if peak is None or not flops_per_image else _BEST_MFU * peak / flops_per_image
+        out = torch.empty(1, image_size, image_size, 3, dtype=torch.uint8)
         workers = _choose_workers(partial(_read_one, reader, slots, start, out), runtime, pace=pace, slots=len(slots))
     return PairStream(
         reader,
         slots=slots,
-        image_size=phase.image_size,
+        image_size=image_size,
         workers=workers,
         prefetch_batches=config.data.prefetch_batches,
         pin_memory=runtime.device.type == "cuda",

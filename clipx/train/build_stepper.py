@@ -116,9 +116,12 @@ def build_stepper(
     learning_rate = build_schedule(config.optim, length)
     optimizer = build_optimizer(config.optim, model)
     lock(model, phase.locked)
-    _choose_attention(config, runtime, model, phase)
+    copied = None
+    if objective.flops.runs_towers:  # what fusions and heads compute is in float32
+        _choose_attention(config, runtime, model, phase)
+        copied = copied_dtype(config, runtime)
     _transform(block_lists, config)
-    half_weights = HalfWeights(model, dtype=copied_dtype(config, runtime))
+    half_weights = HalfWeights(model, dtype=copied)
     run = half_weights.around(_dry_run(config, runtime, objective, phase))
     if micro_batch_size is None:
         micro_batch_size = _micro_batch_size(config, runtime, objective, run)
@@ -197,6 +200,7 @@ def _is_compiled(config: JobConfig, runtime: Runtime, objective: Objective) -> b
     compiled = compiles(
         config, device_type=device_type, image_flops=objective.flops.image, world_size=runtime.world_size
     )
+    compiled = compiled and objective.flops.runs_towers
     if runtime.is_main and compiled:
         log.info("compiling the blocks of the towers, which takes a minute or more")
     elif runtime.is_main and device_type == "cuda":

@@ -51,7 +51,7 @@ def missing_evaluations(run: Run) -> dict[str, Path]:
     return {name: due[name] for name in run.runtime.broadcast_from_rank0(missing)}
 
 
-class Verdict(NamedTuple):
+class EarlyStopping(NamedTuple):
     """What the evaluations so far mean for a run with `stop`."""
 
     is_best: bool
@@ -60,7 +60,7 @@ class Verdict(NamedTuple):
     """Why the run ends here, before its last step; None if it goes on."""
 
 
-def verdict(run: Run) -> Verdict:
+def early_stopping(run: Run) -> EarlyStopping:
     """What the results up to the current step say; equal on all ranks, which all call this.
 
     A function of these results alone, so a run that goes on decides as it did before.
@@ -68,7 +68,7 @@ def verdict(run: Run) -> Verdict:
     Raises:
         RunError: the results cannot be read; on all ranks alike.
     """
-    rule, found = stop_rule(run.config), Verdict(is_best=False, early_end=None)
+    rule, found = stop_rule(run.config), EarlyStopping(is_best=False, early_end=None)
     if rule is None:
         return found
     step = run.progress.step
@@ -80,7 +80,7 @@ def verdict(run: Run) -> Verdict:
                 folder = run.run_dir / EVAL_FOLDER
                 raise RunError(f"{folder} cannot be read ({error}); repair the storage, then start again") from error
             reason = None if step == run.length.num_steps else reason_to_stop(scores, rule)
-            found = Verdict(is_best=best_first(scores, rule)[:1] == [step], early_end=reason)
+            found = EarlyStopping(is_best=best_first(scores, rule)[:1] == [step], early_end=reason)
     return run.runtime.broadcast_from_rank0(found)
 
 
@@ -165,7 +165,7 @@ def _say_standing(run: Run, name: str) -> None:
     rule = stop_rule(run.config)
     if rule is None or rule.evaluation != name:
         return
-    with suppress(OSError):  # `early_end` says so
+    with suppress(OSError):  # `early_stopping` says so
         scores = read_scores(folder_at(run.run_dir), rule, until=run.progress.step)
         if scores and scores[-1].value is None:
             log.warning(

@@ -16,7 +16,7 @@ from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
 from clipx.storage.standard_error import surviving_stderr
 from clipx.train.build import Run, build_run
-from clipx.train.evaluations import due_evaluations, evaluate, missing_evaluations, verdict
+from clipx.train.evaluations import due_evaluations, early_stopping, evaluate, missing_evaluations
 from clipx.train.liveness.heartbeat import join_heartbeats
 from clipx.train.liveness.run_lock import run_lock
 from clipx.train.liveness.status import Status, explain, write_failure, write_status
@@ -133,7 +133,7 @@ def _run_phases(config: JobConfig, runtime: Runtime, stop: StopRequest, objectiv
             note_failure(explained)
             raise explained from error
         watchdog.set_activity("end", step=step)
-        early = verdict(run).early_end if run is not None and status is Status.COMPLETE else None
+        early = early_stopping(run).early_end if run is not None and status is Status.COMPLETE else None
         _finish(Path(config.run_dir), runtime, status, stop, step=step, early=early)
         if run is not None:
             run.monitor.close_trackers()
@@ -194,7 +194,7 @@ class Loop:
             How the run stands; None where another phase follows.
         """
         run, progress = self.run, self.run.progress
-        if not missing_evaluations(run) and (progress.step == run.length.num_steps or verdict(run).early_end):
+        if not missing_evaluations(run) and (progress.step == run.length.num_steps or early_stopping(run).early_end):
             return Status.COMPLETE
         with run.runtime.raise_on_all_ranks():
             open_folder(run)
@@ -347,7 +347,7 @@ class Loop:
             evaluate(self.run, missing, watchdog=self.watchdog)
         if not due_evaluations(self.run):
             return False
-        found = verdict(self.run)
+        found = early_stopping(self.run)
         if found.is_best:
             self.save(stopping=False, is_best=True)
         return found.early_end is not None

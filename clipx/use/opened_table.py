@@ -6,7 +6,7 @@ from pathlib import Path
 from clipx.config.fit import FitConfig
 from clipx.data.rows.named_files import lost_picture
 from clipx.data.rows.opening import SourceOptions, open_rows
-from clipx.data.rows.row import Rows, TableColumns
+from clipx.data.rows.row import ALL_COLUMNS, Rows
 from clipx.errors import InputError
 from clipx.pretrained.input_columns import input_columns, require_columns
 
@@ -25,22 +25,24 @@ def open_table(
     Raises:
         InputError: it is no table, or a column of an input is not there.
     """
-    columns = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
-    found = open_rows([table], SourceOptions(columns=columns))
-    names, wanted, image = found.column_names(), input_columns(config), config.image_column
+    found = open_rows([table], SourceOptions(columns=ALL_COLUMNS))
+    wanted, image, key = input_columns(config), config.image_column, config.data.key
+    names = list(found.column_names())
+    if not found.shards():  # of which each record would be asked for
+        further = [name for name in [*wanted, key] if name is not None and name not in names]
+        names += [name for name in dict.fromkeys(further) if found.has_column(name)]
     names_pictures = "--image-column" in found.uses and image in names  # else they are the rows, as in shards
     options = SourceOptions(
-        columns=replace(columns, image=image if names_pictures else None), image_folder=image_folder
+        columns=replace(ALL_COLUMNS, image=image if names_pictures else None), image_folder=image_folder
     )
     rows = open_rows([table], options)
     if not absent:
-        there = [*names, *([image] if image is not None and rows.shards() else [])]
+        there = dict.fromkeys([*names, *([image] if image is not None and rows.shards() else [])])
         require_columns(wanted, there, origin=table, hint="give --absent")
     if not len(rows):
         raise InputError(f"{table} has no row; give one that has")
     if not absent:
         _require_some_picture(rows, table)
-    key = config.data.key
     return rows, key if key in names else None
 
 

@@ -21,6 +21,8 @@ from clipx.types import Batch
 
 FUSIONS = ("weighted_sum", "concat", "gated", "bilinear", "attention", "late")
 TOPOLOGIES = [(1, 3, "ddp"), (2, 1, "ddp"), (2, 3, "fsdp2"), (4, 3, "ddp")]  # W, k
+SHARDED, LARGEST = TOPOLOGIES[2:3], TOPOLOGIES[3:]  # of which others differ in less
+Topologies = list[tuple[int, int, str]]
 FROZEN = ("encoder.train=frozen", "keep_features=false")
 
 
@@ -55,12 +57,15 @@ def expected_gradients(config: FitConfig) -> Grads:
     return textbook_gradients(config, build_objective, textbook_loss)
 
 
-@pytest.mark.parametrize("fusion", ["gated", pytest.param("late", marks=pytest.mark.full)])
-def test_gradients_are_the_textbooks(fusion: str, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fusion", "topologies"),
+    [("gated", SHARDED), *(pytest.param(f, TOPOLOGIES, marks=pytest.mark.full) for f in ("gated", "late"))],
+)
+def test_gradients_are_the_textbooks(fusion: str, topologies: Topologies, shards: Path, tmp_path: Path) -> None:
     settings = (f"fusion={fusion}", "absent.stand_in=translated")
     (expected,) = run_ranks(expected_gradients, 1, tiny_fit(tmp_path / "run", shards, "micro_batch_size=24", *settings))
     assert expected["table_tower.fc1.weight"].abs().max() > 1e-6
-    for world_size, num_pieces, kind in TOPOLOGIES:
+    for world_size, num_pieces, kind in topologies:
         sizes = (f"micro_batch_size={24 // world_size // num_pieces}", f"parallel.type={kind}")
         config = tiny_fit(tmp_path / "run", shards, *settings, *sizes)
         for results in run_ranks(gradients, world_size, config):
@@ -70,14 +75,17 @@ def test_gradients_are_the_textbooks(fusion: str, shards: Path, tmp_path: Path) 
                 torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-10, msg=f"{kind} {world_size} {weight}")
 
 
-@pytest.mark.parametrize("fusion", ["attention", *(pytest.param(f, marks=pytest.mark.full) for f in FUSIONS)])
-def test_one_curve_on_any_topology(fusion: str, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fusion", "topologies"),
+    [("attention", LARGEST), *(pytest.param(f, TOPOLOGIES, marks=pytest.mark.full) for f in FUSIONS)],
+)
+def test_one_curve_on_any_topology(fusion: str, topologies: Topologies, shards: Path, tmp_path: Path) -> None:
     settings = (f"fusion={fusion}", "epochs=5", *FROZEN)
     assert train(tiny_fit(tmp_path / "one", shards, *settings)) == 0
     expected = losses(tmp_path / "one")
     assert len(expected) == 20
     assert expected[-1] < expected[0]
-    for world_size, num_pieces, kind in TOPOLOGIES:
+    for world_size, num_pieces, kind in topologies:
         run_dir = tmp_path / f"{world_size}-{num_pieces}-{kind}"
         sizes = (f"micro_batch_size={24 // world_size // num_pieces}", f"parallel.type={kind}")
         config = tiny_fit(run_dir, shards, *settings, *sizes)

@@ -46,7 +46,10 @@ def block_figures(run: Run, config: FitConfig, batch_size: int) -> dict[str, flo
     return found.metrics | {f"trivial {name}": value for name, value in found.derived.items()}
 
 
-@pytest.mark.parametrize(("world_size", "kind", "batch_size"), [(2, "ddp", 8), (3, "fsdp2", NUM_VAL)])
+@pytest.mark.parametrize(
+    ("world_size", "kind", "batch_size"),
+    [pytest.param(2, "ddp", 8, marks=pytest.mark.full), (3, "fsdp2", NUM_VAL)],
+)
 def test_figures_do_not_depend_on_ranks(
     world_size: int, kind: str, batch_size: int, shards: Path, tmp_path: Path
 ) -> None:

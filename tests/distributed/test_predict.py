@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from distributed.ranks import run_ranks
-from fit_rows import NUM_ROWS, write_table
-from row_models import fitted_model, resolved_config
+from fit_rows import NUM_ROWS, row_config, row_model, write_table
 
 from clipx.errors import InputError
 from clipx.use.opened_table import open_table
@@ -19,7 +18,7 @@ DATA = {"train": "table.csv", "train_shards": ["a.tar"], "val_shards": ["b.tar"]
 
 def predicted(table, outs, size):
     """On one rank: the counts of each file."""
-    fitted = fitted_model(resolved_config(data=DATA))
+    fitted = row_model(row_config(data=DATA))
     group = dist.group.WORLD if dist.is_initialized() else None
     rows, key = open_table(table, fitted.fit_config)
     options = PredictOptions(batch_size=size, probabilities=True, key=key)

@@ -135,6 +135,6 @@ def test_predicting_says_what_is_wrong(run: Run, folder: Path, tmp_path: Path) -
             f"{results}: predictions for 1 rows of {titles}",
             "1 of them without photo",
             "1 rows without a prediction:",
-            "  row 1: none of the inputs is there (image, text)",
+            "  row 1: none of the inputs is there (photo, title)",
         ],
     )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from row_models import resolved_config
+from fit_rows import row_config
 
 from clipx.checkpoint.best import EVAL_FOLDER, result_name
 from clipx.cli.fit_tables import print_scores
@@ -21,7 +21,7 @@ def test_names_and_numbers_of_three_kinds_of_input_are_whole(
     (tmp_path / EVAL_FOLDER / result_name("val", 9)).write_text(
         json.dumps({"name": "val", "step": 9, "trivial": of} | figures)
     )
-    print_scores(resolved_config(run_dir=str(tmp_path)))
+    print_scores(row_config(run_dir=str(tmp_path)))
     table = capsys.readouterr().out.partition("trivial:")[0]
     assert "…" not in table
     for word in ("accuracy", "macro_f1", "auroc", "without", "picture", "table", "inputs", "rows"):

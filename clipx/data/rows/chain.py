@@ -35,6 +35,10 @@ class Chain(Rows):
         """See `Rows.column_names`; those that any source has."""
         return list(dict.fromkeys(name for part in self._parts for name in part.column_names()))
 
+    def has_column(self, name: str) -> bool:
+        """See `Rows.has_column`."""
+        return any(part.has_column(name) for part in self._parts)
+
     def records(self) -> Iterator[Record]:
         """See `Rows.records`."""
         return chain.from_iterable(part.records() for part in self._parts)

@@ -140,6 +140,10 @@ class Rows(ABC):
         self.require_column(name)
         return (record.get(name) for record in self.records())
 
+    def has_column(self, name: str) -> bool:
+        """Whether any row has a column: of a source that does not list them perhaps a late one alone."""
+        return name in self.column_names() or any(name in record for record in self.records())
+
     def require_column(self, name: str) -> None:
         """Raises an InputError if there is no such column."""
         names = self.column_names()
@@ -268,6 +272,10 @@ class TableColumns:
         if not self.captions and not self.needs_captions and not _has_usual(names):
             return []
         return [_column(names, choice, origin, "caption") for choice in wanted]
+
+
+ALL_COLUMNS = TableColumns(needs_captions=False, needs_image=False, keeps_all=True)
+"""Of tables that are fitted or predicted: whatever there is, by its name; a column of pictures is named besides."""
 
 
 def _has_usual(names: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ Of parquet one row group at a time is in memory, and arrow files are mapped into
 import importlib
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -34,6 +34,9 @@ class Table(Rows):
     uses: Collection[str] = (
         *("--image-column", "--caption-column", "--join-captions", "--label-column", "--image-folder"),
     )
+
+    lists_columns = True
+    """Whether the file does, or any row may have one of its own."""
 
     def __init__(self, path: Path, *, columns: TableColumns, image_folder: Path) -> None:
         self._path, self._image_folder = path, image_folder
@@ -80,6 +83,10 @@ class Table(Rows):
         """See `Rows.column_names`."""
         return self._column_names
 
+    def has_column(self, name: str) -> bool:
+        """See `Rows.has_column`."""
+        return name in self.column_names() if self.lists_columns else super().has_column(name)
+
     def records(self) -> Iterator[Record]:
         """See `Rows.records`."""
         try:
@@ -95,6 +102,19 @@ class Table(Rows):
                 yield self._values(row)
             except (ValueError, RecursionError):
                 yield {}
+
+    def _names_in(self, records: Iterable[Record]) -> list[str]:
+        """The names in the first of these records, and of the columns that were asked for those that any has."""
+        wanted = {self._columns.image, *self._columns.captions, self._columns.label} - {None}
+        names: dict[str, None] = {}
+        for number, record in enumerate(records):
+            if number < ROWS_WITH_NAMES:
+                names |= dict.fromkeys(record)
+            elif wanted <= names.keys():
+                break
+            else:
+                names |= dict.fromkeys(name for name in record if name in wanted)
+        return list(names)
 
     def _with_names(self, values: Record) -> Record:
         """The values, in which labels that are numbers by their type are the names of their classes."""
@@ -147,12 +167,14 @@ class Table(Rows):
 class ListTable(Table):
     """A list of objects in a JSON file, given as `records`."""
 
+    lists_columns = False
+
     def __init__(self, path: Path, records: Sequence[Record], *, columns: TableColumns, image_folder: Path) -> None:
         self._records = records
         super().__init__(path, columns=columns, image_folder=image_folder)
 
     def _scan(self) -> Sequence[str]:
-        return list(dict.fromkeys(key for record in self._records[:ROWS_WITH_NAMES] for key in record))
+        return self._names_in(self._records)
 
     def _values(self, row: int) -> Record:
         return self._records[row]

@@ -16,7 +16,7 @@ from pathlib import Path
 from clipx.data.rows.cells import label_or_labels, number_or_text, text_or_texts
 from clipx.data.rows.dialects import TextFormat, find_dialect
 from clipx.data.rows.folders import is_picture
-from clipx.data.rows.row import ROWS_WITH_NAMES, TableColumns
+from clipx.data.rows.row import TableColumns
 from clipx.data.rows.source_files import is_wide
 from clipx.data.rows.tables import Table
 from clipx.data.rows.values import Record
@@ -195,6 +195,8 @@ class _Lines:
 class JsonlTable(_TextTable):
     """A file with a JSON object per line."""
 
+    lists_columns = False
+
     def _scan(self) -> Sequence[str]:
         self._first_line()
         self._starts = array("q")
@@ -204,13 +206,7 @@ class JsonlTable(_TextTable):
                 if line.strip():
                     self._starts.append(start)
                 start += len(line)
-        names: dict[str, None] = {}
-        for row in range(min(len(self), ROWS_WITH_NAMES)):
-            try:
-                names |= dict.fromkeys(self._values(row))
-            except (ValueError, RecursionError):
-                continue  # left out when its turn comes
-        return list(names)
+        return self._names_in(self._all_values())
 
     def _values(self, row: int) -> Record:
         record = json.loads(self._read(row))

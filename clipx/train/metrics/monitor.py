@@ -79,7 +79,7 @@ class Monitor:
 
     def __enter__(self) -> Self:
         if self._runtime.is_main:
-            self._display = _Display(self._num_steps)
+            self._display = _Display(self._num_steps, unit="rows" if self._config.job == "fit" else "pairs")
         return self
 
     def __exit__(self, *_: tuple[type[BaseException], BaseException, TracebackType]) -> None:
@@ -280,10 +280,10 @@ def _peak_memory_gib(device: torch.device) -> float:
 
 
 class _Display:
-    """A progress bar on a terminal, plain lines elsewhere; both on standard error."""
+    """A progress bar on a terminal, plain lines elsewhere; both on standard error; samples are called `unit`."""
 
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps = num_steps
+    def __init__(self, num_steps: int, *, unit: str) -> None:
+        self._num_steps, self._unit = num_steps, unit
         console = Console(stderr=True)
         self.live = console.is_terminal
         self._bar = Progress(
@@ -303,7 +303,7 @@ class _Display:
         scale = f"scale {row['logit_scale']:.1f}  " if "logit_scale" in row else ""
         text = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {scale}"
-            f"{row['samples_per_s']:.0f} pairs/s  waited {row['data_wait_s']:.1f} s"
+            f"{row['samples_per_s']:.0f} {self._unit}/s  waited {row['data_wait_s']:.1f} s"
         )
         if "mfu" in row:
             text += f"  MFU {100 * row['mfu']:.1f}%"

@@ -3,7 +3,9 @@ import json
 from pathlib import Path
 
 import fit
+import fit_real
 import pytest
+from fitting import read_table
 from shard_files import write_shards
 from tiny_clip import encoded, picture, tiny_pretrained
 
@@ -53,16 +55,31 @@ def test_inputs_stand_beside_what_is_possible(tmp_path: Path, model: str, table:
     assert [float(row["best_both"]) for row in found] == pytest.approx([1, 0.95, 1], abs=0.05)  # of 12 rows
 
 
-def test_real_pictures_are_predicted_from_both_and_from_each(tmp_path: Path, model: str) -> None:
+@pytest.fixture
+def emoji(tmp_path: Path) -> Path:
+    """The shards of a set, of which val has pictures of train."""
+
     def sample(number: int) -> dict[str, bytes]:
         record = {"keywords": [("cat", "dog")[number % 2], "face", "more"], "group": ("a", "b")[number % 2]}
         return {"png": encoded(picture(number)), "json": json.dumps(record).encode()}
 
     for split, count in (("train", 24), ("val", 8)):
         write_shards(tmp_path / "set" / split, [count], replaced={number: sample(number) for number in range(count)})
-    work = tmp_path / "work"
-    options = ("--set", str(tmp_path / "set"), "--kind", "emoji", "--work", str(work))
-    (found,) = rows("real", model, *options, out=tmp_path)
-    assert len({path.read_bytes() for path in work.glob("*_pictures/*.png")}) == 24  # val has 8 of them
+    return tmp_path / "set"
+
+
+def test_real_pictures_become_tables(emoji: Path, tmp_path: Path) -> None:
+    target, words = fit_real.TARGETS["emoji"]
+    for split in ("train", "val"):
+        fit_real.write_table(emoji / split, tmp_path, target=target, words=words)
+    train, val = (read_table(tmp_path / f"{split}.csv", picture="picture") for split in ("train", "val"))
+    assert (len(train), len(val)) == (24, 8)
+    assert (train[1]["words"], train[1]["group"]) == ("dog, face", "b")
+    assert Path(train[1]["picture"]).read_bytes() == encoded(picture(1)) == Path(val[1]["picture"]).read_bytes()
+
+
+@pytest.mark.full  # three runs
+def test_real_pictures_are_predicted_from_both_and_from_each(tmp_path: Path, model: str, emoji: Path) -> None:
+    (found,) = rows("real", model, "--set", str(emoji), "--kind", "emoji", out=tmp_path)
     assert (found["target"], found["trivial"]) == ("group", "0.5")
     assert all(0 <= float(found[name]) <= 1 for name in ("both", "picture", "words"))

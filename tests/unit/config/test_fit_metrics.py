@@ -75,3 +75,8 @@ def test_a_config_refuses_to_stop_by_a_figure_that_it_has_not() -> None:
     assert resolved_config(targets=targets, **average).stop is not None
     with pytest.raises(InputError, match=r"stop.metric=ema_price/r2: expected .*; the nearest is price/r2"):
         resolved_config(targets=targets, **(average | {"ema": None}))
+
+
+def test_a_target_whose_loss_would_be_another_figure_is_told_before_training() -> None:
+    with pytest.raises(InputError, match=r"the name 's' is taken .* with column: s"):
+        resolved_config(targets={"s": {"type": "number", "mean": 0.0, "std": 1.0}})

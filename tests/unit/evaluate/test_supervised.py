@@ -187,3 +187,18 @@ def test_without_looking_the_most_frequent_class_and_the_mean_are_predicted(
     shares = torch.tensor([20.0, 21, 30, 25]) / 96
     classes = [changed.targets["colour"].classes.index(row["colour"]) for row in ROWS]
     assert trivial["colour/loss"] == pytest.approx(float(-shares.log()[classes].mean()), rel=1e-6)
+
+
+def test_a_label_is_as_probable_as_it_is_frequent_among_rows_that_have_labels(
+    model: FusedModel, config: FitConfig
+) -> None:
+    """Of 96 rows 60 have labels, and 48 of these are even."""
+    counted = replace(config.targets["tags"], num_rows=60)
+    trivial = evaluated(model, replace(config, targets={**config.targets, "tags": counted})).derived
+    share_L = torch.tensor([24, 24, 24, 24, 48]) / 60
+    shown_NL = torch.tensor([[name in row["tags"] for name in counted.classes] for row in ROWS])
+    expected = functional.binary_cross_entropy(share_L.expand(NUM_VAL, -1), shown_NL.float())
+    assert trivial["tags/loss"] == pytest.approx(float(expected), rel=1e-5)
+    shown = int(shown_NL[:, counted.classes.index("even")].sum())
+    f1_of_even = 2 * shown / (shown + NUM_VAL)
+    assert trivial["tags/macro_f1"] == pytest.approx(f1_of_even / len(counted.classes))

@@ -15,6 +15,7 @@ from fit_runs import NUM_VAL, tiny_fit, write_table_shards
 from fitted_models import INPUTS, TARGETS, fitted, resolved_config, stored
 from tiny_clip import picture
 
+from clipx.cli.export import _print_parity
 from clipx.errors import InputError, RunError
 from clipx.export import export_model
 from clipx.export import fitted as fitted_export
@@ -67,7 +68,9 @@ def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_every_consumer_was_compared_and_is_within_the_limit(exported: tuple[Fitted, Path, dict[str, Any]]) -> None:
+def test_every_consumer_was_compared_and_is_within_the_limit(
+    exported: tuple[Fitted, Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     _, folder, parity = exported
     assert {name: row["checked"] for name, row in parity["consumers"].items()} == {
         "onnxruntime": True,
@@ -80,6 +83,9 @@ def test_every_consumer_was_compared_and_is_within_the_limit(exported: tuple[Fit
         assert set(row["largest_difference"]) == set(TARGETS)
         assert row["changed_by_absent"] == 0
     assert json.loads((folder / "parity.json").read_text())["consumers"] == parity["consumers"]
+    _print_parity(parity, folder)
+    rows, pictures, texts = (parity[name] for name in ("rows", "pictures", "texts"))
+    assert f"compared on {rows} rows with {pictures} pictures and {texts} texts: " in capsys.readouterr().out
 
 
 def test_the_json_names_what_the_graph_has(exported: tuple[Fitted, Path, dict[str, Any]]) -> None:
@@ -136,7 +142,11 @@ def test_code_on_the_card_runs_with_one_result(
 
 
 @pytest.mark.parametrize(
-    ("fusion", "stand_in"), [*((fusion, "learned") for fusion in FUSIONS), ("gated", "translated")]
+    ("fusion", "stand_in"),
+    [
+        *(pytest.param(fusion, "learned", marks=pytest.mark.full) for fusion in FUSIONS if fusion != "late"),
+        *(("late", "learned"), ("gated", "translated")),
+    ],
 )
 def test_the_graph_computes_what_the_model_predicts(fusion: str, stand_in: str, tmp_path: Path) -> None:
     model = fitted(resolved_config(fusion=fusion, absent={"stand_in": stand_in}))

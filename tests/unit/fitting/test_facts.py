@@ -55,7 +55,7 @@ def test_facts_of_a_table(facts):
     kind, price, tags = (config.targets[name] for name in TARGETS)
     assert (kind.classes, kind.counts) == (("cup", "hat"), (1, 3))
     assert (price.mean, price.std) == (pytest.approx(1.0), pytest.approx(math.sqrt(2 / 3)))
-    assert (tags.classes, tags.counts) == (("new", "red"), (1, 2))
+    assert (tags.classes, tags.counts, tags.num_rows) == (("new", "red"), (1, 2), 3)
 
 
 def test_what_is_there_is_counted(count):

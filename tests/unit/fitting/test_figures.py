@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_models import resolved_config
+from fit_rows import row_config
 
 from clipx.checkpoint.best import EVAL_FOLDER, result_name
 from clipx.errors import InputError
@@ -38,7 +38,7 @@ def test_figures_are_those_of_the_step_that_is_the_model(
 ) -> None:
     for number in (30, 60, 90):
         _write(tmp_path, number, **_figures(number), loss=number / 10)
-    figures = read_figures(resolved_config(run_dir=str(tmp_path), stop=stop))
+    figures = read_figures(row_config(run_dir=str(tmp_path), stop=stop))
     assert figures.step == step
     assert [(row.target, row.figure) for row in figures.rows] == [
         ("shape", "accuracy"),
@@ -56,16 +56,16 @@ def test_figures_are_those_of_the_step_that_is_the_model(
 
 def test_of_one_modality_nothing_is_taken_away(tmp_path: Path) -> None:
     _write(tmp_path, 5, **_figures(5))
-    config = resolved_config(run_dir=str(tmp_path), inputs={"title": {"type": "text"}})
+    config = row_config(run_dir=str(tmp_path), inputs={"title": {"type": "text"}})
     assert [dict(row.less) for row in read_figures(config).rows] == [{}] * 6
 
 
 def test_an_average_of_the_weights_is_the_model(tmp_path: Path) -> None:
     _write(tmp_path, 5, **_figures(5), **{"ema_shape/accuracy": 0.9})
-    figures = read_figures(resolved_config(run_dir=str(tmp_path), ema={}))
+    figures = read_figures(row_config(run_dir=str(tmp_path), ema={}))
     assert figures.rows[0].all == 0.9
 
 
 def test_a_run_without_evaluation_has_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no eval/val-STEP\.json"):
-        read_figures(resolved_config(run_dir=str(tmp_path)))
+        read_figures(row_config(run_dir=str(tmp_path)))

@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,22 @@ def test_the_kind_of_a_target_follows_from_its_cells(
     found = _guess(_table(tmp_path, {"x": _many(lambda i: f"a {i}"), "y": values}), text=["x"])
     assert found.tree["targets"] == {"y": expected}
     assert "targets.y" in found.reasons
+
+
+@pytest.mark.parametrize("most_rows", [10, 1000])
+def test_cells_are_looked_at_as_training_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int
+) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "x": _many(lambda i: f"a {i % 9}", 40),
+        "price": _many(lambda i: Decimal(i) / 4, 40),
+        "day": _many(lambda i: date(2024, 1, 1 + i // 20), 40),
+    }
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+    monkeypatch.setattr("clipx.fitting.column_summary.MOST_ROWS", most_rows)
+    targets = _guess(str(tmp_path / "t.parquet"), text=["x"], targets=["price", "day"]).tree["targets"]
+    assert targets == {"price": {"type": "number"}, "day": {"type": "class"}}
 
 
 @pytest.mark.parametrize(

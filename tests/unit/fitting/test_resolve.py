@@ -213,6 +213,17 @@ def test_labels_that_only_held_out_rows_have_are_named(tmp_path, caplog):
     assert "new (2)" in caplog.text
 
 
+def test_rows_whose_picture_cannot_be_read_are_told(tmp_path, caplog):
+    table = write_table(tmp_path)
+    (tmp_path / "photos" / "7.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "11.png").write_bytes(b"no picture")
+    resolve(config_of(tmp_path, table, data={"val": str(table)}))
+    folder = tmp_path / "run" / "shards" / "train"
+    assert f"data.train: 2 of 40 rows are left out: unreadable picture (2); {folder}/left_out.jsonl names them" in (
+        caplog.text
+    )
+
+
 @pytest.mark.parametrize(("num_empty", "is_refused"), [(1, False), (3, True)])
 def test_rows_without_any_input_are_told_and_too_many_refused(tmp_path, caplog, num_empty, is_refused):
     rows = [{"title": "" if row < num_empty else f"thing {row}", "kind": "ab"[row % 2]} for row in range(200)]
@@ -227,9 +238,25 @@ def test_rows_without_any_input_are_told_and_too_many_refused(tmp_path, caplog, 
 
 
 def test_columns_of_objects_that_only_late_rows_have_are_found(tmp_path):
+    def late(row):
+        return {"kind": "ab"[row % 2], "photo": "a.png"}
+
+    (tmp_path / "a.png").write_bytes(png(0))
     table = tmp_path / "table.jsonl"
-    rows = [{"title": f"thing {row}"} | ({"kind": "ab"[row % 2]} if row > 1100 else {}) for row in range(1200)]
+    rows = [{"title": f"thing {row}"} | (late(row) if row > 1100 else {}) for row in range(1200)]
     table.write_text("\n".join(map(json.dumps, rows)))
     data = {"train": str(table), "val": 0.2}
-    config = fit_config({"title": "text"}, {"kind": "class"}, run_dir=str(tmp_path / "run"), data=data)
+    inputs = {"title": "text", "photo": "image"}
+    config = fit_config(inputs, {"kind": "class"}, run_dir=str(tmp_path / "run"), data=data)
     assert resolve(config).targets["kind"].classes == ("a", "b")
+
+
+def test_columns_of_one_name_are_told(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    table = pa.Table.from_arrays([pa.array(["a", "b"])] * 3, names=["title", "kind", "kind"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    config = fit_config({"title": "text"}, {"kind": "class"}, data={"train": str(tmp_path / "t.parquet"), "val": 0.2})
+    with pytest.raises(InputError, match=r"^targets.kind: .*t.parquet has 2 columns 'kind'; give each a name of its"):
+        resolve(config)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fit_runs import tiny_fit
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipx.config.fit import FitConfig
 from clipx.models.fused import FusedModel, build_fused_model
@@ -137,6 +138,24 @@ def test_dropout_draws_from_batch_and_slot_in_training_alone() -> None:
         assert not torch.equal(outputs(model, other), dropped)
     last = torch.cat([outputs(model, piece) for piece in batch.micro_batches(2)])
     torch.testing.assert_close(last, dropped, rtol=0, atol=1e-6)
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Forbids a list as an index and a tensor of Python's numbers: a GPU copies both, and the host waits for that."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function.overloadpacket not in (torch.ops.aten.index, torch.ops.aten.lift_fresh)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stand_in", ["learned", "translated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_pass_takes_nothing_from_the_host(fusion: str, stand_in: str) -> None:
+    model = model_of(f"fusion={fusion}", f"absent.stand_in={stand_in}").train()
+    kept = {"image_features_BD": torch.randn(5, 16), "text_features_BD": torch.randn(5, 16)}
+    batch = batch_of(**kept)
+    with NothingFromTheHost():
+        outputs(model, batch).sum().backward()
 
 
 @pytest.mark.parametrize(

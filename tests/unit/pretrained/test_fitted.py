@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from row_models import INPUTS, TARGETS, fitted_model, resolved_config
+from fit_rows import INPUTS, TARGETS, row_config, row_model
 from tiny_clip import encoded, picture
 
 from clipx.errors import InputError
@@ -17,7 +17,7 @@ from clipx.pretrained import Fitted
 
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
-    return fitted_model()
+    return row_model()
 
 
 def _row(number: int = 0) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def test_a_row_without_any_input_has_no_values_and_says_so(fitted: Fitted) -> No
         "price": None,
         "tags": None,
         "present": [],
-        "problem": "none of the inputs is there (image, text, table)",
+        "problem": "none of the inputs is there (photo, title, weight, shop)",
     }
     assert found[0] == found[2]
     assert "problem" not in found[0]
@@ -196,8 +196,8 @@ def test_its_towers_embed_and_classify(fitted: Fitted) -> None:
 
 @pytest.mark.parametrize("kept", [("photo",), ("title",), ("weight", "shop"), ("shop",)])
 def test_a_model_may_have_inputs_of_one_kind(kept: tuple[str, ...]) -> None:
-    config = resolved_config(inputs={name: INPUTS[name] for name in kept}, fusion="concat")
-    (found,) = fitted_model(config).predict(_row())
+    config = row_config(inputs={name: INPUTS[name] for name in kept}, fusion="concat")
+    (found,) = row_model(config).predict(_row())
     assert found["present"] == list(kept)
 
 
@@ -213,8 +213,8 @@ def test_training_mode_changes_nothing_and_comes_back(fitted: Fitted) -> None:
 
 def test_numbers_are_in_the_units_of_the_table() -> None:
     targets = {"price": {"type": "number", "mean": 0.0, "std": 1.0}}
-    config = resolved_config(targets=targets)
-    model = fitted_model(config)
+    config = row_config(targets=targets)
+    model = row_model(config)
     scaled = model.predict(_row())[0]["price"]
     assert isinstance(scaled, float)
     for changes, expected in (

@@ -1,20 +1,31 @@
 """What a run says when it is built."""
 
 import logging
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fit_runs import tiny_fit, write_table_shards
 from tiny import tiny_config, write_scenes
 
 from clipx.distributed.runtime import start_runtime
-from clipx.train import build
+from clipx.objectives.supervised import SupervisedObjective
+from clipx.train import build, build_data, build_stepper
 from clipx.train.build import build_run
 from clipx.train.saving import Saver
+from clipx.types import Batch
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=40) / "train"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table_shards(tmp_path_factory.mktemp("table"))
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -53,3 +64,51 @@ def test_a_model_of_ones_own_that_no_format_knows_ends_no_run(
     with caplog.at_level(logging.INFO), start_runtime(config) as runtime:
         build_run(config, runtime)
     assert messages(caplog) == ["formats of an export: not known for this model (it has no trunk)"]
+
+
+IMAGE, TEXT, NUMBER = {"type": "image"}, {"type": "text"}, {"type": "number", "mean": 5.0, "std": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "train", "side"),
+    [
+        ({"photo": IMAGE, "title": TEXT}, "all", 32),
+        ({"photo": IMAGE, "title": TEXT}, "frozen", 0),
+        ({"title": TEXT}, "all", 0),
+        ({"weight": NUMBER}, "frozen", 0),
+    ],
+    ids=["learning towers", "kept features", "texts alone", "numbers alone"],
+)
+def test_on_a_gpu_a_run_has_pixels_and_kernels_for_what_it_reads_alone(
+    inputs: Any, train: str, side: int, tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the GPU's peak says of loader processes needs a picture's FLOPs, and there may be no picture."""
+    chosen: list[str] = []
+    monkeypatch.setattr(build_data, "peak_flops", lambda device: 989.4e12)
+    monkeypatch.setattr(build_stepper, "choose_attention", lambda model, **given: chosen.append("attention"))
+    monkeypatch.setattr(build_stepper, "copied_dtype", lambda config, runtime: chosen.append("copies"))
+    monkeypatch.setattr(build_stepper, "_compile", lambda *args, **given: chosen.append("compiled"))
+    overrides = (f"encoder.train={train}", "data.workers=auto", "data.max_bad_fraction=0.5", "compile=true")
+    config = replace(tiny_fit(tmp_path / "run", table, *overrides), inputs=inputs)
+    with start_runtime(config) as runtime:
+        run = build_run(config, runtime)
+        batch = next(run.batches())
+    assert batch.images_IHWC.shape == (24, side, side, 3)
+    assert chosen == (["attention", "copies", "compiled"] if train == "all" else [])
+
+
+def test_what_is_looked_at_before_a_run_begins_comes_in_pieces(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank's whole batch may be more than fits: in training it is cut, in the way that is found later."""
+    seen: list[int] = []
+
+    def begin(self: SupervisedObjective, batches: Iterable[Batch], group: object) -> None:
+        seen.extend(len(batch) for batch in batches)
+
+    monkeypatch.setattr(build, "_LOOKED_AT", 10)
+    monkeypatch.setattr(SupervisedObjective, "begin", begin)
+    config = tiny_fit(tmp_path / "run", table)
+    with start_runtime(config) as runtime:
+        build_run(config, runtime)
+    assert seen == [10, 10, 4] * 4

@@ -6,8 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fit_rows import BROKEN, HEAVY, LOST, NO_PHOTO, NO_TITLE, NOTHING, NUM_ROWS, write_table
-from row_models import TARGETS, fitted_model, resolved_config
+from fit_rows import (
+    BROKEN,
+    HEAVY,
+    LOST,
+    NO_PHOTO,
+    NO_TITLE,
+    NOTHING,
+    NUM_ROWS,
+    TARGETS,
+    row_config,
+    row_model,
+    write_table,
+)
 from shard_files import write_tar
 from tiny_clip import encoded, picture
 
@@ -24,7 +35,7 @@ SMALL = PredictOptions(batch_size=4)
 
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
-    return fitted_model()
+    return row_model()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +88,7 @@ def test_what_was_absent_and_what_was_wrong_stand_beside_it(fitted: Fitted, tabl
     assert lines[NO_TITLE]["present"] == "photo;weight;shop"
     assert lines[4]["present"] == "photo;title;shop"
     assert predicted.absent == {"photo": 2, "title": 1, "weight": 8, "shop": 0}
-    assert lines[NOTHING]["problem"] == "none of the inputs is there (image, text, table)"
+    assert lines[NOTHING]["problem"] == "none of the inputs is there (photo, title, weight, shop)"
     assert "picture of 10 bytes" in lines[BROKEN]["problem"]
     assert lines[HEAVY]["problem"] == "column 'weight': 'heavy' is no number"
 
@@ -171,6 +182,15 @@ def test_shards_may_name_their_pictures_and_hold_damaged_records(fitted: Fitted,
     assert "is not JSON" in bad["problem"]
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_columns_that_only_late_rows_have_are_read(fitted: Fitted, table: Path, absent: bool) -> None:
+    early, late = {"title": "a", "brand": "b"}, {"photo": "3.png", "weight": 1, "shop": "north"}
+    lists = table.with_name("late.jsonl")
+    lists.write_text("".join(json.dumps(early | (late if row > 1000 else {})) + "\n" for row in range(1002)))
+    rows, _ = open_table(str(lists), fitted.fit_config, absent=absent)
+    assert rows.read(1001).image == table.parent / "3.png"  # type: ignore[union-attr]
+
+
 def test_an_infinite_number_is_not_absent(fitted: Fitted, tmp_path: Path) -> None:
     table = tmp_path / "table.jsonl"
     row = {"title": "a", "brand": None, "photo": None, "shop": "north"}
@@ -226,15 +246,15 @@ def test_a_table_of_which_no_row_can_be_predicted_writes_nothing(fitted: Fitted,
 
 def test_targets_named_like_columns_of_the_file_keep_their_names(table: Path, tmp_path: Path) -> None:
     targets = dict.fromkeys(("row", "present", "problem"), TARGETS["price"])
-    _predict(fitted_model(resolved_config(targets=targets)), table, tmp_path / "out.csv")
+    _predict(row_model(row_config(targets=targets)), table, tmp_path / "out.csv")
     lines = _lines(tmp_path / "out.csv")
     assert list(lines[0]) == ["row_", "row", "present", "problem", "present_", "problem_"]
-    _predict(fitted_model(resolved_config(targets=targets)), table, tmp_path / "out.csv")  # it is its own
+    _predict(row_model(row_config(targets=targets)), table, tmp_path / "out.csv")  # it is its own
 
 
 def test_what_is_said_of_a_target_moves_out_of_the_way_of_another(table: Path, tmp_path: Path) -> None:
     names = ("shape", "shape_probability", "present", "problem")
-    fitted = fitted_model(resolved_config(targets=dict.fromkeys(names, TARGETS["shape"])))
+    fitted = row_model(row_config(targets=dict.fromkeys(names, TARGETS["shape"])))
     _predict(fitted, table, tmp_path / "out.csv", replace(SMALL, probabilities=True))
     lines, rows = _lines(tmp_path / "out.csv"), fitted.predict(_rows(table), batch_size=4, probabilities=True)
     assert len(lines[0]) == 1 + 4 * (2 + 3) + 2, "no column twice"
@@ -247,7 +267,7 @@ def test_what_is_said_of_a_target_moves_out_of_the_way_of_another(table: Path, t
 
 def test_numbers_have_the_digits_that_tell_them_apart(table: Path, tmp_path: Path) -> None:
     seconds = {"type": "number", "mean": 1.7e9, "std": 1000.0}
-    fitted = fitted_model(resolved_config(targets={"seconds": seconds, "price": TARGETS["price"]}))
+    fitted = row_model(row_config(targets={"seconds": seconds, "price": TARGETS["price"]}))
     for name in ("out.csv", "out.parquet"):
         _predict(fitted, table, tmp_path / name)
     expected = [row for row in fitted.predict(_rows(table), batch_size=4) if row["price"] is not None]
@@ -261,7 +281,7 @@ def test_numbers_have_the_digits_that_tell_them_apart(table: Path, tmp_path: Pat
 
 def test_labels_that_hold_the_separator_are_a_list(table: Path, tmp_path: Path) -> None:
     tags = TARGETS["tags"] | {"classes": [f"a|{i}" for i in range(6)], "counts": [1] * 6}
-    fitted = fitted_model(resolved_config(targets={"tags": tags}))
+    fitted = row_model(row_config(targets={"tags": tags}))
     _predict(fitted, table, tmp_path / "out.csv")
     cells = [line["tags"] for line in _lines(tmp_path / "out.csv")]
     expected = [row["tags"] or [] for row in fitted.predict(_rows(table), batch_size=4)]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fit_runs import tiny_fit
 from tiny import metrics, tiny_config
 
 from clipx.checkpoint.state import Progress
@@ -52,6 +53,15 @@ def test_a_wait_stands_in_the_row_of_its_step(monitor: Monitor, tmp_path: Path) 
     for step in (1, 2, 3):
         monitor.record(outcome(step), Progress(), bad_samples=0, data={})
     assert [row["data_wait_s"] for row in metrics(tmp_path)] == [1.0, 20.0, 0.0]
+
+
+@pytest.mark.parametrize("unit", ["pairs", "rows"])
+def test_a_person_reads_of_what_the_run_is_made(unit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(tmp_path, "none.tar", "steps=4") if unit == "pairs" else tiny_fit(tmp_path, tmp_path)
+    with start_runtime(config) as runtime, Monitor(runtime, config, config.length(), DIAGNOSIS) as monitor:
+        monitor.truncate_after(0)
+        monitor.record(outcome(1), Progress(), bad_samples=0, data={})
+    assert f" {unit}/s  waited" in capsys.readouterr().err
 
 
 def test_saving_and_evaluating_are_told_apart_from_training(monitor: Monitor, tmp_path: Path) -> None:

@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clipx.data.captions import decode_record
-from clipx.data.decode import UndecodableError
 from clipx.data.fit_cells import CellError, is_absent, label, labels, number
 from clipx.data.rows.cells import label_or_labels
-from clipx.data.rows.row import RECORD, LeftOutError, Row, Rows
+from clipx.data.rows.row import LeftOutError, Rows, fields_in
 from clipx.errors import InputError
 
 MOST_ROWS = 100_000
@@ -23,11 +21,9 @@ _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif",
 
 
 @dataclass
-class ColumnLook:
+class ColumnSummary:
     """The cells of a column that are not empty."""
 
-    num_rows: int
-    """All rows that were looked at."""
     numbers: list[float] = field(default_factory=list)
     """Those that are numbers, or text that is one."""
     values: Counter[str] = field(default_factory=Counter)
@@ -92,33 +88,31 @@ class ColumnLook:
         return high > 100 * low or _skewness(numbers) > max(1.0, 2 * abs(_skewness(logs)))
 
 
-def look(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnLook]:
-    """Looks at some columns of a table, in at most `MOST_ROWS` rows that lie evenly in it.
+def summarised(rows: Rows, names: Sequence[str], *, origin: str) -> dict[str, ColumnSummary]:
+    """Summaries of some columns of a table, of at most `MOST_ROWS` rows that lie evenly in it.
 
     Raises:
         InputError: the table has no such column, or no cell in it.
     """
     total = len(rows)
     wanted = range(total) if total <= MOST_ROWS else [row * total // MOST_ROWS for row in range(MOST_ROWS)]
-    looks = {name: ColumnLook(len(wanted)) for name in names}
-    for row in wanted:
-        record = _record(rows, row)
-        for name, column in looks.items():
+    summaries = {name: ColumnSummary() for name in names}
+    # all in one pass, which passes over pictures
+    records = rows.records() if total <= MOST_ROWS else (_record(rows, row) for row in wanted)
+    for row, record in zip(wanted, records, strict=True):
+        for name, column in summaries.items():
             if not is_absent(cell := record.get(name)):
                 column.add(cell, rows.number(row))
-    if empty := [name for name, column in looks.items() if not column.num_present]:
+    if empty := [name for name, column in summaries.items() if not column.num_present]:
         raise InputError(f"{origin}: column {empty[0]!r} is empty in all of {len(wanted):,} rows; name another")
-    return looks
+    return summaries
 
 
 def _record(rows: Rows, row: int) -> Mapping[str, object]:
-    """All cells of a row by column; none of a row that cannot be read, which training names."""
+    """The cells of a row by column, as training reads them; none of a row that cannot be read, which it names."""
     try:
-        content = rows.read(row)
-        if isinstance(content, Row):
-            return content.record
-        return decode_record(content.fields, RECORD) if RECORD in content.fields else {}
-    except (LeftOutError, UndecodableError):
+        return fields_in(rows.read(row))
+    except LeftOutError:
         return {}
 
 
