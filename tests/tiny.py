@@ -25,7 +25,9 @@ def write_scenes(folder: Path, *, num_train: int = 150) -> Path:
 
 def tiny_config(run_dir: Path, shards: Path | str, *overrides: str) -> RunConfig:
     """The run of tiny.yaml in `run_dir` on `shards`."""
-    return load_config([CONFIG], [f"run_dir={run_dir}", f"data.train=[{shards}]", *overrides])
+    config = load_config([CONFIG], [f"run_dir={run_dir}", f"data.train=[{shards}]", *overrides])
+    assert isinstance(config, RunConfig)
+    return config
 
 
 def losses(run_dir: Path) -> list[float]:

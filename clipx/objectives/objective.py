@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from clipx.config.phases import Phase
-from clipx.config.schema import JobConfig
 from clipx.data.captions import TextReader
 from clipx.data.columns import ColumnReader, Images, Wanted
 from clipx.distributed.parallelize import full_tensor
@@ -179,11 +178,11 @@ class Objective(ABC):
 class BuildObjective(Protocol):
     """Config to objective: what `clipx.train` takes in place of the config's own."""
 
-    def __call__(self, config: JobConfig, phase: Phase, *, vocab_size: int) -> Objective:
+    def __call__(self, config: Any, phase: Phase, *, vocab_size: int) -> Objective:
         """The objective of one phase, its model on the CPU and in float32, the same on every rank.
 
         Args:
-            config: the run's.
+            config: the run's: a `RunConfig` or a `FitConfig`, of which most know one.
             phase: what holds for these steps.
             vocab_size: number of ids that the tokenizer can give.
 

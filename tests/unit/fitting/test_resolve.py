@@ -59,7 +59,7 @@ def test_a_table_becomes_shards_with_facts_and_a_second_start_finds_them(tmp_pat
     assert sorted(train + held_out) == sorted(f"s{row}" for row in range(40))
     assert resolved.data.num_train == len(train) > len(held_out) > 0
     assert resolved.targets["category"].classes == ("even", "odd")
-    assert f"{table}: 40 rows: 32 with photo, 36 with title, 40 with weight; {len(train)} for training" in caplog.text
+    assert f": 40 rows: 32 with photo, 36 with title, 40 with weight; {len(train)} for training" in caplog.text
     assert "2 classes (most often" in caplog.text
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.tar")}
     caplog.clear()
@@ -149,7 +149,7 @@ def test_of_shards_a_share_is_held_out_in_shards_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": {"prise": "number"}}, "^targets.prise: .*table.csv has no column 'prise'; the nearest is 'price'"),
+        ({"targets": {"prise": "number"}}, "^targets.prise: .* has no column 'prise'; the nearest is 'price'"),
         ({"inputs": {"foto": "image", "title": "text"}}, "^inputs.foto: .* no column 'foto'; the nearest is 'photo'"),
         ({"inputs": {"text": {"type": "text", "columns": ["title", "brnad"]}}}, "^inputs.text: .* nearest is 'brand'"),
         ({"data": {"group": "famly"}}, "^data.group: .* no column 'famly'; the nearest is 'family'"),
@@ -258,5 +258,5 @@ def test_columns_of_one_name_are_told(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a", "b"])] * 3, names=["title", "kind", "kind"])
     pq.write_table(table, tmp_path / "t.parquet")
     config = fit_config({"title": "text"}, {"kind": "class"}, data={"train": str(tmp_path / "t.parquet"), "val": 0.2})
-    with pytest.raises(InputError, match=r"^targets.kind: .*t.parquet has 2 columns 'kind'; give each a name of its"):
+    with pytest.raises(InputError, match=r"^targets.kind: .* has 2 columns 'kind'; give each a name of its"):
         resolve(config)
