@@ -1,5 +1,6 @@
 """The part of the schema about training data: shards, images and captions, augmentation, remote reads, cache."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -174,7 +175,7 @@ class Source:
 
 @validated
 @dataclass(frozen=True, kw_only=True)
-class StreamConfig:
+class StreamConfig(ABC):
     """How the samples of a run are ordered, read and decoded, whatever is read of them."""
 
     __pydantic_config__ = STRICT
@@ -202,9 +203,9 @@ class StreamConfig:
     cache: CacheConfig | None = None
     """Keep remote shards on a local disk; null: only what is read is fetched."""
 
+    @abstractmethod
     def described(self) -> tuple[Source, ...]:
         """The sources in the order of the config."""
-        raise NotImplementedError
 
 
 @validated
