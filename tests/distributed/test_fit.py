@@ -109,7 +109,7 @@ def test_a_run_that_is_parted_ends_with_the_same_bits_and_goes_on_sharded(shards
 
 
 class _KilledError(RuntimeError):
-    pass
+    """Ends a run as a kill does: nothing after the last checkpoint is kept."""
 
 
 def train_until(config: FitConfig, *, step: int) -> int:
