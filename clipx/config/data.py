@@ -241,6 +241,9 @@ class DataConfig(StreamConfig):
     labels, arXiv 2204.03610, but without making them positives)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crop, flip and colours."""
+    teachers: FilePath | None = None
+    """Folder of `clipx data teach`: teachers' embeddings of these shards. An epoch then draws one of the views that
+    they saw of each picture."""
 
     def __post_init__(self) -> None:
         if (self.train is None) == (not self.sources):

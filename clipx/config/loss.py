@@ -1,12 +1,49 @@
 """The part of the schema that describes the loss: one dataclass per loss, and their union, tagged by `type`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipx.config.field_types import STRICT, Count
+from clipx.config.field_types import STRICT, Count, Positive, Text
 from clipx.config.validate import validated
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """One of the teachers in `data.teachers`."""
+
+    __pydantic_config__ = STRICT
+
+    weight: Positive = 1.0
+    """Of its divergence, relative to the other teachers'."""
+    logit_scale: Positive | None = None
+    """Multiplier of its similarities; null: the one that it was trained to."""
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Divergence of the student's rows of similarities from the teachers', both ways (MobileCLIP, arXiv 2311.17049)."""
+
+    __pydantic_config__ = STRICT
+
+    weight: Positive = 1.0
+    """Beside the contrastive loss, whose weight is 1."""
+    teachers: dict[Text, TeacherConfig] = field(default_factory=dict)
+    """By their names in `data.teachers`; empty: all of them, equally."""
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """What is added to the contrastive loss."""
+
+    __pydantic_config__ = STRICT
+
+    distill: DistillConfig | None = None
+    """What teachers know of the batch; needs `data.teachers`."""
 
 
 @validated
@@ -23,6 +60,8 @@ class InfoNCEConfig:
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
     tile_size: Count = 2048
     """Its square is the most similarities that torch holds at once; on CUDA 4 times as many."""
+    terms: LossTerms = field(default_factory=LossTerms)
+    """Further losses beside it."""
 
 
 @validated
@@ -39,6 +78,8 @@ class SigmoidConfig:
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
     tile_size: Count = 2048
     """Its square is the most similarities that torch holds at once; on CUDA 4 times as many."""
+    terms: LossTerms = field(default_factory=LossTerms)
+    """Further losses beside it."""
 
 
 LossConfig = Annotated[InfoNCEConfig | SigmoidConfig, Field(discriminator="type")]
