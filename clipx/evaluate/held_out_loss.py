@@ -132,7 +132,7 @@ def _multiplier(pretrained: Pretrained) -> tuple[Tensor, Tensor | None]:
 
 def _note(num_pairs: int, num_batches: int, size: int) -> str:
     if num_pairs < size:
-        return f"one batch of {num_pairs} pairs, fewer than the {size} that a loss of training compares"
+        return f"one batch of {num_pairs} pairs, fewer than the {size} of a whole one"
     left_out = num_pairs - num_batches * size
     said = f", {left_out} of {num_pairs} pairs left out" if left_out else ""
     return f"{num_batches} batch{'es' if num_batches > 1 else ''} of {size} pairs{said}"

@@ -1,15 +1,25 @@
 """The loss of held-out pairs equals the textbook's over all of its batches, whatever a forward pass holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from reference.info_nce import info_nce
 from reference.sigmoid import sigmoid
 from shard_files import write_tar
-from tiny_clip import encoded, picture, tiny_model_config, tiny_pretrained, write_retrieval_set
+from tiny_clip import (
+    encoded,
+    picture,
+    tiny_model_config,
+    tiny_pretrained,
+    write_classification_set,
+    write_retrieval_set,
+)
 
 from clipx.config.data import DataConfig, SourceConfig
-from clipx.config.evaluate import HeldOutLossConfig
+from clipx.config.evaluate import HeldOutLossConfig, RetrievalConfig, ZeroShotConfig
+from clipx.config.evaluate_metrics import figures_of
 from clipx.config.loss import InfoNCEConfig, SigmoidConfig
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
@@ -36,8 +46,6 @@ def run_config(*, loss=None, size=8, **data):
 
 
 def biased():
-    from dataclasses import replace
-
     return tiny_pretrained(replace(tiny_model_config(), init_logit_bias=-5.0))
 
 
@@ -123,7 +131,7 @@ FIRST = [20, 11, 0, 8, 13, 14, 6, 7]
         (7, "3 batches of 7 pairs"),
         (20, "1 batch of 20 pairs, 1 of 21 pairs left out"),
         (21, "1 batch of 21 pairs"),
-        (64, "one batch of 21 pairs, fewer than the 64 that a loss of training compares"),
+        (64, "one batch of 21 pairs, fewer than the 64 of a whole one"),
     ],
 )
 def test_the_note_counts_batches_and_what_is_left_out(folder, size, note):
@@ -163,3 +171,15 @@ def test_what_has_no_loss_is_said(folder, tmp_path):
         check_evaluation(HeldOutLossConfig(data=str(alone), split="val"))
     with pytest.raises(InputError, match=r"has no split 'vla': it has test; name one of them"):
         check_evaluation(HeldOutLossConfig(data=str(folder), split="vla"))
+
+
+def test_every_figure_is_there_under_its_name(folder, tmp_path):
+    labelled = write_classification_set(tmp_path, [0, 1, 1, 0], class_names=["a", "b"])
+    configs = [
+        HeldOutLossConfig(data=str(folder)),
+        RetrievalConfig(data=str(folder)),
+        ZeroShotConfig(data=str(labelled)),
+    ]
+    for config in configs:
+        figures = run_evaluation(config, tiny_pretrained(), None, run=run_config())
+        assert set(figures) == set(figures_of(config))
