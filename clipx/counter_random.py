@@ -34,6 +34,7 @@ class Stream(IntEnum):
     HEAD_DROPOUT = 13
     ABSENT = 14
     HELD_OUT = 31
+    CAPTION_PART = 18
 
 
 def _signed(value: int) -> int:
