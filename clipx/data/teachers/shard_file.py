@@ -3,7 +3,9 @@
 Layout, little-endian: the header; int64 dimension of each teacher (T); uint64 hash of each key (N, ascending) and int64
 row (N), which is -1 for a sample without embeddings; int64 first_text (R+1); uint64 digest of each text (C); the CRC-32
 of all this as uint64; then for each teacher, each from a multiple of 64 bytes on, bfloat16 images (R, K, D) and texts
-(C, D). N samples, R of them with embeddings, in the shard's order; K views, C texts, T teachers, D numbers of an embedding.
+(C, D).
+
+N samples, R of them with embeddings, in the shard's order; K views, C texts, T teachers, D numbers of an embedding.
 """
 
 import mmap
