@@ -33,6 +33,8 @@ class Stream(IntEnum):
     FOLD = 12
     HEAD_DROPOUT = 13
     ABSENT = 14
+    TAUGHT_VIEW = 20
+    DRAWN_VIEW = 21
 
 
 def _signed(value: int) -> int:
