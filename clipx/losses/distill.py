@@ -155,7 +155,7 @@ class DistillLoss:
             gathered_bytes=cost.gathered_bytes + (texts if gathers else 0),
             # of images and texts, as they come and as they are computed with; in a ring also those on their way
             working_bytes=cost.working_bytes + (2 * _FLOAT + (2 if gathers else 4) * shape.element_bytes) * own,
-            transfers=(*cost.transfers, moved, *sums),
+            transfers=(*(replace(one, part=f"{one.part}, to distill") for one in cost.transfers), moved, *sums),
         )
 
 

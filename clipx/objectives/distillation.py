@@ -10,7 +10,6 @@ from clipx.config.loss import TeacherConfig
 from clipx.config.schema import RunConfig
 from clipx.data.columns import ColumnReader
 from clipx.data.teacher_columns import image_column, text_column
-from clipx.errors import InputError
 from clipx.losses.distill import DistillLoss, Teacher
 from clipx.objectives.objective import CoupledLoss, Share
 from clipx.types import Batch, Embeddings
@@ -57,22 +56,18 @@ def build_distillation(config: RunConfig) -> Distillation | None:
     distill = config.loss.terms.distill
     if distill is None or config.data.teachers is None:
         return None
-    from clipx.data.teachers import open_teachers
+    from clipx.data.teachers import open_teachers  # most runs have none
 
     store = open_teachers(config.data.teachers)
-    if unknown := [name for name in distill.teachers if name not in store.names]:
-        raise InputError(
-            f"loss.terms.distill.teachers.{unknown[0]}: data.teachers={config.data.teachers} has no such teacher; "
-            f"choose among {', '.join(store.names)}"
-        )
     asked = distill.teachers or dict.fromkeys(store.names, TeacherConfig())
+    reader = store.column_reader(tuple(asked))
     teachers = [
         Teacher(width=store.dims[name], logit_scale=one.logit_scale or store.logit_scales[name], weight=one.weight)
         for name, one in asked.items()
     ]
     return Distillation(
         names=tuple(asked),
-        reader=store.column_reader(tuple(asked)),
+        reader=reader,
         loss=DistillLoss(teachers, exchange=config.loss.exchange, tile_size=config.loss.tile_size),
         weight=distill.weight,
     )
