@@ -35,6 +35,8 @@ class Stream(IntEnum):
     ABSENT = 14
     HELD_OUT = 31
     CAPTION_PART = 18
+    TAUGHT_VIEW = 20
+    DRAWN_VIEW = 21
 
 
 def _signed(value: int) -> int:

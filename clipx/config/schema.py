@@ -83,6 +83,10 @@ class RunConfig(Job):
         self.check_lanes(self.data.lanes)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError("loss.type=sigmoid needs a bias: set model.init_logit_bias (SigLIP: -10)")
+        if self.loss.terms.distill is not None and self.data.teachers is None:
+            raise InputError(
+                "loss.terms.distill needs teachers: set data.teachers to a folder that `clipx data teach` has made"
+            )
         for name in self.evaluate:
             if not re.fullmatch(r"[\w-][\w.-]*", name):
                 raise InputError(f"evaluate: the name {name!r} must be of letters, digits and _ - . (not . first)")

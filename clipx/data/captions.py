@@ -116,6 +116,17 @@ class CaptionReader:
             )
         return Captions(texts, _group_id(drawn) if self._grouped else None)
 
+    def every_text(self, fields: Mapping[str, bytes]) -> list[str]:
+        """All texts of a sample that `read` may draw, each once, in a fixed order; without templates and parts.
+
+        Raises:
+            UndecodableError: the cases of `read`.
+        """
+        assert self._templates is None
+        available = self._available(fields)
+        assert all(each.parts is None for each in available)
+        return list(dict.fromkeys(text for each in available for text in each.captions))
+
     def _available(self, fields: Mapping[str, bytes]) -> list[Available]:
         """The captions under each key that has any; at least one."""
         if len(self._weighted_keys) == 1:

@@ -171,6 +171,9 @@ def _data(part: PhasePlan, run: RunPlan, assumptions: Assumptions) -> Iterator[t
         yield "data.workers", f"can load {loader.most_pictures_per_s:,.0f} pictures/s of {loader.pictures_per_s:,.0f}"
     sizes = f"{assumptions.bytes_per_sample / 1e3:,.0f} kB for a sample"
     yield "storage", f"{loader.storage_bytes_per_s / 1e9:,.2f} GB/s for all machines ({sizes})"
+    if taught := loader.taught_bytes_per_s:
+        each = f"{taught / loader.pictures_per_s / 1e3:,.1f} kB for a picture and its captions"
+        yield "teachers", f"{taught / 1e9:,.2f} GB/s for all machines ({each})"
     speed = f"at {_rate(assumptions.write_bytes_per_s)}, {saved.share:.1%} of the time if steps wait for it"
     yield "a checkpoint", f"{saved.num_bytes / 1e9:,.2f} GB in {saved.seconds:,.1f} s {speed}"
 
