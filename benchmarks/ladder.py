@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from harness import RESULTS, hardware, read_rows, write_rows
 from ladder_jobs import Budget, Planned, StoppedError, Workshop, own_cores
-from ladder_page import write_summary
+from ladder_page import percent, write_summary
 from ladder_spec import Ladder, Recipe, read_ladder
 from ladder_splits import write_splits
 
@@ -114,8 +114,8 @@ class Session:
         self._number += 1
         self._done += planned.budget.value
         last = rows[-1]
-        figures = {figure.choose: figure.title for figure in self.workshop.ladder.figures}
-        reached = ", ".join(f"{title} {100 * float(str(last[name])):.1f}%" for name, title in figures.items())
+        figures = {figure.choose: figure.title for figure in self.workshop.ladder.figures if figure.choose}
+        reached = ", ".join(f"{title} {percent(last, name):.1f}" for name, title in figures.items())
         say(f"{self._number} of {len(self.runs)}: {planned.name}: {last['steps']} steps took {last['train_s']:.0f} s; "
             f"{reached}{self._left()}")  # fmt: skip
 

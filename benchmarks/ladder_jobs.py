@@ -73,7 +73,6 @@ class Workshop:
     work: Path
     data: Path
     calibration_steps: int
-    script: Path = HERE / "ladder_train.py"
     _living: set["subprocess.Popen[bytes]"] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -96,7 +95,7 @@ class Workshop:
         if not (folder / "step.json").exists():
             shutil.rmtree(folder, ignore_errors=True)  # half of a short run tells nothing
             core = own_cores()[0] if self.ladder.clock == "cpu" else None
-            self._run(self._job(folder, recipe, seed=0, steps=self.calibration_steps, core=core, calibrates=True))
+            self.run_job(self._job(folder, recipe, seed=0, steps=self.calibration_steps, core=core, calibrates=True))
         found: dict[str, float] = json.loads((folder / "step.json").read_text())
         return found
 
@@ -115,7 +114,7 @@ class Workshop:
         else:
             steps = json.loads((folder / "job.json").read_text())["steps"]
         if not (folder / "done").exists():
-            self._run(self._job(folder, recipe, seed=planned.seed, steps=steps, core=core, calibrates=False))
+            self.run_job(self._job(folder, recipe, seed=planned.seed, steps=steps, core=core, calibrates=False))
             if self.ladder.suite:
                 self._measure_suite(folder)
             (folder / "done").mkdir()
@@ -157,10 +156,10 @@ class Workshop:
         (folder / "job.json").write_text(json.dumps(job, indent=1))
         return folder / "job.json"
 
-    def _run(self, job: Path) -> None:
+    def run_job(self, job: Path) -> None:
         """Runs a job's process to its end."""
         trainer = json.loads(job.read_text())["trainer"]
-        script = self.script if trainer == "clipx" else self.script.with_name(f"ladder_{trainer}.py")
+        script = HERE / ("ladder_train.py" if trainer == "clipx" else f"ladder_{trainer}.py")
         self._call([*(self.ladder.launch or [sys.executable]), str(script), str(job)], job.with_name("log.txt"))
 
     def _call(self, command: Sequence[str], log: Path) -> None:
@@ -217,7 +216,7 @@ class Workshop:
 
     def _rows(self, folder: Path, planned: Planned, *, steps: int) -> Iterator[dict[str, object]]:
         recipe, prepare_s = planned.recipe, self.prepare(planned.recipe)
-        wanted = {name for figure in self.ladder.figures for name in (figure.choose, figure.report)}
+        wanted = {name for figure in self.ladder.figures for name in (figure.choose, figure.report) if name}
         points = {row["step"]: row for row in read_costs(folder / "cost.jsonl")}
         for step, cost in sorted(points.items()):
             values = _values(folder, step, wanted, last=step == steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from ladder_jobs import Budget
-from ladder_spec import PLAIN, WHOLE, Figure, Ladder, Recipe
+from ladder_spec import PLAIN, WHOLE, Ladder, Recipe
 
 from clipx.pages import Extras, Html, line_chart, page, paragraph, section, table, write_page
 
@@ -42,6 +42,11 @@ class Curve:
     points: tuple[tuple[float, float], ...]
     """Seconds of training (or TFLOP), and the figure."""
     band: tuple[tuple[float, float, float], ...]
+
+
+def sided(ladder: Ladder, side: str) -> list[tuple[str, str]]:
+    """Title and SET.METRIC of the figures that recipes are chosen by, or that are reported."""
+    return [(figure.title, name) for figure in ladder.figures if (name := getattr(figure, side)) is not None]
 
 
 def percent(row: Mapping[str, object], name: str) -> float | None:
@@ -107,29 +112,29 @@ def finals(ladder: Ladder, recipes: Sequence[Recipe], budgets: Sequence[Budget],
             cell = [recipe.name, budget.name, str(len(ends))]
             for name, form in (("train_s", ".0f"), ("steps", ".0f"), ("prepare_s", ".0f")):
                 cell.append(format(mean(float(str(row[name])) for row in ends), form))
-            for figure in ladder.figures:
-                found = scores(own, getattr(figure, side))
+            for _, name in sided(ladder, side):
+                found = scores(own, name)
                 cell.append(found.shown() if found else "")
                 if side == "choose":
-                    cell.append(_times_plain(ladder, recipe, budgets, rows, figure) if budget == full else "")
+                    cell.append(_times_plain(ladder, recipe, budgets, rows, name) if budget == full else "")
             cells.append(cell)
     return cells
 
 
-def _times_plain(ladder: Ladder, recipe: Recipe, budgets: Sequence[Budget], rows: Rows, figure: Figure) -> str:
+def _times_plain(ladder: Ladder, recipe: Recipe, budgets: Sequence[Budget], rows: Rows, name: str) -> str:
     """After which part of plain's compute the recipe has plain's last figure."""
-    plain = curve(of(rows, ladder.recipes[PLAIN], budgets[-1]), figure.choose, budgets[-1].unit)
-    if not plain.points or recipe.name == PLAIN or figure.choose.endswith("loss"):
+    plain = curve(of(rows, ladder.recipes[PLAIN], budgets[-1]), name, budgets[-1].unit)
+    if not plain.points or recipe.name == PLAIN or name.endswith("loss"):
         return ""
-    curves = [curve(of(rows, recipe, budget), figure.choose, budget.unit) for budget in budgets]
+    curves = [curve(of(rows, recipe, budget), name, budget.unit) for budget in budgets]
     after = reached_after(curves, plain.points[-1][1])
     return "not reached" if after is None else f"{after / plain.points[-1][0]:.2f}"
 
 
 def heads(ladder: Ladder, side: str) -> list[str]:
     found = ["recipe", "budget", "seeds", "took s", "steps", "prepared s, not counted"]
-    for figure in ladder.figures:
-        found += [figure.title, *(["of plain's compute"] if side == "choose" else [])]
+    for title, _ in sided(ladder, side):
+        found += [title, *(["of plain's compute"] if side == "choose" else [])]
     return found
 
 
@@ -141,8 +146,8 @@ def ablation(ladder: Ladder, budget: Budget, rows: Rows) -> Cells:
     pairs += [(WHOLE, f"without_{name}") for name in ladder.whole]
     for better, base in pairs:
         cell = [f"{better} - {base}"]
-        for figure in ladder.figures:
-            one, other = (scores(of(rows, ladder.recipes[name], budget), figure.choose) for name in (better, base))
+        for _, figure in sided(ladder, "choose"):
+            one, other = (scores(of(rows, ladder.recipes[name], budget), figure) for name in (better, base))
             cell += [_difference(one, other)]
         if any(cell[1:]):
             cells.append(cell)
@@ -168,18 +173,18 @@ def markdown(columns: Sequence[str], cells: Cells) -> str:
 def charts(ladder: Ladder, recipes: Sequence[Recipe], budgets: Sequence[Budget], rows: Rows) -> Iterator[Html]:
     """A chart for each figure, with a line for each recipe and budget."""
     unit = "TFLOP" if budgets[-1].unit == "TFLOP" else f"seconds of training ({ladder.clock})"
-    for figure in ladder.figures:
+    for title, figure in sided(ladder, "choose"):
         lines: dict[str, Curve] = {}
         for recipe in recipes:
             for budget in reversed(budgets):
-                found = curve(of(rows, recipe, budget), figure.choose, budget.unit)
+                found = curve(of(rows, recipe, budget), figure, budget.unit)
                 if found.points:
                     lines[recipe.name + ("" if budget == budgets[-1] else f", {budget.name}")] = found
         yield line_chart(
             {name: line.points for name, line in lines.items()},
-            title=figure.title,
+            title=title,
             x_label=unit,
-            y_label="loss" if figure.choose.endswith("loss") else "%",
+            y_label="loss" if figure.endswith("loss") else "%",
             extras=Extras(bands={name: line.band for name, line in lines.items() if _is_wide(line)}),
         )
 
@@ -202,7 +207,7 @@ def write_summary(
     tables["What recipes are chosen by"] = (heads(ladder, "choose"), finals(ladder, recipes, budgets, rows, "choose"))
     if cells := ablation(ladder, budgets[-1], rows) if ladder.ablation else []:
         title = f"Ingredients, {budgets[-1].name}, differences in points"
-        tables[title] = (["difference", *(figure.title for figure in ladder.figures)], cells)
+        tables[title] = (["difference", *(title for title, _ in sided(ladder, "choose"))], cells)
     if report:
         wanted = [ladder.recipes[name] for name in report]
         tables["Reported: pictures that had no say"] = (

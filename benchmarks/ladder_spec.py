@@ -64,11 +64,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of an evaluation, on the part that is chosen by and on the part that is reported."""
+    """One number of an evaluation, as SET.METRIC: what is chosen by, and what is reported; one of them may be None."""
 
     title: str
-    choose: str
-    report: str
+    choose: str | None
+    report: str | None
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ def read_ladder(path: Path) -> Ladder:
     suite = tree.get("suite", {})
     if suite:
         load_suite(suite.get("name", ""))
+    if launch and tree.get("peers"):
+        raise InputError(f"{path}: peers={tree['peers']} run in one process; leave them or launch out")
     whole = tuple(tree.get("whole", ()))
     recipes = parts.recipes(whole)
     return Ladder(
@@ -182,12 +184,12 @@ def _ablation(whole: Sequence[str]) -> dict[str, list[str]]:
 def _figures(path: Path, tree: Mapping[str, Any], sets: set[str]) -> tuple[Figure, ...]:
     found = []
     for title, sides in tree.items():
-        names = sides if isinstance(sides, dict) else {"choose": sides, "report": sides}
-        for side in ("choose", "report"):
-            name = str(names.get(side, "")).partition(".")[0]
-            if name not in sets:
-                raise InputError(f"{path}: figures: {title}: {side}: {name!r} is none of {', '.join(sorted(sets))}")
-        found.append(Figure(title, names["choose"], names["report"]))
+        if not isinstance(sides, dict) or not sides or sides.keys() - {"choose", "report"}:
+            raise InputError(f"{path}: figures: {title}: {sides}: expected {{choose: SET.METRIC, report: SET.METRIC}}")
+        for side, name in sides.items():
+            if (of := str(name).partition(".")[0]) not in sets:
+                raise InputError(f"{path}: figures: {title}: {side}: {of!r} is none of {', '.join(sorted(sets))}")
+        found.append(Figure(title, sides.get("choose"), sides.get("report")))
     return tuple(found)
 
 
