@@ -172,7 +172,6 @@ def train(ladder: Ladder, arguments: argparse.Namespace, todo: Sequence[Planned]
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(1)  # it stands in the machine's description, by which rows are compared
     try:
         ladder = read_ladder(arguments.ladder)
@@ -197,4 +196,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is as good as Ctrl-C
     main()
