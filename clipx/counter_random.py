@@ -33,6 +33,7 @@ class Stream(IntEnum):
     FOLD = 12
     HEAD_DROPOUT = 13
     ABSENT = 14
+    SELECT = 15
 
 
 def _signed(value: int) -> int:

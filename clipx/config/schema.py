@@ -18,6 +18,7 @@ from clipx.config.job import Job
 from clipx.config.loss import InfoNCEConfig, LossConfig
 from clipx.config.model import ModelConfig
 from clipx.config.run_length import RunLength
+from clipx.config.select import SelectConfig
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
@@ -66,6 +67,8 @@ class RunConfig(Job):
     """Towers."""
     loss: LossConfig = field(default_factory=InfoNCEConfig)
     """Objective."""
+    select: SelectConfig | None = None
+    """Choose the pairs of a step from more of them; null: train on all that is read."""
     start_from: FilePath | None = None
     """A model whose weights this run begins with: a run folder, a checkpoint, an export, a CLIP or SigLIP of
     transformers or open_clip, or hf://ORG/NAME[@REVISION]. `model` may then be left out, or hold what shall differ."""
@@ -79,12 +82,24 @@ class RunConfig(Job):
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.samples is None):
             raise InputError(f"steps={self.steps} and samples={self.samples}: give exactly one of the two")
+        if self.select is not None:
+            self.select.check(
+                global_batch_size=self.global_batch_size,
+                captions_per_image=self.data.captions_per_image,
+                teachers=self.data.teachers,
+            )
         self.check_lanes(self.data.lanes)
+        self.check_samples(is_selecting=self.select is not None)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError("loss.type=sigmoid needs a bias: set model.init_logit_bias (SigLIP: -10)")
         for name in self.evaluate:
             if not re.fullmatch(r"[\w-][\w.-]*", name):
                 raise InputError(f"evaluate: the name {name!r} must be of letters, digits and _ - . (not . first)")
+
+    @property
+    def pairs_read(self) -> int:
+        """Pairs that a step reads: those that it trains on, or with `select` more."""
+        return self.global_batch_size if self.select is None else self.select.super_batch_size(self.global_batch_size)
 
     @property
     def num_steps(self) -> int:
