@@ -34,6 +34,8 @@ class Stream(IntEnum):
     HEAD_DROPOUT = 13
     ABSENT = 14
     SELECT = 15
+    TAUGHT_VIEW = 20
+    DRAWN_VIEW = 21
 
 
 def _signed(value: int) -> int:

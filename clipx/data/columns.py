@@ -11,7 +11,7 @@ from torch import Tensor
 from clipx.data.captions import TextReader
 from clipx.data.decode import UndecodableError
 from clipx.data.sample_refs import SampleName, SampleRef
-from clipx.errors import RunError
+from clipx.errors import ClipxError, RunError
 from clipx.types import Batch, axis_of, tensor_fields
 
 
@@ -35,6 +35,8 @@ class RawSample:
     """Where it stands in the run's order: another one once a shard is added."""
     name: Callable[[], SampleName]
     """Gives its shard and key, which stay the same; looked up on demand."""
+    view: int | None = None
+    """Which of the views that teachers saw this epoch shows (`clipx.data.teachers`); None without `data.teachers`."""
 
 
 class ColumnReader(Protocol):
@@ -98,13 +100,14 @@ def read_columns(readers: Sequence[ColumnReader], sample: RawSample) -> dict[str
 
     Raises:
         UndecodableError: from a reader.
+        ClipxError: from a reader that says itself what is wrong.
         RunError: a reader failed, or a name, a dtype or a shape is another one.
     """
     columns: dict[str, np.ndarray] = {}
     for reader in readers:
         try:
             values = reader.read(sample)
-        except UndecodableError:
+        except (UndecodableError, ClipxError):
             raise
         except Exception as error:
             shard, key = sample.name()[:2]

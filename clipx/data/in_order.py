@@ -215,7 +215,7 @@ class _BlockReader:
         if not good:
             images_ISSC, columns = self._blank_images(1), self._blank_columns()
         else:
-            columns = columns_of(refs, contents, reader=self._samples, tokenizer=self._tokenizer, first_slot=0)
+            columns = columns_of(refs, contents, tokenizer=self._tokenizer, first_slot=0)
             images_ISSC = images_ISSC if len(good) == len(results) else images_ISSC[good]
         part = PartialBatch(
             index=begun.number,

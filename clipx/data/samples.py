@@ -6,7 +6,7 @@ processes nor the batch that a run starts at can change what is read.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -21,7 +21,7 @@ from clipx.data.captions import Captions, TextReader, alternatives, first_presen
 from clipx.data.columns import ColumnReader, Images, RawSample, read_columns
 from clipx.data.decode import UndecodableError
 from clipx.data.order import DataOrder
-from clipx.data.sample_refs import SampleRef, SampleSource
+from clipx.data.sample_refs import SampleName, SampleRef, SampleSource
 from clipx.data.shards import TRUNCATED, BadSampleError, ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import Decoding, FixedTransform, TrainTransform
@@ -58,12 +58,34 @@ class SampleContent(NamedTuple):
     captions: Captions
     columns: Mapping[str, np.ndarray]
     decoding: Decoding
+    augment_seed: int
+
+
+class View(NamedTuple):
+    """An augmentation of a sample."""
+
+    number: int | None
+    """Of those that teachers saw; None if there are none, and each epoch has its own."""
+    seed: int
+    """Of the augmentation, 63 bits."""
+
+
+class Views(Protocol):
+    """Chooses among the augmentations of a sample that teachers saw (`clipx.data.teachers.views`)."""
+
+    def drawn(self, ref: SampleRef, name: SampleName) -> View:
+        """That of a sample in an epoch.
+
+        Raises:
+            RunError: the sample's shard is none that was taught.
+        """
 
 
 class SampleReader:
     """Reads, decodes and augments the image of one sample, and reads its captions and columns.
 
-    The `sources` of the samples are in the order of those of `shards`, which reads the bytes.
+    The `sources` of the samples are in the order of those of `shards`, which reads the bytes. With `views` a sample's
+    augmentation is one of those, and is drawn anew in every epoch without.
     """
 
     def __init__(
@@ -73,15 +95,13 @@ class SampleReader:
         *,
         seed: int,
         column_readers: Sequence[ColumnReader] = (),
+        views: Views | None = None,
     ) -> None:
         self.shards = shards
         self.sources = sources
         self._seed = seed
         self.column_readers = column_readers
-
-    def augment_seed(self, ref: SampleRef) -> int:
-        """The seed of the augmentation: a function of (seed, epoch, sample), 63 bits."""
-        return counter_random.key(self._seed, Stream.AUGMENT, ref.epoch, ref.sample_id)
+        self._views = views
 
     def read(self, ref: SampleRef, *, out: Tensor) -> SampleContent:
         """Reads a sample; its image, uint8 (S, S, 3), goes into `out`.
@@ -102,15 +122,15 @@ class SampleReader:
         source = self.sources[ref.source]
         try:
             captions = source.captions.read(members, epoch=ref.epoch, sample_id=ref.sample_id)
+            view, name = self._view(ref)
             columns: dict[str, np.ndarray] = {}
             if self.column_readers:
-                name = partial(self.shards.name, ref)
-                raw = RawSample(members=members, texts=captions.texts, ref=ref, name=name)
+                raw = RawSample(members=members, texts=captions.texts, ref=ref, name=name, view=view.number)
                 columns = read_columns(self.column_readers, raw)
             # last: the others are cheaper to find absent
             data = None if source.images == "unread" else first_present(members, source.image_key)
             if data is not None:
-                decoding = source.transform(data, seed=self.augment_seed(ref), out=out)
+                decoding = source.transform(data, seed=view.seed, out=out)
             elif source.images == "needed":
                 raise BadSampleError(f"no picture under {source.image_key!r}")
             else:
@@ -118,7 +138,15 @@ class SampleReader:
                 decoding = Decoding(by_pillow=False, deep=False)
         except UndecodableError as error:
             raise BadSampleError(str(error)) from error
-        return SampleContent(captions, columns, decoding)
+        return SampleContent(captions, columns, decoding, view.seed)
+
+    def _view(self, ref: SampleRef) -> tuple[View, Callable[[], SampleName]]:
+        """The augmentation, a function of (seed, epoch, sample); and what gives the sample's name."""
+        if self._views is None:
+            seed = counter_random.key(self._seed, Stream.AUGMENT, ref.epoch, ref.sample_id)
+            return View(None, seed), partial(self.shards.name, ref)
+        name = self.shards.name(ref)
+        return self._views.drawn(ref, name), lambda: name
 
     def bad(self, ref: SampleRef, reason: str) -> BadSample:
         """The record of a sample that cannot be read."""
@@ -142,7 +170,6 @@ def columns_of(
     refs: Sequence[SampleRef],
     samples: Sequence[SampleContent],
     *,
-    reader: SampleReader,
     tokenizer: Tokenizer,
     first_slot: int,
 ) -> dict[str, np.ndarray]:
@@ -158,7 +185,7 @@ def columns_of(
         "sample_id_I": np.array([ref.sample_id for ref in refs]),
         "slot_I": np.arange(first_slot, first_slot + len(refs)),
         "source_I": np.array([ref.source for ref in refs]),
-        "augment_seed_I": np.array([reader.augment_seed(ref) for ref in refs]),
+        "augment_seed_I": np.array([sample.augment_seed for sample in samples]),
     }
     for name in samples[0].columns:
         columns[name] = np.concatenate([sample.columns[name] for sample in samples])
@@ -252,7 +279,7 @@ class BatchReader:
             good, sample = self._first_good(batch_index, slot, ref, out=row, bad=bad)
             used.append(good)
             samples.append(sample)
-        columns = columns_of(used, samples, reader=self._samples, tokenizer=self._tokenizer, first_slot=slots.start)
+        columns = columns_of(used, samples, tokenizer=self._tokenizer, first_slot=slots.start)
         if self._groups:
             columns["group_id_B"] = self._group_ids(samples, columns["sample_id_I"])
         return PartialBatch(

@@ -7,6 +7,7 @@ Shapes: S image size, H x W pixels of the decoded image, C = 3 channels.
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from clipx import counter_random
 from clipx.config.data import AugmentConfig
 from clipx.config.model import Crop, Interpolation, Resize
 from clipx.data.centre_square import PILLOW_FILTERS, centre_square, long_side
-from clipx.data.decode import can_scale, decode_any, decode_jpeg, jpeg_size, to_tensor
+from clipx.data.decode import Decoded, can_scale, decode_any, decode_jpeg, jpeg_size, to_tensor
 from clipx.data.eight_bits import to_rgb
 from clipx.data.resizing import Box, resize_box, resize_whole
 from clipx.errors import InputError
@@ -34,6 +35,36 @@ class Decoding(NamedTuple):
     """Pillow had to decode an image that the fast path cannot."""
     deep: bool
     """Grey values of more than 8 bits were scaled to 8."""
+
+
+class EncodedPicture:
+    """A picture's bytes, and what was decoded of them so far."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._jpegs: dict[int, Tensor | None] = {}
+
+    @cached_property
+    def jpeg_size(self) -> tuple[int, int] | None:
+        """See `clipx.data.decode.jpeg_size`."""
+        return jpeg_size(self._data)
+
+    def jpeg(self, divisor: int) -> Tensor | None:
+        """See `clipx.data.decode.decode_jpeg`."""
+        if divisor not in self._jpegs:
+            assert self.jpeg_size is not None
+            self._jpegs[divisor] = decode_jpeg(self._data, self.jpeg_size, divisor=divisor)
+        return self._jpegs[divisor]
+
+    @cached_property
+    def by_pillow(self) -> Decoded:
+        """See `clipx.data.decode.decode_any`, which may raise."""
+        return decode_any(self._data)
+
+    @cached_property
+    def pixels_of_pillow(self) -> Tensor:
+        """Its pixels, uint8 (H, W, C)."""
+        return to_tensor(self.by_pillow.image)
 
 
 class TrainTransform:
@@ -77,29 +108,32 @@ class TrainTransform:
         Raises:
             UndecodableError: no image that Pillow can read; `out` is unchanged.
         """
+        return self.view(EncodedPicture(data), seed=seed, out=out)
+
+    def view(self, picture: EncodedPicture, *, seed: int, out: Tensor) -> Decoding:
+        """What `__call__` does, of a picture that is decoded once for several seeds, sizes or interpolations."""
         assert out.shape == (self._size, self._size, 3)
         numbers = counter_random.uniform(counter_random.fold(np.array([seed], dtype=np.int64), _KEYS)).tolist()
         by_pillow = deep = False
         if self._decode == "pil":
-            image, deep = decode_any(data)
+            image, deep = picture.by_pillow
             self._crop_on_pillow(image, numbers, out)
-        elif not self._crop_fast(data, numbers, out):
-            image, deep = decode_any(data)
-            pixels_HWC = to_tensor(image)
+        elif not self._crop_fast(picture, numbers, out):
+            deep = picture.by_pillow.deep
+            pixels_HWC = picture.pixels_of_pillow
             resize_box(pixels_HWC, self._box(pixels_HWC.shape[:2], numbers), out, interpolation=self._interpolation)
             by_pillow = True
         if numbers[0] < self._augment.flip:
             out.copy_(out.flip(1))
         return Decoding(by_pillow, deep)
 
-    def _crop_fast(self, data: bytes, numbers: Sequence[float], out: Tensor) -> bool:
+    def _crop_fast(self, picture: EncodedPicture, numbers: Sequence[float], out: Tensor) -> bool:
         """Returns whether it is a JPEG that could be decoded without Pillow; if so, `out` holds its crop."""
-        size = jpeg_size(data)
-        if size is None:
+        if picture.jpeg_size is None:
             return False
-        box = self._box(size, numbers)
+        box = self._box(picture.jpeg_size, numbers)
         divisor = largest_divisor(box, self._size) if self._decode == "scaled" else 1
-        pixels_HWC = decode_jpeg(data, size, divisor=divisor)
+        pixels_HWC = picture.jpeg(divisor)
         if pixels_HWC is None:
             return False
         resize_box(pixels_HWC, snapped(box, divisor), out, interpolation=self._interpolation)

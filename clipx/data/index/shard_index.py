@@ -82,7 +82,7 @@ class ShardIndex:
         """SHA-256 over base names and counts in order, and the filter: equal for equal sets, wherever they lie."""
         text = hashlib.sha256()
         text.update(b"[")
-        names = map(_base_name, self.paths)
+        names = map(base_name, self.paths)
         for start in range(0, len(self.paths), _NAMES_AT_ONCE):
             counts = self.counts[start : start + _NAMES_AT_ONCE].tolist()
             rows = json.dumps(list(zip(islice(names, len(counts)), counts, strict=True)))
@@ -267,7 +267,7 @@ def _warn_of_empty(index: ShardIndex) -> None:
         log.warning("%d more shards hold no samples%s", len(empty) - _EMPTY_NAMED, passing)
 
 
-def _base_name(path: str) -> str:
+def base_name(path: str) -> str:
     """The name of a shard wherever it lies; of a command the tar file that it names."""
     if path.startswith(PIPE) and (named := _IN_COMMAND.findall(path)):
         return named[-1]
