@@ -102,5 +102,7 @@ class Job:
     def check_lanes(self, lanes: Literal["auto"] | int) -> None:
         """Raises InputError if `lanes` do not divide the global batch."""
         if lanes != "auto" and self.pairs_read % lanes:
-            read = "global_batch_size" if self.pairs_read == self.global_batch_size else "global_batch_size / select.keep"
+            read = (
+                "global_batch_size" if self.pairs_read == self.global_batch_size else "global_batch_size / select.keep"
+            )
             raise InputError(f"data.lanes={lanes} does not divide {read}={self.pairs_read}; choose a divisor")

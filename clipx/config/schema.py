@@ -88,6 +88,14 @@ class RunConfig(Job):
                 captions_per_image=self.data.captions_per_image,
                 teachers=self.data.teachers,
             )
+            if self.select.reference is not None:  # its pictures are the views that the reference saw
+                object.__setattr__(self, "data", replace(self.data, teachers=self.select.reference))
+            size, largest = self.select.image_size, self.model.image.image_size
+            if size is not None and size > largest:
+                raise InputError(
+                    f"select.image_size={size} is above model.image.image_size={largest}; pictures are made smaller to "
+                    "be scored, never larger"
+                )
         self.check_lanes(self.data.lanes)
         self.check_samples(is_selecting=self.select is not None)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:

@@ -23,7 +23,7 @@ class SelectConfig:
     global_batch_size of them."""
     score: Literal["learnability", "easy_reference", "hard_learner"] = "learnability"
     """What is high of the chosen. learnability: the learner's loss minus the reference's; easy_reference: minus the
-    reference's loss, which spares the learner's forward passes; hard_learner: the learner's loss, without a reference."""
+    reference's, which spares the learner's forward passes; hard_learner: the learner's, without a reference."""
     reference: FilePath | None = None
     """Folder of `clipx data teach`: embeddings of these shards by the model whose loss is compared with; the same as
     data.teachers where that is set too."""
