@@ -43,6 +43,7 @@ from clipx.cli.data_tables import print_counts, print_figures, print_made
 from clipx.cli.early import require_folder, require_shards, require_writable
 from clipx.cli.output import say, write_text
 from clipx.cli.progress import progress_bar
+from clipx.cli.teach import teach
 from clipx.errors import InputError
 from clipx.printable import json_text, printable, redacted
 
@@ -349,6 +350,9 @@ def synth(
             shard_size=shard_size or 1000,
         )
     say(f"wrote {out}")
+
+
+data_app.command()(teach)
 
 
 def _sources(

@@ -13,7 +13,7 @@ from clipx.data.columns import Wanted, check_columns
 from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
-from clipx.data.samples import BatchReader, SampleReader, SourceReader
+from clipx.data.samples import BatchReader, SampleReader, SourceReader, Views
 from clipx.data.shards import ShardReader
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import FixedTransform, TrainTransform
@@ -68,7 +68,8 @@ def open_reader(
         wanted: what an objective has read of every sample.
 
     Raises:
-        InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
+        InputError: files of class names or templates, or a folder for copies of shards, that cannot be used; a store of
+            teachers' embeddings that does not fit.
     """
     described = sources(data)
     return BatchReader(
@@ -107,8 +108,28 @@ def open_samples(
     check_columns(wanted.columns)
     further = [reader.extensions for reader in wanted.columns]
     extensions = [reader.extensions.union(*further) for reader in readers]
+    views = None
+    if isinstance(data, DataConfig) and data.teachers is not None:
+        views = _taught_views(data.teachers, indexes, described, decode=data.decode, seed=seed)
     shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)
-    return SampleReader(shards, readers, seed=seed, column_readers=wanted.columns)
+    return SampleReader(shards, readers, seed=seed, column_readers=wanted.columns, views=views)
+
+
+def _taught_views(
+    folder: str, indexes: Sequence[ShardIndex], described: Sequence[Source], *, decode: Decode, seed: int
+) -> Views:
+    """Draws among the views that teachers saw of these samples.
+
+    Raises:
+        InputError: there is no such store, or the run does not fit it.
+    """
+    from clipx.data.teachers import open_teachers  # most runs have none
+    from clipx.data.teachers.fits import require_fits
+    from clipx.data.teachers.views import DrawnViews
+
+    teachers = open_teachers(folder)
+    require_fits(teachers, described, indexes, decode=decode)
+    return DrawnViews(teachers.description, seed=seed)
 
 
 def open_fit_samples(config: FitConfig, index: ShardIndex) -> SampleReader:

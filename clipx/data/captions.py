@@ -111,6 +111,15 @@ class CaptionReader:
             )
         return Captions(texts, _group_id(drawn) if self._grouped else None)
 
+    def every_text(self, fields: Mapping[str, bytes]) -> list[str]:
+        """All texts of a sample that `read` may draw, each once, in a fixed order; without templates.
+
+        Raises:
+            UndecodableError: the cases of `read`.
+        """
+        assert self._templates is None
+        return list(dict.fromkeys(text for _, captions in self._available(fields) for text in captions))
+
     def _available(self, fields: Mapping[str, bytes]) -> list[tuple[float, list[str]]]:
         """The captions under each key that has any, with its weight; at least one."""
         if len(self._weighted_keys) == 1:

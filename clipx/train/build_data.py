@@ -12,7 +12,7 @@ from torch import Tensor
 from clipx.checkpoint.state import DataOrderRecord
 from clipx.config.data import StreamConfig, sources
 from clipx.config.phases import Phase
-from clipx.config.schema import JobConfig
+from clipx.config.schema import JobConfig, RunConfig
 from clipx.data.build import build_order, open_reader
 from clipx.data.columns import Wanted
 from clipx.data.index.shard_index import ShardIndex, build_index
@@ -20,9 +20,11 @@ from clipx.data.kept_samples import KeptBatchReader
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, PartReader
 from clipx.data.stream import PairStream, rank_slots
+from clipx.data.teacher_columns import image_column, text_column
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
+from clipx.errors import InputError
 from clipx.host import own_cores, share_of_cores
 
 _BEST_MFU = 0.6  # nothing of this kind has been seen to train faster: a loader that keeps up with it always does
@@ -91,8 +93,10 @@ def phase_reader(
     """What reads samples as the phase and the objective want them.
 
     Raises:
-        InputError: files of class names or templates, or a folder for copies of shards, that cannot be used.
+        InputError: files of class names or templates, or a folder for copies of shards, that cannot be used; a store of
+            teachers' embeddings that does not fit, or that nothing uses.
     """
+    _require_use_of_teachers(config, wanted)
     return open_reader(
         indexes,
         plan,
@@ -102,6 +106,22 @@ def phase_reader(
         image=config.model.image,
         wanted=wanted,
     )
+
+
+def _require_use_of_teachers(config: JobConfig, wanted: Wanted) -> None:
+    """Raises InputError if a run names teachers, and asks none of them."""
+    if not isinstance(config, RunConfig) or config.data.teachers is None:
+        return
+    from clipx.data.teachers import open_teachers
+
+    columns = {
+        column(name) for name in open_teachers(config.data.teachers).names for column in (image_column, text_column)
+    }
+    if not any(columns & set(reader.columns) for reader in wanted.columns):
+        raise InputError(
+            f"data.teachers={config.data.teachers} is used by nothing: name a loss that learns from teachers "
+            "(loss.terms.distill), or take it away"
+        )
 
 
 def open_stream(

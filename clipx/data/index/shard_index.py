@@ -65,6 +65,11 @@ class ShardIndex:
     """One per run of `paths`."""
 
     @property
+    def sizes(self) -> np.ndarray:
+        """int64 (S,), bytes of each shard when it was indexed; 0 if not known."""
+        return self._sizes
+
+    @property
     def num_samples(self) -> int:
         """Samples of all shards."""
         return int(self.counts.sum())

@@ -1,9 +1,9 @@
 """The description of a store of teachers' embeddings: what was taught, how, and which shards. Imports no torch.
 
-    DIR/teachers.json          the description, written last: without it a store is unfinished
-        shards/00000.teachers  embeddings of the shard with this number in the description
-        left_out.jsonl         samples without embeddings, each with its reason
-        .clipx-teach           what a killed job goes on from
+DIR/teachers.json          the description, written last: without it a store is unfinished
+    shards/00000.teachers  embeddings of the shard with this number in the description
+    left_out.jsonl         samples without embeddings, each with its reason
+    .clipx-teach           what a killed job goes on from
 """
 
 import json
@@ -92,6 +92,8 @@ class Description:
     """`data.decode`."""
     precision: str
     """In which teachers computed."""
+    batch_size: int
+    """Pictures of a forward pass."""
     teachers: tuple[Teacher, ...]
     readings: tuple[Reading, ...]
     shards: tuple[TaughtShard, ...]

@@ -69,8 +69,8 @@ class TeacherColumns:
         places = [place for place in file.places(row, sample.texts) if place is not None]
         if len(places) < len(sample.texts):
             raise RunError(
-                f"a text of sample {key} of {path} was not taught: {sample.texts[0][:80]!r}; teachers know the captions "
-                "that the shard had under its caption keys: teach them again"
+                f"a text of sample {key} of {path} was not taught: {sample.texts[0][:80]!r}; teachers know the "
+                "captions that the shard had under its caption keys: teach them again"
             )
         columns: dict[str, np.ndarray] = {}
         try:

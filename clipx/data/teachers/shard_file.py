@@ -2,7 +2,9 @@
 
 Layout, little-endian: the header; int64 dimension of each teacher (T); uint64 hash of each key (N, ascending) and int64
 row (N), which is -1 for a sample without embeddings; int64 first_text (R+1); uint64 digest of each text (C); the CRC-32
-of all this as uint64; then for each teacher, from a multiple of 64 bytes on, bfloat16 images (R, K, D) and texts (C, D).
+of all this as uint64; then for each teacher, each from a multiple of 64 bytes on, bfloat16 images (R, K, D) and texts
+(C, D).
+
 N samples, R of them with embeddings, in the shard's order; K views, C texts, T teachers, D numbers of an embedding.
 """
 
@@ -41,8 +43,8 @@ def shard_to_parts(
     keys: Sequence[str],
     rows: Sequence[int],
     texts: Sequence[Sequence[str]],
-    images_RKD: Sequence[NDArray[np.uint16]],  # noqa: N803
-    texts_CD: Sequence[NDArray[np.uint16]],  # noqa: N803
+    images_RKD: Sequence[NDArray[np.uint16]],
+    texts_CD: Sequence[NDArray[np.uint16]],
 ) -> list[bytes | memoryview]:
     """The consecutive parts of a shard's file.
 
