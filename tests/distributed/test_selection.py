@@ -1,4 +1,4 @@
-"""Chosen batches on several ranks: the same choice, each pair where it is trained on, and runs that do not depend on W."""
+"""Chosen batches on several ranks: one choice, each pair where it is trained on, runs that do not depend on W."""
 
 import json
 from pathlib import Path
@@ -45,9 +45,7 @@ def _choice(kind: Kind, score: Score, seed: int) -> tuple[list[int], dict[str, f
     ]
     # tiles of 6 rows for chunks of 6 pairs: the same tiles on 1, 2, 4 and 8 ranks
     select = JointSelection(kind=kind, score=score, size=G, chunks=4, seed=seed, tile_size=6)
-    choice: Choice = select(
-        learner=models[0], reference=models[1], ids_B=ids_N[own], index=3, group=dist.group.WORLD
-    )
+    choice: Choice = select(learner=models[0], reference=models[1], ids_B=ids_N[own], index=3, group=dist.group.WORLD)
     figures = {}
     for name, share in choice.figures.items():
         dist.all_reduce(share)
@@ -174,5 +172,7 @@ def test_ranks_must_share_what_is_read(shards: Path, tmp_path: Path) -> None:
     config: Any = tiny_config(tmp_path / "run", shards, "select={keep: 0.96, score: hard_learner, chunks: 4}")
     messages = run_ranks(_refused, 2, config)
     assert messages[0] == messages[1]
-    assert "select.keep=0.96: global_batch_size=24 / keep = 25 is no whole number of pairs that 2 processes" in messages[0]
+    assert (
+        "select.keep=0.96: global_batch_size=24 / keep = 25 is no whole number of pairs that 2 processes" in messages[0]
+    )
     assert "nearest keep that works: 1 (24 pairs), 0.923076923 (26 pairs)" in messages[0]

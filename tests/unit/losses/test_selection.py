@@ -39,7 +39,9 @@ def _ids() -> Tensor:
 
 def _choose(select: JointSelection, *, dtype: torch.dtype = torch.float64, index: int = 2, **given: Any) -> Choice:
     needed = {"learner": select.score != "easy_reference", "reference": select.score != "hard_learner"}
-    models: dict[str, Any] = {name: _embeddings(name, dtype) if is_needed else None for name, is_needed in needed.items()}
+    models: dict[str, Any] = {
+        name: _embeddings(name, dtype) if is_needed else None for name, is_needed in needed.items()
+    }
     return select(**{**models, **given}, ids_B=_ids(), index=index, group=None)
 
 
