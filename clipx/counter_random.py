@@ -33,6 +33,7 @@ class Stream(IntEnum):
     FOLD = 12
     HEAD_DROPOUT = 13
     ABSENT = 14
+    SELECT = 15
     CAPTION_PART = 18
     TAUGHT_VIEW = 20
     DRAWN_VIEW = 21

@@ -126,6 +126,7 @@ class FitConfig(Job):
 
     def __post_init__(self) -> None:
         self.check_lanes(self.data.lanes)
+        self.check_samples(is_selecting=False)
         self._check_inputs()
         self._check_targets()
         if self.absent.stand_in == "translated" and not {"image", "text"} <= set(self.modalities):

@@ -32,6 +32,8 @@ class TrackConfig:
     """Record a trace of torch's profiler from this step on, into the run folder; 0: none."""
     profile_steps: Count = 3
     """Steps that the trace covers."""
+    samples: bool = False
+    """With `select`, write the ids of the samples that each step has chosen into samples.jsonl."""
 
 
 @validated
@@ -103,9 +105,20 @@ class Job:
     track: TrackConfig = field(default_factory=TrackConfig)
     """Trackers."""
 
+    @property
+    def pairs_read(self) -> int:
+        """Pairs, or rows, that a step reads: at least as many as it trains on."""
+        return self.global_batch_size
+
+    def check_samples(self, *, is_selecting: bool) -> None:
+        """Raises InputError if chosen samples are asked for where none are chosen."""
+        if self.track.samples and not is_selecting:
+            raise InputError("track.samples=true names what `select` has chosen, and nothing is chosen; leave it out")
+
     def check_lanes(self, lanes: Literal["auto"] | int) -> None:
         """Raises InputError if `lanes` do not divide the global batch."""
-        if lanes != "auto" and self.global_batch_size % lanes:
-            raise InputError(
-                f"data.lanes={lanes} does not divide global_batch_size={self.global_batch_size}; choose a divisor"
+        if lanes != "auto" and self.pairs_read % lanes:
+            read = (
+                "global_batch_size" if self.pairs_read == self.global_batch_size else "global_batch_size / select.keep"
             )
+            raise InputError(f"data.lanes={lanes} does not divide {read}={self.pairs_read}; choose a divisor")

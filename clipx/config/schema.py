@@ -19,6 +19,7 @@ from clipx.config.job import Job
 from clipx.config.loss import InfoNCEConfig, LossConfig
 from clipx.config.model import ModelConfig
 from clipx.config.run_length import RunLength
+from clipx.config.select import SelectConfig
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
@@ -67,6 +68,8 @@ class RunConfig(Job):
     """Towers."""
     loss: LossConfig = field(default_factory=InfoNCEConfig)
     """Objective."""
+    select: SelectConfig | None = None
+    """Choose the pairs of a step from more of them; null: train on all that is read."""
     start_from: FilePath | None = None
     """A model whose weights this run begins with: a run folder, a checkpoint, an export, a CLIP or SigLIP of
     transformers or open_clip, or hf://ORG/NAME[@REVISION]. `model` may then be left out, or hold what shall differ."""
@@ -89,7 +92,22 @@ class RunConfig(Job):
                 f"start_from={self.start_from} and branch_from={self.branch_from}: give one of the two; the first "
                 "takes weights alone, the second all of a run's state"
             )
+        if self.select is not None:
+            self.select.check(
+                global_batch_size=self.global_batch_size,
+                captions_per_image=self.data.captions_per_image,
+                teachers=self.data.teachers,
+            )
+            if self.select.reference is not None:  # its pictures are the views that the reference saw
+                object.__setattr__(self, "data", replace(self.data, teachers=self.select.reference))
+            size, largest = self.select.image_size, self.model.image.image_size
+            if size is not None and size > largest:
+                raise InputError(
+                    f"select.image_size={size} is above model.image.image_size={largest}; pictures are made smaller to "
+                    "be scored, never larger"
+                )
         self.check_lanes(self.data.lanes)
+        self.check_samples(is_selecting=self.select is not None)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError("loss.type=sigmoid needs a bias: set model.init_logit_bias (SigLIP: -10)")
         if self.loss.terms.distill is not None and self.data.teachers is None:
@@ -101,6 +119,11 @@ class RunConfig(Job):
                 raise InputError(f"evaluate: the name {name!r} must be of letters, digits and _ - . (not . first)")
         if self.stop is not None:
             check_evaluation_metric(self.stop.metric, self.evaluate, average=self.ema is not None)
+
+    @property
+    def pairs_read(self) -> int:
+        """Pairs that a step reads: those that it trains on, or with `select` more."""
+        return self.global_batch_size if self.select is None else self.select.super_batch_size(self.global_batch_size)
 
     @property
     def num_steps(self) -> int:

@@ -38,7 +38,7 @@ def build_order(
         [index.counts for index in indexes],
         weights=[source.weight for source in described],
         names=[source.name for source in described],
-        global_batch_size=config.global_batch_size // data.captions_per_image,
+        global_batch_size=config.pairs_read // data.captions_per_image,
         seed=config.seed,
         lanes=data.lanes if lanes is None else lanes,
         window=data.shuffle_window if shuffle_window is None else shuffle_window,

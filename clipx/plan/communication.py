@@ -10,6 +10,7 @@ from clipx.distributed.parallelize import num_weights
 from clipx.losses.cost import Transfer
 from clipx.objectives.build import loss_shape
 from clipx.plan.model import PhaseModel
+from clipx.plan.selection import choosing
 
 _FLOAT = 4  # bytes
 
@@ -24,7 +25,8 @@ def transfers(config: RunConfig, model: PhaseModel, geometry: BatchGeometry) -> 
         moved = [Transfer(part="gradients", collective="all-reduce", payload=size, times=1, behind="backward")]
     else:
         moved = _fsdp(config.parallel, model, half=half, num_micro_batches=geometry.num_micro_batches)
-    return [*moved, *model.objective.loss_cost(loss_shape(config, geometry)).transfers]
+    losses = model.objective.loss_cost(loss_shape(config, geometry)).transfers
+    return [*moved, *losses, *choosing(config, model.phase, geometry).transfers]
 
 
 def _fsdp(config: Fsdp2Config, model: PhaseModel, *, half: bool, num_micro_batches: int) -> list[Transfer]:
