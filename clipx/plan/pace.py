@@ -37,7 +37,10 @@ class Pace:
     loss_s: float
     """Similarities and their gradients."""
     optimizer_s: float
-    """Reading and writing weights, gradients and moments at the memory's speed."""
+    """Reading and writing weights, gradients and moments at the memory's speed, and the arithmetic of Muon."""
+    muon_flops: float
+    """Arithmetic of Muon on the busiest GPU; its time is part of `optimizer_s`."""
+    muon_s: float
     communication_s: float
     """All communication."""
     exposed_s: float
@@ -70,7 +73,9 @@ def plan_pace(
     again = model.work.recomputed + model.work.again(geometry.num_micro_batches)
     recomputed_s = geometry.rank_batch_size * again / speed
     loss_s = model.objective.loss_cost(loss_shape(config, geometry)).flops / speed
-    optimizer_s = _optimizer_traffic(memory) / cluster.gpu.memory_bytes_per_s
+    muon_flops, _ = model.optimizer_work(geometry.world_size)
+    muon_s = muon_flops / (cluster.mfu * cluster.gpu.bf16_flops)  # in every precision of the towers
+    optimizer_s = _optimizer_traffic(memory) / cluster.gpu.memory_bytes_per_s + muon_s
     parts = [(_communication(transfer, cluster, geometry.world_size), transfer) for transfer in moved]
     communication_s = sum(part.seconds for part, _ in parts)
     towers_s = useful_s + recomputed_s
@@ -86,6 +91,8 @@ def plan_pace(
         recomputed_s=recomputed_s,
         loss_s=loss_s,
         optimizer_s=optimizer_s,
+        muon_flops=muon_flops,
+        muon_s=muon_s,
         communication_s=communication_s,
         exposed_s=exposed_s,
         step_s=step_s,
