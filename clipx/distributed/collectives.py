@@ -6,7 +6,7 @@ their own backward pass.
 """
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -84,6 +84,23 @@ def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
     part = x.new_empty((x.shape[0] // size, *x.shape[1:]))
     dist.reduce_scatter_tensor(part, x.contiguous(), op=dist.ReduceOp.SUM, group=group)
     return part
+
+
+@_observable
+def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: ProcessGroup | None) -> Tensor:
+    """Sends every rank its part of x, a tensor of one dimension, and returns what the ranks sent to this one.
+
+    Args:
+        x: the parts for rank 0, for rank 1, and so on, one after the other.
+        sent: their numbers of elements.
+        received: those of what each rank sends to this one.
+        group: of the ranks.
+    """
+    if group is None:
+        return x
+    parts = x.new_empty((sum(received),))
+    dist.all_to_all_single(parts, x.contiguous(), list(received), list(sent), group=group)
+    return parts
 
 
 class _AllGather(Function):

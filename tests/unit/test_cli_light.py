@@ -63,7 +63,7 @@ CASES: list[tuple[str, str]] = [
     ("train absent.yaml", "absent.yaml: cannot read the config file"),
     ("train absent", "'absent' is neither a config file (.yaml, .yml) nor an override (key=value) nor a config of"),
     ("train good.yaml data.worker=3", "data.worker=3: unknown key; the nearest known is data.workers"),
-    ("train good.yaml optim.type=adam", "optim.type=adam: expected adamw or stable_adamw or timm"),
+    ("train good.yaml optim.type=adam", "optim.type=adam: expected adamw or stable_adamw or muon or timm"),
     ("train bad.yaml", "shards 'absent.tar' match no tar file"),
     ("train good.yaml data.train=[empty]", "shards 'empty' match no tar file"),
     ("train good.yaml data.train=[absent/*.tar]", "shards 'absent/*.tar' match no tar file"),

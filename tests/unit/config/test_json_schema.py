@@ -51,6 +51,7 @@ def test_shipped_files_are_valid(path: Path) -> None:
 PARTS = [
     "optim: {lr: 3e-4}",
     "optim: {type: stable_adamw}",
+    "optim: {type: muon, iterations: 3}",
     "optim: {type: timm, name: lion, options: {betas: [0.9, 0.98]}}",
     "optim: {image: {locked_steps: all}, text: {lr_scale: 0.1}}",
     "loss: {tile_size: 512}",
