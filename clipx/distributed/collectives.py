@@ -86,23 +86,6 @@ def reduce_scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return part
 
 
-@_observable
-def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], group: ProcessGroup | None) -> Tensor:
-    """Sends every rank its part of x, a tensor of one dimension, and returns what the ranks sent to this one.
-
-    Args:
-        x: the parts for rank 0, for rank 1, and so on, one after the other.
-        sent: their numbers of elements.
-        received: those of what each rank sends to this one.
-        group: of the ranks.
-    """
-    if group is None:
-        return x
-    parts = x.new_empty((sum(received),))
-    dist.all_to_all_single(parts, x.contiguous(), list(received), list(sent), group=group)
-    return parts
-
-
 class _AllGather(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
@@ -144,7 +127,7 @@ def broadcast_from_rank0(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 @_observable
-def all_to_all(x: Tensor, *, sent: list[int], received: list[int], group: ProcessGroup | None) -> Tensor:
+def all_to_all(x: Tensor, *, sent: Sequence[int], received: Sequence[int], group: ProcessGroup | None) -> Tensor:
     """Rows of x to the ranks to which they belong: (sum of `sent`, ...) to (sum of `received`, ...), a new tensor.
 
     Args:
@@ -156,7 +139,7 @@ def all_to_all(x: Tensor, *, sent: list[int], received: list[int], group: Proces
     if group is None:
         return x
     rows = x.new_empty((sum(received), *x.shape[1:]))
-    dist.all_to_all_single(rows, x.contiguous(), received, sent, group=group)
+    dist.all_to_all_single(rows, x.contiguous(), list(received), list(sent), group=group)
     return rows
 
 

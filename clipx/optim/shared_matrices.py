@@ -121,13 +121,13 @@ class SharedMatrices:
         order = list(chain.from_iterable(self._owned))
         flat = torch.cat([views[matrix].reshape(-1) for matrix in order]).to(self.device, dtype)
         by_source = [(matrix, source) for source in ranks for matrix in mine]
-        arrived = self._cut(all_to_all(flat, sent, received, self.group), by_source)
+        arrived = self._cut(all_to_all(flat, sent=sent, received=received, group=self.group), by_source)
         results = compute([torch.cat(arrived[place :: len(mine)]) for place in range(len(mine))], dtype)
         flat = flat.new_empty(sum(received))
         of_matrix = dict(zip(mine, results, strict=True))
         for (matrix, source), place in zip(by_source, self._cut(flat, by_source), strict=True):
             place.copy_(of_matrix[matrix][slice(*self._rows(matrix, source))])
-        returned = all_to_all(flat, received, sent, self.group).to(views[0].device, views[0].dtype)
+        returned = all_to_all(flat, sent=received, received=sent, group=self.group).to(views[0].device, views[0].dtype)
         found: list[Tensor] = [returned] * len(views)
         for matrix, piece in zip(order, self._cut(returned, [(matrix, self._rank) for matrix in order]), strict=True):
             found[matrix] = piece

@@ -102,9 +102,9 @@ def work_and_messages(kind: str) -> tuple[int, list[str]]:
     for name in ("all_gather", "all_to_all"):
         collective = getattr(collectives, name)
 
-        def noted(*args: object, name: str = name, collective: object = collective) -> Tensor:
+        def noted(*args: object, name: str = name, collective: object = collective, **sizes: object) -> Tensor:
             messages.append(name)
-            return collective(*args)  # type: ignore[operator, no-any-return]
+            return collective(*args, **sizes)  # type: ignore[operator, no-any-return]
 
         setattr(shared_matrices, name, noted)
     trained(kind)
