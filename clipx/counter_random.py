@@ -33,6 +33,7 @@ class Stream(IntEnum):
     FOLD = 12
     HEAD_DROPOUT = 13
     ABSENT = 14
+    HELD_OUT = 31
     CAPTION_PART = 18
 
 

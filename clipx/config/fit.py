@@ -79,19 +79,6 @@ class AbsentConfig:
 
 @validated
 @dataclass(frozen=True, kw_only=True)
-class StopConfig:
-    """Ends the run when it no longer improves; the best checkpoint is kept, and is the run's model."""
-
-    __pydantic_config__ = STRICT
-
-    metric: Text
-    """Of the evaluation, e.g. category/accuracy; `loss` is the weighted sum of all targets'."""
-    patience: Count = 5
-    """Evaluations in a row that may be no better than the best before."""
-
-
-@validated
-@dataclass(frozen=True, kw_only=True)
 class FitAdamWConfig(AdamWConfig):
     """AdamW (arXiv 1711.05101), fused, with a rate for heads on trained encoders."""
 
@@ -132,8 +119,6 @@ class FitConfig(Job):
     keep_features: Literal["auto"] | bool = "auto"
     """Compute vectors of frozen towers once and keep them in run_dir. auto: where all towers are frozen and pictures
     are not augmented."""
-    stop: StopConfig | None = None
-    """Early end; null: all epochs are trained, and the last checkpoint is the model."""
     optim: Annotated[FitAdamWConfig | StableAdamWConfig | TimmOptimConfig, Field(discriminator="type")] = field(
         default_factory=FitAdamWConfig
     )

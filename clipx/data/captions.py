@@ -27,6 +27,7 @@ __all__ = [
     "Captions",
     "TextReader",
     "alternatives",
+    "caption_group",
     "class_number",
     "decode_captions",
     "decode_record",
@@ -297,3 +298,8 @@ def _group_id(captions: Sequence[str]) -> int:
     """63 bits of a hash of the captions that ignores their order, case and white space."""
     alike = "\n".join(sorted({" ".join(caption.split()).lower() for caption in captions}))
     return int.from_bytes(blake2b(alike.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def caption_group(caption: str) -> int:
+    """63 bits that are equal for captions which `equal_captions: ignored` takes for equal, as `Captions.group_id`."""
+    return _group_id([caption])

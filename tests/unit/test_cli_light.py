@@ -73,6 +73,8 @@ CASES: list[tuple[str, str]] = [
     ),
     ("train good.yaml evaluate.e={type:\xa0zeroshot,\xa0data:\xa0absent}", "absent: no such folder"),
     ("train good.yaml evaluate.e={type:\xa0retrieval,\xa0data:\xa0absent}", "shards 'absent' match no tar file"),
+    ("train good.yaml evaluate.e={type:\xa0loss,\xa0data:\xa0absent}", "shards 'absent' match no tar file"),
+    ("train good.yaml stop={metric:\xa0val/loss}", "stop.metric=val/loss: the run has no evaluation; add one, e.g. "),
     ("train good.yaml start_from=absent", "start_from: absent: no such folder"),
     ("fit absent.csv --text a --target b --model model --out out", "absent.csv: no such file or folder"),
     (

@@ -148,7 +148,7 @@ class TestProblems:
             ("lr: 1", "lr=1: unknown key; the nearest known is optim.lr"),
             ("loss: {type: infonce}", "loss.type=infonce: expected info_nce or sigmoid; the nearest is info_nce"),
             ("model: {text: {layer: 2}}", "model.text.layer=2: unknown key; the nearest known is model.text.layers"),
-            ("evaluate: {p: {data: x}}", "evaluate.p.type is missing: expected zeroshot or retrieval"),
+            ("evaluate: {p: {data: x}}", "evaluate.p.type is missing: expected zeroshot or retrieval or loss"),
             ("evaluate: {p: {type: zeroshot}}", "evaluate.p.data is missing: expected string, not blank"),
             ("evaluate: {p: {type: zeroshot, data: d, dat: 1}}",
              "evaluate.p.dat=1: unknown key; the nearest known is evaluate.p.data"),
