@@ -21,7 +21,7 @@ def cut(text):
         ["a dog runs.", "it is brown.", "there is a tree"],  # lower case throughout, as many captions are
         ["Dr. Smith and Mrs. Wu saw it.", "Prof. X left."],
         ["Fruit, e.g. Apples, i.e. Red ones.", "The U.S. Army marches."],
-        ["J. Smith and I.", "He left."],
+        ["J. Smith met A. Wu and I.", "He left."],
         ["It is 3.5 m tall.", "Version 2.0.1 came."],
         ["See fig. 3 for no. 5.", "She said no.", "He left."],
         ["He went... away, and… back.", "Then he came...", "And left."],
