@@ -127,6 +127,11 @@ def test_too_long_a_sentence_is_cut_behind_a_word():
     assert set(drawn("一只狗在跑。它。", sentence=0, words=(4, 4))) == {"一只狗在"}
 
 
+def test_what_shows_nothing_is_not_drawn():
+    assert set(drawn("&nbsp; a dog", 20, words=(1, 1))) == {"&nbsp; a dog"}
+    assert set(drawn("&nbsp; a dog", 20, words=(1, 2))) == {"&nbsp; a"}
+
+
 def test_what_is_drawn_is_a_function_of_the_bits():
     assert drawn(FIVE) == drawn(FIVE)
     bits = (0, 1 << 61, (1 << 61) + (1 << 31), (1 << 62) - 1, 1 << 62, (1 << 63) - 1)
