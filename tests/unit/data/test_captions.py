@@ -226,6 +226,17 @@ def test_several_parts_of_a_caption_differ_as_long_as_there_are_enough():
         assert drawn == (drawn[:3] * 3)[:7]
 
 
+def test_parts_of_a_picture_are_drawn_apart_from_each_other():
+    """Of two captions with the same sentences in other words, the places that are drawn are not tied together."""
+    first, second = LONG, LONG.upper()
+    fields = {"json": json.dumps({"long": [first, second]}).encode()}
+    captions = reader(caption_key={"json:long": {"sentence": 1}}, captions_per_image=2)
+    found = Counter(texts(captions, fields, sample_id=sample) for sample in range(2000))
+    tied = sum(count for (one, other), count in found.items() if one.lower() == other.lower())
+    crossed = sum(count for (one, other), count in found.items() if one.isupper() != other.isupper())
+    assert abs(tied - crossed / 3) < 100
+
+
 def test_a_caption_that_is_drawn_whole_is_not_drawn_again():
     fields = {"txt": b"One. ", "json": b'{"long": ["One. ", "Two."]}'}
     captions = reader(caption_key={"json:long": {"weight": 1000}, "txt": 1}, captions_per_image=3)

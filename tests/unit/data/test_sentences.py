@@ -21,7 +21,7 @@ def cut(text):
         ["a dog runs.", "it is brown.", "there is a tree"],  # lower case throughout, as many captions are
         ["Dr. Smith and Mrs. Wu saw it.", "Prof. X left."],
         ["Fruit, e.g. Apples, i.e. Red ones.", "The U.S. Army marches."],
-        ["J. Smith and I.", "He left."],
+        ["J. Smith met A. Wu and I.", "He left."],
         ["It is 3.5 m tall.", "Version 2.0.1 came."],
         ["See fig. 3 for no. 5.", "She said no.", "He left."],
         ["He went... away, and… back.", "Then he came...", "And left."],
@@ -125,6 +125,11 @@ def test_too_long_a_sentence_is_cut_behind_a_word():
     # From "Ah." on no end has 3 to 4 words: 1, then 7.
     assert set(drawn("Ah. " + text, sentence=0, words=(3, 4))) == {"Ah. One two three", "One two three four"}
     assert set(drawn("一只狗在跑。它。", sentence=0, words=(4, 4))) == {"一只狗在"}
+
+
+def test_what_shows_nothing_is_not_drawn():
+    assert set(drawn("&nbsp; a dog", 20, words=(1, 1))) == {"&nbsp; a dog"}
+    assert set(drawn("&nbsp; a dog", 20, words=(1, 2))) == {"&nbsp; a"}
 
 
 def test_what_is_drawn_is_a_function_of_the_bits():
