@@ -153,7 +153,7 @@ class TestProblems:
             ("evaluate: {p: {type: zeroshot, data: d, dat: 1}}",
              "evaluate.p.dat=1: unknown key; the nearest known is evaluate.p.data"),
             ("loss: {type: info_nce, info_nce: 1}",
-             "loss.info_nce=1: unknown key; known here: type, implementation, exchange, tile_size"),
+             "loss.info_nce=1: unknown key; known here: type, implementation, exchange, tile_size, terms"),
             ("optim: {lr: fast}", "optim.lr=fast: expected number >= 0"),
             ("optim: {betas: [0.9]}", "optim.betas=[0.9]: expected [number >= 0 and < 1, number >= 0 and < 1]"),
             ("optim: {betas: [1, 1]}", "optim.betas=[1, 1]: expected [number >= 0 and < 1, number >= 0 and < 1]"),
@@ -232,7 +232,7 @@ class TestProblems:
 
     def test_unknown_key_without_a_neighbour_lists_those_known(self, problems) -> None:
         (line,) = problems("loss: {type: info_nce, zzz: 1}")
-        assert line == "loss.zzz=1: unknown key; known here: type, implementation, exchange, tile_size"
+        assert line == "loss.zzz=1: unknown key; known here: type, implementation, exchange, tile_size, terms"
 
     def test_long_values_are_cut(self, problems) -> None:
         (line,) = problems(f"optim: {{lr: {'x' * 500}}}")
