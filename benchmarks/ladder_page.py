@@ -175,24 +175,22 @@ def markdown(columns: Sequence[str], cells: Cells) -> str:
 
 
 def charts(ladder: Ladder, recipes: Sequence[Recipe], budgets: Sequence[Budget], rows: Rows) -> Iterator[Html]:
-    """A chart for each figure, with a line for each recipe and budget."""
+    """A chart for each figure and budget, with a line for each recipe."""
     unit = "TFLOP" if budgets[-1].unit == "TFLOP" else f"seconds of training ({ladder.clock})"
     if len(recipes) > _MOST_LINES:  # as those of an ablation: the table says it better
         recipes = [recipe for recipe in recipes if recipe.name in (PLAIN, WHOLE)]
     for title, figure in sided(ladder, "choose"):
-        lines: dict[str, Curve] = {}
-        for recipe in recipes:
-            for budget in reversed(budgets):
-                found = curve(of(rows, recipe, budget), figure, budget.unit)
-                if found.points:
-                    lines[recipe.name + ("" if budget == budgets[-1] else f", {budget.name}")] = found
-        yield line_chart(
-            {name: line.points for name, line in lines.items()},
-            title=title,
-            x_label=unit,
-            y_label="loss" if figure.endswith("loss") else "%",
-            extras=Extras(bands={name: line.band for name, line in lines.items() if _is_wide(line)}),
-        )
+        for budget in reversed(budgets):
+            curves = {recipe.name: curve(of(rows, recipe, budget), figure, budget.unit) for recipe in recipes}
+            lines = {name: line for name, line in curves.items() if line.points}
+            if lines:
+                yield line_chart(
+                    {name: line.points for name, line in lines.items()},
+                    title=f"{title}, runs of {budget.name}",
+                    x_label=unit,
+                    y_label="loss" if figure.endswith("loss") else "%",
+                    extras=Extras(bands={name: line.band for name, line in lines.items() if _is_wide(line)}),
+                )
 
 
 def _is_wide(line: Curve) -> bool:
