@@ -14,6 +14,9 @@ from clipx.pages import Extras, Html, line_chart, page, paragraph, section, tabl
 Rows = Sequence[Mapping[str, object]]
 Cells = list[list[str]]
 
+STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
+"""Student's t, 97.5%, by degrees of freedom: for two means those of the smaller sample, which is never too narrow."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -155,14 +158,15 @@ def ablation(ladder: Ladder, budget: Budget, rows: Rows) -> Cells:
 
 
 def _difference(one: Scores | None, other: Scores | None) -> str:
-    """The difference of two means, with twice its standard error; what is within that is said to be."""
+    """The difference of two means with half of its 95% interval; what is within that is said to be."""
     if one is None or other is None:
         return ""
     found = f"{one.mean - other.mean:+.1f}"
     if one.error is None or other.error is None:
         return f"{found} (one seed)"
-    twice = 2 * sqrt(one.error**2 + other.error**2)
-    return f"{found} ± {twice:.1f}" + (" (no difference seen)" if abs(one.mean - other.mean) <= twice else "")
+    fewer = min(len(one.values), len(other.values)) - 1
+    wide = STUDENT_T.get(fewer, 2.3) * sqrt(one.error**2 + other.error**2)
+    return f"{found} ± {wide:.1f}" + (" (no difference seen)" if abs(one.mean - other.mean) <= wide else "")
 
 
 def markdown(columns: Sequence[str], cells: Cells) -> str:
@@ -171,22 +175,22 @@ def markdown(columns: Sequence[str], cells: Cells) -> str:
 
 
 def charts(ladder: Ladder, recipes: Sequence[Recipe], budgets: Sequence[Budget], rows: Rows) -> Iterator[Html]:
-    """A chart for each figure, with a line for each recipe and budget."""
+    """A chart for each figure and budget, with a line for each recipe."""
     unit = "TFLOP" if budgets[-1].unit == "TFLOP" else f"seconds of training ({ladder.clock})"
+    if len(recipes) > _MOST_LINES:  # as those of an ablation: the table says it better
+        recipes = [recipe for recipe in recipes if recipe.name in (PLAIN, WHOLE)]
     for title, figure in sided(ladder, "choose"):
-        lines: dict[str, Curve] = {}
-        for recipe in recipes:
-            for budget in reversed(budgets):
-                found = curve(of(rows, recipe, budget), figure, budget.unit)
-                if found.points:
-                    lines[recipe.name + ("" if budget == budgets[-1] else f", {budget.name}")] = found
-        yield line_chart(
-            {name: line.points for name, line in lines.items()},
-            title=title,
-            x_label=unit,
-            y_label="loss" if figure.endswith("loss") else "%",
-            extras=Extras(bands={name: line.band for name, line in lines.items() if _is_wide(line)}),
-        )
+        for budget in reversed(budgets):
+            curves = {recipe.name: curve(of(rows, recipe, budget), figure, budget.unit) for recipe in recipes}
+            lines = {name: line for name, line in curves.items() if line.points}
+            if lines:
+                yield line_chart(
+                    {name: line.points for name, line in lines.items()},
+                    title=f"{title}, runs of {budget.name}",
+                    x_label=unit,
+                    y_label="loss" if figure.endswith("loss") else "%",
+                    extras=Extras(bands={name: line.band for name, line in lines.items() if _is_wide(line)}),
+                )
 
 
 def _is_wide(line: Curve) -> bool:
@@ -228,6 +232,7 @@ def write_summary(
     print(f"curves: {work / 'ladder.html'}", flush=True)
 
 
+_MOST_LINES = 10
 _HOW = (
     "A line is the mean of its seeds, its band their extremes. Only the end of a line is a finished run: before it the "
     "learning rate was still high. Start and evaluation are not counted."

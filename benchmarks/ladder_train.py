@@ -3,9 +3,10 @@
     ladder_train.py JOB.json
 
 The job (`Workshop` in ladder_jobs.py writes it) names config files and overrides. `cost.jsonl` in its folder gets a row
-at every evaluation: the step, seconds of training so far by the job's clock, and FLOPs. Start, evaluations and saves
-are not training; reading and the step are. A run that was stopped counts on from the row of its step. Seconds of `cpu`
-are those of this process and all its children (loader processes), so that what else the machine does stays out.
+at every evaluation: the step, seconds of training so far by the job's clock, and FLOPs. Starts (a phase's, too),
+evaluations and saves are not training; reading and the step are. A run that was stopped counts on from the row of its
+step. Seconds of `cpu` are those of this process and all its children (loader processes), so that what else the machine
+does stays out.
 """
 
 import json
@@ -63,11 +64,15 @@ class Meter:
         self.now, self._path = CLOCKS[clock], path
         self._before_s = self._aside_s = 0.0
         self._began: float | None = None
+        self._paused: float | None = None
         self.flops = 0.0
 
     def start(self, step: int) -> None:
         """The first step comes now, or that of the next phase."""
         if self._began is not None:
+            if self._paused is not None:
+                self._aside_s += self.now() - self._paused
+                self._paused = None
             return
         if step:
             row = max((row for row in read_costs(self._path) if row["step"] <= step), key=lambda row: row["step"])
@@ -76,7 +81,14 @@ class Meter:
 
     @property
     def spent_s(self) -> float:
-        return 0.0 if self._began is None else self._before_s + self.now() - self._began - self._aside_s
+        if self._began is None:
+            return 0.0
+        now = self.now() if self._paused is None else self._paused
+        return self._before_s + now - self._began - self._aside_s
+
+    def pause(self) -> None:
+        """What comes until the next `start` is no training: a phase has ended, and the next one is built."""
+        self._paused = self.now()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -103,8 +115,8 @@ def read_costs(path: Path) -> list[Row]:
 def metered(meter: Meter, steps: list[Row] | None = None) -> Iterator[None]:
     """Lets the meter see what the trainer does; `steps` gets a row for each step, with its phase."""
     seen = {name: getattr(trainer, name) for name in ("record_start", "evaluate")}
-    loop_methods = ("read_pending_step", "launch_step", "save")
-    read, launch, save = (getattr(trainer.Loop, name) for name in loop_methods)
+    loop_methods = ("read_pending_step", "launch_step", "save", "fit")
+    read, launch, save, fit = (getattr(trainer.Loop, name) for name in loop_methods)
 
     def record_start(run: Any, **more: Any) -> None:
         seen["record_start"](run, **more)
@@ -132,7 +144,13 @@ def metered(meter: Meter, steps: list[Row] | None = None) -> Iterator[None]:
         with meter.aside():
             save(loop, **more)
 
-    own = (read_pending_step, launch_step, aside_save)
+    def paused_fit(loop: Any) -> Any:
+        try:
+            return fit(loop)
+        finally:
+            meter.pause()
+
+    own = (read_pending_step, launch_step, aside_save, paused_fit)
     try:
         trainer.record_start, trainer.evaluate = record_start, evaluate
         for name, method in zip(loop_methods, own, strict=True):
@@ -140,7 +158,7 @@ def metered(meter: Meter, steps: list[Row] | None = None) -> Iterator[None]:
         yield
     finally:
         trainer.record_start, trainer.evaluate = seen["record_start"], seen["evaluate"]
-        for name, method in zip(loop_methods, (read, launch, save), strict=True):
+        for name, method in zip(loop_methods, (read, launch, save, fit), strict=True):
             setattr(trainer.Loop, name, method)
 
 

@@ -218,7 +218,10 @@ def test_the_meter_leaves_out_what_is_aside_and_goes_on_after_a_stop(tmp_path: P
         now += 5
         with meter.aside():
             now += 50
+        meter.pause()
+        now += 70  # the next phase is built
         meter.note(4)
+        meter.start(4)
         now += 1
         meter.note(6)
         again = ladder_train.Meter("test", tmp_path / "cost.jsonl")
