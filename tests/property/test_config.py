@@ -66,7 +66,7 @@ MODELS = st.builds(
     init_logit_bias=FLOATS,
 )
 EVALUATIONS = st.one_of(
-    st.builds(ZeroShotConfig, data=PATHS, split=WORDS),
+    st.builds(ZeroShotConfig, data=PATHS, split=TEXTS),
     st.builds(RetrievalConfig, data=PATHS, image_key=TEXTS),
     st.builds(HeldOutLossConfig, data=PATHS, pairs=st.none() | st.integers(2, 10**9)),
 )

@@ -40,13 +40,16 @@ def choose_split(present: Iterable[str], wanted: str, *, origin: str) -> str | N
 
 
 def _hint(names: Sequence[str], wanted: str) -> str:
-    """What to ask for: the nearest of the parts, by their names or by what they are."""
-    known = {name.lower(): name for name in reversed(names)}
-    for meant, called in _CALLED.items():
-        there = [known[name] for name in called if name in known]
-        known |= {name: there[0] for name in (meant, *called) if there and name not in known}
-    nearest = get_close_matches(wanted.lower(), known, n=1)
-    return f"did you mean {known[nearest[0]]!r}?" if nearest else "name one of them"
+    """What to ask for: the part that is meant by the word nearest to the one that was given, if it is there."""
+    there = {name.lower(): name for name in reversed(names)}
+    meant: dict[str, str | None] = {}
+    for called in _CALLED.values():
+        part = next((there[word] for word in called if word in there), None)
+        meant |= dict.fromkeys(called, part)
+    meant |= there
+    nearest = get_close_matches(wanted.lower(), meant, n=1)
+    part = meant[nearest[0]] if nearest else None
+    return "name one of them" if part is None else f"did you mean {part!r}?"
 
 
 def named(path: Path, split: str | None, wanted: str) -> str:
