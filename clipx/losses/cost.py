@@ -6,7 +6,7 @@ Shape suffixes: B local pairs, G global pairs, D embedding.
 from dataclasses import dataclass
 from typing import Literal
 
-Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "shift"]
+Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "shift"]
 _FLOAT, _ID = 4, 8  # bytes
 _TORCH_TILE, _KERNEL_TILE = 4096, 8192  # on CUDA; their squares are similarities (`clipx.losses.tiles`)
 _TORCH_TILE_BYTES = 18
@@ -40,7 +40,7 @@ class Transfer:
     """What is moved, for a person."""
     collective: Collective
     payload: float
-    """Bytes of the tensor of all ranks; a shift moves a W-th of it to the next rank."""
+    """Bytes of the tensor of all ranks; a shift moves a W-th of it to the next rank, an all-to-all a W-th among all."""
     times: int
     """How often in one step."""
     behind: Literal["backward", "towers", ""] = ""

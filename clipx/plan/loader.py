@@ -22,7 +22,9 @@ class Loader:
     """The loading that one phase needs."""
 
     pictures_per_s: float
-    """Images that all GPUs train on."""
+    """Images that all GPUs train on, or choose from."""
+    read_per_pair: float
+    """Pairs that are read for one that is trained on."""
     cores_per_gpu: float
     """Cores that loading keeps busy, and a quarter more."""
     storage_bytes_per_s: float
@@ -37,10 +39,11 @@ def plan_loader(
     config: RunConfig, *, pairs_per_s: float, world_size: int, cpu_s: float, bytes_per_sample: float
 ) -> Loader:
     """Estimates the loading that a pace of all GPUs needs; an image takes `cpu_s` seconds of a core."""
-    images_per_s = pairs_per_s / config.data.captions_per_image
+    images_per_s = pairs_per_s / config.data.captions_per_image * config.pairs_read / config.global_batch_size
     workers = config.data.workers
     return Loader(
         pictures_per_s=images_per_s,
+        read_per_pair=config.pairs_read / config.global_batch_size,
         cores_per_gpu=_HEADROOM * images_per_s / world_size * cpu_s,
         storage_bytes_per_s=images_per_s * bytes_per_sample,
         taught_bytes_per_s=images_per_s * taught_bytes(config),

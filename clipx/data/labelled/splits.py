@@ -1,6 +1,7 @@
 """The parts of a set, test, val and train, whatever they are called; which one is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from clipx.errors import InputError, some_names
@@ -34,8 +35,18 @@ def choose_split(present: Iterable[str], wanted: str, *, origin: str) -> str | N
                 return found[0]
     if not names and wanted == "test":
         return None
-    has = f"it has {some_names(names)}; name one of them" if names else "it has no parts; ask for none"
+    has = f"it has {some_names(names)}; {_hint(names, wanted)}" if names else "it has no parts; ask for none"
     raise InputError(f"{origin} has no split {wanted!r}: {has}")
+
+
+def _hint(names: Sequence[str], wanted: str) -> str:
+    """What to ask for: the nearest of the parts, by their names or by what they are."""
+    known = {name.lower(): name for name in reversed(names)}
+    for meant, called in _CALLED.items():
+        there = [known[name] for name in called if name in known]
+        known |= {name: there[0] for name in (meant, *called) if there and name not in known}
+    nearest = get_close_matches(wanted.lower(), known, n=1)
+    return f"did you mean {known[nearest[0]]!r}?" if nearest else "name one of them"
 
 
 def named(path: Path, split: str | None, wanted: str) -> str:
