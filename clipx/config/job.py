@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipx.config.checkpoint import CheckpointConfig, SpikeConfig, StopSignal
-from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Fraction, Interval, NonNegative
+from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Fraction, Interval, NonNegative, Text
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
 from clipx.config.parallel import DdpConfig, ParallelConfig
 from clipx.config.validate import validated
@@ -32,6 +32,22 @@ class TrackConfig:
     """Record a trace of torch's profiler from this step on, into the run folder; 0: none."""
     profile_steps: Count = 3
     """Steps that the trace covers."""
+    samples: bool = False
+    """With `select`, write the ids of the samples that each step has chosen into samples.jsonl."""
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """Ends the run when it no longer improves; the best checkpoint is kept, and is the run's model."""
+
+    __pydantic_config__ = STRICT
+
+    metric: Text
+    """The figure that decides. Pretraining: EVALUATION/FIGURE, e.g. val/loss, or val/ema_loss of the average of the
+    weights. A fit run: TARGET/FIGURE, e.g. category/accuracy, or `loss`, the weighted sum of all targets'."""
+    patience: Count = 5
+    """Evaluations in a row that may be no better than the best before."""
 
 
 @validated
@@ -84,12 +100,25 @@ class Job:
     """Saving."""
     spikes: SpikeConfig | None = None
     """What to do when the loss spikes; null: nothing."""
+    stop: StopConfig | None = None
+    """Early end; null: all is trained, and the last checkpoint is the model."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Trackers."""
 
+    @property
+    def pairs_read(self) -> int:
+        """Pairs, or rows, that a step reads: at least as many as it trains on."""
+        return self.global_batch_size
+
+    def check_samples(self, *, is_selecting: bool) -> None:
+        """Raises InputError if chosen samples are asked for where none are chosen."""
+        if self.track.samples and not is_selecting:
+            raise InputError("track.samples=true names what `select` has chosen, and nothing is chosen; leave it out")
+
     def check_lanes(self, lanes: Literal["auto"] | int) -> None:
         """Raises InputError if `lanes` do not divide the global batch."""
-        if lanes != "auto" and self.global_batch_size % lanes:
-            raise InputError(
-                f"data.lanes={lanes} does not divide global_batch_size={self.global_batch_size}; choose a divisor"
+        if lanes != "auto" and self.pairs_read % lanes:
+            read = (
+                "global_batch_size" if self.pairs_read == self.global_batch_size else "global_batch_size / select.keep"
             )
+            raise InputError(f"data.lanes={lanes} does not divide {read}={self.pairs_read}; choose a divisor")

@@ -6,7 +6,7 @@ their own backward pass.
 """
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -116,6 +116,31 @@ def all_reduce(x: Tensor, op: Literal["sum", "max"], group: ProcessGroup | None)
     if group is not None:
         dist.all_reduce(x, op=_OPERATIONS[op], group=group)
     return x
+
+
+@_observable
+def broadcast_from_rank0(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Rank 0's x on every rank, in place; returns it."""
+    if group is not None:
+        dist.broadcast(x, group=group, group_src=0)
+    return x
+
+
+@_observable
+def all_to_all(x: Tensor, *, sent: Sequence[int], received: Sequence[int], group: ProcessGroup | None) -> Tensor:
+    """Rows of x to the ranks to which they belong: (sum of `sent`, ...) to (sum of `received`, ...), a new tensor.
+
+    Args:
+        x: the rows for rank 0, then those for rank 1, and so on.
+        sent: rows for each rank.
+        received: rows that come from each rank, and stand in the order of ranks.
+        group: the ranks.
+    """
+    if group is None:
+        return x
+    rows = x.new_empty((sum(received), *x.shape[1:]))
+    dist.all_to_all_single(rows, x.contiguous(), list(received), list(sent), group=group)
+    return rows
 
 
 def ring_shift_async(x: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:

@@ -16,3 +16,5 @@ def check_gpus(config: RunConfig, world_size: int) -> None:
             f"--gpus {world_size} does not divide global_batch_size={config.global_batch_size}{of}; "
             f"nearest that do: {', '.join(map(str, nearest))}"
         )
+    if config.select is not None:
+        config.select.super_batch_size(config.global_batch_size, world_size)

@@ -14,6 +14,7 @@ from clipx.distributed.hardware import Gpu
 from clipx.distributed.parallelize import MEMORY_FRACTION, state_bytes
 from clipx.objectives.build import loss_shape
 from clipx.plan.model import PhaseModel
+from clipx.plan.selection import choosing
 
 CONTEXT_BYTES = 3 * 2**29
 """Bytes that CUDA, cuBLAS and NCCL take beside torch's allocator: an assumption, 1.5 GiB."""
@@ -35,6 +36,8 @@ class MemoryParts:
     """All ranks' text embeddings, if they are gathered."""
     loss: float
     """Embeddings of this rank, their gradients, tiles of similarities."""
+    choosing: float
+    """Pixels and embeddings of the pairs from which a batch is chosen."""
     activations: float
     """A forward and backward pass over one micro-batch, including its half-precision copies of weights."""
 
@@ -99,5 +102,6 @@ def _without_activations(config: RunConfig, model: PhaseModel, geometry: BatchGe
         gathered=gathered,
         texts=losses.gathered_bytes,
         loss=losses.working_bytes,
+        choosing=choosing(config, model.phase, geometry).held_bytes,
         activations=0.0,
     )

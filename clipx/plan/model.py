@@ -30,8 +30,9 @@ from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.models.text_tower import TextTower
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
-from clipx.optim.optimizers import optimizer_bytes
+from clipx.optim.optimizers import optimizer_bytes, optimizer_work
 from clipx.optim.param_groups import lock
+from clipx.plan.selection import scoring_flops
 from clipx.pretrained.kept_texts import with_kept_texts
 
 _FLOAT = 4  # bytes
@@ -53,6 +54,8 @@ class Work:
     recomputed: float
     """Work that activation checkpointing does again in the backward pass."""
 
+    scoring: float = 0.0
+    """The forward passes by which a batch is chosen, for each pair that is trained on."""
     cached: bool
     """Whether micro-batches go through the gradient cache: only if there is a coupled loss."""
 
@@ -78,7 +81,7 @@ class PhaseModel:
         self.objective = _on_meta_device(config, phase, build)
         text_tower = self.objective.model.text_tower
         self._tokens = computed_tokens(text_tower, mean=caption_tokens, longest=phase.context_length)
-        self.work = _work(config, self.objective, tokens=self._tokens)
+        self.work = _work(config, self.objective, phase, tokens=self._tokens)
 
     def blocks(self) -> list[nn.Module]:
         """The modules that FSDP2 gathers one at a time."""
@@ -123,6 +126,10 @@ class PhaseModel:
     def optimizer_bytes(self) -> int:
         """Bytes of the whole model's state, before it is sharded, without a few numbers per tensor."""
         return optimizer_bytes(self._config.optim, self.objective.model)
+
+    def optimizer_work(self, num_ranks: int) -> tuple[float, int]:
+        """FLOPs of a step's optimizer on the busiest rank, and elements that ranks exchange for it."""
+        return optimizer_work(self._config.optim, self.objective.model, num_ranks=num_ranks)
 
     def pass_bytes(self, num_pairs: int) -> int:
         """Maximum of the bytes alive in a forward and backward pass over pairs with the longest texts.
@@ -193,7 +200,7 @@ def _on_meta_device(config: RunConfig, phase: Phase, build: BuildObjective) -> O
     return objective
 
 
-def _work(config: RunConfig, objective: Objective, *, tokens: int) -> Work:
+def _work(config: RunConfig, objective: Objective, phase: Phase, *, tokens: int) -> Work:
     flops = objective.flops
     image = flops.image_forward / config.data.captions_per_image
     text = flops.text.forward(num_texts=1, num_tokens=tokens, sum_squared_lengths=tokens**2)
@@ -206,6 +213,7 @@ def _work(config: RunConfig, objective: Objective, *, tokens: int) -> Work:
         text_forward=text,
         text_tokens=tokens,
         useful=flops.image_passes * image + flops.text_passes * text + 3 * flops.own_forward,
+        scoring=scoring_flops(config, objective, phase, tokens=tokens),
         cached=bool(objective.coupled),
         recomputed=image_share * image * (flops.image_passes > 1) + text_share * text * (flops.text_passes > 1),
     )

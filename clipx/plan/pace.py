@@ -10,6 +10,7 @@ from clipx.objectives.build import loss_shape
 from clipx.plan.cluster import Cluster, sent_bytes
 from clipx.plan.memory import MemoryParts
 from clipx.plan.model import PhaseModel
+from clipx.plan.selection import choosing
 
 _BACKWARD = 2 / 3  # of the arithmetic of a training pass
 
@@ -36,8 +37,13 @@ class Pace:
     """Work done again, for activation checkpointing and the gradient cache."""
     loss_s: float
     """Similarities and their gradients."""
+    choosing_s: float
+    """Scores of the pairs that are read, where a batch is chosen from them."""
     optimizer_s: float
-    """Reading and writing weights, gradients and moments at the memory's speed."""
+    """Reading and writing weights, gradients and moments at the memory's speed, and the arithmetic of Muon."""
+    muon_flops: float
+    """Arithmetic of Muon on the busiest GPU; its time is part of `optimizer_s`."""
+    muon_s: float
     communication_s: float
     """All communication."""
     exposed_s: float
@@ -70,7 +76,10 @@ def plan_pace(
     again = model.work.recomputed + model.work.again(geometry.num_micro_batches)
     recomputed_s = geometry.rank_batch_size * again / speed
     loss_s = model.objective.loss_cost(loss_shape(config, geometry)).flops / speed
-    optimizer_s = _optimizer_traffic(memory) / cluster.gpu.memory_bytes_per_s
+    choosing_s = (geometry.rank_batch_size * model.work.scoring + choosing(config, model.phase, geometry).flops) / speed
+    muon_flops, _ = model.optimizer_work(geometry.world_size)
+    muon_s = muon_flops / (cluster.mfu * cluster.gpu.bf16_flops)  # in every precision of the towers
+    optimizer_s = _optimizer_traffic(memory) / cluster.gpu.memory_bytes_per_s + muon_s
     parts = [(_communication(transfer, cluster, geometry.world_size), transfer) for transfer in moved]
     communication_s = sum(part.seconds for part, _ in parts)
     towers_s = useful_s + recomputed_s
@@ -79,13 +88,16 @@ def plan_pace(
         max(0.0, sum(part.seconds for part, transfer in parts if transfer.behind == behind) - seconds)
         for behind, seconds in hidden_s.items()
     )
-    arithmetic_s = towers_s + loss_s + optimizer_s
+    arithmetic_s = towers_s + loss_s + choosing_s + optimizer_s
     step_s = arithmetic_s + exposed_s
     return Pace(
         useful_s=useful_s,
         recomputed_s=recomputed_s,
         loss_s=loss_s,
+        choosing_s=choosing_s,
         optimizer_s=optimizer_s,
+        muon_flops=muon_flops,
+        muon_s=muon_s,
         communication_s=communication_s,
         exposed_s=exposed_s,
         step_s=step_s,

@@ -102,6 +102,8 @@ def _model(part: PhasePlan) -> Iterator[tuple[str, str]]:
     if work.recomputed:
         yield "again for activation checkpointing", f"{work.recomputed / 1e9:,.2f} GFLOP"
     yield "counted by torch in these towers", f"{part.counted_flops / 1e9:,.2f} GFLOP"
+    if work.scoring:
+        yield "forward, of all pairs to choose from", f"{work.scoring / 1e9:,.2f} GFLOP"
     if again := work.again(part.memory.geometry.num_micro_batches):
         yield "again for the gradient cache", f"{again / 1e9:,.2f} GFLOP"
 
@@ -118,6 +120,7 @@ def _memory(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
         ("held whole by FSDP2", parts.gathered, "weights and gradients in use"),
         ("texts of all GPUs", parts.texts, f"{geometry.global_batch_size:,} embeddings"),
         ("loss", parts.loss, "embeddings, their gradients, tiles"),
+        ("pairs to choose from", parts.choosing, "pixels, embeddings of all GPUs"),
         ("activations", parts.activations, f"of {size:,} pairs, {parts.activations / size / 1e6:,.1f} MB each"),
     ]
     for name, num_bytes, note in rows:
@@ -150,6 +153,7 @@ def _step(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
         "the model's arithmetic": pace.useful_s,
         "work done again": pace.recomputed_s,
         "similarities of the loss": pace.loss_s,
+        "scores to choose by": pace.choosing_s,
         "optimizer": pace.optimizer_s,
         "waiting for other GPUs": pace.exposed_s,
         "all": pace.step_s,
@@ -157,6 +161,9 @@ def _step(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
     for name, seconds in rows.items():
         if seconds:
             yield name, f"{1e3 * seconds:,.1f}", f"{seconds / pace.step_s:.1%}"
+    if pace.muon_flops:
+        of_muon = f"of the optimizer, {pace.muon_flops / 1e12:,.3g} TFLOP of Muon"
+        yield of_muon, f"{1e3 * pace.muon_s:,.1f}", f"{pace.muon_s / pace.step_s:.1%}"
     if pace.communication_s:
         yield "if all communication were hidden", f"{1e3 * pace.least_step_s:,.1f}", ""
         share = pace.communication_s / pace.most_step_s
@@ -165,12 +172,17 @@ def _step(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
 
 def _data(part: PhasePlan, run: RunPlan, assumptions: Assumptions) -> Iterator[tuple[str, str]]:
     loader, saved = part.loader, run.checkpoint
+    if loader.read_per_pair > 1:
+        yield "pairs", f"{loader.read_per_pair:,.3g} read for each that is trained on"
     per_gpu = f"{1e3 * assumptions.cpu_s:.2f} ms of a core for a picture, a quarter to spare"
     yield "loading", f"{loader.cores_per_gpu:,.1f} cores per GPU ({per_gpu})"
     if loader.most_pictures_per_s is not None:
         yield "data.workers", f"can load {loader.most_pictures_per_s:,.0f} pictures/s of {loader.pictures_per_s:,.0f}"
     sizes = f"{assumptions.bytes_per_sample / 1e3:,.0f} kB for a sample"
     yield "storage", f"{loader.storage_bytes_per_s / 1e9:,.2f} GB/s for all machines ({sizes})"
+    if taught := loader.taught_bytes_per_s:
+        size = f"{taught / loader.pictures_per_s / 1e3:,.1f} kB for a picture and its captions"
+        yield "teachers", f"{taught / 1e9:,.2f} GB/s for all machines ({size})"
     speed = f"at {_rate(assumptions.write_bytes_per_s)}, {saved.share:.1%} of the time if steps wait for it"
     yield "a checkpoint", f"{saved.num_bytes / 1e9:,.2f} GB in {saved.seconds:,.1f} s {speed}"
 

@@ -177,7 +177,8 @@ def _plan_phase(
         cpu_s=assumptions.cpu_s,
         bytes_per_sample=assumptions.bytes_per_sample,
     )
-    loaded = inf if loader.most_pictures_per_s is None else loader.most_pictures_per_s * config.data.captions_per_image
+    per_picture = config.data.captions_per_image * config.global_batch_size / config.pairs_read
+    loaded = inf if loader.most_pictures_per_s is None else loader.most_pictures_per_s * per_picture
     pairs_per_s = min(pace.pairs_per_s, loaded)
     return PhasePlan(
         phase=model.phase,

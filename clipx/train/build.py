@@ -34,12 +34,13 @@ from clipx.optim.schedules import warmup_of
 from clipx.pretrained import Pretrained, start_from
 from clipx.pretrained.kept_texts import with_kept_texts
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
+from clipx.train.build_selection import selection_of, with_reference
 from clipx.train.build_stepper import build_stepper, check_step
 from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.metrics.warnings import Diagnosis
-from clipx.train.resume import compatible_state, newest_checkpoint, versions
+from clipx.train.resume import compatible_state, is_branch, newest_checkpoint, versions
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
@@ -66,6 +67,8 @@ class Run:
     state: RunState
     monitor: Monitor
     quarantine: Quarantine
+    branched: bool = False
+    """Whether its state is another run's checkpoint (`branch_from`), which its own folder does not have yet."""
     kept_val: KeptSamples | None = None
     """The held-out samples of a run that keeps features."""
 
@@ -89,11 +92,13 @@ class Run:
 
     def data_figures(self, batches: int) -> dict[str, float]:
         """What was read by the end of a number of global batches: epochs; in a mixture counts by source too."""
+        is_choosing = self.config.pairs_read != self.config.global_batch_size
+        read: dict[str, float] = {"samples_read": batches * self.config.pairs_read} if is_choosing else {}
         counts = self.plan.samples_of_source(batches)
         epochs = [count / source.num_samples for count, source in zip(counts, self.plan.sources, strict=True)]
         if len(counts) == 1:
-            return {"epoch": epochs[0]}
-        figures: dict[str, float] = {}
+            return {"epoch": epochs[0], **read}
+        figures: dict[str, float] = read
         for name, count, epoch in zip(self.config.data.sources, counts, epochs, strict=True):
             figures |= {f"samples/{name}": count, f"epoch/{name}": epoch}
             figures[f"bad_samples/{name}"] = self.quarantine.count(name)
@@ -122,12 +127,15 @@ def build_run(
     """
     captions = config.data.captions_per_image  # checked before anything is made
     resolve_geometry(config.global_batch_size, config.micro_batch_size, runtime.world_size, captions_per_image=captions)
+    if (select := selection_of(config)) is not None:
+        select.super_batch_size(config.global_batch_size, runtime.world_size)
     checkpoint = newest_checkpoint(config, runtime)
     indexes = load_indexes(config.data, runtime)
     with runtime.raise_on_all_ranks():
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
     if isinstance(config, FitConfig) and config.keeps_features:
         parts = _with_kept_features(parts, config, runtime, index=indexes[0], checkpoint=checkpoint, between=between)
+    branched = is_branch(config, checkpoint)
     saved, length, phase, objective = parts.saved, parts.length, parts.phase, parts.objective
     if saved is None:
         with runtime.accelerator.autocast():  # what is measured are vectors as steps compute them
@@ -136,7 +144,7 @@ def build_run(
     state = RunState(
         progress=parts.progress,
         data_order=parts.record,
-        wandb_id=runtime.broadcast_from_rank0(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
+        wandb_id=_new_id(runtime) if saved is None or branched else saved.wandb_id,
         objective=type(objective).__qualname__,
         versions=versions(),
         micro_batch=MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until),
@@ -164,8 +172,14 @@ def build_run(
         state=state,
         monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
+        branched=branched,
         kept_val=parts.kept_val,
     )
+
+
+def _new_id(runtime: Runtime) -> str:
+    """Of a tracker's run; equal on all ranks."""
+    return runtime.broadcast_from_rank0(uuid.uuid4().hex[:12])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +232,8 @@ def _prepare(
             f"{config.run_dir} was begun with the objective {saved.objective}, not {type(objective).__qualname__}; go "
             "on with the program that began it, or choose a new run_dir"
         )
-    reader = phase_reader(readable, indexes, plan, phase=phase, wanted=objective.wanted)
+    wanted = with_reference(objective.wanted, config)
+    reader = phase_reader(readable, indexes, plan, phase=phase, wanted=wanted)
     model = objective.model.to(runtime.device)
     check_step(config, runtime, objective)
     if saved is None and config.start_from is not None:
@@ -340,4 +355,5 @@ def _found_before(parts: _Parts, config: JobConfig, runtime: Runtime, checkpoint
 def _memory_of(config: JobConfig, phase: Phase) -> tuple[object, ...]:
     """What decides how many pairs fit."""
     work = (config.micro_batch_size, config.precision, config.activation_checkpointing)
-    return (*work, config.global_batch_size, config.model, config.parallel, config.ema is None, phase)
+    batch = (config.global_batch_size, config.pairs_read)
+    return (*work, *batch, config.model, config.parallel, config.ema is None, phase)

@@ -30,6 +30,7 @@ from clipx.optim.ema import Ema
 from clipx.optim.optimizers import build_optimizer, optimizer_bytes
 from clipx.optim.param_groups import lock
 from clipx.optim.schedules import build_schedule
+from clipx.train.build_selection import build_selector, check_selection, selection_bytes, selection_of
 from clipx.train.micro_batch import largest_micro_batch
 from clipx.train.step import Stepper
 from clipx.types import Batch
@@ -44,9 +45,10 @@ def check_step(config: JobConfig, runtime: Runtime, objective: Objective) -> Non
 
     Raises:
         InputError: a loss that this device cannot run, an optimizer that takes no shards, a stage whose inputs the
-            image tower does not take, or fp8 that is not to be compiled.
+            image tower does not take, fp8 that is not to be compiled, or batches that cannot be chosen.
     """
     objective.check(runtime.device)
+    check_selection(config, objective)
     _is_compiled(config, runtime, objective)
     model = objective.model
     _warn_of_batch_statistics(config, runtime, model)
@@ -114,7 +116,7 @@ def build_stepper(
     model, block_lists = objective.model, objective.block_lists()
     blocks = [block for tower_blocks in block_lists for block in tower_blocks]
     learning_rate = build_schedule(config.optim, length)
-    optimizer = build_optimizer(config.optim, model)
+    optimizer = build_optimizer(config.optim, model, group=runtime.group)
     lock(model, phase.locked)
     copied = None
     if objective.flops.runs_towers:  # what fusions and heads compute is in float32
@@ -124,10 +126,11 @@ def build_stepper(
     half_weights = HalfWeights(model, dtype=copied)
     run = half_weights.around(_dry_run(config, runtime, objective, phase))
     if micro_batch_size is None:
-        micro_batch_size = _micro_batch_size(config, runtime, objective, run)
+        micro_batch_size = _micro_batch_size(config, runtime, objective, phase, run)
     wrapped, wrapped_optimizer = parallelize(runtime, model, optimizer, blocks=blocks)
     if _is_compiled(config, runtime, objective):
         _compile(config, runtime, objective, micro_batch_size=micro_batch_size, run=run)
+    augment = _device_augment(config.data)
     return Stepper(
         runtime=runtime,
         objective=objective,
@@ -137,9 +140,12 @@ def build_stepper(
         micro_batch_size=micro_batch_size,
         clip_grad_norm=config.optim.clip_grad_norm,
         seed=config.seed,
-        augment=_device_augment(config.data),
+        augment=augment,
         half_weights=half_weights,
         ema=None if config.ema is None else Ema(model, decay=config.ema.decay),
+        selector=build_selector(
+            config, runtime, objective, phase=phase, micro_batch_size=micro_batch_size, augment=augment
+        ),
     )
 
 
@@ -216,7 +222,8 @@ def _compile(config: JobConfig, runtime: Runtime, objective: Objective, *, micro
         dry_run=partial(run, micro_batch_size),
         group=runtime.host_group,
         dynamic_blocks=objective.varying_blocks(),
-        without_gradients=bool(objective.coupled) and micro_batch_size * runtime.world_size < config.global_batch_size,
+        without_gradients=selection_of(config) is not None
+        or (bool(objective.coupled) and micro_batch_size * runtime.world_size < config.global_batch_size),
     )
     objective.model.zero_grad(set_to_none=True)
     if problem is None:
@@ -231,7 +238,7 @@ def _compile(config: JobConfig, runtime: Runtime, objective: Objective, *, micro
         log.warning("compiling is not possible here (%s); the run goes on without, which is slower", problem)
 
 
-def _micro_batch_size(config: JobConfig, runtime: Runtime, objective: Objective, run: DryRun) -> int:
+def _micro_batch_size(config: JobConfig, runtime: Runtime, objective: Objective, phase: Phase, run: DryRun) -> int:
     """The configured size, or the largest that fits."""
     captions, model = config.data.captions_per_image, objective.model
     geometry = resolve_geometry(
@@ -252,6 +259,9 @@ def _micro_batch_size(config: JobConfig, runtime: Runtime, objective: Objective,
         model,
         sizes=micro_batch_sizes(geometry.rank_batch_size, captions),
         run=run,
-        reserved_bytes=state + losses.gathered_bytes + losses.working_bytes,
+        reserved_bytes=state
+        + losses.gathered_bytes
+        + losses.working_bytes
+        + selection_bytes(config, phase, world_size=runtime.world_size),
         runtime=runtime,
     )

@@ -20,6 +20,8 @@ from clipx.pretrained.kept_texts import TEXTS, is_kept, keep_texts
 from clipx.storage.folders import folder_at, write_atomically
 from clipx.storage.json_rows import read_rows
 from clipx.train.build import Run
+from clipx.train.build_selection import SAMPLES
+from clipx.train.metrics.json_lines import drop_after
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ def check_folder(run_dir: Path) -> None:
         "quarantine.jsonl": _rows_with("step", "shard", "key"),
         "rollbacks.jsonl": _rows_with("step", "back_to"),
         "starts.jsonl": _rows_with("began_at", "step", "hosts"),
+        SAMPLES: _rows_with("step", "batch", "samples"),
     }
     try:
         found = {name: run_dir / name for name in own if (run_dir / name).exists()}
@@ -66,6 +69,7 @@ def open_folder(run: Run) -> None:
         run.monitor.truncate_after(run.progress.step)
         if not run.runtime.is_main:
             return
+        drop_after(run.run_dir / SAMPLES, run.progress.step)
         write_atomically(run.run_dir / CONFIG, _MARK + dump_config(run.config))
         warn_of_secrets(run.config)
         if run.progress.step == 0 or not is_kept(run.run_dir / TEXTS):

@@ -35,6 +35,7 @@ from clipx.train.metrics.step_metrics import (
     own_numbers,
     sum_over_ranks,
 )
+from clipx.train.selection import Selector
 from clipx.train.uploads import Uploads
 from clipx.types import Batch, cut
 
@@ -58,6 +59,8 @@ class Stepper:
     """Copies of the weights for the passes of one step; there may be none."""
     ema: Ema | None = None
     """Average of the weights, brought up to date after each step."""
+    selector: Selector | None = None
+    """Chooses what is trained on of the pairs that were read; None if that is all of them."""
     names: tuple[str, ...] | None = None
     """Names of figures and counts, once they have been compared over ranks: in the first step."""
     uploads: Uploads = field(init=False)
@@ -74,11 +77,17 @@ class Stepper:
 
         Args:
             batch: on the host (pinned for CUDA); it is cut there, where lengths are known, and moved piece by piece.
+                With a selector, this rank's part of the super-batch.
             step: optimizer steps taken before this one.
             requests: what this rank wants all ranks to do after the step.
             stats: what it tells about itself.
         """
         clock = Clock(self.runtime.device)
+        chosen = None
+        if self.selector is not None:
+            with self.half_weights.fresh():
+                chosen = self.selector(batch, model=self.model, step=step, uploads=self.uploads, clock=clock)
+            batch = chosen.batch
         counts = {"num_tokens": batch.tokens_T.shape[0], "model_flops": self.objective.flops(batch), **batch.counts}
         numbers = own_numbers(counts, num_bad=len(batch.bad), requests=requests, stats=stats, runtime=self.runtime)
         lr = self.learning_rate(step)
@@ -89,6 +98,8 @@ class Stepper:
                 sent = self._send(batch, numbers)
                 with self.half_weights.fresh():
                     figures = self._forward_backward(sent, clock)
+            if chosen is not None:
+                figures |= chosen.figures
             with clock.measure("optimizer"):
                 grad_norm = self._clip()
             sums = self._sum_over_ranks(figures, tuple(counts), numbers=sent.numbers)
@@ -120,11 +131,13 @@ class Stepper:
             [torch.tensor(numbers, dtype=torch.float64), counts, *vectors.values()]
         )
         vectors = dict(zip(vectors, moved, strict=True))
-        pieces = batch.micro_batches(self.micro_batch_size)
+        sent_once = self.objective.coupled_columns
+        pieces = batch.without_columns(sent_once).micro_batches(self.micro_batch_size)
+        of_pieces = {name: tensor for name, tensor in vectors.items() if name not in sent_once}
         return _Sent(
             batch=batch.with_tensors(vectors),
             pieces=pieces,
-            vectors=cut(vectors, [piece.sizes for piece in pieces]),
+            vectors=cut(of_pieces, [piece.sizes for piece in pieces]),
             numbers=summands,
             sample_counts=self._sample_counts(counts),
         )

@@ -30,14 +30,20 @@ class Uploads:
         """The tensors on the device, by one copy: each is a view of the same memory there.
 
         They are put together in page-locked memory, which torch's allocator lends and takes back when the copy is done.
+        What is on the device already stays what it is.
         """
-        if self._stream is None:
+        waiting = [tensor for tensor in tensors if self._stream is not None and tensor.device.type == "cpu"]
+        if not waiting:
             return list(tensors)
-        return unpacked(packed(tensors, pin_memory=True).to(self._device, non_blocking=True), tensors)
+        sent = iter(unpacked(packed(waiting, pin_memory=True).to(self._device, non_blocking=True), waiting))
+        return [next(sent) if tensor.device.type == "cpu" else tensor for tensor in tensors]
 
     def pixels(self, images_IHWC: Tensor) -> Tensor:
-        """The uint8 images on the device, a new tensor; asynchronously if they lie in page-locked memory."""
-        if self._stream is None:
+        """The uint8 images on the device, a new tensor unless they are there already.
+
+        The copy is asynchronous if they lie in page-locked memory.
+        """
+        if self._stream is None or images_IHWC.device.type != "cpu":
             return images_IHWC
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):

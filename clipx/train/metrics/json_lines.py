@@ -10,9 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from clipx.storage.folders import write_atomically
+from clipx.storage.json_rows import read_rows
+
 log = logging.getLogger(__name__)
 
 _MAX_WAITING = 10_000  # lines that a process keeps for a disk that does not take them
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drops rows of steps that a resumed run will train again, so that each step has its rows once."""
+    if path.exists():
+        kept = [row for row in read_rows(path) if row.get("step", 0) <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 class JsonLines:

@@ -1,6 +1,5 @@
 """What a run shows: metrics.jsonl, trackers and the progress display. Rank 0 writes."""
 
-import json
 import logging
 import resource
 import statistics
@@ -26,15 +25,14 @@ from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
 from clipx.errors import RunError
 from clipx.printable import redacted
-from clipx.storage.folders import write_atomically
-from clipx.storage.json_rows import read_rows
 from clipx.storage.standard_error import StderrOfNow
-from clipx.train.metrics.json_lines import JsonLines
+from clipx.train.metrics.json_lines import JsonLines, drop_after
 from clipx.train.metrics.step_metrics import RankStats, StepMetrics
 from clipx.train.metrics.warnings import Diagnosis
 
 log = logging.getLogger(__name__)
 
+_MOST_LOSSES = 3  # that a line shows beside their sum; metrics.jsonl has all
 _LINE_EVERY_S = 5.0  # plain lines: often enough to see life, seldom enough for a log of days
 
 
@@ -90,9 +88,8 @@ class Monitor:
     def truncate_after(self, step: int) -> None:
         """Drops rows of steps that a resumed run will train again, so that each step has one row."""
         self._since_row = _SinceRow(step=step, began=time.perf_counter())
-        if self._runtime.is_main and self._metrics.path.exists():
-            kept = [row for row in read_rows(self._metrics.path) if row.get("step", 0) <= step]
-            write_atomically(self._metrics.path, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._runtime.is_main:
+            drop_after(self._metrics.path, step)
 
     def record_data_wait(self, seconds: float, *, step: int) -> None:
         """Notes how long a step, from 1, stood waiting for its data; it may be known before the step before is read."""
@@ -301,8 +298,12 @@ class _Display:
     def show(self, row: dict[str, Any]) -> None:
         """One row, as a person wants to read it."""
         scale = f"scale {row['logit_scale']:.1f}  " if "logit_scale" in row else ""
+        parts = {name.removeprefix("loss_"): row[name] for name in row if name.startswith("loss_")}
+        parts.pop("s", None)  # seconds
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
+        losses = f" ({shown})" if 0 < len(parts) <= _MOST_LOSSES else ""
         text = (
-            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {scale}"
+            f"loss {row['loss']:.4f}{losses}  lr {row['lr']:.2e}  {scale}"
             f"{row['samples_per_s']:.0f} {self._unit}/s  waited {row['data_wait_s']:.1f} s"
         )
         if "mfu" in row:

@@ -111,8 +111,8 @@ class StepMetrics:
     ranks: tuple[RankStats, ...]
     """In the order of ranks."""
     seconds: Mapping[str, float]
-    """Where this rank's time went: forward, loss, backward, optimizer. Communication is a part of them: the loss's and
-    the step's own; what DDP and FSDP2 move goes on beside the model's arithmetic and is no figure of its own."""
+    """Where this rank's time went: select, forward, loss, backward, optimizer. Communication is a part of them: the
+    loss's and the step's own; what DDP and FSDP2 move goes on beside the model's arithmetic and is no figure of its own."""
     launched_at: float
     """time.perf_counter() when the host had launched it."""
 
@@ -297,4 +297,5 @@ def sections(seconds: Mapping[str, float]) -> dict[str, float]:
     """The clock's readings as parts of a step: the backward pass is what the model's time has left."""
     backward = seconds["model and loss"] - seconds["forward"] - seconds["loss"]
     parts = {name: seconds[name] for name in ("forward", "loss", "optimizer")}
-    return {**parts, "backward": backward, "communication": seconds.get("communication", 0.0)}
+    chosen = {"select": seconds["select"]} if "select" in seconds else {}
+    return {**parts, **chosen, "backward": backward, "communication": seconds.get("communication", 0.0)}
