@@ -8,6 +8,7 @@ import pytest
 import torch.distributed as dist
 from distributed.ranks import run_ranks
 from embedding_folders import contents
+from servers import WebServer
 from teacher_stores import data_of, teacher, write_noise
 
 from clipx.data.teachers import open_teachers
@@ -59,6 +60,15 @@ def test_several_ranks_make_what_one_makes(shards, alone, tmp_path, ranks):
 def test_processes_that_read_change_nothing(shards, alone, tmp_path):
     teach_share(shards, str(tmp_path / "out"), workers=2)
     assert contents(tmp_path / "out") == alone
+
+
+def test_shards_on_a_web_server_make_the_same_store(shards, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPX_CACHE", str(tmp_path / "cache"))
+    with WebServer({os.path.basename(path): open(path, "rb").read() for path in shards}) as web:
+        addresses = [f"{web.url}/{os.path.basename(path)}" for path in shards]
+        for workers in (0, 2):
+            teach_share(addresses, str(tmp_path / f"out{workers}"), workers=workers)
+            assert contents(tmp_path / f"out{workers}") == alone
 
 
 def test_killed_twice_it_goes_on(shards, alone, tmp_path):
