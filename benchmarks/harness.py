@@ -155,7 +155,7 @@ def write_rows(topic: str, rows: Sequence[Mapping[str, object]], out: Path = RES
     path = out / f"{topic}.csv"
     out.mkdir(parents=True, exist_ok=True)
     new = [_circumstances() | dict(row) for row in rows]
-    header, old = _read(path)
+    header, old = read_rows(path)
     columns = list(dict.fromkeys([*header, *(name for row in new for name in row)]))
     if columns != header:
         whole = path.with_suffix(".tmp")
@@ -177,7 +177,7 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) ->
 def print_results(folder: Path, since: str) -> None:
     """Prints the rows of every CSV file in `folder` written at or after `since` (UTC, as in their column `date`)."""
     for path in sorted(folder.glob("*.csv")):
-        columns, rows = _read(path)
+        columns, rows = read_rows(path)
         fresh = [row for row in rows if str(row["date"]) >= since]
         filled = [name for name in columns if name not in CIRCUMSTANCES and any(row[name] for row in fresh)]
         if fresh:
@@ -204,7 +204,7 @@ def _circumstances() -> dict[str, object]:
     values = (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         _commit(),
-        _hardware(),
+        hardware(),
         platform.python_version(),
         torch.__version__,
         torch.version.cuda or "",
@@ -228,7 +228,7 @@ def _commit() -> str:
     return commit + ("+dirty" if changes else "")
 
 
-def _hardware() -> str:
+def hardware() -> str:
     """The processor with the threads that torch uses, and the GPUs where there are any."""
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
@@ -249,7 +249,8 @@ def _version(package: str) -> str:
         return ""
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, object]]]:
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, object]]]:
+    """The columns and the rows, of strings, of a file of `write_rows`; none where there is no file."""
     if not path.exists():
         return [], []
     with path.open(newline="") as file:

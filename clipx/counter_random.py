@@ -34,8 +34,10 @@ class Stream(IntEnum):
     HEAD_DROPOUT = 13
     ABSENT = 14
     SELECT = 15
+    CAPTION_PART = 18
     TAUGHT_VIEW = 20
     DRAWN_VIEW = 21
+    HELD_OUT = 31
 
 
 def _signed(value: int) -> int:

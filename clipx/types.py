@@ -5,7 +5,7 @@ B pairs of this rank (or micro-batch), I images of them, T tokens of B texts. A 
 for the whole batch. H x W pixels, C channels, D embedding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -126,6 +126,10 @@ class Batch:
         columns = {name: tensors.get(name, value) for name, value in self.columns.items()}
         own: dict[str, Any] = {name: value for name, value in tensors.items() if name not in columns}
         return replace(self, **own, columns=columns, **changes)
+
+    def without_columns(self, names: Collection[str]) -> Self:
+        """The same batch, these columns left out."""
+        return replace(self, columns={name: value for name, value in self.columns.items() if name not in names})
 
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device` (asynchronously if memory is pinned)."""

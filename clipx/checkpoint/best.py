@@ -31,6 +31,8 @@ class StopRule:
     """Name of its figure."""
     patience: int
     """Evaluations in a row that may be no better than the best before."""
+    title: str = ""
+    """What a person calls the figure, if not by its name."""
 
 
 class Score(NamedTuple):
@@ -50,9 +52,12 @@ class Result(NamedTuple):
 
 def stop_rule(config: JobConfig) -> StopRule | None:
     """The rule of a run; None if it trains all its steps, and its newest checkpoint is its model."""
-    if not isinstance(config, FitConfig) or config.stop is None:
+    if config.stop is None:
         return None
-    return StopRule(EVALUATION, config.stop.metric, config.stop.patience)
+    if isinstance(config, FitConfig):
+        return StopRule(EVALUATION, config.stop.metric, config.stop.patience)
+    evaluation, _, figure = config.stop.metric.partition("/")
+    return StopRule(evaluation, figure, config.stop.patience, title=config.stop.metric)
 
 
 def result_name(evaluation: str, step: int) -> str:
@@ -116,12 +121,13 @@ def reason_to_stop(scores: Sequence[Score], rule: StopRule) -> str | None:
 def standing(scores: Sequence[Score], rule: StopRule) -> str:
     """How the figure stands, in words."""
     best, since = _since_best(scores, rule)
+    figure = rule.title or rule.metric
     if best is None:
-        return f"{rule.metric} was not defined in {since} evaluations (patience {rule.patience})"
+        return f"{figure} was not defined in {since} evaluations (patience {rule.patience})"
     if since == 0:
-        return f"{rule.metric} {best.value:.4g} is the best so far"
+        return f"{figure} {best.value:.4g} is the best so far"
     times = f"{since} evaluation{'s' if since > 1 else ''} (patience {rule.patience})"
-    return f"{rule.metric} was no better than {best.value:.4g} of step {best.step} in {times}"
+    return f"{figure} was no better than {best.value:.4g} of step {best.step} in {times}"
 
 
 def _since_best(scores: Sequence[Score], rule: StopRule) -> tuple[Score | None, int]:

@@ -50,11 +50,11 @@ def require_model(path: Path | str) -> None:
 
 
 @_alone
-def require_evaluation_set(folder: Path) -> None:
-    """Raises InputError if there is no evaluation set, or it lacks a file that its kind needs."""
+def require_evaluation_set(folder: Path, *, split: str = "test") -> None:
+    """Raises InputError if there is no evaluation set, or it lacks a file that its kind needs, or the split."""
     from clipx.data.labelled import open_set
 
-    open_set(str(folder))
+    open_set(str(folder), split=split)
 
 
 @_alone
@@ -126,7 +126,7 @@ def _require_inputs(config: "JobConfig") -> None:
         open_teachers(config.data.teachers)
     for evaluation in config.evaluate.values():
         if evaluation.type == "zeroshot" or (Path(evaluation.data) / "test").is_dir():
-            require_evaluation_set(Path(evaluation.data))
+            require_evaluation_set(Path(evaluation.data), split=evaluation.split)
         else:
             _require(evaluation.data)
     if config.start_from is not None and _begins(config):

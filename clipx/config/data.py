@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from clipx.config.captions import CaptionKey, EqualCaptions, PartsConfig, has_parts
 from clipx.config.field_types import (
     NO_BOOL,
     STRICT,
@@ -22,8 +23,6 @@ from clipx.config.field_types import (
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
-CaptionKey = Text | Annotated[dict[Text, Positive], Field(min_length=1)]
-Captions = Literal["negatives", "ignored"]
 Decode = Literal["fast", "scaled", "pil"]
 Shards = Annotated[list[ShardPath], Field(min_length=1)]
 
@@ -120,7 +119,7 @@ class SourceConfig:
     """Like data.class_names."""
     templates: FilePath | list[Text] | None = None
     """Like data.templates."""
-    equal_captions: Captions | None = None
+    equal_captions: EqualCaptions | None = None
     """Like data.equal_captions."""
     augment: AugmentConfig | None = None
     """Like data.augment; what the device computes must be the same in all sources."""
@@ -165,12 +164,22 @@ class Source:
     weight: float
     index: str | None
     image_key: str
-    caption_key: str | Mapping[str, float]
+    caption_key: str | Mapping[str, float | PartsConfig]
     class_names: str | list[str] | None
     templates: str | list[str] | None
-    equal_captions: Captions
+    equal_captions: Literal["negatives", "ignored"]
     augment: AugmentConfig | None
     """None: the preprocessing of evaluation, which draws nothing."""
+
+    @property
+    def draws_parts(self) -> bool:
+        """Whether texts may be parts of stored captions."""
+        return has_parts(self.caption_key)
+
+    @property
+    def texts_are_stored(self) -> bool:
+        """Whether each text is a whole caption of the sample as it is stored: no part, template or class name."""
+        return not self.draws_parts and self.templates is None and self.class_names is None
 
 
 @validated
@@ -228,7 +237,8 @@ class DataConfig(StreamConfig):
     """Extensions that hold the picture, first present wins."""
     caption_key: CaptionKey = "txt"
     """Extension that holds the caption (`;` between alternatives); `json:captions` takes that field of a json member.
-    Of a list of captions one is drawn per epoch. A mapping of such keys to weights draws one of those present."""
+    Of a list of captions one is drawn per epoch. A mapping of such keys to weights draws one of those present; with
+    {weight: 1, sentence: 0.5, words: [8, 40]} in the place of a weight, a part of its captions."""
     class_names: FilePath | list[Text] | None = None
     """For labelled data: the names, or a file with one per line, of which the caption key's number is the place."""
     templates: FilePath | list[Text] | None = None
@@ -236,9 +246,10 @@ class DataConfig(StreamConfig):
     captions_per_image: Count = 1
     """Captions of a picture that are trained on together, all of them positives; global_batch_size counts pairs. A
     picture with fewer repeats them."""
-    equal_captions: Captions = "negatives"
+    equal_captions: EqualCaptions = "auto"
     """`ignored`: pairs of equal captions, or of the same class, are not each other's negatives (as UniCL does with
-    labels, arXiv 2204.03610, but without making them positives)."""
+    labels, arXiv 2204.03610, but without making them positives). auto: ignored where parts of captions are drawn,
+    else negatives."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crop, flip and colours."""
     teachers: FilePath | None = None
@@ -256,23 +267,30 @@ class DataConfig(StreamConfig):
                 "data.sources: color_jitter, grayscale and rand_augment differ between sources; the device computes "
                 "them for whole batches: set them in data.augment alone"
             )
+        for source in self.described():
+            if source.draws_parts and source.class_names is not None:
+                raise InputError(
+                    f"data.caption_key of source {source.name!r} draws parts of captions, but with class_names "
+                    "captions are numbers: leave class_names out, or give each key a weight alone"
+                )
 
     def described(self) -> tuple[Source, ...]:
         """The sources in the order of the config; without `sources` there is one, named `train`."""
         configs = self.sources or {"train": SourceConfig(shards=self.train or [])}
-        inherited = ("index", "image_key", "caption_key", "class_names", "templates", "equal_captions", "augment")
         return tuple(
-            Source(
-                name=name,
-                shards=tuple(config.shards),
-                weight=config.weight,
-                **{
-                    key: getattr(self, key) if getattr(config, key) is None else getattr(config, key)
-                    for key in inherited
-                },
-            )
+            Source(name=name, shards=tuple(config.shards), weight=config.weight, **self._resolved(config))
             for name, config in configs.items()
         )
+
+    def _resolved(self, config: SourceConfig) -> dict[str, Any]:
+        """A source's values of the keys that `data` has too."""
+        inherited = ("index", "image_key", "caption_key", "class_names", "templates", "equal_captions", "augment")
+        values = {
+            key: getattr(self, key) if getattr(config, key) is None else getattr(config, key) for key in inherited
+        }
+        if values["equal_captions"] == "auto":
+            values["equal_captions"] = "ignored" if has_parts(values["caption_key"]) else "negatives"
+        return values
 
 
 def device_part(augment: AugmentConfig | None) -> tuple[object, ...]:

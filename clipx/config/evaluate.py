@@ -1,11 +1,11 @@
-"""The part of the schema that describes evaluations: zero-shot classification and retrieval."""
+"""The part of the schema that describes evaluations: zero-shot classification, retrieval, and the loss."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipx.config.field_types import STRICT, Count, FilePath, Interval, ShardPath, Text
+from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Interval, ShardPath, Text
 from clipx.config.validate import validated
 
 
@@ -19,7 +19,10 @@ class ZeroShotConfig:
     type: Literal["zeroshot"] = "zeroshot"
     data: FilePath
     """Folder in CLIP_benchmark's `wds_*` layout, with a folder of pictures for each class, of CIFAR's binaries or of a
-    saved Hugging Face data set; or a CSV of path and label. Its test part is read, else that for validation."""
+    saved Hugging Face data set; or a CSV of path and label."""
+    split: Text = "test"
+    """The part that is read: test, val or train, or its own name. Without a test part that for validation is read, and
+    without parts the whole; what is chosen by one part is reported by another."""
     every_steps: Interval = 0
     """Evaluate every N steps; always at the end. 0: at the end only."""
     batch_size: Count = 256
@@ -36,6 +39,8 @@ class RetrievalConfig:
     type: Literal["retrieval"] = "retrieval"
     data: ShardPath
     """Shards of pictures with captions, or a folder in CLIP_benchmark's layout."""
+    split: Text = "test"
+    """The part of a folder in CLIP_benchmark's layout that is read, as of an evaluation of type zeroshot."""
     every_steps: Interval = 0
     """Evaluate every N steps; always at the end. 0: at the end only."""
     batch_size: Count = 256
@@ -46,4 +51,32 @@ class RetrievalConfig:
     """Like data.caption_key; every caption of a list, or every line of a text member, counts as correct."""
 
 
-EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig, Field(discriminator="type")]
+@validated
+@dataclass(frozen=True, kw_only=True)
+class HeldOutLossConfig:
+    """The run's `loss`, without its further terms, of held-out pairs in batches of the training's size.
+
+    Pictures are prepared as for evaluation, and each counts once, with its first caption.
+    """
+
+    __pydantic_config__ = STRICT
+
+    type: Literal["loss"] = "loss"
+    data: ShardPath
+    """Shards of pictures with captions that are not trained on, or a folder in CLIP_benchmark's layout."""
+    split: Text = "test"
+    """The part of a folder in CLIP_benchmark's layout that is read, as of an evaluation of type zeroshot."""
+    every_steps: Interval = 0
+    """Evaluate every N steps; always at the end. 0: at the end only."""
+    pairs: Annotated[int, Field(ge=2), NO_BOOL] | None = None
+    """Pairs that are compared with each other, on which the loss depends; null: global_batch_size, as in training. Set
+    it where runs of different batches are compared. What fills no further batch is left out, and counted."""
+    batch_size: Count = 256
+    """Pairs per forward pass and rank."""
+    image_key: Text = "jpg;jpeg;png;webp"
+    """Extensions that hold the picture."""
+    caption_key: Text = "txt"
+    """Like data.caption_key; of a list of captions, or several lines of a text member, the first is taken."""
+
+
+EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig | HeldOutLossConfig, Field(discriminator="type")]

@@ -25,7 +25,7 @@ from clipx.config.fit_inputs import (
 from clipx.config.fit_metrics import check_metric
 from clipx.config.job import Job
 from clipx.config.model import ModelConfig
-from clipx.config.optim import AdamWConfig, StableAdamWConfig, TimmOptimConfig
+from clipx.config.optim import AdamWConfig, MuonConfig, StableAdamWConfig, TimmOptimConfig
 from clipx.config.run_length import RunLength
 from clipx.config.validate import validated
 from clipx.errors import InputError
@@ -79,19 +79,6 @@ class AbsentConfig:
 
 @validated
 @dataclass(frozen=True, kw_only=True)
-class StopConfig:
-    """Ends the run when it no longer improves; the best checkpoint is kept, and is the run's model."""
-
-    __pydantic_config__ = STRICT
-
-    metric: Text
-    """Of the evaluation, e.g. category/accuracy; `loss` is the weighted sum of all targets'."""
-    patience: Count = 5
-    """Evaluations in a row that may be no better than the best before."""
-
-
-@validated
-@dataclass(frozen=True, kw_only=True)
 class FitAdamWConfig(AdamWConfig):
     """AdamW (arXiv 1711.05101), fused, with a rate for heads on trained encoders."""
 
@@ -132,11 +119,9 @@ class FitConfig(Job):
     keep_features: Literal["auto"] | bool = "auto"
     """Compute vectors of frozen towers once and keep them in run_dir. auto: where all towers are frozen and pictures
     are not augmented."""
-    stop: StopConfig | None = None
-    """Early end; null: all epochs are trained, and the last checkpoint is the model."""
-    optim: Annotated[FitAdamWConfig | StableAdamWConfig | TimmOptimConfig, Field(discriminator="type")] = field(
-        default_factory=FitAdamWConfig
-    )
+    optim: Annotated[
+        FitAdamWConfig | StableAdamWConfig | MuonConfig | TimmOptimConfig, Field(discriminator="type")
+    ] = field(default_factory=FitAdamWConfig)
     """Optimizer and learning rate."""
 
     def __post_init__(self) -> None:
@@ -153,6 +138,11 @@ class FitConfig(Job):
         if self.keep_features is True and (augmented or not frozen):
             reason = "data.augment changes pictures in every epoch" if frozen else "encoder.train changes them"
             raise InputError(f"keep_features=true keeps vectors of towers, and {reason}; choose auto")
+        if frozen and self.optim.type == "muon":
+            raise InputError(
+                "optim.type=muon learns the matrices of the towers' blocks, and encoder.train=frozen; choose adamw, or "
+                "let the towers learn"
+            )
         if self.stop is not None:
             kinds = {name: target.type for name, target in self.targets.items()}
             average = self.ema is not None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipx.config.checkpoint import CheckpointConfig, SpikeConfig, StopSignal
-from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Fraction, Interval, NonNegative
+from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Fraction, Interval, NonNegative, Text
 from clipx.config.optim import AdamWConfig, EmaConfig, OptimConfig
 from clipx.config.parallel import DdpConfig, ParallelConfig
 from clipx.config.validate import validated
@@ -34,6 +34,20 @@ class TrackConfig:
     """Steps that the trace covers."""
     samples: bool = False
     """With `select`, write the ids of the samples that each step has chosen into samples.jsonl."""
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """Ends the run when it no longer improves; the best checkpoint is kept, and is the run's model."""
+
+    __pydantic_config__ = STRICT
+
+    metric: Text
+    """The figure that decides. Pretraining: EVALUATION/FIGURE, e.g. val/loss, or val/ema_loss of the average of the
+    weights. A fit run: TARGET/FIGURE, e.g. category/accuracy, or `loss`, the weighted sum of all targets'."""
+    patience: Count = 5
+    """Evaluations in a row that may be no better than the best before."""
 
 
 @validated
@@ -86,6 +100,8 @@ class Job:
     """Saving."""
     spikes: SpikeConfig | None = None
     """What to do when the loss spikes; null: nothing."""
+    stop: StopConfig | None = None
+    """Early end; null: all is trained, and the last checkpoint is the model."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Trackers."""
 

@@ -37,7 +37,7 @@ class DistillConfig:
 
 @validated
 @dataclass(frozen=True, kw_only=True)
-class LossTerms:
+class LossTermsConfig:
     """What is added to the contrastive loss."""
 
     __pydantic_config__ = STRICT
@@ -60,7 +60,7 @@ class InfoNCEConfig:
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
     tile_size: Count = 2048
     """Its square is the most similarities that torch holds at once; on CUDA 4 times as many."""
-    terms: LossTerms = field(default_factory=LossTerms)
+    terms: LossTermsConfig = field(default_factory=LossTermsConfig)
     """Further losses beside it."""
 
 
@@ -78,7 +78,7 @@ class SigmoidConfig:
     """How texts reach all ranks: at once, or rank by rank in a ring, for G x embed_dim that does not fit."""
     tile_size: Count = 2048
     """Its square is the most similarities that torch holds at once; on CUDA 4 times as many."""
-    terms: LossTerms = field(default_factory=LossTerms)
+    terms: LossTermsConfig = field(default_factory=LossTermsConfig)
     """Further losses beside it."""
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from clipx.config.data import DataConfig
 from clipx.config.evaluate import EvaluateConfig
+from clipx.config.evaluate_metrics import check_evaluation_metric
 from clipx.config.field_types import STRICT, ContextLength, Count, FilePath, FractionBelowOne
 from clipx.config.fit import FitConfig
 from clipx.config.job import Job
@@ -74,6 +75,10 @@ class RunConfig(Job):
     transformers or open_clip, or hf://ORG/NAME[@REVISION]. `model` may then be left out, or hold what shall differ."""
     start_from_anyway: bool = False
     """Begin with them though `model` computes something else from them than what they were trained in."""
+    branch_from: FilePath | None = None
+    """A checkpoint of another run, or a run folder with its newest one: this run goes on from there with weights,
+    optimizer, average and place in the data order, as that one would by a resume; its own checkpoints come first. With
+    `optim.schedule: constant`, one run so has many ends (configs/overlays/wsd.yaml)."""
     stages: dict[str, StageConfig] = field(default_factory=dict)
     """First parts of the run by name, in the order of their ends; after the last, inputs are as the model says."""
     evaluate: dict[str, EvaluateConfig] = field(default_factory=dict)
@@ -82,6 +87,11 @@ class RunConfig(Job):
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.samples is None):
             raise InputError(f"steps={self.steps} and samples={self.samples}: give exactly one of the two")
+        if self.start_from is not None and self.branch_from is not None:
+            raise InputError(
+                f"start_from={self.start_from} and branch_from={self.branch_from}: give one of the two; the first "
+                "takes weights alone, the second all of a run's state"
+            )
         if self.select is not None:
             self.select.check(
                 global_batch_size=self.global_batch_size,
@@ -100,9 +110,15 @@ class RunConfig(Job):
         self.check_samples(is_selecting=self.select is not None)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError("loss.type=sigmoid needs a bias: set model.init_logit_bias (SigLIP: -10)")
+        if self.loss.terms.distill is not None and self.data.teachers is None:
+            raise InputError(
+                "loss.terms.distill needs teachers: set data.teachers to a folder that `clipx data teach` has made"
+            )
         for name in self.evaluate:
             if not re.fullmatch(r"[\w-][\w.-]*", name):
                 raise InputError(f"evaluate: the name {name!r} must be of letters, digits and _ - . (not . first)")
+        if self.stop is not None:
+            check_evaluation_metric(self.stop.metric, self.evaluate, average=self.ema is not None)
 
     @property
     def pairs_read(self) -> int:

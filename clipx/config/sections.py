@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -117,14 +118,19 @@ def _walk(node: type, root: type, *, path: tuple[str, ...], is_default: bool) ->
     yield Section(
         path=path,
         keys=tuple(map(key_of, inner)),
-        knobs=tuple(_knob(item, properties[key_of(item.name)]) for item in items if not inner[item.name]),
+        knobs=tuple(
+            _knob(item, properties[key_of(item.name)])
+            for item in items
+            if not inner[item.name] or _is_value(hints[item.name])
+        ),
         tag=getattr(node, "type", None),
         is_default=is_default,
         doc=" ".join(schema.get("description", "").split()),  # python -OO drops docstrings
     )
     for item in items:
         default = item.default_factory() if item.default_factory is not MISSING else None
-        place = (*path, item.name, ANY_NAME) if get_origin(hints[item.name]) is dict else (*path, item.name)
+        hint = hints[item.name]
+        place = (*path, item.name, ANY_NAME) if get_origin(hint) is dict or _is_value(hint) else (*path, item.name)
         for child in inner[item.name]:
             is_only = len(inner[item.name]) == 1 and ANY_NAME not in place
             yield from _walk(child, root, path=place, is_default=is_only or isinstance(default, child))
@@ -135,6 +141,11 @@ def _inner_nodes(hint: Any) -> list[type]:
     if is_dataclass(hint):
         return [hint] if isinstance(hint, type) else []
     return [node for part in get_args(hint) for node in _inner_nodes(part)]
+
+
+def _is_value(hint: Any) -> bool:
+    """Whether a field with sections in it is a value as well: a string instead, as data.caption_key may be."""
+    return get_origin(hint) in (Union, UnionType) and str in get_args(hint)
 
 
 def _knob(item: Field[Any], schema: dict[str, Any]) -> Knob:
@@ -149,15 +160,15 @@ def _knob(item: Field[Any], schema: dict[str, Any]) -> Knob:
 
 def _rule(schema: dict[str, Any]) -> str:
     """Describes the JSON schema of one value in words."""
-    if "anyOf" in schema:
-        return " or ".join(_rule(part) for part in schema["anyOf"])
+    if variants := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(_rule(part) for part in variants)
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if "prefixItems" in schema:
         return f"[{', '.join(_rule(part) for part in schema['prefixItems'])}]"
-    kind = schema.get("type", "any value")
+    kind = schema.get("type", "mapping" if "$ref" in schema else "any value")
     if kind == "array":
         minimum = f", at least {schema['minItems']}" if "minItems" in schema else ""
         return f"list of {_rule(schema['items'])}{minimum}"

@@ -92,7 +92,8 @@ class _Explainer:
             return str(cause)
         is_missing = error["type"] == "missing" and isinstance(error["loc"][-1], str)
         path = tuple(self._config_keys(error["loc"], is_missing=is_missing))
-        path = next((path[:end] for end in range(1, len(path)) if is_one_value(self._root, path[:end])), path)
+        if self._section_at(path[:-1]) is None:  # sections within such a mapping have rules of their own
+            path = next((path[:end] for end in range(1, len(path)) if is_one_value(self._root, path[:end])), path)
         key = ".".join(path)
         if error["type"] == "unexpected_keyword_argument":
             return f"{key}={_shown(error['input'])}: unknown key{self._nearest_key(path)}"

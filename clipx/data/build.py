@@ -10,7 +10,7 @@ from clipx.config.model import ImageConfig, TimmImageConfig
 from clipx.config.schema import JobConfig
 from clipx.data.captions import CaptionReader
 from clipx.data.columns import Wanted, check_columns
-from clipx.data.fit_columns import FitColumns, JoinedText
+from clipx.data.fit_columns import FitColumns, FitTargets, JoinedText
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, SampleReader, SourceReader, Views
@@ -132,18 +132,28 @@ def _taught_views(
     return DrawnViews(teachers.description, seed=seed)
 
 
-def open_fit_samples(config: FitConfig, index: ShardIndex) -> SampleReader:
+def open_fit_samples(config: FitConfig, index: ShardIndex, *, targets: bool = True) -> SampleReader:
     """The reader of a fit run's samples as evaluation sees them: nothing is augmented or hidden.
 
     Args:
         config: resolved.
         index: of the shards for training, or of those that are held out.
+        targets: whether their targets are read, too.
     """
     wanted = Wanted(
-        columns=(FitColumns(config, training=False),),
+        columns=(FitColumns(config, training=False, targets=targets),),
         texts=JoinedText(config.text_columns),
         images="optional" if "image" in config.modalities else "unread",
     )
+    return _open_fit(config, index, wanted)
+
+
+def open_fit_targets(config: FitConfig, index: ShardIndex) -> SampleReader:
+    """The reader of a fit run's targets, without any input; see `open_fit_samples`."""
+    return _open_fit(config, index, Wanted(columns=(FitTargets(config),), texts=JoinedText(()), images="unread"))
+
+
+def _open_fit(config: FitConfig, index: ShardIndex, wanted: Wanted) -> SampleReader:
     return open_samples(
         [index],
         [config.data.source(list(index.paths))],

@@ -1,21 +1,22 @@
 """From a sample's bytes to the texts that are trained on; owns the small language of caption keys.
 
 A sample is a mapping from extension to bytes, one entry for each tar member of its key: {"jpg": ..., "txt": ...}. The
-draw among several captions, keys or templates is a function of (seed, epoch, sample), so it changes with the epoch
-alone.
+draw among several captions, keys or templates, and of a part of a caption, is a function of (seed, epoch, sample), so
+it changes with the epoch alone.
 """
 
 import json
-from bisect import bisect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate, cycle, islice
+from itertools import cycle, islice
 from typing import NamedTuple, Protocol
 
 from clipx import counter_random
+from clipx.config.captions import PartsConfig
 from clipx.config.data import Source
 from clipx.counter_random import Stream
+from clipx.data.caption_draws import Available, draw_texts
 from clipx.data.decode import UndecodableError, one_line
 from clipx.data.text_cleaning import is_blank, without_bom
 from clipx.errors import some_names
@@ -26,6 +27,7 @@ __all__ = [
     "Captions",
     "TextReader",
     "alternatives",
+    "caption_group",
     "class_number",
     "decode_captions",
     "decode_record",
@@ -97,12 +99,15 @@ class CaptionReader:
         """The texts of a sample in an epoch: drawn captions (or class names), put into drawn templates.
 
         Of several keys, one that the sample has is drawn by its weight, and then one of its captions; the next text is
-        drawn from those that are left. A sample with fewer than K different ones repeats them in turn.
+        drawn from those that are left. A sample with fewer than K different ones repeats them in turn. Where parts are
+        drawn a caption is left as long as it is not drawn whole and gives parts that are new.
 
         Raises:
             UndecodableError: no caption, a broken one, or no class number although the source has class names.
         """
-        drawn = self._draw(self._available(fields), epoch, sample_id)
+        drawn = draw_texts(
+            self._available(fields), num_texts=self._num_texts, seed=self._seed, epoch=epoch, sample_id=sample_id
+        )
         texts = tuple(islice(cycle(drawn), self._num_texts))
         if self._templates is not None:
             texts = tuple(
@@ -112,25 +117,28 @@ class CaptionReader:
         return Captions(texts, _group_id(drawn) if self._grouped else None)
 
     def every_text(self, fields: Mapping[str, bytes]) -> list[str]:
-        """All texts of a sample that `read` may draw, each once, in a fixed order; without templates.
+        """All texts of a sample that `read` may draw, each once, in a fixed order; without templates and parts.
 
         Raises:
             UndecodableError: the cases of `read`.
         """
         assert self._templates is None
-        return list(dict.fromkeys(text for _, captions in self._available(fields) for text in captions))
+        available = self._available(fields)
+        assert all(each.parts is None for each in available)
+        return list(dict.fromkeys(text for each in available for text in each.captions))
 
-    def _available(self, fields: Mapping[str, bytes]) -> list[tuple[float, list[str]]]:
-        """The captions under each key that has any, with its weight; at least one."""
+    def _available(self, fields: Mapping[str, bytes]) -> list[Available]:
+        """The captions under each key that has any; at least one."""
         if len(self._weighted_keys) == 1:
-            (key,) = self._weighted_keys
-            return [(1.0, self._texts(decode_captions(fields, key, numbers=self._names is not None)))]
+            ((key, (_, parts)),) = self._weighted_keys.items()
+            captions = decode_captions(fields, key, numbers=self._names is not None)
+            return [Available(1.0, self._texts(captions), parts)]
         members = _Members(fields)
         result = []
-        for key, weight in self._weighted_keys.items():
+        for key, (weight, parts) in self._weighted_keys.items():
             captions = _non_blank(members.first(key), numbers=self._names is not None)
             if captions:
-                result.append((weight, self._texts(captions)))
+                result.append(Available(weight, self._texts(captions), parts))
         if not result:
             raise _absent(" or ".join(map(repr, self._weighted_keys)), fields)
         return result
@@ -144,23 +152,6 @@ class CaptionReader:
             value = captions[numbers.index(None)][:80]
             raise UndecodableError(f"class is {value!r}; it must be a number from 0 to {len(self._names) - 1}")
         return [self._names[number] for number in numbers if number is not None]
-
-    def _draw(self, available: list[tuple[float, list[str]]], epoch: int, sample_id: int) -> list[str]:
-        """Up to K different captions, in the order in which they were drawn."""
-        if len(available) == 1 and len(available[0][1]) == 1:
-            return available[0][1]
-        drawn: list[str] = []
-        while available and len(drawn) < self._num_texts:
-            bits = counter_random.key(self._seed, Stream.CAPTION, epoch, sample_id, len(drawn))
-            key_bits, caption_bits = divmod(bits, 1 << 32)  # 31 and 32 of them
-            borders = list(accumulate(weight for weight, _ in available))
-            key = bisect(borders, key_bits / (1 << 31) * borders[-1], hi=len(borders) - 1)
-            captions = available[key][1]
-            text = captions[caption_bits * len(captions) >> 32]
-            drawn.append(text)
-            left = [(weight, [other for other in captions if other != text]) for weight, captions in available]
-            available = [(weight, captions) for weight, captions in left if captions]
-        return drawn
 
     def _template_number(self, number: int, epoch: int, sample_id: int) -> int:
         assert self._templates is not None
@@ -272,8 +263,14 @@ class _Members:
         return self._records[extension]
 
 
-def _weighted(caption_key: str | Mapping[str, float]) -> dict[str, float]:
-    return {caption_key: 1.0} if isinstance(caption_key, str) else dict(caption_key)
+def _weighted(caption_key: str | Mapping[str, float | PartsConfig]) -> dict[str, tuple[float, PartsConfig | None]]:
+    """The weight of each key, and how parts of its captions are drawn, if they are."""
+    if isinstance(caption_key, str):
+        return {caption_key: (1.0, None)}
+    return {
+        key: (value.weight, value) if isinstance(value, PartsConfig) else (value, None)
+        for key, value in caption_key.items()
+    }
 
 
 def _non_blank(alternative: _Alternative | None, *, numbers: bool) -> list[str]:
@@ -312,3 +309,8 @@ def _group_id(captions: Sequence[str]) -> int:
     """63 bits of a hash of the captions that ignores their order, case and white space."""
     alike = "\n".join(sorted({" ".join(caption.split()).lower() for caption in captions}))
     return int.from_bytes(blake2b(alike.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def caption_group(caption: str) -> int:
+    """63 bits that are equal for captions which `equal_captions: ignored` takes for equal, as `Captions.group_id`."""
+    return _group_id([caption])

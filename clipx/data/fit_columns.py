@@ -145,6 +145,52 @@ class _Target:
                 return found
 
 
+class FitTargets:
+    """Reads the targets of samples alone; a `clipx.data.columns.ColumnReader`.
+
+    Args:
+        config: resolved.
+    """
+
+    def __init__(self, config: FitConfig) -> None:
+        self._targets = [_Target(head) for head in config.heads]
+        self._size = max(target.columns.stop for target in self._targets)
+        self.names = frozenset(target.column for target in self._targets)
+        """Their columns of the table."""
+
+    @property
+    def columns(self) -> Mapping[str, ColumnSpec]:
+        """See `ColumnReader`."""
+        return {"targets_BO": ColumnSpec(np.dtype(np.float32), (self._size,))}
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """See `ColumnReader`."""
+        return record_members(self.names)
+
+    def read(self, sample: RawSample) -> Mapping[str, np.ndarray]:
+        """The targets of one sample.
+
+        Raises:
+            UndecodableError: a cell cannot be read.
+        """
+        try:
+            return {"targets_BO": self.of(read_record(sample.members, self.names))}
+        except CellError as error:
+            raise UndecodableError(str(error)) from error
+
+    def of(self, record: Mapping[str, object]) -> np.ndarray:
+        """float32 (1, O): the targets in a record, NaN where absent.
+
+        Raises:
+            CellError: a cell cannot be read.
+        """
+        targets_BO = np.full((1, self._size), np.nan, np.float32)
+        for target in self._targets:
+            target.read(record, targets_BO[0])
+        return targets_BO
+
+
 class FitColumns:
     """Reads the columns of a fit run that are no picture and no text; a `clipx.data.columns.ColumnReader`.
 
@@ -165,25 +211,22 @@ class FitColumns:
             _Category(category.column or name, _places(_known(category.classes)))
             for name, category in config.categories.items()
         ]
-        self._targets = [_Target(head) for head in config.heads] if targets else []
-        self._target_columns = max((target.columns.stop for target in self._targets), default=0)
+        self._targets = FitTargets(config) if targets else None
         self._picture_members = picture_members(config)
         probability = config.absent.probability if training else 0.0
         self._dropout = ModalityDropout(seed=config.seed, modalities=self._modalities, probability=probability)
         inputs = [part.column for part in self._numbers] + [part.column for part in self._categories]
-        self._names = frozenset([*inputs, *(target.column for target in self._targets)])
+        self._names = frozenset(inputs).union(() if self._targets is None else self._targets.names)
 
     @property
     def columns(self) -> Mapping[str, ColumnSpec]:
         """See `ColumnReader`."""
-        columns = {"presence_BM": ColumnSpec(np.dtype(np.float32), (len(self._modalities),))}
+        columns: dict[str, ColumnSpec] = {"presence_BM": ColumnSpec(np.dtype(np.float32), (len(self._modalities),))}
         if self._numbers:
             columns["numbers_BK"] = ColumnSpec(np.dtype(np.float32), (len(self._numbers),))
         if self._categories:
             columns["categories_BC"] = ColumnSpec(np.dtype(np.int64), (len(self._categories),))
-        if self._targets:
-            columns["targets_BO"] = ColumnSpec(np.dtype(np.float32), (self._target_columns,))
-        return columns
+        return columns if self._targets is None else {**columns, **self._targets.columns}
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -203,10 +246,8 @@ class FitColumns:
                 values["numbers_BK"] = np.array([[part.read(record) for part in self._numbers]], np.float32)
             if self._categories:
                 values["categories_BC"] = np.array([[part.read(record) for part in self._categories]], np.int64)
-            if self._targets:
-                values["targets_BO"] = targets_BO = np.full((1, self._target_columns), np.nan, np.float32)
-                for target in self._targets:
-                    target.read(record, targets_BO[0])
+            if self._targets is not None:
+                values["targets_BO"] = self._targets.of(record)
         except CellError as error:
             raise UndecodableError(str(error)) from error
         values["presence_BM"] = self._presence(sample, values)

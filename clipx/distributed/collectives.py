@@ -6,7 +6,7 @@ their own backward pass.
 """
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -127,7 +127,7 @@ def broadcast_from_rank0(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 @_observable
-def all_to_all(x: Tensor, *, sent: list[int], received: list[int], group: ProcessGroup | None) -> Tensor:
+def all_to_all(x: Tensor, *, sent: Sequence[int], received: Sequence[int], group: ProcessGroup | None) -> Tensor:
     """Rows of x to the ranks to which they belong: (sum of `sent`, ...) to (sum of `received`, ...), a new tensor.
 
     Args:
@@ -139,7 +139,7 @@ def all_to_all(x: Tensor, *, sent: list[int], received: list[int], group: Proces
     if group is None:
         return x
     rows = x.new_empty((sum(received), *x.shape[1:]))
-    dist.all_to_all_single(rows, x.contiguous(), received, sent, group=group)
+    dist.all_to_all_single(rows, x.contiguous(), list(received), list(sent), group=group)
     return rows
 
 

@@ -18,6 +18,7 @@ Task = Literal[
     "few_shot_probe",
     "knn",
     "supervised",
+    "held_out_loss",
 ]
 
 
@@ -56,11 +57,13 @@ class Evaluation:
 
     task: Task
     metrics: dict[str, float]
-    """By name, shares from 0 to 1."""
+    """By name; all but losses are shares from 0 to 1."""
     derived: dict[str, float] = field(default_factory=dict)
     """Further figures that a suite may ask for (`clipx.data.suite_sets.METRICS`)."""
     resampled: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """By name what each resample has, in their order; not all figures have intervals."""
+    note: str = ""
+    """What a person should know beside the figures."""
 
     def figure(self, name: str) -> float:
         """A metric, or a derived figure, also by CLIP_benchmark's name."""

@@ -5,7 +5,9 @@ from typing import assert_never
 
 from torch.distributed import ProcessGroup
 
-from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
+from clipx.config.data import sources
+from clipx.config.evaluate import EvaluateConfig, HeldOutLossConfig, RetrievalConfig, ZeroShotConfig
+from clipx.config.schema import RunConfig
 from clipx.data.labelled import (
     AnySet,
     ClassificationSet,
@@ -16,24 +18,35 @@ from clipx.data.labelled import (
     open_set,
 )
 from clipx.distributed.collectives import raise_on_all_ranks
+from clipx.errors import InputError
+from clipx.evaluate.held_out_loss import HeldOutLoss, held_out_loss
 from clipx.evaluate.multi_label import multi_label
 from clipx.evaluate.options import EvaluateOptions, Evaluation, Like
 from clipx.evaluate.retrieval import retrieval
 from clipx.evaluate.zero_shot import zero_shot
+from clipx.objectives.build import build_loss
 from clipx.pretrained import Pretrained
 
 
-def run_evaluation(config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None) -> dict[str, float]:
+def run_evaluation(
+    config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None, *, run: RunConfig | None = None
+) -> dict[str, float]:
     """The metrics of `evaluate_config` alone."""
-    return evaluate_config(config, pretrained, group).metrics
+    return evaluate_config(config, pretrained, group, run=run).metrics
 
 
 def evaluate_config(
-    config: EvaluateConfig, pretrained: Pretrained, group: ProcessGroup | None, *, resamples: int = 0
+    config: EvaluateConfig,
+    pretrained: Pretrained,
+    group: ProcessGroup | None,
+    *,
+    run: RunConfig | None = None,
+    resamples: int = 0,
 ) -> Evaluation:
     """The figures of one evaluation of a run, the same on all ranks; every rank of `group` must call it.
 
     Args:
+        run: whose loss, batch and equal captions an evaluation of type loss has; others need none.
         resamples: of the images, for the intervals of the figures; 0: none.
 
     Raises:
@@ -43,12 +56,17 @@ def evaluate_config(
     match config:
         case ZeroShotConfig():
             with raise_on_all_ranks(group):
-                classified = open_classification(config.data)
+                classified = open_classification(config.data, split=config.split)
             return evaluate_set(pretrained, classified, options, group)
         case RetrievalConfig():
             with raise_on_all_ranks(group):
                 captioned = _captioned(config)
             return evaluate_set(pretrained, captioned, options, group)
+        case HeldOutLossConfig():
+            with raise_on_all_ranks(group):
+                pairs = _captioned(config)
+                settings = _of_run(config, run)
+            return held_out_loss(pretrained, pairs, settings, options, group=group)
         case _:
             assert_never(config)
 
@@ -63,8 +81,8 @@ def check_evaluation(config: EvaluateConfig) -> None:
     """
     match config:
         case ZeroShotConfig():
-            next(open_classification(config.data).images())
-        case RetrievalConfig():
+            next(open_classification(config.data, split=config.split).images())
+        case RetrievalConfig() | HeldOutLossConfig():
             next(_captioned(config).images())
         case _:
             assert_never(config)
@@ -104,5 +122,16 @@ def evaluate_set(
             assert_never(data)
 
 
-def _captioned(config: RetrievalConfig) -> RetrievalSet:
-    return open_retrieval(config.data, image_key=config.image_key, caption_key=config.caption_key)
+def _captioned(config: RetrievalConfig | HeldOutLossConfig) -> RetrievalSet:
+    return open_retrieval(config.data, image_key=config.image_key, caption_key=config.caption_key, split=config.split)
+
+
+def _of_run(config: HeldOutLossConfig, run: RunConfig | None) -> HeldOutLoss:
+    if run is None:
+        raise InputError("an evaluation of type loss computes the loss of a run; give the run's config")
+    ignored = any(source.equal_captions == "ignored" for source in sources(run.data))
+    return HeldOutLoss(
+        loss=build_loss(run.loss),
+        pairs=run.global_batch_size if config.pairs is None else config.pairs,
+        equal_are_negatives=not ignored,
+    )

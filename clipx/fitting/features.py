@@ -1,6 +1,7 @@
 """Vectors of frozen towers, computed once before training and kept in the run folder with all else that a batch needs.
 
     RUN_DIR/features/<set>-<fingerprint>/COLUMN.npy     row i is that of sample i; `clipx.evaluate.feature_cache`
+                     <set>_targets-<fingerprint>/       the targets, so that other ones cost no pass of a tower
                     .<set>-<fingerprint>.parts/         blocks of a pass that goes on, or was killed
 
 The ranks take turns with blocks of samples. A finished block is a file of its own that appears whole, so what a killed
@@ -16,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,7 @@ T = TypeVar("T")
 BLOCK = 256
 """Samples of a forward pass."""
 FOLDER = "features"
-_FORMAT = 1
+_FORMAT = 2
 _DIGITS = 16
 _SAY_EVERY_S = 30.0
 
@@ -62,8 +63,10 @@ class FeatureSet:
     name: str
     """For the folder and the log: train, val."""
     index: ShardIndex
-    samples: SampleReader
-    """Reads pictures and texts, and draws nothing."""
+    inputs: SampleReader
+    """Reads pictures, texts and values of the table, and draws nothing."""
+    targets: SampleReader
+    """Reads targets alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +89,72 @@ class Pass:
     between: Callable[[], None] = lambda: None
 
 
+Computed = tuple[Sequence[int], Arrays, Sequence[BadSample]]
+"""Numbers of the good samples of a block, their arrays, and the bad ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """Arrays of all samples of a set that stand and fall together."""
+
+    name: str
+    what: str
+    """For the log."""
+    index: ShardIndex
+    samples: SampleReader
+    image_size: int
+    depends_on: Callable[[], list[object]]
+    """What the arrays depend on beside the shards, as JSON has it."""
+    compute: Callable[[InOrder], Computed]
+
+
 def kept_samples(work: Pass, wanted: FeatureSet) -> KeptSamples:
     """The samples of a set with their vectors: those that are kept, or computed now; all ranks call this.
 
     Raises:
         RunError: the storage failed, or the run folder cannot be written.
     """
-    group = work.group
-    entry = (
-        Path(work.config.run_dir) / FOLDER / f"{wanted.name}-{_from_rank0(partial(_fingerprint, work, wanted), group)}"
+    config = work.config
+    inputs = _Entry(
+        name=wanted.name,
+        what=f"features of {wanted.name}",
+        index=wanted.index,
+        samples=wanted.inputs,
+        image_size=work.pretrained.config.image.image_size if "image" in config.modalities else 0,
+        depends_on=partial(_inputs_depend_on, work),
+        compute=partial(_with_vectors, work),
     )
+    targets = _Entry(
+        name=f"{wanted.name}_targets",
+        what=f"targets of {wanted.name}",
+        index=wanted.index,
+        samples=wanted.targets,
+        image_size=0,
+        depends_on=lambda: [{name: asdict(replace(item, weight=1.0)) for name, item in config.targets.items()}],
+        compute=_as_read,
+    )
+    entries = [_arrays(work, entry) for entry in (inputs, targets)]
+    # the first word is that on inputs, as where nothing is kept
+    bad = [BadSample(**record) for arrays in reversed(entries) for record in json.loads(arrays.pop(BAD).tobytes())]
+    return KeptSamples(
+        columns={name: values for arrays in entries for name, values in arrays.items()},
+        bad={sample.sample_id: sample for sample in bad},
+        blank_tokens=work.pretrained.tokenizer.encode([""])[0].numpy(),
+    )
+
+
+def _arrays(work: Pass, wanted: _Entry) -> dict[str, NDArray[Any]]:
+    """The arrays that are kept, or computed now."""
+    group = work.group
+    folder = f"{wanted.name}-{_from_rank0(partial(_fingerprint, wanted), group)}"
+    entry = Path(work.config.run_dir) / FOLDER / folder
     if not _from_rank0(lambda: read_entry(entry) is not None, group):
         _compute(work, wanted, entry)
     with raise_on_all_ranks(group):
         arrays = read_entry(entry, compare=False)
         if arrays is None:
             raise RunError(f"{entry} cannot be read right after it was written: is run_dir on a disk of all ranks?")
-    bad = [BadSample(**record) for record in json.loads(arrays.pop(BAD).tobytes())]
-    return KeptSamples(
-        columns=arrays,
-        bad={sample.sample_id: sample for sample in bad},
-        blank_tokens=work.pretrained.tokenizer.encode([""])[0].numpy(),
-    )
+    return dict(arrays)
 
 
 def _from_rank0(find: Callable[[], T], group: ProcessGroup | None) -> T:
@@ -120,25 +167,25 @@ def _from_rank0(find: Callable[[], T], group: ProcessGroup | None) -> T:
     return value
 
 
-def _fingerprint(work: Pass, wanted: FeatureSet) -> str:
-    """Hex digits of all that vectors and columns depend on."""
-    config, model = work.config, work.pretrained.model
-    towers = tuple(f"{name}_tower." for name in ("image", "text") if name in config.modalities)
-    weights = {name: value for name, value in model.state_dict().items() if name.startswith(towers)}
-    content = [
-        _FORMAT,
-        BLOCK,
-        fingerprint_of_weights(weights, work.pretrained.config, work.pretrained.tokenizer),
-        config.precision,
-        config.data.decode,
-        wanted.index.fingerprint(),
-        {name: asdict(item) for name, item in config.inputs.items()},
-        {name: asdict(item) for name, item in config.targets.items()},
-    ]
+def _fingerprint(wanted: _Entry) -> str:
+    """Hex digits of all that the arrays depend on."""
+    content = [_FORMAT, BLOCK, wanted.index.fingerprint(), wanted.depends_on()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
 
-def _compute(work: Pass, wanted: FeatureSet, entry: Path) -> None:
+def _inputs_depend_on(work: Pass) -> list[object]:
+    config, model = work.config, work.pretrained.model
+    towers = tuple(f"{name}_tower." for name in ("image", "text") if name in config.modalities)
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith(towers)}
+    return [
+        fingerprint_of_weights(weights, work.pretrained.config, work.pretrained.tokenizer),
+        config.precision,
+        config.data.decode,
+        {name: asdict(item) for name, item in config.inputs.items()},
+    ]
+
+
+def _compute(work: Pass, wanted: _Entry, entry: Path) -> None:
     """Has all ranks compute the blocks that are missing, and rank 0 join them."""
     parts, group, ranks = Parts(entry), work.group, world_size(work.group)
     num_samples = int(wanted.index.counts.sum())
@@ -147,7 +194,7 @@ def _compute(work: Pass, wanted: FeatureSet, entry: Path) -> None:
     blocks = [
         Block(number, block_samples(number, num_samples, batch_size=BLOCK)) for number in missing[rank(group) :: ranks]
     ]
-    progress = _Progress(wanted.name, num_samples, missing=len(missing) * BLOCK, told=rank(group) == 0)
+    progress = _Progress(wanted.what, num_samples, missing=len(missing) * BLOCK, told=rank(group) == 0)
     with closing(_computed(work, wanted, blocks)) as computed:
         for number in range(1, -(-len(missing) // ranks) + 1):
             with raise_on_all_ranks(group):
@@ -162,7 +209,7 @@ def _compute(work: Pass, wanted: FeatureSet, entry: Path) -> None:
 
 
 def _computed(
-    work: Pass, wanted: FeatureSet, blocks: Sequence[Block]
+    work: Pass, wanted: _Entry, blocks: Sequence[Block]
 ) -> Generator[tuple[int, Arrays, Sequence[BadSample]]]:
     """Number, arrays and bad samples of each block."""
     pretrained, device = work.pretrained, work.pretrained.device
@@ -170,17 +217,17 @@ def _computed(
         wanted.samples,
         tokenizer=pretrained.tokenizer,
         counts=wanted.index.counts,
-        image_size=pretrained.config.image.image_size if "image" in work.config.modalities else 0,
+        image_size=wanted.image_size,
         blocks=blocks,
     )
     threads = max(1, num_cores() // world_size(work.group)) if device.type == "cpu" else ON_DEVICE
     with evaluating(pretrained.model):  # before there are threads, which would switch it under each other
-        found = side_by_side(partial(_with_vectors, work), read, device=device, threads=threads)
+        found = side_by_side(wanted.compute, read, device=device, threads=threads)
         for block, (numbers, columns, bad) in zip(blocks, found, strict=True):
             yield block.number, _spread(columns, numbers, block.samples), bad
 
 
-def _with_vectors(work: Pass, found: InOrder) -> tuple[Sequence[int], Arrays, Sequence[BadSample]]:
+def _with_vectors(work: Pass, found: InOrder) -> Computed:
     """The columns of a block, with the vectors of what is there; zeros for what is absent."""
     batch, pretrained = found.batch, work.pretrained
     columns = dict(batch.columns)
@@ -201,6 +248,12 @@ def _with_vectors(work: Pass, found: InOrder) -> tuple[Sequence[int], Arrays, Se
     return found.numbers, {name: value.numpy() for name, value in columns.items()}, batch.bad
 
 
+def _as_read(found: InOrder) -> Computed:
+    """The columns of a block, of which nothing is computed."""
+    batch = found.batch
+    return found.numbers, {name: value.numpy() for name, value in batch.columns.items()}, batch.bad
+
+
 def _spread(columns: Arrays, numbers: Sequence[int], samples: range) -> Arrays:
     """The good rows of a block in their places among all."""
     rows = [number - samples.start for number in numbers]
@@ -215,14 +268,14 @@ class _Progress:
     """Tells a person how far the pass is.
 
     Args:
-        name: of the set.
-        num_samples: of it.
+        what: is computed.
+        num_samples: of the set.
         missing: those that this pass computes.
         told: whether this rank tells.
     """
 
-    def __init__(self, name: str, num_samples: int, *, missing: int, told: bool) -> None:
-        self._name, self._num_samples, self._told = name, num_samples, told
+    def __init__(self, what: str, num_samples: int, *, missing: int, told: bool) -> None:
+        self._what, self._num_samples, self._told = what, num_samples, told
         self._missing = min(missing, num_samples)
         self._began = self._said = time.monotonic()
 
@@ -231,13 +284,13 @@ class _Progress:
         if self._told and time.monotonic() - self._said >= _SAY_EVERY_S:
             self._said = time.monotonic()
             pace = done / (self._said - self._began)
-            log.info("features of %s: %d of %d samples, %.0f a second", self._name, done, self._missing, pace)
+            log.info("%s: %d of %d samples, %.0f a second", self._what, done, self._missing, pace)
 
     def end(self, entry: Path) -> None:
         """Logs what it took."""
         if self._told:
             took = max(time.monotonic() - self._began, 1e-9)
             log.info(
-                "features of %d %s samples computed in %.1f s (%.0f a second), kept in %s",
-                *(self._num_samples, self._name, took, self._missing / took, entry),
+                "%s: %d samples in %.1f s (%.0f a second), kept in %s",
+                *(self._what, self._num_samples, took, self._missing / took, entry),
             )

@@ -6,7 +6,7 @@ Shape suffixes: B local pairs, G global pairs, D embedding.
 from dataclasses import dataclass
 from typing import Literal
 
-Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "shift"]
+Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "shift"]
 _FLOAT, _ID = 4, 8  # bytes
 _TORCH_TILE, _KERNEL_TILE = 4096, 8192  # on CUDA; their squares are similarities (`clipx.losses.tiles`)
 _TORCH_TILE_BYTES = 18
@@ -40,7 +40,7 @@ class Transfer:
     """What is moved, for a person."""
     collective: Collective
     payload: float
-    """Bytes of the tensor of all ranks; a shift moves a W-th of it to the next rank."""
+    """Bytes of the tensor of all ranks; a shift moves a W-th of it to the next rank, an all-to-all a W-th among all."""
     times: int
     """How often in one step."""
     behind: Literal["backward", "towers", ""] = ""
@@ -79,11 +79,13 @@ def tiled_cost(
     num_passes: int,
     exchange: Literal["gather", "ring"],
     implementation: Literal["auto", "tiled", "triton"] = "tiled",
+    with_ids: bool = True,
 ) -> LossCost:
     """The cost of a loss over all pairs that is computed in tiles from one exchange of the texts.
 
     It takes `num_products` matrix products of B x G x D, forward and backward together; in a ring the texts pass by
-    `num_passes` times. Memory is that of float32. `clipx.losses.exchange` says what is moved.
+    `num_passes` times. Ids are those of samples, for losses that ask for them. Memory is that of float32.
+    `clipx.losses.exchange` says what is moved.
     """
     pairs, texts = shape.global_batch_size, shape.global_batch_size * shape.embed_dim
     own = shape.rank_batch_size * shape.embed_dim
@@ -111,7 +113,7 @@ def tiled_cost(
         gathered_bytes=_FLOAT * texts if exchange == "gather" else 0,
         # both towers' embeddings, gradients and float32 sums; in a ring also texts and gradients on their way
         working_bytes=_FLOAT * (8 if exchange == "gather" else 10) * own + tiles,
-        transfers=(ids, *moved),
+        transfers=(ids, *moved) if with_ids else moved,
     )
 
 

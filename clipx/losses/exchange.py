@@ -123,6 +123,35 @@ class Ring(Exchange):
                 self._gradient_BD = collectives.ring_shift_async(self._gradient_BD, self._group)()
 
 
+class Accompanied(Exchange):
+    """An exchange of texts, slice by slice beside another one, whose rows have no gradient (a teacher's).
+
+    Args:
+        texts: of the student.
+        companion: of what comes along, cut alike: the same kind of exchange, with the same size of slices.
+    """
+
+    beside_NE: Tensor
+    """Rows of the companion for the slice that was given last."""
+
+    def __init__(self, texts: Exchange, companion: Exchange) -> None:
+        self._texts = texts
+        self._companion = companion
+
+    def forward(self) -> Iterator[tuple[Columns, Tensor]]:
+        """See `Exchange`."""
+        for (columns, text_ND), beside in zip(self._texts.forward(), self._companion.forward(), strict=True):
+            self.beside_NE = beside[1]
+            yield columns, text_ND
+
+    def backward(self) -> Iterator[tuple[Columns, Tensor, Tensor]]:
+        """See `Exchange`."""
+        for texts, beside in zip(self._texts.backward(), self._companion.forward(), strict=True):
+            self.beside_NE = beside[1]
+            yield texts
+        self._gradient_BD = self._texts.text_gradient()
+
+
 def make_exchange(text_BD: Tensor, text_GD: Tensor | None, *, slice_size: int, group: ProcessGroup | None) -> Exchange:
     """Over the gathered texts where there are any, else round the ring."""
     if text_GD is None or group is None:

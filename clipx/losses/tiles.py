@@ -174,7 +174,7 @@ def grad_scale(x: Tensor) -> float:
     return 4096.0 if x.dtype == torch.float16 else 1.0
 
 
-def similarities(x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor) -> Tensor:
+def similarities(x_RD: Tensor, y_ND: Tensor, logit_scale: Tensor | float) -> Tensor:
     """S = s x y^T of two operands, in the accumulation dtype (R, N)."""
     if x_RD.dtype in NARROW:
         return torch.mm(x_RD, y_ND.T, out_dtype=torch.float32).mul_(logit_scale)

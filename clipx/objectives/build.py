@@ -12,6 +12,7 @@ from clipx.losses.cost import LossShape
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.models.clip import build_model
 from clipx.objectives.contrastive import ContrastiveObjective
+from clipx.objectives.distillation import build_distillation
 from clipx.objectives.flops import ModelFlops
 from clipx.objectives.objective import Objective
 
@@ -29,6 +30,7 @@ def build_objective(config: JobConfig, phase: Phase, *, vocab_size: int) -> Obje
         flops=ModelFlops.of(model, phase),
         seed=config.seed,
         patch_drop=phase.patch_drop,
+        distillation=build_distillation(config),
     )
 
 

@@ -1,4 +1,7 @@
-"""CLIP's objective: two towers and one contrastive loss over the global batch (arXiv 2103.00020, figure 3)."""
+"""CLIP's objective: two towers and one contrastive loss over the global batch (arXiv 2103.00020, figure 3).
+
+Beside it, where the config says so, the divergence from stored teachers (`clipx.objectives.distillation`).
+"""
 
 from functools import partial
 
@@ -9,6 +12,7 @@ from torch.distributed import ProcessGroup
 from clipx.distributed import collectives
 from clipx.losses import ContrastiveLoss
 from clipx.models.clip import CLIP
+from clipx.objectives.distillation import Distillation
 from clipx.objectives.flops import ModelFlops
 from clipx.objectives.objective import CoupledLoss, Objective, Share
 from clipx.types import Batch, Embeddings
@@ -23,10 +27,18 @@ class ContrastiveObjective(Objective):
         flops: of a batch.
         seed: of the run; patch dropout draws from it.
         patch_drop: share of the patches that an image leaves out.
+        distillation: a second loss beside it, `distill`.
     """
 
     def __init__(
-        self, model: CLIP, *, loss: ContrastiveLoss, flops: ModelFlops, seed: int, patch_drop: float = 0.0
+        self,
+        model: CLIP,
+        *,
+        loss: ContrastiveLoss,
+        flops: ModelFlops,
+        seed: int,
+        patch_drop: float = 0.0,
+        distillation: Distillation | None = None,
     ) -> None:
         self.model = model
         self.flops = flops
@@ -34,6 +46,10 @@ class ContrastiveObjective(Objective):
         self._seed = seed
         self._patch_drop = patch_drop
         self.coupled = {"contrastive": CoupledLoss(share=partial(contrastive_share, loss), cost=loss.cost)}
+        if distillation is not None:
+            self.coupled["distill"] = distillation.coupled
+            self.column_readers = (distillation.reader,)
+            self.coupled_columns = frozenset(distillation.reader.columns)
 
     def check(self, device: torch.device) -> None:
         """See `Objective.check`."""

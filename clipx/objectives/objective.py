@@ -93,6 +93,8 @@ class Objective(ABC):
     terms: Mapping[str, Term] = MappingProxyType({})
     column_readers: Sequence[ColumnReader] = ()
     """What reads further columns of every sample, which come with the batch as `Batch.columns`."""
+    coupled_columns: frozenset[str] = frozenset()
+    """Those of them that coupled losses alone read: they do not go to the device with the micro-batches."""
     text_reader: TextReader | None = None
     """What gives the texts of a sample; None: its captions, as the config describes them."""
     images: Images = "needed"

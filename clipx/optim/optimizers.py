@@ -6,21 +6,27 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import ProcessGroup
 from torch.optim import AdamW, Optimizer
 
-from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig
-from clipx.optim.param_groups import parameter_groups
+from clipx.config.optim import AdamWConfig, MuonConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig
+from clipx.optim.param_groups import block_matrices, parameter_groups
 
 _FLOAT = 4  # bytes
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
+def build_optimizer(config: OptimConfig, model: nn.Module, *, group: ProcessGroup | None = None) -> Optimizer:
     """Builds the optimizer from its config, with all parameters of `model`, also those that do not train yet.
 
     AdamW is fused, also on the CPU, and not only for speed: its kernel reads `found_inf` on the device (`update`).
 
+    Args:
+        config: which one, and its settings.
+        model: bare.
+        group: of the ranks that will hold equal weights and gradients; Muon shares its work among them.
+
     Raises:
-        InputError: timm cannot build the optimizer (`build_timm_optimizer`).
+        InputError: timm cannot build the optimizer (`build_timm_optimizer`), or Muon finds no matrices.
     """
     match config:
         case AdamWConfig():
@@ -29,6 +35,10 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
             from clipx.optim.stable_adamw import StableAdamW
 
             return StableAdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps)
+        case MuonConfig():
+            from clipx.optim.muon import build_muon
+
+            return build_muon(config, model, group=group)
         case TimmOptimConfig():
             from clipx.optim.from_timm import build_timm_optimizer
 
@@ -51,7 +61,7 @@ def takes_found_inf(optimizer: Optimizer) -> bool:
 def update(optimizer: Optimizer, good: Tensor) -> None:
     """Does the optimizer's step if `good`; otherwise parameters, moments and step counts do not change.
 
-    AdamW and StableAdamW decide on the device. For other optimizers the host reads `good`, so in each step it waits for
+    AdamW, StableAdamW and Muon decide on the device. For other optimizers the host reads `good`, so in each step it waits for
     the backward pass and cannot prepare the next step meanwhile.
 
     With fp16 accelerate's wrapper asks the loss scaler, which detects non-finite gradients by itself: it passes its own
@@ -85,6 +95,10 @@ def optimizer_bytes(config: OptimConfig, model: nn.Module) -> int:
     now have no state.
     """
     two_moments = 2 * _FLOAT * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    if isinstance(config, MuonConfig):  # momentum alone
+        weights = dict(model.named_parameters())
+        matrices = (weights[name] for name in block_matrices(model))
+        return two_moments - _FLOAT * sum(weight.numel() for weight in matrices if weight.requires_grad)
     if not isinstance(config, TimmOptimConfig):
         return two_moments
     mode = FakeTensorMode()
@@ -98,6 +112,18 @@ def optimizer_bytes(config: OptimConfig, model: nn.Module) -> int:
             return two_moments
         values = (value for state in optimizer.state.values() for value in state.values())
         return sum(value.nbytes for value in values if torch.is_tensor(value))
+
+
+def optimizer_work(config: OptimConfig, model: nn.Module, *, num_ranks: int) -> tuple[float, int]:
+    """What a step takes beside reading and writing memory: FLOPs of the busiest rank, and elements that ranks exchange.
+
+    Of Muon alone: other optimizers compute every weight where it is, and timm's are not known.
+    """
+    if not isinstance(config, MuonConfig):
+        return 0.0, 0
+    from clipx.optim.muon import muon_work
+
+    return muon_work(config, model, num_ranks=num_ranks)
 
 
 def _without_values(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

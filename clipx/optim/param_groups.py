@@ -7,6 +7,8 @@ from torch import nn
 from clipx.config.optim import OptimConfig
 from clipx.config.phases import TowerName
 
+_FUSED = frozenset({"qkv", "in_proj_weight", "Wqkv"})
+
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """All parameters of `model`, grouped by their scale of the learning rate and by whether they decay.
@@ -66,6 +68,35 @@ def heights(tower: nn.Module) -> dict[str, int]:
         depth = inside[0] if inside else depth
         height_by_name[name] = top - (depth if inside or depth == 0 else depth + 1)
     return height_by_name if blocks else dict.fromkeys(height_by_name, 0)
+
+
+def block_matrices(model: nn.Module) -> dict[str, int]:
+    """The weights of two dimensions in the blocks of the towers, without embeddings, by name.
+
+    What is outside of blocks (patches, positions, projections, the last pooling) is no matrix of a block.
+
+    Args:
+        model: `block_lists` gives its blocks, as those of `clipx.models.clip.CLIP`; without it there are none.
+
+    Returns:
+        How many matrices of equal shape stand in the weight, one below the other: 3 of a fused projection to queries,
+        keys and values, else 1.
+    """
+    lists: list[list[nn.Module]] = getattr(model, "block_lists", list)()
+    blocks = [block for blocks in lists for block in blocks]
+    inside = {id(weight) for block in blocks for weight in block.parameters()}
+    tables = [module for block in blocks for module in block.modules() if isinstance(module, nn.Embedding)]
+    inside -= {id(table.weight) for table in tables}
+    return {
+        name: 3 if _is_fused(name) and weight.shape[0] % 3 == 0 else 1
+        for name, weight in model.named_parameters()
+        if id(weight) in inside and weight.ndim == 2 and min(weight.shape) > 1
+    }
+
+
+def _is_fused(name: str) -> bool:
+    """Whether it is queries', keys' and values' weight in one: of timm, of ours, of torch and of transformers."""
+    return not _FUSED.isdisjoint(name.split(".")[-2:])
 
 
 def _blocks(module: nn.Module, path: str = "") -> list[str]:

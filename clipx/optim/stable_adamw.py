@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from clipx.distributed.parallelize import local_parts, sum_over_parts
+from clipx.optim.gradients import by_placement, clean_gradients
 
 
 class StableAdamW(Optimizer):
@@ -48,7 +48,7 @@ class StableAdamW(Optimizer):
         """Updates all parameters that have a gradient."""
         assert closure is None, "the gradients are computed before the step"
         for group in self.param_groups:
-            for params in _by_placement(parameter for parameter in group["params"] if parameter.grad is not None):
+            for params in by_placement(parameter for parameter in group["params"] if parameter.grad is not None):
                 self._update(params, group)
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ class StableAdamW(Optimizer):
         first = local_parts(state["exp_avg"] for state in states)
         second = local_parts(state["exp_avg_sq"] for state in states)
         weights, dtype = local_parts(params), params[0].dtype
-        grads, bad = self._clean_gradients(params)
+        grads, bad = clean_gradients(params, self)
 
         torch._foreach_add_(steps, [(~bad).float()] * len(steps))  # of one tensor torch reads the value on the host
         for moments, beta in ((first, beta1), (second, beta2)):
@@ -80,19 +80,6 @@ class StableAdamW(Optimizer):
             torch._foreach_mul_(weights, (1 - eta_N * weight_decay).to(dtype).unbind())
         torch._foreach_add_(weights, updates)
 
-    def _clean_gradients(self, params: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Unscaled gradients, 0 in a bad step, and whether the step is bad: bool, 0-dim, on the device."""
-        grads = local_parts(parameter.grad for parameter in params if parameter.grad is not None)
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if grad_scale is not None:
-            torch._foreach_div_(grads, grad_scale.to(grads[0].device, grads[0].dtype))
-        if found_inf is None:
-            return grads, torch.zeros((), dtype=torch.bool, device=grads[0].device)
-        bad = found_inf.to(grads[0].device).squeeze() != 0
-        for grad in grads:
-            grad.masked_fill_(bad, 0)  # not a product, because NaN times 0 is NaN
-        return grads, bad
-
     def _parameter_state(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
@@ -108,12 +95,3 @@ def _rms_ratio(params: list[Tensor], grads: list[Tensor], roots: list[Tensor], e
     norms = list(torch._foreach_norm(ratios))
     torch._foreach_div_(norms, [math.sqrt(parameter.numel()) for parameter in params])
     return sum_over_parts(torch.stack(norms).double().square(), sharded_as=params[0]).sqrt()
-
-
-def _by_placement(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Groups parameters by device, dtype and sharding; each group keeps their order."""
-    groups: dict[Any, list[Tensor]] = {}
-    for parameter in params:
-        sharding = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
-        groups.setdefault((parameter.device, parameter.dtype, sharding), []).append(parameter)
-    return list(groups.values())

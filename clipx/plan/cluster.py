@@ -28,9 +28,14 @@ class Cluster:
 
         Gathering P bytes over N machines of g GPUs brings each GPU (g-1)/g P from its own machine and, the adapters
         sharing what comes from others, (N-1)/N P/g over the network. Scattering sums is the same backwards, and an
-        all-reduce both (the ring's 2(W-1)/W P). A shift moves P/W to the next rank.
+        all-reduce both (the ring's 2(W-1)/W P). A shift moves P/W to the next rank. In an all-to-all each GPU sends
+        1/W of its P/W to each other.
         """
         per_node, num_nodes = min(self.gpus_per_node, world_size), self.num_nodes(world_size)
+        if collective == "all-to-all":
+            inside, own = (per_node - 1) / world_size, payload / world_size
+            outside = (world_size - per_node) / world_size
+            return own * max(inside / self.intra_node_bytes_per_s, outside / self.inter_node_bytes_per_s)
         if collective == "shift":
             slowest = self.intra_node_bytes_per_s if num_nodes == 1 else self.inter_node_bytes_per_s
             return 0.0 if world_size == 1 else payload / world_size / slowest
@@ -41,5 +46,6 @@ class Cluster:
 
 def sent_bytes(collective: Collective, payload: float, *, world_size: int) -> float:
     """Bytes that each rank sends, and receives, in one collective."""
-    share = {"all-reduce": 2 * (world_size - 1), "shift": min(1, world_size - 1)}.get(collective, world_size - 1)
+    others = world_size - 1
+    share = {"all-reduce": 2 * others, "shift": min(1, others), "all-to-all": others / world_size}.get(collective, others)
     return payload * share / world_size

@@ -12,6 +12,7 @@ CPU_MS = {"fast": 1.75, "scaled": 1.29, "pil": 4.59}
 """Milliseconds of a core to load a JPEG of 512 pixels, by `data.decode` (benchmarks/LOG.md, 2026-11-22)."""
 BYTES_PER_SAMPLE = 60e3
 """Bytes of such an image with its caption; the same rows."""
+_BF16 = 2  # bytes
 _HEADROOM = 1.25  # the same as in `data.workers: auto`
 _MAX_SHARDS = 2000  # whose sizes are looked up
 
@@ -27,7 +28,9 @@ class Loader:
     cores_per_gpu: float
     """Cores that loading keeps busy, and a quarter more."""
     storage_bytes_per_s: float
-    """Bytes that all machines read."""
+    """Bytes that all machines read of shards."""
+    taught_bytes_per_s: float
+    """Bytes that all machines read of stored teachers' embeddings."""
     most_pictures_per_s: float | None
     """Images that `data.workers` processes can load; None if the config leaves their number open."""
 
@@ -43,8 +46,24 @@ def plan_loader(
         read_per_pair=config.pairs_read / config.global_batch_size,
         cores_per_gpu=_HEADROOM * images_per_s / world_size * cpu_s,
         storage_bytes_per_s=images_per_s * bytes_per_sample,
+        taught_bytes_per_s=images_per_s * taught_bytes(config),
         most_pictures_per_s=None if workers == "auto" else max(1, workers) * world_size / cpu_s,
     )
+
+
+def taught_bytes(config: RunConfig) -> int:
+    """Bytes of what the run reads of its teachers for a picture: the embeddings of a view and of its captions, in bf16.
+
+    Raises:
+        InputError: `data.teachers` is no finished store.
+    """
+    distill = config.loss.terms.distill
+    if distill is None or config.data.teachers is None:
+        return 0
+    from clipx.data.teachers import open_teachers
+
+    dims = open_teachers(config.data.teachers).dims
+    return _BF16 * (1 + config.data.captions_per_image) * sum(dims[name] for name in distill.teachers or dims)
 
 
 def indexed_bytes(config: RunConfig) -> float | None:

@@ -30,7 +30,7 @@ from clipx.models.huggingface_text import HuggingFaceTextTower
 from clipx.models.text_tower import TextTower
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective, Objective
-from clipx.optim.optimizers import optimizer_bytes
+from clipx.optim.optimizers import optimizer_bytes, optimizer_work
 from clipx.optim.param_groups import lock
 from clipx.plan.selection import scoring_flops
 from clipx.pretrained.kept_texts import with_kept_texts
@@ -126,6 +126,10 @@ class PhaseModel:
     def optimizer_bytes(self) -> int:
         """Bytes of the whole model's state, before it is sharded, without a few numbers per tensor."""
         return optimizer_bytes(self._config.optim, self.objective.model)
+
+    def optimizer_work(self, num_ranks: int) -> tuple[float, int]:
+        """FLOPs of a step's optimizer on the busiest rank, and elements that ranks exchange for it."""
+        return optimizer_work(self._config.optim, self.objective.model, num_ranks=num_ranks)
 
     def pass_bytes(self, num_pairs: int) -> int:
         """Maximum of the bytes alive in a forward and backward pass over pairs with the longest texts.

@@ -40,7 +40,10 @@ class Pace:
     choosing_s: float
     """Scores of the pairs that are read, where a batch is chosen from them."""
     optimizer_s: float
-    """Reading and writing weights, gradients and moments at the memory's speed."""
+    """Reading and writing weights, gradients and moments at the memory's speed, and the arithmetic of Muon."""
+    muon_flops: float
+    """Arithmetic of Muon on the busiest GPU; its time is part of `optimizer_s`."""
+    muon_s: float
     communication_s: float
     """All communication."""
     exposed_s: float
@@ -74,7 +77,9 @@ def plan_pace(
     recomputed_s = geometry.rank_batch_size * again / speed
     loss_s = model.objective.loss_cost(loss_shape(config, geometry)).flops / speed
     choosing_s = (geometry.rank_batch_size * model.work.scoring + choosing(config, model.phase, geometry).flops) / speed
-    optimizer_s = _optimizer_traffic(memory) / cluster.gpu.memory_bytes_per_s
+    muon_flops, _ = model.optimizer_work(geometry.world_size)
+    muon_s = muon_flops / (cluster.mfu * cluster.gpu.bf16_flops)  # in every precision of the towers
+    optimizer_s = _optimizer_traffic(memory) / cluster.gpu.memory_bytes_per_s + muon_s
     parts = [(_communication(transfer, cluster, geometry.world_size), transfer) for transfer in moved]
     communication_s = sum(part.seconds for part, _ in parts)
     towers_s = useful_s + recomputed_s
@@ -91,6 +96,8 @@ def plan_pace(
         loss_s=loss_s,
         choosing_s=choosing_s,
         optimizer_s=optimizer_s,
+        muon_flops=muon_flops,
+        muon_s=muon_s,
         communication_s=communication_s,
         exposed_s=exposed_s,
         step_s=step_s,

@@ -161,6 +161,9 @@ def _step(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
     for name, seconds in rows.items():
         if seconds:
             yield name, f"{1e3 * seconds:,.1f}", f"{seconds / pace.step_s:.1%}"
+    if pace.muon_flops:
+        of_muon = f"of the optimizer, {pace.muon_flops / 1e12:,.3g} TFLOP of Muon"
+        yield of_muon, f"{1e3 * pace.muon_s:,.1f}", f"{pace.muon_s / pace.step_s:.1%}"
     if pace.communication_s:
         yield "if all communication were hidden", f"{1e3 * pace.least_step_s:,.1f}", ""
         share = pace.communication_s / pace.most_step_s
@@ -177,6 +180,9 @@ def _data(part: PhasePlan, run: RunPlan, assumptions: Assumptions) -> Iterator[t
         yield "data.workers", f"can load {loader.most_pictures_per_s:,.0f} pictures/s of {loader.pictures_per_s:,.0f}"
     sizes = f"{assumptions.bytes_per_sample / 1e3:,.0f} kB for a sample"
     yield "storage", f"{loader.storage_bytes_per_s / 1e9:,.2f} GB/s for all machines ({sizes})"
+    if taught := loader.taught_bytes_per_s:
+        size = f"{taught / loader.pictures_per_s / 1e3:,.1f} kB for a picture and its captions"
+        yield "teachers", f"{taught / 1e9:,.2f} GB/s for all machines ({size})"
     speed = f"at {_rate(assumptions.write_bytes_per_s)}, {saved.share:.1%} of the time if steps wait for it"
     yield "a checkpoint", f"{saved.num_bytes / 1e9:,.2f} GB in {saved.seconds:,.1f} s {speed}"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from clipx.config.fit import FitConfig
 from clipx.pages import Extras, Html, joined, line_chart, paragraph
+from clipx.report.metric_names import has_targets, series
 from clipx.report.recorded import Recorded, finite
 
 Points = list[tuple[float, float]]
@@ -31,7 +32,7 @@ def curves(run: Recorded) -> Html:
     marks = restarts(run)
     loss, _ = smoothed(run.points("loss"))
     charts = [
-        _chart(_with_raw(run.points("loss"), loss), "Loss", "loss", marks, faint="each row"),
+        _chart(_with_raw(run.points("loss"), loss) | held_out(run), "Loss", "loss", marks, faint="each row"),
         _chart(of_targets(run), "Loss of each target", "loss", marks),
         _chart({"": run.points("lr")}, "Learning rate", "lr", marks, log_y=False),
         _chart({"": run.points("logit_scale")}, "Logit scale", "multiplier of the similarities", marks, log_y=False),
@@ -76,6 +77,13 @@ def of_targets(run: Recorded) -> dict[str, Points]:
         return {}
     found = {target: run.points(_LOSS + target) for target in run.config.targets}
     return {target: smoothed(points)[0] or points for target, points in found.items()}
+
+
+def held_out(run: Recorded) -> dict[str, Points]:
+    """Losses of a pretraining run's evaluations; a fit run's, and averaged weights', stand with the scores."""
+    evaluations = {name: results for name, results in run.evaluations.items() if not has_targets(results)}
+    found = {f"{name}, held out": series(results, "loss") for name, results in evaluations.items()}
+    return {title: points for title, points in found.items() if points}
 
 
 def restarts(run: Recorded) -> list[tuple[float, str]]:

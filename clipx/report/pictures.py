@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-from clipx.config.evaluate import EvaluateConfig, RetrievalConfig, ZeroShotConfig
+from clipx.config.evaluate import EvaluateConfig, HeldOutLossConfig, RetrievalConfig, ZeroShotConfig
 from clipx.data.labelled import (
     AnySet,
     ClassificationSet,
@@ -86,9 +86,11 @@ def _openings(
 def _open(config: EvaluateConfig) -> AnySet:
     match config:
         case ZeroShotConfig():
-            return open_classes(config.data)
-        case RetrievalConfig():
-            return open_retrieval(config.data, image_key=config.image_key, caption_key=config.caption_key)
+            return open_classes(config.data, split=config.split)
+        case RetrievalConfig() | HeldOutLossConfig():
+            return open_retrieval(
+                config.data, image_key=config.image_key, caption_key=config.caption_key, split=config.split
+            )
         case _:
             assert_never(config)
 

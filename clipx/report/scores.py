@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clipx.config.fit_metrics import AVERAGE
+from clipx.config.fit_metrics import AVERAGE, lower_is_better
 from clipx.pages import Extras, Html, joined, line_chart, paragraph, table
 from clipx.report.intervals import Interval, wilson
-from clipx.report.metric_names import MAIN, has_targets, label, percent, series
+from clipx.report.metric_names import MAIN, has_targets, label, series, unit, written
 from clipx.report.recorded import Evaluated, Recorded
 from clipx.report.target_scores import target_scores
 
@@ -54,7 +54,7 @@ def scores(run: Recorded, sizes: Mapping[str, SetSize]) -> Html:
 
 
 def _of_sets(evaluations: Mapping[str, Sequence[Evaluated]], sizes: Mapping[str, SetSize]) -> Html:
-    """The charts and the table of evaluations whose metrics are shares."""
+    """The charts and the table of evaluations whose metrics are shares, or the loss."""
     if not evaluations:
         return joined([])
     charts = [_chart(name, results, sizes.get(name)) for name, results in evaluations.items()]
@@ -83,7 +83,8 @@ def _chart(name: str, results: Sequence[Evaluated], size: SetSize | None) -> Htm
             if found is not None:
                 bands.setdefault(label(metric), []).append((result.step, 100 * found.low, 100 * found.high))
     lines = {label(metric): series(results, metric) for metric in metrics}
-    return line_chart(lines, title=name, x_label="step", y_label="%", extras=Extras(bands=bands))
+    y_label = unit(metrics[0]) if metrics else "%"
+    return line_chart(lines, title=name, x_label="step", y_label=y_label, extras=Extras(bands=bands))
 
 
 def _rows(name: str, results: Sequence[Evaluated], size: SetSize | None) -> list[list[object]]:
@@ -91,13 +92,15 @@ def _rows(name: str, results: Sequence[Evaluated], size: SetSize | None) -> list
     for metric in dict.fromkeys(metric for result in results for metric in result.scores):
         measured = [result for result in results if metric in result.scores]
         last = measured[-1]
-        best = max(measured, key=lambda result: _or_lowest(result.scores[metric]))
+        best = max(measured, key=lambda result: _goodness(metric, result.scores[metric]))
         found = interval(metric, last, size)
         ends = "" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-        shown = (percent(last.scores[metric]), ends, f"{last.step:,}", percent(best.scores[metric]), f"{best.step:,}")
-        rows.append([name if not rows else "", label(metric), *shown])
+        value, most = written(metric, last.scores[metric]), written(metric, best.scores[metric])
+        rows.append([name if not rows else "", label(metric), value, ends, f"{last.step:,}", most, f"{best.step:,}"])
     return rows
 
 
-def _or_lowest(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf
+def _goodness(metric: str, value: float) -> float:
+    if not math.isfinite(value):
+        return -math.inf
+    return -value if lower_is_better(metric) else value

@@ -40,7 +40,7 @@ from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
 from clipx.train.metrics.quarantine import Quarantine
 from clipx.train.metrics.warnings import Diagnosis
-from clipx.train.resume import compatible_state, newest_checkpoint, versions
+from clipx.train.resume import compatible_state, is_branch, newest_checkpoint, versions
 from clipx.train.step import Stepper
 from clipx.types import Batch
 
@@ -67,6 +67,8 @@ class Run:
     state: RunState
     monitor: Monitor
     quarantine: Quarantine
+    branched: bool = False
+    """Whether its state is another run's checkpoint (`branch_from`), which its own folder does not have yet."""
     kept_val: KeptSamples | None = None
     """The held-out samples of a run that keeps features."""
 
@@ -133,6 +135,7 @@ def build_run(
         parts = _prepare(config, runtime, checkpoint=checkpoint, indexes=indexes, rollback=rollback, build=build)
     if isinstance(config, FitConfig) and config.keeps_features:
         parts = _with_kept_features(parts, config, runtime, index=indexes[0], checkpoint=checkpoint, between=between)
+    branched = is_branch(config, checkpoint)
     saved, length, phase, objective = parts.saved, parts.length, parts.phase, parts.objective
     if saved is None:
         with runtime.accelerator.autocast():  # what is measured are vectors as steps compute them
@@ -141,7 +144,7 @@ def build_run(
     state = RunState(
         progress=parts.progress,
         data_order=parts.record,
-        wandb_id=runtime.broadcast_from_rank0(uuid.uuid4().hex[:12]) if saved is None else saved.wandb_id,
+        wandb_id=_new_id(runtime) if saved is None or branched else saved.wandb_id,
         objective=type(objective).__qualname__,
         versions=versions(),
         micro_batch=MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until),
@@ -169,8 +172,14 @@ def build_run(
         state=state,
         monitor=Monitor(runtime, config, length, _diagnosis(config, runtime, length, workers=stream.workers)),
         quarantine=Quarantine(Path(config.run_dir) / "quarantine.jsonl", resumed_step=parts.progress.step),
+        branched=branched,
         kept_val=parts.kept_val,
     )
+
+
+def _new_id(runtime: Runtime) -> str:
+    """Of a tracker's run; equal on all ranks."""
+    return runtime.broadcast_from_rank0(uuid.uuid4().hex[:12])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from clipx.checkpoint.store import Checkpoint
 from clipx.checkpoint.tensors import load_weights
 from clipx.config.fit import FitConfig
-from clipx.data.build import open_fit_samples
+from clipx.data.build import open_fit_samples, open_fit_targets
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.kept_samples import KeptBatchReader, KeptSamples
 from clipx.data.modality_dropout import ModalityDropout
@@ -62,8 +62,18 @@ def keep_features(
         autocast=runtime.accelerator.autocast,
         between=between,
     )
-    train = kept_samples(work, FeatureSet(name="train", index=index, samples=open_fit_samples(config, index)))
-    val = kept_samples(work, FeatureSet(name="val", index=val_index, samples=open_fit_samples(config, val_index)))
+    train, val = (
+        kept_samples(
+            work,
+            FeatureSet(
+                name=name,
+                index=of_set,
+                inputs=open_fit_samples(config, of_set, targets=False),
+                targets=open_fit_targets(config, of_set),
+            ),
+        )
+        for name, of_set in (("train", index), ("val", val_index))
+    )
     dropout = ModalityDropout(seed=config.seed, modalities=config.modalities, probability=config.absent.probability)
     return KeptData(KeptBatchReader(plan, train, dropout=dropout), val)
 

@@ -116,7 +116,7 @@ def build_stepper(
     model, block_lists = objective.model, objective.block_lists()
     blocks = [block for tower_blocks in block_lists for block in tower_blocks]
     learning_rate = build_schedule(config.optim, length)
-    optimizer = build_optimizer(config.optim, model)
+    optimizer = build_optimizer(config.optim, model, group=runtime.group)
     lock(model, phase.locked)
     copied = None
     if objective.flops.runs_towers:  # what fusions and heads compute is in float32

@@ -101,7 +101,8 @@ def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> No
         if run.runtime.is_main:
             _write_scores(path, {"step": step, "name": name, **found.scores, **found.more})
             run.monitor.track({f"eval/{name}/{metric}": value for metric, value in found.scores.items()}, step=step)
-            log.info("step %d  %s  %s", step, name, _shown(run, found.scores))
+            note = f"  ({found.more['note']})" if "note" in found.more else ""
+            log.info("step %d  %s  %s%s", step, name, _shown(run, found.scores), note)
             _say_standing(run, name)
 
 
@@ -111,7 +112,7 @@ class _Measured(NamedTuple):
     scores: dict[str, float]
     """Of the weights and, if the run keeps an average of them, its scores under names with `ema_`."""
     more: dict[str, object]
-    """What its file says besides: 95% intervals of those that have one, and of a fit run what is trivial."""
+    """What its file says besides: 95% intervals of those that have one, a note, and of a fit run what is trivial."""
 
 
 def _measured(run: Run, name: str) -> _Measured:
@@ -131,6 +132,8 @@ def _measured(run: Run, name: str) -> _Measured:
                 intervals[prefix + metric] = ends
         if isinstance(run.config, FitConfig):
             more["trivial"] = found.derived
+        if found.note:
+            more["note"] = found.note
 
     score("")
     if run.stepper.ema is not None:
@@ -148,7 +151,8 @@ def _evaluation(run: Run, name: str) -> "Evaluation":
     from clipx.evaluate.bootstrap import RESAMPLES
     from clipx.evaluate.run import evaluate_config
 
-    return evaluate_config(run.config.evaluate[name], run.encoder, run.runtime.group, resamples=RESAMPLES)
+    evaluation = run.config.evaluate[name]
+    return evaluate_config(evaluation, run.encoder, run.runtime.group, run=run.config, resamples=RESAMPLES)
 
 
 def _shown(run: Run, scores: Mapping[str, float]) -> str:
@@ -168,12 +172,11 @@ def _say_standing(run: Run, name: str) -> None:
     with suppress(OSError):  # `early_stopping` says so
         scores = read_scores(folder_at(run.run_dir), rule, until=run.progress.step)
         if scores and scores[-1].value is None:
-            log.warning(
-                "step %d: the held-out rows do not define %s (they have one class or value, or predictions are no "
-                "numbers); this counts as no better",
-                run.progress.step,
-                rule.metric,
-            )
+            why = "the held-out rows do not define %s (they have one class or value, or predictions are no numbers)"
+            if not isinstance(run.config, FitConfig):
+                why = "%s is no finite number"
+            said = f"step %d: {why}; this counts as no better"
+            log.warning(said, run.progress.step, rule.title or rule.metric)
         log.info("step %d  %s", run.progress.step, standing(scores, rule))
 
 

@@ -10,14 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipx import __version__
+from clipx.checkpoint.find import find_model
 from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
 from clipx.config.changes import Changes, changes_between, named
 from clipx.config.fit import FitConfig
 from clipx.config.model import ModelConfig
-from clipx.config.schema import JobConfig
+from clipx.config.schema import JobConfig, RunConfig
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
+from clipx.storage.folders import folder_at
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ _SAME_CURVE = (
     # how the same is computed, to rounding
     *("micro_batch_size", "activation_checkpointing", "attention", "compile", "deterministic", "parallel.*"),
     # the start, which is over
-    *("start_from", "start_from_anyway", "model.init_*", "model.image.pretrained", "model.text.pretrained"),
+    *("start_from", "start_from_anyway", "branch_from"),
+    *("model.init_*", "model.image.pretrained", "model.text.pretrained"),
     *("encoder.from", "encoder.image.pretrained", "encoder.text.pretrained"),
     # what evaluation alone does
     *("model.image.resize", "model.image.crop"),
@@ -57,7 +60,36 @@ def newest_checkpoint(config: JobConfig, runtime: Runtime) -> Checkpoint | None:
                     f"the checkpoints in {store} cannot be read ({problem}); mend the storage or choose another place"
                 ) from problem
     step = runtime.broadcast_from_rank0(step)
-    return None if step is None else store.checkpoint(step)
+    return _branched_from(config, runtime) if step is None else store.checkpoint(step)
+
+
+def _branched_from(config: JobConfig, runtime: Runtime) -> Checkpoint | None:
+    """The checkpoint of `branch_from`; None without it.
+
+    Raises:
+        InputError: there is none, or it is broken; on all ranks alike.
+    """
+    if not isinstance(config, RunConfig) or config.branch_from is None:
+        return None
+    address = ""
+    with runtime.raise_on_all_ranks():
+        if runtime.is_main:
+            found = find_model(config.branch_from)
+            if found.kind != "checkpoint":
+                raise InputError(
+                    f"branch_from={config.branch_from} has no training state; give a run folder or one of its "
+                    "checkpoints"
+                )
+            if wrong := Checkpoint(found.folder).problem():
+                raise InputError(f"branch_from={config.branch_from} is broken ({wrong}); give another checkpoint")
+            address = found.folder.address
+            log.info("branches from %s", address)
+    return Checkpoint(folder_at(runtime.broadcast_from_rank0(address)))
+
+
+def is_branch(config: JobConfig, checkpoint: Checkpoint | None) -> bool:
+    """Whether the run goes on from another one's checkpoint, and has none of its own yet."""
+    return checkpoint is not None and str(checkpoint) != str(checkpoints_of(config).checkpoint(checkpoint.step))
 
 
 def compatible_state(config: JobConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:

@@ -51,7 +51,7 @@ class Saver:
     def __init__(self, run: Run) -> None:
         self._run = run
         self.store: CheckpointStore = checkpoints_of(run.config)
-        self.saved_step = run.progress.step
+        self.saved_step = 0 if run.branched else run.progress.step
         """The step of the newest good checkpoint that all ranks know of."""
         group = run.runtime.group
         self._group = group if world_size(group) > 1 else None

@@ -131,11 +131,13 @@ class Stepper:
             [torch.tensor(numbers, dtype=torch.float64), counts, *vectors.values()]
         )
         vectors = dict(zip(vectors, moved, strict=True))
-        pieces = batch.micro_batches(self.micro_batch_size)
+        sent_once = self.objective.coupled_columns
+        pieces = batch.without_columns(sent_once).micro_batches(self.micro_batch_size)
+        of_pieces = {name: tensor for name, tensor in vectors.items() if name not in sent_once}
         return _Sent(
             batch=batch.with_tensors(vectors),
             pieces=pieces,
-            vectors=cut(vectors, [piece.sizes for piece in pieces]),
+            vectors=cut(of_pieces, [piece.sizes for piece in pieces]),
             numbers=summands,
             sample_counts=self._sample_counts(counts),
         )

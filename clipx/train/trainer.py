@@ -201,6 +201,8 @@ class Loop:
         record_start(run, began_at=self.stop.began_at)
         run.monitor.open_trackers(wandb_id=run.state.wandb_id)
         with run.monitor, closing(run.batches()) as batches, closing(self.profiler), self._saving():
+            if run.branched:  # what the run goes back to must not be another one's to remove
+                self.save(stopping=False)
             if self.evaluate_if_due():  # what a kill between a save and its evaluation left undone
                 return Status.COMPLETE
             while progress.step < run.phase.until:

@@ -1,6 +1,7 @@
 """Evaluations are the same for every number of ranks, and every rank makes the same number of forward passes."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,26 @@ import torch
 import torch.distributed as dist
 from distributed.ranks import run_ranks
 from shard_files import write_tar
-from tiny_clip import encoded, picture, tiny_pretrained, write_classification_set, write_retrieval_set
+from tiny_clip import (
+    encoded,
+    picture,
+    tiny_model_config,
+    tiny_pretrained,
+    write_classification_set,
+    write_retrieval_set,
+)
 
+from clipx.config.data import DataConfig
+from clipx.config.evaluate import HeldOutLossConfig
+from clipx.config.loss import InfoNCEConfig, SigmoidConfig
+from clipx.config.schema import RunConfig
 from clipx.data.labelled import open_set
 from clipx.data.suite_sets import places_of
 from clipx.errors import InputError
 from clipx.evaluate import evaluate_folder
 from clipx.evaluate.features import features_of
 from clipx.evaluate.options import EvaluateOptions
-from clipx.evaluate.run import evaluate_set
+from clipx.evaluate.run import evaluate_config, evaluate_set
 from clipx.evaluate.sharing import share
 from clipx.evaluate.suite import present_places
 
@@ -189,3 +201,31 @@ def test_every_block_of_items_goes_to_one_rank():
 
 def _alone(num_items):
     return share(range(num_items), batch_size=3, group=None)
+
+
+def _held_out_loss(folder, loss, size):
+    """On one rank: the loss, what the note says, and how often each tower ran."""
+    config = replace(tiny_model_config(), init_logit_bias=-5.0)
+    pretrained = tiny_pretrained(config)
+    calls = {"image": 0, "text": 0}
+    pretrained.model.image_tower.register_forward_pre_hook(lambda *_: calls.update(image=calls["image"] + 1))
+    pretrained.model.text_tower.register_forward_pre_hook(lambda *_: calls.update(text=calls["text"] + 1))
+    data = DataConfig(train=["none.tar"], equal_captions="ignored")
+    run = RunConfig(run_dir="none", steps=1, global_batch_size=size, data=data, model=config, loss=loss)
+    group = dist.group.WORLD if dist.is_initialized() else None
+    found = evaluate_config(HeldOutLossConfig(data=folder, batch_size=4), pretrained, group, run=run)
+    return found.metrics["loss"], found.note, calls
+
+
+LOSSES = [InfoNCEConfig(), SigmoidConfig(), InfoNCEConfig(exchange="ring", tile_size=2)]
+
+
+@pytest.mark.parametrize(("world_size", "size"), [(2, 6), (3, 6), (2, 5), (2, 1000)])
+@pytest.mark.parametrize("loss", LOSSES, ids=["info_nce", "sigmoid", "ring"])
+def test_the_held_out_loss_does_not_depend_on_the_number_of_ranks(folders, loss, world_size, size):
+    alone, note, _ = _held_out_loss(folders[1], loss, size)
+    assert alone > 0.1
+    for value, said, calls in (results := run_ranks(_held_out_loss, world_size, folders[1], loss, size)):
+        assert value == pytest.approx(alone, abs=1e-12)
+        assert said == note
+        assert calls == results[0][2]

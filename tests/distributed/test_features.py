@@ -17,7 +17,7 @@ from shard_files import write_shards
 
 from clipx.checkpoint.store import checkpoints_of
 from clipx.checkpoint.tensors import load_weights
-from clipx.data.build import open_fit_samples
+from clipx.data.build import open_fit_samples, open_fit_targets
 from clipx.data.index.shard_index import build_index
 from clipx.data.tokenizer import build_tokenizer
 from clipx.errors import RunError
@@ -43,11 +43,11 @@ def config_of(folder, name, *overrides):
     return resolve(tiny_fit(folder / name, folder, "encoder.train=frozen", *overrides))
 
 
-def compute(folder, name, stop_after=None, end=None):
-    """The pass over the training set of run `name`; returns the folder and how many blocks were computed here."""
+def compute(folder, name, stop_after=None, end=None, overrides=()):
+    """The pass over the training set of run `name`; returns how many blocks of vectors were computed here."""
     torch.set_num_threads(1)
     features.BLOCK = BLOCK
-    config, count = config_of(folder, name), 0
+    config, count = config_of(folder, name, *overrides), 0
     model = build_fused_model(config, vocab_size=build_tokenizer(config.model.text).vocab_size)
     index = build_index(config.data.train_shards)
     real, rounds = features._with_vectors, 0
@@ -71,7 +71,15 @@ def compute(folder, name, stop_after=None, end=None):
         between=between,
     )
     try:
-        kept_samples(work, FeatureSet(name="train", index=index, samples=open_fit_samples(config, index)))
+        kept_samples(
+            work,
+            FeatureSet(
+                name="train",
+                index=index,
+                inputs=open_fit_samples(config, index, targets=False),
+                targets=open_fit_targets(config, index),
+            ),
+        )
     finally:
         features._with_vectors = real
     return count
@@ -86,8 +94,11 @@ def killed():
 
 
 def content(folder, name):
-    (entry,) = (folder / name / "features").iterdir()
-    return {path.name: path.read_bytes() for path in entry.glob("*.npy")}
+    """The arrays by the kind of their entry and their file."""
+    return {
+        f"{path.parent.name.partition('-')[0]}/{path.name}": path.read_bytes()
+        for path in (folder / name / "features").glob("train*/*.npy")
+    }
 
 
 def on_rank(folder, name):
@@ -111,8 +122,21 @@ def test_what_is_kept_is_not_computed_again(alone):
     assert compute(alone, "alone") == 0
 
 
+def test_other_targets_cost_no_pass_of_a_tower(alone):
+    """Weights of targets are in no array; a target that is transformed is another column."""
+    shutil.copytree(alone / "alone" / "features", alone / "asked" / "features")
+    assert compute(alone, "asked", overrides=["targets.price.weight=2"]) == 0
+    assert len(kept_targets(alone / "asked")) == 1
+    assert compute(alone, "asked", overrides=["targets.price.transform=none"]) == 0
+    assert not np.array_equal(*kept_targets(alone / "asked"), equal_nan=True)
+
+
+def kept_targets(run_dir):
+    return [np.load(path) for path in (run_dir / "features").glob("train_targets-*/targets_BO.npy")]
+
+
 def test_bad_samples_are_recorded_with_their_reasons(alone):
-    records = json.loads(np.frombuffer(content(alone, "alone")["bad.npy"], np.uint8)[128:].tobytes())
+    records = json.loads(np.frombuffer(content(alone, "alone")["train/bad.npy"], np.uint8)[128:].tobytes())
     assert {record["sample_id"] for record in records} == BAD.keys()
     assert all(record["reason"] and record["key"] for record in records)
 

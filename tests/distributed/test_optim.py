@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig
+from clipx.config.optim import AdamWConfig, MuonConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig
 from clipx.optim.ema import Ema
 from clipx.optim.optimizers import build_optimizer, update
 from clipx.optim.param_groups import lock
@@ -20,6 +20,7 @@ from clipx.optim.param_groups import lock
 CONFIGS: dict[str, OptimConfig] = {
     "adamw": AdamWConfig(lr=0.01),
     "stable_adamw": StableAdamWConfig(lr=0.01),
+    "muon": MuonConfig(lr=0.01),
     **{name: TimmOptimConfig(name=name, lr=0.01) for name in ("lion", "adopt", "lamb", "adan")},
 }
 
@@ -45,6 +46,9 @@ class Model(nn.Module):
         super().__init__()
         self.text_tower = Tower()
         self.log_logit_scale = nn.Parameter(torch.ones(1))
+
+    def block_lists(self) -> list[list[nn.Module]]:
+        return [[], list(self.text_tower.blocks)]
 
     def forward(self) -> Tensor:
         return (self.text_tower(torch.arange(9)) * self.log_logit_scale.exp()).square().sum()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipx.config.data import DataConfig
-from clipx.config.evaluate import RetrievalConfig, ZeroShotConfig
+from clipx.config.evaluate import HeldOutLossConfig, RetrievalConfig, ZeroShotConfig
 from clipx.config.load import dump_config, load_config
 from clipx.config.loss import SigmoidConfig
 from clipx.config.model import ModelConfig, TimmImageConfig, TransformerTextConfig
@@ -65,7 +65,11 @@ MODELS = st.builds(
     text=st.builds(TransformerTextConfig, heads=st.sampled_from([1, 2, 4]), mlp_ratio=st.floats(0.1, 8)),
     init_logit_bias=FLOATS,
 )
-EVALUATIONS = st.builds(ZeroShotConfig, data=PATHS) | st.builds(RetrievalConfig, data=PATHS, image_key=TEXTS)
+EVALUATIONS = st.one_of(
+    st.builds(ZeroShotConfig, data=PATHS, split=TEXTS),
+    st.builds(RetrievalConfig, data=PATHS, image_key=TEXTS),
+    st.builds(HeldOutLossConfig, data=PATHS, pairs=st.none() | st.integers(2, 10**9)),
+)
 CONFIGS = st.builds(
     RunConfig,
     run_dir=PATHS,

@@ -28,11 +28,13 @@ BAD = {5: {"png": b"broken"}, 9: {"png": png(9), "json": b'{"a": " "}'}}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sets; samples of the first hold two captions under several keys."""
+    """Two sets; samples of the first hold captions under several keys, and long ones of which a part is drawn."""
     root = tmp_path_factory.mktemp("sets")
+    long = "A {0}. B {0} is it! C of {0} is here. D {0}?"
+    records = {i: {"a": [f"a{i}", f"b{i}"], "long": long.format(i)} for i in range(80)}
     first = {
-        i: {"png": png(i, 20), "txt": f"text {i}".encode(), "json": json.dumps({"a": [f"a{i}", f"b{i}"]}).encode()}
-        for i in range(80)
+        i: {"png": png(i, 20), "txt": f"text {i}".encode(), "json": json.dumps(record).encode()}
+        for i, record in records.items()
     }
     write_shards(root / "first", [30, 11, 39], replaced=first | BAD)
     write_shards(root / "second", [25, 20])
@@ -63,7 +65,7 @@ def config(place: str, index: Path, cache: Path | None) -> RunConfig:
             "shards": [f"{place}/first/{{00000..00002}}.tar"],
             "weight": 2.5,
             "index": str(index / "first"),
-            "caption_key": {"txt": 1, "json:a": 2},
+            "caption_key": {"txt": 1, "json:a": 2, "json:long": {"weight": 3, "words": [3, 8]}},
         },
         "second": {"shards": [f"{place}/second/{{00000..00001}}.tar"], "index": str(index / "second")},
     }

@@ -63,7 +63,7 @@ CASES: list[tuple[str, str]] = [
     ("train absent.yaml", "absent.yaml: cannot read the config file"),
     ("train absent", "'absent' is neither a config file (.yaml, .yml) nor an override (key=value) nor a config of"),
     ("train good.yaml data.worker=3", "data.worker=3: unknown key; the nearest known is data.workers"),
-    ("train good.yaml optim.type=adam", "optim.type=adam: expected adamw or stable_adamw or timm"),
+    ("train good.yaml optim.type=adam", "optim.type=adam: expected adamw or stable_adamw or muon or timm"),
     ("train bad.yaml", "shards 'absent.tar' match no tar file"),
     ("train good.yaml data.train=[empty]", "shards 'empty' match no tar file"),
     ("train good.yaml data.train=[absent/*.tar]", "shards 'absent/*.tar' match no tar file"),
@@ -73,6 +73,8 @@ CASES: list[tuple[str, str]] = [
     ),
     ("train good.yaml evaluate.e={type:\xa0zeroshot,\xa0data:\xa0absent}", "absent: no such folder"),
     ("train good.yaml evaluate.e={type:\xa0retrieval,\xa0data:\xa0absent}", "shards 'absent' match no tar file"),
+    ("train good.yaml evaluate.e={type:\xa0loss,\xa0data:\xa0absent}", "shards 'absent' match no tar file"),
+    ("train good.yaml stop={metric:\xa0val/loss}", "stop.metric=val/loss: the run has no evaluation; add one, e.g. "),
     ("train good.yaml start_from=absent", "start_from: absent: no such folder"),
     ("fit absent.csv --text a --target b --model model --out out", "absent.csv: no such file or folder"),
     (

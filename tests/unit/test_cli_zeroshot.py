@@ -122,6 +122,7 @@ def test_what_a_broken_suite_has_found_is_not_lost(clipx, sets, tmp_path, monkey
         ("0 d/wds_a d/none", "d/none"),
         ("0 --suite none", "--suite none: neither a YAML file nor a suite of clipx's own (datacomp38)"),
         ("0 d/wds_a --split train", "d/wds_a has no split 'train'"),
+        ("0 d/wds_a --split tset", "d/wds_a has no split 'tset': it has test; did you mean 'test'?"),
         ("0 d/wds_a --csv d", "--csv d: cannot be written: Is a directory"),
         ("0 d/wds_a --csv notes.txt", "--csv notes.txt: a file is there that is no such table"),
         ("0 d/wds_a --json notes.txt", "--json notes.txt: a file is there that holds no JSON"),

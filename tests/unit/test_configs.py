@@ -77,6 +77,19 @@ def test_overlay_fits_the_config_that_its_header_names(path: Path) -> None:
     assert {phase_at(config, step).image_size % 14 for step in (0, config.num_steps - 1)} <= {0}
 
 
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay_says_how_it_is_used_and_what_it_gave(path: Path) -> None:
+    header = re.match(r"(#.*\n)+", path.read_text())
+    assert header is not None
+    commands = re.findall(r"#   launch/torchrun\.sh ((?:.*\\\n#)*.*)", header.group())
+    for command in commands:
+        words = re.sub(r"\\\n#", " ", command).split()
+        files = [path.parents[2] / word for word in words if "=" not in word]
+        assert load_config(files, [word for word in words if "=" in word]).num_steps
+    assert commands
+    assert "Gain:" in header.group()
+
+
 @pytest.mark.parametrize("path", [*CONFIGS, *FINETUNE, *FIT], ids=lambda path: path.stem)
 def test_header_says_command_hardware_time_and_score(path: Path) -> None:
     header = re.match(r"(#.*\n)+", path.read_text())

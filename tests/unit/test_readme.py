@@ -21,6 +21,7 @@ DOCUMENTS = [
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/python.md",
+        "docs/captions.md",
         "docs/finetune.md",
         "docs/tutorial.md",
         "docs/reports.md",

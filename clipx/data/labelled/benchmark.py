@@ -43,6 +43,11 @@ def is_benchmark_folder(folder: Path) -> bool:
     return (folder / DATASET_TYPE).is_file() or bool(_tars(folder)) or bool(_parts(folder))
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether a folder has parts: folders with shards, or that say how many there are."""
+    return bool(_parts(folder))
+
+
 def dataset_type(folder: Path) -> SetType:
     """The kind of a folder, from its dataset_type.txt.
 

@@ -8,6 +8,7 @@ from clipx.data.index.shard_list import expand_shards
 from clipx.data.labelled.benchmark import (
     benchmark_shards,
     dataset_type,
+    has_parts,
     is_benchmark_folder,
     open_benchmark,
 )
@@ -78,13 +79,16 @@ def open_retrieval(
         every_line: see `read_captioned`.
 
     Raises:
-        InputError: there is no shard, the folder is one for classification, or has no such split.
+        InputError: there is no shard, the folder is one for classification, or has no such split; a split is asked of
+            shards.
     """
     place = expand_home(data) if is_local(data) else data
     folder = Path(place)
     part: str | None = None
     name = folder.absolute().name
-    if (folder / "test").is_dir():
+    if split != "test" and not has_parts(folder):
+        raise InputError(f"{data} has no parts, so no split {split!r}; name the shards of that part, and no split")
+    if (folder / "test").is_dir() or split != "test":
         if dataset_type(folder) != "retrieval":
             raise _of_other_type(place, "retrieval", open_benchmark(folder, split=split))
         part, shards = benchmark_shards(folder, split=split)

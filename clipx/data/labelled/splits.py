@@ -1,6 +1,7 @@
 """The parts of a set, test, val and train, whatever they are called; which one is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from clipx.errors import InputError, some_names
@@ -34,8 +35,21 @@ def choose_split(present: Iterable[str], wanted: str, *, origin: str) -> str | N
                 return found[0]
     if not names and wanted == "test":
         return None
-    has = f"it has {some_names(names)}; name one of them" if names else "it has no parts; ask for none"
+    has = f"it has {some_names(names)}; {_hint(names, wanted)}" if names else "it has no parts; ask for none"
     raise InputError(f"{origin} has no split {wanted!r}: {has}")
+
+
+def _hint(names: Sequence[str], wanted: str) -> str:
+    """What to ask for: the part that is meant by the word nearest to the one that was given, if it is there."""
+    there = {name.lower(): name for name in reversed(names)}
+    meant: dict[str, str | None] = {}
+    for called in _CALLED.values():
+        part = next((there[word] for word in called if word in there), None)
+        meant |= dict.fromkeys(called, part)
+    meant |= there
+    nearest = get_close_matches(wanted.lower(), meant, n=1)
+    part = meant[nearest[0]] if nearest else None
+    return "name one of them" if part is None else f"did you mean {part!r}?"
 
 
 def named(path: Path, split: str | None, wanted: str) -> str:

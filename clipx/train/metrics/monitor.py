@@ -32,6 +32,7 @@ from clipx.train.metrics.warnings import Diagnosis
 
 log = logging.getLogger(__name__)
 
+_MOST_LOSSES = 3  # that a line shows beside their sum; metrics.jsonl has all
 _LINE_EVERY_S = 5.0  # plain lines: often enough to see life, seldom enough for a log of days
 
 
@@ -297,8 +298,12 @@ class _Display:
     def show(self, row: dict[str, Any]) -> None:
         """One row, as a person wants to read it."""
         scale = f"scale {row['logit_scale']:.1f}  " if "logit_scale" in row else ""
+        parts = {name.removeprefix("loss_"): row[name] for name in row if name.startswith("loss_")}
+        parts.pop("s", None)  # seconds
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
+        losses = f" ({shown})" if 0 < len(parts) <= _MOST_LOSSES else ""
         text = (
-            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {scale}"
+            f"loss {row['loss']:.4f}{losses}  lr {row['lr']:.2e}  {scale}"
             f"{row['samples_per_s']:.0f} {self._unit}/s  waited {row['data_wait_s']:.1f} s"
         )
         if "mfu" in row:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clipx.checkpoint import tensors
 from clipx.checkpoint.tensors import state_of, write_state
-from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
+from clipx.config.optim import AdamWConfig, MuonConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
 from clipx.optim.optimizers import build_optimizer, update
 from clipx.optim.param_groups import lock
 from clipx.storage.folders import folder_at
@@ -20,7 +20,8 @@ TIMM = ("lion", "adopt", "muon", "lamb", "adan", "adafactorbv", "madgrad", "lapr
 CONFIGS: dict[str, OptimConfig] = {
     "adamw": AdamWConfig(lr=0.01),
     "stable_adamw": StableAdamWConfig(lr=0.01),
-    **{name: TimmOptimConfig(name=name, lr=0.01) for name in TIMM},
+    "muon": MuonConfig(lr=0.01),
+    **{f"timm {name}": TimmOptimConfig(name=name, lr=0.01) for name in TIMM},
 }
 
 
@@ -38,6 +39,9 @@ class Small(nn.Module):
         self.image_tower = nn.ModuleDict({"trunk": nn.Linear(8, 8), "projection": nn.Linear(8, 4, bias=False)})
         self.text_tower = nn.Embedding(5, 4)
         self.log_logit_scale = nn.Parameter(torch.zeros(1))
+
+    def block_lists(self) -> list[list[nn.Module]]:
+        return [[self.image_tower["trunk"]], []]
 
     def forward(self) -> Tensor:
         x = self.image_tower["projection"](self.image_tower["trunk"](torch.arange(24.0).view(3, 8).cos()))
@@ -103,7 +107,7 @@ def test_settings_of_the_groups_come_from_the_config_and_so_do_the_groups(tmp_pa
         assert all(torch.equal(v, other_optimizer.state[two][k]) for k, v in optimizer.state[one].items())
 
 
-@pytest.mark.parametrize("name", ["adamw", "stable_adamw", "lion"])
+@pytest.mark.parametrize("name", ["adamw", "stable_adamw", "muon", "timm lion"])
 def test_a_tower_that_was_locked_when_saved_begins_without_state(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from clipx.config import (
+    captions,
     checkpoint,
     data,
     evaluate,
@@ -25,7 +26,21 @@ from clipx.config.sections import key_of, sections
 
 CONFIG_CLASSES = {
     item
-    for module in (checkpoint, data, evaluate, fit, fit_data, fit_inputs, job, loss, model, optim, parallel, schema)
+    for module in (
+        captions,
+        checkpoint,
+        data,
+        evaluate,
+        fit,
+        fit_data,
+        fit_inputs,
+        job,
+        loss,
+        model,
+        optim,
+        parallel,
+        schema,
+    )
     for name, item in vars(module).items()
     if name.endswith(("Config", "Input", "Target")) and is_dataclass(item) and item is not data.StreamConfig
 }

@@ -148,12 +148,12 @@ class TestProblems:
             ("lr: 1", "lr=1: unknown key; the nearest known is optim.lr"),
             ("loss: {type: infonce}", "loss.type=infonce: expected info_nce or sigmoid; the nearest is info_nce"),
             ("model: {text: {layer: 2}}", "model.text.layer=2: unknown key; the nearest known is model.text.layers"),
-            ("evaluate: {p: {data: x}}", "evaluate.p.type is missing: expected zeroshot or retrieval"),
+            ("evaluate: {p: {data: x}}", "evaluate.p.type is missing: expected zeroshot or retrieval or loss"),
             ("evaluate: {p: {type: zeroshot}}", "evaluate.p.data is missing: expected string, not blank"),
             ("evaluate: {p: {type: zeroshot, data: d, dat: 1}}",
              "evaluate.p.dat=1: unknown key; the nearest known is evaluate.p.data"),
             ("loss: {type: info_nce, info_nce: 1}",
-             "loss.info_nce=1: unknown key; known here: type, implementation, exchange, tile_size"),
+             "loss.info_nce=1: unknown key; known here: type, implementation, exchange, tile_size, terms"),
             ("optim: {lr: fast}", "optim.lr=fast: expected number >= 0"),
             ("optim: {betas: [0.9]}", "optim.betas=[0.9]: expected [number >= 0 and < 1, number >= 0 and < 1]"),
             ("optim: {betas: [1, 1]}", "optim.betas=[1, 1]: expected [number >= 0 and < 1, number >= 0 and < 1]"),
@@ -166,7 +166,22 @@ class TestProblems:
             (f"seed: {-(2**63) - 1}", f"seed={-(2**63) - 1}: expected integer >= -9.22337e+18 and < 9.22337e+18"),
             ("run_dir: ' '", "run_dir=: expected string, not blank"),
             ("data: {image_key: ' '}", "data.image_key=: expected string, not blank"),
-            ("data: {caption_key: ''}", "data.caption_key=: expected string, not blank or mapping to number > 0"),
+            ("data: {caption_key: ''}",
+             "data.caption_key=: expected string, not blank or mapping to number > 0 or mapping"),
+            ("data: {caption_key: {'json:long': {sentence: 1.5}}}",
+             "data.caption_key.json:long.sentence=1.5: expected number >= 0 and <= 1"),
+            ("data: {caption_key: {'json:long': {sentnce: 1, weight: 2}, txt: 1}}",
+             "data.caption_key.json:long.sentnce=1: unknown key; the nearest known is "
+             "data.caption_key.json:long.sentence"),
+            ("data: {caption_key: {'json:long': {words: 8}}}",
+             "data.caption_key.json:long.words=8: expected [integer >= 1, integer >= 1]"),
+            ("data: {caption_key: {'json:long': {words: [40, 8]}}}",
+             "data.caption_key: words=[40, 8]: the fewest come first, and are at most the most"),
+            ("data: {caption_key: {cls: {sentence: 1}}, class_names: [a, b]}",
+             "data.caption_key of source 'train' draws parts of captions, but with class_names captions are numbers: "
+             "leave class_names out, or give each key a weight alone"),
+            ("data: {train: null, sources: {a: {shards: [a.tar], caption_key: {txt: {weight: 0}}}}}",
+             "data.sources.a.caption_key.txt.weight=0: expected number > 0"),
             ("evaluate: {a/b: {type: zeroshot, data: d}}",
              "evaluate: the name 'a/b' must be of letters, digits and _ - . (not . first)"),
             ("evaluate: {..: {type: zeroshot, data: d}}",
@@ -179,7 +194,7 @@ class TestProblems:
              "model.text.heads=3 does not divide model.text.width=10; choose a divisor"),
             (
                 "data: {caption_key: {txt: -1}}",
-                'data.caption_key={"txt": -1}: expected string, not blank or mapping to number > 0',
+                'data.caption_key={"txt": -1}: expected string, not blank or mapping to number > 0 or mapping',
             ),
             (
                 "data: {train: [{shards: [a.tar], weight: 2}]}",
@@ -217,7 +232,7 @@ class TestProblems:
 
     def test_unknown_key_without_a_neighbour_lists_those_known(self, problems) -> None:
         (line,) = problems("loss: {type: info_nce, zzz: 1}")
-        assert line == "loss.zzz=1: unknown key; known here: type, implementation, exchange, tile_size"
+        assert line == "loss.zzz=1: unknown key; known here: type, implementation, exchange, tile_size, terms"
 
     def test_long_values_are_cut(self, problems) -> None:
         (line,) = problems(f"optim: {{lr: {'x' * 500}}}")

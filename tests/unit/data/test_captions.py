@@ -3,6 +3,7 @@ from collections import Counter
 
 import pytest
 
+from clipx.config.captions import PartsConfig
 from clipx.config.data import DataConfig, SourceConfig, sources
 from clipx.data.captions import CaptionReader, decode_captions, first_present
 from clipx.data.decode import UndecodableError
@@ -185,6 +186,112 @@ def test_several_captions_come_from_all_keys_the_first_by_weight():
     assert all(set(found) == {"short", "x", "y"} for found in drawn)  # of equal ones, one
     assert abs(sum(found[0] == "y" for found in drawn) - 750) < 65
     assert {found[0] for found in drawn} == {"short", "x", "y"}
+
+
+LONG = "The first of them. A second one is here. And third comes this."
+SENTENCES = {"The first of them.", "A second one is here.", "And third comes this."}
+LONG_AND_SHORT = {"txt": b"short", "json": json.dumps({"long": LONG}).encode()}
+
+
+def test_parts_are_drawn_beside_whole_captions_by_the_keys_weights():
+    captions = reader(caption_key={"json:long": {"sentence": 1, "weight": 3}, "txt": 1})
+    count = Counter(texts(captions, LONG_AND_SHORT, sample_id=sample)[0] for sample in range(4000))
+    assert set(count) == SENTENCES | {"short"}
+    assert all(abs(number - 1000) < 130 for number in count.values())
+    alone = reader(caption_key={"json:long": PartsConfig(sentence=0, words=(5, 7))})
+    assert {texts(alone, LONG_AND_SHORT, epoch=epoch)[0] for epoch in range(40)} == {
+        "The first of them. A second one",  # 4 words are too few, 9 too many
+        "A second one is here.",
+    }
+
+
+def test_parts_do_not_change_what_is_drawn_of_other_keys():
+    weights = {"txt": 1.0, "json:captions": 2.0}
+    fields = FOUR | {"txt": b"short"}
+    for captions_per_image in (1, 3):
+        plain = reader(caption_key=weights, captions_per_image=captions_per_image)
+        parts = reader(caption_key=weights | {"json:captions": {"weight": 2}}, captions_per_image=captions_per_image)
+        for epoch in range(40):
+            assert texts(plain, fields, epoch=epoch) == texts(parts, fields, epoch=epoch)  # of words of their own
+
+
+def test_several_parts_of_a_caption_differ_as_long_as_there_are_enough():
+    captions = reader(caption_key={"json:long": {"sentence": 1}, "txt": 1}, captions_per_image=4)
+    found = [texts(captions, LONG_AND_SHORT, epoch=epoch) for epoch in range(200)]
+    assert all(set(drawn) == SENTENCES | {"short"} for drawn in found)
+    assert len(set(found)) == 24  # every order
+    more = reader(caption_key={"json:long": {"sentence": 1}}, captions_per_image=7)
+    for drawn in (texts(more, LONG_AND_SHORT, epoch=epoch) for epoch in range(40)):
+        assert set(drawn[:3]) == SENTENCES
+        assert drawn == (drawn[:3] * 3)[:7]
+
+
+def test_parts_of_a_picture_are_drawn_apart_from_each_other():
+    """Of two captions with the same sentences in other words, the places that are drawn are not tied together."""
+    first, second = LONG, LONG.upper()
+    fields = {"json": json.dumps({"long": [first, second]}).encode()}
+    captions = reader(caption_key={"json:long": {"sentence": 1}}, captions_per_image=2)
+    found = Counter(texts(captions, fields, sample_id=sample) for sample in range(2000))
+    tied = sum(count for (one, other), count in found.items() if one.lower() == other.lower())
+    crossed = sum(count for (one, other), count in found.items() if one.isupper() != other.isupper())
+    assert abs(tied - crossed / 3) < 100
+
+
+def test_a_caption_that_is_drawn_whole_is_not_drawn_again():
+    fields = {"txt": b"One. ", "json": b'{"long": ["One. ", "Two."]}'}
+    captions = reader(caption_key={"json:long": {"weight": 1000}, "txt": 1}, captions_per_image=3)
+    assert {texts(captions, fields, epoch=epoch) for epoch in range(40)} == {
+        ("One. ", "Two.", "One. "),
+        ("Two.", "One. ", "Two."),
+    }
+
+
+def test_equal_parts_have_equal_groups_without_being_asked_for():
+    def groups(caption, **options):
+        captions = reader(caption_key={"txt": {"sentence": 1}}, templates=["a {c}"], **options)
+        found = [captions.read({"txt": caption}, epoch=epoch, sample_id=0) for epoch in range(60)]
+        return {item.texts[0]: item.group_id for item in found}
+
+    first, second = groups(b"A dog runs. It is here."), groups(b"It is here. A cat sits.")
+    assert first["a It is here."] == second["a It is here."]
+    assert len({*first.values(), *second.values()}) == 3
+    assert set(groups(b"A dog runs. It is here.", equal_captions="negatives").values()) == {None}
+
+
+def test_only_sources_of_parts_ignore_equal_captions_by_default():
+    data = DataConfig(
+        sources={
+            "plain": SourceConfig(shards=["0.tar"]),
+            "parts": SourceConfig(shards=["0.tar"], caption_key={"txt": {}}),
+            "asked": SourceConfig(shards=["0.tar"], caption_key={"txt": 2}, equal_captions="ignored"),
+            "refused": SourceConfig(shards=["0.tar"], caption_key={"txt": {}}, equal_captions="negatives"),
+        },
+    )
+    assert [source.equal_captions for source in sources(data)] == ["negatives", "ignored", "ignored", "negatives"]
+    inherited = DataConfig(
+        sources={
+            "all": SourceConfig(shards=["0.tar"]),
+            "plain": SourceConfig(shards=["0.tar"], caption_key="alt", equal_captions="auto"),
+        },
+        caption_key={"txt": {}},
+        equal_captions="negatives",
+    )
+    assert [source.equal_captions for source in sources(inherited)] == ["negatives", "negatives"]
+    assert [source.draws_parts for source in sources(inherited)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "stored"),
+    [
+        ({}, True),
+        ({"caption_key": {"txt": 1, "json:a": 2}}, True),
+        ({"caption_key": {"txt": 1, "json:a": {}}}, False),
+        ({"templates": ["a {c}"]}, False),
+        ({"caption_key": "cls", "class_names": ["a"]}, False),
+    ],
+)
+def test_a_source_knows_whether_its_texts_are_stored(fields, stored):
+    assert sources(DataConfig(train=["0.tar"], **fields))[0].texts_are_stored == stored
 
 
 def test_templates_are_drawn_for_every_text(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from clipx.losses.cost import NO_COST, LossShape
+from clipx.losses.distill import DistillLoss, Teacher
 from clipx.losses.info_nce import InfoNCELoss
 from clipx.losses.sigmoid import SigmoidLoss
 
@@ -55,6 +56,23 @@ def test_arithmetic_and_collectives_are_those_of_the_docstrings(
 def test_several_captions_gather_a_second_list_of_ids() -> None:
     cost = SigmoidLoss().cost(replace(SHAPE, captions_per_image=2))
     assert [transfer.times for transfer in cost.transfers if transfer.part == "ids of samples"] == [2]
+
+
+def test_teachers_cost_two_products_each_and_their_texts_travel_once_more() -> None:
+    teachers = [Teacher(width=8, logit_scale=1.0), Teacher(width=24, logit_scale=1.0)]
+    gathered, ring = (DistillLoss(teachers, exchange=exchange).cost(SHAPE) for exchange in ("gather", "ring"))
+    assert gathered.flops == ring.flops == 2 * 100 * 400 * (4 * 16 + 2 * 32)
+    assert (gathered.gathered_bytes, ring.gathered_bytes) == (4 * 400 * 16 + 2 * 400 * 32, 0)
+    moved = {one.part: (one.collective, one.payload, one.times) for one in gathered.transfers}
+    assert moved == {
+        "texts, to distill": ("all-gather", 2 * 400 * 16, 1),
+        "gradients of texts, to distill": ("reduce-scatter", 4 * 400 * 16, 1),
+        "teachers' texts": ("all-gather", 2 * 400 * 32, 1),
+        "maxima of similarities": ("all-reduce", 4 * 400 * 3, 1),
+        "sums of similarities": ("all-reduce", 4 * 400 * 5, 1),
+    }
+    shifted = {one.part: one.times for one in ring.transfers if one.collective == "shift"}
+    assert shifted == {"texts, to distill": 6, "gradients of texts, to distill": 4, "teachers' texts": 6}
 
 
 def test_costs_of_several_losses_add_up() -> None:

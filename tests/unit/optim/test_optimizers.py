@@ -6,7 +6,14 @@ import torch
 from tiny import tiny_config
 from torch import Tensor, nn
 
-from clipx.config.optim import AdamWConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
+from clipx.config.optim import (
+    AdamWConfig,
+    MuonConfig,
+    OptimConfig,
+    StableAdamWConfig,
+    TimmOptimConfig,
+    TowerOptimConfig,
+)
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.models.clip import CLIP, build_model
@@ -16,7 +23,9 @@ from clipx.optim.optimizers import build_optimizer, optimizer_bytes, set_learnin
 CONFIGS: dict[str, OptimConfig] = {
     "adamw": AdamWConfig(lr=0.1),
     "stable_adamw": StableAdamWConfig(lr=0.1),
-    **{name: TimmOptimConfig(name=name, lr=0.1) for name in ("lion", "adopt", "muon", "lamb")},
+    "muon": MuonConfig(lr=0.1),
+    **{name: TimmOptimConfig(name=name, lr=0.1) for name in ("lion", "adopt", "lamb")},
+    "timm muon": TimmOptimConfig(name="muon", lr=0.1),
 }
 
 
@@ -29,6 +38,9 @@ class Small(nn.Module):
         self.text_tower = nn.Embedding(7, 5)
         self.log_logit_scale = nn.Parameter(torch.zeros(1))
         self.locked = nn.Parameter(torch.ones(4, 4), requires_grad=False)
+
+    def block_lists(self) -> list[list[nn.Module]]:
+        return [[self.image_tower], []]
 
     def forward(self) -> Tensor:
         similar = self.image_tower(torch.arange(12.0).view(2, 6).cos()) @ self.text_tower.weight.T
@@ -74,7 +86,7 @@ def test_a_bad_step_leaves_everything_as_it_was(name: str) -> None:
 
 
 def test_a_bad_first_step_counts_for_nothing() -> None:
-    for name in ("adamw", "stable_adamw"):
+    for name in ("adamw", "stable_adamw", "muon"):
         (model, optimizer), (other, calm) = prepared(CONFIGS[name]), prepared(CONFIGS[name])
         for good in (False, True):
             optimizer.zero_grad()
@@ -115,7 +127,7 @@ class Wrapper:
 
 def test_who_decides() -> None:
     decide_on_the_device = {name for name in CONFIGS if takes_found_inf(prepared(CONFIGS[name])[1])}
-    assert decide_on_the_device == {"adamw", "stable_adamw"}
+    assert decide_on_the_device == {"adamw", "stable_adamw", "muon"}
     for name in ("adamw", "lion"):
         wrapper = Wrapper(prepared(CONFIGS[name])[1])
         assert takes_found_inf(wrapper) == (name == "adamw")  # type: ignore[arg-type]
@@ -124,7 +136,7 @@ def test_who_decides() -> None:
 
 
 def test_with_a_loss_scaler_gradients_are_unscaled_once_and_overflows_skipped() -> None:
-    for name in ("adamw", "stable_adamw", "lion"):
+    for name in ("adamw", "stable_adamw", "muon", "lion"):
         (model, optimizer), (other, plain) = prepared(CONFIGS[name]), prepared(CONFIGS[name])
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         for factor in (1.0, torch.inf, 1.0):
@@ -157,8 +169,8 @@ def test_learning_rate_reaches_every_group_by_its_share() -> None:
     ]
 
 
-def test_muon_orthogonalises_linear_weights_and_nothing_else() -> None:
-    model, optimizer = prepared(CONFIGS["muon"])
+def test_timms_muon_orthogonalises_linear_weights_and_nothing_else() -> None:
+    model, optimizer = prepared(CONFIGS["timm muon"])
     model().backward()
     optimizer.step()
     by_muon = [name for name, parameter in model.named_parameters() if optimizer.state[parameter].get("use_muon")]
@@ -211,7 +223,7 @@ def config_and_towers(folder: Path, optimizer: str) -> tuple[RunConfig, CLIP]:
 
 @pytest.mark.parametrize(
     "optimizer",
-    ["{}", "{type: stable_adamw}", *(f"{{type: timm, name: {name}}}" for name in ("lion", "adan", "adafactorbv"))],
+    ["{}", "{type: stable_adamw}", "{type: muon}", *(f"{{type: timm, name: {name}}}" for name in ("lion", "adan", "adafactorbv"))],
 )
 @pytest.mark.parametrize("locked", [False, True])
 def test_they_are_those_after_a_real_step(optimizer: str, locked: bool, tmp_path: Path) -> None:

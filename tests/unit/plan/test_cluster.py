@@ -28,6 +28,9 @@ CLUSTER = Cluster(
         ("shift", 1, 0),
         ("shift", 4, 200 / 100),
         ("shift", 8, 100 / 10),
+        ("all-to-all", 1, 0),
+        ("all-to-all", 4, 3 / 4 * 200 / 100),
+        ("all-to-all", 8, 4 / 8 * 100 / 10),
     ],
 )
 def test_the_slower_level_counts(collective: str, world_size: int, expected: float) -> None:
@@ -40,7 +43,8 @@ def test_a_fast_network_leaves_the_links_within_a_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("collective", "expected"), [("all-reduce", 1400), ("all-gather", 700), ("reduce-scatter", 700), ("shift", 100)]
+    ("collective", "expected"),
+    [("all-reduce", 1400), ("all-gather", 700), ("reduce-scatter", 700), ("all-to-all", 87.5), ("shift", 100)],
 )
 def test_what_each_rank_sends(collective: str, expected: float) -> None:
     assert sent_bytes(collective, 800, world_size=8) == expected

@@ -3,20 +3,24 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from distributed.ranks import run_ranks
+from random_teachers import build_taught
 from tiny import tiny_config
 from torch.profiler import profile
 
 from clipx.config.geometry import resolve_geometry
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
+from clipx.data.columns import blank_columns
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.runtime import start_runtime
 from clipx.objectives.build import build_objective
+from clipx.objectives.objective import BuildObjective
 from clipx.plan.communication import transfers
 from clipx.plan.model import PhaseModel
 from clipx.train.build_stepper import build_stepper
@@ -34,8 +38,19 @@ SETTINGS = {
     "sigmoid, ring": ["micro_batch_size=12", "loss.type=sigmoid", "model.init_logit_bias=-10", "loss.exchange=ring"],
     "two captions": ["micro_batch_size=12", "data.captions_per_image=2"],
     "fsdp2, gradient cache": [FSDP2, "micro_batch_size=6"],
+    "distill": ["micro_batch_size=6"],
+    "distill, ring": ["micro_batch_size=12", "loss.exchange=ring"],
     "fsdp2, kept whole": [FSDP2, "micro_batch_size=4", "parallel.reshard_after_forward=false"],
 }
+
+
+NAMES = ("loss", "image_cosine", "text_cosine", "num_tokens", "model_flops")
+NAMES_OF_TWO = ("loss", "loss_contrastive", *NAMES[1:3], "loss_distill", "distill_large", "distill_small", *NAMES[3:])
+
+
+def build_of(config: RunConfig) -> BuildObjective:
+    """Runs that are called so learn from teachers."""
+    return build_taught if Path(config.run_dir).name.startswith("distill") else build_objective
 
 
 def batch_of(config: RunConfig) -> Batch:
@@ -61,13 +76,16 @@ def handed_over(configs: Sequence[RunConfig]) -> list[Counter[str]]:
         for config in configs:
             runtime = replace(started, parallel=config.parallel)
             phase = phase_at(config, 0)
-            objective = build_objective(config, phase, vocab_size=build_tokenizer(config.model.text).vocab_size)
+            build = build_of(config)
+            objective = build(config, phase, vocab_size=build_tokenizer(config.model.text).vocab_size)
             stepper = build_stepper(
                 config, runtime, objective, length=config.length(), phase=phase, micro_batch_size=None
             )
-            stepper.names = ("loss", "image_cosine", "text_cosine", "num_tokens", "model_flops")  # once a phase
+            batch = batch_of(config)
+            columns = blank_columns(objective.column_readers, batch.sizes)
+            stepper.names = NAMES if not columns else NAMES_OF_TWO  # compared once a phase
             with profile(record_shapes=True) as profiler:
-                stepper(batch_of(config), step=0, requests=StopOrSave(), stats=RankStats()).read()
+                stepper(replace(batch, columns=columns), step=0, requests=StopOrSave(), stats=RankStats()).read()
             found.append(counted(profiler.events()))
             runtime.release()
     return found
@@ -96,7 +114,7 @@ def numel(shape: Sequence[int]) -> int:
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
     folder = tmp_path_factory.mktemp("runs")
-    return {name: tiny_config(folder / "run", "none.tar", *settings) for name, settings in SETTINGS.items()}
+    return {name: tiny_config(folder / name, "none.tar", *settings) for name, settings in SETTINGS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +127,7 @@ def test_collectives_are_those_of_a_real_step(
     name: str, configs: dict[str, RunConfig], handed: dict[str, Counter[str]]
 ) -> None:
     config = configs[name]
-    model = PhaseModel(config, phase_at(config, 0), caption_tokens=TOKENS)
+    model = PhaseModel(config, phase_at(config, 0), caption_tokens=TOKENS, build=build_of(config))
     geometry = resolve_geometry(
         config.global_batch_size, config.micro_batch_size, W, captions_per_image=config.data.captions_per_image
     )

@@ -101,6 +101,29 @@ def test_a_step_is_arithmetic_optimizer_and_what_nothing_hides(config: RunConfig
     assert alone.communication_s == alone.exposed_s == 0
 
 
+@pytest.mark.parametrize(("parallel", "collective", "times"), [("ddp", "all-gather", 1), ("fsdp2", "all-to-all", 2)])
+def test_muon_costs_its_products_on_the_busiest_gpu_and_what_is_sent(
+    config: RunConfig, model: PhaseModel, parallel: str, collective: str, times: int
+) -> None:
+    settings = [f"global_batch_size={BATCH}", "precision=bf16", f"parallel.type={parallel}"]
+    muon = tiny_config(Path(config.run_dir), "none.tar", *settings, "optim.type=muon")
+    with_muon = PhaseModel(muon, phase_at(muon, 0), caption_tokens=8)
+    # of both towers' only block: four matrices of 32 x 32 and two of 32 x 128
+    matrices = 2 * (4 * 32 * 32 + 2 * 32 * 128)
+    assert with_muon.optimizer_bytes == 4 * (2 * model.num_parameters - matrices)
+    square, wide = (4 * 2 * 32 * 32 * (2 * width + 32) for width in (32, 128))
+    pace = pace_of(muon, with_muon)
+    assert pace.muon_flops == wide + 2 * square  # on 4 GPUs: each has one wide matrix, and two square ones
+    assert pace.muon_s == pytest.approx(pace.muon_flops / (0.5 * H100.bf16_flops))
+    (moved,) = [part for part in pace.communication if part.part == "matrices of Muon"]
+    assert (moved.collective, moved.times) == (collective, times)
+    assert moved.seconds == pytest.approx(times * CLUSTER.seconds(moved.collective, 2 * matrices, world_size=4))
+    traffic = plan_memory(muon, with_muon, gpu=H100, world_size=4).parts
+    moved_bytes = 4 * traffic.gradients + 2 * (traffic.weights + traffic.optimizer)
+    assert pace.optimizer_s == pytest.approx(moved_bytes / H100.memory_bytes_per_s + pace.muon_s)
+    assert pace_of(config, model).muon_flops == 0
+
+
 def test_the_gradient_cache_costs_its_second_forward_passes(config: RunConfig, model: PhaseModel) -> None:
     forward = model.work.image_forward + model.work.text_forward
     pace = pace_of(replace(config, micro_batch_size=BATCH // 16), model)

@@ -1,6 +1,7 @@
 """The page of a run in every state: what it says, and what it does with the strings of strangers."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,21 @@ def test_a_failed_run_says_why_and_what_it_met(tmp_path: Path) -> None:
     assert "image of N bytes is cut</th>" in html
     assert '<td class="n">12.25</td>' in html
     assert_harmless(html)
+
+
+def test_the_held_out_loss_stands_beside_that_of_training_and_is_better_the_lower(tmp_path: Path) -> None:
+    (tmp_path / "a" / "eval").mkdir(parents=True)
+    for step, loss in ((10, 1.5), (20, 1.25), (30, 1.75)):
+        result = {"step": step, "name": "val", "loss": loss, "ema_loss": 2 * loss, "intervals": {}, "note": "2 batches"}
+        (tmp_path / "a" / "eval" / f"val-{step:08}.json").write_text(json.dumps(result))
+    rows = [{"step": step, "samples_seen": 8 * step, "loss": 1.0} for step in (10, 20, 30)]
+    html = page_of(tmp_path / "a", metrics_jsonl=lines(*rows))
+    of_training, _, rest = html.partition("<figcaption>Loss</figcaption>")[2].partition("<figcaption>")
+    assert "<title>val, held out: 20, 1.25</title>" in of_training
+    assert "<figcaption>val</figcaption>" in rest or rest.startswith("val</figcaption>")
+    row = r'<th scope="row">val</th><td[^>]*>loss</td><td[^>]*>1.75</td><td></td><td[^>]*>30</td><td[^>]*>1.25</td>'
+    assert re.search(row, html), html[html.index("The last and the best") :][:900]
+    assert "175.00%" not in html
 
 
 def test_hostile_names_of_evaluations_figures_and_folders(tmp_path: Path) -> None:

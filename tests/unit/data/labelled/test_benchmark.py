@@ -238,8 +238,26 @@ def test_parts_are_found_by_what_they_are_called(folder):
     )
     test = open_classification(str(folder))
     assert (test.split, test.name) == ("test", folder.name)
-    with pytest.raises(InputError, match=r"has no split 'val': it has test, train"):
+    with pytest.raises(InputError, match=r"has no split 'val': it has test, train; name one of them"):
         open_set(str(folder), split="val")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ("vla", "did you mean 'valid'?"),  # what val is called here
+        ("validaton", "did you mean 'valid'?"),
+        ("TESTS", "did you mean 'test'?"),
+        ("part-0", "did you mean 'Part-1'?"),
+        ("zzz", "name one of them"),
+    ],
+)
+def test_a_split_that_is_not_there_is_told_with_the_nearest(folder, wanted, hint):
+    for name in ("valid", "Part-1"):
+        write_tar(folder / name / "0.tar", [("a.png", png(0)), ("a.cls", b"0")])
+    with pytest.raises(InputError) as refused:
+        open_set(str(folder), split=wanted)
+    assert str(refused.value) == f"{folder} has no split {wanted!r}: it has Part-1, test, valid; {hint}"
 
 
 def test_a_set_without_a_test_part_is_read_from_the_one_for_validation(folder):

@@ -64,6 +64,22 @@ def test_a_person_reads_of_what_the_run_is_made(unit: str, tmp_path: Path, capsy
     assert f" {unit}/s  waited" in capsys.readouterr().err
 
 
+def test_a_line_shows_the_parts_of_the_loss_if_they_are_few(
+    monitor: Monitor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, names in enumerate((("loss",), ("loss", "loss_a", "loss_b"), ("loss", *(f"loss_{c}" for c in "abcd")))):
+        step = outcome(number + 1)
+        monitor._last_line = float("-inf")
+        others = {name: value for name, value in step.figures.items() if name != "loss"}
+        monitor.record(replace(step, figures=dict.fromkeys(names, 0.5) | others), Progress(), bad_samples=0, data={})
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.partition("  ")[2].partition("  ")[0] for line in lines] == [
+        "loss 0.5000",
+        "loss 0.5000 (a 0.5000, b 0.5000)",
+        "loss 0.5000",
+    ]
+
+
 def test_saving_and_evaluating_are_told_apart_from_training(monitor: Monitor, tmp_path: Path) -> None:
     monitor.record(outcome(1), Progress(), bad_samples=0, data={})
     for _ in range(2):
