@@ -134,9 +134,9 @@ class FitConfig(Job):
     are not augmented."""
     stop: StopConfig | None = None
     """Early end; null: all epochs are trained, and the last checkpoint is the model."""
-    optim: Annotated[
-        FitAdamWConfig | StableAdamWConfig | MuonConfig | TimmOptimConfig, Field(discriminator="type")
-    ] = field(default_factory=FitAdamWConfig)
+    optim: Annotated[FitAdamWConfig | StableAdamWConfig | MuonConfig | TimmOptimConfig, Field(discriminator="type")] = (
+        field(default_factory=FitAdamWConfig)
+    )
     """Optimizer and learning rate."""
 
     def __post_init__(self) -> None:
