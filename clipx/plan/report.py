@@ -158,8 +158,8 @@ def _step(part: PhasePlan) -> Iterator[tuple[str, str, str]]:
         if seconds:
             yield name, f"{1e3 * seconds:,.1f}", f"{seconds / pace.step_s:.1%}"
     if pace.muon_flops:
-        part = f"of the optimizer, {pace.muon_flops / 1e12:,.3g} TFLOP of Muon"
-        yield part, f"{1e3 * pace.muon_s:,.1f}", f"{pace.muon_s / pace.step_s:.1%}"
+        name = f"of the optimizer, {pace.muon_flops / 1e12:,.3g} TFLOP of Muon"
+        yield name, f"{1e3 * pace.muon_s:,.1f}", f"{pace.muon_s / pace.step_s:.1%}"
     if pace.communication_s:
         yield "if all communication were hidden", f"{1e3 * pace.least_step_s:,.1f}", ""
         share = pace.communication_s / pace.most_step_s
