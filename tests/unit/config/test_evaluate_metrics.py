@@ -88,7 +88,9 @@ def test_numbers_of_classes_are_no_captions(kind: type, key: str) -> None:
             run_dir="r", steps=1, global_batch_size=8, data=data, model=tiny_model_config(), evaluate=evaluate
         )
 
-    with pytest.raises(InputError, match=r"evaluate\.val\.caption_key=.*cls holds the numbers of class_names of source"):
+    with pytest.raises(
+        InputError, match=r"evaluate\.val\.caption_key=.*cls holds the numbers of class_names of source"
+    ):
         run(DataConfig(train=["x"], **source), key)  # type: ignore[arg-type]
     run(DataConfig(train=["x"], **source), "txt")  # type: ignore[arg-type]
     run(DataConfig(train=["x"], caption_key="cls"), "cls")

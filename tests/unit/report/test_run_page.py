@@ -102,7 +102,11 @@ def test_the_held_out_loss_stands_beside_that_of_training_and_is_better_the_lowe
     [
         ([], "Loss", None),
         (["data.captions_per_image=2"], "training, less log 2", 5 - math.log(2)),
-        (["data.captions_per_image=2", "loss.type=sigmoid", "model.init_logit_bias=-10"], "training, divided by 2", 2.5),
+        (
+            ["data.captions_per_image=2", "loss.type=sigmoid", "model.init_logit_bias=-10"],
+            "training, divided by 2",
+            2.5,
+        ),
     ],
 )
 def test_held_out_and_training_losses_are_of_one_kind(
