@@ -98,7 +98,9 @@ def check_captions(evaluations: Mapping[str, EvaluateConfig], sources: Sequence[
     """
     numbered = {key: each.name for each in sources if each.class_names is not None for key in _keys(each.caption_key)}
     for name, evaluation in evaluations.items():
-        for key in () if isinstance(evaluation, ZeroShotConfig) else _keys(evaluation.caption_key):
+        if isinstance(evaluation, ZeroShotConfig):
+            continue
+        for key in _keys(evaluation.caption_key):
             if key in numbered:
                 raise InputError(
                     f"evaluate.{name}.caption_key={evaluation.caption_key}: {key} holds the numbers of class_names of "

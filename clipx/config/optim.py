@@ -110,7 +110,9 @@ class MuonConfig(Optim):
     type: Literal["muon"] = "muon"
     momentum: FractionBelowOne = 0.95
     """Decay of the momentum, Nesterov's."""
-    iterations: Annotated[int, Field(ge=NEWTON_SCHULZ_ITERATIONS[0], le=NEWTON_SCHULZ_ITERATIONS[1]), NO_BOOL] = 4
+    iterations: Annotated[
+        int, Field(ge=NEWTON_SCHULZ_ITERATIONS[0], le=NEWTON_SCHULZ_ITERATIONS[1]), NO_BOOL
+    ] = 4
     """Newton-Schulz iterations, with the polynomials of Polar Express (arXiv 2505.16932). 4 reach singular values as
     small as 5 of Jordan's do; one less reaches to 4 times larger ones."""
     scale: Literal["adamw", "spectral"] = "adamw"
