@@ -103,6 +103,5 @@ class Recorder(Pretrained):
 
 def stored(embedding_D: torch.Tensor) -> np.ndarray:
     """An embedding as it comes back: rounded to bfloat16, then made of unit length."""
-    rounded_D = embedding_D.to(torch.bfloat16).float().numpy()[None]
-    unit_BD: np.ndarray = rounded_D / np.sqrt(np.square(rounded_D).sum(axis=1, keepdims=True))
-    return unit_BD[0]
+    rounded_D: np.ndarray = embedding_D.to(torch.bfloat16).float().numpy()
+    return rounded_D * np.float32(float(rounded_D.dot(rounded_D)) ** -0.5)

@@ -119,9 +119,9 @@ class FitConfig(Job):
     keep_features: Literal["auto"] | bool = "auto"
     """Compute vectors of frozen towers once and keep them in run_dir. auto: where all towers are frozen and pictures
     are not augmented."""
-    optim: Annotated[
-        FitAdamWConfig | StableAdamWConfig | MuonConfig | TimmOptimConfig, Field(discriminator="type")
-    ] = field(default_factory=FitAdamWConfig)
+    optim: Annotated[FitAdamWConfig | StableAdamWConfig | MuonConfig | TimmOptimConfig, Field(discriminator="type")] = (
+        field(default_factory=FitAdamWConfig)
+    )
     """Optimizer and learning rate."""
 
     def __post_init__(self) -> None:

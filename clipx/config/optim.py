@@ -100,19 +100,18 @@ class StableAdamWConfig(Optim):
 @validated
 @dataclass(frozen=True, kw_only=True)
 class MuonConfig(Optim):
-    """Muon (Jordan, "Muon", 2024): momentum, orthogonalised, for the matrices of the towers' blocks; AdamW for all else.
+    """Muon (Jordan, "Muon", 2024) for the matrices of the towers' blocks, and AdamW for all else.
 
     Every matrix is orthogonalised on one rank, and the others get the result. A fused projection to queries, keys and
-    values is three matrices."""
+    values is three matrices.
+    """
 
     __pydantic_config__ = STRICT
 
     type: Literal["muon"] = "muon"
     momentum: FractionBelowOne = 0.95
     """Decay of the momentum, Nesterov's."""
-    iterations: Annotated[
-        int, Field(ge=NEWTON_SCHULZ_ITERATIONS[0], le=NEWTON_SCHULZ_ITERATIONS[1]), NO_BOOL
-    ] = 4
+    iterations: Annotated[int, Field(ge=NEWTON_SCHULZ_ITERATIONS[0], le=NEWTON_SCHULZ_ITERATIONS[1]), NO_BOOL] = 4
     """Newton-Schulz iterations, with the polynomials of Polar Express (arXiv 2505.16932). 4 reach singular values as
     small as 5 of Jordan's do; one less reaches to 4 times larger ones."""
     scale: Literal["adamw", "spectral"] = "adamw"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipx.config.geometry import resolve_geometry
-from clipx.config.schema import JobConfig
+from clipx.config.schema import JobConfig, RunConfig
 from clipx.errors import InputError
 
 _OF_TORCHRUN = ("gpu", "auto")  # its words for the GPUs of a node
@@ -94,3 +94,5 @@ def check_batch(config: JobConfig, nodes: Nodes, *, processes_per_node: int) -> 
         )
     for world in worlds.values():
         resolve_geometry(batch, config.micro_batch_size, world, captions_per_image=captions)
+        if isinstance(config, RunConfig) and config.select is not None:
+            config.select.super_batch_size(batch, world)

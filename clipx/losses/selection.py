@@ -4,8 +4,8 @@ The score of a pair is what one model loses on it, or one model's loss minus ano
 scored by themselves, those of each further chunk within the batch chosen so far. A chunk is drawn without replacement,
 with probabilities from the softmax of scores: the largest of scores plus Gumbel noise (arXiv 1903.06059, section 2).
 
-Shape suffixes: B pairs of this rank, N pairs of the super-batch, G chosen pairs, M pairs of a chunk, R rows of a tile,
-D embedding.
+Shape suffixes: B pairs of this rank, N pairs of the super-batch, G chosen pairs, C chunks, M pairs of one, R rows of
+a tile, D embedding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,10 +40,10 @@ class Choice:
 class JointSelection:
     """Chooses G of N pairs.
 
-    With C the pairs chosen before and S = s x y^T + b, the loss of a pair i within C and i is, for each kind,
+    With A the pairs chosen before and S = s x y^T + b, the loss of a pair i within A and i is, for each kind,
 
-        info_nce: [log sum_{j in C, i} exp S_ij + log sum_{j in C, i} exp S_ji] / 2 - S_ii
-        sigmoid:  softplus(-S_ii) + sum_{j in C} [softplus(S_ij) + softplus(S_ji)]
+        info_nce: [log sum_{j in A, i} exp S_ij + log sum_{j in A, i} exp S_ji] / 2 - S_ii
+        sigmoid:  softplus(-S_ii) + sum_{j in A} [softplus(S_ij) + softplus(S_ji)]
 
     where a pair of i's id is no negative of i. In the first chunk it is -S_ii for InfoNCE, whose loss of one pair alone
     is 0 (as in the paper's code), and softplus(-S_ii).
@@ -110,12 +110,13 @@ class JointSelection:
             for name, of in given.items()
             if of is not None
         }
+        noise_CN = gumbel_noise(self.seed, index=index, chunks=self.chunks, size=len(ids_N), device=ids_B.device)
         is_chosen_N = torch.zeros(len(ids_N), dtype=torch.bool, device=ids_B.device)
         losses = {name: model.alone() for name, model in models.items()}
         drawn = []
-        for chunk in range(self.chunks):
+        for noise_N in noise_CN:
             score_N = collectives.all_gather(self._scores(losses), group)
-            drawn.append(self._draw(score_N, is_chosen_N, index=index, chunk=chunk, group=group))
+            drawn.append(self._draw(score_N, noise_N, is_chosen_N, group))
             is_chosen_N.index_fill_(0, drawn[-1], True)
             for name, model in models.items():
                 model.add(drawn[-1])
@@ -136,11 +137,8 @@ class JointSelection:
             case "hard_learner":
                 return losses["learner"]
 
-    def _draw(
-        self, score_N: Tensor, is_chosen_N: Tensor, *, index: int, chunk: int, group: ProcessGroup | None
-    ) -> Tensor:
+    def _draw(self, score_N: Tensor, noise_N: Tensor, is_chosen_N: Tensor, group: ProcessGroup | None) -> Tensor:
         """The places of a chunk (M,), ascending."""
-        noise_N = gumbel_noise(self.seed, index=index, chunk=chunk, size=len(score_N), device=score_N.device)
         key_N = torch.nan_to_num(self.gain * score_N.double() + noise_N, nan=_NEVER, posinf=-_NEVER, neginf=_NEVER)
         key_N.masked_fill_(is_chosen_N, -torch.inf)
         places_M = key_N.topk(self.size // self.chunks).indices.sort().values
@@ -156,13 +154,14 @@ class JointSelection:
         return means
 
 
-def gumbel_noise(seed: int, *, index: int, chunk: int, size: int, device: torch.device) -> Tensor:
-    """float64 (size,): standard Gumbel numbers, a function of (seed, global batch, chunk, place)."""
-    first = counter_random.fold(counter_random.start(seed, Stream.SELECT), index, chunk)
-    place_N = torch.arange(size, device=device)
-    bits_N = counter_random.fold(torch.full_like(place_N, int(first[0])), place_N)
-    uniform_N = (((bits_N >> 12) & ((1 << 52) - 1)).double() + 0.5) * 2.0**-52  # neither 0 nor 1
-    return -torch.log(-torch.log(uniform_N))
+def gumbel_noise(seed: int, *, index: int, chunks: int, size: int, device: torch.device) -> Tensor:
+    """float64 (chunks, size): standard Gumbel numbers, a function of (seed, global batch, chunk, place)."""
+    first = counter_random.fold(counter_random.start(seed, Stream.SELECT), index)
+    bits_C = torch.full((chunks,), int(first[0]), device=device)
+    bits_CN = counter_random.fold(bits_C, torch.arange(chunks, device=device))[:, None]
+    bits_CN = counter_random.fold(bits_CN, torch.arange(size, device=device))
+    uniform_CN = (((bits_CN >> 12) & ((1 << 52) - 1)).double() + 0.5) * 2.0**-52  # neither 0 nor 1
+    return -torch.log(-torch.log(uniform_CN))
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class Distillation:
             torch.cat([batch.columns[column(name)].to(device, non_blocking=True) for name in self.names], dim=1)
             for column in (image_column, text_column)
         )
-        image_BE = image_IE.repeat_interleave(batch.captions_per_image, dim=0)
+        captions = batch.captions_per_image
+        image_BE = image_IE if captions == 1 else image_IE.repeat_interleave(captions, dim=0)
         share, of_teachers_K = self.loss(embeddings, image_BE=image_BE, text_BE=text_BE, group=group)
         figures = zip(self.names, of_teachers_K.unbind(), strict=True)
         return Share(share, {f"distill_{name}": divergence for name, divergence in figures})

@@ -109,17 +109,13 @@ class Muon(Optimizer):
         moments = local_parts(self._moments(parameter) for parameter in params)
         kept = torch.full((), self._momentum, dtype=grads[0].dtype, device=bad.device).masked_fill(bad, 1)
         torch._foreach_mul_(moments, kept)
-        torch._foreach_mul_(grads, 1 - self._momentum)
-        torch._foreach_add_(moments, grads)
-        torch._foreach_add_(grads, moments, alpha=self._momentum)
-
+        torch._foreach_add_(moments, grads, alpha=1 - self._momentum)
+        torch._foreach_lerp_(grads, moments, self._momentum)
         dtype = torch.bfloat16 if shared.device.type == "cuda" else grads[0].dtype
         compute = partial(orthogonalised, iterations=self._iterations, compute_dtype=dtype)
         updates = shared.computed(shared.views(grads), compute, dtype=dtype)
         weights = shared.views(local_parts(params))
-        settings = [
-            (group["lr"], group["weight_decay"]) for group in groups for _ in range(max(1, group["parts"]))
-        ]
+        settings = [(group["lr"], group["weight_decay"]) for group in groups for _ in range(max(1, group["parts"]))]
         scales = [update_scale(*shape, scale=self._scale) for shape in shared.shapes]
         rows: dict[tuple[float, float, float], list[int]] = {}
         for number, ((lr, weight_decay), scale) in enumerate(zip(settings, scales, strict=True)):
@@ -149,9 +145,7 @@ class Muon(Optimizer):
         return state["momentum"]
 
 
-def _apply(
-    weights: list[Tensor], updates: list[Tensor], *, rate: Tensor, weight_decay: float, scale: float
-) -> None:
+def _apply(weights: list[Tensor], updates: list[Tensor], *, rate: Tensor, weight_decay: float, scale: float) -> None:
     """W <- (1 - rate weight_decay) W - rate scale U, with `rate` 0-dim on the device; `updates` change."""
     if weight_decay:
         torch._foreach_mul_(weights, 1 - rate * weight_decay)

@@ -61,8 +61,8 @@ def takes_found_inf(optimizer: Optimizer) -> bool:
 def update(optimizer: Optimizer, good: Tensor) -> None:
     """Does the optimizer's step if `good`; otherwise parameters, moments and step counts do not change.
 
-    AdamW, StableAdamW and Muon decide on the device. For other optimizers the host reads `good`, so in each step it waits for
-    the backward pass and cannot prepare the next step meanwhile.
+    AdamW, StableAdamW and Muon decide on the device. For other optimizers the host reads `good`, so in each step it
+    waits for the backward pass and cannot prepare the next step meanwhile.
 
     With fp16 accelerate's wrapper asks the loss scaler, which detects non-finite gradients by itself: it passes its own
     `found_inf` to the optimizer, or waits and skips the step. So it must be called in every step, good or not.

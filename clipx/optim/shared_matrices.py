@@ -1,7 +1,7 @@
 """Work on matrices that is shared by the ranks: each matrix is computed on one, and all get what they need of it.
 
-Under DDP every rank holds whole matrices: it computes its own, and one all-gather brings the others'. FSDP2 shards rows:
-one all-to-all brings the parts of each matrix to its owner, and another one the parts of the result back.
+Under DDP every rank holds whole matrices: it computes its own, and one all-gather brings the others'. FSDP2 shards
+rows: one all-to-all brings the parts of each matrix to its owner, and another one the parts of the result back.
 """
 
 from collections.abc import Callable, Sequence

@@ -47,5 +47,7 @@ class Cluster:
 def sent_bytes(collective: Collective, payload: float, *, world_size: int) -> float:
     """Bytes that each rank sends, and receives, in one collective."""
     others = world_size - 1
-    share = {"all-reduce": 2 * others, "shift": min(1, others), "all-to-all": others / world_size}.get(collective, others)
+    share = {"all-reduce": 2 * others, "shift": min(1, others), "all-to-all": others / world_size}.get(
+        collective, others
+    )
     return payload * share / world_size

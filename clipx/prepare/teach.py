@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 from torch.distributed import ProcessGroup
@@ -227,10 +228,12 @@ class _Job:
 
     def _blocks(self, numbers: Sequence[int]) -> Iterator[Block]:
         size, count = max(1, self._request.batch_size // self._request.views), 0
+        first_ids = [0, *accumulate(shard.samples for shard in self._request.shards)]
         for number in numbers:
             shard, (source, place) = self._request.shards[number], self._places[number]
             for start in range(0, shard.samples, size):
-                yield Block(count, source, place, shard.name, range(start, min(start + size, shard.samples)))
+                samples = range(start, min(start + size, shard.samples))
+                yield Block(count, source, place, shard.name, samples, first_ids[number])
                 count += 1
 
     def _rows(self, numbers: Sequence[int]) -> Generator[Rows]:

@@ -48,6 +48,9 @@ class Block(NamedTuple):
     name: str
     """Of the shard in the store."""
     samples: range
+    """Their places in the shard."""
+    first_id: int
+    """Number of the shard's first sample among those of all shards."""
 
 
 class Unread(NamedTuple):
@@ -239,6 +242,6 @@ def _begin(reader: ViewReader, block: Block, pool: ThreadPoolExecutor) -> tuple[
 
 def _refs(block: Block) -> list[SampleRef]:
     return [
-        SampleRef(source=block.source, shard=block.shard, index=index, epoch=0, sample_id=index)
+        SampleRef(block.source, block.shard, index, epoch=0, sample_id=block.first_id + index)
         for index in block.samples
     ]

@@ -92,6 +92,17 @@ def test_goes_on_to_the_bit_after_a_kill(student: Callable[..., RunConfig], tmp_
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
+@pytest.mark.full
+def test_what_is_chosen_brings_what_teachers_said_of_it(student: Callable[..., RunConfig], store: Path) -> None:
+    curves = []
+    for name, world_size, size in (("alone", 1, 24), ("ranks", 2, 4)):
+        chosen = f"select={{keep: 0.5, chunks: 3, reference: {store}, teacher: second}}"
+        config = student(name, f"micro_batch_size={size}", chosen)
+        assert run_ranks(train, world_size, config) == [0] * world_size
+        curves.append([row[key] for row in metrics(Path(config.run_dir)) for key in ("loss", "distill_first")])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+
+
 def test_the_plan_prices_the_teachers(
     student: Callable[..., RunConfig], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,21 @@ def test_kill_9_of_all_ranks_at_a_random_step(scenario: Scenario, seed: int) -> 
     scenario.assert_as_undisturbed()
 
 
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp2", marks=pytest.mark.full)])
+def test_kill_9_of_all_ranks_under_muon(scenario: Scenario, parallel: str) -> None:
+    """Its matrices are computed on one rank each, and momentum is in every checkpoint."""
+    scenario.world_size = 2
+    scenario.options = ("optim={type: muon, lr: 0.01, warmup_steps: 2}", f"parallel.type={parallel}")
+    gate = scenario.gate(7, rank=1)
+    job = scenario.start(faults=[gate])
+    gate.wait(job)
+    job.kill()
+    assert job.wait() == [-9, -9]
+    scenario.recover(outcome="went on from the last checkpoint")
+    assert 0 < scenario.row["lost"] < EVERY
+    scenario.assert_as_undisturbed()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_kill_9_of_one_rank_at_a_random_step(scenario: Scenario, seed: int) -> None:
     scenario.world_size = 2

@@ -1,4 +1,4 @@
-"""Distillation for any pairs: independent of tiles, order and ranks, never negative, and 0 where nothing is to learn."""
+"""Distillation for any pairs: unchanged by tiles, order and ranks, never negative, and 0 where nothing is to learn."""
 
 from typing import Literal
 

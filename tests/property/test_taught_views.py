@@ -20,7 +20,8 @@ from clipx.data.columns import Wanted
 from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import build_index
 from clipx.data.order import DataOrder
-from clipx.data.samples import PartialBatch
+from clipx.data.samples import BatchReader, PartialBatch
+from clipx.data.stream import PairStream
 from clipx.data.teacher_columns import image_column, text_column
 from clipx.data.teachers import open_teachers
 from clipx.data.tokenizer import build_tokenizer
@@ -48,8 +49,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     return Taught(root / "out", shards, recorder)
 
 
-def read(data: DataConfig, store: Taught, *, seed: int, epochs: int = EPOCHS) -> list[PartialBatch]:
-    """All parts of some epochs; each with its pixels as the device gets them, and its columns."""
+def open_run(data: DataConfig, store: Taught, *, seed: int) -> tuple[BatchReader, DataOrder]:
+    """What reads a run's batches of four pairs, with both teachers' columns."""
     described = sources(data)
     indexes = [build_index(source.shards) for source in described]
     order = DataOrder(
@@ -71,6 +72,12 @@ def read(data: DataConfig, store: Taught, *, seed: int, epochs: int = EPOCHS) ->
         tokenizer=TOKENIZER,
         wanted=wanted,
     )
+    return reader, order
+
+
+def read(data: DataConfig, store: Taught, *, seed: int, epochs: int = EPOCHS) -> list[PartialBatch]:
+    """All parts of some epochs; each with its pixels as the device makes them, and its columns."""
+    reader, order = open_run(data, store, seed=seed)
     pictures = 4 // data.captions_per_image
     count = epochs * order.num_samples // 4
     pixels = torch.empty((count, pictures, SIZE, SIZE, 3), dtype=torch.uint8)
@@ -123,6 +130,18 @@ def test_the_views_are_those_wherever_shards_lie(store: Taught, tmp_path: Path) 
     for part in read(data_of([str(moved)], teachers=str(store.folder)), store, seed=0, epochs=1):
         for pixels, image_D in zip(part.columns["pixels"], part.columns[image_column("small")], strict=True):
             np.testing.assert_array_equal(image_D, store.recorder.pictures[pixels.tobytes()])
+
+
+def test_loader_processes_read_the_same(store: Taught) -> None:
+    data = data_of(store.shards, teachers=str(store.folder))
+    reader, _ = open_run(data, store, seed=3)
+    stream = PairStream(reader, slots=range(4), image_size=SIZE, workers=2)
+    batches = list(stream.batches(0, 6))
+    for part, batch in zip(read(data, store, seed=3, epochs=1), batches, strict=False):
+        for name in (image_column("small"), text_column("other")):
+            np.testing.assert_array_equal(batch.columns[name].numpy(), part.columns[name])
+        assert batch.augment_seed_I is not None
+        np.testing.assert_array_equal(batch.augment_seed_I.numpy(), part.columns["augment_seed_I"])
 
 
 def test_a_sample_that_could_not_be_taught_is_replaced(store: Taught) -> None:

@@ -19,7 +19,7 @@ from clipx.train.trainer import run
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("python.md", "extend/loss.md", "extend/tower.md", "extend/evaluator.md")
-OF_A_RUN = ("reports.md", "classify.md", "search.md")  # pages with commands for the run of runs/scenes
+OF_A_RUN = ("reports.md", "classify.md", "search.md", "teachers.md")  # pages with commands for the run of runs/scenes
 FIT = "fit.md"
 SHORTER = {"clipx data synth": "--train 60 --eval-per-class 1", "clipx fit": "--epochs 2 track.wandb=disabled"}
 IN_OTHER_TESTS = {"tutorial.md", FIT}  # tests/end_to_end/test_tutorial.py, and below

@@ -72,6 +72,12 @@ def test_columns_are_cut_moved_and_joined_like_every_other_tensor() -> None:
     assert moved.columns["teacher_BD"].shape == (6, 3)
 
 
+def test_columns_are_left_out_by_name() -> None:
+    batch = replace(make_batch([3, 2]), columns={"kept_B": torch.zeros(2), "gone_BD": torch.zeros(2, 4)})
+    assert batch.without_columns({"gone_BD", "never_there_B"}).columns.keys() == {"kept_B"}
+    assert batch.columns.keys() == {"kept_B", "gone_BD"}
+
+
 def test_an_axis_is_the_first_letter_after_the_last_underscore() -> None:
     names = ("image_BD", "images_IHWC", "mask_T", "logit_scale", "logit_bias", "x_QD", "B", "_B")
     assert [axis_of(name) for name in names] == ["B", "I", "T", None, None, None, "B", "B"]

@@ -120,12 +120,8 @@ def read_description(folder: str) -> Description:
     path = Path(expand_home(folder))
     try:
         content = json.loads((path / DESCRIPTION).read_bytes())
-        if content["format"] != FORMAT:
-            raise InputError(
-                f"{key} has format {content['format']}, this version of clipx reads {FORMAT}; run `clipx data teach` "
-                "again with another --out"
-            )
-        return _decoded(content)
+        found = content["format"]
+        description = _decoded(content) if found == FORMAT else None
     except FileNotFoundError as error:
         if (path / WORK).is_dir():
             raise InputError(
@@ -137,6 +133,12 @@ def read_description(folder: str) -> Description:
         raise InputError(f"{key} cannot be read: {error.strerror or error}; name a folder that can") from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{key}: {DESCRIPTION} is damaged; restore it, or run `clipx data teach` again") from error
+    if description is None:
+        raise InputError(
+            f"{key} has format {found}, this version of clipx reads {FORMAT}; run `clipx data teach` again with "
+            "another --out"
+        )
+    return description
 
 
 def _decoded(content: Mapping[str, Any]) -> Description:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from clipx.config.paths import expand_home
 from clipx.data.index.shard_index import base_name
 from clipx.errors import RunError
+from clipx.printable import redact, unsigned
 from clipx.storage.files import is_local
 from clipx.storage.remote import PIPE
 
@@ -60,10 +61,9 @@ def _ends(path: str) -> Sequence[str]:
     """The ends of an address, the shortest first: 0.tar, b/0.tar, a/b/0.tar."""
     if path.startswith(PIPE):
         return [base_name(path)]
-    if is_local(path):
-        path = os.path.abspath(expand_home(path))
-    *folders, _ = path.split("/")
-    ends = [base_name(path)]
+    path = os.path.abspath(expand_home(path)) if is_local(path) else redact(unsigned(path))
+    *folders, name = path.split("/")
+    ends = [name]
     for folder in reversed(folders):
         ends.append(f"{folder}/{ends[-1]}")
     return ends

@@ -112,7 +112,8 @@ class StepMetrics:
     """In the order of ranks."""
     seconds: Mapping[str, float]
     """Where this rank's time went: select, forward, loss, backward, optimizer. Communication is a part of them: the
-    loss's and the step's own; what DDP and FSDP2 move goes on beside the model's arithmetic and is no figure of its own."""
+    loss's and the step's own; what DDP and FSDP2 move goes on beside the model's arithmetic and is no figure of its
+    own."""
     launched_at: float
     """time.perf_counter() when the host had launched it."""
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from clipx.checkpoint import tensors
 from clipx.checkpoint.tensors import state_of, write_state
-from clipx.config.optim import AdamWConfig, MuonConfig, OptimConfig, StableAdamWConfig, TimmOptimConfig, TowerOptimConfig
+from clipx.config.optim import (
+    AdamWConfig,
+    MuonConfig,
+    OptimConfig,
+    StableAdamWConfig,
+    TimmOptimConfig,
+    TowerOptimConfig,
+)
 from clipx.optim.optimizers import build_optimizer, update
 from clipx.optim.param_groups import lock
 from clipx.storage.folders import folder_at

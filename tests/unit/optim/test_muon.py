@@ -30,9 +30,7 @@ def gradients(shape: tuple[int, ...], seed: int, steps: int = 4) -> list[Tensor]
 
 
 def weights(dtype: torch.dtype) -> list[nn.Parameter]:
-    return [
-        nn.Parameter(gradients(shape, 100 + seed, 1)[0].to(dtype)) for seed, shape in enumerate(SHAPES)
-    ]
+    return [nn.Parameter(gradients(shape, 100 + seed, 1)[0].to(dtype)) for seed, shape in enumerate(SHAPES)]
 
 
 def optimizer_of(params: list[nn.Parameter], **settings: Any) -> Muon:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipx.optim.newton_schulz import newton_schulz_flops, orthogonalised, polynomials
 
+
 def drawn(rows: int, columns: int, seed: int, *, decades: float = 0.0) -> Tensor:
     """A matrix of normal entries in float64, whose singular values are made to fall over some decades."""
     generator = torch.Generator().manual_seed(seed)

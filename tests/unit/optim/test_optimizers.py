@@ -223,7 +223,12 @@ def config_and_towers(folder: Path, optimizer: str) -> tuple[RunConfig, CLIP]:
 
 @pytest.mark.parametrize(
     "optimizer",
-    ["{}", "{type: stable_adamw}", "{type: muon}", *(f"{{type: timm, name: {name}}}" for name in ("lion", "adan", "adafactorbv"))],
+    [
+        "{}",
+        "{type: stable_adamw}",
+        "{type: muon}",
+        *(f"{{type: timm, name: {name}}}" for name in ("lion", "adan", "adafactorbv")),
+    ],
 )
 @pytest.mark.parametrize("locked", [False, True])
 def test_they_are_those_after_a_real_step(optimizer: str, locked: bool, tmp_path: Path) -> None:

@@ -169,4 +169,4 @@ def forget_after(run_dir: Path, step: int) -> None:
     """What a kill right after the save of `step` leaves behind."""
     for folder in (run_dir / "checkpoints").iterdir():
         if int(folder.name.removeprefix("step-")) > step:
-            folder.rename(run_dir / f"gone-{folder.name}")
+            folder.rename(run_dir / f"gone-after-{step}-{folder.name}")

@@ -1,0 +1,114 @@
+"""A store of teachers' embeddings has the same bytes however many processes made it, and however often they died."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch.distributed as dist
+from distributed.ranks import run_ranks
+from embedding_folders import contents
+from servers import WebServer
+from teacher_stores import data_of, teacher, write_noise
+
+from clipx.data.teachers import open_teachers
+from clipx.errors import InputError
+from clipx.prepare.teach import TeachOptions, teach
+
+COUNTS = (7, 5, 6, 3)
+
+
+def teach_share(shards, out, *, killed_at=None, workers=0, views=3, seed=0):
+    """On one rank: teaches, or dies on the way; returns the samples that all ranks taught."""
+
+    def on_progress(done, total):
+        assert total == sum(COUNTS)
+        if killed_at is not None and done >= killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    group = dist.group.WORLD if dist.is_initialized() else None
+    own = seed * dist.get_rank() if seed else 0
+    teachers = [teacher("small", seed=own), teacher("other", seed=1, image_size=32)]
+    options = TeachOptions(views=views, batch_size=12, workers=workers)
+    return teach(data_of(shards), teachers, out, options=options, group=group, on_progress=on_progress).num_new
+
+
+def teach_by(options, shards, out):
+    return teach_share(shards, out, **options)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_noise(tmp_path_factory.mktemp("shards"), COUNTS, bad=[3])
+
+
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    """What one process makes."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert teach_share(shards, str(out)) == sum(COUNTS)
+    assert len(contents(out)) == len(COUNTS) + 2
+    return contents(out)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_several_ranks_make_what_one_makes(shards, alone, tmp_path, ranks):
+    assert run_ranks(teach_by, ranks, {}, shards, str(tmp_path / "out")) == [sum(COUNTS)] * ranks
+    assert contents(tmp_path / "out") == alone
+
+
+def test_processes_that_read_change_nothing(shards, alone, tmp_path):
+    teach_share(shards, str(tmp_path / "out"), workers=2)
+    assert contents(tmp_path / "out") == alone
+
+
+def test_shards_on_a_web_server_make_the_same_store(shards, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPX_CACHE", str(tmp_path / "cache"))
+    with WebServer({os.path.basename(path): open(path, "rb").read() for path in shards}) as web:
+        addresses = [f"{web.url}/{os.path.basename(path)}" for path in shards]
+        for workers in (0, 2):
+            teach_share(addresses, str(tmp_path / f"out{workers}"), workers=workers)
+            assert contents(tmp_path / f"out{workers}") == alone
+
+
+def test_killed_twice_it_goes_on(shards, alone, tmp_path):
+    out = tmp_path / "out"
+    for samples in (10, 17):  # in the second shard, and in the third
+        with pytest.raises(RuntimeError, match="died without a word"):
+            run_ranks(teach_by, 1, {"killed_at": samples}, shards, str(out))
+        with pytest.raises(InputError, match="is unfinished"):
+            open_teachers(str(out))
+    (out / "shards" / ".00002.teachers.new").write_bytes(b"cut short")
+    assert run_ranks(teach_by, 2, {}, shards, str(out)) == [9, 9]  # the first two shards were done
+    assert contents(out) == alone
+    assert run_ranks(teach_by, 2, {}, shards, str(out)) == [0, 0]
+    assert contents(out) == alone
+
+
+def test_another_request_is_refused(shards, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="died without a word"):
+        run_ranks(teach_by, 1, {"killed_at": 10}, shards, str(out))
+    for given, options, message in (
+        (shards, {"views": 5}, r"was begun with another request: views was 3, now 5; choose a new folder"),
+        (shards[1:], {}, "the shards are others"),
+    ):
+        with pytest.raises(InputError, match=message):
+            teach_by(options, given, str(out))
+    changed = replace(data_of(shards), decode="pil")
+    with pytest.raises(InputError, match=r"decode was fast, now pil; .*; samples are read or augmented otherwise"):
+        teach(changed, [teacher("small")], str(out), options=TeachOptions(views=3, batch_size=12))
+
+
+def test_ranks_with_other_weights(shards, tmp_path):
+    with pytest.raises(InputError, match="ranks loaded other weights"):
+        run_ranks(teach_by, 2, {"seed": 1}, shards, str(tmp_path / "out"))
+
+
+def test_a_shard_that_changed_while_the_job_was_dead_is_taught_again(tmp_path):
+    shards = write_noise(tmp_path / "s", COUNTS)
+    with pytest.raises(RuntimeError, match="died without a word"):
+        run_ranks(teach_by, 1, {"killed_at": 10}, shards, str(tmp_path / "out"))
+    with open(shards[0], "ab") as file:
+        file.write(bytes(10240))  # a tar may end in any number of empty blocks
+    assert teach_share(shards, str(tmp_path / "out")) == sum(COUNTS)
