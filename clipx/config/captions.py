@@ -33,7 +33,7 @@ class PartsConfig:
         fewest, most = self.words
         if fewest > most:
             raise InputError(
-                f"data.caption_key: words=[{fewest}, {most}]: the fewest come first, and are at most the most"
+                f"data.caption_key: words=[{fewest}, {most}]: expected [fewest, most], fewest no larger than most"
             )
 
 
