@@ -91,6 +91,8 @@ def kernels(report: Report) -> None:
         pairs = _pairs(size, width, dtype)
         ids_B = torch.randint(0, 4 * size, (size // captions,), device="cuda").repeat_interleave(captions)
         positive_ids_B = ids_B if captions > 1 else None
+        if size % 2 or captions > 1:  # further ids, of texts, beside those of samples
+            ids_B = torch.stack([ids_B, torch.randint(0, size, (size,), device="cuda")], dim=1)
         wide = Embeddings(**{name: x.detach().double().requires_grad_() for name, x in tensors_of(pairs).items()})
         wanted = _value_and_gradients(loss(implementation="tiled"), wide, ids_B, positive_ids_B)
         worst: dict[str, float] = {}

@@ -89,18 +89,18 @@ def curve(rows: Rows, name: str, unit: str) -> Curve:
 
 
 def reached_after(curves: Sequence[Curve], target: float) -> float | None:
-    """The least compute after which a curve is at the target, linear between points; None if none gets there."""
+    """The least compute from which a curve stays at the target to its end, linear between points; None if none does.
+
+    A point alone does not count: single ones are above by chance.
+    """
     found = []
     for one in curves:
-        before = None
-        for place, value in one.points:
-            if value >= target:
-                if before is None or value == target:
-                    found.append(place)
-                else:
-                    found.append(before[0] + (place - before[0]) * (target - before[1]) / (value - before[1]))
-                break
-            before = (place, value)
+        below = [number for number, (_, value) in enumerate(one.points) if value < target]
+        if not below:
+            found += [place for place, _ in one.points[:1]]
+        elif below[-1] + 1 < len(one.points):
+            (before, low), (place, value) = one.points[below[-1] : below[-1] + 2]
+            found.append(before + (place - before) * (target - low) / (value - low))
     return min(found) if found else None
 
 
@@ -125,7 +125,7 @@ def finals(ladder: Ladder, recipes: Sequence[Recipe], budgets: Sequence[Budget],
 
 
 def _times_plain(ladder: Ladder, recipe: Recipe, budgets: Sequence[Budget], rows: Rows, name: str) -> str:
-    """After which part of plain's compute the recipe has plain's last figure."""
+    """From which part of plain's compute on the recipe has plain's last figure."""
     plain = curve(of(rows, ladder.recipes[PLAIN], budgets[-1]), name, budgets[-1].unit)
     if not plain.points or recipe.name == PLAIN or name.endswith("loss"):
         return ""

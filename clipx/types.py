@@ -98,7 +98,7 @@ class Batch:
     augment_seed_I: Tensor | None = None
     """int64 (I,), for the augmentations that the device computes; None if there is nothing to augment."""
     group_id_B: Tensor | None = None
-    """int64 (B,), pairs with equal ids are not each other's negatives; None means those of the same sample alone."""
+    """int64 (B,), equal where texts are, which are no negatives then; None means that only samples matter."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """What an objective has its readers add to every sample (`clipx.data.columns.ColumnReader`), by name with axes."""
     captions_per_image: int = 1

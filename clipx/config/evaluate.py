@@ -1,12 +1,15 @@
 """The part of the schema that describes evaluations: zero-shot classification, retrieval, and the loss."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from clipx.config.data import Source
 from clipx.config.field_types import NO_BOOL, STRICT, Count, FilePath, Interval, ShardPath, Text
 from clipx.config.validate import validated
+from clipx.errors import InputError
 
 
 @validated
@@ -69,8 +72,9 @@ class HeldOutLossConfig:
     every_steps: Interval = 0
     """Evaluate every N steps; always at the end. 0: at the end only."""
     pairs: Annotated[int, Field(ge=2), NO_BOOL] | None = None
-    """Pairs that are compared with each other, on which the loss depends; null: global_batch_size, as in training. Set
-    it where runs of different batches are compared. What fills no further batch is left out, and counted."""
+    """Pairs that are compared with each other, on which the loss depends; null: as many as pictures in training,
+    global_batch_size / data.captions_per_image. Set it where runs of different batches are compared. What fills no
+    further batch is left out, and counted."""
     batch_size: Count = 256
     """Pairs per forward pass and rank."""
     image_key: Text = "jpg;jpeg;png;webp"
@@ -80,3 +84,32 @@ class HeldOutLossConfig:
 
 
 EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig | HeldOutLossConfig, Field(discriminator="type")]
+
+
+def check_captions(evaluations: Mapping[str, EvaluateConfig], sources: Sequence[Source]) -> None:
+    """Checks that what evaluations read as captions are no numbers of classes.
+
+    Args:
+        evaluations: of the run, by name.
+        sources: of its data.
+
+    Raises:
+        InputError: an evaluation reads captions where a source has numbers, which its `class_names` name.
+    """
+    numbered = {key: each.name for each in sources if each.class_names is not None for key in _keys(each.caption_key)}
+    for name, evaluation in evaluations.items():
+        if isinstance(evaluation, ZeroShotConfig):
+            continue
+        for key in _keys(evaluation.caption_key):
+            if key in numbered:
+                raise InputError(
+                    f"evaluate.{name}.caption_key={evaluation.caption_key}: {key} holds the numbers of class_names of "
+                    f"source {numbered[key]!r}, and type {evaluation.type} compares captions; take an evaluation of "
+                    "type zeroshot, or a key of captions"
+                )
+
+
+def _keys(caption_key: str | Mapping[str, object]) -> Iterator[str]:
+    """Each alternative of each key."""
+    for key in [caption_key] if isinstance(caption_key, str) else caption_key:
+        yield from (alternative.strip().removeprefix(".") for alternative in key.split(";"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from clipx.config.data import DataConfig
-from clipx.config.evaluate import EvaluateConfig
+from clipx.config.evaluate import EvaluateConfig, check_captions
 from clipx.config.evaluate_metrics import check_evaluation_metric
 from clipx.config.field_types import STRICT, ContextLength, Count, FilePath, FractionBelowOne
 from clipx.config.fit import FitConfig
@@ -115,6 +115,7 @@ class RunConfig(Job):
         for name in self.evaluate:
             if not re.fullmatch(r"[\w-][\w.-]*", name):
                 raise InputError(f"evaluate: the name {name!r} must be of letters, digits and _ - . (not . first)")
+        check_captions(self.evaluate, self.data.described())
         if self.stop is not None:
             check_evaluation_metric(self.stop.metric, self.evaluate, average=self.ema is not None)
 

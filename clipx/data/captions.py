@@ -6,7 +6,7 @@ it changes with the epoch alone.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import cycle, islice
@@ -45,8 +45,8 @@ class Captions(NamedTuple):
 
     texts: tuple[str, ...]
     """`captions_per_image` texts."""
-    group_id: int | None
-    """63 bits that are equal for equal captions, whose pairs are no negatives; None if captions have no groups."""
+    group_ids: tuple[int, ...] | None
+    """63 bits of each text that are equal for equal captions, which are no negatives; None: not asked for."""
 
 
 class TextReader(Protocol):
@@ -108,13 +108,13 @@ class CaptionReader:
         drawn = draw_texts(
             self._available(fields), num_texts=self._num_texts, seed=self._seed, epoch=epoch, sample_id=sample_id
         )
-        texts = tuple(islice(cycle(drawn), self._num_texts))
+        texts = captions = tuple(islice(cycle(drawn), self._num_texts))
         if self._templates is not None:
             texts = tuple(
                 self._templates[self._template_number(number, epoch, sample_id)].replace("{c}", text)
                 for number, text in enumerate(texts)
             )
-        return Captions(texts, _group_id(drawn) if self._grouped else None)
+        return Captions(texts, tuple(map(caption_group, captions)) if self._grouped else None)
 
     def every_text(self, fields: Mapping[str, bytes]) -> list[str]:
         """All texts of a sample that `read` may draw, each once, in a fixed order; without templates and parts.
@@ -305,12 +305,7 @@ def _absent(keys: str, fields: Mapping[str, bytes]) -> UndecodableError:
     return UndecodableError(f"no caption under {keys}; members: {some_names(sorted(fields)) or 'none'}")
 
 
-def _group_id(captions: Sequence[str]) -> int:
-    """63 bits of a hash of the captions that ignores their order, case and white space."""
-    alike = "\n".join(sorted({" ".join(caption.split()).lower() for caption in captions}))
-    return int.from_bytes(blake2b(alike.encode(), digest_size=8).digest(), "little") >> 1
-
-
 def caption_group(caption: str) -> int:
-    """63 bits that are equal for captions which `equal_captions: ignored` takes for equal, as `Captions.group_id`."""
-    return _group_id([caption])
+    """63 bits of a hash that ignores case and white space: what `equal_captions: ignored` takes for equal."""
+    alike = " ".join(caption.split()).lower()
+    return int.from_bytes(blake2b(alike.encode(), digest_size=8).digest(), "little") >> 1

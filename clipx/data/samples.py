@@ -302,10 +302,13 @@ class BatchReader:
         self._schedule.announce(batch_index)
 
     def _group_ids(self, samples: Sequence[SampleContent], sample_id_I: np.ndarray) -> np.ndarray:
-        """int64 (B,): the captions' groups; a pair without one is alone with its sample, below zero."""
-        groups = [sample.captions.group_id for sample in samples]
-        ids = [-1 - own if group is None else group for group, own in zip(groups, sample_id_I.tolist(), strict=True)]
-        return np.repeat(np.array(ids), self.captions_per_image)
+        """int64 (B,): the captions' groups; one without is alone with its sample, below zero."""
+        return np.array(
+            [
+                sample.captions.group_ids or [-1 - own] * self.captions_per_image
+                for sample, own in zip(samples, sample_id_I.tolist(), strict=True)
+            ]
+        ).reshape(-1)
 
     def _first_good(
         self, batch_index: int, slot: int, ref: SampleRef, *, out: Tensor, bad: dict[int, BadSample]

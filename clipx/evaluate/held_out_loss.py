@@ -5,7 +5,8 @@ come in one random order, which depends on their number alone: neighbours of a s
 them, too. What is left over is left out, and the note counts it; a set smaller than a batch is one batch.
 
 The loss is the run's own, in float64 on float32 embeddings: its value depends on ranks and tiles by rounding alone. All
-ranks share the forward passes as in any evaluation (`sharing`), and the tiles of each batch as in training.
+ranks share the forward passes as in any evaluation (`sharing`), and the tiles of each batch as in training; where
+batches cannot be cut into equal parts, each rank takes whole ones in turn.
 
 Shapes: N pairs, G of a batch, B of them on this rank, D embedding.
 """
@@ -74,10 +75,12 @@ def held_out_loss(
     if not settings.equal_are_negatives:
         group_N = np.fromiter((caption_group(captions[int(line)]) for line in lines), np.int64, count=len(lines))
     batches = list(batches_of(len(lines), settings.pairs))
-    together = group if len(batches[0]) % world_size(group) == 0 else None  # else every rank computes all of it
+    together, own = group, batches
+    if len(batches[0]) % world_size(group):
+        together, own = None, batches[rank(group) :: world_size(group)]
     total = torch.zeros((), dtype=torch.float64, device=pretrained.device)
     scale, bias = _multiplier(pretrained)
-    for index_G in batches:
+    for index_G in own:
         index_B = np.split(index_G, world_size(together))[rank(together)]
         embeddings = Embeddings(
             image_BD=_rows(features.image_ND, index_B, pretrained.device),
@@ -88,7 +91,7 @@ def held_out_loss(
         ids_B = None if group_N is None else torch.from_numpy(group_N[index_B]).to(pretrained.device)
         with torch.no_grad(), torch.autocast(pretrained.device.type, enabled=False):
             total += settings.loss(embeddings, group=together, ids_B=ids_B)
-    loss = all_reduce(total, "sum", together).item() / len(batches)
+    loss = all_reduce(total, "sum", group).item() / len(batches)
     return Evaluation(
         task="held_out_loss", metrics={"loss": loss}, note=_note(len(lines), len(batches), settings.pairs)
     )

@@ -40,7 +40,9 @@ class ContrastiveLoss(Protocol):
         Args:
             embeddings: B pairs of this rank (the same B on every rank); pair i of rank r is pair r B + i of G = W B.
             group: the ranks that share the global batch; None means that this process has all of it.
-            ids_B: int64 (B,); pairs with equal ids are not each other's negatives.
+            ids_B: int64 (B,); pairs with equal ids are not each other's negatives. Or (B, C): C ids of each pair, of
+                which one that is equal, in the same place, is enough. Or (B, 2, C): those of its image and those of its
+                text; an image and a text are no negatives where one is equal, as one of a pair's own must be.
             positive_ids_B: int64 (B,); pairs with equal ids are each other's positives (which outweighs `ids_B`).
 
         Returns:

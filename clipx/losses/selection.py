@@ -100,7 +100,7 @@ class JointSelection:
         Args:
             learner: this rank's pairs by the model that trains; None if the score needs none.
             reference: the same by the other model.
-            ids_B: int64 (B,); pairs of equal ids are not each other's negatives.
+            ids_B: int64 (B,) or (B, C); pairs of equal ids, in one place, are not each other's negatives.
             index: of the global batch: with the seed it determines the noise.
             group: the ranks, with equally many pairs.
         """
@@ -216,6 +216,8 @@ class _Model:
         ids_M = self._ids_N.index_select(0, places_M)
         for rows in self._rows(len(places_M)):
             no_negative_RM = self._ids_B[rows, None] == ids_M
+            if no_negative_RM.dim() > 2:  # several ids of a pair
+                no_negative_RM = no_negative_RM.any(-1)
             sides = ((self._pairs.image_BD, text_MD), (self._pairs.text_BD, image_MD))
             for others_B, (own_BD, chosen_MD) in zip(self._others, sides, strict=True):
                 logits_RM = self._with_bias(similarities(matmul_operand(own_BD[rows]), chosen_MD, self._scale))

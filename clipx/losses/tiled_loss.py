@@ -39,5 +39,11 @@ class TiledLoss:
     def operands(self, text_BD: Tensor, group: ProcessGroup | None, *ids_B: Tensor | None) -> tuple[Any, ...]:
         """Plain values for a registered operator: all texts (None in a ring), all ids, and the settings."""
         text_GD = None if self.exchange == "ring" or group is None else all_gather(text_BD, group)
-        ids_G = (None if ids is None else dense_ids(all_gather(ids, group)) for ids in ids_B)
+        ids_G = (None if ids is None else _gathered(ids, group) for ids in ids_B)
         return text_GD, *ids_G, "" if group is None else group.group_name, self.implementation, self.tile_size
+
+
+def _gathered(ids: Tensor, group: ProcessGroup | None) -> Tensor:
+    """All ranks' ids (B,), (B, C) or (B, 2, C), as a grid has them."""
+    dense = dense_ids(all_gather(ids, group))
+    return dense[:, None].expand(-1, 2, -1) if dense.dim() == 2 else dense

@@ -3,7 +3,8 @@
 A rank has the rows of its own B images and all G = W B columns. Columns come in slices, as the exchange of texts brings
 them (`clipx.losses.exchange`); inside a slice, rows are taken in turn. What happens in a tile is the loss's affair.
 
-Shape suffixes: B local pairs, G global pairs, W ranks, R rows of a tile, N columns of a tile, D embedding.
+Shape suffixes: B local pairs, G global pairs, W ranks, R rows of a tile, N columns of a tile, D embedding, C ids of a
+pair.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ class Grid:
     tile_size: int
     """A tile has at most its square of similarities, and at most this many rows."""
     ids_G: Tensor | None = None
+    """(G,), or (G, 2, C): those of the image and of the text of each pair (`clipx.losses.ContrastiveLoss`)."""
     positive_ids_G: Tensor | None = None
     """Both as `dense_ids`."""
 
@@ -105,13 +107,19 @@ class Tile:
 
     def positives(self) -> Tensor | None:
         """Bool (R, N), true where `positive_ids` agree; None means that only true pairs are positives."""
-        return None if self.grid.positive_ids_G is None else self._equal(self.grid.positive_ids_G)
+        if self.grid.positive_ids_G is None:
+            return None
+        ids_R, ids_N = self.ids(self.grid.positive_ids_G)
+        return ids_R[:, None] == ids_N
 
     def left_out(self) -> Tensor | None:
-        """Bool (R, N), true where `ids` agree and the two are not positives; None means nowhere."""
+        """Bool (R, N), true where any of the `ids` agree and the two are not positives; None means nowhere."""
         if self.grid.ids_G is None:
             return None
-        equal_RN = self._equal(self.grid.ids_G)
+        first, *others = zip(*self.no_negative_ids(), strict=True)
+        equal_RN = first[0][:, None] == first[1]
+        for ids_R, ids_N in others:
+            equal_RN |= ids_R[:, None] == ids_N
         positive_RN = self.positives()
         if positive_RN is not None:
             equal_RN &= ~positive_RN
@@ -127,9 +135,13 @@ class Tile:
         """Those of the rows (R,) and of the columns (N,)."""
         return self.grid.local(ids_G)[self.rows], self.grid.take(ids_G, self.columns)
 
-    def _equal(self, ids_G: Tensor) -> Tensor:
-        ids_R, ids_N = self.ids(ids_G)
-        return ids_R[:, None] == ids_N
+    def no_negative_ids(self) -> tuple[Tensor, Tensor]:
+        """Those of the rows' images (C, R) and of the columns' texts (C, N), contiguous, of a grid that has `ids`."""
+        assert self.grid.ids_G is not None
+        ids_R, ids_N = self.ids(self.grid.ids_G)
+        if ids_R.dim() == 1:
+            return ids_R[None], ids_N[None]
+        return ids_R[:, 0].T.contiguous(), ids_N[:, 1].T.contiguous()
 
 
 def make_grid(
@@ -155,8 +167,12 @@ def make_grid(
 
 
 def dense_ids(ids_G: Tensor) -> Tensor:
-    """int32 numbers below G that are equal where the ids are: the place of each among the sorted ones."""
-    return torch.searchsorted(ids_G.sort().values, ids_G, out_int32=True)
+    """int32 numbers that are equal where the ids are: the place of each among the sorted ones; (..., C): by column."""
+    if ids_G.dim() == 1:
+        return torch.searchsorted(ids_G.sort().values, ids_G, out_int32=True)
+    by_column = ids_G.movedim(-1, 0)
+    flat = by_column.flatten(1).contiguous()
+    return torch.searchsorted(flat.sort().values, flat, out_int32=True).view(by_column.shape).movedim(0, -1)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -4,7 +4,8 @@ Each program multiplies BLOCK_R images with BLOCK_N texts in D / BLOCK_D steps a
 registers. Any D and any number of rows and columns: what lies outside is masked. The common arguments:
 
 - x_RD, y_ND: images and texts, contiguous, of R rows and N columns; logit_scale: s, float32 (1,).
-- row_ids_R, column_ids_N: int32, not negative. Where they are equal a similarity is left out.
+- row_ids_CR, column_ids_CN: int32, not negative, NUM_IDS of each row and column. Where one of a row is equal to that of
+  a column in the same place, a similarity is left out.
 - row_positive_ids_R, column_positive_ids_N: the same, or None without SEVERAL. Where they are equal image and text
   belong together, and are not left out. Without SEVERAL only pairs do.
 - Row i in [first_pair_row, end_pair_row) and column i + pair_column are image and text of one pair. Their ids are
@@ -12,8 +13,8 @@ registers. Any D and any number of rows and columns: what lies outside is masked
   registers. As it is 128 are enough, two programs share a multiprocessor, and one multiplies while the other is done.
 - EVEN: no block reaches beyond the tile. GAIN: factor of the gradient, `clipx.losses.tiles.grad_scale`.
 
-Each compiles anew for every D, SEVERAL and EVEN. Numbers that differ from tile to tile are not specialized on; but N is
-where a gradient is stored, for rows that begin at multiples of 16 are stored faster.
+Each compiles anew for every D, NUM_IDS, SEVERAL and EVEN. Numbers that differ from tile to tile are not specialized on;
+but N is where a gradient is stored, for rows that begin at multiples of 16 are stored faster.
 """
 
 # Triton's own language: it has no types, and kernels take all they need as arguments.
@@ -30,8 +31,8 @@ MIN = tl.constexpr(-1e30)
 
 @triton.jit
 def _similarities(
-    x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
-    D: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    x_RD, y_ND, logit_scale, row_ids_CR, column_ids_CN, row_positive_ids_R, column_positive_ids_N, R, N,
+    D: tl.constexpr, NUM_IDS: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program's S / log 2, -inf outside of the tile and where left out; its rows and columns.
@@ -54,7 +55,9 @@ def _similarities(
             y_block = tl.load(y + places[:, None], mask=places[:, None] < D, other=0.0)
         products = tl.dot(x_block, y_block, products, input_precision=PRECISION)
     logits = products * (tl.load(logit_scale) * LOG2_E)
-    left_out = _equal(row_ids_R, column_ids_N, rows, columns, R, N)
+    left_out = _equal(row_ids_CR, column_ids_CN, rows, columns, R, N)
+    for place in tl.static_range(1, NUM_IDS):
+        left_out |= _equal(row_ids_CR + place * R, column_ids_CN + place * N, rows, columns, R, N)
     if SEVERAL:
         left_out &= _equal(row_positive_ids_R, column_positive_ids_N, rows, columns, R, N) == 0
     logits = tl.where(left_out, -float("inf"), logits)
@@ -124,8 +127,8 @@ def _store_pair_gradient(gradient_RN, gradient, rows, columns, inside, N):
 @triton.jit(do_not_specialize=["R", "N"])
 def statistics_kernel(
     row_max_JR, row_sum_JR, column_max_IN, column_sum_IN, positive_JR,
-    x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
-    D: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    x_RD, y_ND, logit_scale, row_ids_CR, column_ids_CN, row_positive_ids_R, column_positive_ids_N, R, N,
+    D: tl.constexpr, NUM_IDS: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Largest logit and sum of powers of each row over the program's columns, and each column over its rows.
@@ -134,8 +137,8 @@ def statistics_kernel(
     of each row's logits with its positives.
     """
     logits, rows, columns = _similarities(
-        x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
-        D, SEVERAL, EVEN, PRECISION, BLOCK_R, BLOCK_N, BLOCK_D,
+        x_RD, y_ND, logit_scale, row_ids_CR, column_ids_CN, row_positive_ids_R, column_positive_ids_N, R, N,
+        D, NUM_IDS, SEVERAL, EVEN, PRECISION, BLOCK_R, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     row_places = tl.program_id(1).to(tl.int64) * R + rows
     column_places = tl.program_id(0).to(tl.int64) * N + columns
@@ -153,9 +156,9 @@ def statistics_kernel(
 @triton.jit(do_not_specialize=["R", "first_pair_row", "end_pair_row", "pair_column"])
 def info_nce_gradient_kernel(
     gradient_RN, row_lse_R, column_lse_N, weight_R,
-    x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
+    x_RD, y_ND, logit_scale, row_ids_CR, column_ids_CN, row_positive_ids_R, column_positive_ids_N, R, N,
     first_pair_row, end_pair_row, pair_column,
-    D: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, NUM_IDS: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GAIN: tl.constexpr, HALVING: tl.constexpr,
 ):  # fmt: skip
     """GAIN ([exp(S_ij - r_i) + exp(S_ij - c_j)] / 2 - [j is i's positive] weight_i), weight 1 without SEVERAL.
@@ -163,8 +166,8 @@ def info_nce_gradient_kernel(
     HALVING = log2(2 / GAIN), so that both factors stand in the exponent.
     """
     logits, rows, columns = _similarities(
-        x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
-        D, SEVERAL, EVEN, PRECISION, BLOCK_R, BLOCK_N, BLOCK_D,
+        x_RD, y_ND, logit_scale, row_ids_CR, column_ids_CN, row_positive_ids_R, column_positive_ids_N, R, N,
+        D, NUM_IDS, SEVERAL, EVEN, PRECISION, BLOCK_R, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     row_lse = tl.load(row_lse_R + rows, mask=rows < R, other=0.0) * LOG2_E + HALVING
     column_lse = tl.load(column_lse_N + columns, mask=columns < N, other=0.0) * LOG2_E + HALVING
@@ -199,15 +202,15 @@ def _softplus_and_sigmoid(x):
 @triton.jit(do_not_specialize=["R", "first_pair_row", "end_pair_row", "pair_column"])
 def sigmoid_kernel(
     gradient_RN, loss_P, gradient_sum_P, logit_bias,
-    x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
+    x_RD, y_ND, logit_scale, row_ids_CR, column_ids_CN, row_positive_ids_R, column_positive_ids_N, R, N,
     first_pair_row, end_pair_row, pair_column,
-    D: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, NUM_IDS: tl.constexpr, SEVERAL: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
     """GAIN times -z sigmoid(-z l), and over the program's entries the sums of log(1 + exp(-z l)) and of -z sigmoid."""
     logits, rows, columns = _similarities(
-        x_RD, y_ND, logit_scale, row_ids_R, column_ids_N, row_positive_ids_R, column_positive_ids_N, R, N,
-        D, SEVERAL, EVEN, PRECISION, BLOCK_R, BLOCK_N, BLOCK_D,
+        x_RD, y_ND, logit_scale, row_ids_CR, column_ids_CN, row_positive_ids_R, column_positive_ids_N, R, N,
+        D, NUM_IDS, SEVERAL, EVEN, PRECISION, BLOCK_R, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     opposed = logits + tl.load(logit_bias) * LOG2_E  # -z l, so far of negatives
     if SEVERAL:

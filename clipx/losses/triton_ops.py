@@ -145,7 +145,7 @@ class Launch:
         grid = self._tile.grid
         assert grid.ids_G is not None, "a grid from Grid.for_kernels"
         positive_ids = (None, None) if grid.positive_ids_G is None else self._tile.ids(grid.positive_ids_G)
-        return *self.operands, *self._tile.ids(grid.ids_G), *positive_ids, *self.size
+        return *self.operands, *self._tile.no_negative_ids(), *positive_ids, *self.size
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -153,6 +153,7 @@ class Launch:
         blocks, (num_rows, num_columns) = self._blocks, self.size
         return {
             "D": self.operands[0].shape[1],
+            "NUM_IDS": self._num_ids,
             "SEVERAL": self._tile.grid.positive_ids_G is not None,
             "EVEN": num_rows % blocks.rows == 0 and num_columns % blocks.columns == 0,
             "PRECISION": "ieee",
@@ -163,6 +164,11 @@ class Launch:
             "num_stages": blocks.num_stages,
             "maxnreg": self._max_registers(),
         }
+
+    @property
+    def _num_ids(self) -> int:
+        ids_G = self._tile.grid.ids_G
+        return 1 if ids_G is None or ids_G.dim() == 1 else ids_G.shape[-1]
 
     def _max_registers(self) -> int | None:
         """None where programs would spill for it: with masks in the products, and with sums in memory of their own."""

@@ -70,8 +70,19 @@ def contrastive_share(loss: ContrastiveLoss, embeddings: Embeddings, batch: Batc
 
 
 def no_negatives(batch: Batch) -> Tensor:
-    """int64 (B,): pairs of equal numbers are not each other's negatives."""
-    return sample_of_pair(batch) if batch.group_id_B is None else batch.group_id_B
+    """What says that image and text of two pairs are no negatives, as `ContrastiveLoss` takes it.
+
+    int64 (B,), the sample, if captions have no groups. Else an image is no negative of a text that is equal to one of
+    its own: (B, 2), sample and text; with K captions per image, where those of a sample are positives, (B, 2, K): the K
+    texts of the pair's image, and its own text K times.
+    """
+    texts_B, captions = batch.group_id_B, batch.captions_per_image
+    if texts_B is None:
+        return sample_of_pair(batch)
+    if captions == 1:
+        return torch.stack([batch.sample_id_I, texts_B], dim=1)
+    of_image_BK = texts_B.unflatten(0, (-1, captions)).repeat_interleave(captions, dim=0)
+    return torch.stack([of_image_BK, texts_B[:, None].expand_as(of_image_BK)], dim=1)
 
 
 def sample_of_pair(batch: Batch) -> Tensor:

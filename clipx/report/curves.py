@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from clipx.config.fit import FitConfig
+from clipx.config.schema import RunConfig
 from clipx.pages import Extras, Html, joined, line_chart, paragraph
 from clipx.report.metric_names import has_targets, series
 from clipx.report.recorded import Recorded, finite
@@ -14,6 +15,7 @@ Points = list[tuple[float, float]]
 _COMPUTED = ("forward_s", "loss_s", "backward_s", "optimizer_s", "communication_s")
 SMOOTHED_FROM = 60  # rows; below, every row can be seen by itself
 _LOSS = "loss_"  # before the name of a term
+_CONTRASTIVE = "loss_contrastive"
 _WINDOWS = 40  # in the length of a run
 _MOST_MEDIANS = 400  # more than pixels show
 _LOG_RATIO = 30  # between the largest and the smallest value, from which a logarithmic axis shows more
@@ -30,9 +32,11 @@ def curves(run: Recorded) -> Html:
     if not run.rows:
         return paragraph("No figures yet: the run has not finished the steps of its first row.")
     marks = restarts(run)
-    loss, _ = smoothed(run.points("loss"))
+    held_out, comparable = held_out_losses(run), comparable_loss(run)
+    beside, apart = ({}, comparable | held_out) if comparable else (held_out, {})
     charts = [
-        _chart(_with_raw(run.points("loss"), loss) | held_out(run), "Loss", "loss", marks, faint="each row"),
+        _chart(_with_raw(run.points("loss")) | beside, "Loss", "loss", marks, faint="each row"),
+        _chart(apart, "Contrastive loss of one caption", "loss", marks),
         _chart(of_targets(run), "Loss of each target", "loss", marks),
         _chart({"": run.points("lr")}, "Learning rate", "lr", marks, log_y=False),
         _chart({"": run.points("logit_scale")}, "Logit scale", "multiplier of the similarities", marks, log_y=False),
@@ -79,11 +83,31 @@ def of_targets(run: Recorded) -> dict[str, Points]:
     return {target: smoothed(points)[0] or points for target, points in found.items()}
 
 
-def held_out(run: Recorded) -> dict[str, Points]:
+def held_out_losses(run: Recorded) -> dict[str, Points]:
     """Losses of a pretraining run's evaluations; a fit run's, and averaged weights', stand with the scores."""
     evaluations = {name: results for name, results in run.evaluations.items() if not has_targets(results)}
     found = {f"{name}, held out": series(results, "loss") for name, results in evaluations.items()}
     return {title: points for title, points in found.items() if points}
+
+
+def comparable_loss(run: Recorded) -> dict[str, Points]:
+    """What held-out losses compare with, smoothed, where that is not `loss` as it is; else, or without such, nothing.
+
+    It is without further terms. With K captions per image each has K positives among K times as many texts: were they
+    equal, InfoNCE would be log K above that of one caption, and the sigmoid loss K times as large.
+    """
+    if not held_out_losses(run) or not isinstance(run.config, RunConfig):
+        return {}
+    alone, captions = run.points(_CONTRASTIVE), run.config.data.captions_per_image
+    if not alone and captions == 1:
+        return {}
+    points = alone or run.points("loss")
+    points = smoothed(points)[0] or points
+    if captions == 1:
+        return {"training": points}
+    if run.config.loss.type == "sigmoid":
+        return {f"training, divided by {captions}": _scaled(points, 1 / captions)}
+    return {f"training, less log {captions}": [(x, y - math.log(captions)) for x, y in points]}
 
 
 def restarts(run: Recorded) -> list[tuple[float, str]]:
@@ -129,7 +153,8 @@ def wide(values: Iterable[float]) -> bool:
     return bool(finite_values) and min(finite_values) > 0 and max(finite_values) > _LOG_RATIO * min(finite_values)
 
 
-def _with_raw(points: Points, middle: Points) -> dict[str, Points]:
+def _with_raw(points: Points) -> dict[str, Points]:
+    middle, _ = smoothed(points)
     return {"running median": middle, "each row": points} if middle else {"loss": points}
 
 

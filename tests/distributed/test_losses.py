@@ -38,6 +38,11 @@ IDS = {
         torch.tensor([0, 1, 2, 0, 4, 5, 0, 7, 8, 8, 10, 11]),
         torch.tensor([0, 1, 2, 0, 1, 5, 5, 7, 8, 3, 1, 11]),
     ),
+    "two": (torch.tensor([[0, 0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0], [0, 1, 1, 3, 3, 5, 6, 0, 8, 5, 1, 11]]).T, None),
+    "texts of images": (
+        torch.tensor([[[0, 1], [0, 0]], [[0, 1], [1, 1]], [[1, 7], [1, 1]], [[1, 7], [7, 7]]] * 3),
+        torch.arange(12) // 2,
+    ),
 }
 
 
@@ -107,7 +112,7 @@ def step_under_ddp(loss_name: str, ids: str, exchange: Literal["gather", "ring"]
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("loss_name", ["info_nce", "sigmoid"])
 @pytest.mark.parametrize(
-    ("ids", "exchange"), [(name, "gather") for name in IDS] + [("plain", "ring"), ("both", "ring")]
+    ("ids", "exchange"), [(name, "gather") for name in IDS] + [("plain", "ring"), ("both", "ring"), ("two", "ring")]
 )
 def test_every_gradient_under_ddp_is_the_textbooks(
     world_size: int, loss_name: str, ids: str, exchange: Literal["gather", "ring"]

@@ -6,13 +6,15 @@ from torch.nn import functional
 
 
 def masks(ids_G: Tensor | None, positive_ids_G: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """(positive, left out), bool (G, G)."""
+    """(positive, left out), bool (G, G); ids (G,), (G, C) or, of images and texts, (G, 2, C)."""
     positive_GG = torch.eye(size, dtype=torch.bool)
     if positive_ids_G is not None:
         positive_GG = positive_ids_G[:, None] == positive_ids_G
     if ids_G is None:
         return positive_GG, torch.zeros_like(positive_GG)
-    return positive_GG, (ids_G[:, None] == ids_G) & ~positive_GG & ~torch.eye(size, dtype=torch.bool)
+    image_GC, text_GC = ids_G.unbind(1) if ids_G.dim() == 3 else [ids_G.view(size, -1)] * 2
+    equal_GG = torch.tensor([[bool((image_C == text_C).any()) for text_C in text_GC] for image_C in image_GC])
+    return positive_GG, equal_GG & ~positive_GG & ~torch.eye(size, dtype=torch.bool)
 
 
 def info_nce(

@@ -239,6 +239,10 @@ def test_the_least_compute_for_a_figure() -> None:
     assert reached_after([slow, fast], 5.0) == 8
     assert reached_after([slow], 2.0) == 10
     assert reached_after([slow, fast], 7.0) is None
+    by_chance = Curve(((2, 6.0), (4, 1.0), (8, 5.0), (12, 4.0), (16, 6.0), (20, 7.0)), ())
+    assert reached_after([by_chance], 5.0) == 14
+    assert reached_after([by_chance], 0.5) == 2
+    assert reached_after([Curve((), ())], 0.5) is None
 
 
 def test_halves_are_of_keys_or_of_classes(tmp_path: Path) -> None:

@@ -75,3 +75,22 @@ def test_a_config_refuses_to_stop_by_a_figure_that_it_has_not() -> None:
         InputError, match=r"stop.metric=val/loss: the run has no evaluation; add one, e.g. evaluate.val="
     ):
         config("val/loss", {})
+
+
+@pytest.mark.parametrize("key", ["cls", "txt; .cls"])
+@pytest.mark.parametrize("kind", [HeldOutLossConfig, RetrievalConfig])
+def test_numbers_of_classes_are_no_captions(kind: type, key: str) -> None:
+    source = {"caption_key": {"json:label": 1, "cls": 2}, "class_names": ["a", "b"]}
+
+    def run(data: DataConfig, caption_key: str) -> RunConfig:
+        evaluate = {"val": kind(data="x", caption_key=caption_key), "seen": ZeroShotConfig(data="x")}
+        return RunConfig(
+            run_dir="r", steps=1, global_batch_size=8, data=data, model=tiny_model_config(), evaluate=evaluate
+        )
+
+    with pytest.raises(
+        InputError, match=r"evaluate\.val\.caption_key=.*cls holds the numbers of class_names of source"
+    ):
+        run(DataConfig(train=["x"], **source), key)  # type: ignore[arg-type]
+    run(DataConfig(train=["x"], **source), "txt")  # type: ignore[arg-type]
+    run(DataConfig(train=["x"], caption_key="cls"), "cls")

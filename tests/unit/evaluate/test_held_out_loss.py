@@ -142,6 +142,12 @@ def test_the_note_counts_batches_and_what_is_left_out(folder, size, note):
     assert (own.note, own.metrics) == (note, found.metrics)
 
 
+def test_a_batch_has_as_many_pictures_as_in_training(folder):
+    run = run_config(size=16, captions_per_image=2)
+    found = evaluate_config(HeldOutLossConfig(data=str(folder)), tiny_pretrained(), None, run=run)
+    assert found.note == "2 batches of 8 pairs, 5 of 21 pairs left out"
+
+
 def test_shards_and_another_split_are_read(folder, tmp_path):
     pretrained, run = tiny_pretrained(), run_config()
     expected = run_evaluation(HeldOutLossConfig(data=str(folder)), pretrained, None, run=run)

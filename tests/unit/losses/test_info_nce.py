@@ -47,6 +47,23 @@ def test_value_and_gradients_are_the_textbooks(size: int, tile_size: int, ids: b
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(11, 1), (11, 2), (11, 2, 3)])
+@pytest.mark.parametrize("positive_ids", [False, True])
+@pytest.mark.parametrize("tile_size", [3, 4096])
+def test_one_equal_id_of_several_is_enough(shape: tuple[int, ...], positive_ids: bool, tile_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids_B = torch.randint(0, 9, shape, generator=generator)
+    if len(shape) > 2:
+        ids_B[:, 1, 0] = ids_B[:, 0, 0]  # a pair's own
+    positive_ids_B = torch.randint(0, 4, (11,), generator=generator) if positive_ids else None
+    pairs = embeddings(11)
+    value = InfoNCELoss(tile_size=tile_size)(pairs, ids_B=ids_B, positive_ids_B=positive_ids_B)
+    expected = info_nce(*inputs(pairs), ids_G=ids_B, positive_ids_G=positive_ids_B)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    found, wanted = (torch.autograd.grad(loss, inputs(pairs)) for loss in (value, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+
+
 def test_gradients_are_finite_differences() -> None:
     ids_B, positive_ids_B = torch.tensor([0, 1, 0, 3, 4]), torch.tensor([0, 1, 2, 1, 4])
 

@@ -42,7 +42,7 @@ def _choose(select: JointSelection, *, dtype: torch.dtype = torch.float64, index
     models: dict[str, Any] = {
         name: _embeddings(name, dtype) if is_needed else None for name, is_needed in needed.items()
     }
-    return select(**{**models, **given}, ids_B=_ids(), index=index, group=None)
+    return select(**{**models, "ids_B": _ids(), **given}, index=index, group=None)
 
 
 def _textbook(kind: Kind, score: Score, *, chunks: int, gain: float, seed: int) -> tuple[list[int], dict[str, Tensor]]:
@@ -113,6 +113,17 @@ def test_noise_has_gumbels_distribution() -> None:
     below = (noise_N < 0.5).double().mean()
     assert float(below) == pytest.approx(math.exp(-math.exp(-0.5)), abs=0.005)
     assert noise_N.isfinite().all()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_equal_id_of_several_is_enough(place: int) -> None:
+    select = JointSelection(kind="info_nce", score="learnability", size=G, chunks=4)
+    alone_B = torch.arange(N)
+    ids_BC, alike_B = torch.stack([alone_B, alone_B], dim=1), alone_B % 5
+    apart, alike = (_choose(select, ids_B=ids_B).figures for ids_B in (alone_B, alike_B))
+    assert _choose(select, ids_B=ids_BC).figures == apart != alike
+    ids_BC[:, place] = alike_B
+    assert _choose(select, ids_B=ids_BC).figures == alike
 
 
 def test_first_chunk_is_drawn_by_the_softmax_of_scores() -> None:

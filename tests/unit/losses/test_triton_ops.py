@@ -63,13 +63,18 @@ def textbook(name: str, pairs: Embeddings, *ids_G: Tensor | None) -> tuple[Tenso
     ("size", "width", "tile_size", "scale"),
     [(1, 1, 4, 12.0), (7, 48, 2, 12.0), (65, 70, 40, 12.0), (70, 640, 20, 12.0), (128, 32, 32, 12.0), (70, 5, 40, 1e4)],
 )
-@pytest.mark.parametrize(("with_ids", "with_positives"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("with_positives", [False, True])
+@pytest.mark.parametrize("with_ids", [(), (1,), (2,), (2, 3)])
 def test_value_and_gradients_are_the_textbooks(
-    name: str, size: int, width: int, tile_size: int, scale: float, with_ids: bool, with_positives: bool
+    name: str, size: int, width: int, tile_size: int, scale: float, with_ids: tuple[int, ...], with_positives: bool
 ) -> None:
     pairs = draw(size, width, scale=scale)
     generator = torch.Generator().manual_seed(1)
-    ids_B = torch.randint(0, size, (size,), generator=generator) if with_ids else None
+    ids_B = torch.randint(0, size, (size, *with_ids), generator=generator) if with_ids else None
+    if with_ids == (1,):
+        ids_B = ids_B[:, 0]
+    if with_ids == (2, 3):
+        ids_B[:, 1, 1] = ids_B[:, 0, 1]  # a pair's own
     positive_ids_B = torch.randint(0, size, (size,), generator=generator) if with_positives else None
     loss = LOSSES[name](implementation="triton", tile_size=tile_size)
     value = loss(pairs, ids_B=ids_B, positive_ids_B=positive_ids_B)
@@ -182,8 +187,11 @@ def test_log1p_in_the_kernel_is_accurate_everywhere() -> None:
 
 @interpreted
 @pytest.mark.parametrize("owners", [slice(0, 3), slice(1, 2), slice(2, 3)])
-@pytest.mark.parametrize(("with_ids", "with_positives"), [(False, False), (True, False), (False, True), (True, True)])
-def test_every_tile_of_a_rank_in_the_middle_is_torchs(owners: slice, with_ids: bool, with_positives: bool) -> None:
+@pytest.mark.parametrize("with_positives", [False, True])
+@pytest.mark.parametrize("with_ids", [False, True, (2, 2)])
+def test_every_tile_of_a_rank_in_the_middle_is_torchs(
+    owners: slice, with_ids: bool | tuple[int, int], with_positives: bool
+) -> None:
     """Gathered slices hold all owners' texts, a ring's one owner's: pairs lie elsewhere in each of them."""
     from clipx.losses import triton_ops
 
@@ -191,6 +199,9 @@ def test_every_tile_of_a_rank_in_the_middle_is_torchs(owners: slice, with_ids: b
     ids_G, positive_ids_G = (
         torch.randint(0, 9, (21,), generator=generator) if given else None for given in (with_ids, with_positives)
     )
+    if isinstance(with_ids, tuple):
+        ids_G = torch.randint(0, 9, (21, *with_ids), generator=generator, dtype=torch.int32)
+        ids_G[:, 1, 1] = ids_G[:, 0, 1]
     plain = Grid(rank=1, world_size=3, batch_size=7, tile_size=4, ids_G=ids_G, positive_ids_G=positive_ids_G)
     grid, weight_B = plain.for_kernels(1, torch.device("cpu")), _positive_weight(plain, torch.float32)
     scale, bias = pairs.logit_scale.detach(), torch.tensor([-3.0])

@@ -1,15 +1,18 @@
 """The page of a run in every state: what it says, and what it does with the strings of strangers."""
 
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hostile import HOSTILE, assert_harmless
+from tiny import tiny_config
 
-from clipx.report.curves import smoothed, time_split, wide
+from clipx.report.curves import comparable_loss, smoothed, time_split, wide
 from clipx.report.recorded import read_run
 from clipx.report.run_page import run_page, spent
 from clipx.report.setup import chosen_keys, shown
@@ -92,6 +95,33 @@ def test_the_held_out_loss_stands_beside_that_of_training_and_is_better_the_lowe
     row = r'<th scope="row">val</th><td[^>]*>loss</td><td[^>]*>1.75</td><td></td><td[^>]*>30</td><td[^>]*>1.25</td>'
     assert re.search(row, html), html[html.index("The last and the best") :][:900]
     assert "175.00%" not in html
+
+
+@pytest.mark.parametrize(
+    ("overrides", "title", "expected"),
+    [
+        ([], "Loss", None),
+        (["data.captions_per_image=2"], "training, less log 2", 5 - math.log(2)),
+        (
+            ["data.captions_per_image=2", "loss.type=sigmoid", "model.init_logit_bias=-10"],
+            "training, divided by 2",
+            2.5,
+        ),
+    ],
+)
+def test_held_out_and_training_losses_are_of_one_kind(
+    tmp_path: Path, overrides: list[str], title: str, expected: float | None
+) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "val-00000010.json").write_text(json.dumps({"step": 10, "name": "val", "loss": 1.5}))
+    (tmp_path / "metrics.jsonl").write_text(lines({"step": 10, "loss": 7.0, "loss_contrastive": 5.0}))
+    config = tiny_config(tmp_path, tmp_path, *overrides)
+    run = replace(read_run(tmp_path), config=config)
+    assert comparable_loss(run) == {title if expected else "training": [(10.0, expected or 5.0)]}
+    assert "val, held out: 10, 1.5" not in run_page(run).partition("<figcaption>Loss<")[2].partition("<figcaption>")[0]
+    alone = replace(run, rows=[{"step": 10, "loss": 5.0}])
+    assert comparable_loss(alone) == ({title: [(10.0, expected)]} if expected else {})
+    assert comparable_loss(replace(run, evaluations={})) == {}
 
 
 def test_hostile_names_of_evaluations_figures_and_folders(tmp_path: Path) -> None:
