@@ -27,7 +27,7 @@ from clipx.data.columns import Wanted
 from clipx.data.index.shard_index import ShardIndex, build_index
 from clipx.data.order import DataOrder
 from clipx.data.parallel import num_cores
-from clipx.data.teachers import open_teachers
+from clipx.data.teachers import Teachers, open_teachers
 from clipx.data.tokenizer import ClipTokenizer
 from clipx.models.clip import build_model
 from clipx.prepare.teach import TeachOptions, teach
@@ -83,12 +83,11 @@ def measure_read(arguments: argparse.Namespace) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         teach(data, teachers, store, options=TeachOptions(views=VIEWS))
-        with_store = DataConfig(train=arguments.shards, augment=AUGMENT, teachers=store)
-        columns = open_teachers(store).column_reader(["one", "two"])
+        opened = open_teachers(store)
         count = min(arguments.samples, index.num_samples)
         contenders = {
-            "plain": _reading(data, index, Wanted(), size=size, count=count),
-            "teachers": _reading(with_store, index, Wanted(columns=[columns]), size=size, count=count),
+            "plain": _reading(data, index, None, size=size, count=count),
+            "teachers": _reading(data, index, opened, size=size, count=count),
         }
         times = compare(contenders, arguments.repetitions)
     (plain_wall, plain_cpu), (taught_wall, taught_cpu) = times["plain"], times["teachers"]
@@ -106,9 +105,14 @@ def measure_read(arguments: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
-def _reading(data: DataConfig, index: ShardIndex, wanted: Wanted, *, size: int, count: int) -> Callable[[], object]:
+def _reading(
+    data: DataConfig, index: ShardIndex, teachers: Teachers | None, *, size: int, count: int
+) -> Callable[[], object]:
     order = DataOrder([index.counts], global_batch_size=32, seed=0, lanes=32, window=16, allow_repeats=True)
-    reader = open_reader([index], order, data=data, image_size=size, tokenizer=ClipTokenizer(77), wanted=wanted)
+    wanted = Wanted(columns=[] if teachers is None else [teachers.column_reader(teachers.names)])
+    reader = open_reader(
+        [index], order, data=data, image_size=size, tokenizer=ClipTokenizer(77), wanted=wanted, teachers=teachers
+    )
     out = torch.empty(32, size, size, 3, dtype=torch.uint8)
 
     def read() -> None:

@@ -5,7 +5,7 @@ dropout); int64 arithmetic overflows identically in both. The mixer is the final
 Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16).
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
+@unique  # or a second purpose of one value would be a name of the first
 class Stream(IntEnum):
     """The purpose of a number: the first key after the seed, so that different purposes are independent."""
 

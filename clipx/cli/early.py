@@ -120,10 +120,10 @@ def _require_inputs(config: "JobConfig") -> None:
     require_folder(config.run_dir, option="run_dir")
     require_folder(config.checkpoint.folder, option="checkpoint.folder")
     require_shards(sources(config.data))
-    if config.job == "pretrain" and config.data.teachers is not None:
-        from clipx.data.teachers import open_teachers
+    if config.job == "pretrain" and config.teachers is not None:
+        from clipx.data.teachers import teachers_of
 
-        open_teachers(config.data.teachers)
+        teachers_of(config)
     for evaluation in config.evaluate.values():
         if evaluation.type == "zeroshot" or (Path(evaluation.data) / "test").is_dir():
             require_evaluation_set(Path(evaluation.data), split=evaluation.split)

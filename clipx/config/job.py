@@ -110,6 +110,11 @@ class Job:
         """Pairs, or rows, that a step reads: at least as many as it trains on."""
         return self.global_batch_size
 
+    @property
+    def pairs_read_key(self) -> str:
+        """What decides `pairs_read`, for messages."""
+        return "global_batch_size" if self.pairs_read == self.global_batch_size else "global_batch_size / select.keep"
+
     def check_samples(self, *, is_selecting: bool) -> None:
         """Raises InputError if chosen samples are asked for where none are chosen."""
         if self.track.samples and not is_selecting:
@@ -118,7 +123,6 @@ class Job:
     def check_lanes(self, lanes: Literal["auto"] | int) -> None:
         """Raises InputError if `lanes` do not divide the global batch."""
         if lanes != "auto" and self.pairs_read % lanes:
-            read = (
-                "global_batch_size" if self.pairs_read == self.global_batch_size else "global_batch_size / select.keep"
+            raise InputError(
+                f"data.lanes={lanes} does not divide {self.pairs_read_key}={self.pairs_read}; choose a divisor"
             )
-            raise InputError(f"data.lanes={lanes} does not divide {read}={self.pairs_read}; choose a divisor")

@@ -17,7 +17,7 @@ from clipx.config.model import ModelConfig
 from clipx.config.schema import JobConfig, ModelFile, RunConfig
 from clipx.config.sections import as_tree
 from clipx.config.shipped import config_path
-from clipx.config.validate import Keys, Tree, is_one_value, validate, with_default_types
+from clipx.config.validate import Keys, Tree, is_one_value, shared_keys, validate, with_default_types
 from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError
 from clipx.printable import redact, redacted
@@ -38,9 +38,9 @@ def load_config(
 ) -> JobConfig:
     """The config of a run: the files merged from left to right, then changed by the overrides.
 
-    If a mapping's `type` changes, the mapping is replaced, so that no field of the other variant remains; mappings with
-    free keys (model.image.options) are always replaced. Overrides form one layer: their order does not matter, except
-    that the later of two for the same key wins.
+    If a mapping's `type` changes, what was said of the other variant goes, and what all variants share stays: lr,
+    warm-up and schedule of any optimizer. Mappings with free keys (model.image.options) are always replaced. Overrides
+    form one layer: their order does not matter, except that the later of two for the same key wins.
 
     A `model` (or `encoder`) that does not name its image tower, or that is null, lies over that of `start_from`.
 
@@ -228,11 +228,12 @@ def _problem(error: yaml.YAMLError) -> str:
 def _merge(root: type, below: Tree, above: Tree, path: Keys = ()) -> Tree:
     """Merges two trees, which are at `path`, into a new one: values of `above` win.
 
-    Mappings merge, unless their types differ or their keys are free. Texts that are padded are padded to their length,
-    whichever layer says it.
+    Mappings merge, unless their keys are free; where their types differ, `below` counts in what the variants share.
+    Texts that are padded are padded to their length, whichever layer says it.
     """
     if "type" in below and above.get("type", below["type"]) != below["type"]:
-        return above
+        shared = shared_keys(root, path, tags=(below["type"], above["type"]))
+        below = {key: value for key, value in below.items() if key in shared}
     merged = dict(below)
     for key, value in above.items():
         old, key_path = below.get(key), (*path, key)

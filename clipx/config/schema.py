@@ -98,8 +98,6 @@ class RunConfig(Job):
                 captions_per_image=self.data.captions_per_image,
                 teachers=self.data.teachers,
             )
-            if self.select.reference is not None:  # its pictures are the views that the reference saw
-                object.__setattr__(self, "data", replace(self.data, teachers=self.select.reference))
             size, largest = self.select.image_size, self.model.image.image_size
             if size is not None and size > largest:
                 raise InputError(
@@ -110,7 +108,7 @@ class RunConfig(Job):
         self.check_samples(is_selecting=self.select is not None)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError("loss.type=sigmoid needs a bias: set model.init_logit_bias (SigLIP: -10)")
-        if self.loss.terms.distill is not None and self.data.teachers is None:
+        if self.loss.terms.distill is not None and self.teachers is None:
             raise InputError(
                 "loss.terms.distill needs teachers: set data.teachers to a folder that `clipx data teach` has made"
             )
@@ -125,6 +123,13 @@ class RunConfig(Job):
     def pairs_read(self) -> int:
         """Pairs that a step reads: those that it trains on, or with `select` more."""
         return self.global_batch_size if self.select is None else self.select.super_batch_size(self.global_batch_size)
+
+    @property
+    def teachers(self) -> tuple[str, str] | None:
+        """The folder of the store whose views of pictures are seen, behind the key that names it; None without one."""
+        if self.data.teachers is None and self.select is not None and self.select.reference is not None:
+            return "select.reference", self.select.reference
+        return None if self.data.teachers is None else ("data.teachers", self.data.teachers)
 
     @property
     def num_steps(self) -> int:

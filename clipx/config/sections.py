@@ -44,6 +44,8 @@ class Section:
     """The keys from the top of the config to this mapping."""
     keys: tuple[str, ...]
     """All allowed names: knobs and inner sections."""
+    inherited: tuple[str, ...]
+    """Those of them that come from a class which variants have in common, as `clipx.config.optim.Optim`."""
     knobs: tuple[Knob, ...]
     tag: str | None
     """The value of `type` that chooses this variant; None outside of unions."""
@@ -118,6 +120,7 @@ def _walk(node: type, root: type, *, path: tuple[str, ...], is_default: bool) ->
     yield Section(
         path=path,
         keys=tuple(map(key_of, inner)),
+        inherited=tuple(key_of(item.name) for base in node.__mro__[1:] if is_dataclass(base) for item in fields(base)),
         knobs=tuple(
             _knob(item, properties[key_of(item.name)])
             for item in items

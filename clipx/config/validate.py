@@ -69,6 +69,12 @@ def is_one_value(root: type, path: Keys) -> bool:
     return any(knob.name == path[-1] and "mapping" in knob.rule for knob in knobs)
 
 
+def shared_keys(root: type, path: Keys, *, tags: tuple[Any, Any]) -> set[str]:
+    """What two variants of the mapping at `path` have from one class: of optimizers the learning rate over time."""
+    variants = [section for section in sections(root) if section.holds(path) and section.tag in tags]
+    return set.intersection(*(set(section.inherited) for section in variants)) if len(variants) == len(tags) else set()
+
+
 def _validate(root: type, tree: Tree, *, instance: Any = None) -> Any:
     """Fills the fields of `instance`, or makes one."""
     tree = with_default_types(root, tree)

@@ -15,6 +15,9 @@ from clipx.data.index.shard_index import ShardIndex
 from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, SampleReader, SourceReader, Views
 from clipx.data.shards import ShardReader
+from clipx.data.teachers import Teachers
+from clipx.data.teachers.fits import require_fits
+from clipx.data.teachers.views import DrawnViews
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import FixedTransform, TrainTransform
 
@@ -55,6 +58,7 @@ def open_reader(
     tokenizer: Tokenizer,
     image: ImageConfig | None = None,
     wanted: Wanted = ALL_CAPTIONED,
+    teachers: Teachers | None = None,
 ) -> BatchReader:
     """The reader of parts of batches that the config describes.
 
@@ -66,15 +70,26 @@ def open_reader(
         tokenizer: of the captions.
         image: the tower that images are made for; None: as open_clip makes them.
         wanted: what an objective has read of every sample.
+        teachers: the store whose views are seen; None: pictures are augmented anew in every epoch.
 
     Raises:
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used; a store of
             teachers' embeddings that does not fit.
     """
     described = sources(data)
+    samples = open_samples(
+        indexes,
+        described,
+        data=data,
+        seed=order.seed,
+        image_size=image_size,
+        image=image,
+        wanted=wanted,
+        teachers=teachers,
+    )
     return BatchReader(
         order,
-        open_samples(indexes, described, data=data, seed=order.seed, image_size=image_size, image=image, wanted=wanted),
+        samples,
         tokenizer,
         captions_per_image=data.captions_per_image,
         groups=any(source.equal_captions == "ignored" for source in described),
@@ -91,6 +106,7 @@ def open_samples(
     image_size: int,
     image: ImageConfig | None = None,
     wanted: Wanted = ALL_CAPTIONED,
+    teachers: Teachers | None = None,
 ) -> SampleReader:
     """The reader of single samples of these sources; for the rest see `open_reader`."""
     image = TimmImageConfig(name="") if image is None else image
@@ -108,28 +124,12 @@ def open_samples(
     check_columns(wanted.columns)
     further = [reader.extensions for reader in wanted.columns]
     extensions = [reader.extensions.union(*further) for reader in readers]
-    views = None
-    if isinstance(data, DataConfig) and data.teachers is not None:
-        views = _taught_views(data.teachers, indexes, described, decode=data.decode, seed=seed)
+    views: Views | None = None
+    if teachers is not None:
+        require_fits(teachers, described, indexes, decode=data.decode)
+        views = DrawnViews(teachers.description, seed=seed)
     shards = ShardReader(indexes, extensions=extensions, remote=data.remote, cache=data.cache)
     return SampleReader(shards, readers, seed=seed, column_readers=wanted.columns, views=views)
-
-
-def _taught_views(
-    folder: str, indexes: Sequence[ShardIndex], described: Sequence[Source], *, decode: Decode, seed: int
-) -> Views:
-    """Draws among the views that teachers saw of these samples.
-
-    Raises:
-        InputError: there is no such store, or the run does not fit it.
-    """
-    from clipx.data.teachers import open_teachers  # most runs have none
-    from clipx.data.teachers.fits import require_fits
-    from clipx.data.teachers.views import DrawnViews
-
-    teachers = open_teachers(folder)
-    require_fits(teachers, described, indexes, decode=decode)
-    return DrawnViews(teachers.description, seed=seed)
 
 
 def open_fit_samples(config: FitConfig, index: ShardIndex, *, targets: bool = True) -> SampleReader:

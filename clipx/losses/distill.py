@@ -9,7 +9,6 @@ teachers side by side, K teachers, L = 1 + K with the student first.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -24,12 +23,10 @@ from clipx.losses.similarity_sums import (
     divergences,
     over_ranks,
     probabilities,
+    sums_of,
     taught,
-    tile_sums,
-    together,
 )
 from clipx.losses.tiles import (
-    Grid,
     Tile,
     accumulation_dtype,
     grad_scale,
@@ -183,7 +180,7 @@ def _distill(  # noqa: PLR0913, PLR0917
     scale = logit_scale.to(accumulation_dtype(image_BD))
     with torch.autocast(image_BD.device.type, enabled=False):
         exchange = _exchange(text_BD, text_BE, text_GD, text_GE, slice_size=grid.tile_size, group=group)
-        rows_B, columns_G = _statistics(image_BD, image_BE, scale, exchange, grid, widths=widths, scales=scales)
+        rows_B, columns_G = sums_of(image_BD, image_BE, scale, exchange, grid, widths=widths, scales=scales)
         columns_G = over_ranks(columns_G, group)
         own_B = SimilaritySums(grid.local(columns_G.lse_XL), grid.local(columns_G.excess_XK))
         divergences_BK = divergences(rows_B) + divergences(own_B)
@@ -284,34 +281,3 @@ def _exchange(
         make_exchange(text_BD, text_GD, slice_size=slice_size, group=group),
         make_exchange(text_BE, text_GE, slice_size=slice_size, group=group),
     )
-
-
-def _statistics(
-    image_BD: Tensor,
-    image_BE: Tensor,
-    logit_scale: Tensor,
-    exchange: Accompanied,
-    grid: Grid,
-    *,
-    widths: Sequence[int],
-    scales: Sequence[float],
-) -> tuple[SimilaritySums, SimilaritySums]:
-    """One pass over the tiles: the sums of this rank's rows (B), and of every column over these rows alone (G)."""
-    columns_G = SimilaritySums(
-        logit_scale.new_empty((grid.global_batch_size, 1 + len(widths))),
-        logit_scale.new_empty((grid.global_batch_size, len(widths))),
-    )
-    of_rows = []
-    for columns, text_ND in exchange.forward():
-        y_ND, v_NE = matmul_operand(text_ND), matmul_operand(exchange.beside_NE)
-        tiles = []
-        for rows in grid.row_slices(len(columns)):
-            student_RN = similarities(matmul_operand(image_BD[rows]), y_ND, logit_scale)
-            tiles.append(tile_sums(student_RN, taught(matmul_operand(image_BE[rows]), v_NE, widths, scales)))
-        rows_R, columns_N = zip(*tiles, strict=True)
-        of_rows.append(SimilaritySums(*(torch.cat(parts) for parts in zip(*rows_R, strict=True))))
-        of_columns: SimilaritySums = reduce(together, columns_N)
-        for whole_G, part_N in zip(columns_G, of_columns, strict=True):
-            by_owner = part_N.unflatten(0, (-1, columns.num_places))
-            grid.by_owner(whole_G)[columns.owners, columns.places] = by_owner
-    return reduce(together, of_rows), columns_G

@@ -46,7 +46,8 @@ class JointSelection:
         sigmoid:  softplus(-S_ii) + sum_{j in A} [softplus(S_ij) + softplus(S_ji)]
 
     where a pair of i's id is no negative of i. In the first chunk it is -S_ii for InfoNCE, whose loss of one pair alone
-    is 0 (as in the paper's code), and softplus(-S_ii).
+    is 0, and softplus(-S_ii). Public code of JEST for InfoNCE leaves S_ii out of both sums over j; with it the value is
+    what i loses in the batch that is trained on, down to 0 and no lower, and so is the mean in `figures`.
 
     Numerics: similarities as the losses', in at least float32; scores and noise added in float64. Every rank scores its
     own pairs, and all ranks draw from all scores; what rank 0 draws counts. Rows are taken in tiles that begin at a

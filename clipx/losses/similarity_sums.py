@@ -1,11 +1,12 @@
 """Sums over rows and columns of similarities that a divergence between two of them needs, tile by tile.
 
-Shape suffixes: R rows and N columns of a tile, X rows or columns, G global pairs, E and F widths of all teachers and of
-one, K teachers, L = 1 + K with the student first.
+Shape suffixes: B local pairs, G global pairs, R rows and N columns of a tile, X rows or columns, D embedding, E and F
+widths of all teachers and of one, K teachers, L = 1 + K with the student first.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipx.distributed import collectives
-from clipx.losses.tiles import similarities
+from clipx.losses.exchange import Accompanied
+from clipx.losses.tiles import Grid, matmul_operand, similarities
 
 
 class SimilaritySums(NamedTuple):
@@ -25,13 +27,44 @@ class SimilaritySums(NamedTuple):
     """sum t (T - S), the mean under each teacher."""
 
 
+def sums_of(
+    image_BD: Tensor,
+    image_BE: Tensor,
+    logit_scale: Tensor,
+    exchange: Accompanied,
+    grid: Grid,
+    *,
+    widths: Sequence[int],
+    scales: Sequence[float],
+) -> tuple[SimilaritySums, SimilaritySums]:
+    """One pass over the tiles: the sums of this rank's rows (B), and of every column over these rows alone (G)."""
+    columns_G = SimilaritySums(
+        logit_scale.new_empty((grid.global_batch_size, 1 + len(widths))),
+        logit_scale.new_empty((grid.global_batch_size, len(widths))),
+    )
+    of_rows = []
+    for columns, text_ND in exchange.forward():
+        y_ND, v_NE = matmul_operand(text_ND), matmul_operand(exchange.beside_NE)
+        tiles = []
+        for rows in grid.row_slices(len(columns)):
+            student_RN = similarities(matmul_operand(image_BD[rows]), y_ND, logit_scale)
+            tiles.append(_tile_sums(student_RN, taught(matmul_operand(image_BE[rows]), v_NE, widths, scales)))
+        rows_R, columns_N = zip(*tiles, strict=True)
+        of_rows.append(SimilaritySums(*(torch.cat(parts) for parts in zip(*rows_R, strict=True))))
+        of_columns: SimilaritySums = reduce(_together, columns_N)
+        for whole_G, part_N in zip(columns_G, of_columns, strict=True):
+            by_owner = part_N.unflatten(0, (-1, columns.num_places))
+            grid.by_owner(whole_G)[columns.owners, columns.places] = by_owner
+    return reduce(_together, of_rows), columns_G
+
+
 def taught(u_RE: Tensor, v_NE: Tensor, widths: Sequence[int], scales: Sequence[float]) -> Iterator[Tensor]:
     """Each teacher's scaled similarities (R, N), made when its turn comes."""
     for u_RF, v_NF, scale in zip(u_RE.split(widths, 1), v_NE.split(widths, 1), scales, strict=True):
         yield similarities(u_RF, v_NF, scale)
 
 
-def tile_sums(student_RN: Tensor, teachers_RN: Iterator[Tensor]) -> list[SimilaritySums]:
+def _tile_sums(student_RN: Tensor, teachers_RN: Iterator[Tensor]) -> list[SimilaritySums]:
     """Those of a tile's rows and of its columns."""
     of_teachers = [_teacher_sums(teacher_RN, student_RN) for teacher_RN in teachers_RN]
     of_sides = []
@@ -55,7 +88,7 @@ def _lse(logits_RN: Tensor, dim: int) -> Tensor:
     return (logits_RN - largest).exp_().sum(dim).log_().add_(largest.squeeze(dim))
 
 
-def together(one: SimilaritySums, other: SimilaritySums) -> SimilaritySums:
+def _together(one: SimilaritySums, other: SimilaritySums) -> SimilaritySums:
     """The sums of two parts of the same rows, or columns."""
     lse_XL = torch.logaddexp(one.lse_XL, other.lse_XL)
     shares = [(part.lse_XL[:, 1:] - lse_XL[:, 1:]).exp_().mul_(part.excess_XK) for part in (one, other)]

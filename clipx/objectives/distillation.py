@@ -52,14 +52,15 @@ def build_distillation(config: RunConfig) -> Distillation | None:
     """What the config says of it; None if nothing.
 
     Raises:
-        InputError: `data.teachers` is no finished store, or has no teacher of such a name.
+        InputError: the store is not finished, or has no teacher of such a name.
     """
     distill = config.loss.terms.distill
-    if distill is None or config.data.teachers is None:
+    if distill is None:
         return None
-    from clipx.data.teachers import open_teachers  # most runs have none
+    from clipx.data.teachers import teachers_of  # most runs have none
 
-    store = open_teachers(config.data.teachers)
+    store = teachers_of(config)
+    assert store is not None, "the config's rules want teachers"
     asked = distill.teachers or dict.fromkeys(store.names, TeacherConfig())
     reader = store.column_reader(tuple(asked))
     teachers = [

@@ -54,16 +54,25 @@ def plan_loader(
 def taught_bytes(config: RunConfig) -> int:
     """Bytes of what the run reads of its teachers for a picture: the embeddings of a view and of its captions, in bf16.
 
-    Raises:
-        InputError: `data.teachers` is no finished store.
-    """
-    distill = config.loss.terms.distill
-    if distill is None or config.data.teachers is None:
-        return 0
-    from clipx.data.teachers import open_teachers
+    A reference that chooses batches is one of them; where nothing else is read, it is assumed to be as wide as the
+    learner, so that a store need not be there yet.
 
-    dims = open_teachers(config.data.teachers).dims
-    return _BF16 * (1 + config.data.captions_per_image) * sum(dims[name] for name in distill.teachers or dims)
+    Raises:
+        InputError: the store is not finished.
+    """
+    distill, select = config.loss.terms.distill, config.select
+    has_reference = select is not None and select.needs_reference
+    of_picture = _BF16 * (1 + config.data.captions_per_image)
+    if distill is None:
+        return of_picture * config.model.embed_dim if has_reference else 0
+    from clipx.data.teachers import teachers_of
+
+    store = teachers_of(config)
+    assert store is not None, "the config's rules want teachers"
+    asked = set(distill.teachers or store.names)
+    if select is not None and has_reference:
+        asked.add(select.teacher or store.names[0])
+    return of_picture * sum(dim for name, dim in store.dims.items() if name in asked)
 
 
 def indexed_bytes(config: RunConfig) -> float | None:

@@ -19,6 +19,7 @@ from clipx.data.columns import Images, Wanted
 from clipx.data.device_augment import DeviceAugment
 from clipx.data.fit_columns import FitColumns, JoinedText
 from clipx.data.index.shard_index import ShardIndex, build_index
+from clipx.data.teachers import teachers_of
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.errors import InputError
 from clipx.prepare.own_files import PNG_MARK, require_own_png
@@ -70,6 +71,7 @@ def draw_batch(config: JobConfig, path: Path, *, batch: int, count: int) -> str:
         tokenizer=texts,
         image=model.image,
         wanted=_wanted(config),
+        teachers=teachers_of(config),
     )
     count = min(count, plan.global_batch_size)
     images_IHWC = torch.empty((count, phase.image_size, phase.image_size, 3), dtype=torch.uint8)

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipx.checkpoint.state import DataOrderRecord
 from clipx.config.data import StreamConfig, sources
 from clipx.config.phases import Phase
-from clipx.config.schema import JobConfig, RunConfig
+from clipx.config.schema import JobConfig
 from clipx.data.build import build_order, open_reader
 from clipx.data.columns import Wanted
 from clipx.data.index.shard_index import ShardIndex, build_index
@@ -21,6 +21,7 @@ from clipx.data.order import DataOrder
 from clipx.data.samples import BatchReader, PartReader
 from clipx.data.stream import PairStream, rank_slots
 from clipx.data.teacher_columns import image_column, text_column
+from clipx.data.teachers import Teachers, teachers_of
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.hardware import peak_flops
 from clipx.distributed.runtime import Runtime
@@ -96,7 +97,9 @@ def phase_reader(
         InputError: files of class names or templates, or a folder for copies of shards, that cannot be used; a store of
             teachers' embeddings that does not fit, or that nothing uses.
     """
-    _require_use_of_teachers(config, wanted)
+    teachers = teachers_of(config)
+    if teachers is not None:
+        _require_use(teachers, wanted)
     return open_reader(
         indexes,
         plan,
@@ -105,21 +108,16 @@ def phase_reader(
         tokenizer=build_tokenizer(config.model.text, context_length=phase.context_length),
         image=config.model.image,
         wanted=wanted,
+        teachers=teachers,
     )
 
 
-def _require_use_of_teachers(config: JobConfig, wanted: Wanted) -> None:
+def _require_use(teachers: Teachers, wanted: Wanted) -> None:
     """Raises InputError if a run names teachers, and asks none of them."""
-    if not isinstance(config, RunConfig) or config.data.teachers is None:
-        return
-    from clipx.data.teachers import open_teachers
-
-    columns = {
-        column(name) for name in open_teachers(config.data.teachers).names for column in (image_column, text_column)
-    }
+    columns = {column(name) for name in teachers.names for column in (image_column, text_column)}
     if not any(columns & set(reader.columns) for reader in wanted.columns):
         raise InputError(
-            f"data.teachers={config.data.teachers} is used by nothing: name a loss that learns from teachers "
+            f"{teachers.named} is used by nothing: name a loss that learns from teachers "
             "(loss.terms.distill), or take it away"
         )
 

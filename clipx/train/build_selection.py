@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from clipx.config.schema import JobConfig, RunConfig
 from clipx.config.select import SelectConfig
 from clipx.data.columns import Wanted
 from clipx.data.teacher_columns import image_column, text_column
+from clipx.data.teachers import Teachers, teachers_of
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
 from clipx.losses.selection import JointSelection
@@ -20,9 +20,6 @@ from clipx.objectives.contrastive import ContrastiveObjective
 from clipx.objectives.objective import Objective
 from clipx.train.metrics.json_lines import JsonLines
 from clipx.train.selection import Reference, Selector
-
-if TYPE_CHECKING:  # a run without selection opens no store
-    from clipx.data.teachers import Teachers
 
 SAMPLES = "samples.jsonl"
 _FLOAT = 4  # bytes
@@ -59,11 +56,10 @@ def with_reference(wanted: Wanted, config: JobConfig) -> Wanted:
     Raises:
         InputError: no finished store, or no such teacher there.
     """
-    select = selection_of(config)
-    if select is None or select.reference is None:
+    found = _reference_in_store(config)
+    if found is None:
         return wanted
-    teachers = _open(select)
-    teacher = _teacher(select, teachers)
+    teacher, teachers = found
     read = {name for reader in wanted.columns for name in reader.columns}
     if image_column(teacher) in read:
         return wanted
@@ -123,11 +119,10 @@ def _reference(config: JobConfig) -> Reference | None:
     Raises:
         InputError: no finished store, no such teacher there, or no bias for a loss that needs one.
     """
-    select = selection_of(config)
-    if select is None or select.reference is None or not isinstance(config, RunConfig):
+    select, found = selection_of(config), _reference_in_store(config)
+    if select is None or found is None or not isinstance(config, RunConfig):
         return None
-    teachers = _open(select)
-    teacher = _teacher(select, teachers)
+    teacher, teachers = found
     if config.loss.type == "sigmoid" and select.logit_bias is None and not select.needs_learner:
         raise InputError(
             "select.score=easy_reference with loss.type=sigmoid needs the reference's bias; set select.logit_bias "
@@ -141,21 +136,15 @@ def _reference(config: JobConfig) -> Reference | None:
     )
 
 
-def _open(select: SelectConfig) -> "Teachers":
-    from clipx.data.teachers import open_teachers
-
-    assert select.reference is not None
-    try:
-        return open_teachers(select.reference)
-    except InputError as error:  # it names the key of the store that teaches
-        raise InputError(str(error).replace("data.teachers=", "select.reference=", 1)) from error
-
-
-def _teacher(select: SelectConfig, teachers: "Teachers") -> str:
+def _reference_in_store(config: JobConfig) -> tuple[str, Teachers] | None:
+    """The name of the reference, and the store that it is in."""
+    select, teachers = selection_of(config), teachers_of(config)
+    if select is None or select.reference is None or teachers is None:
+        return None
     if select.teacher in teachers.names:
-        return select.teacher
+        return select.teacher, teachers
     if select.teacher is None and len(teachers.names) == 1:
-        return teachers.names[0]
+        return teachers.names[0], teachers
     given = "is not set" if select.teacher is None else f"is {select.teacher}"
     raise InputError(
         f"select.teacher {given}, and {select.reference} has {', '.join(teachers.names)}; name one of them"

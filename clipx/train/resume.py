@@ -37,7 +37,7 @@ _SAME_CURVE = (
     # what evaluation alone does
     *("model.image.resize", "model.image.crop"),
     # what DataOrderRecord compares
-    *("seed", "global_batch_size", "data.train", "data.sources", "data.sources.*.shards", "data.sources.*.weight"),
+    *("seed", "data.train", "data.sources", "data.sources.*.shards", "data.sources.*.weight"),
     *("data.sources.*.index", "data.lanes", "data.shuffle_window", "data.allow_*", "data.*_shards"),
 )
 """Keys whose change leaves the rest of the run as it would have been."""
@@ -111,7 +111,10 @@ def compatible_state(config: JobConfig, checkpoint: Checkpoint, record: DataOrde
         values = changes_between(begun.model, config.model)
         wrong = {key: values[key] for key in wrong}
         raise InputError(f"{named(wrong, 'model.')}: not the model of {checkpoint}; restore it or choose a new run_dir")
-    changes = saved.data_order.differences(record)
+    changes = [
+        change.replace("global_batch_size:", f"{config.pairs_read_key}:", 1)
+        for change in saved.data_order.differences(record)
+    ]
     if changes and not config.data.allow_change:
         raise InputError(
             f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "
@@ -119,17 +122,19 @@ def compatible_state(config: JobConfig, checkpoint: Checkpoint, record: DataOrde
         )
     if changes:
         log.warning("going on with a changed data order: %s", "; ".join(changes))
-    _say_changes(saved, begun, config)
+    _say_changes(saved, begun, config, is_batch_said=saved.data_order.global_batch_size != record.global_batch_size)
     return saved
 
 
-def _say_changes(saved: RunState, begun: JobConfig, config: JobConfig) -> None:
+def _say_changes(saved: RunState, begun: JobConfig, config: JobConfig, *, is_batch_said: bool) -> None:
     """Names what is computed in another way from here on; where a model or data are others, the resume has ended."""
     changes = {
         key: values
         for key, values in changes_between(begun, config).items()
         if not any(fnmatchcase(key, pattern) for pattern in _SAME_CURVE)
     }
+    if is_batch_said:  # with `select` the data order's record has what is read, and not what is trained on
+        changes.pop("global_batch_size", None)
     if changes:
         log.warning("going on from step %d with a changed config: %s", saved.progress.step, named(changes))
     libraries = {name: (saved.versions.get(name, now), now) for name, now in versions().items() if name != "git_commit"}

@@ -1,6 +1,7 @@
 """Chosen batches on several ranks: one choice, each pair where it is trained on, runs that do not depend on W."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,25 @@ def test_another_share_is_another_data_order(alone: Path, shards: Path, tmp_path
     config = _run(tmp_path / "run", shards, 1, "steps=4")
     more: Any = tiny_config(Path(config.run_dir), shards, HARD, "select.keep=0.25", "track.samples=true", "steps=6")
     (message,) = run_ranks(_refused, 1, more)
-    assert "global_batch_size: 48 -> 96; restore it, choose a new run_dir, or go on" in message
+    assert "since step-00000004: global_batch_size / select.keep: 48 -> 96; restore it, choose a new" in message
     allowed: Any = tiny_config(
         Path(config.run_dir), shards, HARD, "select.keep=0.25", "data.allow_change=true", "steps=6"
     )
     assert run_ranks(train, 1, allowed) == [0]
     assert metrics(tmp_path / "run")[-1]["samples_seen"] == 6 * G
+
+
+def test_a_changed_batch_of_as_many_pairs_read_is_said(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The data order is the same, what is trained on is not."""
+    run = (tmp_path / "run", shards, HARD)
+    assert train(tiny_config(*run, "steps=3")) == 0
+    with caplog.at_level(logging.WARNING):
+        assert train(tiny_config(*run, "steps=6", "global_batch_size=12", "select.keep=0.25")) == 0
+    assert "changed config: global_batch_size: 24 -> 12; steps: 3 -> 6; select.keep: 0.5 -> 0.25" in caplog.text
+    assert [row["samples_seen"] for row in metrics(tmp_path / "run")] == [24, 48, 72, 84, 96, 108]
+    assert [row["samples_read"] for row in metrics(tmp_path / "run")] == [N * step for step in range(1, 7)]
 
 
 def test_ranks_must_share_what_is_read(shards: Path, tmp_path: Path) -> None:

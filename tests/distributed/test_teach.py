@@ -1,8 +1,10 @@
 """A store of teachers' embeddings has the same bytes however many processes made it, and however often they died."""
 
+import errno
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch.distributed as dist
@@ -11,18 +13,22 @@ from embedding_folders import contents
 from servers import WebServer
 from teacher_stores import data_of, teacher, write_noise
 
+from clipx.data.columns import RawSample
+from clipx.data.decode import UndecodableError
+from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.data.teachers import open_teachers
-from clipx.errors import InputError
+from clipx.errors import InputError, RunError
 from clipx.prepare.teach import TeachOptions, teach
 
 COUNTS = (7, 5, 6, 3)
+SAMPLES = sum(COUNTS)
 
 
-def teach_share(shards, out, *, killed_at=None, workers=0, views=3, seed=0):
+def teach_share(shards, out, *, killed_at=None, workers=0, views=3, seed=0, total=SAMPLES):
     """On one rank: teaches, or dies on the way; returns the samples that all ranks taught."""
 
-    def on_progress(done, total):
-        assert total == sum(COUNTS)
+    def on_progress(done, of):
+        assert of == total
         if killed_at is not None and done >= killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -83,6 +89,42 @@ def test_killed_twice_it_goes_on(shards, alone, tmp_path):
     assert contents(out) == alone
     assert run_ranks(teach_by, 2, {}, shards, str(out)) == [0, 0]
     assert contents(out) == alone
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(shards, alone, tmp_path, monkeypatch):
+    out, fsync = tmp_path / "out", os.fsync
+
+    def full(number):
+        if (out / "shards" / ".00001.teachers.new").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(
+            RunError, match=r"00001\.teachers cannot be written \(No space left .* the same command again"
+        ):
+            teach_share(shards, str(out))
+    with pytest.raises(InputError, match="is unfinished"):
+        open_teachers(str(out))
+    assert teach_share(shards, str(out)) == sum(COUNTS[1:])
+    assert contents(out) == alone
+
+
+def test_a_shard_of_which_nothing_is_good_is_part_of_the_store(tmp_path):
+    shards = write_noise(tmp_path / "s", (3, 2), bad=[0, 1, 2])
+    assert teach_share(shards, str(tmp_path / "out"), total=5) == 5
+    teachers = open_teachers(str(tmp_path / "out"))
+    assert [(shard.samples, shard.taught) for shard in teachers.description.shards] == [(3, 0), (2, 2)]
+    reader = teachers.column_reader(["small", "other"])
+    ref = SampleRef(source=0, shard=0, index=0, epoch=0, sample_id=0)
+    for path, key, text in ((shards[0], "000000", "a"), (shards[1], "000003", "picture 3")):
+        good = RawSample(members={}, texts=[text], ref=ref, name=partial(SampleName, path, key, ()), view=2)
+        if path == shards[0]:
+            with pytest.raises(UndecodableError, match=r"has no teachers' embeddings; why, says .*left_out\.jsonl"):
+                reader.read(good)
+        else:
+            assert len(reader.read(good)) == 4
 
 
 def test_another_request_is_refused(shards, tmp_path):

@@ -77,14 +77,23 @@ def killed_in_step_7(config: RunConfig) -> int:
 
 
 @pytest.mark.full
-def test_goes_on_to_the_bit_after_a_kill(student: Callable[..., RunConfig], tmp_path: Path) -> None:
-    whole, broken = (student(name, "micro_batch_size=6") for name in ("whole", "broken"))
+@pytest.mark.parametrize("is_selecting", [False, True])
+def test_goes_on_to_the_bit_after_a_kill(
+    student: Callable[..., RunConfig], store: Path, tmp_path: Path, is_selecting: bool
+) -> None:
+    select = f"select={{keep: 0.5, chunks: 3, reference: {store}, teacher: second}}"
+    more = (select, "track.samples=true", "optim.type=muon") if is_selecting else ()
+    whole, broken = (student(name, "micro_batch_size=6", *more) for name in ("whole", "broken"))
     assert run_ranks(train, 2, whole) == [0, 0]
     with pytest.raises(RuntimeError, match="died without a word"):
         run_ranks(killed_in_step_7, 2, broken)
     assert len(losses(Path(broken.run_dir))) == 6
     assert run_ranks(train, 2, broken) == [0, 0]
     assert losses(Path(broken.run_dir)) == losses(Path(whole.run_dir))
+    if is_selecting:
+        one, other = ((Path(config.run_dir) / "samples.jsonl").read_text() for config in (broken, whole))
+        assert one == other
+        assert one.count("\n") == 12
     found, expected = (
         saved_tensors(newest_checkpoint(Path(config.run_dir)), tmp_path / "tensors") for config in (broken, whole)
     )

@@ -172,7 +172,6 @@ def test_a_resume_says_what_else_is_computed_in_another_way(
         "data.augment.flip: 0.0 -> 0.5",
         "optim.type: adamw -> timm",
         "optim.lr: 0.001 -> 0.002",
-        "optim.warmup_steps: 5 -> 2000",
         "optim.min_lr: 1e-05 -> 0.0",
         "ema.decay: None -> 0.9",
     }

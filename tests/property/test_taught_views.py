@@ -63,14 +63,15 @@ def open_run(data: DataConfig, store: Taught, *, seed: int) -> tuple[BatchReader
         window=4,
         allow_repeats=True,
     )
-    wanted = Wanted(columns=[open_teachers(str(store.folder)).column_reader(["other", "small"])])
+    teachers = open_teachers(str(store.folder))
     reader = open_reader(
         indexes,
         order,
         data=data,
         image_size=SIZE,
         tokenizer=TOKENIZER,
-        wanted=wanted,
+        wanted=Wanted(columns=[teachers.column_reader(["other", "small"])]),
+        teachers=teachers,
     )
     return reader, order
 
@@ -111,7 +112,7 @@ def test_pixels_and_embeddings_belong_together(store: Taught, data: st.DataObjec
 
 
 def test_in_as_many_epochs_as_there_are_views_each_is_drawn_once(store: Taught) -> None:
-    parts = read(data_of(store.shards, teachers=str(store.folder)), store, seed=1)
+    parts = read(data_of(store.shards), store, seed=1)
     seen: dict[int, list[int]] = {}
     for part in parts:
         for sample_id, seed in zip(part.columns["sample_id_I"], part.columns["augment_seed_I"], strict=True):
@@ -127,13 +128,13 @@ def test_the_views_are_those_wherever_shards_lie(store: Taught, tmp_path: Path) 
     moved = tmp_path / "elsewhere" / "a" / "00001.tar"
     moved.parent.mkdir(parents=True)
     shutil.copy(store.shards[1], moved)
-    for part in read(data_of([str(moved)], teachers=str(store.folder)), store, seed=0, epochs=1):
+    for part in read(data_of([str(moved)]), store, seed=0, epochs=1):
         for pixels, image_D in zip(part.columns["pixels"], part.columns[image_column("small")], strict=True):
             np.testing.assert_array_equal(image_D, store.recorder.pictures[pixels.tobytes()])
 
 
 def test_loader_processes_read_the_same(store: Taught) -> None:
-    data = data_of(store.shards, teachers=str(store.folder))
+    data = data_of(store.shards)
     reader, _ = open_run(data, store, seed=3)
     stream = PairStream(reader, slots=range(4), image_size=SIZE, workers=2)
     batches = list(stream.batches(0, 6))
@@ -145,7 +146,7 @@ def test_loader_processes_read_the_same(store: Taught) -> None:
 
 
 def test_a_sample_that_could_not_be_taught_is_replaced(store: Taught) -> None:
-    parts = read(data_of(store.shards, teachers=str(store.folder)), store, seed=1)
+    parts = read(data_of(store.shards), store, seed=1)
     assert {bad.sample_id for part in parts for bad in part.bad} == {BAD}
     assert all(BAD not in part.columns["sample_id_I"] for part in parts)
 

@@ -9,10 +9,10 @@ pixels are stored: a run with `data.teachers` draws one of the views in each epo
     views.py         which augmentation a view is, and which one an epoch draws
     probes.py        whether this code augments as the code that taught
     fits.py          whether a run fits a store
-    store.py         `open_teachers`
+    store.py         `open_teachers`, and those of a run
     reader.py        columns of a batch
 """
 
-from clipx.data.teachers.store import Teachers, open_teachers
+from clipx.data.teachers.store import Teachers, open_teachers, teachers_of
 
-__all__ = ["Teachers", "open_teachers"]
+__all__ = ["Teachers", "open_teachers", "teachers_of"]

@@ -108,13 +108,13 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / "shards" / f"{number:05d}.teachers"
 
 
-def read_description(folder: str) -> Description:
-    """The description of a finished store.
+def read_description(folder: str, *, key: str = "data.teachers") -> Description:
+    """The description of a finished store, which `key` of the config names.
 
     Raises:
         InputError: the folder is remote or not there, no store, unfinished, or of another version.
     """
-    key = f"data.teachers={folder}"
+    key = f"{key}={folder}"
     if not is_local(folder):
         raise InputError(f"{key}: embeddings are read sample by sample from a local disk; copy the folder there")
     path = Path(expand_home(folder))

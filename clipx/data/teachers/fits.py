@@ -65,7 +65,7 @@ def require_fits(
     Raises:
         InputError: the run decodes or augments otherwise, has other texts, or shards that were not taught.
     """
-    where, description = f"data.teachers={teachers.folder}", teachers.description
+    where, description = teachers.named, teachers.description
     if decode != description.decode:
         raise InputError(f"{where} was taught with data.decode={description.decode}, not {decode}; {_MEND}")
     shards = StoredShards([shard.name for shard in description.shards])

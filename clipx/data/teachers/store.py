@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipx.config.paths import expand_home
+from clipx.config.schema import JobConfig, RunConfig
 from clipx.data.teachers.description import Description, read_description
 from clipx.errors import InputError, some_names
 
@@ -12,13 +13,29 @@ if TYPE_CHECKING:
     from clipx.data.teachers.reader import TeacherColumns
 
 
-def open_teachers(folder: str) -> "Teachers":
+def open_teachers(folder: str, *, key: str = "data.teachers") -> "Teachers":
     """Opens a finished store; reads its description alone.
+
+    Args:
+        folder: its address.
+        key: of the config that says it, for messages.
 
     Raises:
         InputError: the folder is remote or not there, no store, unfinished, damaged or of another version.
     """
-    return Teachers(Path(expand_home(folder)), read_description(folder))
+    return Teachers(Path(expand_home(folder)), read_description(folder, key=key), key=key)
+
+
+def teachers_of(config: JobConfig) -> "Teachers | None":
+    """The store that a run reads (`RunConfig.teachers`), opened; None if it reads none.
+
+    Raises:
+        InputError: as `open_teachers`.
+    """
+    if not isinstance(config, RunConfig) or config.teachers is None:
+        return None
+    key, folder = config.teachers
+    return open_teachers(folder, key=key)
 
 
 class Teachers:
@@ -27,10 +44,13 @@ class Teachers:
     Args:
         folder: of the store.
         description: what it holds.
+        key: of the config that names it.
     """
 
-    def __init__(self, folder: Path, description: Description) -> None:
+    def __init__(self, folder: Path, description: Description, *, key: str = "data.teachers") -> None:
         self.folder = folder
+        self.named = f"{key}={folder}"
+        """For messages."""
         self.description = description
 
     @property
@@ -62,7 +82,5 @@ class Teachers:
         from clipx.data.teachers.reader import TeacherColumns
 
         if absent := [name for name in names if name not in self.names]:
-            raise InputError(
-                f"data.teachers={self.folder} has no teacher {absent[0]!r}; it has {some_names(self.names)}"
-            )
+            raise InputError(f"{self.named} has no teacher {absent[0]!r}; it has {some_names(self.names)}")
         return TeacherColumns(self.folder, self.description, names)

@@ -11,6 +11,7 @@ from clipx.config.evaluate import ZeroShotConfig
 from clipx.config.load import dump_config, load_config
 from clipx.config.loss import InfoNCEConfig, SigmoidConfig
 from clipx.config.model import TransformerTextConfig
+from clipx.config.optim import MuonConfig, TimmOptimConfig, TowerOptimConfig
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 
@@ -81,6 +82,20 @@ class TestMerge:
         )
         assert config.loss == SigmoidConfig(tile_size=2)
         assert config.model.text.type == "huggingface"
+
+    def test_what_all_variants_share_stays(self, load) -> None:
+        said = "optim: {lr: 1e-3, warmup_steps: 7, schedule: constant, image: {lr_scale: 0.1}, betas: [0.5, 0.6]}"
+        config = load(said, "optim: {type: muon, image: {layer_decay: 0.5}}")
+        kept = {"lr": 1e-3, "warmup_steps": 7, "schedule": "constant"}
+        assert config.optim == MuonConfig(**kept, image=TowerOptimConfig(lr_scale=0.1, layer_decay=0.5))
+        assert load(said, overrides=("optim.type=timm", "optim.name=lion", "optim.lr=2e-4")).optim == TimmOptimConfig(
+            **{**kept, "lr": 2e-4}, name="lion", image=TowerOptimConfig(lr_scale=0.1)
+        )
+
+    @pytest.mark.parametrize("given", ["muons", "[muon]", "null"])
+    def test_a_type_that_is_none_names_those_that_are(self, problems, given: str) -> None:
+        (line,) = problems("optim: {lr: 1e-3}", f"optim: {{type: {given}}}")
+        assert "expected adamw or stable_adamw or muon or timm" in line
 
     def test_same_type_keeps_the_fields(self, load) -> None:
         config = load("loss: {type: info_nce, tile_size: 4}", "loss: {type: info_nce}")

@@ -1,5 +1,6 @@
 """What the config of chosen batches takes, and the one clear line where it does not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,10 @@ def test_rules_between_keys() -> None:
 
 def test_a_reference_is_the_store_whose_views_are_seen(tmp_path: Path) -> None:
     config = _config("select={keep: 0.5, chunks: 4, reference: store}")
-    assert config.data.teachers == "store"
+    assert config.teachers == ("select.reference", "store")
+    assert config.data.teachers is None
+    assert replace(config, select=None).teachers is None
+    assert config.select is not None
+    assert replace(config, select=replace(config.select, reference="other")).teachers == ("select.reference", "other")
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config([tmp_path / "config.yaml"], []) == config

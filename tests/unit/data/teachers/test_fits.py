@@ -37,10 +37,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def open_with(folder: Path, shards: Sequence[str], **options: Any) -> Any:
     """The samples of a run with the store."""
-    data = data_of(shards, **{"teachers": str(folder), **options})
+    data, image = data_of(shards, **options), tiny_model_config().image
     described = sources(data)
     indexes = [build_index(source.shards, index_dir=source.index) for source in described]
-    return open_samples(indexes, described, data=data, seed=0, image_size=SIZE, image=tiny_model_config().image)
+    teachers = open_teachers(str(folder))
+    return open_samples(indexes, described, data=data, seed=0, image_size=SIZE, image=image, teachers=teachers)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
