@@ -40,7 +40,10 @@ def plan(
     write_gb_s: Annotated[float, typer.Option(min=0.001, help="Speed of the checkpoints' storage.")] = 1.0,
     json_file: FiguresFile = None,
 ) -> None:
-    """Reckon memory, time and cost of a run, on GPUs that are not here; nothing is computed or read but the config."""
+    """Reckon memory, time and cost of a run, on GPUs that are not here.
+
+    Nothing is computed; read are the config and, for how wide they are, the teachers in `data.teachers`.
+    """
     from clipx.config.schema import require_pretraining
     from clipx.plan.gpus import check_gpus
 

@@ -104,6 +104,11 @@ class RunConfig(Job):
                     f"select.image_size={size} is above model.image.image_size={largest}; pictures are made smaller to "
                     "be scored, never larger"
                 )
+            if self.select.logit_bias is not None and self.loss.type != "sigmoid":
+                raise InputError(
+                    f"select.logit_bias={self.select.logit_bias:g} is of loss.type=sigmoid, and the loss is "
+                    f"{self.loss.type}; leave it out"
+                )
         self.check_lanes(self.data.lanes)
         self.check_samples(is_selecting=self.select is not None)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:

@@ -66,6 +66,9 @@ def test_rules_between_keys() -> None:
     assert _refused(HARD, "select.reference=store").startswith(
         "select.score=hard_learner has no use for select.reference=store; leave it out"
     )
+    assert _refused("select={keep: 0.5, chunks: 4, reference: store, logit_bias: 3}") == (
+        "select.logit_bias=3 is of loss.type=sigmoid, and the loss is info_nce; leave it out"
+    )
     assert _refused("select={keep: 0.5, chunks: 5, reference: store}") == (
         "select.chunks=5 does not divide global_batch_size=24; nearest that do: 4, 6"
     )
