@@ -52,8 +52,16 @@ def shares(exchange: Literal["gather", "ring"], tile_size: int) -> list[Tensor]:
     return [share.detach(), of_teachers_K, *torch.autograd.grad(share, leaves)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize(("exchange", "tile_size"), [("gather", 5), ("gather", 3), ("ring", 5)])
+@pytest.mark.parametrize(
+    ("world_size", "exchange", "tile_size"),
+    [
+        (1, "gather", 5),
+        (2, "gather", 3),
+        (4, "ring", 5),
+        pytest.param(2, "ring", 5, marks=pytest.mark.full),
+        pytest.param(4, "gather", 5, marks=pytest.mark.full),
+    ],
+)
 def test_loss_and_every_gradient_are_the_textbooks(
     world_size: int, exchange: Literal["gather", "ring"], tile_size: int
 ) -> None:

@@ -12,7 +12,7 @@ from tiny_clip import write_mixed_sets
 
 from clipx.config.schema import RunConfig
 from clipx.distributed.runtime import start_runtime
-from clipx.objectives.contrastive import no_negatives, sample_of_pair
+from clipx.objectives.contrastive import sample_of_pair
 from clipx.train.build import build_run
 from clipx.train.metrics.step_metrics import RankStats, StopOrSave
 from clipx.train.trainer import train
@@ -82,7 +82,9 @@ def test_all_captions_are_positives_and_equal_classes_no_negatives(sets: Path, t
         with torch.no_grad():
             embeddings = towers(batch, seed=0)
         labelled_B = batch.source_I.repeat_interleave(2) == 1
-        classes_B = torch.where(labelled_B, no_negatives(batch), -1 - sample_of_pair(batch))
+        groups_B = batch.group_id_B
+        assert groups_B is not None
+        classes_B = torch.where(labelled_B, groups_B, -1 - sample_of_pair(batch))
         expected = info_nce(
             embeddings.image_BD,
             embeddings.text_BD,

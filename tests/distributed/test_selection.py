@@ -27,6 +27,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("data") / "scenes") / "train"
 
 
+def _choices(kind: Kind, score: Score) -> list[tuple[list[int], dict[str, float]]]:
+    return [_choice(kind, score, seed) for seed in range(4)]
+
+
 def _choice(kind: Kind, score: Score, seed: int) -> tuple[list[int], dict[str, float]]:
     """What this rank of its group has, of pairs that are the same whatever the ranks."""
     size, rank = dist.get_world_size(), dist.get_rank()
@@ -56,13 +60,13 @@ def _choice(kind: Kind, score: Score, seed: int) -> tuple[list[int], dict[str, f
 
 @pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])
 def test_every_number_of_ranks_chooses_the_same(kind: Kind) -> None:
-    expected = [run_ranks(_choice, 1, kind, "learnability", seed)[0] for seed in range(4)]
+    (expected,) = run_ranks(_choices, 1, kind, "learnability")
     assert len({tuple(places) for places, _ in expected}) == 4
     for world_size in (2, 4):
-        for seed, (places, figures) in enumerate(expected):
-            for of_rank in run_ranks(_choice, world_size, kind, "learnability", seed):
-                assert of_rank[0] == places
-                assert of_rank[1] == pytest.approx(figures, rel=1e-6)
+        for of_rank in run_ranks(_choices, world_size, kind, "learnability"):
+            for (places, figures), (expected_places, expected_figures) in zip(of_rank, expected, strict=True):
+                assert places == expected_places
+                assert figures == pytest.approx(expected_figures, rel=1e-6)
 
 
 def _chosen(run_dir: Path) -> list[list[int]]:
@@ -74,7 +78,10 @@ def _chosen(run_dir: Path) -> list[list[int]]:
 
 def _run(run_dir: Path, shards: Path, world_size: int, *overrides: str) -> RunConfig:
     config = tiny_config(run_dir, shards, HARD, "track.samples=true", *overrides)
-    assert run_ranks(train, world_size, config) == [0] * world_size
+    if world_size == 1:
+        assert train(config) == 0
+    else:
+        assert run_ranks(train, world_size, config) == [0] * world_size
     return config
 
 
@@ -90,7 +97,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         pytest.param(1, 8, (), marks=pytest.mark.full),
         pytest.param(2, 12, ("data.workers=1",), marks=pytest.mark.full),
-        (4, 2, ()),
+        pytest.param(4, 2, (), marks=pytest.mark.full),
         (2, 6, ("parallel.type=fsdp2", "activation_checkpointing=1")),
     ],
 )
@@ -114,6 +121,7 @@ def test_the_loss_of_the_chosen_is_that_of_the_step(alone: Path) -> None:
     assert metrics(alone)[0]["epoch"] == pytest.approx(N / 150)
 
 
+@pytest.mark.full
 def test_everything_that_changes_the_passes_goes_with_it(shards: Path, tmp_path: Path) -> None:
     """Patch dropout, colours, stages, an average, smaller pictures for scores, a sigmoid loss, bf16."""
     more = (
@@ -141,7 +149,7 @@ def test_a_resumed_run_chooses_as_an_unbroken_one(alone: Path, shards: Path, tmp
         if int(folder.name.removeprefix("step-")) > 8:  # what a kill after the save of step 8 leaves
             folder.rename(tmp_path / "run" / f"gone-{folder.name}")
     assert len(_chosen(tmp_path / "run")) == 20
-    assert run_ranks(train, 1, config) == [0]
+    assert train(config) == 0
     assert _chosen(tmp_path / "run") == _chosen(alone)
     one, two = (
         saved_tensors(folder / "checkpoints" / "step-00000020", tmp_path / "scratch" / str(number))
@@ -160,12 +168,12 @@ def _refused(config: RunConfig) -> str:
 def test_another_share_is_another_data_order(alone: Path, shards: Path, tmp_path: Path) -> None:
     config = _run(tmp_path / "run", shards, 1, "steps=4")
     more: Any = tiny_config(Path(config.run_dir), shards, HARD, "select.keep=0.25", "track.samples=true", "steps=6")
-    (message,) = run_ranks(_refused, 1, more)
+    message = _refused(more)
     assert "since step-00000004: global_batch_size / select.keep: 48 -> 96; restore it, choose a new" in message
     allowed: Any = tiny_config(
         Path(config.run_dir), shards, HARD, "select.keep=0.25", "data.allow_change=true", "steps=6"
     )
-    assert run_ranks(train, 1, allowed) == [0]
+    assert train(allowed) == 0
     assert metrics(tmp_path / "run")[-1]["samples_seen"] == 6 * G
 
 

@@ -57,7 +57,7 @@ def alone(shards, tmp_path_factory):
     return contents(out)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.full)])
 def test_several_ranks_make_what_one_makes(shards, alone, tmp_path, ranks):
     assert run_ranks(teach_by, ranks, {}, shards, str(tmp_path / "out")) == [sum(COUNTS)] * ranks
     assert contents(tmp_path / "out") == alone

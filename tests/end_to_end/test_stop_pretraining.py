@@ -110,7 +110,7 @@ class Killed(BaseException):
     """As a kill: nothing of the run catches it."""
 
 
-@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("place", [pytest.param("before", marks=pytest.mark.full), "after"])
 @pytest.mark.parametrize("step", [pytest.param(8, marks=pytest.mark.full), 12])
 def test_a_run_that_is_killed_beside_an_evaluation_ends_where_it_would_have(
     step: int, place: str, scenes: Path, tmp_path: Path, stopped: RunConfig, monkeypatch: pytest.MonkeyPatch
