@@ -87,18 +87,20 @@ EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig | HeldOutLossConfig,
 
 
 def check_captions(evaluations: Mapping[str, EvaluateConfig], sources: Sequence[Source]) -> None:
-    """Checks that what evaluations read as captions are no numbers of classes.
+    """Checks that what held-out losses read as captions are no numbers of classes.
+
+    Their shards are held out of those of the run; sets for retrieval are other ones, and may have other keys.
 
     Args:
         evaluations: of the run, by name.
         sources: of its data.
 
     Raises:
-        InputError: an evaluation reads captions where a source has numbers, which its `class_names` name.
+        InputError: a held-out loss reads captions where a source has numbers, which its `class_names` name.
     """
     numbered = {key: each.name for each in sources if each.class_names is not None for key in _keys(each.caption_key)}
     for name, evaluation in evaluations.items():
-        if isinstance(evaluation, ZeroShotConfig):
+        if not isinstance(evaluation, HeldOutLossConfig):
             continue
         for key in _keys(evaluation.caption_key):
             if key in numbered:

@@ -52,7 +52,7 @@ def pages_with(language: str) -> set[str]:
 def test_no_page_is_left_out() -> None:
     assert pages_with("python") - IN_OTHER_TESTS == set(PAGES)
     assert pages_with("sh") - IN_OTHER_TESTS - UPLOADS == set(OF_A_RUN)
-    assert pages_with("yaml") == {"extend/tower.md", FIT}
+    assert pages_with("yaml") == {"extend/tower.md", "extend/loss.md", FIT}
 
 
 def test_the_commands_that_look_at_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,3 +112,11 @@ def test_a_page_per_command_says_its_options(monkeypatch: pytest.MonkeyPatch) ->
     assert "clipx export MODEL [OPTIONS]" in pages["export"]
     assert "| `--dtype` `fp32|fp16` | `fp32` |" in pages["export"]
     assert "| `--to` `DIR` | needed |" in pages["export"]
+
+
+def test_the_config_of_distillation_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "extend" / "loss.md").read_text(), re.DOTALL)
+    (tmp_path / "taught.yaml").write_text(block)
+    distill = load_config(["tiny", tmp_path / "taught.yaml"], []).loss.terms.distill
+    assert distill is not None
+    assert list(distill.teachers) == ["large", "small"]
