@@ -1,6 +1,6 @@
 """Which recipe learns most from the same compute: trains recipes in turns, and shows accuracy against compute.
 
-    .venv/bin/python benchmarks/ladder.py benchmarks/ladder_photos.yaml --data ../shared/data --work runs/ladder \\
+    .venv/bin/python benchmarks/ladder.py benchmarks/ladder_photos.yaml --data DATA --work runs/ladder \\
         --seconds 1500 --quarter --seeds 3 --jobs 2
 
 LADDER.yaml (ladder_spec.py) has the recipes. The first seed of all recipes comes before the second of any. A run's
