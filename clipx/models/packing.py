@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
-from clipx.models.attention.backends import only
+from clipx.models.attention.backends import attend_by_torch
 from clipx.models.attention.one_tile import MAX_TOKENS, one_tile_attention
 
 _KERNEL = SDPBackend.FLASH_ATTENTION
@@ -187,15 +187,14 @@ def attend(
     rows = (as_rows(x, packing) for x in (q_THK, k_THK, v_THK))
     mixed_N = []
     for filled_BL, q_BLHK, k_BLHK, v_BLHK in zip(packing.filled, *rows, strict=True):
-        with only("flash", q_BLHK):
-            mixed_BHLK = functional.scaled_dot_product_attention(
-                q_BLHK.transpose(1, 2),
-                k_BLHK.transpose(1, 2),
-                v_BLHK.transpose(1, 2),
-                attn_mask=None if causal else filled_BL[:, None, None],
-                is_causal=causal,
-                scale=scale,
-            )
+        mixed_BHLK = attend_by_torch(
+            q_BLHK.transpose(1, 2),
+            k_BLHK.transpose(1, 2),
+            v_BLHK.transpose(1, 2),
+            attn_mask=None if causal else filled_BL[:, None, None],
+            is_causal=causal,
+            scale=scale,
+        )
         mixed_N.append(mixed_BHLK.transpose(1, 2).flatten(0, 1))
     return take(mixed_N[0] if len(mixed_N) == 1 else torch.cat(mixed_N), packing.place_T)
 
@@ -231,13 +230,12 @@ def attend_once(q_RHK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -
     for filled_BL, k_BLHK, v_BLHK in zip(packing.filled, *(as_rows(x, packing) for x in (k_THK, v_THK)), strict=True):
         q_BHK = q_RHK[start : start + filled_BL.shape[0]]
         present = q_BHK.shape[0]
-        with only("flash", q_BHK):
-            mixed_BH1K = functional.scaled_dot_product_attention(
-                q_BHK[:, :, None],
-                k_BLHK[:present].transpose(1, 2),
-                v_BLHK[:present].transpose(1, 2),
-                attn_mask=filled_BL[:present, None, None],
-            )
+        mixed_BH1K = attend_by_torch(
+            q_BHK[:, :, None],
+            k_BLHK[:present].transpose(1, 2),
+            v_BLHK[:present].transpose(1, 2),
+            attn_mask=filled_BL[:present, None, None],
+        )
         mixed_R.append(mixed_BH1K.squeeze(2))
         start += present
     return torch.cat(mixed_R)

@@ -9,7 +9,7 @@ Shape suffixes: B sequences, N keys, M queries, H heads, E channels of a head.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -29,6 +29,15 @@ _BACKENDS = {
     "cudnn": [SDPBackend.CUDNN_ATTENTION, *_SOUND],
 }
 """In order: what was tried with few sequences may be refused with many, and then the next one computes them."""
+
+
+class _Options(TypedDict, total=False):
+    """Of torch's attention."""
+
+    attn_mask: Tensor | None
+    dropout_p: float
+    is_causal: bool
+    scale: float | None
 
 
 class Choice(NamedTuple):
@@ -52,13 +61,25 @@ def only(kernel: Kernel, x: Tensor) -> AbstractContextManager[object]:
     return sdpa_kernel(_BACKENDS[kernel], set_priority=True) if x.is_cuda else nullcontext()
 
 
+def attend_by_torch(
+    q_BHME: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, *, kernel: Kernel = "flash", **options: Unpack[_Options]
+) -> Tensor:
+    """Attention by torch, on CUDA by this kernel if it can: (B, H, M, E).
+
+    On a CPU half precision is computed in float32: torch's backward pass in bf16 takes 3 to 7 times as long there.
+    """
+    if q_BHME.device.type == "cpu" and q_BHME.dtype in (torch.bfloat16, torch.float16):
+        inputs = (q_BHME.float(), k_BHNE.float(), v_BHNE.float())
+        with torch.autocast("cpu", enabled=False):  # it would cast them back
+            return functional.scaled_dot_product_attention(*inputs, **options).to(q_BHME.dtype)
+    with only(kernel, q_BHME):
+        return functional.scaled_dot_product_attention(q_BHME, k_BHNE, v_BHNE, **options)
+
+
 def attend(q_BMHE: Tensor, k_BNHE: Tensor, v_BNHE: Tensor, *, kernel: Kernel = "flash", dropout: float = 0.0) -> Tensor:
     """Attention of every query to all keys of its sequence, by torch: (B, M, H, E)."""
-    with only(kernel, q_BMHE):
-        mixed_BHME = functional.scaled_dot_product_attention(
-            q_BMHE.transpose(1, 2), k_BNHE.transpose(1, 2), v_BNHE.transpose(1, 2), dropout_p=dropout
-        )
-    return mixed_BHME.transpose(1, 2)
+    queries, keys, values = (x.transpose(1, 2) for x in (q_BMHE, k_BNHE, v_BNHE))
+    return attend_by_torch(queries, keys, values, kernel=kernel, dropout_p=dropout).transpose(1, 2)
 
 
 def kernel_for(qkv_BN3HE: Tensor, choice: Choice | None) -> Kernel:

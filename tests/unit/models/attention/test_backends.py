@@ -94,3 +94,19 @@ def test_gradients_are_finite_where_cudnn_gives_nan(queries: int, keys: int) -> 
     mixed = attend(q[:, :queries], k, v)
     (gradient,) = torch.autograd.grad(mixed, qkv, torch.randn_like(mixed))
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_cpu_is_computed_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv, gradient = torch.randn(4, 3, 9, 3, 2, 16, generator=generator).to(dtype).flatten(0, 1).split((6, 6))
+    qkv = qkv.requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = attend(*qkv.unbind(2))
+    (found,) = torch.autograd.grad(mixed, qkv, gradient.select(2, 0))
+    exact = qkv.detach().float().requires_grad_()
+    q, k, v = (x.transpose(1, 2) for x in exact.unbind(2))
+    wanted = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    (wanted_gradient,) = torch.autograd.grad(wanted, exact, gradient.select(2, 0).float())
+    assert torch.equal(mixed, wanted.to(dtype))
+    assert torch.equal(found, wanted_gradient.to(dtype))
