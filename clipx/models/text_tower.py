@@ -19,7 +19,16 @@ from torch.nn import functional
 from clipx.config.model import Activation, HuggingFaceTextConfig, Projection, TextConfig, TransformerTextConfig
 from clipx.errors import InputError
 from clipx.models.initialise import initialise_blocks
-from clipx.models.packing import Packing, attend_once, attend_packed, group_by_length, pack, pad_to_bucket, take
+from clipx.models.packing import (
+    Packing,
+    attend_once,
+    attend_packed,
+    group_by_length,
+    pack,
+    pad_groups,
+    pad_to_bucket,
+    take,
+)
 from clipx.models.projection import build_projection, initialise_projection
 
 
@@ -162,6 +171,8 @@ class TextTower(nn.Module):
             )
         elif tokens_T.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens_T, lengths_B, groups, index_B = group_by_length(tokens_T, lengths_B)
+            if torch.is_autocast_enabled("cpu"):
+                tokens_T, lengths_B, groups = pad_groups(tokens_T, lengths_B, groups, limit=self.context_length)
         packing = pack(lengths_B, num_tokens=tokens_T.shape[0], max_length=max_length, groups=groups)
         x_TC = self.token_embedding(tokens_T) + self.position_embedding(packing.position_T)
         *first, last = self.blocks

@@ -42,7 +42,8 @@ def chosen_keys(config: Any, prefix: str = "") -> Iterator[tuple[str, object, st
             yield from chosen_keys(value, f"{key}.")
         elif isinstance(value, dict) and any(map(is_dataclass, value.values())):
             for name, part in value.items():
-                yield from chosen_keys(part, f"{key}.{name}.")
+                own = list(chosen_keys(part, f"{key}.{name}.")) if is_dataclass(part) else []
+                yield from own or [(f"{key}.{name}", "given" if is_dataclass(part) else part, _NO_DEFAULT)]
         elif item.name == "type":
             continue
         elif default is MISSING:

@@ -46,11 +46,14 @@ def test_a_text_alone_is_the_same_as_in_company_and_under_any_bound() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("lengths", [[3, 24, 1, 17, 7], [1, 1, 1], [5, 5, 5, 5], [24, 24], [9], [1]])
-@pytest.mark.parametrize("bucketed", [False, True])
+@pytest.mark.parametrize(
+    "lengths", [[3, 24, 2, 17, 7], [24, 1, 24, 9, 24, 24, 24], [1, 1, 1], [5, 5, 5, 5], [24, 24], [9], [1]]
+)
+@pytest.mark.parametrize("packing", ["groups", "padded groups", "bucketed"])
 def test_is_the_padded_tower_in_value_and_every_gradient(
-    dtype: torch.dtype, tolerance: float, lengths: list[int], bucketed: bool
+    dtype: torch.dtype, tolerance: float, lengths: list[int], packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: packing == "padded groups")
     model = tower(dataclasses.replace(CONFIG, context_length=24)).to(dtype)
     for parameter in model.parameters():  # biases and gains too, which start at 0 and 1
         torch.nn.init.normal_(parameter, std=0.2)
@@ -59,7 +62,7 @@ def test_is_the_padded_tower_in_value_and_every_gradient(
     weight_BD = torch.randn(len(lengths), 8, dtype=dtype, generator=torch.Generator().manual_seed(4))
     expected = padded(model, tokens_T, lengths_B, length=24)
     wanted = torch.autograd.grad((expected * weight_BD).sum(), list(model.parameters()))
-    model.bucketed = bucketed
+    model.bucketed = packing == "bucketed"
     found = model(tokens_T, lengths_B, max_length=max(lengths))
     close = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(found, expected, **close)
@@ -67,6 +70,17 @@ def test_is_the_padded_tower_in_value_and_every_gradient(
     for (name, _), ours, theirs in zip(model.named_parameters(), gradients, wanted, strict=True):
         scale = max(1.0, theirs.abs().max().item())
         torch.testing.assert_close(ours / scale, theirs / scale, **close, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_products_in_half_precision_see_few_shapes_on_a_cpu() -> None:
+    model, seen = tower(), set[int]()
+    model.blocks[0].mlp.fc1.register_forward_pre_hook(lambda _, inputs: seen.add(len(inputs[0])))
+    for num_tokens in range(257, 512, 3):
+        lengths_B = torch.tensor([12] * (num_tokens // 12) + [num_tokens % 12 or 1])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result_BD = model(torch.ones(int(lengths_B.sum()), dtype=torch.int64), lengths_B, max_length=12)
+        assert len(result_BD) == len(lengths_B)
+    assert len(seen) <= 17
 
 
 def test_only_real_tokens_go_through_the_linear_layers_and_only_end_tokens_through_the_last() -> None:

@@ -170,6 +170,18 @@ def test_a_section_of_another_type_and_one_that_is_off_by_default(trained: Path)
     assert chosen["spikes"] == ("given", "null")
 
 
+def test_sections_and_numbers_in_one_mapping(trained: Path) -> None:
+    from clipx.config.load import load_config
+
+    config = load_config(trained / "config.yaml", ["data.caption_key={txt: 2, json:a: {}, json:b: {sentence: 0}}"])
+    chosen = {key: (value, default) for key, value, default in chosen_keys(config) if key.startswith("data.caption")}
+    assert chosen == {
+        "data.caption_key.txt": (2, "has none"),
+        "data.caption_key.json:a": ("given", "has none"),
+        "data.caption_key.json:b.sentence": (0, "0.5"),
+    }
+
+
 def test_values_as_they_stand_in_a_config() -> None:
     assert shown([None, True, {"a": 1}]) == "[null, true, {a: 1}]"
     assert len(shown("x" * 1000)) == 403
