@@ -111,6 +111,9 @@ def _named(models: list[str]) -> list[_Named]:
         match = _NAMED.fullmatch(model)
         if match is not None and not Path(model).exists():
             named.append(_Named(*match.groups()))
+        elif "=" in model.partition("/")[0] and not Path(model).exists():
+            name = model.partition("=")[0]
+            raise InputError(f"--model: a teacher cannot be called {name!r}: a name is of letters, digits, _, . and -")
         else:
             last = re.sub(r"@[^/]*$", "", model.rstrip("/")).rpartition("/")[2]
             named.append(_Named(re.sub(r"[^\w.-]", "_", last), model))

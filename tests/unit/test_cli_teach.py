@@ -92,3 +92,6 @@ def test_teachers_are_called_by_the_end_of_their_address(tmp_path: Path) -> None
     assert _named([f"{tmp_path}/lr=3"])[0].name == "lr_3"
     with pytest.raises(InputError, match="two teachers are called 'big'"):
         _named(["runs/big", "other/big"])
+    with pytest.raises(InputError, match="a teacher cannot be called 'a b': a name is of letters"):
+        _named(["a b=runs/c"])
+    assert _named(["s3://bucket/lr=3"])[0].name == "lr_3"
