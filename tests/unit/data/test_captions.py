@@ -31,6 +31,12 @@ def test_the_first_alternative_that_is_present_counts():
     assert decode_captions(fields, "json:absent;json:text") == ["third"]
 
 
+def test_a_json_member_may_have_an_extension_of_two_parts():
+    fields = {"txt": b"a dog", "syn.json": json.dumps({"syn_text": ["a brown dog"]}).encode()}
+    captions = reader(caption_key={"txt": 1.0, "syn.json:syn_text": 1.0}, captions_per_image=2)
+    assert set(texts(captions, fields)) == {"a dog", "a brown dog"}
+
+
 def test_json_fields_hold_a_string_or_a_list_of_which_blank_ones_are_left_out():
     def fields(value):
         return {"json": json.dumps({"captions": value}).encode()}
