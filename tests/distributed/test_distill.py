@@ -160,7 +160,7 @@ SIGMOID = ("loss.type=sigmoid", "model.init_logit_bias=-3")
 @pytest.mark.parametrize(
     ("overrides", "topologies"),
     [
-        pytest.param((), [(2, 3, "ddp")], id="plain"),
+        pytest.param((), [(2, 3, "ddp")], id="plain", marks=pytest.mark.full),
         pytest.param((), TOPOLOGIES, id="every topology", marks=pytest.mark.full),
         pytest.param(("loss.exchange=ring",), [(2, 3, "ddp")], id="ring", marks=pytest.mark.full),
         pytest.param(("data.captions_per_image=2",), [(2, 3, "ddp")], id="two captions"),

@@ -65,7 +65,7 @@ def test_ranks_are_measured_and_compared(tmp_path: Path) -> None:
     ("hangs", "line", "value"),
     [
         ("early", "between ranks", "Ranks 1 failed to pass monitoredBarrier"),
-        ("measured", "between ranks", "no answer within"),
+        pytest.param("measured", "between ranks", "no answer within", marks=pytest.mark.full),
         pytest.param(
             "late", "findings of all ranks", "Ranks 1 failed to pass monitoredBarrier", marks=pytest.mark.full
         ),

@@ -33,6 +33,7 @@ def train_with_copies(config: RunConfig) -> int:
         return train(config)
 
 
+@pytest.mark.full
 def test_runs_are_alike(scenes: Path, tmp_path: Path) -> None:
     evaluation = f"evaluate.scenes={{type: zeroshot, data: {next(scenes.glob('wds_*'))}, every_steps: 4}}"
     curves, files = {}, {}

@@ -51,9 +51,15 @@ def mixture(run_dir: Path, sets: Path, *overrides: str) -> RunConfig:
     )
 
 
-def test_curve_counts_and_quarantine_are_the_same_for_any_number_of_processes(sets: Path, tmp_path: Path) -> None:
-    topologies = {"one": (1, 24, 0), "two": (2, 4, 1), "three": (3, 8, 2)}
-    for name, (world_size, micro_batch_size, workers) in topologies.items():
+TOPOLOGIES = {"one": (1, 24, 0), "two": (2, 4, 1), "three": (3, 8, 2)}  # W, micro-batch, loader processes
+
+
+@pytest.mark.parametrize("topologies", [("one",), pytest.param(("one", "two", "three"), marks=pytest.mark.full)])
+def test_curve_counts_and_quarantine_are_the_same_for_any_number_of_processes(
+    topologies: tuple[str, ...], sets: Path, tmp_path: Path
+) -> None:
+    for name in topologies:
+        world_size, micro_batch_size, workers = TOPOLOGIES[name]
         options = (f"micro_batch_size={micro_batch_size}", f"data.workers={workers}")
         assert run_ranks(train, world_size, mixture(tmp_path / name, sets, *options)) == [0] * world_size
     one, *others = (tmp_path / name for name in topologies)

@@ -64,7 +64,10 @@ def textbook(config: RunConfig) -> Grads:
     return textbook_gradients(config, ScoredCaptions, loss)
 
 
-@pytest.mark.parametrize(("world_size", "num_pieces"), TOPOLOGIES)
+@pytest.mark.parametrize(
+    ("world_size", "num_pieces"),
+    [(1, 3), *(pytest.param(*sizes, marks=pytest.mark.full) for sizes in TOPOLOGIES if sizes != (1, 3))],
+)
 def test_gradients_are_the_textbooks(world_size: int, num_pieces: int, shards: Path, tmp_path: Path) -> None:
     expected = run_ranks(textbook, 1, config_of(tmp_path / "run", shards, 1, 1))[0]
     assert "head.weight" in expected
@@ -74,6 +77,7 @@ def test_gradients_are_the_textbooks(world_size: int, num_pieces: int, shards: P
             torch.testing.assert_close(results[name], gradient, rtol=0, atol=1e-10, msg=name)
 
 
+@pytest.mark.full
 def test_trains_alike_on_any_topology_and_its_figures_are_shown(shards: Path, tmp_path: Path) -> None:
     rows = []
     for world_size, num_pieces in TOPOLOGIES:
@@ -98,6 +102,7 @@ def test_trains_in_half_precision(shards: Path, tmp_path: Path) -> None:
     assert [row["skipped_steps"] for row in metrics(tmp_path / "run")] == [0, 0, 0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_killed_and_started_again_nothing_differs(world_size: int, shards: Path, tmp_path: Path) -> None:
     undisturbed, killed = (

@@ -1,5 +1,6 @@
 """Stages with smaller inputs, and locked towers: the same run on any number of processes, whole or stopped."""
 
+import shutil
 import signal
 import weakref
 from pathlib import Path
@@ -47,9 +48,9 @@ def test_stages_do_not_depend_on_the_number_of_processes(shards: Path, tmp_path:
 
 def test_a_run_begun_again_in_a_later_stage_goes_on_there(shards: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
-        config = tiny_config(folder, shards, *STAGED, "checkpoint.every_steps=7")
-        assert run_ranks(train, 1, config) == [0]
+    config = tiny_config(cut, shards, *STAGED, "checkpoint.every_steps=7")
+    assert run_ranks(train, 1, config) == [0]
+    shutil.copytree(cut, whole)
     for name in ("step-00000009", "step-00000012"):
         (cut / "checkpoints" / name).rename(cut / f"gone-{name}")
     assert run_ranks(train, 1, config) == [0]
@@ -61,7 +62,7 @@ def test_a_run_begun_again_in_a_later_stage_goes_on_there(shards: Path, tmp_path
     assert losses(whole) == losses(cut)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_locked_tower_trains_from_its_step_on(world_size: int, shards: Path, tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path / "run",
@@ -102,7 +103,7 @@ def _alive_at_each_build(config: RunConfig) -> list[int]:
     return alive
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp2", marks=pytest.mark.full)])
 def test_a_phase_frees_its_memory_before_the_next_is_built(parallel: str, shards: Path, tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path / "run", shards, *STAGED, f"parallel.type={parallel}", "activation_checkpointing=1", "ema.decay=0.9"
@@ -123,6 +124,7 @@ def _stopped_in_the_last_step_of_a_phase(config: RunConfig) -> int:
     return train(config)
 
 
+@pytest.mark.full
 def test_a_stop_at_the_end_of_a_phase_comes_before_the_next(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", shards, *STAGED)
     assert run_ranks(_stopped_in_the_last_step_of_a_phase, 2, config) == [85, 85]

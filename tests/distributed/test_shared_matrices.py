@@ -133,6 +133,7 @@ def config_of(run_dir: Path, shards: Path, *more: str) -> RunConfig:
     return tiny_config(run_dir, shards, MUON, *settings, *more)
 
 
+@pytest.mark.full
 def test_runs_do_not_depend_on_ranks_and_resume_on_others(shards: Path, tmp_path: Path) -> None:
     """Two ranks sharded, then one, then two whole, beside one rank all along."""
     assert train(config_of(tmp_path / "alone", shards)) == 0

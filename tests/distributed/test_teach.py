@@ -77,6 +77,7 @@ def test_shards_on_a_web_server_make_the_same_store(shards, alone, tmp_path, mon
             assert contents(tmp_path / f"out{workers}") == alone
 
 
+@pytest.mark.full
 def test_killed_twice_it_goes_on(shards, alone, tmp_path):
     out = tmp_path / "out"
     for samples in (10, 17):  # in the second shard, and in the third

@@ -24,7 +24,8 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "micro_batch_size"), [(2, 12), pytest.param(4, 6, marks=pytest.mark.full), (4, 2), (1, 8)]
+    ("world_size", "micro_batch_size"),
+    [(2, 4), *(pytest.param(*sizes, marks=pytest.mark.full) for sizes in ((2, 12), (4, 6), (4, 2), (1, 8)))],
 )
 def test_loss_curve_is_that_of_one_process(
     world_size: int, micro_batch_size: int, alone: RunConfig, shards: Path, tmp_path: Path
@@ -39,6 +40,7 @@ def test_loss_curve_is_that_of_one_process(
     assert expected[-1] < expected[0] - 0.1  # it learns, or equal curves would say nothing
 
 
+@pytest.mark.full
 def test_patch_dropout_does_not_depend_on_ranks_or_micro_batches(shards: Path, tmp_path: Path) -> None:
     curves = []
     for name, world_size, micro_batch_size in (("one", 1, 24), ("two", 2, 3)):
@@ -65,17 +67,21 @@ SIGLIP = [
 ]
 
 
+OTHERS = {
+    "pieces": (1, 12, ["activation_checkpointing=1"]),
+    "ranks": (2, 12, []),
+    "shards": (2, 6, ["parallel.type=fsdp2", "activation_checkpointing=0.5"]),
+}
+
+
+@pytest.mark.parametrize("names", [("shards",), pytest.param(tuple(OTHERS), marks=pytest.mark.full)])
 def test_a_model_of_siglips_shape_learns_the_same_on_any_ranks_in_any_micro_batches(
-    shards: Path, tmp_path: Path
+    names: tuple[str, ...], shards: Path, tmp_path: Path
 ) -> None:
     """Attention pooling of the kept patches, no projection of pictures, texts padded to each stage's length."""
     curves = {}
-    for name, world_size, size, more in (
-        ("whole", 1, 24, []),
-        ("pieces", 1, 12, ["activation_checkpointing=1"]),
-        ("ranks", 2, 12, []),
-        ("shards", 2, 6, ["parallel.type=fsdp2", "activation_checkpointing=0.5"]),
-    ):
+    for name in ("whole", *names):
+        world_size, size, more = OTHERS.get(name, (1, 24, []))
         config = tiny_config(tmp_path / name, shards, *SIGLIP, f"micro_batch_size={size}", *more)
         assert (run_ranks(train, 2, config) if world_size == 2 else [train(config)] * 2) == [0, 0]
         curves[name] = losses(tmp_path / name)
@@ -84,7 +90,7 @@ def test_a_model_of_siglips_shape_learns_the_same_on_any_ranks_in_any_micro_batc
     assert curves["whole"][-1] < curves["whole"][0] - 0.1
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("before", "after"), [pytest.param(1, 2, marks=pytest.mark.full), (2, 1)])
 def test_resumes_on_another_number_of_processes(
     before: int, after: int, alone: RunConfig, shards: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,8 @@ SAME = {
     "locale": {"LC_ALL": "C", "LANG": "tr_TR.ISO-8859-9", "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "7"},
     "cuda": {"CUDA_LAUNCH_BLOCKING": "1", "CUBLAS_WORKSPACE_CONFIG": ":0:0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
 }
+# Those of `make test`.
+SHORT = ("accumulation", "precision", "deepspeed", "threads", "batch script of two nodes", "rank of one", "no home")
 # Of which the config says the first six.
 WANDB = {
     "WANDB_MODE": "online",
@@ -124,7 +126,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory, scenes: Path, starter: St
     return losses(tried.run_dir)
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.full) for name in SAME]
+)
 def test_losses_stay(name: str, tried: Tried, expected: list[float]) -> None:
     assert len(expected) == 20
     code, lines = tried.warm(SAME[name])

@@ -29,7 +29,7 @@ def embedded(model: Pretrained) -> torch.Tensor:
     return model.encode_text(["a red square", "a cat"])
 
 
-@pytest.mark.parametrize("beside", ["false", "true"])
+@pytest.mark.parametrize("beside", [pytest.param("false", marks=pytest.mark.full), "true"])
 def test_a_run_resumes_from_a_bucket_and_its_model_is_found(
     beside: str, tmp_path: Path, scenes: Path, bucket: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,7 +81,7 @@ def errors(text: str) -> list[str]:
 in_this_process = pytest.param(0, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize("trouble", ["gone", "silent"])
+@pytest.mark.parametrize("trouble", ["gone", pytest.param("silent", marks=pytest.mark.full)])
 @pytest.mark.parametrize("workers", [in_this_process, 2])
 def test_a_server_that_goes_away_ends_the_run(
     tmp_path: Path, web: WebServer, train: Train, trouble: str, workers: int

@@ -99,9 +99,8 @@ def children(pid: int) -> list[int]:
     return found + [grandchild for child in found for grandchild in children(child)]
 
 
-@pytest.mark.parametrize(
-    "num_samples", [4_000, pytest.param(100_000, marks=[pytest.mark.full, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("num_samples", [4_000, pytest.param(100_000, marks=pytest.mark.timeout(1800))])
 def test_every_bad_sample_is_listed_once_and_memory_stays_flat(tmp_path: Path, num_samples: int) -> None:
     planted = write_set(tmp_path / "data", num_samples=num_samples, shard_size=1000)
     run_dir, steps = tmp_path / "run", num_samples // GLOBAL_BATCH_SIZE  # one epoch: lanes divide the samples

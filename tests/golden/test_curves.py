@@ -19,6 +19,7 @@ from clipx.train.trainer import train
 FOLDER = Path(__file__).parent / "curves"
 COLUMNS = ("loss", "grad_norm", "logit_scale")
 CACHED = {1: "micro_batch_size=8", 2: "micro_batch_size=4"}  # k = 3
+SHORT = ("cached", "mixture")  # of the cases on two ranks, those of `make test`
 CASES: Mapping[str, tuple[str, ...]] = {
     "plain": (),
     "cached": (),
@@ -75,8 +76,13 @@ def numbers(text: str) -> list[list[float]]:
     return [list(map(float, line.split())) for line in text.splitlines() if not line.startswith("#")]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "world_size"),
+    [
+        *[(name, 1) for name in CASES],
+        *[pytest.param(name, 2, marks=[] if name in SHORT else [pytest.mark.full]) for name in CASES],
+    ],
+)
 def test_curve_is_as_recorded(
     name: str, world_size: int, sets: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -236,6 +236,7 @@ def test_a_bad_config_is_one_line_and_not_queued_again(submitted: Submitted, scr
     assert job.text == "clipx: error: data.worker=1: unknown key; the nearest known is data.workers\n"
 
 
+@pytest.mark.full
 def test_what_keeps_failing_is_started_so_many_times_only(submitted: Submitted) -> None:
     job = submitted.submit(*TWO_NODES, PYTHON=submitted.fake_python("exit 7"), MAX_FAILURES="2")
     fields = job.wait()

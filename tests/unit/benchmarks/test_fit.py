@@ -36,6 +36,7 @@ def rows(*arguments: str, out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.full
 def test_gift_has_a_row_for_each_head_fusion_and_seed(tmp_path: Path, model: str, table: str) -> None:
     found = rows("gift", model, "--table", table, "--seeds", "1", "--fusions", "late", out=tmp_path)
     assert [(row["head"], row["fusion"], row["seed"]) for row in found] == [

@@ -174,6 +174,7 @@ def test_a_row_that_was_cut_off_is_passed_over(report: Report) -> None:
     assert [(row["what"], row["loss"]) for row in read_rows(report.folder)] == [("whole", "nan")]
 
 
+@pytest.mark.full
 def test_the_script_stops_at_once_where_there_is_no_gpu(tmp_path: Path) -> None:
     script = Path(gpu_plan.__file__).with_name("gpu.sh")
     assert os.access(script, os.X_OK)

@@ -1,6 +1,6 @@
 """The export of a fitted model: what its program computes, what the folder says, and what is refused.
 
-One model is exported, which takes seconds; other fusions are compared before they are converted.
+One model is exported, in `make test-full`; the program of many is compared before it is converted.
 """
 
 import json
@@ -31,6 +31,7 @@ from clipx.pretrained.fitted import Fitted
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+exporting = pytest.mark.full  # its fixture converts a whole model to two formats
 FUSIONS = ("weighted_sum", "concat", "gated", "bilinear", "attention", "late")
 
 
@@ -68,6 +69,7 @@ def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@exporting
 def test_every_consumer_was_compared_and_is_within_the_limit(
     exported: tuple[Fitted, Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +90,7 @@ def test_every_consumer_was_compared_and_is_within_the_limit(
     assert f"compared on {rows} rows with {pictures} pictures and {texts} texts: " in capsys.readouterr().out
 
 
+@exporting
 def test_the_json_names_what_the_graph_has(exported: tuple[Fitted, Path, dict[str, Any]]) -> None:
     _, folder, _ = exported
     told = json.loads((folder / "fitted.json").read_text())
@@ -103,6 +106,7 @@ def test_the_json_names_what_the_graph_has(exported: tuple[Fitted, Path, dict[st
     assert told["outputs"]["tags_probabilities"]["labels"] == ["new", "sale"]
 
 
+@exporting
 def test_the_export_is_a_model_of_clipx(exported: tuple[Fitted, Path, dict[str, Any]]) -> None:
     model, folder, _ = exported
     row = {"photo": picture(3), "title": "a red cup", "brand": None, "weight": 1e6, "height": None, "shop": "corner"}
@@ -111,6 +115,7 @@ def test_the_export_is_a_model_of_clipx(exported: tuple[Fitted, Path, dict[str, 
     assert found["present"] == ["photo", "title", "weight", "shop"]
 
 
+@exporting
 def test_one_row_is_predicted_as_among_others(exported: tuple[Fitted, Path, dict[str, Any]]) -> None:
     model, folder, _ = exported
     inputs = graph_inputs(folder, rows_of(model))
@@ -121,6 +126,7 @@ def test_one_row_is_predicted_as_among_others(exported: tuple[Fitted, Path, dict
         np.testing.assert_allclose(many[4:5], one, rtol=1e-5, atol=1e-5)
 
 
+@exporting
 def test_code_on_the_card_runs_with_one_result(
     exported: tuple[Fitted, Path, dict[str, Any]],
     tmp_path: Path,
@@ -205,6 +211,7 @@ def test_formats_and_options_of_towers_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
+@exporting
 def test_what_differs_ends_the_export(
     exported: tuple[Fitted, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

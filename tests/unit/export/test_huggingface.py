@@ -80,6 +80,7 @@ def test_a_clip_trained_with_a_bias_keeps_it_in_its_config(tmp_path: Path) -> No
     assert torch.equal(stored, bias)
 
 
+@pytest.mark.full
 def test_a_siglip_with_clips_tokenizer_pads_with_a_token_of_its_own(tmp_path: Path) -> None:
     """Compared by all who load one: its pipeline pads to 64, whatever the model has."""
     text = SIGLIP_TEXT | {"pad": 64, "context_length": 64}

@@ -137,6 +137,7 @@ def test_half_precision_of_one_tower(tmp_path):
     assert 1e-6 < difference < 5e-3
 
 
+@pytest.mark.full
 def test_a_resnet_with_a_bert_by_all_who_load_it(tmp_path):
     """Neither transformers nor open_clip has a class for it. Its texts are cut at the model's length."""
     bert = tmp_path / "bert"
@@ -164,6 +165,7 @@ def test_a_resnet_with_a_bert_by_all_who_load_it(tmp_path):
         assert max(row["largest_difference"].values()) < 2e-5
 
 
+@pytest.mark.full
 def test_siglips_shape_has_no_mask_and_pooled_outputs(tmp_path):
     image = {"name": "vit_base_patch16_siglip_224", "options": SIGLIP, "projection": "none"}
     config = replace(tiny_model_config(image=image, text=SIGLIP_TEXT), embed_dim=32, init_logit_bias=-10.0)

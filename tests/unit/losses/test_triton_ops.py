@@ -21,14 +21,16 @@ from clipx.losses.tiles import Grid, Tile
 from clipx.types import Embeddings
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+full = pytest.mark.full
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="runs in the process that the first test starts")
 LOSSES: dict[str, type[InfoNCELoss] | type[SigmoidLoss]] = {"info_nce": InfoNCELoss, "sigmoid": SigmoidLoss}
 CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 
 
 @pytest.mark.skipif(INTERPRETING, reason="is that process")
-def test_this_file_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+@pytest.mark.parametrize("rows", ["not full", pytest.param("full", marks=full)])
+def test_this_file_under_the_interpreter(rows: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", rows, __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
@@ -61,10 +63,14 @@ def textbook(name: str, pairs: Embeddings, *ids_G: Tensor | None) -> tuple[Tenso
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(
     ("size", "width", "tile_size", "scale"),
-    [(1, 1, 4, 12.0), (7, 48, 2, 12.0), (65, 70, 40, 12.0), (70, 640, 20, 12.0), (128, 32, 32, 12.0), (70, 5, 40, 1e4)],
+    [
+        (65, 70, 40, 12.0),
+        *[pytest.param(*sizes, 12.0, marks=full) for sizes in ((1, 1, 4), (7, 48, 2), (70, 640, 20), (128, 32, 32))],
+        pytest.param(70, 5, 40, 1e4, marks=full),
+    ],
 )
 @pytest.mark.parametrize("with_positives", [False, True])
-@pytest.mark.parametrize("with_ids", [(), (1,), (2,), (2, 3)])
+@pytest.mark.parametrize("with_ids", [(), *(pytest.param(shape, marks=full) for shape in ((1,), (2,))), (2, 3)])
 def test_value_and_gradients_are_the_textbooks(
     name: str, size: int, width: int, tile_size: int, scale: float, with_ids: tuple[int, ...], with_positives: bool
 ) -> None:
@@ -102,7 +108,7 @@ def test_logits_far_below_the_largest_of_their_tile_count(name: str) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("with_positives", [False, True])
+@pytest.mark.parametrize("with_positives", [pytest.param(False, marks=full), True])
 def test_more_programs_than_are_combined_at_once(with_positives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipx.losses import triton_ops
 
@@ -186,9 +192,9 @@ def test_log1p_in_the_kernel_is_accurate_everywhere() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("owners", [slice(0, 3), slice(1, 2), slice(2, 3)])
-@pytest.mark.parametrize("with_positives", [False, True])
-@pytest.mark.parametrize("with_ids", [False, True, (2, 2)])
+@pytest.mark.parametrize("owners", [slice(0, 3), slice(1, 2), pytest.param(slice(2, 3), marks=full)])
+@pytest.mark.parametrize("with_positives", [pytest.param(False, marks=full), True])
+@pytest.mark.parametrize("with_ids", [False, pytest.param(True, marks=full), (2, 2)])
 def test_every_tile_of_a_rank_in_the_middle_is_torchs(
     owners: slice, with_ids: bool | tuple[int, int], with_positives: bool
 ) -> None:

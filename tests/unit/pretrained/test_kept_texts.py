@@ -48,6 +48,7 @@ def losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_a_run_needs_the_folder_of_its_tokenizer_no_more(shards: Path, tmp_path: Path) -> None:
     start = siglip_folder(tmp_path / "start")
     given = (f"start_from={start}", "loss.type=sigmoid")

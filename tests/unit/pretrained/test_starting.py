@@ -129,6 +129,7 @@ def test_the_first_loss_is_the_librarys(folders: dict[str, Path], shards: Path, 
     assert first == pytest.approx(library_loss(kind, folders[kind], batch), abs=1e-5)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_without_the_folder_that_it_started_from(
     folders: dict[str, Path], shards: Path, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def test_too_many_at_once_wait(server: SearchServer) -> None:
     waiting.join()
 
 
+@pytest.mark.full
 def test_the_command_serves_until_ctrl_c(searched: Searched) -> None:
     command = [sys.executable, "-m", "clipx", "search", str(searched.embeddings.folder), "--serve", "--port", "0"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[3])}

@@ -26,12 +26,14 @@ from clipx.models.text_tower import TextTower
 from clipx.models.vision_tower import build_vision_tower
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+full = pytest.mark.full
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="runs in the process that the first test starts")
 
 
 @pytest.mark.skipif(INTERPRETING, reason="is that process")
-def test_this_file_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+@pytest.mark.parametrize("rows", ["not full", pytest.param("full", marks=full)])
+def test_this_file_under_the_interpreter(rows: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", rows, __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
@@ -64,7 +66,12 @@ def assert_exact(mixed_THE: Tensor, qkv_T3HE: Tensor, lengths: list[int], *, cau
 @interpreted
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    ("num_tokens", "channels"), [(50, 64), (1, 64), (16, 32), (17, 80), (33, 8), (64, 64), (65, 72), (128, 128)]
+    ("num_tokens", "channels"),
+    [
+        (50, 64),
+        *[pytest.param(*shape, marks=full) for shape in ((1, 64), (16, 32), (17, 80), (33, 8), (64, 64), (128, 128))],
+        (65, 72),
+    ],
 )
 def test_sequences_of_one_length(num_tokens: int, channels: int, causal: bool) -> None:
     qkv = draw(3 * num_tokens, 2, channels)
@@ -74,7 +81,7 @@ def test_sequences_of_one_length(num_tokens: int, channels: int, causal: bool) -
 
 @interpreted
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("longest", [77, 128])
+@pytest.mark.parametrize("longest", [77, pytest.param(128, marks=full)])
 def test_texts_of_any_length(longest: int, causal: bool) -> None:
     lengths = [3, 0, 32, 33, 1, 64, 65, 77, 0]
     qkv = draw(sum(lengths), 2, 32)
@@ -128,11 +135,12 @@ def test_no_sequence_is_no_launch() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("bounds", [None, bounds_of([20, 20])])
+@pytest.mark.parametrize("bounds", [pytest.param(None, marks=full), bounds_of([20, 20])])
 def test_torchs_own_checks_of_an_operation(bounds: Tensor | None) -> None:
     torch.library.opcheck(torch.ops.clipx.one_tile_attention.default, (draw(40, 2, 32), bounds, 20, False, 0.2))
 
 
+@full
 @interpreted
 def test_a_checkpointed_and_compiled_layer_gives_the_same() -> None:
     layer = nn.Linear(64, 3 * 64)
@@ -151,7 +159,7 @@ def test_a_checkpointed_and_compiled_layer_gives_the_same() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=full), True])
 def test_the_trial_of_a_run_accepts_it(causal: bool) -> None:
     shape = Shape(
         name="sequences",
@@ -252,7 +260,7 @@ def test_an_image_tower_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("bucketed", [False, True])
+@pytest.mark.parametrize("bucketed", [pytest.param(False, marks=full), True])
 def test_a_text_tower_gives_the_same(bucketed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     tower = TextTower(TransformerTextConfig(context_length=40, width=32, layers=2, heads=2), vocab_size=50, embed_dim=8)
