@@ -26,7 +26,6 @@ def write_pictures(folder: Path) -> None:
                 path.write_bytes(png(value + number, size=48))
 
 
-@pytest.mark.full
 def test_a_person_follows_it_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_launcher(tmp_path / "cache", monkeypatch)
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ from faults.processes import Fault, wait_until
 from tiny import losses
 
 full = pytest.mark.full
+FILE_EVENTS = [2, *(pytest.param(nth, marks=full) for nth in (1, *range(3, 13)))]
 SIZES = [1_000_000, *(pytest.param(size, marks=full) for size in (30_000, 5_000_000, 9_000_000))]
 in_background = pytest.mark.parametrize("background", [True, pytest.param(False, marks=full)])
 
@@ -25,9 +26,8 @@ def start(scenario: Scenario, *faults: Fault, background: bool, overrides: Seque
     return job
 
 
-@full
-@pytest.mark.parametrize("background", [True, False])
-@pytest.mark.parametrize("nth", range(1, 13))
+@in_background
+@pytest.mark.parametrize("nth", FILE_EVENTS)
 def test_kill_9_at_a_file_operation_of_a_save(scenario: Scenario, nth: int, background: bool) -> None:
     job = start(scenario, ("die_at_file_event", {"part": "step-00000008", "nth": nth}), background=background)
     assert job.wait() == [-9] or nth > 8  # then the save may take fewer operations
@@ -47,7 +47,6 @@ def test_kill_after_so_many_bytes_of_a_save(scenario: Scenario, size: int, backg
     scenario.assert_as_undisturbed()
 
 
-@full
 def test_kill_9_of_one_rank_during_a_save(scenario: Scenario) -> None:
     scenario.world_size = 2
     job = scenario.start(faults=[("die_at_file_event", {"part": "step-00000008", "nth": 2, "rank": 1})])
@@ -87,8 +86,8 @@ def empty_the_manifest(checkpoint: Path) -> None:
     ("damage", "named"),
     [
         (flip_a_byte, "differs from its checksum"),
-        pytest.param(truncate, "bytes instead of", marks=full),
-        pytest.param(remove_a_file, "is missing", marks=full),
+        (truncate, "bytes instead of"),
+        (remove_a_file, "is missing"),
         (remove_the_manifest, "manifest.json"),
         pytest.param(empty_the_manifest, "manifest.json", marks=full),
     ],

@@ -38,7 +38,6 @@ def while_it_runs(scenario: Scenario, *overrides: str, step: int = 6) -> tuple[J
     return job, gate.file
 
 
-@pytest.mark.full
 def test_a_shard_that_vanishes(scenario: Scenario, shards: Path) -> None:
     """The run reads one shard after the other, and has not opened the last ones yet."""
     scenario.options = ("data.lanes=1", "data.shuffle_window=4")
@@ -82,10 +81,8 @@ def test_a_changed_list_of_shards_that_is_allowed(scenario: Scenario, shards: Pa
 
 @pytest.mark.parametrize(
     ("kept", "reason"),
-    [
-        pytest.param(0.5, "distinct samples are bad", id="truncated", marks=pytest.mark.full),
-        pytest.param(0.0, "the shard was longer when it was indexed: restore it", id="empty"),
-    ],
+    [(0.5, "distinct samples are bad"), (0.0, "the shard was longer when it was indexed: restore it")],
+    ids=["truncated", "empty"],
 )
 def test_shards_that_are(scenario: Scenario, shards: Path, kept: float, reason: str) -> None:
     job, gate = while_it_runs(scenario)
@@ -119,7 +116,6 @@ def test_a_slow_shard(scenario: Scenario, shards: Path) -> None:
     scenario.assert_as_undisturbed()
 
 
-@pytest.mark.full
 def test_a_loader_that_is_killed(scenario: Scenario) -> None:
     scenario.world_size = 2
     gate = scenario.gate(6, rank=1)

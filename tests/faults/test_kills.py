@@ -55,7 +55,6 @@ def test_kill_9_of_one_rank_at_a_random_step(scenario: Scenario, seed: int) -> N
     scenario.assert_as_undisturbed()
 
 
-@pytest.mark.full
 def test_kill_9_between_a_save_and_its_evaluation(scenario: Scenario, scenes: Path) -> None:
     evaluated(scenario, scenes)
     job = scenario.start(faults=[("die_at_file_event", {"part": "wds_scenes", "after": ".saving-step-00000008"})])

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 
-import pytest
 from faults.harness import AGAIN, Scenario
 from faults.processes import descendants
 
@@ -12,7 +11,6 @@ STALL = "stall_timeout_s=3"
 RUN_LOCK = "clipx.train.liveness.run_lock"
 
 
-@pytest.mark.full
 def test_a_rank_that_is_stopped(scenario: Scenario) -> None:
     scenario.world_size = 2
     gate = scenario.gate(8, rank=1)
@@ -32,7 +30,6 @@ def test_a_rank_that_is_stopped(scenario: Scenario) -> None:
     scenario.assert_as_undisturbed()
 
 
-@pytest.mark.full
 def test_a_read_that_hangs(scenario: Scenario) -> None:
     scenario.world_size = 2
     gate = scenario.gate(8, rank=1)

@@ -96,7 +96,6 @@ def test_a_stop_file(scenario: Scenario) -> None:
     assert not (scenario.run_dir / "STOP").exists()
 
 
-@full
 def test_the_time_is_up(scenario: Scenario) -> None:
     scenario.world_size = 2
     job = scenario.start("max_minutes=0.001")
