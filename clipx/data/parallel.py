@@ -3,7 +3,7 @@
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import get_context, resource_tracker
@@ -36,7 +36,7 @@ def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[R
     """
     pool = ThreadPoolExecutor(THREADS)
     try:
-        yield from _in_order(pool, work, jobs, _AHEAD * THREADS)
+        yield from begun_ahead(lambda job: pool.submit(work, job).result, jobs, ahead=_AHEAD * THREADS)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -70,7 +70,7 @@ def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], *, workers:
             pool.submit(num_cores).result()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield from _in_order(pool, _run, jobs, _AHEAD * workers)
+        yield from begun_ahead(lambda job: pool.submit(_run, job).result, jobs, ahead=_AHEAD * workers)
     except (BrokenProcessPool, EOFError) as error:  # the second from the server, about one that died while it began
         raise RunError(
             "a process died, most likely for want of memory (give fewer --workers), or because a script calls this "
@@ -80,14 +80,19 @@ def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], *, workers:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: Executor, work: Callable[[Job], Result], jobs: Iterable[Job], max_pending: int) -> Iterator[Result]:
-    pending: deque[Future[Result]] = deque()
-    for job in jobs:
-        pending.append(pool.submit(work, job))
-        if len(pending) >= max_pending:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+def begun_ahead(begin: Callable[[Job], Callable[[], Result]], jobs: Iterable[Job], *, ahead: int) -> Iterator[Result]:
+    """Yields the result of each job, in their order; `begin` starts a job, and returns what waits for its result.
+
+    Args:
+        ahead: jobs that have begun when the first of them is waited for.
+    """
+    rest = iter(jobs)
+    pending: deque[Callable[[], Result]] = deque()
+    while True:
+        pending.extend(begin(job) for job in islice(rest, ahead - len(pending)))
+        if not pending:
+            return
+        yield pending.popleft()()
 
 
 def _start(work: Callable[[Any], Any]) -> None:

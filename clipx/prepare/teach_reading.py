@@ -6,11 +6,9 @@ far from the models: a `ViewReader` pickles without them. A picture is decoded o
 Shapes: B samples of a block, R good ones, K views, S image size.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
-from clipx.data.parallel import in_processes, num_cores
+from clipx.data.parallel import begun_ahead, in_processes, num_cores
 from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import BadSampleError, ShardReader
 from clipx.data.teachers.views import view_seed
@@ -214,30 +212,26 @@ def read_views(reader: ViewReader, blocks: Iterable[Block], *, workers: int) -> 
     if workers >= 2:
         yield from in_processes(reader, blocks, workers=workers)
         return
-    rest = iter(blocks)
-    pending: deque[tuple[_Draft, Sequence[Future[None]]]] = deque()
     pool = ThreadPoolExecutor(_THREADS, initializer=torch.set_num_threads, initargs=(1,))
+
+    def begin(block: Block) -> Callable[[], ReadBlock]:
+        reader.expect(block)
+        draft, samples = _Draft(reader, block), reader.samples(block)
+        parts = [slice(at, min(at + _AT_ONCE, len(samples))) for at in range(0, len(samples), _AT_ONCE)]
+        futures = [pool.submit(draft.read, part, samples[part]) for part in parts]
+        return lambda: _read(draft, futures)
+
     try:
-        while True:
-            begun = list(islice(rest, _BLOCKS_AHEAD - len(pending)))
-            for block in begun:
-                reader.expect(block)
-            pending.extend(_begin(reader, block, pool) for block in begun)
-            if not pending:
-                return
-            draft, futures = pending.popleft()
-            for future in futures:
-                future.result()
-            yield draft.finished()
+        yield from begun_ahead(begin, blocks, ahead=_BLOCKS_AHEAD)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(reader: ViewReader, block: Block, pool: ThreadPoolExecutor) -> tuple[_Draft, Sequence[Future[None]]]:
-    """Has a block read."""
-    draft, samples = _Draft(reader, block), reader.samples(block)
-    parts = [slice(at, min(at + _AT_ONCE, len(samples))) for at in range(0, len(samples), _AT_ONCE)]
-    return draft, [pool.submit(draft.read, part, samples[part]) for part in parts]
+def _read(draft: _Draft, parts: Sequence[Future[None]]) -> ReadBlock:
+    """The block, when all its parts have been read."""
+    for part in parts:
+        part.result()
+    return draft.finished()
 
 
 def _refs(block: Block) -> list[SampleRef]:

@@ -5,11 +5,9 @@ It runs in threads of this process or in worker processes, far from the model: a
 Shapes: I pictures of a block, C captions of it, S image size, T tokens.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from clipx.data.decode import UndecodableError
 from clipx.data.inputs import Inputs
-from clipx.data.parallel import in_processes, num_cores
+from clipx.data.parallel import begun_ahead, in_processes, num_cores
 from clipx.data.rows.row import LeftOutError
 from clipx.data.tokenizer import Tokenizer
 from clipx.data.transforms import EvalTransform
@@ -163,17 +161,14 @@ def read_blocks(reader: BlockReader, blocks: Iterable[range], *, workers: int) -
     if workers >= 2:
         yield from in_processes(reader, blocks, workers=workers)
         return
-    rest = iter(blocks)
-    pending: deque[tuple[range, Sequence[Future[list[_Row | LeftOut]]]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
+
+    def begin(rows: range) -> Callable[[], ReadBlock]:
+        parts = (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+        futures = [pool.submit(reader.some, part) for part in parts]
+        return lambda: reader.joined(rows, (row for future in futures for row in future.result()))
+
     try:
-        while True:
-            for rows in islice(rest, _BLOCKS_AHEAD - len(pending)):
-                parts = (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
-                pending.append((rows, [pool.submit(reader.some, part) for part in parts]))
-            if not pending:
-                return
-            rows, futures = pending.popleft()
-            yield reader.joined(rows, (row for future in futures for row in future.result()))
+        yield from begun_ahead(begin, blocks, ahead=_BLOCKS_AHEAD)
     finally:
         pool.shutdown(cancel_futures=True)
