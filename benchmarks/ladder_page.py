@@ -177,12 +177,12 @@ def markdown(columns: Sequence[str], cells: Cells) -> str:
 def charts(ladder: Ladder, recipes: Sequence[Recipe], budgets: Sequence[Budget], rows: Rows) -> Iterator[Html]:
     """A chart for each figure and budget, with a line for each recipe."""
     unit = "TFLOP" if budgets[-1].unit == "TFLOP" else f"seconds of training ({ladder.clock})"
-    if len(recipes) > _MOST_LINES:  # as those of an ablation: the table says it better
-        recipes = [recipe for recipe in recipes if recipe.name in (PLAIN, WHOLE)]
     for title, figure in sided(ladder, "choose"):
         for budget in reversed(budgets):
             curves = {recipe.name: curve(of(rows, recipe, budget), figure, budget.unit) for recipe in recipes}
             lines = {name: line for name, line in curves.items() if line.points}
+            if len(lines) > _MOST_LINES:  # as those of an ablation: the table says it better
+                lines = {name: line for name, line in lines.items() if name in (PLAIN, WHOLE)}
             if lines:
                 yield line_chart(
                     {name: line.points for name, line in lines.items()},
