@@ -16,6 +16,11 @@ Cells = list[list[str]]
 
 STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
 """Student's t, 97.5%, by degrees of freedom: for two means those of the smaller sample, which is never too narrow."""
+_MOST_LINES = 10
+_HOW = (
+    "A line is the mean of its seeds, its band their extremes. Only the end of a line is a finished run: before it the "
+    "learning rate was still high. Start and evaluation are not counted."
+)
 
 
 @dataclass(frozen=True)
@@ -230,10 +235,3 @@ def write_summary(
     lines = section("Accuracy against compute", paragraph(machine + _HOW), *charts(ladder, recipes, budgets, rows))
     write_page(work / "ladder.html", page(ladder.name, [lines, *parts], subtitle=f"equal compute: {budgets[-1].name}"))
     print(f"curves: {work / 'ladder.html'}", flush=True)
-
-
-_MOST_LINES = 10
-_HOW = (
-    "A line is the mean of its seeds, its band their extremes. Only the end of a line is a finished run: before it the "
-    "learning rate was still high. Start and evaluation are not counted."
-)
