@@ -33,6 +33,7 @@ from clipx.losses.tiles import (
     input_gradients,
     make_grid,
     matmul_operand,
+    register_gradients,
     similarities,
 )
 from clipx.types import Embeddings
@@ -245,26 +246,7 @@ def _distill_backward(  # noqa: PLR0913, PLR0917
     return dx_BD, dy_BD, ds.to(logit_scale.dtype)
 
 
-@_distill_backward.register_fake
-def _(share_gradient: Tensor, row_lse_BL: Tensor, column_lse_GL: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dx_BD, dy_BD, ds = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
-    return dx_BD, dy_BD, ds
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)  # or zeros of the sums' size were made
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[2:], *inputs[:7])
-    ctx.settings = inputs[7:]
-
-
-def _differentiate(ctx: Any, share_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if share_gradient is None:
-        return (None,) * 12
-    return *_distill_backward(share_gradient, *ctx.saved_tensors, *ctx.settings), *(None,) * 9
-
-
-_distill.register_autograd(_differentiate, setup_context=_save)
+register_gradients(_distill, _distill_backward, num_tensors=7, num_sums=2)
 
 
 def _exchange(

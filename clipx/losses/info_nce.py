@@ -29,6 +29,7 @@ from clipx.losses.tiles import (
     input_gradients,
     make_grid,
     matmul_operand,
+    register_gradients,
     similarities,
 )
 from clipx.types import Embeddings
@@ -175,26 +176,7 @@ def _info_nce_backward(  # noqa: PLR0913, PLR0917
     return dx_BD, dy_BD, ds.to(logit_scale.dtype)
 
 
-@_info_nce_backward.register_fake
-def _(share_gradient: Tensor, row_lse_B: Tensor, column_lse_G: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dx_BD, dy_BD, ds = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
-    return dx_BD, dy_BD, ds
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # or zeros of r's and c's size were made
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], *inputs[:6])
-    ctx.settings = inputs[6:]
-
-
-def _differentiate(ctx: Any, share_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if share_gradient is None:
-        return (None,) * 9
-    return *_info_nce_backward(share_gradient, *ctx.saved_tensors, *ctx.settings), *(None,) * 6
-
-
-_info_nce.register_autograd(_differentiate, setup_context=_save)
+register_gradients(_info_nce, _info_nce_backward, num_tensors=6, num_sums=2)
 
 
 def _statistics(

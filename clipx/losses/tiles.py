@@ -9,7 +9,7 @@ pair.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -239,6 +239,38 @@ def input_gradients(
     del direction_BD
     dy_BD = exchange.text_gradient()
     return dx_BD, torch.mul(dy_BD, factor, out=torch.empty_like(dy_BD, dtype=dtype)), ds
+
+
+def register_gradients(share: Any, backward: Any, *, num_tensors: int, num_sums: int) -> None:
+    """Makes `backward` the gradient of a loss's operator, so that nothing of the tiles is kept between the two.
+
+    Args:
+        share: registered operator, whose first output is the share and whose last are sums; only the share has a
+            gradient.
+        backward: registered operator of the share's gradient, the sums and the inputs of `share`, to the gradients of
+            its first three: images, texts and multiplier.
+        num_tensors: how many of the inputs come first and are tensors, or None where they may be.
+        num_sums: outputs that `backward` takes.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)  # or zeros of the sums' size were made
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[-num_sums:], *inputs[:num_tensors])
+        ctx.settings = inputs[num_tensors:]
+
+    def differentiate(ctx: Any, share_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        rest = (None,) * (num_tensors + len(ctx.settings) - 3)
+        if share_gradient is None:
+            return (None, None, None, *rest)
+        return *backward(share_gradient, *ctx.saved_tensors, *ctx.settings), *rest
+
+    def fake(share_gradient: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+        of_inputs = inputs[num_sums : num_sums + 3]
+        return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in of_inputs)
+
+    share.register_autograd(differentiate, setup_context=save)
+    backward.register_fake(fake)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
