@@ -54,6 +54,17 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return [Path(checkpoint.folder.address) for checkpoint in found]
 
 
+def saved_steps(run_dir: Path | str) -> list[int]:
+    """The steps that a run has checkpoints of, in order."""
+    return [int(path.name.removeprefix("step-")) for path in checkpoints(Path(run_dir))]
+
+
+def results(run_dir: Path | str, name: str) -> dict[int, dict[str, Any]]:
+    """What an evaluation of a run has found, by step."""
+    contents = [json.loads(path.read_text()) for path in sorted(Path(run_dir, "eval").glob(f"{name}-*"))]
+    return {content["step"]: content for content in contents}
+
+
 def newest_checkpoint(run_dir: Path) -> Path:
     """The folder of the newest one that is whole."""
     newest = CheckpointStore(run_dir / "checkpoints").newest()

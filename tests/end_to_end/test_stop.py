@@ -3,15 +3,13 @@
 With `optim.lr=0` nothing changes, so the first evaluation stays the best.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from distributed.ranks import run_ranks
 from fit_runs import tiny_fit, write_table_shards
-from tiny import checkpoints, losses, status
+from tiny import losses, results, saved_steps, status
 
 from clipx.checkpoint.find import find_model
 from clipx.config.fit import FitConfig
@@ -43,28 +41,18 @@ def stopped(ended: Path, shards: Path, tmp_path: Path) -> FitConfig:
     return tiny_fit(tmp_path / "run", shards, *STILL)
 
 
-def results(run_dir: Path | str) -> dict[int, dict[str, Any]]:
-    contents = [json.loads(path.read_text()) for path in sorted(Path(run_dir, "eval").iterdir())]
-    assert {content["name"] for content in contents} <= {"val"}
-    return {content["step"]: content for content in contents}
-
-
-def saved(run_dir: Path | str) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in checkpoints(Path(run_dir))]
-
-
 @pytest.mark.parametrize(("stop", "kept"), [("null", [13]), ("{metric: loss}", [5, 10, 13])])
 def test_every_epoch_is_evaluated_and_saved_if_it_is_the_best(
     stop: str, kept: list[int], shards: Path, tmp_path: Path
 ) -> None:
     config = tiny_fit(tmp_path, shards, "epochs=2.6", "checkpoint.keep_last=9", "global_batch_size=20", f"stop={stop}")
     assert train(config) == 0
-    assert list(results(tmp_path)) == [5, 10, 13]  # of 96 rows: 100, 200, 260 of 250
-    assert saved(tmp_path) == kept
+    assert list(results(tmp_path, "val")) == [5, 10, 13]  # of 96 rows: 100, 200, 260 of 250
+    assert saved_steps(tmp_path) == kept
 
 
 def test_a_run_ends_where_it_is_no_better_and_says_why(stopped: FitConfig) -> None:
-    found = results(stopped.run_dir)
+    found = results(stopped.run_dir, "val")
     assert list(found) == [4, 8, 12]
     reason = REASON.format(value=found[4]["colour/accuracy"])
     assert status(Path(stopped.run_dir)) == {"status": "complete", "step": 12, "reason": reason}
@@ -72,7 +60,7 @@ def test_a_run_ends_where_it_is_no_better_and_says_why(stopped: FitConfig) -> No
 
 
 def test_the_best_checkpoint_stays_and_is_the_model(stopped: FitConfig) -> None:
-    assert saved(stopped.run_dir) == [4, 12]  # the best, and keep_last=1
+    assert saved_steps(stopped.run_dir) == [4, 12]  # the best, and keep_last=1
     assert find_model(stopped.run_dir).folder.name == "step-00000004"
     assert find_model(Path(stopped.run_dir, "checkpoints")).folder.name == "step-00000012"
 
@@ -108,16 +96,16 @@ def test_a_start_after_the_end_changes_nothing(stopped: FitConfig) -> None:
 def test_with_more_patience_a_stopped_run_goes_on(stopped: FitConfig, shards: Path) -> None:
     more = (*STILL[:-1], "stop={metric: colour/accuracy, patience: 3}")
     assert train(tiny_fit(Path(stopped.run_dir), shards, *more)) == 0
-    assert list(results(stopped.run_dir)) == [4, 8, 12, 16]
-    assert saved(stopped.run_dir) == [4, 16]
+    assert list(results(stopped.run_dir, "val")) == [4, 8, 12, 16]
+    assert saved_steps(stopped.run_dir) == [4, 16]
 
 
 def test_results_of_steps_that_come_again_do_not_count(stopped: FitConfig) -> None:
-    before = results(stopped.run_dir)
+    before = results(stopped.run_dir, "val")
     shutil.rmtree(Path(stopped.run_dir, "checkpoints", "step-00000012"))
     assert train(stopped) == 0  # on from step 4
-    assert results(stopped.run_dir) == before
-    assert saved(stopped.run_dir) == [4, 12]
+    assert results(stopped.run_dir, "val") == before
+    assert saved_steps(stopped.run_dir) == [4, 12]
 
 
 class Killed(BaseException):
@@ -128,7 +116,7 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_beside_its_last_evaluation_ends_there(
     place: str, stopped: FitConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, original = results(stopped.run_dir), evaluations._write_scores
+    before, original = results(stopped.run_dir, "val"), evaluations._write_scores
 
     def kill(path: Path, scores: dict[str, object]) -> None:
         if place == "after":
@@ -142,7 +130,7 @@ def test_a_run_that_is_killed_beside_its_last_evaluation_ends_there(
     assert not Path(stopped.run_dir, "status.json").exists()
     monkeypatch.undo()
     assert train(stopped) == 0
-    assert results(stopped.run_dir) == before
+    assert results(stopped.run_dir, "val") == before
     assert status(Path(stopped.run_dir))["reason"] == REASON.format(value=before[4]["colour/accuracy"])
     assert len(losses(Path(stopped.run_dir))) == 12
 
@@ -162,12 +150,12 @@ def test_saving_beside_the_training_keeps_every_checkpoint_that_may_be_the_best(
 ) -> None:
     monkeypatch.setattr(Saver, "_is_busy", lambda self: True)  # as a storage that is always slower than the steps
     assert train(tiny_fit(tmp_path, shards, *STILL, "checkpoint.async_save=true")) == 0
-    assert saved(tmp_path) == [4, 12]
+    assert saved_steps(tmp_path) == [4, 12]
 
 
 @pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2"])
 def test_all_ranks_end_together(kind: str, shards: Path, tmp_path: Path, stopped: FitConfig) -> None:
     config = tiny_fit(tmp_path / "two", shards, *STILL, f"parallel.type={kind}")
     assert run_ranks(trainer.train, 2, config) == [0, 0]
-    assert saved(config.run_dir) == [4, 12]
-    assert results(config.run_dir)[12] == results(stopped.run_dir)[12]
+    assert saved_steps(config.run_dir) == [4, 12]
+    assert results(config.run_dir, "val")[12] == results(stopped.run_dir, "val")[12]

@@ -3,7 +3,6 @@
 With `optim.lr=0` nothing changes, so the first evaluation stays the best.
 """
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from distributed.ranks import run_ranks
-from tiny import checkpoints, losses, status, tiny_config, write_scenes
+from tiny import losses, results, saved_steps, status, tiny_config, write_scenes
 from torch import Tensor
 
 from clipx.checkpoint.find import find_model
@@ -58,17 +57,8 @@ def stopped(ended: Path, scenes: Path, tmp_path: Path) -> RunConfig:
     return config_of(tmp_path / "run", scenes, *STILL)
 
 
-def results(run_dir: Path | str) -> dict[int, dict[str, Any]]:
-    contents = [json.loads(path.read_text()) for path in sorted(Path(run_dir, "eval").glob("val-*"))]
-    return {content["step"]: content for content in contents}
-
-
-def saved(run_dir: Path | str) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in checkpoints(Path(run_dir))]
-
-
 def test_a_run_ends_where_it_is_no_better_and_says_why(stopped: RunConfig) -> None:
-    found = results(stopped.run_dir)
+    found = results(stopped.run_dir, "val")
     assert list(found) == [4, 8, 12]
     reason = REASON.format(value=found[4]["loss"])
     assert status(Path(stopped.run_dir)) == {"status": "complete", "step": 12, "reason": reason}
@@ -77,7 +67,7 @@ def test_a_run_ends_where_it_is_no_better_and_says_why(stopped: RunConfig) -> No
 
 
 def test_the_best_checkpoint_stays_and_is_the_model(stopped: RunConfig) -> None:
-    assert saved(stopped.run_dir) == [4, 12]  # the best, which no schedule asked for, and keep_last=1
+    assert saved_steps(stopped.run_dir) == [4, 12]  # the best, which no schedule asked for, and keep_last=1
     assert find_model(stopped.run_dir).folder.name == "step-00000004"
     assert load(stopped.run_dir).logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
 
@@ -94,13 +84,13 @@ def test_a_start_after_the_end_changes_nothing(stopped: RunConfig) -> None:
 
 def test_with_more_patience_a_stopped_run_goes_on(stopped: RunConfig, scenes: Path) -> None:
     assert train(config_of(stopped.run_dir, scenes, *STILL, patience=3)) == 0
-    assert list(results(stopped.run_dir)) == [4, 8, 12, 16]
-    assert saved(stopped.run_dir) == [4, 16]
+    assert list(results(stopped.run_dir, "val")) == [4, 8, 12, 16]
+    assert saved_steps(stopped.run_dir) == [4, 16]
 
 
 def test_a_run_that_gets_better_is_trained_to_its_end(scenes: Path, tmp_path: Path) -> None:
     assert train(config_of(tmp_path, scenes, "steps=12", patience=1)) == 0
-    values = [result["loss"] for result in results(tmp_path).values()]
+    values = [result["loss"] for result in results(tmp_path, "val").values()]
     assert values == sorted(values, reverse=True)
     assert status(tmp_path)["reason"] == "all steps done"
     assert find_model(tmp_path).folder.name == "step-00000012"
@@ -129,16 +119,16 @@ def test_a_run_that_is_killed_beside_an_evaluation_ends_where_it_would_have(
     assert not Path(config.run_dir, "status.json").exists()
     monkeypatch.undo()
     assert train(config) == 0
-    assert results(config.run_dir) == results(stopped.run_dir)
+    assert results(config.run_dir, "val") == results(stopped.run_dir, "val")
     assert status(Path(config.run_dir)) == status(Path(stopped.run_dir))
     assert losses(Path(config.run_dir)) == losses(Path(stopped.run_dir))
-    assert saved(config.run_dir) == [4, 12]
+    assert saved_steps(config.run_dir) == [4, 12]
 
 
 def test_the_average_of_the_weights_is_evaluated_and_may_decide(scenes: Path, tmp_path: Path) -> None:
     overrides = ("ema.decay=0.5", "steps=8", "stop.metric=val/ema_loss")
     assert train(config_of(tmp_path, scenes, *overrides)) == 0
-    found = results(tmp_path)
+    found = results(tmp_path, "val")
     assert all(result["loss"] != result["ema_loss"] > 0 for result in found.values())
     assert find_model(tmp_path).folder.name == f"step-{min(found, key=lambda step: found[step]['ema_loss']):08d}"
 
@@ -156,7 +146,7 @@ def test_saving_beside_the_training_keeps_every_checkpoint_that_may_be_the_best(
 ) -> None:
     monkeypatch.setattr(Saver, "_is_busy", lambda self: True)  # as a storage that is always slower than the steps
     assert train(config_of(tmp_path, scenes, *STILL, "checkpoint.async_save=true")) == 0
-    assert saved(tmp_path) == [4, 12]
+    assert saved_steps(tmp_path) == [4, 12]
 
 
 def test_a_figure_that_is_no_number_is_no_better_and_is_said(
@@ -184,8 +174,8 @@ def test_a_metric_that_does_not_exist_is_said_before_any_work(scenes: Path, tmp_
 def test_all_ranks_end_together(kind: str, scenes: Path, tmp_path: Path, stopped: RunConfig) -> None:
     config = config_of(tmp_path / "two", scenes, *STILL, f"parallel.type={kind}", "ema.decay=0.9")
     assert run_ranks(trainer.train, 2, config) == [0, 0]
-    assert saved(config.run_dir) == [4, 12]
-    found, alone = results(config.run_dir), results(stopped.run_dir)
+    assert saved_steps(config.run_dir) == [4, 12]
+    found, alone = results(config.run_dir, "val"), results(stopped.run_dir, "val")
     assert list(found) == list(alone)
     assert found[12]["loss"] == pytest.approx(alone[12]["loss"], abs=1e-6)
     assert found[12]["ema_loss"] == pytest.approx(alone[12]["loss"], abs=1e-6)
