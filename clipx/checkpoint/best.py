@@ -4,20 +4,25 @@ All of it is a function of the files that evaluations write, `eval/NAME-STEP.jso
 decides as one that was not, and whoever is pointed at a run folder finds the same best checkpoint. Imports no torch.
 """
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from clipx.config.data import sources
+from clipx.config.evaluate import HeldOutLossConfig
 from clipx.config.fit import FitConfig
-from clipx.config.fit_metrics import EVALUATION, lower_is_better
+from clipx.config.fit_metrics import AVERAGE, EVALUATION, lower_is_better
 from clipx.config.schema import JobConfig
 from clipx.storage.folders import Folder
 
 EVAL_FOLDER = "eval"
 """The folder of the results, in that of the run."""
+_SAME_FIGURE = frozenset({"data", "image_key", "every_steps", "batch_size"})
+"""Keys of an evaluation that do not change what it measures."""
 _RESULT = re.compile(r"(.+)-(\d{8,})\.json")
 
 
@@ -33,6 +38,8 @@ class StopRule:
     """Evaluations in a row that may be no better than the best before."""
     title: str = ""
     """What a person calls the figure, if not by its name."""
+    measured: str | None = None
+    """What the evaluation measures, as `measured_by`."""
 
 
 class Score(NamedTuple):
@@ -57,7 +64,25 @@ def stop_rule(config: JobConfig) -> StopRule | None:
     if isinstance(config, FitConfig):
         return StopRule(EVALUATION, config.stop.metric, config.stop.patience)
     evaluation, _, figure = config.stop.metric.partition("/")
-    return StopRule(evaluation, figure, config.stop.patience, title=config.stop.metric)
+    measured = measured_by(config, evaluation)
+    return StopRule(evaluation, figure, config.stop.patience, title=config.stop.metric, measured=measured)
+
+
+def measured_by(config: JobConfig, evaluation: str) -> str | None:
+    """What an evaluation measures, in a short text: figures of another text cannot be compared with its own.
+
+    A held-out loss depends on the size of its batches, which is the run's own by default, and on the loss. Where the
+    data lie says nothing, they may have been moved. None for a fit run, whose held-out rows are a part of its data.
+    """
+    if isinstance(config, FitConfig) or evaluation not in config.evaluate:
+        return None
+    asked = config.evaluate[evaluation]
+    settings = {key: value for key, value in asdict(asked).items() if key not in _SAME_FIGURE}
+    if isinstance(asked, HeldOutLossConfig):
+        settings["loss"] = config.loss.type
+        settings["pairs"] = asked.pairs_of_batch(config.global_batch_size, config.data.captions_per_image)
+        settings["equal_captions"] = sorted({source.equal_captions for source in sources(config.data)})
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def result_name(evaluation: str, step: int) -> str:
@@ -97,9 +122,22 @@ def read_scores(run_folder: Folder, rule: StopRule, *, until: int | None = None)
     folder, scores = run_folder.child(EVAL_FOLDER), []
     for name in folder.names():
         result = read_result(folder, name) if name.startswith(f"{rule.evaluation}-") else None
-        if result is not None and result.evaluation == rule.evaluation and (until is None or result.step <= until):
+        if result is not None and _counts(result, rule) and (until is None or result.step <= until):
             scores.append(Score(result.step, _finite(result.content.get(rule.metric))))
     return sorted(scores, key=lambda score: score.step)
+
+
+def _counts(result: Result, rule: StopRule) -> bool:
+    """Whether a result is one of those that are compared: of the evaluation that decides, as it measures now.
+
+    One from before the run kept an average of its weights says nothing of an average.
+    """
+    content = result.content
+    return (
+        result.evaluation == rule.evaluation
+        and content.get("measured", rule.measured) == rule.measured
+        and (not rule.metric.startswith(AVERAGE) or any(key.startswith(AVERAGE) for key in content))
+    )
 
 
 def best_first(scores: Sequence[Score], rule: StopRule) -> list[int]:

@@ -42,7 +42,7 @@ class ModelFiles:
         return self.folder.path.absolute()
 
 
-def find_model(path: Path | str) -> ModelFiles:
+def find_model(path: Path | str, *, newest: bool = False) -> ModelFiles:
     """Finds a stored model, the MODEL of the command line.
 
     That is a run folder, a checkpoint, an export, a folder of transformers' or open_clip's with a config, or one of the
@@ -51,6 +51,10 @@ def find_model(path: Path | str) -> ModelFiles:
     For a run folder it is the newest good checkpoint; of a run with `stop` the best good one, once it was evaluated.
     Checkpoints, and a folder of them, may have an address (s3://...); a run folder knows the address of its own.
 
+    Args:
+        path: or address.
+        newest: of a run folder the newest good checkpoint, also where another one is the best: what a resume takes.
+
     Raises:
         InputError: the path is none of these or cannot be read, the checkpoint is broken, or the run has no good one.
     """
@@ -58,7 +62,7 @@ def find_model(path: Path | str) -> ModelFiles:
     with _readable_errors(folder):
         found = _look(folder)
         if isinstance(found, _Checkpoints):
-            return _best(folder, found)
+            return _newest(folder, found.store) if newest else _best(folder, found)
         if found.kind == "checkpoint" and (problem := Checkpoint(folder).problem()):
             raise InputError(f"{folder}: the checkpoint is broken ({problem}); give another, or the run folder")
         return found

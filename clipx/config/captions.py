@@ -4,13 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from clipx.config.field_types import STRICT, Count, Fraction, Positive, Text
 from clipx.config.validate import validated
-from clipx.errors import InputError
 
 EqualCaptions = Literal["auto", "negatives", "ignored"]
+
+
+def _ascending(words: tuple[int, int]) -> tuple[int, int]:
+    if words[0] > words[1]:
+        raise ValueError("expected [fewest, most], fewest no larger than most")
+    return words
 
 
 @validated
@@ -24,17 +29,10 @@ class PartsConfig:
     """Of the key among the others."""
     sentence: Fraction = 0.5
     """Probability of a single sentence; else a span of sentences is drawn."""
-    words: tuple[Count, Count] = (8, 40)
+    words: Annotated[tuple[Count, Count], AfterValidator(_ascending)] = (8, 40)
     """Fewest and most words of a span, whose start is drawn from all sentences with so many words behind them. A
     caption with fewer is taken whole; what has more, a single sentence too, ends at the last word allowed. A
     character of Chinese or Japanese counts as a word."""
-
-    def __post_init__(self) -> None:
-        fewest, most = self.words
-        if fewest > most:
-            raise InputError(
-                f"data.caption_key: words=[{fewest}, {most}]: expected [fewest, most], fewest no larger than most"
-            )
 
 
 def _kind_of_key(value: Any) -> str:

@@ -82,6 +82,10 @@ class HeldOutLossConfig:
     caption_key: Text = "txt"
     """Like data.caption_key; of a list of captions, or several lines of a text member, the first is taken."""
 
+    def pairs_of_batch(self, global_batch_size: int, captions_per_image: int) -> int:
+        """`pairs`, or what it stands for in a run with such batches."""
+        return global_batch_size // captions_per_image if self.pairs is None else self.pairs
+
 
 EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig | HeldOutLossConfig, Field(discriminator="type")]
 

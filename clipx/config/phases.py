@@ -76,11 +76,16 @@ def check_stages(config: JobConfig, length: RunLength | None = None) -> dict[int
                 f"stages.{name}.context_length={stage.context_length} is above model.text.context_length={longest}, "
                 "the positions that the tower has; lower the first or raise the second"
             )
-        end = stage.until_step or length.in_steps(stage.until_samples or 0)
+        end = stage_end(stage, length)
         if end in named:
             raise InputError(f"stages {named[end][0]} and {name} both end at step {end}; give them different ends")
         named[end] = (name, stage)
     return {end: stage for end, (_, stage) in named.items()}
+
+
+def stage_end(stage: StageConfig, length: RunLength) -> int:
+    """The step at which a stage ends, which may be after the end of the run."""
+    return stage.until_step or length.in_steps(stage.until_samples or 0)
 
 
 def _locked_steps(config: JobConfig, tower: TowerName, num_steps: int) -> int:

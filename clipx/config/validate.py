@@ -107,7 +107,9 @@ class _Explainer:
             return f"{key} is missing: expected {self._rule_at(path)}"
         if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
             return self._explain_type(path)
-        return f"{key}={_shown(_at(self._tree, path))}: expected {self._rule_at(path)}"
+        said = str(cause)  # by a validator that has a rule which the type does not say
+        rule = said if said.startswith("expected ") else f"expected {self._rule_at(path)}"
+        return f"{key}={_shown(_at(self._tree, path))}: {rule}"
 
     def _config_keys(self, location: Sequence[str | int], *, is_missing: bool) -> Iterator[str]:
         """The keys in pydantic's location, without its names of variants and union members and its list indices."""

@@ -132,6 +132,6 @@ def _of_run(config: HeldOutLossConfig, run: RunConfig | None) -> HeldOutLoss:
     ignored = any(source.equal_captions == "ignored" for source in sources(run.data))
     return HeldOutLoss(
         loss=build_loss(run.loss),
-        pairs=run.global_batch_size // run.data.captions_per_image if config.pairs is None else config.pairs,
+        pairs=config.pairs_of_batch(run.global_batch_size, run.data.captions_per_image),
         equal_are_negatives=not ignored,
     )

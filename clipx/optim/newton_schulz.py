@@ -33,8 +33,9 @@ _FIRST: dict[int, Polynomial] = {
 }
 assert (min(_FIRST), max(_FIRST)) == NEWTON_SCHULZ_ITERATIONS
 
-_EPS = 1e-30
-"""Smallest norm that is divided by: a matrix of zeros stays one."""
+_EPS = 1e-18
+"""Smallest norm that is divided by: a matrix of zeros stays one. In float32 smaller elements have no squares, so that a
+norm says nothing of them."""
 _RESTART = 3
 """The most iterations on a Gram matrix alone."""
 _MIN_GRAM = 64

@@ -73,7 +73,8 @@ def heights(tower: nn.Module) -> dict[str, int]:
 def block_matrices(model: nn.Module) -> dict[str, int]:
     """The weights of two dimensions in the blocks of the towers, without embeddings, by name.
 
-    What is outside of blocks (patches, positions, projections, the last pooling) is no matrix of a block.
+    What is outside of blocks (patches, positions, projections, the last pooling) is no matrix of a block; nor is a
+    table of relative positions in one (Swin, BEiT, TinyViT), which is looked up and has a name of its own.
 
     Args:
         model: `block_lists` gives its blocks, as those of `clipx.models.clip.CLIP`; without it there are none.
@@ -90,8 +91,13 @@ def block_matrices(model: nn.Module) -> dict[str, int]:
     return {
         name: 3 if _is_fused(name) and weight.shape[0] % 3 == 0 else 1
         for name, weight in model.named_parameters()
-        if id(weight) in inside and weight.ndim == 2 and min(weight.shape) > 1
+        if id(weight) in inside and weight.ndim == 2 and min(weight.shape) > 1 and _multiplies(name)
     }
+
+
+def _multiplies(name: str) -> bool:
+    """Whether it is a layer's weight, which its input is multiplied by, or the one of torch's attention."""
+    return name.rpartition(".")[2] in ("weight", "in_proj_weight")
 
 
 def _is_fused(name: str) -> bool:

@@ -55,7 +55,7 @@ def build_schedule(config: OptimConfig, length: RunLength) -> Callable[[int], fl
         InputError: a cooldown with another schedule than constant, a cooldown that is given twice or overlaps the
             warm-up, or a minimum above the peak.
     """
-    warmup_steps, cooldown_steps = warmup_of(config, length), _cooldown_of(config, length)
+    warmup_steps, cooldown_steps = warmup_of(config, length), cooldown_of(config, length)
     _check(config, warmup_steps=warmup_steps, cooldown_steps=cooldown_steps, num_steps=length.num_steps)
     place = float if length.samples is None else length.in_batches
     warmup_place = float if config.warmup_samples is None else length.in_batches
@@ -84,7 +84,7 @@ def warmup_of(config: OptimConfig, length: RunLength) -> int:
     return config.warmup_steps if config.warmup_samples is None else length.in_steps(config.warmup_samples)
 
 
-def _cooldown_of(config: OptimConfig, length: RunLength) -> int:
+def cooldown_of(config: OptimConfig, length: RunLength) -> int:
     """Optimizer steps of the cooldown: those after which fewer pairs than it has are left."""
     if config.cooldown_samples is None:
         return config.cooldown_steps

@@ -14,7 +14,7 @@ from clipx.checkpoint.store import Checkpoint
 from clipx.checkpoint.tensors import holds_average, load_tensors
 from clipx.config.fit import FitConfig
 from clipx.config.geometry import resolve_geometry
-from clipx.config.phases import Phase, check_stages, phase_at
+from clipx.config.phases import Phase, check_stages, phase_at, stage_end
 from clipx.config.run_length import RunLength
 from clipx.config.schema import JobConfig, with_model
 from clipx.data.build import build_order
@@ -30,7 +30,7 @@ from clipx.export.formats import formats_of
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import FIRST_SAMPLES, BuildObjective, Objective
 from clipx.optim.optimizers import inner_optimizer
-from clipx.optim.schedules import warmup_of
+from clipx.optim.schedules import cooldown_of, warmup_of
 from clipx.pretrained import Pretrained, start_from
 from clipx.pretrained.kept_texts import with_kept_texts
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
@@ -223,6 +223,8 @@ def _prepare(
     progress = Progress() if saved is None else saved.progress
     length = config.length([(step, seen) for step, seen in progress.batch_changes])
     check_stages(config, length)
+    if runtime.is_main and rollback is None and (saved is None or is_branch(config, checkpoint)):
+        _warn_of_ends(config, length, begins_at=progress.step)
     if rollback is not None:
         rollback.apply(progress)
     phase = phase_at(config, progress.step, length)
@@ -296,6 +298,27 @@ def _first_batches(parts: _Parts, config: JobConfig, runtime: Runtime) -> Iterat
 def _with_kept_texts(config: JobConfig) -> JobConfig:
     """The config with which a run that goes on builds its model, where folders that it names may be gone."""
     return with_model(config, with_kept_texts(config.model, [Path(config.run_dir)]))
+
+
+def _warn_of_ends(config: JobConfig, length: RunLength, *, begins_at: int) -> None:
+    """Says what is well defined and in a long run a mistake: ends that belong to another length."""
+    for name, stage in config.stages.items():
+        if (end := stage_end(stage, length)) >= length.num_steps:
+            log.warning(
+                "stage %s ends at step %d, and the run at %d: its inputs never become the model's own; set its end to "
+                "less than the run's",
+                name,
+                end,
+                length.num_steps,
+            )
+    cooldown = length.num_steps - cooldown_of(config.optim, length)
+    if begins_at > cooldown:
+        log.warning(
+            "branch_from is at step %d, and the cooldown begins at %d: the learning rate falls at once; branch from an "
+            "earlier checkpoint, or shorten optim.cooldown_steps or optim.cooldown_samples",
+            begins_at,
+            cooldown,
+        )
 
 
 def _log_formats(pretrained: Pretrained) -> None:

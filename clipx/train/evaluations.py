@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from clipx.checkpoint.best import EVAL_FOLDER, best_first, read_scores, reason_to_stop, result_name, standing, stop_rule
+from clipx.checkpoint.best import (
+    EVAL_FOLDER,
+    best_first,
+    measured_by,
+    read_scores,
+    reason_to_stop,
+    result_name,
+    standing,
+    stop_rule,
+)
 from clipx.config.fit import FitConfig
 from clipx.config.fit_metrics import AVERAGE, EVALUATION
 from clipx.distributed.parallelize import reshard
@@ -99,7 +108,9 @@ def evaluate(run: Run, missing: Mapping[str, Path], *, watchdog: Watchdog) -> No
                 log.error("EVALUATION %s OF STEP %d FAILED (%s); the run goes on", name, step, error)
             continue
         if run.runtime.is_main:
-            _write_scores(path, {"step": step, "name": name, **found.scores, **found.more})
+            measured = measured_by(run.config, name)
+            more = found.more if measured is None else {"measured": measured, **found.more}
+            _write_scores(path, {"step": step, "name": name, **found.scores, **more})
             run.monitor.track({f"eval/{name}/{metric}": value for metric, value in found.scores.items()}, step=step)
             note = f"  ({found.more['note']})" if "note" in found.more else ""
             log.info("step %d  %s  %s%s", step, name, _shown(run, found.scores), note)

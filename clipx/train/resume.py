@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipx import __version__
+from clipx.checkpoint.best import stop_rule
 from clipx.checkpoint.find import find_model
 from clipx.checkpoint.state import DataOrderRecord, Progress, RunState
 from clipx.checkpoint.store import Checkpoint, checkpoints_of
@@ -74,7 +75,7 @@ def _branched_from(config: JobConfig, runtime: Runtime) -> Checkpoint | None:
     address = ""
     with runtime.raise_on_all_ranks():
         if runtime.is_main:
-            found = find_model(config.branch_from)
+            found = find_model(config.branch_from, newest=True)
             if found.kind != "checkpoint":
                 raise InputError(
                     f"branch_from={config.branch_from} has no training state; give a run folder or one of its "
@@ -137,6 +138,15 @@ def _say_changes(saved: RunState, begun: JobConfig, config: JobConfig, *, is_bat
         changes.pop("global_batch_size", None)
     if changes:
         log.warning("going on from step %d with a changed config: %s", saved.progress.step, named(changes))
+    before, rule = stop_rule(begun), stop_rule(config)
+    is_same = before is None or rule is None or before.evaluation != rule.evaluation or before.measured == rule.measured
+    if rule is not None and not is_same:
+        log.warning(
+            "evaluate.%s measures another thing than before step %d (other batches, loss or captions); "
+            "of its results, those from here on count for `stop`",
+            rule.evaluation,
+            saved.progress.step,
+        )
     libraries = {name: (saved.versions.get(name, now), now) for name, now in versions().items() if name != "git_commit"}
     updated: Changes = {name: pair for name, pair in libraries.items() if pair[0] != pair[1]}
     if updated:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import checkpoints, losses, metrics, newest_checkpoint, saved_tensors, status, tiny_config, write_scenes
 
+from clipx.checkpoint.find import find_model
 from clipx.config.schema import RunConfig
 from clipx.errors import InputError
 from clipx.train.trainer import train
@@ -63,6 +64,25 @@ def test_a_branch_goes_on_from_its_own_checkpoints(trunk: Path, shards: Path, tm
     again = branch(trunk, tmp_path / "branch", shards, "steps=15", f"branch_from={tmp_path / 'gone'}")
     assert train(again) == 0
     assert [row["step"] for row in metrics(tmp_path / "branch")] == list(range(9, 16))
+
+
+def test_a_run_folder_is_branched_from_where_it_would_go_on(shards: Path, tmp_path: Path) -> None:
+    """From its newest checkpoint, though another one is the best and so its model."""
+    val = f"evaluate.val={{type: loss, data: {shards}, every_steps: 4}}"
+    still = ("optim.lr=0", val, "stop={metric: val/loss, patience: 9}")
+    assert train(tiny_config(tmp_path / "run", shards, *STABLE, *still, "steps=8")) == 0
+    assert find_model(tmp_path / "run").folder.name == "step-00000004"
+    assert train(branch(tmp_path, tmp_path / "branch", shards, f"branch_from={tmp_path / 'run'}")) == 0
+    assert [row["step"] for row in metrics(tmp_path / "branch")] == list(range(9, 15))
+
+
+def test_ends_that_belong_to_another_length_are_said(
+    trunk: Path, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = ("steps=10", "optim.cooldown_steps=5", "stages={small: {until_step: 10, image_size: 16}}")
+    assert train(branch(trunk, tmp_path / "branch", shards, *late)) == 0
+    assert "branch_from is at step 8, and the cooldown begins at 5: the learning rate falls at once" in caplog.text
+    assert "stage small ends at step 10, and the run at 10: its inputs never become the model's own" in caplog.text
 
 
 def test_what_cannot_be_branched_from_is_said(trunk: Path, shards: Path, tmp_path: Path) -> None:

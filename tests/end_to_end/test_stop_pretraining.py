@@ -164,6 +164,18 @@ def test_a_figure_that_is_no_number_is_no_better_and_is_said(
     assert caplog.text.count("val/loss is no finite number; this counts as no better") == 2
 
 
+def test_losses_in_batches_of_another_size_are_not_compared(
+    stopped: RunConfig, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = ("global_batch_size=48", "data.allow_change=true")
+    assert train(config_of(stopped.run_dir, scenes, *STILL, *changed)) == 0
+    assert "evaluate.val measures another thing than before step 12" in caplog.text
+    found = results(stopped.run_dir, "val")
+    assert list(found) == [4, 8, 12, 16, 20]
+    assert status(Path(stopped.run_dir))["step"] == 20
+    assert saved_steps(stopped.run_dir) == [16, 20]  # the best of those that can be compared, and keep_last=1
+
+
 def test_a_metric_that_does_not_exist_is_said_before_any_work(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluate.val gives no figure 'lost'; the nearest is val/loss"):
         config_of(tmp_path / "run", scenes, "stop.metric=val/lost")

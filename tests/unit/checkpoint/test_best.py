@@ -48,6 +48,20 @@ def test_scores_are_those_of_one_evaluation_in_the_order_of_steps(tmp_path: Path
     assert read_scores(folder_at(tmp_path), RULE, until=200) == found[:-1]
 
 
+def test_what_measured_another_thing_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path, 10, loss=1.0, measured="in batches of 24")
+    write(tmp_path, 20, loss=2.0, measured="in batches of 96")
+    write(tmp_path, 30, loss=3.0)  # of an earlier version
+    rule = StopRule("val", "loss", patience=2, measured="in batches of 96")
+    assert read_scores(folder_at(tmp_path), rule) == [(20, 2.0), (30, 3.0)]
+
+
+def test_what_came_before_an_average_says_nothing_of_it(tmp_path: Path) -> None:
+    write(tmp_path, 10, loss=1.0)
+    write(tmp_path, 20, loss=1.0, ema_loss=float("nan"))
+    assert read_scores(folder_at(tmp_path), StopRule("val", "ema_loss", patience=2)) == [(20, None)]
+
+
 def test_what_is_no_result_is_not_opened(tmp_path: Path) -> None:
     assert read_result(folder_at(tmp_path), "val-1.json") is None
     assert read_result(folder_at(tmp_path), "notes.json") is None

@@ -191,7 +191,9 @@ class TestProblems:
             ("data: {caption_key: {'json:long': {words: 8}}}",
              "data.caption_key.json:long.words=8: expected [integer >= 1, integer >= 1]"),
             ("data: {caption_key: {'json:long': {words: [40, 8]}}}",
-             "data.caption_key: words=[40, 8]: expected [fewest, most], fewest no larger than most"),
+             "data.caption_key.json:long.words=[40, 8]: expected [fewest, most], fewest no larger than most"),
+            ("data: {train: null, sources: {a: {shards: [a.tar], caption_key: {txt: {words: [9, 8]}}}}}",
+             "data.sources.a.caption_key.txt.words=[9, 8]: expected [fewest, most], fewest no larger than most"),
             ("data: {caption_key: {cls: {sentence: 1}}, class_names: [a, b]}",
              "data.caption_key of source 'train' draws parts of captions, but with class_names captions are numbers: "
              "leave class_names out, or give each key a weight alone"),

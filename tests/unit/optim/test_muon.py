@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from reference.muon import muon
 from tiny_clip import CLIP_VOCABULARY, tiny_model_config
@@ -138,6 +139,26 @@ def test_matrices_of_other_layers() -> None:
     found = block_matrices(Towers(*bert.encoder.layer))
     assert found["image_tower.0.attention.self.query.weight"] == 1
     assert len(found) == 2 * 6
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224", "tiny_vit_5m_224"])
+def test_tables_of_relative_positions_are_no_matrices(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    layers = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    model.block_lists = lambda: [[*model.children()]]
+    found, weights = block_matrices(model), dict(model.named_parameters())
+    assert len(found) > 20
+    assert all(id(weights[name]) in layers for name in found)
+
+
+def test_a_matrix_without_gradient_fades_and_stays_finite() -> None:
+    weight = nn.Parameter(torch.randn(6, 4))
+    optimizer = Muon([{"params": [weight], "parts": 1}], lr=1e-3)
+    for step in range(1200):
+        weight.grad = torch.randn(6, 4) if step == 0 else torch.zeros(6, 4)
+        optimizer.step()
+    assert weight.isfinite().all()
 
 
 def test_groups_keep_their_rates_and_all_that_is_no_matrix_goes_to_adamw(clip: CLIP) -> None:

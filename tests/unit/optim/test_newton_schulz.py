@@ -95,6 +95,17 @@ def test_zeros_stay_zeros_and_tiny_matrices_do_not() -> None:
     assert (small - newton_schulz(tiny, polynomials(4))).norm() < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (64, 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_elements_without_squares_stay_finite(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    for exponent in range(-40, -17):
+        (found,) = orthogonalised(
+            [10.0**exponent * drawn(*shape, 0).float()], torch.float32, iterations=4, compute_dtype=dtype
+        )
+        assert found.isfinite().all()
+        assert torch.linalg.svdvals(found).max() < 1.4
+
+
 def test_many_equal_shapes_are_the_same_as_each_alone() -> None:
     matrices = [drawn(128, 128, seed).float() for seed in range(9)]  # more than one batch of a CPU
     together = orthogonalised(matrices, torch.float32, iterations=4, compute_dtype=torch.float32)
