@@ -24,6 +24,7 @@ from clipx.data.columns import blank_columns
 from clipx.data.tokenizer import build_tokenizer
 from clipx.distributed.block_transforms import checkpoint_blocks, evenly_spread
 from clipx.distributed.parallelize import num_weights
+from clipx.models.attention.backends import standing_for_cuda
 from clipx.models.dry_run import DryRun, LiveBytes, dry_run
 from clipx.models.flops import flop_counter
 from clipx.models.huggingface_text import HuggingFaceTextTower
@@ -150,7 +151,7 @@ class PhaseModel:
         """The objective with a model and gradients of fake tensors; tensors made in this context are fake too."""
         objective = deepcopy(self.objective)
         objective.use_few_shapes(True)  # otherwise it reads the texts' lengths, which fake tensors do not have
-        with FakeTensorMode():
+        with FakeTensorMode(), standing_for_cuda():
             objective.model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             for weight in objective.model.parameters():
                 weight.grad = torch.empty_like(weight) if weight.requires_grad else None

@@ -1,5 +1,6 @@
 """The documents cannot rot: commands parse, files named are there, figures agree with the configs."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from clipx.cli import app
 from clipx.config.load import load_config
@@ -22,6 +24,8 @@ DOCUMENTS = [
         "docs/architecture.md",
         "docs/python.md",
         "docs/captions.md",
+        "docs/chosen_batches.md",
+        "docs/teachers.md",
         "docs/finetune.md",
         "docs/tutorial.md",
         "docs/reports.md",
@@ -138,6 +142,22 @@ def test_files_named_are_there(document: Path) -> None:
     missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()]
     missing += [name for name in linked if not (document.parent / name).is_file()]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_b32", *(pytest.param(n, marks=pytest.mark.full) for n in ("vit_b16", "vit_l14"))]
+)
+def test_planned_memory_and_hours_are_those_of_plan(name: str, tmp_path: Path) -> None:
+    row = next(line for line in README.splitlines() if line.startswith(f"| `configs/{name}") and "planned" in line)
+    path, gpus, memory, hours = re.findall(
+        r"`(configs/\S+)`.*\| (\d+) H100 \| (\d+) GB, planned \| ([\d.]+), planned", row
+    )[0]
+    arguments = ["plan", str(ROOT / path), "--gpus", gpus, "--gpu", "h100", "--json", str(tmp_path / "plan.json")]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    planned = json.loads((tmp_path / "plan.json").read_text())["asked"]
+    parts = planned["phases"][0]["memory"]["parts"]
+    assert sum(parts.values()) / 1e9 == pytest.approx(float(memory), rel=0.03)
+    assert planned["days"] * 24 == pytest.approx(float(hours), rel=0.02)
 
 
 def test_table_of_configs_agrees_with_them() -> None:

@@ -8,7 +8,8 @@ where it was tried and chosen for that very shape; elsewhere it is flash attenti
 Shape suffixes: B sequences, N keys, M queries, H heads, E channels of a head.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
@@ -61,6 +62,22 @@ def only(kernel: Kernel, x: Tensor) -> AbstractContextManager[object]:
     return sdpa_kernel(_BACKENDS[kernel], set_priority=True) if x.is_cuda else nullcontext()
 
 
+class _Passes:
+    """A class, whose attributes torch.compile can look at."""
+
+    stand_for_cuda = False
+
+
+@contextmanager
+def standing_for_cuda() -> Iterator[None]:
+    """Within it, passes without numbers on a CPU keep for the way back what CUDA keeps."""
+    _Passes.stand_for_cuda = True
+    try:
+        yield
+    finally:
+        _Passes.stand_for_cuda = False
+
+
 def attend_by_torch(
     q_BHME: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, *, kernel: Kernel = "flash", **options: Unpack[_Options]
 ) -> Tensor:
@@ -69,7 +86,8 @@ def attend_by_torch(
     On a CPU half precision is computed in float32: torch's backward pass in bf16 takes 1.2 to 8 times as long there,
     most for short sequences.
     """
-    if q_BHME.device.type == "cpu" and q_BHME.dtype in (torch.bfloat16, torch.float16):
+    is_half = q_BHME.dtype in (torch.bfloat16, torch.float16)
+    if q_BHME.device.type == "cpu" and is_half and not _Passes.stand_for_cuda:
         inputs = (q_BHME.float(), k_BHNE.float(), v_BHNE.float())
         with torch.autocast("cpu", enabled=False):  # it would cast them back
             return functional.scaled_dot_product_attention(*inputs, **options).to(q_BHME.dtype)

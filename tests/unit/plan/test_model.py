@@ -14,6 +14,7 @@ from clipx.config.model import TransformerTextConfig
 from clipx.config.phases import phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import checkpoint_blocks
+from clipx.models.attention.backends import standing_for_cuda
 from clipx.models.clip import build_model
 from clipx.models.dry_run import LiveBytes, dry_run
 from clipx.models.flops import flop_counter
@@ -55,11 +56,12 @@ def real_pass(config: RunConfig, num_pairs: int, words: int = CLIP_WORDS) -> tup
         captions_per_image=config.data.captions_per_image,
         device=torch.device("cpu"),
     )
-    run(2)
-    with LiveBytes() as live:
-        run(num_pairs)
-    with flop_counter() as counter:  # not at once: it keeps what checkpointing lets go
-        run(num_pairs)
+    with standing_for_cuda():
+        run(2)
+        with LiveBytes() as live:
+            run(num_pairs)
+        with flop_counter() as counter:  # not at once: it keeps what checkpointing lets go
+            run(num_pairs)
     return live.peak, counter.get_total_flops()
 
 
