@@ -169,6 +169,10 @@ def test_a_run_adds_up_its_phases(config: RunConfig) -> None:
         (["--gpus", "7", "--gpu", "H100"], "--gpus 7 does not divide global_batch_size=768; nearest that do: 6, 8"),
         (["--gpus", "8", "--gpu", "H1000"], "--gpu H1000 is not known; nearest: H100"),
         (["--gpus", "8", "--gpu", "H100", "micro_batch_size=7"], "micro_batch_size=7 does not divide the 96 pairs"),
+        (
+            ["--gpus", "8", "--gpu", "H100", "stages={small: {until_step: 1, image_size: 20}}"],
+            "stages.small.image_size=20 is no multiple of the image tower's patches",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said(arguments: list[str], problem: str, config: RunConfig, tmp_path: Path) -> None:
