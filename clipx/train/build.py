@@ -34,7 +34,7 @@ from clipx.optim.schedules import warmup_of
 from clipx.pretrained import Pretrained, start_from
 from clipx.pretrained.kept_texts import with_kept_texts
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
-from clipx.train.build_selection import selection_of, with_reference
+from clipx.train.build_selection import flops_per_picture, selection_of, with_reference
 from clipx.train.build_stepper import build_stepper, check_step
 from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
@@ -140,6 +140,7 @@ def build_run(
     if saved is None:
         with runtime.accelerator.autocast():  # what is measured are vectors as steps compute them
             objective.begin(_first_batches(parts, config, runtime), runtime.group)
+    flops_per_picture_read = flops_per_picture(config, objective, phase)  # of the towers before they are wrapped
     stepper = _ready_stepper(parts, config, runtime, checkpoint)
     state = RunState(
         progress=parts.progress,
@@ -156,7 +157,7 @@ def build_run(
         parts.plan,
         image_size=objective.wanted.image_size(phase.image_size),
         start=parts.progress.next_batch,
-        flops_per_image=objective.flops.image,
+        flops_per_image=flops_per_picture_read,
     )
     return Run(
         config=config,

@@ -17,6 +17,7 @@ from clipx.errors import InputError
 from clipx.losses.selection import JointSelection
 from clipx.models.vision_tower import check_image_size
 from clipx.objectives.contrastive import ContrastiveObjective
+from clipx.objectives.flops import scored_image_flops
 from clipx.objectives.objective import Objective
 from clipx.train.metrics.json_lines import JsonLines
 from clipx.train.selection import Reference, Selector
@@ -111,6 +112,18 @@ def selection_bytes(config: JobConfig, phase: Phase, *, world_size: int) -> int:
     pixels = 2 * config.pairs_read // world_size * 3 * phase.image_size**2  # joined from pieces
     embeddings = 2 * 2 * _FLOAT * config.pairs_read * config.model.embed_dim
     return pixels + embeddings
+
+
+def flops_per_picture(config: JobConfig, objective: Objective, phase: Phase) -> float:
+    """FLOPs of the image tower for a picture that is read: all are scored where batches are chosen, the chosen trained.
+
+    Asked before the model is distributed over ranks.
+    """
+    select = selection_of(config)
+    if select is None:
+        return objective.flops.image
+    trained = objective.flops.image * config.global_batch_size / config.pairs_read
+    return trained + scored_image_flops(select, objective.model, phase)
 
 
 def _reference(config: JobConfig) -> Reference | None:
