@@ -23,6 +23,8 @@ from clipx.data.kept_samples import KeptSamples
 from clipx.data.order import DataOrder
 from clipx.data.samples import PartReader, join_parts
 from clipx.data.stream import PairStream, rank_slots
+from clipx.data.teachers import teachers_of
+from clipx.data.teachers.description import Description
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
@@ -148,6 +150,7 @@ def build_run(
         wandb_id=_new_id(runtime) if saved is None or branched else saved.wandb_id,
         objective=type(objective).__qualname__,
         versions=versions(),
+        teachers=None if parts.taught is None else parts.taught.fingerprint(),
         micro_batch=MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until),
     )
     stream = open_stream(
@@ -190,6 +193,8 @@ class _Parts:
     saved: RunState | None
     """The checkpoint's; None if the run begins."""
     record: DataOrderRecord
+    taught: Description | None
+    """Of the store of teachers' embeddings that is read."""
     plan: DataOrder
     progress: Progress
     length: RunLength
@@ -220,7 +225,9 @@ def _prepare(
     tokenizer = build_tokenizer(readable.model.text)
     record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
     plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
-    saved = None if checkpoint is None else compatible_state(config, checkpoint, record)
+    teachers = teachers_of(config)
+    taught = None if teachers is None else teachers.description
+    saved = None if checkpoint is None else compatible_state(config, checkpoint, record, taught=taught)
     progress = Progress() if saved is None else saved.progress
     length = config.length([(step, seen) for step, seen in progress.batch_changes])
     check_stages(config, length)
@@ -244,6 +251,7 @@ def _prepare(
     return _Parts(
         saved=saved,
         record=record,
+        taught=taught,
         plan=plan,
         progress=progress,
         length=length,
