@@ -51,6 +51,12 @@ class SelectConfig:
         """Whether the scores have the learner's loss."""
         return self.score != "easy_reference"
 
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        """Keys that say something of a model that the scores do not have."""
+        of_reference = () if self.needs_reference else ("reference", "teacher", "logit_scale", "logit_bias")
+        return of_reference if self.needs_learner else ("image_size", *of_reference)
+
     def check(self, *, global_batch_size: int, captions_per_image: int, teachers: str | None) -> None:
         """Looks at what other parts of the config say.
 
@@ -67,11 +73,12 @@ class SelectConfig:
                 f"select.score={self.score} compares with a reference: set select.reference to a folder of "
                 "`clipx data teach`, or select.score=hard_learner"
             )
-        if not self.needs_reference and self.reference is not None:
-            raise InputError(
-                f"select.score={self.score} has no use for select.reference={self.reference}; leave it out, or set "
-                "select.score=learnability"
-            )
+        for name in self._unused:
+            if (value := getattr(self, name)) is not None:
+                raise InputError(
+                    f"select.score={self.score} has no use for select.{name}={value}; leave it out, or set "
+                    "select.score=learnability"
+                )
         if teachers is not None and self.reference is not None and teachers != self.reference:
             raise InputError(
                 f"select.reference={self.reference} and data.teachers={teachers}: a picture is seen as one store has "

@@ -66,6 +66,15 @@ def test_rules_between_keys() -> None:
     assert _refused(HARD, "select.reference=store").startswith(
         "select.score=hard_learner has no use for select.reference=store; leave it out"
     )
+    for key, value in {"teacher": "who", "logit_scale": "3.0", "logit_bias": "-2.5"}.items():
+        assert _refused(HARD, f"select.{key}={value}") == (
+            f"select.score=hard_learner has no use for select.{key}={value}; leave it out, or set "
+            "select.score=learnability"
+        )
+    assert _refused("select={keep: 0.5, chunks: 4, reference: store, score: easy_reference, image_size: 16}") == (
+        "select.score=easy_reference has no use for select.image_size=16; leave it out, or set "
+        "select.score=learnability"
+    )
     assert _refused("select={keep: 0.5, chunks: 4, reference: store, logit_bias: 3}") == (
         "select.logit_bias=3 is of loss.type=sigmoid, and the loss is info_nce; leave it out"
     )
