@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Literal
 
 from clipx.config.field_types import STRICT, Count, FilePath, Number, Positive, PositiveFraction, Text
+from clipx.config.paths import is_same_path
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
@@ -79,7 +80,7 @@ class SelectConfig:
                     f"select.score={self.score} has no use for select.{name}={value}; leave it out, or set "
                     "select.score=learnability"
                 )
-        if teachers is not None and self.reference is not None and teachers != self.reference:
+        if teachers is not None and self.reference is not None and not is_same_path(teachers, self.reference):
             raise InputError(
                 f"select.reference={self.reference} and data.teachers={teachers}: a picture is seen as one store has "
                 "it; give both the same folder, which may hold several teachers"

@@ -84,6 +84,8 @@ def test_rules_between_keys() -> None:
     assert "give both the same folder" in _refused(
         "select={keep: 0.5, chunks: 4, reference: store}", "data.teachers=others"
     )
+    for teachers in ("./store", "store/", str(Path.cwd() / "store")):
+        _config("select={keep: 0.5, chunks: 4, reference: store}", f"data.teachers={teachers}")
     assert "pairs are chosen one by one" in _refused(HARD, "data.captions_per_image=2")
     assert _refused(HARD, "select.image_size=64").startswith("select.image_size=64 is above model.image.image_size=32")
     assert _refused("track.samples=true") == (
