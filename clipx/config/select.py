@@ -33,7 +33,8 @@ class SelectConfig:
     logit_scale: Positive | None = None
     """Multiplier of the reference's similarities; null: the one that it was trained to."""
     logit_bias: Number | None = None
-    """Added to the reference's similarities with loss.type=sigmoid; null: the learner's."""
+    """Added to the reference's similarities: needed with loss.type=sigmoid, where it belongs to the reference's scale
+    as the learner's to its own; null: the loss has none."""
     chunks: Count = 16
     """Parts in which a batch is chosen, each given those before it: a divisor of global_batch_size; 1: every pair by
     itself alone."""

@@ -36,7 +36,7 @@ def check_selection(config: JobConfig, objective: Objective) -> None:
 
     Raises:
         InputError: an objective whose outputs are no embeddings of pairs, a size of pictures that the tower does not
-            take, or a reference that is no finished store or lacks a bias that the loss needs.
+            take, or a reference that is no finished store.
     """
     select = selection_of(config)
     if select is None:
@@ -130,22 +130,17 @@ def _reference(config: JobConfig) -> Reference | None:
     """The model that the learner is compared with.
 
     Raises:
-        InputError: no finished store, no such teacher there, or no bias for a loss that needs one.
+        InputError: no finished store, or no such teacher there.
     """
     select, found = selection_of(config), _reference_in_store(config)
     if select is None or found is None or not isinstance(config, RunConfig):
         return None
     teacher, teachers = found
-    if config.loss.type == "sigmoid" and select.logit_bias is None and not select.needs_learner:
-        raise InputError(
-            "select.score=easy_reference with loss.type=sigmoid needs the reference's bias; set select.logit_bias "
-            "(SigLIP's is about -13 with select.logit_scale=118)"
-        )
     return Reference(
         image_column=image_column(teacher),
         text_column=text_column(teacher),
         logit_scale=teachers.logit_scales[teacher] if select.logit_scale is None else select.logit_scale,
-        logit_bias=select.logit_bias if config.loss.type == "sigmoid" else None,
+        logit_bias=select.logit_bias,
     )
 
 

@@ -78,6 +78,14 @@ def test_rules_between_keys() -> None:
     assert _refused("select={keep: 0.5, chunks: 4, reference: store, logit_bias: 3}") == (
         "select.logit_bias=3 is of loss.type=sigmoid, and the loss is info_nce; leave it out"
     )
+    sigmoid = ("loss.type=sigmoid", "model.init_logit_bias=-10")
+    for score in ("learnability", "easy_reference"):
+        reference = f"select={{keep: 0.5, chunks: 4, reference: store, score: {score}}}"
+        assert _refused(reference, *sigmoid).startswith(
+            f"select.score={score} with loss.type=sigmoid needs the reference's bias; set select.logit_bias"
+        )
+        _config(reference, *sigmoid, "select.logit_bias=-13")
+    _config(HARD, *sigmoid)
     assert _refused("select={keep: 0.5, chunks: 5, reference: store}") == (
         "select.chunks=5 does not divide global_batch_size=24; nearest that do: 4, 6"
     )
