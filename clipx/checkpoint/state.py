@@ -112,6 +112,8 @@ class RunState:
     """State of the fp16 loss scaler; None in other precisions."""
     versions: dict[str, str] = field(default_factory=dict)
     """Python, torch and the other libraries that computed it, and the git commit of the working folder if any."""
+    teachers: str | None = None
+    """Fingerprint of the store of teachers' embeddings that was read; None without one, and in older checkpoints."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, with the names of the file."""
@@ -131,6 +133,7 @@ class RunState:
             scheduled=data.get("scheduled", True),
             grad_scaler=data.get("grad_scaler"),
             versions=data.get("versions", {}),
+            teachers=data.get("teachers"),
         )
 
 

@@ -206,7 +206,8 @@ class StreamConfig(ABC):
     allow_repeats: bool = False
     """Permit a set smaller than its share of one global batch."""
     allow_change: bool = False
-    """Resume although shards, counts, lanes, window, batch size or seed differ from those the run began with."""
+    """Resume although shards, counts, lanes, window, batch size, seed or a store of teachers differ from those the run
+    began with."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     """Reads over a network."""
     cache: CacheConfig | None = None

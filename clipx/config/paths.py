@@ -25,6 +25,16 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def is_same_path(one: str, other: str) -> bool:
+    """Whether two paths, as they are written, are of one place: ./a and a, /a/ and /a. Links are not looked up.
+
+    In addresses (s3://...) dots and double slashes may be part of a name: there only a slash at the end does not count.
+    """
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    return os.path.abspath(one) == os.path.abspath(other)
+
+
 def cache_folder() -> Path:
     """The user's cache on this machine: `$CLIPX_CACHE`, by default clipx/ in `$XDG_CACHE_HOME` or ~/.cache.
 

@@ -109,6 +109,11 @@ class RunConfig(Job):
                     f"select.logit_bias={self.select.logit_bias:g} is of loss.type=sigmoid, and the loss is "
                     f"{self.loss.type}; leave it out"
                 )
+            if self.select.logit_bias is None and self.loss.type == "sigmoid" and self.select.needs_reference:
+                raise InputError(
+                    f"select.score={self.select.score} with loss.type=sigmoid needs the reference's bias; set "
+                    "select.logit_bias (SigLIP's is about -13 with select.logit_scale=118)"
+                )
         self.check_lanes(self.data.lanes)
         self.check_samples(is_selecting=self.select is not None)
         if self.loss.type == "sigmoid" and self.model.init_logit_bias is None:

@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Literal
 
 from clipx.config.field_types import STRICT, Count, FilePath, Number, Positive, PositiveFraction, Text
+from clipx.config.paths import is_same_path
 from clipx.config.validate import validated
 from clipx.errors import InputError
 
@@ -32,7 +33,8 @@ class SelectConfig:
     logit_scale: Positive | None = None
     """Multiplier of the reference's similarities; null: the one that it was trained to."""
     logit_bias: Number | None = None
-    """Added to the reference's similarities with loss.type=sigmoid; null: the learner's."""
+    """Added to the reference's similarities: needed with loss.type=sigmoid, where it belongs to the reference's scale
+    as the learner's to its own; null: the loss has none."""
     chunks: Count = 16
     """Parts in which a batch is chosen, each given those before it: a divisor of global_batch_size; 1: every pair by
     itself alone."""
@@ -51,6 +53,12 @@ class SelectConfig:
         """Whether the scores have the learner's loss."""
         return self.score != "easy_reference"
 
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        """Keys that say something of a model that the scores do not have."""
+        of_reference = () if self.needs_reference else ("reference", "teacher", "logit_scale", "logit_bias")
+        return of_reference if self.needs_learner else ("image_size", *of_reference)
+
     def check(self, *, global_batch_size: int, captions_per_image: int, teachers: str | None) -> None:
         """Looks at what other parts of the config say.
 
@@ -67,12 +75,13 @@ class SelectConfig:
                 f"select.score={self.score} compares with a reference: set select.reference to a folder of "
                 "`clipx data teach`, or select.score=hard_learner"
             )
-        if not self.needs_reference and self.reference is not None:
-            raise InputError(
-                f"select.score={self.score} has no use for select.reference={self.reference}; leave it out, or set "
-                "select.score=learnability"
-            )
-        if teachers is not None and self.reference is not None and teachers != self.reference:
+        for name in self._unused:
+            if (value := getattr(self, name)) is not None:
+                raise InputError(
+                    f"select.score={self.score} has no use for select.{name}={value}; leave it out, or set "
+                    "select.score=learnability"
+                )
+        if teachers is not None and self.reference is not None and not is_same_path(teachers, self.reference):
             raise InputError(
                 f"select.reference={self.reference} and data.teachers={teachers}: a picture is seen as one store has "
                 "it; give both the same folder, which may hold several teachers"

@@ -51,7 +51,7 @@ def choose_workers(image_s: float, *, cores: float, pace: float | None, slots: i
     Args:
         image_s: CPU seconds to load an image.
         cores: this rank's share of its machine.
-        pace: maximum images per second that this rank can train on; None if unknown.
+        pace: maximum images per second that this rank can use; None if unknown.
         slots: images of this rank in a batch; more processes than images are useless.
         on_cpu: whether training computes on these cores too. It then takes far longer for an image than loading does,
             and a second loader process would only slow it down.
@@ -67,7 +67,7 @@ def choose_workers(image_s: float, *, cores: float, pace: float | None, slots: i
             free, f"data.workers: {free}, all that can be spared: {cost}, and the pace of training is unknown"
         )
     wanted = max(1, ceil(pace * image_s * _HEADROOM))
-    needed = f"{cost}, and this rank trains on at most {pace:,.0f} pictures/s"
+    needed = f"{cost}, and this rank uses at most {pace:,.0f} pictures/s"
     if wanted <= free:
         return Choice(wanted, f"data.workers: {wanted}, the fewest that keep up: {needed}")
     loaded = free / (image_s * _HEADROOM)

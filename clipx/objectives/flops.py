@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from clipx.config.phases import Phase
+from clipx.config.select import SelectConfig
 from clipx.models.clip import CLIP
 from clipx.models.flops import TextFlops, image_flops, text_flops
 from clipx.types import Batch
@@ -48,3 +49,14 @@ class ModelFlops:
             sum_squared_lengths=int(batch.lengths_B.square().sum()),
         )
         return self.image * len(batch.slot_I) + self.text_passes * text + 3 * self.own_forward * len(batch)
+
+
+def scored_image_flops(select: SelectConfig, model: CLIP, phase: Phase) -> float:
+    """FLOPs of the forward pass by which batches are chosen, for one picture that is read; its text not counted.
+
+    The model is not yet distributed over ranks. 0 if the scores need no learner.
+    """
+    if not select.needs_learner:
+        return 0.0
+    size = phase.image_size if select.image_size is None else min(select.image_size, phase.image_size)
+    return image_flops(model.image_tower, image_size=size, patch_drop=phase.patch_drop)

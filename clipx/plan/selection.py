@@ -7,7 +7,7 @@ from clipx.config.geometry import BatchGeometry
 from clipx.config.phases import Phase
 from clipx.config.schema import RunConfig
 from clipx.losses.cost import Transfer
-from clipx.models.flops import image_flops
+from clipx.objectives.flops import scored_image_flops
 from clipx.objectives.objective import Objective
 
 _FLOAT = 4  # bytes
@@ -29,8 +29,7 @@ def scoring_flops(config: RunConfig, objective: Objective, phase: Phase, *, toke
     select = config.select
     if select is None or not select.needs_learner:
         return 0.0
-    size = phase.image_size if select.image_size is None else min(select.image_size, phase.image_size)
-    image = image_flops(objective.model.image_tower, image_size=size, patch_drop=phase.patch_drop)
+    image = scored_image_flops(select, objective.model, phase)
     text = objective.flops.text.forward(num_texts=1, num_tokens=tokens, sum_squared_lengths=tokens**2)
     return (image + text) * config.pairs_read / config.global_batch_size
 

@@ -23,6 +23,8 @@ from clipx.data.kept_samples import KeptSamples
 from clipx.data.order import DataOrder
 from clipx.data.samples import PartReader, join_parts
 from clipx.data.stream import PairStream, rank_slots
+from clipx.data.teachers import teachers_of
+from clipx.data.teachers.description import Description
 from clipx.data.tokenizer import Tokenizer, build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError
@@ -34,7 +36,7 @@ from clipx.optim.schedules import cooldown_of, warmup_of
 from clipx.pretrained import Pretrained, start_from
 from clipx.pretrained.kept_texts import with_kept_texts
 from clipx.train.build_data import load_indexes, open_stream, phase_reader, plan_record
-from clipx.train.build_selection import selection_of, with_reference
+from clipx.train.build_selection import flops_per_picture, selection_of, with_reference
 from clipx.train.build_stepper import build_stepper, check_step
 from clipx.train.loss_spikes import Rollback
 from clipx.train.metrics.monitor import Monitor
@@ -140,6 +142,7 @@ def build_run(
     if saved is None:
         with runtime.accelerator.autocast():  # what is measured are vectors as steps compute them
             objective.begin(_first_batches(parts, config, runtime), runtime.group)
+    flops_per_picture_read = flops_per_picture(config, objective, phase)  # of the towers before they are wrapped
     stepper = _ready_stepper(parts, config, runtime, checkpoint)
     state = RunState(
         progress=parts.progress,
@@ -147,6 +150,7 @@ def build_run(
         wandb_id=_new_id(runtime) if saved is None or branched else saved.wandb_id,
         objective=type(objective).__qualname__,
         versions=versions(),
+        teachers=None if parts.taught is None else parts.taught.fingerprint(),
         micro_batch=MicroBatch(stepper.micro_batch_size, runtime.world_size, phase.until),
     )
     stream = open_stream(
@@ -156,7 +160,7 @@ def build_run(
         parts.plan,
         image_size=objective.wanted.image_size(phase.image_size),
         start=parts.progress.next_batch,
-        flops_per_image=objective.flops.image,
+        flops_per_image=flops_per_picture_read,
     )
     return Run(
         config=config,
@@ -189,6 +193,8 @@ class _Parts:
     saved: RunState | None
     """The checkpoint's; None if the run begins."""
     record: DataOrderRecord
+    taught: Description | None
+    """Of the store of teachers' embeddings that is read."""
     plan: DataOrder
     progress: Progress
     length: RunLength
@@ -219,7 +225,9 @@ def _prepare(
     tokenizer = build_tokenizer(readable.model.text)
     record = plan_record(config, indexes, begun=None if checkpoint is None else checkpoint.state().data_order)
     plan = build_order(config, indexes, lanes=record.lanes, shuffle_window=record.shuffle_window)
-    saved = None if checkpoint is None else compatible_state(config, checkpoint, record)
+    teachers = teachers_of(config)
+    taught = None if teachers is None else teachers.description
+    saved = None if checkpoint is None else compatible_state(config, checkpoint, record, taught=taught)
     progress = Progress() if saved is None else saved.progress
     length = config.length([(step, seen) for step, seen in progress.batch_changes])
     check_stages(config, length)
@@ -245,6 +253,7 @@ def _prepare(
     return _Parts(
         saved=saved,
         record=record,
+        taught=taught,
         plan=plan,
         progress=progress,
         length=length,

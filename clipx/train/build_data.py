@@ -141,8 +141,8 @@ def open_stream(
         plan: their order.
         image_size: of the pictures that the reader gives; 0 if it gives none.
         start: the global batch that will be read first.
-        flops_per_image: of training on a picture, at least; with the GPU's peak it says how fast pictures can be used.
-            0 if there are none: then nobody knows.
+        flops_per_image: of a step, for each picture that it reads, at least; with the GPU's peak it says how fast
+            pictures can be used. 0 if there are none: then nobody knows.
     """
     slots = rank_slots(plan, rank=runtime.rank, world_size=runtime.world_size)
     workers = config.data.workers

@@ -17,6 +17,7 @@ from clipx.errors import InputError
 from clipx.losses.selection import JointSelection
 from clipx.models.vision_tower import check_image_size
 from clipx.objectives.contrastive import ContrastiveObjective
+from clipx.objectives.flops import scored_image_flops
 from clipx.objectives.objective import Objective
 from clipx.train.metrics.json_lines import JsonLines
 from clipx.train.selection import Reference, Selector
@@ -35,7 +36,7 @@ def check_selection(config: JobConfig, objective: Objective) -> None:
 
     Raises:
         InputError: an objective whose outputs are no embeddings of pairs, a size of pictures that the tower does not
-            take, or a reference that is no finished store or lacks a bias that the loss needs.
+            take, or a reference that is no finished store.
     """
     select = selection_of(config)
     if select is None:
@@ -113,26 +114,33 @@ def selection_bytes(config: JobConfig, phase: Phase, *, world_size: int) -> int:
     return pixels + embeddings
 
 
+def flops_per_picture(config: JobConfig, objective: Objective, phase: Phase) -> float:
+    """FLOPs of the image tower for a picture that is read: all are scored where batches are chosen, the chosen trained.
+
+    Asked before the model is distributed over ranks.
+    """
+    select = selection_of(config)
+    if select is None:
+        return objective.flops.image
+    trained = objective.flops.image * config.global_batch_size / config.pairs_read
+    return trained + scored_image_flops(select, objective.model, phase)
+
+
 def _reference(config: JobConfig) -> Reference | None:
     """The model that the learner is compared with.
 
     Raises:
-        InputError: no finished store, no such teacher there, or no bias for a loss that needs one.
+        InputError: no finished store, or no such teacher there.
     """
     select, found = selection_of(config), _reference_in_store(config)
     if select is None or found is None or not isinstance(config, RunConfig):
         return None
     teacher, teachers = found
-    if config.loss.type == "sigmoid" and select.logit_bias is None and not select.needs_learner:
-        raise InputError(
-            "select.score=easy_reference with loss.type=sigmoid needs the reference's bias; set select.logit_bias "
-            "(SigLIP's is about -13 with select.logit_scale=118)"
-        )
     return Reference(
         image_column=image_column(teacher),
         text_column=text_column(teacher),
         logit_scale=teachers.logit_scales[teacher] if select.logit_scale is None else select.logit_scale,
-        logit_bias=select.logit_bias if config.loss.type == "sigmoid" else None,
+        logit_bias=select.logit_bias,
     )
 
 

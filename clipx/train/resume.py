@@ -18,6 +18,7 @@ from clipx.config.changes import Changes, changes_between, named
 from clipx.config.fit import FitConfig
 from clipx.config.model import ModelConfig
 from clipx.config.schema import JobConfig, RunConfig
+from clipx.data.teachers.description import Description
 from clipx.distributed.runtime import Runtime
 from clipx.errors import InputError, RunError
 from clipx.storage.folders import folder_at
@@ -93,11 +94,20 @@ def is_branch(config: JobConfig, checkpoint: Checkpoint | None) -> bool:
     return checkpoint is not None and str(checkpoint) != str(checkpoints_of(config).checkpoint(checkpoint.step))
 
 
-def compatible_state(config: JobConfig, checkpoint: Checkpoint, record: DataOrderRecord) -> RunState:
+def compatible_state(
+    config: JobConfig, checkpoint: Checkpoint, record: DataOrderRecord, *, taught: Description | None
+) -> RunState:
     """The state to resume from.
 
+    Args:
+        config: of the run.
+        checkpoint: what it goes on from.
+        record: of the data order.
+        taught: of the store of teachers' embeddings that it reads; None without one.
+
     Raises:
-        InputError: model or data order are not those that the run began with, or it has gone further than its end.
+        InputError: model, data order or teachers are not those that the run began with, or it has gone further than its
+            end.
     """
     saved, begun = checkpoint.state(), checkpoint.config()
     _go_on(saved, config, record)
@@ -116,6 +126,7 @@ def compatible_state(config: JobConfig, checkpoint: Checkpoint, record: DataOrde
         change.replace("global_batch_size:", f"{config.pairs_read_key}:", 1)
         for change in saved.data_order.differences(record)
     ]
+    changes += _retaught(saved, config, taught)
     if changes and not config.data.allow_change:
         raise InputError(
             f"the data order of {config.run_dir} has changed since {checkpoint.name}: {'; '.join(changes)}; "
@@ -125,6 +136,18 @@ def compatible_state(config: JobConfig, checkpoint: Checkpoint, record: DataOrde
         log.warning("going on with a changed data order: %s", "; ".join(changes))
     _say_changes(saved, begun, config, is_batch_said=saved.data_order.global_batch_size != record.global_batch_size)
     return saved
+
+
+def _retaught(saved: RunState, config: JobConfig, taught: Description | None) -> list[str]:
+    """What changed if the store of teachers holds something else, whatever its path: other views or other vectors.
+
+    Where one was added, or taken away, the config says it.
+    """
+    if not isinstance(config, RunConfig) or config.teachers is None or taught is None or saved.teachers is None:
+        return []
+    before, after = saved.teachers, taught.fingerprint()
+    key, folder = config.teachers
+    return [] if before == after else [f"store {key}={folder}: {before[:8]} -> {after[:8]}"]
 
 
 def _say_changes(saved: RunState, begun: JobConfig, config: JobConfig, *, is_batch_said: bool) -> None:

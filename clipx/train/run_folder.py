@@ -18,7 +18,7 @@ from clipx.config.yaml_text import read_yaml, write_yaml
 from clipx.errors import InputError, RunError
 from clipx.pretrained.kept_texts import TEXTS, is_kept, keep_texts
 from clipx.storage.folders import folder_at, write_atomically
-from clipx.storage.json_rows import read_rows
+from clipx.storage.json_rows import each_row
 from clipx.train.build import Run
 from clipx.train.build_selection import SAMPLES
 from clipx.train.metrics.json_lines import drop_after
@@ -124,11 +124,12 @@ def _rows_with(*names: str) -> Callable[[Path], bool]:
     """Whether the first row of a file of JSON lines has these names, or all of it is one line that a crash has torn."""
 
     def is_own(path: Path) -> bool:
-        rows = read_rows(path)
-        if rows:
-            return rows[0].keys() >= set(names)
-        torn = path.read_bytes().strip(b"\0")
-        return torn[:1] in (b"", b"{") and b"\n" not in torn
+        first = next(each_row(path), None)  # of a long run the whole file is larger than memory
+        if first is not None:
+            return first.keys() >= set(names)
+        with path.open("rb") as file:
+            line = file.readline()
+        return line.strip(b"\0")[:1] in (b"", b"{") and not line.endswith(b"\n")
 
     return is_own
 

@@ -40,7 +40,7 @@ class Reference:
     text_column: str
     logit_scale: float
     logit_bias: float | None
-    """None: the learner's, if it has one."""
+    """None: the loss has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +143,9 @@ class Selector:
             batch.columns[name].to(self.runtime.device, dtype, non_blocking=True)
             for name in (self.reference.image_column, self.reference.text_column)
         )
-        bias = None if learner is None else learner.logit_bias
+        scale, bias = torch.full((1,), self.reference.logit_scale, device=image_BD.device), None
         if self.reference.logit_bias is not None:
             bias = torch.full((1,), self.reference.logit_bias, device=image_BD.device)
-        scale = torch.full((1,), self.reference.logit_scale, device=image_BD.device)
         return Embeddings(image_BD=image_BD, text_BD=text_BD, logit_scale=scale, logit_bias=bias)
 
     def _to_host(self, places_G: Tensor, batch: Batch, arrived: Batch) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,8 @@
 """From teachers to a student: taught by the command, learned from on any ranks, and resumed to the bit after a kill."""
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from tiny import losses, metrics, newest_checkpoint, saved_tensors, tiny_config
 
 from clipx.config.load import dump_config
 from clipx.config.schema import RunConfig
+from clipx.data.teachers.description import DESCRIPTION, Description
 from clipx.errors import InputError
 from clipx.plan.report import print_plan
 from clipx.plan.run import make_plan
@@ -77,6 +80,47 @@ def killed_in_step_7(config: RunConfig) -> int:
 
     Monitor.record = recorded  # type: ignore[method-assign]
     return train(config)
+
+
+def test_a_store_that_was_replaced_is_noticed(
+    student: Callable[..., RunConfig], store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "store"
+    shutil.copytree(store, place)
+
+    def replace(name: str, value: str) -> None:
+        """Of a teacher in the description, as `clipx data teach` with other weights, or from another folder, has it."""
+        content = json.loads((place / DESCRIPTION).read_bytes())
+        content["teachers"][1][name] = value
+        (place / DESCRIPTION).write_text(json.dumps(content))
+
+    def trained(steps: int, *more: str) -> int:
+        caplog.clear()
+        return train(student("run", f"data.teachers={place}", f"steps={steps}", *more))
+
+    assert trained(1) == 0
+    replace("model", "moved/second")
+    assert trained(2) == 0
+    assert "changed data order" not in caplog.text
+    replace("fingerprint", "another")
+    with pytest.raises(InputError, match=r"changed since step-\d+: store data\.teachers=\S+: \w{8} -> \w{8}; restore"):
+        trained(3)
+    assert trained(3, "data.allow_change=true") == 0
+    assert f"going on with a changed data order: store data.teachers={place}: " in caplog.text
+    assert trained(4) == 0, "it is the run's own now"
+    assert "changed data order" not in caplog.text
+
+
+def test_a_checkpoint_from_before_stores_were_known_goes_on(
+    student: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(Description, "fingerprint", lambda self: None)
+        assert train(student("run", "steps=1")) == 0
+    assert train(student("run", "steps=2")) == 0
+    assert "resuming from" in caplog.text
+    assert "changed data order" not in caplog.text
+    assert len(json.loads((newest_checkpoint(tmp_path / "run") / "state.json").read_bytes())["teachers"]) == 64
 
 
 @pytest.mark.full

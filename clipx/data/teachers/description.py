@@ -6,6 +6,7 @@ DIR/teachers.json          the description, written last: without it a store is 
     .clipx-teach           what a killed job goes on from
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -101,6 +102,16 @@ class Description:
     def encoded(self) -> bytes:
         """The file's content."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that it says but the teachers' addresses: equal for equal stores, wherever models lie.
+
+        Checkpoints hold it: a field that is added to the description counts only where it is not at its default.
+        """
+        content = asdict(self)
+        for teacher in content["teachers"]:
+            del teacher["model"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def shard_file(folder: Path, number: int) -> Path:

@@ -10,27 +10,40 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from clipx.storage.folders import write_atomically
-from clipx.storage.json_rows import read_rows
+from clipx.storage.json_rows import rows_from_end
 
 log = logging.getLogger(__name__)
 
-_MAX_WAITING = 10_000  # lines that a process keeps for a disk that does not take them
+_MAX_WAITING = 64 << 20  # bytes of lines that a process keeps for a disk that does not take them
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Drops rows of steps that a resumed run will train again, so that each step has its rows once."""
-    if path.exists():
-        kept = [row for row in read_rows(path) if row.get("step", 0) <= step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+    """Drops rows of steps that a resumed run will train again, so that each step has its rows once.
+
+    Steps of rows ascend, so the file is cut behind the last row that stays, with what a crash has torn there. It is
+    read from its end: what is read is what is dropped, and one line is held at a time, however long the run was.
+    """
+    if not path.exists():
+        return
+    size = path.stat().st_size
+    end = next((end for row, end in rows_from_end(path) if row.get("step", 0) <= step), None)
+    kept = 0 if end is None else min(end + 1, size)  # with the line's own end, unless that was torn off
+    if kept < size:
+        with path.open("r+b") as file:
+            file.truncate(kept)
+            os.fsync(file.fileno())
 
 
 class JsonLines:
-    """Appends rows to a file; those that a full disk does not take wait for the next ones, and it is said once."""
+    """Appends rows to a file; those that a full disk does not take wait for the next ones, and it is said once.
+
+    So that a full disk does not fill the memory too, the oldest of them are dropped beyond 64 MiB.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._waiting: deque[bytes] = deque(maxlen=_MAX_WAITING)
+        self._waiting: deque[bytes] = deque()
+        self._num_dropped = 0
         self._is_failing = False
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -44,13 +57,22 @@ class JsonLines:
             if not self._is_failing:
                 log.error("cannot write %s (%s); the run goes on, and its lines wait for space", self.path, error)
             self._is_failing = True
+            self._drop_oldest()
             return
         if self._is_failing:
-            log.warning(
-                "%s is written again, with %d lines that had to wait", self.path, len(self._waiting) - len(rows)
-            )
+            dropped = f"; {self._num_dropped} older ones were too many to keep" if self._num_dropped else ""
+            num_waiting = len(self._waiting) - len(rows)
+            log.warning("%s is written again, with %d lines that had to wait%s", self.path, num_waiting, dropped)
         self._waiting.clear()
+        self._num_dropped = 0
         self._is_failing = False
+
+    def _drop_oldest(self) -> None:
+        """Keeps the newest lines that do not take more memory than they may, at least one."""
+        size = sum(map(len, self._waiting))
+        while size > _MAX_WAITING and len(self._waiting) > 1:
+            size -= len(self._waiting.popleft())
+            self._num_dropped += 1
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

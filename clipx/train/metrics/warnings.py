@@ -42,7 +42,8 @@ class _Alarm:
 class _Counters(NamedTuple):
     """Counters that grow over a run, at one row."""
 
-    samples_seen: float
+    samples_read: float
+    """Pairs: bad samples are counted among all of them, also where fewer are chosen and trained on."""
     skipped: float
     bad: float
 
@@ -83,9 +84,8 @@ class Diagnosis:
 
     def look(self, row: Mapping[str, float]) -> list[str]:
         """Checks the next row; returns what has gone wrong since the one before, one line for a person each."""
-        self._counters.append(
-            _Counters(*(row.get(name, math.nan) for name in ("samples_seen", "skipped_steps", "bad_samples")))
-        )
+        seen, skipped, bad = (row.get(name, math.nan) for name in ("samples_seen", "skipped_steps", "bad_samples"))
+        self._counters.append(_Counters(row.get("samples_read", seen), skipped, bad))
         warnings = [self._scale(row), *(self._collapse(row, side) for side in self._alike)]
         warnings += [self._loader(row), self._rank(row), self._skips(), self._spoils()]
         return [warning for warning in warnings if warning is not None]
@@ -123,7 +123,8 @@ class Diagnosis:
                 f"loader processes wait for storage {remote:.0%} of theirs; raise data.remote.read_ahead_batches or "
                 "data.workers, keep shards with data.cache, or bring them closer"
             )
-        pillow = row.get("pillow_images", 0.0) / max(row.get("samples_per_s", 0.0) * row["elapsed_s"], 1.0)
+        read = row.get("samples_per_s", 0.0) * row["elapsed_s"] + row.get("select/left_out", 0.0)
+        pillow = row.get("pillow_images", 0.0) / max(read, 1.0)
         if pillow > _PILLOW_SHARE:
             return f"Pillow decodes {pillow:.0%} of the images, slowly; `clipx data make` writes them as plain JPEG"
         return (
@@ -156,10 +157,10 @@ class Diagnosis:
 
     def _spoils(self) -> str | None:
         first, last = self._counters[0], self._counters[-1]
-        bad, seen = last.bad - first.bad, last.samples_seen - first.samples_seen
+        bad, read = last.bad - first.bad, last.samples_read - first.samples_read
         if self._max_bad_fraction == 0:
             return None
-        share = bad / seen if bad >= _MIN_BAD else 0.0
+        share = bad / read if bad >= _MIN_BAD else 0.0
         if not self._spoiling.sounds(share / self._max_bad_fraction):
             return None
         return (

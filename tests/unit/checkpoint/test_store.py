@@ -304,3 +304,6 @@ def test_names_in_the_file_outlive_names_in_the_code() -> None:
     assert not {"skipped_batches", "data_order"} & {*content, *content["progress"]}
     assert RunState.from_json(content).progress == progress
     assert RunState.from_json({**content, "progress": {"step": 3}}).progress == Progress(step=3)
+    assert RunState.from_json({**content, "teachers": "a1"}).teachers == "a1"
+    del content["teachers"]
+    assert RunState.from_json(content).teachers is None

@@ -1,4 +1,4 @@
-"""~ in the paths of a config and of the command line."""
+"""Paths of a config and of the command line: a leading ~, and one place written in several ways."""
 
 import os
 import pwd
@@ -11,7 +11,7 @@ import pytest
 
 from clipx.cli.config_files import load_arguments, with_home
 from clipx.config.load import dump_config, load_config
-from clipx.config.paths import cache_folder, expand_home
+from clipx.config.paths import cache_folder, expand_home, is_same_path
 from clipx.errors import InputError
 
 CONFIG = """
@@ -134,3 +134,19 @@ def test_a_path_has_one_line(tmp_path: Path, value: str) -> None:
     (tmp_path / "c.yaml").write_text(CONFIG)
     with pytest.raises(InputError, match="is no path: it has a line end or another control character"):
         load_config([tmp_path / "c.yaml"], [f"run_dir={value}"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("store", "./store", True),
+        ("/data/store/", "/data//store", True),
+        ("runs/../store", "store", True),
+        ("store", "stores", False),
+        ("s3://bucket/store/", "s3://bucket/store", True),
+        ("s3://bucket/a//b", "s3://bucket/a/b", False),
+        ("s3://bucket/store", "s3:/bucket/store", False),
+    ],
+)
+def test_one_place_is_written_in_several_ways(one: str, other: str, is_same: bool) -> None:
+    assert is_same_path(one, other) == is_same_path(other, one) == is_same

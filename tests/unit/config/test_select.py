@@ -66,15 +66,34 @@ def test_rules_between_keys() -> None:
     assert _refused(HARD, "select.reference=store").startswith(
         "select.score=hard_learner has no use for select.reference=store; leave it out"
     )
+    for key, value in {"teacher": "who", "logit_scale": "3.0", "logit_bias": "-2.5"}.items():
+        assert _refused(HARD, f"select.{key}={value}") == (
+            f"select.score=hard_learner has no use for select.{key}={value}; leave it out, or set "
+            "select.score=learnability"
+        )
+    assert _refused("select={keep: 0.5, chunks: 4, reference: store, score: easy_reference, image_size: 16}") == (
+        "select.score=easy_reference has no use for select.image_size=16; leave it out, or set "
+        "select.score=learnability"
+    )
     assert _refused("select={keep: 0.5, chunks: 4, reference: store, logit_bias: 3}") == (
         "select.logit_bias=3 is of loss.type=sigmoid, and the loss is info_nce; leave it out"
     )
+    sigmoid = ("loss.type=sigmoid", "model.init_logit_bias=-10")
+    for score in ("learnability", "easy_reference"):
+        reference = f"select={{keep: 0.5, chunks: 4, reference: store, score: {score}}}"
+        assert _refused(reference, *sigmoid).startswith(
+            f"select.score={score} with loss.type=sigmoid needs the reference's bias; set select.logit_bias"
+        )
+        _config(reference, *sigmoid, "select.logit_bias=-13")
+    _config(HARD, *sigmoid)
     assert _refused("select={keep: 0.5, chunks: 5, reference: store}") == (
         "select.chunks=5 does not divide global_batch_size=24; nearest that do: 4, 6"
     )
     assert "give both the same folder" in _refused(
         "select={keep: 0.5, chunks: 4, reference: store}", "data.teachers=others"
     )
+    for teachers in ("./store", "store/", str(Path.cwd() / "store")):
+        _config("select={keep: 0.5, chunks: 4, reference: store}", f"data.teachers={teachers}")
     assert "pairs are chosen one by one" in _refused(HARD, "data.captions_per_image=2")
     assert _refused(HARD, "select.image_size=64").startswith("select.image_size=64 is above model.image.image_size=32")
     assert _refused("track.samples=true") == (

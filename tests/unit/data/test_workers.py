@@ -50,7 +50,7 @@ def test_as_many_as_keep_up_with_a_margin():
     workers, why = choose()
     assert workers == 7  # 5,000/s at 1 ms is 5 processes; a quarter more is 7
     assert why == (
-        "data.workers: 7, the fewest that keep up: a picture takes 1.00 ms of CPU, and this rank trains on at most "
+        "data.workers: 7, the fewest that keep up: a picture takes 1.00 ms of CPU, and this rank uses at most "
         "5,000 pictures/s"
     )
     assert choose(pace=3.0).workers == 1
@@ -61,7 +61,7 @@ def test_a_core_is_left_to_training():
     assert workers == 3
     assert why == (
         "data.workers: 3, all that can be spared of 4.9 cores, too few to keep up: a picture takes 1.00 ms of CPU, and "
-        "this rank trains on at most 5,000 pictures/s, of which they load some 2,400"
+        "this rank uses at most 5,000 pictures/s, of which they load some 2,400"
     )
     assert choose(cores=2.0).workers == 1
 

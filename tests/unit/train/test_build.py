@@ -10,10 +10,14 @@ import pytest
 from fit_runs import tiny_fit, write_table_shards
 from tiny import tiny_config, write_scenes
 
+from clipx.config.phases import phase_at
 from clipx.distributed.runtime import start_runtime
+from clipx.models.flops import image_flops
+from clipx.objectives.build import build_objective
 from clipx.objectives.supervised import SupervisedObjective
 from clipx.train import build, build_data, build_stepper
 from clipx.train.build import build_run
+from clipx.train.build_selection import flops_per_picture
 from clipx.train.saving import Saver
 from clipx.types import Batch
 
@@ -95,6 +99,39 @@ def test_on_a_gpu_a_run_has_pixels_and_kernels_for_what_it_reads_alone(
         batch = next(run.batches())
     assert batch.images_IHWC.shape == (24, side, side, 3)
     assert chosen == (["attention", "copies", "compiled"] if train == "all" else [])
+
+
+def test_loader_processes_keep_up_with_what_is_read_to_choose_from(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that is only scored is done with after one forward pass, of three and more with training."""
+    paces: list[float] = []
+
+    def no_workers(read: object, runtime: object, *, pace: float, slots: int) -> int:
+        paces.append(pace)
+        return 0
+
+    monkeypatch.setattr(build_data, "peak_flops", lambda device: 1e12)
+    monkeypatch.setattr(build_data, "_choose_workers", no_workers)
+    choice = "select={keep: 0.25, score: hard_learner, chunks: 4}"
+    for more in ((), (choice,), (choice, "select.image_size=16")):
+        config = tiny_config(
+            tmp_path / "run", shards, "micro_batch_size=24", "data.workers=auto", "data.allow_repeats=true", *more
+        )
+        with start_runtime(config) as runtime:
+            objective = build_run(config, runtime).stepper.objective
+    forward = objective.flops.image_forward
+    small = image_flops(objective.model.image_tower, image_size=16)
+    read = [3 * forward, 3 * forward / 4 + forward, 3 * forward / 4 + small]
+    assert paces == pytest.approx([0.6 * 1e12 / flops for flops in read])
+
+
+@pytest.mark.parametrize(("score", "passes"), [("learnability", 0.25 * 3 + 1), ("easy_reference", 0.25 * 3)])
+def test_a_picture_costs_what_the_score_and_training_need(score: str, passes: float) -> None:
+    config = tiny_config(Path("run"), "none.tar", f"select={{keep: 0.25, score: {score}, reference: store, chunks: 4}}")
+    phase = phase_at(config, 0)
+    objective = build_objective(config, phase, vocab_size=64)
+    assert flops_per_picture(config, objective, phase) == pytest.approx(passes * objective.flops.image_forward)
 
 
 def test_what_is_looked_at_before_a_run_begins_comes_in_pieces(

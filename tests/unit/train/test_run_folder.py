@@ -64,6 +64,7 @@ def test_what_a_run_has_written_is_its_own(tmp_path: Path, kind: str) -> None:
         "metrics.jsonl": '{"step": 1, "samples_seen": 8, "data_wait_s": 0.1}\n{"st',
         "quarantine.jsonl": '{"step": 3, "sha',
         "rollbacks.jsonl": '{"step": 3, "back_to": 1}\n',
+        "samples.jsonl": '{"step": 1, "ba\n{"step": 2, "batch": 1, "samples": [3, 5]}\n',
         "starts.jsonl": '{"began_at": "2026-11-30T02:00:00", "step": 0, "hosts": []}\n',
         "status.json": '{"status": "again", "step": 2}',
         ".lock": "process 12 on node-3",

@@ -97,6 +97,8 @@ def test_pauses_are_no_time_in_which_data_is_awaited() -> None:
         ({}, "decoding is too slow; raise data.workers (now 4)"),
         ({"read_wait_s": 20.0}, "loader processes wait for storage 50% of theirs"),
         ({"pillow_images": 2000}, "Pillow decodes 20% of the images"),
+        ({"pillow_images": 8000, "select/left_out": 30_000}, "Pillow decodes 20% of the images"),
+        ({"pillow_images": 2000, "select/left_out": 30_000}, "decoding is too slow"),
     ],
 )
 def test_a_starved_loader_is_told_what_it_lacks(figures: dict[str, float], cause: str) -> None:
@@ -131,3 +133,10 @@ def test_bad_samples_are_judged_by_their_share_of_the_latest() -> None:
     assert 30 <= row < 36
     assert onsets({}, {"bad_samples": 9, "samples_seen": 100}) == []  # too few to be a share
     assert "1.2% of the latest samples are bad; at 1.0% of all the run ends" in the_warning({}, {"bad_samples": 120})
+
+
+def test_of_chosen_batches_bad_samples_are_a_share_of_what_was_read() -> None:
+    rows = [{"bad_samples": 120 * number, "samples_read": 40_000 * number} for number in range(20)]
+    assert onsets(*rows) == []  # 0.3%, and 1.2% of those trained on
+    worse = [{"bad_samples": 480 * number, "samples_read": 40_000 * number} for number in range(20)]
+    assert "1.2% of the latest samples are bad" in the_warning(*worse)
