@@ -10,11 +10,14 @@ import ladder
 import ladder_jobs
 import ladder_train
 import pytest
+import torch
 from ladder_jobs import Budget, Workshop
 from ladder_page import Curve, reached_after
 from ladder_spec import filled, read_ladder
 from ladder_splits import half_of, write_splits
 from shard_files import write_shards, write_tar
+
+from clipx.models.vision_tower import build_vision_tower, check_image_size
 
 LADDER = """
 base: [tests/tiny.yaml]
@@ -192,6 +195,12 @@ def test_shipped_ladders_are_configs(name: str, tmp_path: Path) -> None:
         config = ladder_train.load(job)
         assert config.num_steps == 200
         assert set(config.evaluate) == set(found.evaluate)
+        sizes = {name: stage.image_size for name, stage in config.stages.items() if stage.image_size is not None}
+        if sizes:
+            with torch.device("meta"):
+                tower = build_vision_tower(config.model.image, embed_dim=config.model.embed_dim)
+            for name, size in sizes.items():
+                check_image_size(tower, size, name=f"{recipe.name}: stages.{name}.image_size")
 
 
 def test_shares_of_the_run_become_steps() -> None:
