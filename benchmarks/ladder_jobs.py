@@ -160,13 +160,17 @@ class Workshop:
         """Runs a job's process to its end."""
         trainer = json.loads(job.read_text())["trainer"]
         script = HERE / ("ladder_train.py" if trainer == "clipx" else f"ladder_{trainer}.py")
-        self._call([*(self.ladder.launch or [sys.executable]), str(script), str(job)], job.with_name("log.txt"))
+        self._call([*self._launcher(), str(script), str(job)], job.with_name("log.txt"))
+
+    def _launcher(self) -> list[str]:
+        """What comes before a script, or before -m: the interpreter, or what starts one on every GPU."""
+        return [filled(text, self.places(), steps=1) for text in self.ladder.launch] or [sys.executable]
 
     def _call(self, command: Sequence[str], log: Path) -> None:
         """Runs a command; what it says goes to a file.
 
         Raises:
-            RunError: it failed.
+            RunError: it failed, or there is no such program.
             StoppedError: `stop` was called.
         """
         environment = os.environ | ({"OMP_NUM_THREADS": "1"} if self.ladder.clock == "cpu" else {})
@@ -174,9 +178,15 @@ class Workshop:
             with self._lock:
                 if self._stopping.is_set():
                     raise StoppedError
-                process = subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
-                )
+                try:
+                    process = subprocess.Popen(
+                        command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
+                    )
+                except OSError as error:
+                    raise RunError(
+                        f"{command[0]} cannot be started ({error.strerror}); launch and prepare of the ladder need "
+                        "programs that are here, {python} is the interpreter"
+                    ) from error
                 self._living.add(process)
             code = process.wait()
             with self._lock:
@@ -210,9 +220,9 @@ class Workshop:
     def _measure_suite(self, folder: Path) -> None:
         suite, out = self.ladder.suite, folder / "suite.json"
         root = filled(suite["data_root"], self.places(), steps=1)
-        command = [sys.executable, "-m", "clipx", "zeroshot", str(folder / "run"), "--suite", suite["name"]]
+        command = [*self._launcher(), "-m", "clipx", "zeroshot", str(folder / "run"), "--suite", suite["name"]]
         command += ["--data-root", root, "--skip-missing", "--resamples", "0", "--json", str(out)]
-        self._call([*self.ladder.launch, *command[1:]] if self.ladder.launch else command, folder / "suite.txt")
+        self._call(command, folder / "suite.txt")
 
     def _rows(self, folder: Path, planned: Planned, *, steps: int) -> Iterator[dict[str, object]]:
         recipe, prepare_s = planned.recipe, self.prepare(planned.recipe)

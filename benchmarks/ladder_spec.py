@@ -2,7 +2,7 @@
 
     base: [configs/vit_tiny_photos_cpu.yaml]     files of all recipes, from the root of the repository
     clock: cpu                                   cpu: seconds of all processes of a run; wall: of the clock
-    launch: [torchrun, ...]                      what starts the processes of a run; only with `clock: wall`
+    launch: ["{python}", -m, MODULE, ...]        what starts the processes of a run; only with `clock: wall`
     points: 8                                    evaluations along a run, the last at its end
     set: ["data.train=[{data}/train]", ...]      overrides of all recipes
     splits: {NAME: {from: FOLDER, by: key}}      sets cut in two: what is chosen by, and what is reported

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ladder_spec import filled, read_ladder
 from ladder_splits import half_of, write_splits
 from shard_files import write_shards, write_tar
 
+from clipx.errors import RunError
 from clipx.models.vision_tower import build_vision_tower, check_image_size
 
 LADDER = """
@@ -199,8 +201,27 @@ def test_shipped_ladders_are_configs(name: str, tmp_path: Path) -> None:
         if sizes:
             with torch.device("meta"):
                 tower = build_vision_tower(config.model.image, embed_dim=config.model.embed_dim)
-            for name, size in sizes.items():
-                check_image_size(tower, size, name=f"{recipe.name}: stages.{name}.image_size")
+            for stage, size in sizes.items():
+                check_image_size(tower, size, name=f"{recipe.name}: stages.{stage}.image_size")
+
+
+def launched(path: Path, launch: str) -> str:
+    """What the log of a job has that was started by `launch`."""
+    path.write_text(LADDER.replace("clock: cpu", f"clock: wall\nlaunch: {launch}"))
+    job = path.with_name("job.json")
+    job.write_text(json.dumps({"trainer": "clipx"}))
+    Workshop(read_ladder(path), path.parent, path.parent, 24).run_job(job)
+    return path.with_name("log.txt").read_text()
+
+
+def test_jobs_are_launched_by_this_python(path: Path) -> None:
+    said = launched(path, """["{python}", -c, "import sys; print(sys.executable, *sys.argv[1:])"]""")
+    assert said.split() == [sys.executable, str(Path(ladder_train.__file__)), str(path.with_name("job.json"))]
+
+
+def test_a_launcher_that_is_not_there_is_said(path: Path) -> None:
+    with pytest.raises(RunError, match=r"no_such_launcher cannot be started \(No such file or directory\)"):
+        launched(path, "[no_such_launcher]")
 
 
 def test_shares_of_the_run_become_steps() -> None:
