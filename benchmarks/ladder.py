@@ -149,6 +149,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def is_ready(workshop: Workshop, recipe: Recipe) -> bool:
+    """Prepares a recipe and says what a step of it costs; whether that succeeded. It costs the others nothing."""
+    try:
+        prepare_s = workshop.prepare(recipe)
+        cost = workshop.step_cost(recipe)
+    except ClipxError as error:
+        say(f"FAILED: {recipe.name} is left out: {error}")
+        return False
+    more = f"; preparing it took {prepare_s:.0f} s" if prepare_s else ""
+    say(f"{recipe.name}: {cost['train_s']:.3f} s a step, {cost['flops'] / 1e12:.4f} TFLOP{more}")
+    return True
+
+
 def train(ladder: Ladder, arguments: argparse.Namespace, todo: Sequence[Planned], path: Path) -> bool:
     """Does what has no rows yet, after what all of it needs; returns whether all succeeded."""
     workshop = Workshop(ladder, arguments.work.absolute(), arguments.data.absolute(), arguments.calibration_steps)
@@ -158,12 +171,9 @@ def train(ladder: Ladder, arguments: argparse.Namespace, todo: Sequence[Planned]
     cores: Sequence[int | None] = own_cores()[:jobs] if ladder.clock == "cpu" else [None]
     try:
         write_splits(ladder.splits, workshop.work / "splits", data=workshop.data)
-        for recipe in dict.fromkeys(planned.recipe for planned in todo):
-            prepare_s = workshop.prepare(recipe)
-            cost = workshop.step_cost(recipe)
-            more = f"; preparing it took {prepare_s:.0f} s" if prepare_s else ""
-            say(f"{recipe.name}: {cost['train_s']:.3f} s a step, {cost['flops'] / 1e12:.4f} TFLOP{more}")
-        return Session(workshop, todo, cores=cores, path=path).run()
+        ready = {recipe: is_ready(workshop, recipe) for recipe in dict.fromkeys(planned.recipe for planned in todo)}
+        runs = [planned for planned in todo if ready[planned.recipe]]
+        return Session(workshop, runs, cores=cores, path=path).run() and all(ready.values())
     except (KeyboardInterrupt, StoppedError):
         workshop.stop()
         say("stopped; the same command goes on")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -147,13 +148,18 @@ def test_what_is_reported_comes_from_the_other_half(
     assert "R@1" in page
 
 
-def test_a_failure_costs_its_run_alone(
-    path: Path, trained: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("in_calibration", [False, True])
+def test_a_failure_costs_its_recipe_alone(
+    in_calibration: bool,
+    path: Path,
+    trained: list[dict],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = ladder_jobs.Workshop.run_job
 
     def failing(self: Workshop, path: Path) -> None:
-        if "plain" in str(path) and not json.loads(path.read_text())["calibrates"]:
+        if "plain" in str(path) and json.loads(path.read_text())["calibrates"] == in_calibration:
             raise ladder.ClipxError("no more disk")
         whole(self, path)
 
@@ -161,7 +167,7 @@ def test_a_failure_costs_its_run_alone(
     with pytest.raises(SystemExit) as ended:
         climb(path, "--only", "plain", "best")
     assert ended.value.code == 1
-    assert "FAILED: no more disk" in capsys.readouterr().out
+    assert re.search("FAILED: .*no more disk", capsys.readouterr().out)
     with (path.parent / "small.csv").open() as file:
         assert {row["recipe"] for row in csv.DictReader(file)} == {"best"}
 
