@@ -100,9 +100,14 @@ class Meter:
             self._aside_s += self.now() - began
 
     def note(self, step: int) -> None:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main():
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, "train_s": self.spent_s, "flops": self.flops}) + "\n")
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def read_costs(path: Path) -> list[Row]:
@@ -174,6 +179,14 @@ def step_cost(rows: list[Row], name: str) -> float:
     return total / begun
 
 
+def write_step_cost(path: Path, rows: list[Row]) -> None:
+    """Writes step.json, whole or not at all: where it is, the short run is not done again."""
+    if is_main():
+        whole = path.with_suffix(".tmp")
+        whole.write_text(json.dumps({name: step_cost(rows, name) for name in ("train_s", "flops")}))
+        whole.replace(path)
+
+
 def load(job: Row) -> RunConfig:
     """The job's config, with its evaluations alone."""
     config = clipx.load_config(job["files"], job["overrides"])
@@ -196,9 +209,8 @@ def main() -> int:
     steps: list[Row] | None = [] if job["calibrates"] else None
     with metered(meter, steps):
         status = clipx.train(config)
-    if steps is not None:
-        found = {name: step_cost(steps, name) for name in ("train_s", "flops")}
-        path.with_name("step.json").write_text(json.dumps(found))
+    if steps is not None and status is clipx.Status.COMPLETE:  # of one that was stopped nothing is kept
+        write_step_cost(path.with_name("step.json"), steps)
     elif status is clipx.Status.AGAIN:
         meter.note(json.loads((Path(config.run_dir) / "status.json").read_text())["step"])
     return int(status.exit_code)

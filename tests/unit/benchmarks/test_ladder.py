@@ -244,6 +244,15 @@ def test_a_step_costs_the_median_of_its_phase() -> None:
     assert ladder_train.step_cost(rows, "train_s") == pytest.approx((9 * 1 + 3 * 2) / 12)
 
 
+def test_rank_0_alone_writes_what_a_step_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"until": 2, "train_s": seconds, "flops": 2 * seconds} for seconds in (1.0, 2.0)]
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        ladder_train.write_step_cost(tmp_path / "step.json", rows)
+        assert [path.name for path in tmp_path.iterdir()] == (["step.json"] if rank == "0" else [])
+    assert json.loads((tmp_path / "step.json").read_text()) == {"train_s": 1.0, "flops": 2.0}
+
+
 def test_the_meter_leaves_out_what_is_aside_and_goes_on_after_a_stop(tmp_path: Path) -> None:
     now = 100.0
     ladder_train.CLOCKS["test"] = lambda: now
