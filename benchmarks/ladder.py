@@ -115,7 +115,8 @@ class Session:
         self._done += planned.budget.value
         last = rows[-1]
         figures = {figure.choose: figure.title for figure in self.workshop.ladder.figures if figure.choose}
-        reached = ", ".join(f"{title} {percent(last, name):.1f}" for name, title in figures.items())
+        values = {title: percent(last, name) for name, title in figures.items()}
+        reached = ", ".join(f"{title} {'none' if one is None else f'{one:.1f}'}" for title, one in values.items())
         say(f"{self._number} of {len(self.runs)}: {planned.name}: {last['steps']} steps took {last['train_s']:.0f} s; "
             f"{reached}{self._left()}")  # fmt: skip
 

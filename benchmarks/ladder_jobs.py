@@ -230,7 +230,7 @@ class Workshop:
         points = {row["step"]: row for row in read_costs(folder / "cost.jsonl")}
         for step, cost in sorted(points.items()):
             values = _values(folder, step, wanted, last=step == steps)
-            if values:
+            if values or step == steps:
                 yield {
                     "recipe": recipe.name,
                     "fingerprint": recipe.fingerprint,
@@ -249,18 +249,23 @@ class Workshop:
 
 
 def _values(folder: Path, step: int, wanted: set[str], *, last: bool) -> dict[str, float]:
-    """The figures of a step by SET.METRIC; of a run with an average of its weights, that of the average."""
-    found: dict[str, float] = {}
+    """The figures of a step by SET.METRIC, those that there are; with an average of the weights, those of the average.
+
+    With figures of the suite comes `suite.sets`: how many sets there were, the mean is theirs.
+    """
+    found: dict[str, float | None] = {}
     for name in sorted(wanted):
         evaluation, _, metric = name.partition(".")
         path = folder / "run" / "eval" / f"{evaluation}-{step:08d}.json"
         if evaluation == "suite" and last:
             (scores,) = json.loads((folder / "suite.json").read_text()).values()
-            found[name] = scores["mean"]["figure"] if metric == "mean" else scores["sets"][metric]["main_figure"]
+            found["suite.sets"] = scores["mean"]["sets"]
+            is_mean = metric == "mean"
+            found[name] = scores["mean"]["figure"] if is_mean else scores["sets"].get(metric, {}).get("main_figure")
         elif path.exists():
             scores = json.loads(path.read_text())
-            found[name] = scores.get(f"ema_{metric}", scores[metric])
-    return found
+            found[name] = scores.get(f"ema_{metric}", scores.get(metric))
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _folder(recipe: Recipe) -> str:

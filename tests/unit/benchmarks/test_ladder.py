@@ -122,6 +122,22 @@ def test_a_run_whose_rows_were_lost_is_not_trained_again(path: Path, trained: li
     assert len(trained) == before
 
 
+def test_a_set_that_is_not_there_leaves_its_figure_empty(
+    path: Path, trained: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(self: Workshop, folder: Path) -> None:
+        scores = {"sets": {"cifar10": {"main_figure": 0.3}}, "mean": {"figure": 0.3, "sets": 1}}
+        (folder / "suite.json").write_text(json.dumps({"model": scores}))
+
+    monkeypatch.setattr(Workshop, "_measure_suite", measure)
+    more = "suite: {name: datacomp38, data_root: none}\nfigures: {a: {report: suite.cifar10}, b: {report: suite.mean}, "
+    more += "c: {choose: suite.mnist}, d: {choose: val.other}, "
+    path.write_text(LADDER.replace("figures: {", more))
+    *_, last = climb(path, "--only", "plain")
+    assert [last.get(f"suite.{name}", "") for name in ("cifar10", "mnist", "mean", "sets")] == ["0.3", "", "0.3", "1"]
+    assert "c none, d none, R@1 10.0" in capsys.readouterr().out
+
+
 def test_ablation_takes_each_away_and_says_what_is_no_difference(
     path: Path, trained: list[dict], capsys: pytest.CaptureFixture[str]
 ) -> None:
