@@ -69,6 +69,23 @@ def is_done(planned: Planned, rows: Rows) -> bool:
     )
 
 
+def require_same_data(work: Path, data: Path) -> None:
+    """Notes in the work folder what data its runs have; rows and folders of runs do not tell data apart.
+
+    Raises:
+        InputError: it was made from other data.
+    """
+    record = work / "data.txt"
+    made = record.read_text().strip() if record.exists() else str(data.resolve())
+    if made != str(data.resolve()):
+        raise InputError(
+            f"--data {data}: the runs of --work {work} are of {made}, and those of other data would pass for them; "
+            "give other data another --work and another --out"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    record.write_text(made + "\n")
+
+
 class Session:
     """The runs of one start of the program."""
 
@@ -189,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         unit, value = ("TFLOP", arguments.tflops) if arguments.seconds is None else ("s", arguments.seconds)
         budgets = [Budget(value / 4, unit)] * arguments.quarter + [Budget(value, unit)]
         recipes, path = chosen(ladder, arguments), arguments.out / f"{ladder.name}.csv"
+        if not arguments.no_train:
+            require_same_data(arguments.work, arguments.data)
         machine = hardware()
         here = [row for row in read_rows(path)[1] if row["hardware"] == machine]
         runs = list(in_turns(recipes, arguments.seeds, budgets))

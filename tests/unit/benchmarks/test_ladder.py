@@ -138,6 +138,17 @@ def test_a_set_that_is_not_there_leaves_its_figure_empty(
     assert "c none, d none, R@1 10.0" in capsys.readouterr().out
 
 
+def test_a_work_folder_of_other_data_is_refused(
+    path: Path, trained: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = climb(path, "--only", "plain", "--data", str(path.parent / "a"))
+    with pytest.raises(SystemExit) as ended:
+        climb(path, "--only", "plain", "--data", str(path.parent / "b"))
+    assert ended.value.code == 2
+    assert f"are of {path.parent / 'a'}, and" in capsys.readouterr().err
+    assert climb(path, "--only", "plain", "--no-train") == first
+
+
 def test_ablation_takes_each_away_and_says_what_is_no_difference(
     path: Path, trained: list[dict], capsys: pytest.CaptureFixture[str]
 ) -> None:
