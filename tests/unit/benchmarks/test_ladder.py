@@ -19,6 +19,7 @@ from ladder_spec import filled, read_ladder
 from ladder_splits import half_of, write_splits
 from shard_files import write_shards, write_tar
 
+import clipx
 from clipx.errors import RunError
 from clipx.models.vision_tower import build_vision_tower, check_image_size
 
@@ -295,6 +296,7 @@ def test_the_meter_leaves_out_what_is_aside_and_goes_on_after_a_stop(tmp_path: P
         now += 70  # the next phase is built
         meter.note(4)
         meter.start(4)
+        meter.note(5)
         now += 1
         meter.note(6)
         again = ladder_train.Meter("test", tmp_path / "cost.jsonl")
@@ -304,6 +306,32 @@ def test_the_meter_leaves_out_what_is_aside_and_goes_on_after_a_stop(tmp_path: P
         assert again.spent_s == 7
     finally:
         del ladder_train.CLOCKS["test"]
+
+
+def test_a_run_killed_between_its_first_save_and_evaluation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    write_shards(tmp_path / "data", [48])
+    more = ["steps=4", "optim.warmup_steps=1", "checkpoint.every_steps=2", f"data.train=[{tmp_path}/data]"]
+    more += [f"evaluate.val={{type: retrieval, data: {tmp_path}/data, every_steps: 2}}", f"run_dir={tmp_path}/run"]
+    config, costs = clipx.load_config([Path(__file__).parents[2] / "tiny.yaml"], more), tmp_path / "cost.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder_train.trainer, "evaluate", killed)
+        with ladder_train.metered(ladder_train.Meter("wall", costs)), pytest.raises(KilledError):
+            clipx.train(config)
+    before = ladder_train.read_costs(costs)[-1]
+    with ladder_train.metered(meter := ladder_train.Meter("wall", costs)):
+        clipx.train(config)
+    assert before["step"] == 2
+    assert [row["step"] for row in ladder_train.read_costs(costs)][-3:] == [2, 4, 4]
+    assert meter.flops == pytest.approx(2 * before["flops"])
+    assert meter.spent_s > before["train_s"]
 
 
 def test_the_least_compute_for_a_figure() -> None:
