@@ -110,6 +110,12 @@ def read_ladder(path: Path) -> Ladder:
     suite = tree.get("suite", {})
     if suite:
         load_suite(suite.get("name", ""))
+        if not evaluate:
+            raise InputError(f"{path}: suite={suite['name']} without evaluate: name there what recipes are chosen by")
+        if tree.get("peers"):
+            raise InputError(
+                f"{path}: peers={tree['peers']} leave no run that suite can measure; leave out one of them"
+            )
     if launch and tree.get("peers"):
         raise InputError(f"{path}: peers={tree['peers']} run in one process; leave them or launch out")
     whole = tuple(tree.get("whole", ()))

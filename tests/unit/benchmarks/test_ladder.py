@@ -208,6 +208,12 @@ def test_a_failure_costs_its_recipe_alone(
         ("best: [large", "best: [larg", "recipe best: no ingredient is called larg"),
         ("choose: val", "choose: vall", "choose: 'vall' is none of test, val"),
         ("clock: cpu", "clock: cpu\nlaunch: [torchrun]", "cpu is for one process"),
+        ("evaluate:", "suite: {name: datacomp38}\nevaluate: {}\nsplits:", "suite=datacomp38 without evaluate"),
+        (
+            "whole:",
+            "suite: {name: datacomp38}\npeers: [open_clip]\nwhole:",
+            "peers=['open_clip'] leave no run that suite",
+        ),
         ("whole:", "peers: [other]\nwhole:", "other is none of open_clip"),
         ("tiny.yaml", "tin.yaml", "tin.yaml: cannot read the config file"),
     ],
