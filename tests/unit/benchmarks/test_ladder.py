@@ -214,6 +214,11 @@ def test_a_failure_costs_its_recipe_alone(
             "suite: {name: datacomp38}\npeers: [open_clip]\nwhole:",
             "peers=['open_clip'] leave no run that suite",
         ),
+        (
+            "figures: {",
+            "suite: {name: datacomp38}\nfigures: {a: {report: suite.food}, ",
+            "'food' is neither mean nor a set",
+        ),
         ("whole:", "peers: [other]\nwhole:", "other is none of open_clip"),
         ("tiny.yaml", "tin.yaml", "tin.yaml: cannot read the config file"),
     ],
