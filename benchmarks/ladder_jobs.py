@@ -188,7 +188,12 @@ class Workshop:
                         "programs that are here, {python} is the interpreter"
                     ) from error
                 self._living.add(process)
-            code = process.wait()
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # it saves; only seconds of a process that has ended are known
+                process.terminate()
+                process.wait()
+                raise
             with self._lock:
                 self._living.discard(process)
         if self._stopping.is_set() or code == AGAIN:
@@ -202,14 +207,21 @@ class Workshop:
         return self.work / "prepared" / f"{ingredient.name}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
     def _prepare(self, ingredient: Ingredient) -> float:
+        """Seconds of an ingredient's commands over all starts; after a stop all are called again."""
         folder = self._prepared(ingredient)
-        done = folder.with_suffix(".json")
+        done = folder.with_name(f"{folder.name}.json")
+        log = folder.with_name(f"{folder.name}.txt")
+        spent = done.with_suffix(".unfinished.json")
         if not done.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            before = json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0
             began = self._clock()
             for text in ingredient.prepare:
-                self._call(shlex.split(filled(text, self.places(ingredient), steps=1)), folder.with_suffix(".txt"))
-            done.write_text(json.dumps({"seconds": self._clock() - began}))
+                try:
+                    self._call(shlex.split(filled(text, self.places(ingredient), steps=1)), log)
+                finally:
+                    spent.write_text(json.dumps({"seconds": before + self._clock() - began}))
+            spent.replace(done)
         return json.loads(done.read_text())["seconds"]
 
     def _clock(self) -> float:

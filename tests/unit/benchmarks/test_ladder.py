@@ -270,6 +270,26 @@ def test_a_launcher_that_is_not_there_is_said(path: Path) -> None:
         launched(path, "[no_such_launcher]")
 
 
+def test_preparations_that_were_stopped_count_all_their_seconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(LADDER.replace('"{python} -c pass"', "first, second"))
+    workshop = Workshop(found := read_ladder(path), path.parent, path.parent, 24)
+    costs = {"first": [5.0, 0.5], "second": [3.0, 7.0]}  # at the first start, and at the next
+    now = 0.0
+
+    def call(self: Workshop, command: list[str], log: Path) -> None:
+        nonlocal now
+        now += (of := costs[command[0]]).pop(0)
+        if command == ["second"] and of:
+            raise ladder_jobs.StoppedError
+
+    monkeypatch.setattr(Workshop, "_call", call)
+    monkeypatch.setattr(Workshop, "_clock", lambda self: now)
+    with pytest.raises(ladder_jobs.StoppedError):
+        workshop.prepare(found.recipes["best"])
+    now = 100.0
+    assert workshop.prepare(found.recipes["best"]) == workshop.prepare(found.recipes["best"]) == 15.5
+
+
 def test_shares_of_the_run_become_steps() -> None:
     places = {"data": "/d"}
     assert filled("until_step={90%} {data}/x {0.01%}", places, steps=31) == "until_step=28 /d/x 1"
