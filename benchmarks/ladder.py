@@ -160,7 +160,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="these recipes")
     parser.add_argument("--ablate", action="store_true", help="each ingredient of `whole` alone, and each taken away")
     parser.add_argument("--report", nargs="+", default=[], metavar="RECIPE", help="show the other half of these")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once, a core each; by the wall clock 1 (default: %(default)s)"
+    )
     parser.add_argument("--calibration-steps", type=int, default=24, help="of the short runs (default: %(default)s)")
     parser.add_argument("--no-train", action="store_true", help="only tables and page, of the rows there are")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV file (default: %(default)s)")
@@ -183,7 +185,11 @@ def is_ready(workshop: Workshop, recipe: Recipe) -> bool:
 def train(ladder: Ladder, arguments: argparse.Namespace, todo: Sequence[Planned], path: Path) -> bool:
     """Does what has no rows yet, after what all of it needs; returns whether all succeeded."""
     workshop = Workshop(ladder, arguments.work.absolute(), arguments.data.absolute(), arguments.calibration_steps)
-    jobs = arguments.jobs if ladder.clock == "cpu" else 1
+    jobs = arguments.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs} must be a number from 1 on")
+    if ladder.clock == "wall" and jobs > 1:
+        raise InputError(f"--jobs {jobs}: by clock=wall runs beside each other slow each other; leave --jobs out")
     if jobs > len(own_cores()):
         raise InputError(f"--jobs {jobs}: there are {len(own_cores())} cores; every run takes one")
     cores: Sequence[int | None] = own_cores()[:jobs] if ladder.clock == "cpu" else [None]

@@ -290,6 +290,17 @@ def test_preparations_that_were_stopped_count_all_their_seconds(path: Path, monk
     assert workshop.prepare(found.recipes["best"]) == workshop.prepare(found.recipes["best"]) == 15.5
 
 
+@pytest.mark.parametrize(("clock", "jobs", "said"), [("wall", "2", "by clock=wall"), ("cpu", "0", "from 1 on")])
+def test_a_number_of_jobs_that_cannot_be_is_refused(
+    clock: str, jobs: str, said: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(LADDER.replace("clock: cpu", f"clock: {clock}"))
+    with pytest.raises(SystemExit) as ended:
+        climb(path, "--jobs", jobs)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_shares_of_the_run_become_steps() -> None:
     places = {"data": "/d"}
     assert filled("until_step={90%} {data}/x {0.01%}", places, steps=31) == "until_step=28 /d/x 1"
