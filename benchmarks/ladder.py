@@ -30,6 +30,9 @@ from clipx.errors import ClipxError, InputError
 
 Rows = list[dict[str, object]]
 
+RECORD = "data.txt"
+"""In the work folder: the data that it was made from."""
+
 
 def chosen(ladder: Ladder, arguments: argparse.Namespace) -> list[Recipe]:
     """The recipes to train: --only, else those of the ablation with --ablate, else the others.
@@ -70,20 +73,17 @@ def is_done(planned: Planned, rows: Rows) -> bool:
 
 
 def require_same_data(work: Path, data: Path) -> None:
-    """Notes in the work folder what data its runs have; rows and folders of runs do not tell data apart.
+    """Looks what data the work folder was made from; rows and folders of runs do not tell data apart.
 
     Raises:
-        InputError: it was made from other data.
+        InputError: it was other data.
     """
-    record = work / "data.txt"
-    made = record.read_text().strip() if record.exists() else str(data.resolve())
-    if made != str(data.resolve()):
+    record = work / RECORD
+    if record.exists() and (made := record.read_text().strip()) != str(data.resolve()):
         raise InputError(
             f"--data {data}: the runs of --work {work} are of {made}, and those of other data would pass for them; "
             "give other data another --work and another --out"
         )
-    work.mkdir(parents=True, exist_ok=True)
-    record.write_text(made + "\n")
 
 
 class Session:
@@ -196,6 +196,8 @@ def train(ladder: Ladder, arguments: argparse.Namespace, todo: Sequence[Planned]
     try:
         write_splits(ladder.splits, workshop.work / "splits", data=workshop.data)
         ready = {recipe: is_ready(workshop, recipe) for recipe in dict.fromkeys(planned.recipe for planned in todo)}
+        if ladder.splits or any(ready.values()):  # of a folder that was mistyped nothing was made
+            (workshop.work / RECORD).write_text(f"{workshop.data.resolve()}\n")
         runs = [planned for planned in todo if ready[planned.recipe]]
         return Session(workshop, runs, cores=cores, path=path).run() and all(ready.values())
     except (KeyboardInterrupt, StoppedError):

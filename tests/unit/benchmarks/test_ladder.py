@@ -140,8 +140,15 @@ def test_a_set_that_is_not_there_leaves_its_figure_empty(
 
 
 def test_a_work_folder_of_other_data_is_refused(
-    path: Path, trained: list[dict], capsys: pytest.CaptureFixture[str]
+    path: Path, trained: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def failing(self: Workshop, path: Path) -> None:
+        raise RunError("no shards")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workshop, "run_job", failing)
+        with pytest.raises(SystemExit):
+            climb(path, "--only", "plain", "--data", str(path.parent / "mistyped"))
     first = climb(path, "--only", "plain", "--data", str(path.parent / "a"))
     with pytest.raises(SystemExit) as ended:
         climb(path, "--only", "plain", "--data", str(path.parent / "b"))
