@@ -6,6 +6,7 @@ Every piece leaves a file in the work folder when it is done, and is not done ag
 import hashlib
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -27,6 +28,8 @@ HERE = Path(__file__).parent
 UNITS = {"s": "train_s", "TFLOP": "flops"}
 """What a budget is in, and which column of step.json says what a step takes of it."""
 AGAIN = 85
+_REASON = re.compile(r"rror: \S")
+"""In the line that says why a program failed; after it torchrun has a page of its own."""
 
 
 class StoppedError(Exception):
@@ -175,6 +178,7 @@ class Workshop:
         """
         environment = os.environ | ({"OMP_NUM_THREADS": "1"} if self.ladder.clock == "cpu" else {})
         with log.open("ab") as said:
+            before = said.tell()
             with self._lock:
                 if self._stopping.is_set():
                     raise StoppedError
@@ -199,8 +203,9 @@ class Workshop:
         if self._stopping.is_set() or code == AGAIN:
             raise StoppedError
         if code:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise RunError(f"{log}: {shlex.join(command)} ended with {code}: {' '.join(last)}")
+            lines = log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
+            said_why = [line for line in lines if _REASON.search(line)] or lines
+            raise RunError(f"{log}: {shlex.join(command)} ended with {code}: {' '.join(said_why[-1:])}")
 
     def _prepared(self, ingredient: Ingredient) -> Path:
         content = json.dumps([ingredient.prepare, str(self.data)])

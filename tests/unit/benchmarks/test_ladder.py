@@ -297,6 +297,11 @@ def test_preparations_that_were_stopped_count_all_their_seconds(path: Path, monk
     assert workshop.prepare(found.recipes["best"]) == workshop.prepare(found.recipes["best"]) == 15.5
 
 
+def test_a_failure_is_told_by_its_reason(path: Path) -> None:
+    with pytest.raises(RunError, match=r"ended with 1: an error: no shards$"):
+        launched(path, """["{python}", -c, "raise SystemExit('an error: no shards\\\\n====')"]""")
+
+
 @pytest.mark.parametrize(("clock", "jobs", "said"), [("wall", "2", "by clock=wall"), ("cpu", "0", "from 1 on")])
 def test_a_number_of_jobs_that_cannot_be_is_refused(
     clock: str, jobs: str, said: str, path: Path, capsys: pytest.CaptureFixture[str]
