@@ -30,6 +30,9 @@ from clipx.errors import ClipxError, InputError
 
 Rows = list[dict[str, object]]
 
+RECORD = "data.txt"
+"""In the work folder: the data that it was made from."""
+
 
 def chosen(ladder: Ladder, arguments: argparse.Namespace) -> list[Recipe]:
     """The recipes to train: --only, else those of the ablation with --ablate, else the others.
@@ -67,6 +70,20 @@ def is_done(planned: Planned, rows: Rows) -> bool:
         and row["step"] == row["steps"]
         for row in rows
     )
+
+
+def require_same_data(work: Path, data: Path) -> None:
+    """Looks what data the work folder was made from; rows and folders of runs do not tell data apart.
+
+    Raises:
+        InputError: it was other data.
+    """
+    record = work / RECORD
+    if record.exists() and (made := record.read_text().strip()) != str(data.resolve()):
+        raise InputError(
+            f"--data {data}: the runs of --work {work} are of {made}, and those of other data would pass for them; "
+            "give other data another --work and another --out"
+        )
 
 
 class Session:
@@ -115,7 +132,8 @@ class Session:
         self._done += planned.budget.value
         last = rows[-1]
         figures = {figure.choose: figure.title for figure in self.workshop.ladder.figures if figure.choose}
-        reached = ", ".join(f"{title} {percent(last, name):.1f}" for name, title in figures.items())
+        values = {title: percent(last, name) for name, title in figures.items()}
+        reached = ", ".join(f"{title} {'none' if one is None else f'{one:.1f}'}" for title, one in values.items())
         say(f"{self._number} of {len(self.runs)}: {planned.name}: {last['steps']} steps took {last['train_s']:.0f} s; "
             f"{reached}{self._left()}")  # fmt: skip
 
@@ -142,28 +160,46 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="these recipes")
     parser.add_argument("--ablate", action="store_true", help="each ingredient of `whole` alone, and each taken away")
     parser.add_argument("--report", nargs="+", default=[], metavar="RECIPE", help="show the other half of these")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once, a core each; by the wall clock 1 (default: %(default)s)"
+    )
     parser.add_argument("--calibration-steps", type=int, default=24, help="of the short runs (default: %(default)s)")
     parser.add_argument("--no-train", action="store_true", help="only tables and page, of the rows there are")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV file (default: %(default)s)")
     return parser.parse_args(argv)
 
 
+def is_ready(workshop: Workshop, recipe: Recipe) -> bool:
+    """Prepares a recipe and says what a step of it costs; whether that succeeded. It costs the others nothing."""
+    try:
+        prepare_s = workshop.prepare(recipe)
+        cost = workshop.step_cost(recipe)
+    except ClipxError as error:
+        say(f"FAILED: {recipe.name} is left out: {error}")
+        return False
+    more = f"; preparing it took {prepare_s:.0f} s" if prepare_s else ""
+    say(f"{recipe.name}: {cost['train_s']:.3f} s a step, {cost['flops'] / 1e12:.4f} TFLOP{more}")
+    return True
+
+
 def train(ladder: Ladder, arguments: argparse.Namespace, todo: Sequence[Planned], path: Path) -> bool:
     """Does what has no rows yet, after what all of it needs; returns whether all succeeded."""
     workshop = Workshop(ladder, arguments.work.absolute(), arguments.data.absolute(), arguments.calibration_steps)
-    jobs = arguments.jobs if ladder.clock == "cpu" else 1
+    jobs = arguments.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs} must be a number from 1 on")
+    if ladder.clock == "wall" and jobs > 1:
+        raise InputError(f"--jobs {jobs}: by clock=wall runs beside each other slow each other; leave --jobs out")
     if jobs > len(own_cores()):
         raise InputError(f"--jobs {jobs}: there are {len(own_cores())} cores; every run takes one")
     cores: Sequence[int | None] = own_cores()[:jobs] if ladder.clock == "cpu" else [None]
     try:
         write_splits(ladder.splits, workshop.work / "splits", data=workshop.data)
-        for recipe in dict.fromkeys(planned.recipe for planned in todo):
-            prepare_s = workshop.prepare(recipe)
-            cost = workshop.step_cost(recipe)
-            more = f"; preparing it took {prepare_s:.0f} s" if prepare_s else ""
-            say(f"{recipe.name}: {cost['train_s']:.3f} s a step, {cost['flops'] / 1e12:.4f} TFLOP{more}")
-        return Session(workshop, todo, cores=cores, path=path).run()
+        ready = {recipe: is_ready(workshop, recipe) for recipe in dict.fromkeys(planned.recipe for planned in todo)}
+        if ladder.splits or any(ready.values()):  # of a folder that was mistyped nothing was made
+            (workshop.work / RECORD).write_text(f"{workshop.data.resolve()}\n")
+        runs = [planned for planned in todo if ready[planned.recipe]]
+        return Session(workshop, runs, cores=cores, path=path).run() and all(ready.values())
     except (KeyboardInterrupt, StoppedError):
         workshop.stop()
         say("stopped; the same command goes on")
@@ -178,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         unit, value = ("TFLOP", arguments.tflops) if arguments.seconds is None else ("s", arguments.seconds)
         budgets = [Budget(value / 4, unit)] * arguments.quarter + [Budget(value, unit)]
         recipes, path = chosen(ladder, arguments), arguments.out / f"{ladder.name}.csv"
+        if not arguments.no_train:
+            require_same_data(arguments.work, arguments.data)
         machine = hardware()
         here = [row for row in read_rows(path)[1] if row["hardware"] == machine]
         runs = list(in_turns(recipes, arguments.seeds, budgets))

@@ -6,6 +6,7 @@ Every piece leaves a file in the work folder when it is done, and is not done ag
 import hashlib
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -27,6 +28,8 @@ HERE = Path(__file__).parent
 UNITS = {"s": "train_s", "TFLOP": "flops"}
 """What a budget is in, and which column of step.json says what a step takes of it."""
 AGAIN = 85
+_REASON = re.compile(r"rror: \S")
+"""In the line that says why a program failed; after it torchrun has a page of its own."""
 
 
 class StoppedError(Exception):
@@ -160,46 +163,70 @@ class Workshop:
         """Runs a job's process to its end."""
         trainer = json.loads(job.read_text())["trainer"]
         script = HERE / ("ladder_train.py" if trainer == "clipx" else f"ladder_{trainer}.py")
-        self._call([*(self.ladder.launch or [sys.executable]), str(script), str(job)], job.with_name("log.txt"))
+        self._call([*self._launcher(), str(script), str(job)], job.with_name("log.txt"))
+
+    def _launcher(self) -> list[str]:
+        """What comes before a script, or before -m: the interpreter, or what starts one on every GPU."""
+        return [filled(text, self.places(), steps=1) for text in self.ladder.launch] or [sys.executable]
 
     def _call(self, command: Sequence[str], log: Path) -> None:
         """Runs a command; what it says goes to a file.
 
         Raises:
-            RunError: it failed.
+            RunError: it failed, or there is no such program.
             StoppedError: `stop` was called.
         """
         environment = os.environ | ({"OMP_NUM_THREADS": "1"} if self.ladder.clock == "cpu" else {})
         with log.open("ab") as said:
+            before = said.tell()
             with self._lock:
                 if self._stopping.is_set():
                     raise StoppedError
-                process = subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
-                )
+                try:
+                    process = subprocess.Popen(
+                        command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
+                    )
+                except OSError as error:
+                    raise RunError(
+                        f"{command[0]} cannot be started ({error.strerror}); launch and prepare of the ladder need "
+                        "programs that are here, {python} is the interpreter"
+                    ) from error
                 self._living.add(process)
-            code = process.wait()
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # it saves; only seconds of a process that has ended are known
+                process.terminate()
+                process.wait()
+                raise
             with self._lock:
                 self._living.discard(process)
         if self._stopping.is_set() or code == AGAIN:
             raise StoppedError
         if code:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise RunError(f"{log}: {shlex.join(command)} ended with {code}: {' '.join(last)}")
+            lines = log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
+            said_why = [line for line in lines if _REASON.search(line)] or lines
+            raise RunError(f"{log}: {shlex.join(command)} ended with {code}: {' '.join(said_why[-1:])}")
 
     def _prepared(self, ingredient: Ingredient) -> Path:
         content = json.dumps([ingredient.prepare, str(self.data)])
         return self.work / "prepared" / f"{ingredient.name}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
     def _prepare(self, ingredient: Ingredient) -> float:
+        """Seconds of an ingredient's commands over all starts; after a stop all are called again."""
         folder = self._prepared(ingredient)
-        done = folder.with_suffix(".json")
+        done = folder.with_name(f"{folder.name}.json")
+        log = folder.with_name(f"{folder.name}.txt")
+        spent = done.with_suffix(".unfinished.json")
         if not done.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            before = json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0
             began = self._clock()
             for text in ingredient.prepare:
-                self._call(shlex.split(filled(text, self.places(ingredient), steps=1)), folder.with_suffix(".txt"))
-            done.write_text(json.dumps({"seconds": self._clock() - began}))
+                try:
+                    self._call(shlex.split(filled(text, self.places(ingredient), steps=1)), log)
+                finally:
+                    spent.write_text(json.dumps({"seconds": before + self._clock() - began}))
+            spent.replace(done)
         return json.loads(done.read_text())["seconds"]
 
     def _clock(self) -> float:
@@ -210,9 +237,9 @@ class Workshop:
     def _measure_suite(self, folder: Path) -> None:
         suite, out = self.ladder.suite, folder / "suite.json"
         root = filled(suite["data_root"], self.places(), steps=1)
-        command = [sys.executable, "-m", "clipx", "zeroshot", str(folder / "run"), "--suite", suite["name"]]
+        command = [*self._launcher(), "-m", "clipx", "zeroshot", str(folder / "run"), "--suite", suite["name"]]
         command += ["--data-root", root, "--skip-missing", "--resamples", "0", "--json", str(out)]
-        self._call([*self.ladder.launch, *command[1:]] if self.ladder.launch else command, folder / "suite.txt")
+        self._call(command, folder / "suite.txt")
 
     def _rows(self, folder: Path, planned: Planned, *, steps: int) -> Iterator[dict[str, object]]:
         recipe, prepare_s = planned.recipe, self.prepare(planned.recipe)
@@ -220,7 +247,7 @@ class Workshop:
         points = {row["step"]: row for row in read_costs(folder / "cost.jsonl")}
         for step, cost in sorted(points.items()):
             values = _values(folder, step, wanted, last=step == steps)
-            if values:
+            if values or step == steps:
                 yield {
                     "recipe": recipe.name,
                     "fingerprint": recipe.fingerprint,
@@ -239,18 +266,23 @@ class Workshop:
 
 
 def _values(folder: Path, step: int, wanted: set[str], *, last: bool) -> dict[str, float]:
-    """The figures of a step by SET.METRIC; of a run with an average of its weights, that of the average."""
-    found: dict[str, float] = {}
+    """The figures of a step by SET.METRIC, those that there are; with an average of the weights, those of the average.
+
+    With figures of the suite comes `suite.sets`: how many sets there were, the mean is theirs.
+    """
+    found: dict[str, float | None] = {}
     for name in sorted(wanted):
         evaluation, _, metric = name.partition(".")
         path = folder / "run" / "eval" / f"{evaluation}-{step:08d}.json"
         if evaluation == "suite" and last:
             (scores,) = json.loads((folder / "suite.json").read_text()).values()
-            found[name] = scores["mean"]["figure"] if metric == "mean" else scores["sets"][metric]["main_figure"]
+            found["suite.sets"] = scores["mean"]["sets"]
+            is_mean = metric == "mean"
+            found[name] = scores["mean"]["figure"] if is_mean else scores["sets"].get(metric, {}).get("main_figure")
         elif path.exists():
             scores = json.loads(path.read_text())
-            found[name] = scores.get(f"ema_{metric}", scores[metric])
-    return found
+            found[name] = scores.get(f"ema_{metric}", scores.get(metric))
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _folder(recipe: Recipe) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import open_clip
 import webdataset as wds
-from ladder_train import Meter, Row, load, settle, step_cost
+from ladder_train import Meter, Row, load, settle, write_step_cost
 from open_clip_train import data as theirs
 from step import OpenClipSteps, as_open_clips_main_sets, open_clip_model
 from torch import Tensor
@@ -120,8 +120,7 @@ def main() -> int:
     meter = Meter(job["clock"], path.with_name("cost.jsonl"))
     rows = train(config, meter, every=config.checkpoint.every_steps)
     if job["calibrates"]:
-        found = {name: step_cost(rows, name) for name in ("train_s", "flops")}
-        path.with_name("step.json").write_text(json.dumps(found))
+        write_step_cost(path.with_name("step.json"), rows)
     return 0
 
 

@@ -2,7 +2,7 @@
 
     base: [configs/vit_tiny_photos_cpu.yaml]     files of all recipes, from the root of the repository
     clock: cpu                                   cpu: seconds of all processes of a run; wall: of the clock
-    launch: [torchrun, ...]                      what starts the processes of a run; only with `clock: wall`
+    launch: ["{python}", -m, MODULE, ...]        what starts the processes of a run; only with `clock: wall`
     points: 8                                    evaluations along a run, the last at its end
     set: ["data.train=[{data}/train]", ...]      overrides of all recipes
     splits: {NAME: {from: FOLDER, by: key}}      sets cut in two: what is chosen by, and what is reported
@@ -107,9 +107,15 @@ def read_ladder(path: Path) -> Ladder:
         raise InputError(f"{path}: clock={clock} with launch={list(launch)}: cpu is for one process, else wall")
     parts = _Parts(path, tree)
     evaluate = tree.get("evaluate", {})
-    suite = tree.get("suite", {})
+    suite, of_suite = tree.get("suite", {}), {"mean"}
     if suite:
-        load_suite(suite.get("name", ""))
+        of_suite |= load_suite(suite.get("name", "")).sets.keys()
+        if not evaluate:
+            raise InputError(f"{path}: suite={suite['name']} without evaluate: name there what recipes are chosen by")
+        if tree.get("peers"):
+            raise InputError(
+                f"{path}: peers={tree['peers']} leave no run that suite can measure; leave out one of them"
+            )
     if launch and tree.get("peers"):
         raise InputError(f"{path}: peers={tree['peers']} run in one process; leave them or launch out")
     whole = tuple(tree.get("whole", ()))
@@ -124,7 +130,7 @@ def read_ladder(path: Path) -> Ladder:
         splits=tree.get("splits", {}),
         evaluate=evaluate,
         suite=suite,
-        figures=_figures(path, tree["figures"], {*evaluate, *(["suite"] if suite else [])}),
+        figures=_figures(path, tree["figures"], {*evaluate, *(["suite"] if suite else [])}, of_suite=of_suite),
         recipes=recipes,
         ablation=tuple(_ablation(whole)) if whole else (),
         whole=whole,
@@ -181,14 +187,17 @@ def _ablation(whole: Sequence[str]) -> dict[str, list[str]]:
     return found | {WHOLE: list(whole)}
 
 
-def _figures(path: Path, tree: Mapping[str, Any], sets: set[str]) -> tuple[Figure, ...]:
+def _figures(path: Path, tree: Mapping[str, Any], sets: set[str], *, of_suite: set[str]) -> tuple[Figure, ...]:
     found = []
     for title, sides in tree.items():
         if not isinstance(sides, dict) or not sides or sides.keys() - {"choose", "report"}:
             raise InputError(f"{path}: figures: {title}: {sides}: expected {{choose: SET.METRIC, report: SET.METRIC}}")
         for side, name in sides.items():
-            if (of := str(name).partition(".")[0]) not in sets:
+            of, _, metric = str(name).partition(".")
+            if of not in sets:
                 raise InputError(f"{path}: figures: {title}: {side}: {of!r} is none of {', '.join(sorted(sets))}")
+            if of == "suite" and metric not in of_suite:
+                raise InputError(f"{path}: figures: {title}: {side}: {metric!r} is neither mean nor a set of the suite")
         found.append(Figure(title, sides.get("choose"), sides.get("report")))
     return tuple(found)
 

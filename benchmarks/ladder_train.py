@@ -3,10 +3,10 @@
     ladder_train.py JOB.json
 
 The job (`Workshop` in ladder_jobs.py writes it) names config files and overrides. `cost.jsonl` in its folder gets a row
-at every evaluation: the step, seconds of training so far by the job's clock, and FLOPs. Starts (a phase's, too),
-evaluations and saves are not training; reading and the step are. A run that was stopped counts on from the row of its
-step. Seconds of `cpu` are those of this process and all its children (loader processes), so that what else the machine
-does stays out.
+at every save and every evaluation: the step, seconds of training so far by the job's clock, and FLOPs. Starts (a
+phase's, too), evaluations and saves are not training; reading and the step are. A run that was stopped counts on from
+the row of its step. Seconds of `cpu` are those of this process and all its children (loader processes), so that what
+else the machine does stays out.
 """
 
 import json
@@ -26,6 +26,7 @@ import torch
 
 import clipx
 from clipx.config.schema import RunConfig
+from clipx.errors import RunError
 from clipx.train import trainer
 
 Row = dict[str, Any]
@@ -68,15 +69,22 @@ class Meter:
         self.flops = 0.0
 
     def start(self, step: int) -> None:
-        """The first step comes now, or that of the next phase."""
+        """The first step comes now, or that of the next phase.
+
+        Raises:
+            RunError: the run goes on from a step, and no row says what came before it.
+        """
         if self._began is not None:
             if self._paused is not None:
                 self._aside_s += self.now() - self._paused
                 self._paused = None
             return
         if step:
-            row = max((row for row in read_costs(self._path) if row["step"] <= step), key=lambda row: row["step"])
-            self._before_s, self.flops = row["train_s"], row["flops"]
+            rows = [row for row in read_costs(self._path) if row["step"] == step]
+            if not rows:
+                begin_again = f"remove {self._path.parent} to begin it again"
+                raise RunError(f"{self._path} has no row of step {step}, from which the run goes on; {begin_again}")
+            self._before_s, self.flops = rows[-1]["train_s"], rows[-1]["flops"]
         self._began = self.now()
 
     @property
@@ -100,9 +108,14 @@ class Meter:
             self._aside_s += self.now() - began
 
     def note(self, step: int) -> None:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main():
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, "train_s": self.spent_s, "flops": self.flops}) + "\n")
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def read_costs(path: Path) -> list[Row]:
@@ -141,6 +154,7 @@ def metered(meter: Meter, steps: list[Row] | None = None) -> Iterator[None]:
 
     def aside_save(loop: Any, **more: Any) -> None:
         loop.read_pending_step()  # the device's work belongs to the step
+        meter.note(loop.run.progress.step)  # before: where there is a checkpoint, its row is there
         with meter.aside():
             save(loop, **more)
 
@@ -174,6 +188,14 @@ def step_cost(rows: list[Row], name: str) -> float:
     return total / begun
 
 
+def write_step_cost(path: Path, rows: list[Row]) -> None:
+    """Writes step.json, whole or not at all: where it is, the short run is not done again."""
+    if is_main():
+        whole = path.with_suffix(".tmp")
+        whole.write_text(json.dumps({name: step_cost(rows, name) for name in ("train_s", "flops")}))
+        whole.replace(path)
+
+
 def load(job: Row) -> RunConfig:
     """The job's config, with its evaluations alone."""
     config = clipx.load_config(job["files"], job["overrides"])
@@ -196,11 +218,8 @@ def main() -> int:
     steps: list[Row] | None = [] if job["calibrates"] else None
     with metered(meter, steps):
         status = clipx.train(config)
-    if steps is not None:
-        found = {name: step_cost(steps, name) for name in ("train_s", "flops")}
-        path.with_name("step.json").write_text(json.dumps(found))
-    elif status is clipx.Status.AGAIN:
-        meter.note(json.loads((Path(config.run_dir) / "status.json").read_text())["step"])
+    if steps is not None and status is clipx.Status.COMPLETE:  # of one that was stopped nothing is kept
+        write_step_cost(path.with_name("step.json"), steps)
     return int(status.exit_code)
 
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,11 +12,16 @@ import ladder
 import ladder_jobs
 import ladder_train
 import pytest
+import torch
 from ladder_jobs import Budget, Workshop
 from ladder_page import Curve, reached_after
 from ladder_spec import filled, read_ladder
 from ladder_splits import half_of, write_splits
 from shard_files import write_shards, write_tar
+
+import clipx
+from clipx.errors import RunError
+from clipx.models.vision_tower import build_vision_tower, check_image_size
 
 LADDER = """
 base: [tests/tiny.yaml]
@@ -116,6 +123,40 @@ def test_a_run_whose_rows_were_lost_is_not_trained_again(path: Path, trained: li
     assert len(trained) == before
 
 
+def test_a_set_that_is_not_there_leaves_its_figure_empty(
+    path: Path, trained: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(self: Workshop, folder: Path) -> None:
+        scores = {"sets": {"cifar10": {"main_figure": 0.3}}, "mean": {"figure": 0.3, "sets": 1}}
+        (folder / "suite.json").write_text(json.dumps({"model": scores}))
+
+    monkeypatch.setattr(Workshop, "_measure_suite", measure)
+    more = "suite: {name: datacomp38, data_root: none}\nfigures: {a: {report: suite.cifar10}, b: {report: suite.mean}, "
+    more += "c: {choose: suite.mnist}, d: {choose: val.other}, "
+    path.write_text(LADDER.replace("figures: {", more))
+    *_, last = climb(path, "--only", "plain")
+    assert [last.get(f"suite.{name}", "") for name in ("cifar10", "mnist", "mean", "sets")] == ["0.3", "", "0.3", "1"]
+    assert "c none, d none, R@1 10.0" in capsys.readouterr().out
+
+
+def test_a_work_folder_of_other_data_is_refused(
+    path: Path, trained: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(self: Workshop, path: Path) -> None:
+        raise RunError("no shards")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workshop, "run_job", failing)
+        with pytest.raises(SystemExit):
+            climb(path, "--only", "plain", "--data", str(path.parent / "mistyped"))
+    first = climb(path, "--only", "plain", "--data", str(path.parent / "a"))
+    with pytest.raises(SystemExit) as ended:
+        climb(path, "--only", "plain", "--data", str(path.parent / "b"))
+    assert ended.value.code == 2
+    assert f"are of {path.parent / 'a'}, and" in capsys.readouterr().err
+    assert climb(path, "--only", "plain", "--no-train") == first
+
+
 def test_ablation_takes_each_away_and_says_what_is_no_difference(
     path: Path, trained: list[dict], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,13 +183,18 @@ def test_what_is_reported_comes_from_the_other_half(
     assert "R@1" in page
 
 
-def test_a_failure_costs_its_run_alone(
-    path: Path, trained: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("in_calibration", [False, True])
+def test_a_failure_costs_its_recipe_alone(
+    in_calibration: bool,
+    path: Path,
+    trained: list[dict],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = ladder_jobs.Workshop.run_job
 
     def failing(self: Workshop, path: Path) -> None:
-        if "plain" in str(path) and not json.loads(path.read_text())["calibrates"]:
+        if "plain" in str(path) and json.loads(path.read_text())["calibrates"] == in_calibration:
             raise ladder.ClipxError("no more disk")
         whole(self, path)
 
@@ -156,7 +202,7 @@ def test_a_failure_costs_its_run_alone(
     with pytest.raises(SystemExit) as ended:
         climb(path, "--only", "plain", "best")
     assert ended.value.code == 1
-    assert "FAILED: no more disk" in capsys.readouterr().out
+    assert re.search("FAILED: .*no more disk", capsys.readouterr().out)
     with (path.parent / "small.csv").open() as file:
         assert {row["recipe"] for row in csv.DictReader(file)} == {"best"}
 
@@ -169,6 +215,17 @@ def test_a_failure_costs_its_run_alone(
         ("best: [large", "best: [larg", "recipe best: no ingredient is called larg"),
         ("choose: val", "choose: vall", "choose: 'vall' is none of test, val"),
         ("clock: cpu", "clock: cpu\nlaunch: [torchrun]", "cpu is for one process"),
+        ("evaluate:", "suite: {name: datacomp38}\nevaluate: {}\nsplits:", "suite=datacomp38 without evaluate"),
+        (
+            "whole:",
+            "suite: {name: datacomp38}\npeers: [open_clip]\nwhole:",
+            "peers=['open_clip'] leave no run that suite",
+        ),
+        (
+            "figures: {",
+            "suite: {name: datacomp38}\nfigures: {a: {report: suite.food}, ",
+            "'food' is neither mean nor a set",
+        ),
         ("whole:", "peers: [other]\nwhole:", "other is none of open_clip"),
         ("tiny.yaml", "tin.yaml", "tin.yaml: cannot read the config file"),
     ],
@@ -192,6 +249,68 @@ def test_shipped_ladders_are_configs(name: str, tmp_path: Path) -> None:
         config = ladder_train.load(job)
         assert config.num_steps == 200
         assert set(config.evaluate) == set(found.evaluate)
+        assert found.clock == "cpu" or config.compile != "auto"
+        sizes = {name: stage.image_size for name, stage in config.stages.items() if stage.image_size is not None}
+        if sizes:
+            with torch.device("meta"):
+                tower = build_vision_tower(config.model.image, embed_dim=config.model.embed_dim)
+            for stage, size in sizes.items():
+                check_image_size(tower, size, name=f"{recipe.name}: stages.{stage}.image_size")
+
+
+def launched(path: Path, launch: str) -> str:
+    """What the log of a job has that was started by `launch`."""
+    path.write_text(LADDER.replace("clock: cpu", f"clock: wall\nlaunch: {launch}"))
+    job = path.with_name("job.json")
+    job.write_text(json.dumps({"trainer": "clipx"}))
+    Workshop(read_ladder(path), path.parent, path.parent, 24).run_job(job)
+    return path.with_name("log.txt").read_text()
+
+
+def test_jobs_are_launched_by_this_python(path: Path) -> None:
+    said = launched(path, """["{python}", -c, "import sys; print(sys.executable, *sys.argv[1:])"]""")
+    assert said.split() == [sys.executable, str(Path(ladder_train.__file__)), str(path.with_name("job.json"))]
+
+
+def test_a_launcher_that_is_not_there_is_said(path: Path) -> None:
+    with pytest.raises(RunError, match=r"no_such_launcher cannot be started \(No such file or directory\)"):
+        launched(path, "[no_such_launcher]")
+
+
+def test_preparations_that_were_stopped_count_all_their_seconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(LADDER.replace('"{python} -c pass"', "first, second"))
+    workshop = Workshop(found := read_ladder(path), path.parent, path.parent, 24)
+    costs = {"first": [5.0, 0.5], "second": [3.0, 7.0]}  # at the first start, and at the next
+    now = 0.0
+
+    def call(self: Workshop, command: list[str], log: Path) -> None:
+        nonlocal now
+        now += (of := costs[command[0]]).pop(0)
+        if command == ["second"] and of:
+            raise ladder_jobs.StoppedError
+
+    monkeypatch.setattr(Workshop, "_call", call)
+    monkeypatch.setattr(Workshop, "_clock", lambda self: now)
+    with pytest.raises(ladder_jobs.StoppedError):
+        workshop.prepare(found.recipes["best"])
+    now = 100.0
+    assert workshop.prepare(found.recipes["best"]) == workshop.prepare(found.recipes["best"]) == 15.5
+
+
+def test_a_failure_is_told_by_its_reason(path: Path) -> None:
+    with pytest.raises(RunError, match=r"ended with 1: an error: no shards$"):
+        launched(path, """["{python}", -c, "raise SystemExit('an error: no shards\\\\n====')"]""")
+
+
+@pytest.mark.parametrize(("clock", "jobs", "said"), [("wall", "2", "by clock=wall"), ("cpu", "0", "from 1 on")])
+def test_a_number_of_jobs_that_cannot_be_is_refused(
+    clock: str, jobs: str, said: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(LADDER.replace("clock: cpu", f"clock: {clock}"))
+    with pytest.raises(SystemExit) as ended:
+        climb(path, "--jobs", jobs)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_shares_of_the_run_become_steps() -> None:
@@ -208,6 +327,15 @@ def test_a_step_costs_the_median_of_its_phase() -> None:
     assert ladder_train.step_cost(rows, "train_s") == pytest.approx((9 * 1 + 3 * 2) / 12)
 
 
+def test_rank_0_alone_writes_what_a_step_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"until": 2, "train_s": seconds, "flops": 2 * seconds} for seconds in (1.0, 2.0)]
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        ladder_train.write_step_cost(tmp_path / "step.json", rows)
+        assert [path.name for path in tmp_path.iterdir()] == (["step.json"] if rank == "0" else [])
+    assert json.loads((tmp_path / "step.json").read_text()) == {"train_s": 1.0, "flops": 2.0}
+
+
 def test_the_meter_leaves_out_what_is_aside_and_goes_on_after_a_stop(tmp_path: Path) -> None:
     now = 100.0
     ladder_train.CLOCKS["test"] = lambda: now
@@ -222,6 +350,7 @@ def test_the_meter_leaves_out_what_is_aside_and_goes_on_after_a_stop(tmp_path: P
         now += 70  # the next phase is built
         meter.note(4)
         meter.start(4)
+        meter.note(5)
         now += 1
         meter.note(6)
         again = ladder_train.Meter("test", tmp_path / "cost.jsonl")
@@ -231,6 +360,32 @@ def test_the_meter_leaves_out_what_is_aside_and_goes_on_after_a_stop(tmp_path: P
         assert again.spent_s == 7
     finally:
         del ladder_train.CLOCKS["test"]
+
+
+def test_a_run_killed_between_its_first_save_and_evaluation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    write_shards(tmp_path / "data", [48])
+    more = ["steps=4", "optim.warmup_steps=1", "checkpoint.every_steps=2", f"data.train=[{tmp_path}/data]"]
+    more += [f"evaluate.val={{type: retrieval, data: {tmp_path}/data, every_steps: 2}}", f"run_dir={tmp_path}/run"]
+    config, costs = clipx.load_config([Path(__file__).parents[2] / "tiny.yaml"], more), tmp_path / "cost.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder_train.trainer, "evaluate", killed)
+        with ladder_train.metered(ladder_train.Meter("wall", costs)), pytest.raises(KilledError):
+            clipx.train(config)
+    before = ladder_train.read_costs(costs)[-1]
+    with ladder_train.metered(meter := ladder_train.Meter("wall", costs)):
+        clipx.train(config)
+    assert before["step"] == 2
+    assert [row["step"] for row in ladder_train.read_costs(costs)][-3:] == [2, 4, 4]
+    assert meter.flops == pytest.approx(2 * before["flops"])
+    assert meter.spent_s > before["train_s"]
 
 
 def test_the_least_compute_for_a_figure() -> None:
