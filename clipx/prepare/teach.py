@@ -22,7 +22,6 @@ from clipx.config.model import Interpolation
 from clipx.data.captions import CaptionReader, alternatives
 from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import ShardIndex, build_index
-from clipx.data.parallel import num_cores
 from clipx.data.shards import ShardReader
 from clipx.data.teachers.description import Description, Teacher
 from clipx.data.teachers.fits import reading_of
@@ -34,7 +33,7 @@ from clipx.models.evaluating import evaluating
 from clipx.prepare.teach_folder import Request, StoreFolder, WantedShard
 from clipx.prepare.teach_reading import Block, Shape, SourceViews, ViewReader, read_views
 from clipx.prepare.teach_rows import Precision, Rows, TeacherModel, embedded, joined
-from clipx.pretrained.threads import ON_DEVICE, side_by_side
+from clipx.pretrained.threads import ON_DEVICE, cores_of_rank, side_by_side
 from clipx.printable import redact
 
 
@@ -167,6 +166,7 @@ class _Job:
     ) -> None:
         self._data, self._indexes, self._teachers, self._folder = data, indexes, teachers, folder
         self._request, self._options, self._group = request, options, group
+        self._cores = cores_of_rank(group)
         self._places = [(number, place) for number, index in enumerate(indexes) for place in range(len(index.paths))]
 
     def teach(self, on_progress: Callable[[int, int], None] | None) -> int:
@@ -239,11 +239,11 @@ class _Job:
     def _rows(self, numbers: Sequence[int]) -> Generator[Rows]:
         """The embeddings of all blocks of shards, in their order."""
         device = self._teachers[0].pretrained.device
-        threads = max(1, num_cores() // world_size(self._group)) if device.type == "cpu" else ON_DEVICE
+        threads = self._cores if device.type == "cpu" else ON_DEVICE
         augment = sources(self._data)[0].augment  # what the device computes is the same in all sources
         colours = DeviceAugment(augment) if augment is not None and any(device_part(augment)) else None
         embed = partial(embedded, self._teachers, colours=colours, precision=self._options.precision)
-        read = read_views(self._reader(), self._blocks(numbers), workers=self._options.workers)
+        read = read_views(self._reader(), self._blocks(numbers), workers=self._options.workers, cores=self._cores)
         with ExitStack() as stack:
             for teacher in self._teachers:  # before there are threads, which would switch it under each other
                 stack.enter_context(evaluating(teacher.pretrained.model))
