@@ -34,6 +34,9 @@ T = TypeVar("T")
 # fp8 is bf16 with other linear layers in the blocks (`clipx.distributed.block_transforms`)
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "fp8": "bf16"}
 _FP8_CAPABILITY = (8, 9)  # Ada and Hopper have float8 matrix products, what came before has not
+# One rank indexes, or embeds the last shard, while the others wait; these commands have no watchdog. A rank that dies
+# ends the others by its connection or by the launcher, and one that never comes by torch's own timeout.
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -231,17 +234,30 @@ def _host_group(config: JobConfig) -> ProcessGroup | None:
 
 
 @contextmanager
-def join_ranks() -> Iterator[tuple[torch.device, ProcessGroup | None]]:
-    """This rank's device and the group of all ranks, for commands that share work but do not train."""
+def join_ranks(*, patience: timedelta | None = _PATIENCE) -> Iterator[tuple[torch.device, ProcessGroup | None]]:
+    """This rank's device and the group of all ranks, for commands that share work but do not train.
+
+    Args:
+        patience: how long a rank waits for a slower one once all have come; None for torch's own timeout.
+    """
     overrule_environment()
     if not dist.is_initialized():
         adopt_ranks(os.environ)
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
-        yield state.device, dist.group.WORLD if dist.is_initialized() else None
+        group = dist.group.WORLD if dist.is_initialized() else None
+        yield state.device, group if group is None or patience is None else _patient_group(patience)
     finally:
         state.destroy_process_group()
         PartialState._reset_state()
+
+
+def _patient_group(patience: timedelta) -> ProcessGroup:
+    """All ranks; given to the first group instead, the timeout would hold for joining too."""
+    group = dist.new_group(timeout=patience)
+    assert isinstance(group, ProcessGroup)  # new_group has another value for ranks outside
+    collectives.gather_objects(None, group)  # NCCL connects in the first call: now, when all come soon
+    return group
 
 
 def _check_machine(config: JobConfig) -> None:

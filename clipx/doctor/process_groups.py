@@ -89,7 +89,7 @@ class ProcessGroups:
             dist.monitored_barrier(self.gloo, timeout=timedelta(seconds=timeout_s), wait_all_ranks=True)
 
     def _join(self) -> None:
-        self.device, group = self._joined.enter_context(join_ranks())
+        self.device, group = self._joined.enter_context(join_ranks(patience=None))
         if group is None:
             return
         timeout = timedelta(seconds=JOIN_S)

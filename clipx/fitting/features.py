@@ -31,7 +31,6 @@ from clipx.config.fit import FitConfig
 from clipx.data.in_order import Block, InOrder, block_samples, read_in_order
 from clipx.data.index.shard_index import ShardIndex
 from clipx.data.kept_samples import PRESENCE, KeptSamples
-from clipx.data.parallel import num_cores
 from clipx.data.samples import SampleReader
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from clipx.errors import RunError
@@ -41,7 +40,7 @@ from clipx.models.evaluating import evaluating
 from clipx.models.fused import KEPT
 from clipx.pretrained import Pretrained
 from clipx.pretrained.fingerprint import fingerprint_of_weights
-from clipx.pretrained.threads import ON_DEVICE, side_by_side
+from clipx.pretrained.threads import ON_DEVICE, cores_of_rank, side_by_side
 from clipx.types import BadSample
 
 T = TypeVar("T")
@@ -195,7 +194,8 @@ def _compute(work: Pass, wanted: _Entry, entry: Path) -> None:
         Block(number, block_samples(number, num_samples, batch_size=BLOCK)) for number in missing[rank(group) :: ranks]
     ]
     progress = _Progress(wanted.what, num_samples, missing=len(missing) * BLOCK, told=rank(group) == 0)
-    with closing(_computed(work, wanted, blocks)) as computed:
+    threads = cores_of_rank(group) if work.pretrained.device.type == "cpu" else ON_DEVICE
+    with closing(_computed(work, wanted, blocks, threads=threads)) as computed:
         for number in range(1, -(-len(missing) // ranks) + 1):
             with raise_on_all_ranks(group):
                 if (block := next(computed, None)) is not None:
@@ -209,7 +209,7 @@ def _compute(work: Pass, wanted: _Entry, entry: Path) -> None:
 
 
 def _computed(
-    work: Pass, wanted: _Entry, blocks: Sequence[Block]
+    work: Pass, wanted: _Entry, blocks: Sequence[Block], *, threads: int
 ) -> Generator[tuple[int, Arrays, Sequence[BadSample]]]:
     """Number, arrays and bad samples of each block."""
     pretrained, device = work.pretrained, work.pretrained.device
@@ -220,7 +220,6 @@ def _computed(
         image_size=wanted.image_size,
         blocks=blocks,
     )
-    threads = max(1, num_cores() // world_size(work.group)) if device.type == "cpu" else ON_DEVICE
     with evaluating(pretrained.model):  # before there are threads, which would switch it under each other
         found = side_by_side(wanted.compute, read, device=device, threads=threads)
         for block, (numbers, columns, bad) in zip(blocks, found, strict=True):

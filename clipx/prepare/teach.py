@@ -22,19 +22,18 @@ from clipx.config.model import Interpolation
 from clipx.data.captions import CaptionReader, alternatives
 from clipx.data.device_augment import DeviceAugment
 from clipx.data.index.shard_index import ShardIndex, build_index
-from clipx.data.parallel import num_cores
 from clipx.data.shards import ShardReader
 from clipx.data.teachers.description import Description, Teacher
 from clipx.data.teachers.fits import reading_of
 from clipx.data.teachers.names import distinct_names
 from clipx.data.transforms import TrainTransform
 from clipx.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
-from clipx.errors import InputError, RunError
+from clipx.errors import InputError
 from clipx.models.evaluating import evaluating
-from clipx.prepare.teach_folder import Request, StoreFolder, WantedShard
+from clipx.prepare.teach_folder import Report, Request, StoreFolder, WantedShard
 from clipx.prepare.teach_reading import Block, Shape, SourceViews, ViewReader, read_views
 from clipx.prepare.teach_rows import Precision, Rows, TeacherModel, embedded, joined
-from clipx.pretrained.threads import ON_DEVICE, side_by_side
+from clipx.pretrained.threads import ON_DEVICE, cores_of_rank, side_by_side
 from clipx.printable import redact
 
 
@@ -86,7 +85,8 @@ def teach(
     Raises:
         InputError: the folder is remote or of something else, texts go beyond what stands in shards, no shards, no
             sample is any good, or ranks have other weights.
-        RunError: a worker process died, a shard cannot be read, embeddings are not finite, or the disk is full.
+        RunError: a worker process died, a shard cannot be read, embeddings are not finite, the disk is full, or ranks
+            do not see one folder.
     """
     began, options = time.monotonic(), options or TeachOptions()
     folder = StoreFolder(out)
@@ -107,6 +107,7 @@ def teach(
         description: Description | None = gather_objects(complete, group)[0]
         num_new = 0
         if description is None:
+            _require_one_folder(folder, group)
             job = _Job(data, indexes, teachers, folder, request=request, options=options, group=group)
             num_new = job.teach(on_progress)
             description = job.finish()
@@ -151,6 +152,17 @@ def _described(teacher: TeacherModel) -> Teacher:
     )
 
 
+def _require_one_folder(folder: StoreFolder, group: ProcessGroup | None) -> None:
+    """Raises RunError if a rank sees another folder than rank 0, which has claimed it."""
+    mark = ""
+    with raise_on_all_ranks(group):
+        if rank(group) == 0:
+            mark = folder.mark()
+    mark = gather_objects(mark, group)[0]
+    with raise_on_all_ranks(group):
+        folder.require_mark(mark)
+
+
 class _Job:
     """What one rank does for a folder that is not complete."""
 
@@ -167,13 +179,20 @@ class _Job:
     ) -> None:
         self._data, self._indexes, self._teachers, self._folder = data, indexes, teachers, folder
         self._request, self._options, self._group = request, options, group
+        self._cores = cores_of_rank(group)
+        self._reports: dict[int, Report] = {}
+        """Of the shards that this rank taught; of rank 0 also of those that were done. They go to rank 0 by message:
+        a network file system may show a machine only later what another one wrote."""
         self._places = [(number, place) for number, index in enumerate(indexes) for place in range(len(index.paths))]
 
     def teach(self, on_progress: Callable[[int, int], None] | None) -> int:
         """Teaches the shards that are not done; returns the samples that all ranks taught."""
         group, ranks, samples = self._group, world_size(self._group), [shard.samples for shard in self._request.shards]
-        missing = [number for number in range(len(samples)) if not self._is_done(number)]
-        missing = gather_objects(missing, group)[0]
+        with raise_on_all_ranks(group):
+            if rank(group) == 0:
+                self._reports = dict(self._done())
+        done_before = gather_objects(list(self._reports), group)[0]
+        missing = sorted(set(range(len(samples))).difference(done_before))
         mine = missing[rank(group) :: ranks]
         total, done = sum(samples), sum(samples) - sum(samples[number] for number in missing)
         num_new = 0
@@ -184,37 +203,36 @@ class _Job:
                     if turn < len(mine):
                         share = in_turn / max(1, samples[mine[turn]])
                         show = partial(_show, on_progress, done=done, share=share, total=total)
-                        self._write(mine[turn], rows, show)
+                        self._reports[mine[turn]] = self._write(mine[turn], rows, show)
                 done += in_turn
                 num_new += in_turn
         return num_new
 
     def finish(self) -> Description:
         """Completes the folder."""
+        reports: dict[int, Report] = {}
+        for found in gather_objects(self._reports, self._group):
+            reports |= found
+        known = [reports[number] for number in range(len(self._places))]
+        description = None
         with raise_on_all_ranks(self._group):
-            reports = [self._folder.report(number) for number in range(len(self._places))]
-            if any(report is None for report in reports):
-                raise RunError(
-                    f"{self._folder.path} is not the same folder for all ranks; name one that all machines see"
-                )
-            known = [report for report in reports if report is not None]
             if not any(report.taught for report in known):
                 key, reason = next(row for report in known for row in report.left_out)
                 raise InputError(f"no sample could be taught; the first is {key}: {reason}; look at the shards")
-        description = None
-        with raise_on_all_ranks(self._group):
             if rank(self._group) == 0:
                 description = self._folder.complete(self._request, known)
         complete: Description = gather_objects(description, self._group)[0]
         return complete
 
-    def _is_done(self, number: int) -> bool:
-        """Whether a shard has its report, and is still the one that it is about."""
-        report, (source, place) = self._folder.report(number), self._places[number]
-        return report is not None and int(self._indexes[source].sizes[place]) in (0, report.bytes)
+    def _done(self) -> Iterator[tuple[int, Report]]:
+        """The shards that have their report, and are still the ones that it is about."""
+        for number, (source, place) in enumerate(self._places):
+            report = self._folder.report(number)
+            if report is not None and int(self._indexes[source].sizes[place]) in (0, report.bytes):
+                yield number, report
 
-    def _write(self, number: int, rows: Iterator[Rows], show: Callable[[int], None]) -> None:
-        """Takes the rows of a shard's blocks, and writes them."""
+    def _write(self, number: int, rows: Iterator[Rows], show: Callable[[int], None]) -> Report:
+        """Takes the rows of a shard's blocks, and writes them; returns what became of it."""
         taken: list[Rows] = []
         done, samples = 0, self._request.shards[number].samples
         while done < samples:
@@ -225,6 +243,7 @@ class _Job:
         size = self._indexes[source].offsets(place, remote=self._data.remote).shard.size
         content = joined(taken, teachers=self._teachers, views=self._request.views, size=size)
         self._folder.write(number, content.parts, content.report)
+        return content.report
 
     def _blocks(self, numbers: Sequence[int]) -> Iterator[Block]:
         size, count = max(1, self._request.batch_size // self._request.views), 0
@@ -239,11 +258,11 @@ class _Job:
     def _rows(self, numbers: Sequence[int]) -> Generator[Rows]:
         """The embeddings of all blocks of shards, in their order."""
         device = self._teachers[0].pretrained.device
-        threads = max(1, num_cores() // world_size(self._group)) if device.type == "cpu" else ON_DEVICE
+        threads = self._cores if device.type == "cpu" else ON_DEVICE
         augment = sources(self._data)[0].augment  # what the device computes is the same in all sources
         colours = DeviceAugment(augment) if augment is not None and any(device_part(augment)) else None
         embed = partial(embedded, self._teachers, colours=colours, precision=self._options.precision)
-        read = read_views(self._reader(), self._blocks(numbers), workers=self._options.workers)
+        read = read_views(self._reader(), self._blocks(numbers), workers=self._options.workers, cores=self._cores)
         with ExitStack() as stack:
             for teacher in self._teachers:  # before there are threads, which would switch it under each other
                 stack.enter_context(evaluating(teacher.pretrained.model))

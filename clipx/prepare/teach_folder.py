@@ -6,7 +6,9 @@ request, a lock, and for each shard that is done a report, written last: what ha
 
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +33,8 @@ from clipx.storage.files import is_local, write_file
 from clipx.storage.locks import claim
 
 _REQUEST, _LOCK = "request.json", "lock"
+# NFS may take the folder for absent for 60 s, if this machine asked for it too early (acdirmax, nfs(5)).
+_SEEN_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,25 @@ class StoreFolder:
         finally:
             if lock is not None:
                 lock.close()
+
+    def mark(self) -> str:
+        """Writes a file with a new name, by which other ranks know the folder; the next claim removes it.
+
+        Raises:
+            RunError: the disk is full, or fails.
+        """
+        name = f".seen-{secrets.token_hex(8)}"
+        with _told(self.path / WORK / name):
+            write_file(str(self.path / WORK / name), b"")
+        return name
+
+    def require_mark(self, name: str) -> None:
+        """Raises RunError if this rank does not see the file that another one wrote."""
+        ends_at = time.monotonic() + _SEEN_WITHIN_S
+        while not os.path.exists(self.path / WORK / name):
+            if time.monotonic() > ends_at:
+                raise RunError(f"{self.path} is not the same folder for all ranks; name one that all machines see")
+            time.sleep(1)
 
     def report(self, shard: int) -> Report | None:
         """What became of a shard; None if it is not done."""

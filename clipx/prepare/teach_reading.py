@@ -17,13 +17,13 @@ from torch import Tensor
 
 from clipx.data.captions import CaptionReader, first_present
 from clipx.data.decode import UndecodableError
-from clipx.data.parallel import begun_ahead, in_processes, num_cores
+from clipx.data.parallel import begun_ahead, in_processes
 from clipx.data.sample_refs import SampleRef
 from clipx.data.shards import BadSampleError, ShardReader
 from clipx.data.teachers.views import view_seed
 from clipx.data.transforms import EncodedPicture, TrainTransform
 
-_THREADS = max(4, num_cores())  # some wait for a disk or a server while others decode
+_LEAST_THREADS = 4  # some wait for a disk or a server while others decode
 _AT_ONCE = 4  # samples that one thread takes: handing out each alone costs as much as reading it
 _BLOCKS_AHEAD = 3
 
@@ -200,11 +200,12 @@ class _Draft:
         )
 
 
-def read_views(reader: ViewReader, blocks: Iterable[Block], *, workers: int) -> Iterator[ReadBlock]:
+def read_views(reader: ViewReader, blocks: Iterable[Block], *, workers: int, cores: int) -> Iterator[ReadBlock]:
     """Yields the blocks in their order; those that come next are read meanwhile.
 
     Args:
         workers: processes, from 2 on; else threads of this one read and decode.
+        cores: of this rank; a thread for each.
 
     Raises:
         RunError: a process died, or the storage failed.
@@ -212,7 +213,7 @@ def read_views(reader: ViewReader, blocks: Iterable[Block], *, workers: int) -> 
     if workers >= 2:
         yield from in_processes(reader, blocks, workers=workers)
         return
-    pool = ThreadPoolExecutor(_THREADS, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(max(_LEAST_THREADS, cores), initializer=torch.set_num_threads, initargs=(1,))
 
     def begin(block: Block) -> Callable[[], ReadBlock]:
         reader.expect(block)

@@ -6,6 +6,7 @@ Shapes: R good samples of a block, K views, C captions of all, D embedding, S im
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -46,6 +47,7 @@ class Rows(NamedTuple):
     """A block as it is stored."""
 
     block: ReadBlock
+    """Without its pixels: a shard's blocks are kept until all are there, and pixels would take gigabytes."""
     images_RKD: list[NDArray[np.uint16]]
     """Of each teacher, the bits of bfloat16."""
     texts_CD: list[NDArray[np.uint16]]
@@ -81,7 +83,7 @@ def embedded(
                 text_CD = pretrained.encode_tokens(tokens_T, lengths_C)
         images_RKD.append(_bits(image_BD, teacher.name).reshape(rows, views, dim))
         texts_CD.append(_bits(text_CD, teacher.name))
-    return Rows(block, images_RKD, texts_CD)
+    return Rows(replace(block, pixels={}), images_RKD, texts_CD)
 
 
 def joined(taken: Sequence[Rows], *, teachers: Sequence[TeacherModel], views: int, size: int) -> "ShardContent":

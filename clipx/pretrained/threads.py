@@ -13,8 +13,11 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from clipx.data.parallel import num_cores
+from clipx.distributed.collectives import gather_objects
+from clipx.host import own_cores, share_of_cores
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
@@ -28,6 +31,12 @@ def num_threads(model: nn.Module, device: torch.device) -> int:
     if any(module.training for module in model.modules()):
         return 1
     return num_cores() if device.type == "cpu" else ON_DEVICE
+
+
+def cores_of_rank(group: ProcessGroup | None) -> int:
+    """This rank's share of its machine's cores, at least one; all ranks of the group call it."""
+    cores = own_cores()
+    return max(1, int(share_of_cores(cores, gather_objects(cores, group))))
 
 
 def side_by_side(

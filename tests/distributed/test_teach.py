@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from clipx.data.decode import UndecodableError
 from clipx.data.sample_refs import SampleName, SampleRef
 from clipx.data.teachers import open_teachers
 from clipx.errors import InputError, RunError
+from clipx.prepare import teach_folder
 from clipx.prepare.teach import TeachOptions, teach
 
 COUNTS = (7, 5, 6, 3)
@@ -141,6 +143,43 @@ def test_another_request_is_refused(shards, tmp_path):
     changed = replace(data_of(shards), decode="pil")
     with pytest.raises(InputError, match=r"decode was fast, now pil; .*; samples are read or augmented otherwise"):
         teach(changed, [teacher("small")], str(out), options=TeachOptions(views=3, batch_size=12))
+
+
+def teach_apart(shards, outs):
+    """On one rank: as if each machine had another disk under the name."""
+    teach_folder._SEEN_WITHIN_S = 0.0
+    return teach_share(shards, outs[dist.get_rank()])
+
+
+def test_ranks_that_see_other_folders_are_told_before_they_teach(shards, tmp_path):
+    with pytest.raises(RunError, match="is not the same folder for all ranks; name one that all machines see"):
+        run_ranks(teach_apart, 2, shards, [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert not list(tmp_path.glob("*/shards"))
+
+
+def teach_with_a_stale_view(shards, out):
+    """On one rank: as on a network file system that shows a file of another rank late, or not at all."""
+    exists, read_bytes, own = os.path.exists, Path.read_bytes, dist.get_rank()
+    looked = []
+
+    def late(path):
+        looked.append(".seen" in str(path))
+        return exists(path) and (not looked[-1] or sum(looked) > 1)
+
+    def stale(path):
+        if path.name in (f"{number:05d}.json" for number in range(len(COUNTS)) if number % 2 != own):
+            raise FileNotFoundError(path)
+        return read_bytes(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os.path, "exists", late)
+        patched.setattr(Path, "read_bytes", stale)
+        return teach_share(shards, out)
+
+
+def test_what_a_network_file_system_shows_late_does_not_end_the_job(shards, alone, tmp_path):
+    assert run_ranks(teach_with_a_stale_view, 2, shards, str(tmp_path / "out")) == [SAMPLES] * 2
+    assert contents(tmp_path / "out") == alone
 
 
 def test_ranks_with_other_weights(shards, tmp_path):

@@ -9,9 +9,11 @@ from typing import Any
 from clipx.config.data import AugmentConfig, Decode, Source
 from clipx.data.class_names import listed
 from clipx.data.index.shard_index import ShardIndex
-from clipx.data.teachers.description import Reading, TaughtShard
+from clipx.data.parallel import in_threads
+from clipx.data.teachers.description import Reading, TaughtShard, shard_file
 from clipx.data.teachers.names import StoredShards
 from clipx.data.teachers.probes import agrees, encoded_probes
+from clipx.data.teachers.shard_file import require_whole
 from clipx.data.teachers.store import Teachers
 from clipx.errors import InputError
 
@@ -54,7 +56,7 @@ def require_stored_texts(source: Source) -> None:
 def require_fits(
     teachers: Teachers, described: Sequence[Source], indexes: Sequence[ShardIndex], *, decode: Decode
 ) -> None:
-    """Looks whether a run can be trained with a store's teachers; reads no file of its shards.
+    """Looks whether a run can be trained with a store's teachers; of its shards' files it reads the headers.
 
     Args:
         teachers: of the store.
@@ -63,7 +65,8 @@ def require_fits(
         decode: the run's `data.decode`.
 
     Raises:
-        InputError: the run decodes or augments otherwise, has other texts, or shards that were not taught.
+        InputError: the run decodes or augments otherwise, has other texts, or shards that were not taught; or a file
+            of embeddings is absent or cut.
     """
     where, description = teachers.named, teachers.description
     if decode != description.decode:
@@ -81,6 +84,7 @@ def require_fits(
                 f"{where} was taught by a clipx, or libraries, that augment pictures otherwise: views would be others "
                 "than the teachers saw; teach again, or train with the versions that taught"
             )
+        _require_whole(teachers, [place for place in found if place is not None])
 
 
 _MEND = "set it back, or run `clipx data teach` with the run's config into another folder"
@@ -102,6 +106,29 @@ def _require_taught(where: str, index: ShardIndex, found: Sequence[int | None], 
             raise InputError(
                 f"{where} was taught {shard.samples:,} samples of shard {path}, and the run reads {count:,}; {_MEND}"
             )
+
+
+def _require_whole(teachers: Teachers, numbers: Sequence[int]) -> None:
+    """Raises InputError if embeddings of these shards are absent or cut, as after a copy that was stopped."""
+    description = teachers.description
+    dims = [teacher.dim for teacher in description.teachers]
+
+    def problem(number: int) -> str | None:
+        shard, path = description.shards[number], shard_file(teachers.folder, number)
+        try:
+            require_whole(path, rows=shard.taught, texts=shard.texts, dims=dims, views=description.views)
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror or error}"
+        except ValueError as error:
+            return f"{path} is damaged ({error})"
+        return None
+
+    # a store on a network file system takes a few waits for each
+    if problems := [found for found in in_threads(problem, numbers) if found is not None]:
+        more = f"; so are {len(problems) - 1} more of {len(numbers)} files" if len(problems) > 1 else ""
+        raise InputError(
+            f"{teachers.named}: {problems[0]}{more}; copy the folder again, or run `clipx data teach` into another one"
+        )
 
 
 def _require_read_alike(where: str, source: Source, reading: Reading) -> None:

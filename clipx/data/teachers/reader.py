@@ -1,5 +1,6 @@
 """Teachers' embeddings of the drawn views and captions, as columns of a batch."""
 
+import resource
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from clipx.errors import RunError
 from clipx.storage.failures import hint
 
 _MAX_OPEN = 1024  # files that are mapped at once; a loader process reads as many as it has lanes
+# Of the descriptors. A mapped file keeps one; shards may take two thirds of them (`ShardReader`), and a run may have
+# two readers of teachers, one for its loss and one for the pairs that it chooses.
+_SHARE = 12
 
 
 class TeacherColumns:
@@ -39,7 +43,7 @@ class TeacherColumns:
         self._wanted = [(name, all_names.index(name)) for name in names]
         self._dims = [teacher.dim for teacher in description.teachers]
         self._shards = StoredShards([shard.name for shard in description.shards])
-        self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._open: OrderedDict[int, ShardFile] = OrderedDict()  # the one that was used last at the end
         self.columns = {
             column(name): ColumnSpec(np.dtype(np.float32), (self._dims[number],))
             for name, number in self._wanted
@@ -82,20 +86,24 @@ class TeacherColumns:
         return columns
 
     def _file(self, number: int) -> ShardFile:
-        file = self._open.get(number)
-        if file is not None:
-            return file
+        file = self._open.pop(number, None)  # a thread that misses it meanwhile maps it again
+        if file is None:
+            file = self._mapped(number)
+            descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # that loader processes raise for themselves
+            most = min(_MAX_OPEN, max(16, descriptors // _SHARE))
+            while len(self._open) >= most:
+                self._open.popitem(last=False)
+        self._open[number] = file
+        return file
+
+    def _mapped(self, number: int) -> ShardFile:
         path = shard_file(self._folder, number)
         try:
-            file = ShardFile(path, dims=self._dims, views=self._description.views)
+            return ShardFile(path, dims=self._dims, views=self._description.views)
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror or error}; {hint(error)}") from error
         except ValueError as error:
             raise self._damaged(number, error) from error
-        while len(self._open) >= _MAX_OPEN:
-            self._open.popitem(last=False)
-        self._open[number] = file
-        return file
 
     def _damaged(self, number: int, error: ValueError) -> RunError:
         path = shard_file(self._folder, number)

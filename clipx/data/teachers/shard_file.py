@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,68 @@ def shard_to_parts(
     return parts
 
 
+def require_whole(path: Path, *, rows: int, texts: int, dims: Sequence[int], views: int) -> None:
+    """Looks at a file's header and length alone; for the rest see `ShardFile`.
+
+    Args:
+        path: of the file.
+        rows: R, as the description says.
+        texts: C, as it says.
+        dims: D of each teacher, as it says.
+        views: K, as it says.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is cut, or of another store.
+    """
+    with open(open_regular(path), "rb", buffering=0) as file:
+        length = os.fstat(file.fileno()).st_size
+        header = _Header.read(file.read(_HEADER.size), teachers=len(dims), views=views)
+    if (header.rows, header.texts) != (rows, texts):
+        raise ValueError("not of this store")
+    header.require(length, dims=dims)
+
+
+class _Header(NamedTuple):
+    """What decides how long a file is."""
+
+    samples: int
+    rows: int
+    texts: int
+    views: int
+    teachers: int
+
+    @classmethod
+    def read(cls, header: bytes, *, teachers: int, views: int) -> "_Header":
+        """Raises ValueError if it is cut, or of another store."""
+        if len(header) < _HEADER.size:
+            raise ValueError("too short")
+        magic, *counts = _HEADER.unpack(header)
+        found = cls(*counts)
+        if magic != _MAGIC or min(found) < 0 or (found.views, found.teachers) != (views, teachers):
+            raise ValueError("not of this store")
+        return found
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Of the columns before the checksum, of 8 bytes a number."""
+        return self.teachers, self.samples, self.samples, self.rows + 1, self.texts
+
+    @property
+    def body(self) -> int:
+        """Bytes before the checksum."""
+        return _HEADER.size + 8 * sum(self.counts)
+
+    def require(self, length: int, *, dims: Sequence[int]) -> None:
+        """Raises ValueError if a file has not this length."""
+        wanted = self.body + _CHECKSUM.size
+        for dim in dims:
+            for count in (self.rows * self.views, self.texts):
+                wanted += -wanted % _ALIGNED + 2 * count * dim
+        if length != wanted:
+            raise ValueError(f"{length:,} bytes, not {wanted:,}")
+
+
 class ShardFile:
     """The embeddings of a shard.
 
@@ -94,37 +156,30 @@ class ShardFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):
             self._map.madvise(mmap.MADV_RANDOM)  # rows are read out of their order: what lies around one is not wanted
-        magic, samples, rows, texts, num_views, teachers = _HEADER.unpack(self._map[: _HEADER.size])
-        if magic != _MAGIC or min(samples, rows, texts) < 0 or (num_views, teachers) != (views, len(dims)):
-            raise ValueError("not of this store")
-        counts = (teachers, samples, samples, rows + 1, texts)
-        body = _HEADER.size + 8 * sum(counts)
-        if len(self._map) < body + _CHECKSUM.size:
-            raise ValueError("too short")
+        header = _Header.read(self._map[: _HEADER.size], teachers=len(dims), views=views)
+        header.require(len(self._map), dims=dims)
+        body = header.body
         if _CHECKSUM.unpack(self._map[body : body + _CHECKSUM.size])[0] != zlib.crc32(memoryview(self._map)[:body]):
             raise ValueError("the checksum is wrong")
         columns, at = [], _HEADER.size
-        for count, dtype in zip(counts, ("<i8", "<u8", "<i8", "<i8", "<u8"), strict=True):
+        for count, dtype in zip(header.counts, ("<i8", "<u8", "<i8", "<i8", "<u8"), strict=True):
             columns.append(np.frombuffer(self._map, dtype, count, at))
             at += 8 * count
         stored_dims, self._hashes_N, self._rows_N, self._first_text, self._digests_C = columns
         if stored_dims.tolist() != list(dims):
             raise ValueError("not of this store")
-        self._map_embeddings(at + _CHECKSUM.size, rows=rows, views=views, texts=texts, dims=dims)
+        self._map_embeddings(at + _CHECKSUM.size, header, dims=dims)
 
-    def _map_embeddings(self, at: int, *, rows: int, views: int, texts: int, dims: Sequence[int]) -> None:
+    def _map_embeddings(self, at: int, header: _Header, *, dims: Sequence[int]) -> None:
         self._images_RKD: list[NDArray[Any]] = []
         self._texts_CD: list[NDArray[Any]] = []
+        rows, views, texts = header.rows, header.views, header.texts
         for dim in dims:
             for shape, arrays in (((rows, views, dim), self._images_RKD), ((texts, dim), self._texts_CD)):
                 at += -at % _ALIGNED
                 size = int(np.prod(shape))
-                if at + 2 * size > len(self._map):
-                    raise ValueError("too short")
                 arrays.append(np.frombuffer(self._map, "<u2", size, at).reshape(shape))
                 at += 2 * size
-        if at != len(self._map):
-            raise ValueError("wrong length")
 
     def row(self, key: str) -> int | None:
         """The row of a sample; -1 if it has no embeddings, None if it was not there."""

@@ -144,6 +144,27 @@ def test_folders_that_are_no_finished_store(store: tuple[Path, list[str]], tmp_p
         open_teachers(str(tmp_path / "copy"))
 
 
+def test_a_store_that_was_copied_in_part(store: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, shards = store
+    shutil.copytree(folder, tmp_path / "copy")
+    first, second, third = (tmp_path / "copy" / "shards" / f"0000{number}.teachers" for number in range(3))
+    open_with(tmp_path / "copy", shards)
+    third.write_bytes(third.read_bytes()[:-1])
+    with pytest.raises(
+        InputError, match=r"00002\.teachers is damaged \([\d,]+ bytes, not [\d,]+\); copy the folder"
+    ) as cut:
+        open_with(tmp_path / "copy", shards)
+    assert "\n" not in str(cut.value)
+    for content, message in ((third.read_bytes()[:40], "too short"), (second.read_bytes(), "not of this store")):
+        third.write_bytes(content)
+        with pytest.raises(InputError, match=rf"00002\.teachers is damaged \({message}\); copy the folder again"):
+            open_with(tmp_path / "copy", shards)
+    open_with(tmp_path / "copy", shards[:2])
+    first.unlink()
+    with pytest.raises(InputError, match=r"00000\.teachers cannot be read: No such file .*; so are 1 more of 3 files;"):
+        open_with(tmp_path / "copy", shards)
+
+
 def test_a_teacher_that_is_not_there(store: tuple[Path, list[str]]) -> None:
     teachers = open_teachers(str(store[0]))
     assert (teachers.names, teachers.dims, teachers.views) == (("small",), {"small": 24}, 3)
@@ -170,7 +191,7 @@ def test_what_can_only_be_seen_while_reading(store: tuple[Path, list[str]], tmp_
     file = tmp_path / "copy" / "shards" / "00000.teachers"
     damaged = open_teachers(str(tmp_path / "copy")).column_reader(["small"])
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(RunError, match=r"00000\.teachers is damaged \(too short\); restore it"):
+    with pytest.raises(RunError, match=r"00000\.teachers is damaged \([\d,]+ bytes, not [\d,]+\); restore"):
         damaged.read(raw(shards[0], "000002", "picture 2"))
     file.unlink()
     with pytest.raises(RunError, match=r"00000\.teachers cannot be read: No such file"):
@@ -201,6 +222,7 @@ def test_equal_keys_in_a_shard_are_no_samples(tmp_path: Path) -> None:
     teachers = taught(data_of(shards), tmp_path / "out", teacher("small"))
     (shard,) = teachers.description.shards
     assert (shard.samples, shard.taught) == (3, 1)
+    open_with(tmp_path / "out", shards)  # although its file holds fewer samples than its shard
     lines = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == ["000000"]
     assert lines[0]["reason"] == "another sample of the shard has this key"
