@@ -6,7 +6,7 @@ Shape suffixes: B images, H and W pixels, C channels, K patches kept, F features
 import difflib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from clipx.config.model import Projection, TimmImageConfig
+from clipx.config.schema import StageConfig
 from clipx.errors import InputError
 from clipx.models.dry_run import run_on_meta
 from clipx.models.initialise import initialise_blocks
@@ -150,6 +151,19 @@ def check_image_size(tower: VisionTower, size: int, *, name: str) -> None:
             f"{name}={size}: the image tower, a {type(trunk).__name__}, does not take it ({reason}); "
             f"keep model.image.image_size, or choose a vit_* or a convolutional model"
         ) from error
+
+
+def check_stage_inputs(tower: VisionTower, stages: Mapping[str, StageConfig]) -> None:
+    """Checks that the tower accepts what stages of a run set, by their names.
+
+    Raises:
+        InputError: it does not take an image size, or leave out patches.
+    """
+    for name, stage in stages.items():
+        if stage.image_size is not None:
+            check_image_size(tower, stage.image_size, name=f"stages.{name}.image_size")
+        if stage.patch_drop is not None:
+            check_patch_drop(tower, stage.patch_drop, name=f"stages.{name}.patch_drop")
 
 
 def _has_clip_shape(trunk: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from clipx.config.phases import Phase, check_stages, phase_at
 from clipx.config.schema import RunConfig
 from clipx.distributed.block_transforms import compiles
 from clipx.errors import InputError
-from clipx.models.vision_tower import check_image_size
+from clipx.models.vision_tower import check_stage_inputs
 from clipx.objectives.build import build_objective
 from clipx.objectives.objective import BuildObjective
 from clipx.plan.cluster import Cluster
@@ -117,10 +117,7 @@ def make_plan(
     check_stages(config)
     check_gpus(config, world_size)
     models = list(_models(config, assumptions.caption_tokens, build))
-    for name, stage in config.stages.items():
-        if stage.image_size is not None:
-            tower = models[0][1].objective.model.image_tower
-            check_image_size(tower, stage.image_size, name=f"stages.{name}.image_size")
+    check_stage_inputs(models[0][1].objective.model.image_tower, config.stages)
     others, left_out = list[RunPlan](), dict[int, str]()
     asked = _plan_run(config, assumptions, models, world_size=world_size)
     for number in WORLD_SIZES:

@@ -23,7 +23,7 @@ from clipx.models.choose_attention import choose_attention
 from clipx.models.clip import CLIP
 from clipx.models.dry_run import DryRun, dry_run
 from clipx.models.half_weights import HalfWeights
-from clipx.models.vision_tower import check_image_size, check_patch_drop
+from clipx.models.vision_tower import check_stage_inputs
 from clipx.objectives.build import loss_shape
 from clipx.objectives.objective import Objective
 from clipx.optim.ema import Ema
@@ -63,11 +63,7 @@ def check_step(config: JobConfig, runtime: Runtime, objective: Objective) -> Non
         from clipx.optim.from_timm import check_sharded
 
         check_sharded(config.optim)
-    for name, stage in config.stages.items():
-        if stage.image_size is not None:
-            check_image_size(model.image_tower, stage.image_size, name=f"stages.{name}.image_size")
-        if stage.patch_drop is not None:
-            check_patch_drop(model.image_tower, stage.patch_drop, name=f"stages.{name}.patch_drop")
+    check_stage_inputs(model.image_tower, config.stages)
 
 
 def _warn_of_batch_statistics(config: JobConfig, runtime: Runtime, model: CLIP) -> None:
