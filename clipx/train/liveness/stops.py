@@ -33,6 +33,7 @@ class StopRequest:
     def __init__(self, run_dir: Path, *, max_minutes: float = 0.0) -> None:
         self.reason: str | None = None
         self.began_at = datetime.now(UTC)
+        self._interrupted = False
         self._file = run_dir / STOP_FILE
         self._max_minutes = max_minutes
         self._began = self._looked = time.monotonic()
@@ -41,14 +42,16 @@ class StopRequest:
         return self.reason is not None
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler. A second Ctrl-C ends at once; a second signal of another kind does not break the save.
+        """The signal handler. The first reason stays. A second Ctrl-C ends at once; no other signal breaks the save.
 
         Raises:
             KeyboardInterrupt: at the second Ctrl-C.
         """
-        if number == signal.SIGINT and self.reason == "SIGINT":
-            raise KeyboardInterrupt
-        self.reason = signal.Signals(number).name
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+        self.reason = self.reason or signal.Signals(number).name
 
     def look(self) -> None:
         """Checks the clock, and about once a second the file. One rank calls this, and asks for all."""

@@ -43,6 +43,17 @@ def test_a_second_ctrl_c_means_now(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+def test_the_first_reason_stays(tmp_path: Path) -> None:
+    # signals that come together are handled in the order of their numbers, so the last one handled says nothing
+    request = StopRequest(tmp_path)
+    with catch_stops(request, ["SIGTERM", "SIGUSR1"]):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.raise_signal(number)
+        assert request.reason == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_the_budget_counts_from_the_start(tmp_path: Path, clock: list[float]) -> None:
     limited, free = StopRequest(tmp_path, max_minutes=2), StopRequest(tmp_path)
     for now, reason in ((219.9, None), (220.0, "max_minutes=2"), (500.0, "max_minutes=2")):
