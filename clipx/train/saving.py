@@ -92,10 +92,10 @@ class Saver:
         """Saves the current step. A save that fails harms nothing that was saved before, and `saved_step` stays.
 
         Waits for the disk when saves are not asynchronous, when the run is `stopping`, and at the end of a phase. While
-        losses are not finite, the weights may be the cause. So nothing is saved then unless the run or its phase ends,
-        and no old checkpoint is removed. With `spikes` a save of the schedule is never left out but waits for the one
-        before, and so does that of a step that `is_best`: a rollback, and the best checkpoint, must not depend on the
-        speed of the storage.
+        losses are not finite, the weights may be the cause. So nothing is saved then unless the run or its phase ends
+        or the step `is_best`, whose figures say that its weights are good, and no old checkpoint is removed. With
+        `spikes` a save of the schedule is never left out but waits for the one before, and so does that of a step that
+        `is_best`: a rollback, and the best checkpoint, must not depend on the speed of the storage.
 
         Raises:
             RunError: from `wait`.
@@ -105,7 +105,7 @@ class Saver:
         final = stopping or progress.step == run.phase.until
         if final or is_best or (run.config.spikes is not None and self.is_due()) or not self._is_busy():
             self.wait()
-            if self.saved_step != progress.step and (final or not progress.skipped_in_row):
+            if self.saved_step != progress.step and (final or is_best or not progress.skipped_in_row):
                 self._save(began, wait=final)
         self._pause_s += time.perf_counter() - began
 

@@ -34,9 +34,9 @@ def opened(run_dir: Path, shards: Path, *overrides: str) -> Iterator[tuple[Run, 
         saver.close()
 
 
-def save_at(run: Run, saver: Saver, step: int, *, stopping: bool = False) -> None:
+def save_at(run: Run, saver: Saver, step: int, *, stopping: bool = False, is_best: bool = False) -> None:
     run.progress.step = step
-    saver.save(stopping=stopping)
+    saver.save(stopping=stopping, is_best=is_best)
 
 
 def steps_on_disk(saver: Saver) -> list[int]:
@@ -188,6 +188,13 @@ def test_while_losses_are_bad_nothing_is_saved_and_nothing_removed(tmp_path: Pat
         assert steps_on_disk(saver) == [1, 3]
         saver.drop_suspects(after_step=1)
         assert (saver.saved_step, steps_on_disk(saver)) == (1, [1])
+
+
+def test_the_best_step_is_saved_also_where_float16_left_it_out(tmp_path: Path, shards: Path) -> None:
+    with opened(tmp_path, shards, "checkpoint.every_steps=0", "checkpoint.every_minutes=0") as (run, saver):
+        run.progress.skipped_in_row = 1
+        save_at(run, saver, 2, is_best=True)
+        assert steps_on_disk(saver) == [2]
 
 
 def test_suspects_are_dropped_also_when_they_are_still_being_written(tmp_path: Path, shards: Path, gate: Gate) -> None:
