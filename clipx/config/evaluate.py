@@ -86,6 +86,24 @@ class HeldOutLossConfig:
         """`pairs`, or what it stands for in a run with such batches."""
         return global_batch_size // captions_per_image if self.pairs is None else self.pairs
 
+    def check_pairs(self, name: str, global_batch_size: int, captions_per_image: int) -> None:
+        """Checks that a run with such batches has pairs to compare.
+
+        Args:
+            name: of this evaluation.
+            global_batch_size: of the run.
+            captions_per_image: of the run.
+
+        Raises:
+            InputError: a batch would be one pair, whose loss is 0 whatever the model.
+        """
+        if self.pairs_of_batch(global_batch_size, captions_per_image) < 2:
+            raise InputError(
+                f"evaluate.{name} compares global_batch_size={global_batch_size} / "
+                f"data.captions_per_image={captions_per_image} pairs with each other, and one alone says nothing; set "
+                f"evaluate.{name}.pairs, at least 2"
+            )
+
 
 EvaluateConfig = Annotated[ZeroShotConfig | RetrievalConfig | HeldOutLossConfig, Field(discriminator="type")]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from clipx.config.data import DataConfig
-from clipx.config.evaluate import EvaluateConfig, check_captions
+from clipx.config.evaluate import EvaluateConfig, HeldOutLossConfig, check_captions
 from clipx.config.evaluate_metrics import check_evaluation_metric
 from clipx.config.field_types import STRICT, ContextLength, Count, FilePath, FractionBelowOne
 from clipx.config.fit import FitConfig
@@ -122,9 +122,11 @@ class RunConfig(Job):
             raise InputError(
                 "loss.terms.distill needs teachers: set data.teachers to a folder that `clipx data teach` has made"
             )
-        for name in self.evaluate:
+        for name, evaluation in self.evaluate.items():
             if not re.fullmatch(r"[\w-][\w.-]*", name):
                 raise InputError(f"evaluate: the name {name!r} must be of letters, digits and _ - . (not . first)")
+            if isinstance(evaluation, HeldOutLossConfig):
+                evaluation.check_pairs(name, self.global_batch_size, self.data.captions_per_image)
         check_captions(self.evaluate, self.data.described())
         if self.stop is not None:
             check_evaluation_metric(self.stop.metric, self.evaluate, average=self.ema is not None)

@@ -77,6 +77,22 @@ def test_a_config_refuses_to_stop_by_a_figure_that_it_has_not() -> None:
         config("val/loss", {})
 
 
+def test_a_loss_of_one_pair_says_nothing() -> None:
+    def run(pairs: int | None) -> RunConfig:
+        return RunConfig(
+            run_dir="r",
+            steps=1,
+            global_batch_size=4,
+            data=DataConfig(train=["x"], captions_per_image=4),
+            model=tiny_model_config(),
+            evaluate={"val": HeldOutLossConfig(data="x", pairs=pairs)},
+        )
+
+    with pytest.raises(InputError, match=r"val compares global_batch_size=4 / data.captions_per_image=4 pairs"):
+        run(None)
+    run(2)
+
+
 @pytest.mark.parametrize("key", ["cls", "txt; .cls"])
 def test_numbers_of_classes_are_no_captions(key: str) -> None:
     """Of a held-out loss; sets for retrieval are no part of the run's shards, and may have captions there."""
