@@ -348,6 +348,7 @@ def _diagnosis(config: JobConfig, runtime: Runtime, length: RunLength, *, worker
         max_bad_fraction=config.data.max_bad_fraction,
         workers=workers,
         hosts=runtime.gather_objects(socket.gethostname()),
+        captions_per_image=config.data.captions_per_image,
     )
 
 

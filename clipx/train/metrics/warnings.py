@@ -57,6 +57,7 @@ class Diagnosis:
         max_bad_fraction: share of bad samples at which the run would end.
         workers: loader processes per rank.
         hosts: host names by rank.
+        captions_per_image: K; of K pairs read, one picture is.
     """
 
     def __init__(
@@ -67,12 +68,14 @@ class Diagnosis:
         max_bad_fraction: float,
         workers: int,
         hosts: Sequence[str],
+        captions_per_image: int = 1,
     ) -> None:
         self._max_logit_scale = max_logit_scale
         self._settled_at = max(warmup_steps, _SETTLED_STEPS)
         self._max_bad_fraction = max_bad_fraction
         self._workers = workers
         self._hosts = hosts
+        self._captions_per_image = captions_per_image
         self._slowest: float | None = None
         self._counters: deque[_Counters] = deque(maxlen=_WINDOW + 1)
         self._clamped = _Alarm(on=0.999, off=0.99, rows=10)
@@ -124,7 +127,7 @@ class Diagnosis:
                 "data.workers, keep shards with data.cache, or bring them closer"
             )
         read = row.get("samples_per_s", 0.0) * row["elapsed_s"] + row.get("select/left_out", 0.0)
-        pillow = row.get("pillow_images", 0.0) / max(read, 1.0)
+        pillow = row.get("pillow_images", 0.0) / max(read / self._captions_per_image, 1.0)
         if pillow > _PILLOW_SHARE:
             return f"Pillow decodes {pillow:.0%} of the images, slowly; `clipx data make` writes them as plain JPEG"
         return (

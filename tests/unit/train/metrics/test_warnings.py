@@ -25,7 +25,7 @@ HEALTHY: dict[str, float] = {
 }
 
 
-def warnings(*changes: dict[str, Any], warmup_steps: int = 100) -> list[list[str]]:
+def warnings(*changes: dict[str, Any], warmup_steps: int = 100, captions_per_image: int = 1) -> list[list[str]]:
     """What is said of rows, from step 1,000 on, that differ from healthy ones in this."""
     diagnosis = Diagnosis(
         max_logit_scale=100,
@@ -33,6 +33,7 @@ def warnings(*changes: dict[str, Any], warmup_steps: int = 100) -> list[list[str
         max_bad_fraction=0.01,
         workers=4,
         hosts=["a", "b", "c"],
+        captions_per_image=captions_per_image,
     )
     rows = [{"step": 1000 + 10 * number, "samples_seen": 10_000 * number} for number in range(len(changes))]
     return [diagnosis.look(HEALTHY | row | change) for row, change in zip(rows, changes, strict=True)]
@@ -45,8 +46,8 @@ def onsets(*changes: dict[str, Any]) -> list[int]:
     return [number for number, lines in enumerate(said) if lines]
 
 
-def the_warning(*changes: dict[str, Any]) -> str:
-    (line,) = [line for lines in warnings(*changes) for line in lines]
+def the_warning(*changes: dict[str, Any], captions_per_image: int = 1) -> str:
+    (line,) = [line for lines in warnings(*changes, captions_per_image=captions_per_image) for line in lines]
     return line
 
 
@@ -103,6 +104,12 @@ def test_pauses_are_no_time_in_which_data_is_awaited() -> None:
 )
 def test_a_starved_loader_is_told_what_it_lacks(figures: dict[str, float], cause: str) -> None:
     assert cause in the_warning(*[{"data_wait_max_s": 3.0, **figures}] * 5)
+
+
+def test_several_captions_of_a_picture_are_one_picture() -> None:
+    starved = [{"data_wait_max_s": 3.0, "pillow_images": 500}] * 5  # of 10,000 pairs a row
+    assert "decoding is too slow" in the_warning(*starved)
+    assert "Pillow decodes 20% of the images" in the_warning(*starved, captions_per_image=4)
 
 
 def test_ranks_that_are_slow_in_turn_are_not_one_slow_rank() -> None:
