@@ -95,7 +95,7 @@ class HeldOutLossConfig:
             captions_per_image: of the run.
 
         Raises:
-            InputError: a batch would be one pair, whose loss is 0 whatever the model.
+            InputError: a batch would be one pair, whose contrastive loss (0 for InfoNCE) compares nothing.
         """
         if self.pairs_of_batch(global_batch_size, captions_per_image) < 2:
             raise InputError(
